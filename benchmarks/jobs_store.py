@@ -26,7 +26,7 @@ from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.configuration import Configuration
 from promptmill.core.request import Request
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.question_columns import questions_of
@@ -143,7 +143,7 @@ def spec_of(source: Path, input_format: str) -> JobSpec:
 
 def read(store: JobDatabase, spec: JobSpec) -> tuple[JobSpec, Bound]:
     """Read the input of a job, again if it was read before."""
-    files = InputFiles([Part(spec.input.path)])
+    files = InputFiles([InputFile(spec.input.path)])
     return ingest(store, spec, input_of(files, spec.input.format), Work(), files)
 
 

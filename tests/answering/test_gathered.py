@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
 from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
@@ -43,16 +43,16 @@ class Echo(Gathering):
     def joined(self, requests: Sequence[Request]) -> Request:
         return requests[0].changed(extra={"texts": [text_of(one) for one in requests]})
 
-    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
         said = reply.text.split("|")
         return [
-            Part(Completion(text) if text else None, self.size(one), len(text))
+            ReplyPart(Completion(text) if text else None, self.size(one), len(text))
             for one, text in zip(requests, said, strict=True)
         ]
 
-    def read(self, request: Request, name: str, reply: Completion) -> Part:
+    def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
         said = dict(part.split("=") for part in reply.text.split("|"))
-        return Part(Completion(said[name]) if name in said else None)
+        return ReplyPart(Completion(said[name]) if name in said else None)
 
 
 class Run:

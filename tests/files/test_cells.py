@@ -14,7 +14,7 @@ import pytest
 from ingested import Ingested, packed
 from promptmill.core.errors import PromptmillError
 from promptmill.files import cells
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.rows import row_lines
 
 
@@ -45,7 +45,7 @@ def test_cells_stay_cells(ingested, tmp_path, target, delimiter):
 )
 def test_a_tsv_file_without_tabs_has_the_delimiter_of_its_lines(tmp_path, text, header):
     (tmp_path / "in.tsv").write_text(text)
-    assert cells.CellTable(InputFiles([Part(tmp_path / "in.tsv")]), "tsv").header == header
+    assert cells.CellTable(InputFiles([InputFile(tmp_path / "in.tsv")]), "tsv").header == header
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

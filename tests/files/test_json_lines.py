@@ -19,7 +19,7 @@ from promptmill.jobs.rows import row_lines
 
 def read(path: Path) -> list[InputRow]:
     """Return the rows of a file of lines."""
-    files = input_files.InputFiles([input_files.Part(path)])
+    files = input_files.InputFiles([input_files.InputFile(path)])
     return [row for stretch in JsonLines(files).stretches() for row in stretch.rows]
 
 

@@ -18,7 +18,7 @@ from pyarrow import parquet
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.files import files as input_files
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.parquet import ParquetTable
 from promptmill.jobs.inputs.any_format import objects_in, objects_of
 from promptmill.jobs.rows import row_lines
@@ -196,7 +196,7 @@ def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time
         parquet.write_table(table, tmp_path / f"{name}.parquet", compression="brotli", store_schema=False)
     sizes = {}
     for name in ("large", "usual"):
-        table = ParquetTable(InputFiles([Part(tmp_path / f"{name}.parquet")]))
+        table = ParquetTable(InputFiles([InputFile(tmp_path / f"{name}.parquet")]))
         sizes[name] = [len(stretch.rows) for stretch in table.stretches([])]
     assert (tmp_path / "large.parquet").stat().st_size < 1000
     assert max(sizes["large"]) <= 16
@@ -279,7 +279,7 @@ def test_files_whose_columns_have_other_types_keep_their_values_or_are_refused(t
     parts = []
     for at, column in enumerate((one, other)):
         parquet.write_table(pa.table({"c": column}), tmp_path / f"{at}.parquet")
-        parts.append(Part(tmp_path / f"{at}.parquet"))
+        parts.append(InputFile(tmp_path / f"{at}.parquet"))
     if isinstance(expected, str):
         with pytest.raises(PromptmillError, match=expected):
             list(objects_of(ParquetTable(InputFiles(parts))))

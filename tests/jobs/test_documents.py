@@ -311,13 +311,13 @@ def test_a_single_mail_is_one_row(bench):
 
 def test_the_text_of_a_mail_with_a_key_is_not_sent_for_a_call(tmp_path):
     from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
-    from promptmill.jobs.store.stored import Question
+    from promptmill.jobs.store.stored import JobPrompts
     from promptmill.system.call_files import FileRule
 
     mail = EmailMessage()
     mail.set_content("password: hunter2Zq81xTy\n", cte="base64")
     (tmp_path / "a.eml").write_bytes(mail.as_bytes())
-    question = Question(templates=("{{content}}",))
+    question = JobPrompts(templates=("{{content}}",))
     files = WholeFiles([str(tmp_path / "a.eml")], FileRule((tmp_path.resolve(),)), FileQuestion(question))
     with pytest.raises(PromptmillError, match="may hold secrets"):
         list(files.lines())

@@ -15,7 +15,7 @@ from ingested import Ingested, packed
 from job_specs import spec_of
 from promptmill.core.errors import Code, HaltedError, PromptmillError
 from promptmill.files import cells, json_lines
-from promptmill.files.files import Part, opened
+from promptmill.files.files import InputFile, opened
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.rows import row_lines
@@ -195,7 +195,7 @@ def test_the_rows_of_a_call_take_only_so_much_of_the_disk(ingested, tmp_path, mo
 def test_a_query_of_a_call_takes_only_so_much_time(tmp_path, monkeypatch):
     monkeypatch.setattr("promptmill.jobs.ingest.LONGEST_QUERY_S", -1)
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS prompt FROM n"
-    part = Part(tmp_path / "mails.db", query=endless)
+    part = InputFile(tmp_path / "mails.db", query=endless)
     part.path.touch()
     spec = spec_of("sql").with_input(path=part.path, files=(part,))
     files = opened([part])

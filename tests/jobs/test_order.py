@@ -7,10 +7,10 @@ import pytest
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.files.row import Style
-from promptmill.jobs.store.order import FailureLimit, JobOrder, Limits, Reading, Shard, Shown
+from promptmill.jobs.store.order import FailureLimit, InputReading, JobOrder, Limits, OrderTexts, Shard
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import Origin
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it
     ],
 )
 def test_a_question_has_a_template_for_each_prompt(values, templates, rows_set, prompts):
-    question = Question(**values)
+    question = JobPrompts(**values)
     assert (question.templates, question.rows_set, question.prompts) == (templates, rows_set, prompts)
 
 
@@ -70,9 +70,9 @@ def test_an_order_and_a_job_are_read_as_they_were_stored():
     order = JobOrder(
         inputs=(Path("/in"),),
         output=Path("/out"),
-        reading=Reading(sql="SELECT 1"),
+        reading=InputReading(sql="SELECT 1"),
         limits=Limits(limit=3, dedupe=True),
-        shown=Shown(reason="judge", command=["compare"]),
+        shown=OrderTexts(reason="judge", command=["compare"]),
     )
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
     spec = spec_of("csv").model_copy(update={"origin": Origin(owner="me", working_folder=Path("/work"))})

@@ -41,7 +41,7 @@ from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, child_step
-from promptmill.jobs.manage.call_limits import Place
+from promptmill.jobs.manage.call_limits import JobPlace
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run import detached, round_runner, runner
 from promptmill.jobs.store import status
@@ -641,7 +641,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
     job_id, launched = job.spec.job_id, 0
     job.close()
 
-    async def dies(job: Any, place: Place) -> None:
+    async def dies(job: Any, place: JobPlace) -> None:
         nonlocal launched
         status.write_starting(job.folder)
         if answered:

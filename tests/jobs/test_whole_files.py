@@ -21,7 +21,7 @@ from promptmill.files.format_table import whole
 from promptmill.images import pdf
 from promptmill.jobs.inputs import whole_files
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.call_files import FileRule
 from promptmill.system.subprocesses import Helper
 from sure import sure
@@ -297,7 +297,7 @@ async def test_a_cancelled_call_ends_the_process_that_reads_its_file(bench, tool
 def test_the_documents_of_a_call_have_one_bound_of_processor_time(tmp_path, monkeypatch):
     (tmp_path / "a.html").write_text("<p>a")
     (tmp_path / "b.html").write_text("<p>b")
-    asked = FileQuestion(Question(templates=("{{content}}",)))
+    asked = FileQuestion(JobPrompts(templates=("{{content}}",)))
     monkeypatch.setattr(whole_files, "LONGEST_READING_S", -1)
     files = WholeFiles([str(tmp_path / "*.html")], FileRule((tmp_path.resolve(),)), asked)
     with pytest.raises(PromptmillError, match="name fewer files"):

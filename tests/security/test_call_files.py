@@ -18,7 +18,7 @@ from ingested import Ingested
 from planted import HARMLESS, ROWS, SECRET, VENDOR_KEY, plant
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs.inputs.row_secrets import check, check_beginning
 from promptmill.jobs.store.database import Work
@@ -343,7 +343,7 @@ def test_a_key_is_found_in_other_encodings(tmp_path, encoding):
     path, rule = tmp_path / "a.csv", FileRule((tmp_path,), is_guarded=True, secrets=(KEY,))
     path.write_bytes(f"text\n{KEY}\n".encode(encoding))
     with pytest.raises(PromptmillError, match="a key of this server"):
-        check_beginning(InputFiles([Part(path)]), rule)
+        check_beginning(InputFiles([InputFile(path)]), rule)
 
 
 @pytest.mark.rule("F22")
@@ -356,7 +356,7 @@ async def test_a_call_reads_usual_encodings(folder, outcome, encoding):
 
 @pytest.mark.rule("F22")
 def test_a_key_is_found_at_the_beginning_of_each_file(tmp_path):
-    parts = [Part(tmp_path / f"{at}.csv") for at in range(3)]
+    parts = [InputFile(tmp_path / f"{at}.csv") for at in range(3)]
     for part in parts:
         part.path.write_text("text\nfine\n")
     check_beginning(InputFiles(parts), rule := FileRule((tmp_path,), is_guarded=True, secrets=(KEY,)))

@@ -20,7 +20,7 @@ from promptmill.config.configuration import Configuration, Overrides
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server
-from promptmill.server.elicitation import Questions
+from promptmill.server.elicitation import UserQuestions
 from promptmill.service.service import Service
 from replies import answer, status
 from talk import Talk, codes, serving, text
@@ -370,7 +370,7 @@ async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folde
 
 @pytest.mark.rule("M1")
 def test_each_of_many_sessions_has_a_sum_of_its_own():
-    questions = Questions()
+    questions = UserQuestions()
     for number in range(3000):
         assert questions.add(f"{number}", 1.0) == 1.0
     assert questions.add("2999", 1.0) == 2.0

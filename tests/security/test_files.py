@@ -22,7 +22,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs.caller import USER, CallModels
 from promptmill.jobs.door import Rows, open_job
@@ -34,7 +34,7 @@ from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
@@ -414,7 +414,7 @@ def test_an_input_that_became_a_link_is_not_opened(work_folder, tmp_path):
     (work_folder / "in.jsonl").unlink()
     (work_folder / "in.jsonl").symlink_to(secret)
     with pytest.raises(OutsideError):
-        InputFiles([Part(work_folder / "in.jsonl")])
+        InputFiles([InputFile(work_folder / "in.jsonl")])
 
 
 @pytest.fixture
@@ -470,7 +470,7 @@ def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(w
         return found
 
     monkeypatch.setattr(os.path, "realpath", resolved)
-    asked = FileQuestion(Question(templates=("{{content}}",)))
+    asked = FileQuestion(JobPrompts(templates=("{{content}}",)))
     with pytest.raises(PromptmillError, match="is hidden"):
         list(WholeFiles(["note.txt"], FileRule((work_folder,)), asked).lines())
 

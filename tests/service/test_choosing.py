@@ -10,7 +10,7 @@ from bulk_calls import cancelled
 from promptmill.backends.openai import discovery
 from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.protocol import Call, Choice, Facts
+from promptmill.backends.protocol import AutoChoice, Call, Facts
 from promptmill.config.configuration import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import choosing
@@ -100,7 +100,7 @@ async def test_what_the_configuration_names_goes_before_all_that_is_found(upstre
 @pytest.mark.parametrize("model", [None, "my/model"])
 async def test_without_an_endpoint_the_embedded_model_answers(model):
     async def nothing(_):
-        return Choice({}, "", ("ollama: it did not answer within 2 s",), keyless=False)
+        return AutoChoice({}, "", ("ollama: it did not answer within 2 s",), keyless=False)
 
     block = {"model_name_or_path": model}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openvino": block, "hf": block}})

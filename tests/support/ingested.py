@@ -18,7 +18,7 @@ from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, OutputSpec
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 
 class Ingested:
@@ -44,7 +44,7 @@ class Ingested:
             job_id="job-0123456789",
             created=0,
             input=InputSpec(path=files.parts[0].path, format=format_of_input(files), encoding=encoding),
-            question=Question(**question),
+            question=JobPrompts(**question),
             output=OutputSpec(path=self.target, format="", shard=shard),
             backend="openai",
             model="m",

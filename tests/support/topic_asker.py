@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hidden_topics import Knowing, topic_in
-from promptmill.features.topics.drawn import Row
-from promptmill.features.topics.finding import Step
-from promptmill.features.topics.lists import Asked
+from promptmill.features.topics.drawn import DrawnRow
+from promptmill.features.topics.finding import SearchStep
+from promptmill.features.topics.lists import ListRequest
 from promptmill.jobs.inputs.short_forms import Labels
 
 
@@ -21,17 +21,17 @@ class Asker:
         self.error = ""
         self.steps: list[str] = []
         self.labelled: list[list[int]] = []
-        self.asked: list[Asked] = []
+        self.asked: list[ListRequest] = []
         self.orders: list[Labels] = []
 
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
+    def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[Any]:
         self.steps.append(step.name)
         self.asked += asked
         if step.name in self._lost:
             return [None for _ in asked]
         return [{"topics": self._model.list_for(each.text)} for each in asked]
 
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+    def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
         self.steps.append(step.name)
         self.labelled.append([row.number for row in rows])
         self.orders.append(labels)

@@ -21,7 +21,7 @@ from promptmill.answers.form import form_of
 from promptmill.backends import protocol, registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, Words
-from promptmill.core.form import Asked, Choice, Form, Given, Option, Question
+from promptmill.core.form import AllowedAnswer, Asked, Choice, Form, Given, Question
 from promptmill.core.request import SOURCED_NAMES, Made, Request, once
 from promptmill.core.values import read_json, text_of
 from promptmill.core.wording import listed
@@ -78,7 +78,7 @@ def check_plan(config: ModelConfig) -> str:
     )
 
 
-def _may_be_none(option: Option) -> bool:
+def _may_be_none(option: AllowedAnswer) -> bool:
     return option.value is None or bool(_NONE.search(f"{option.text} {option.definition}"))
 
 

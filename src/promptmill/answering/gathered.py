@@ -76,7 +76,7 @@ class Bounds:
     size: int
 
 
-class Part(NamedTuple):
+class ReplyPart(NamedTuple):
     """An item's part of a reply."""
 
     answer: Completion | None
@@ -146,11 +146,11 @@ class Gathering(Step):
         """Answer a request that `joined` has made. A reply without an answer to a single item is a failure."""
         return self.following(joined, call)
 
-    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
         """Return the items' parts of a reply, in order. `requests`: as for `joined`."""
         raise NotImplementedError
 
-    def read(self, request: Request, name: str, reply: Completion) -> Part:
+    def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
         """Return the part of the item `name` of a reply by batch. `request`: the item's own."""
         raise NotImplementedError
 
@@ -282,7 +282,7 @@ class Gathering(Step):
                 items.packs.count(members, has_answers=any(each.answer is not None for each in parts))
             items.put(part, _divided(requests, parts, outcome))
             return None
-        failed = _divided(requests, [Part(None)] * len(requests), outcome)
+        failed = _divided(requests, [ReplyPart(None)] * len(requests), outcome)
         if len(requests) > 1 and not outcome.concerns_all and outcome.error.code in _OF_ITEMS | _OF_SERVER:
             items.spend(part, failed)
             return outcome
@@ -467,7 +467,7 @@ def _with(spent: Totals, gathered: _Gathered) -> _Gathered:
     return gathered._replace(spent=spent.joined(gathered.spent))
 
 
-def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome) -> list[_Gathered]:
+def _divided(requests: Sequence[Request], parts: Sequence[ReplyPart], reply: Outcome) -> list[_Gathered]:
     """Divide the usage and cost of a request among its items, so that their sums are exactly those of the request."""
     usage, count, sent = reply.usage, len(requests), reply.attempts - requests[0].attempts
     asked = [part.prompt for part in parts]

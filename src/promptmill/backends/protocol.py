@@ -366,7 +366,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CheckStage:
     """A stage of a check: its result, and the error code of a problem."""
 
     step: str
@@ -378,7 +378,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AutoChoice:
     """The choice for `backend: auto`. `values`: settings by the path of their key; empty if no candidate works.
 
     `against`: the reasons against earlier candidates. `keyless`: no key from the environment is sent.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from promptmill.answers.shown import shown_of
-from promptmill.backends.protocol import Backend, KeyHolder, Step
+from promptmill.backends.protocol import Backend, CheckStage, KeyHolder
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import CUSTOM_HEADERS
@@ -62,7 +62,7 @@ async def create(config: ModelConfig) -> Backend:
     return cast("Backend", module.create(config))
 
 
-async def diagnose(config: ModelConfig, report: Callable[[Step], None]) -> bool:
+async def diagnose(config: ModelConfig, report: Callable[[CheckStage], None]) -> bool:
     """Test the endpoints of `config` in stages, and `report` each stage. Return False if the backend has none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.

@@ -40,12 +40,12 @@ from promptmill.jobs.door import OpenJob, Rows, Telling, check_budget, decided, 
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
-from promptmill.jobs.export.text import Form
+from promptmill.jobs.export.text import OutputForm
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Shown
+from promptmill.jobs.store.order import OrderTexts
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.table import groups
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     with contextlib.ExitStack() as opened:
         try:
             rows = _rows_of(arguments)
-            shown = Shown(command=command)
+            shown = OrderTexts(command=command)
             door = open_job(rows, output, values, configuration, folders, shown=shown, telling=telling)
             job = opened.enter_context(door)
         except PromptmillError as error:
@@ -218,7 +218,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
                     rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.limit))
-                    form = Form([store], spec, format_of_output(name, spec.input.format))
+                    form = OutputForm([store], spec, format_of_output(name, spec.input.format))
                     if warning := write_rows(content, form, rows):
                         say(f"note: {warning}", sys.stderr, wrap=True)
             out.flush()

@@ -252,7 +252,7 @@ def _argparse_of(option: Option, flag: Flag, known: Mapping[str, Option], *, sev
         case "append":
             settings |= {"action": "append", "default": []}
         case "pairs":
-            settings |= {"action": Pairs}
+            settings |= {"action": PairsAction}
         case "several" if several:
             settings |= {"action": Several}
     return settings | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
@@ -299,7 +299,7 @@ _READERS: Mapping[object, Callable[[str], Any]] = {
 }
 
 
-class Pairs(argparse.Action):
+class PairsAction(argparse.Action):
     """A repeatable option whose values form a mapping."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:

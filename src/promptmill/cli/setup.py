@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Facts, Failure, Step
+from promptmill.backends.protocol import Call, CheckStage, Facts, Failure
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.options import add_shared, configuration_of, settings_given
 from promptmill.cli.parser import Parser
@@ -300,50 +300,50 @@ def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     `arguments`: those of the command line, with `json`.
     """
     as_json = arguments.json
-    steps: list[Step] = []
+    steps: list[CheckStage] = []
 
-    def report(step: Step) -> None:
+    def report(step: CheckStage) -> None:
         steps.append(step)
         if not as_json:
             _print(step)
 
-    report(Step("configuration", ok=True, detail=configuration.origin))
+    report(CheckStage("configuration", ok=True, detail=configuration.origin))
     try:
         runtime.run(_try_stages(configuration, report))
     except PromptmillError as error:
         error = explained(error, arguments, configuration)
-        report(Step("problem", ok=False, detail=redact(error.worded(option_of)), code=str(error.code)))
+        report(CheckStage("problem", ok=False, detail=redact(error.worded(option_of)), code=str(error.code)))
     good = all(step.ok for step in steps)
     if as_json:
         say(orjson.dumps({"ok": good, "steps": [_as_dict(step) for step in steps]}).decode())
     return 0 if good else 2
 
 
-def _print(step: Step) -> None:
+def _print(step: CheckStage) -> None:
     say(f"{'FAIL' if not step.ok else 'warn' if step.warns else 'ok  '}  {step.step}: {step.detail}", wrap=True)
     sys.stdout.flush()
 
 
-def _as_dict(step: Step) -> dict[str, object]:
+def _as_dict(step: CheckStage) -> dict[str, object]:
     found: dict[str, object] = {"step": step.step, "ok": step.ok, "detail": step.detail}
     return found | ({"warning": True} if step.warns else {}) | ({"code": step.code} if step.code else {})
 
 
-async def _try_stages(configuration: Configuration, report: Callable[[Step], None]) -> None:
+async def _try_stages(configuration: Configuration, report: Callable[[CheckStage], None]) -> None:
     if configuration.config.backend == AUTO:
         configuration = await choosing.decided(configuration)
     config = configuration.config
     registry.check_name(config.backend)
     registry.check_key(config)
     detail = config.chosen.removeprefix("backend ") or f"{config.backend}, {config.model or 'no model named'}"
-    report(Step("backend", ok=True, detail=detail))
+    report(CheckStage("backend", ok=True, detail=detail))
     for warning in config.warnings:
-        report(Step("configuration", ok=True, detail=warning, warns=True))
+        report(CheckStage("configuration", ok=True, detail=warning, warns=True))
     if not await registry.diagnose(config, report):
         await _load_and_ask(configuration, report)
 
 
-async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
+async def _load_and_ask(configuration: Configuration, report: Callable[[CheckStage], None]) -> None:
     config = configuration.config.with_sampling({"max_tokens": 1})
     service, call = Service(configuration), Call(Facts(total=1))
     try:
@@ -355,14 +355,14 @@ async def _load_and_ask(configuration: Configuration, report: Callable[[Step], N
             await asyncio.wait({work}, timeout=_LOOK_S)
             if service.activity not in {activity, ""}:
                 activity = service.activity
-                report(Step("loading", ok=True, detail=activity.removeprefix("Loading ")))
+                report(CheckStage("loading", ok=True, detail=activity.removeprefix("Loading ")))
         (outcome,) = work.result()
         if isinstance(outcome, Failure):
             raise outcome.error
         tokens = outcome.usage.completion_tokens
         seconds = time.monotonic() - started
-        report(Step("answer", ok=True, detail=f"{counted(tokens, 'token')}, {seconds:.1f} s with loading"))
+        report(CheckStage("answer", ok=True, detail=f"{counted(tokens, 'token')}, {seconds:.1f} s with loading"))
         for warning in [warning for warning in call.warnings if warning not in config.warnings]:
-            report(Step("answer", ok=True, detail=warning, warns=True))
+            report(CheckStage("answer", ok=True, detail=warning, warns=True))
     finally:
         await service.aclose()

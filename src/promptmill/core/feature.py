@@ -93,7 +93,7 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class StatusArgument:
     """An additional argument of the tool `bulk_status`."""
 
     option: str
@@ -261,7 +261,7 @@ class Feature:
     job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
-    controls: Sequence[Control] = ()
+    controls: Sequence[StatusArgument] = ()
     sampling: str = ""
     """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters.
     An option for such a field has its name and the key `sampling_params.NAME`."""

@@ -91,7 +91,7 @@ class Question(NamedTuple):
     """Whether models see the name, which is not made up."""
 
 
-class Option(NamedTuple):
+class AllowedAnswer(NamedTuple):
     """One allowed answer to an `Asked`."""
 
     text: str
@@ -107,7 +107,7 @@ class Asked(NamedTuple):
     """The field, or the field and the label; `""`: the only question. Each is there once."""
     words: str
     kind: Closed
-    options: tuple[Option, ...]
+    options: tuple[AllowedAnswer, ...]
     title: str
     """The name as a model sees it; `""`: it sees none."""
 
@@ -209,13 +209,13 @@ def _asked(question: Question) -> tuple[Asked, ...]:
     return ()
 
 
-def _options(kind: Closed) -> tuple[Option, ...]:
+def _options(kind: Closed) -> tuple[AllowedAnswer, ...]:
     match kind:
         case Choice(values, definitions) | Scale(values, definitions):
             said = definitions or ("",) * len(values)
-            options = [Option(str(value), own, value) for value, own in zip(values, said, strict=True)]
+            options = [AllowedAnswer(str(value), own, value) for value, own in zip(values, said, strict=True)]
         case YesNo(definition=definition, opposite=opposite):
-            options = [Option("yes", definition, True), Option("no", opposite, False)]
+            options = [AllowedAnswer("yes", definition, True), AllowedAnswer("no", opposite, False)]
     if kind.is_optional and all(option.text != NOT_STATED for option in options):
-        options.append(Option(NOT_STATED, "The input does not say.", None))
+        options.append(AllowedAnswer(NOT_STATED, "The input does not say.", None))
     return tuple(options)

@@ -3,8 +3,8 @@
     answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
     sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
 
-The sources of an answer have its form: an object has them by field, a list has a list. At each value stands a `Source`,
-a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
+The sources of an answer have its form: an object has them by field, a list has a list. At each value stands a
+`ValueSource`, a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 from typing_extensions import TypedDict
 
 Sources: TypeAlias = Any
-"""The sources of an answer: nested objects and lists with `Source`, texts and None."""
+"""The sources of an answer: nested objects and lists with `ValueSource`, texts and None."""
 
 
-class Source(TypedDict, total=False):
+class ValueSource(TypedDict, total=False):
     """The place of a value: the words that state it, or a page of the web."""
 
     quote: str
@@ -42,12 +42,12 @@ PAGE = "\f"
 """The character that ends a page in a text."""
 
 
-def with_page(source: Source, text: str) -> Source:
+def with_page(source: ValueSource, text: str) -> ValueSource:
     """Return a source with its place in `text`, and with its page if the text has pages."""
     return {**source, "page": 1 + text.count(PAGE, 0, source["start"])} if PAGE in text else source
 
 
-def leaves(sources: Sources) -> Iterator[tuple[str, Source]]:
+def leaves(sources: Sources) -> Iterator[tuple[str, ValueSource]]:
     """Yield each source with the names of its fields, such as `seller.city`; `""` for that of a whole answer."""
     waiting: list[tuple[str, Any]] = [("", sources)]
     while waiting:
@@ -60,7 +60,7 @@ def leaves(sources: Sources) -> Iterator[tuple[str, Source]]:
             waiting += [(f"{name}.{field}".strip("."), each) for field, each in reversed([*at.items()])]
 
 
-def changed(sources: Sources, change: Callable[[Source], Source]) -> Sources:
+def changed(sources: Sources, change: Callable[[ValueSource], ValueSource]) -> Sources:
     """Return sources with each quote changed."""
     if isinstance(sources, list):
         return [changed(each, change) for each in sources]

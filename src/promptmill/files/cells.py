@@ -25,7 +25,7 @@ from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_
 from promptmill.core.errors import Named, input_error
 from promptmill.files import encodings
 from promptmill.files.encodings import NOT_UTF8
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
@@ -443,7 +443,7 @@ def _wants_bom(files: InputFiles) -> bool:
     return is_windows or start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _places(own: list[str], part: Part, columns: list[Column]) -> list[int | str] | None:
+def _places(own: list[str], part: InputFile, columns: list[Column]) -> list[int | str] | None:
     """Return each table column's index in the file, or its constant value; None if the columns are equal."""
     places = {column: at for at, column in enumerate(numbered(own))}
     if list(places) == columns:

@@ -49,7 +49,7 @@ _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class InputFile:
     """One file of an input."""
 
     path: Path
@@ -68,7 +68,7 @@ class Part:
         return self.member if not self.query else f"{self.query}\n{self.most_rows or ''}".rstrip()
 
 
-def find(given: Sequence[Path], output: Path) -> list[Part]:
+def find(given: Sequence[Path], output: Path) -> list[InputFile]:
     """Return the files for the paths, folders and patterns `given`, in that order; the files of a folder by name.
 
     A single path that is neither folder nor pattern is returned even if no such file exists. In a folder, files of
@@ -80,7 +80,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         _check_kind(path)
     if len(given) == 1 and not is_several(given[0]):
         path, member = split(given[0])
-        return [Part(real_path(path), member=member)]
+        return [InputFile(real_path(path), member=member)]
     members_and_columns: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if is_several(path):
@@ -108,7 +108,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     paths = [real_path(file_of(path)) for path, _ in members_and_columns]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [
-        Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns}, member)
+        InputFile(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns}, member)
         for path, member, (_, columns) in zip(paths, members, members_and_columns, strict=True)
     ]
 
@@ -192,7 +192,7 @@ class ReadBy(Protocol):
 class InputFiles:
     """The files of an input, opened one after the other."""
 
-    def __init__(self, parts: Sequence[Part], encoding: str | None = None, header_row: int | None = None) -> None:
+    def __init__(self, parts: Sequence[InputFile], encoding: str | None = None, header_row: int | None = None) -> None:
         """`encoding`, `header_row`: see `ReadBy`. Raises `OSError`, `NoFileError`, `OutsideError`."""
         self.parts = tuple(parts)
         self.encoding, self.header_row = encoding, header_row
@@ -281,7 +281,7 @@ def _with_log(path: Path) -> list[Path]:
     return [path, log] if log is not None and log.is_file() and log.stat().st_size else [path]
 
 
-def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None = None) -> InputFiles:
+def opened(parts: Sequence[InputFile], *, known: bool = False, reading: ReadBy | None = None) -> InputFiles:
     """Return the files of an input. `known`: the job read them in an earlier run.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`).

@@ -18,7 +18,7 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import input_error
 from promptmill.core.values import cell_text
-from promptmill.files.files import InputFiles, Part, check_ratio
+from promptmill.files.files import InputFile, InputFiles, check_ratio
 from promptmill.files.formats import compression_of
 from promptmill.files.row import WHOLE, InputRow, Stretch, Style, Window
 
@@ -358,7 +358,7 @@ def _page_header(data: bytes) -> list[int]:
     return numbers + [0] * (3 - len(numbers))
 
 
-def _fitted(batch: Any, schema: Any, part: Part) -> list[Any]:
+def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
     """Return the columns of a batch as those of `schema`. Raises `PromptmillError` (`invalid_input`)."""
     import pyarrow as pa
 

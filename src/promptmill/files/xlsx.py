@@ -19,7 +19,7 @@ LETTERS = 26
 Element = ET.Element
 
 
-class Sheet(NamedTuple):
+class SheetEntry(NamedTuple):
     """A sheet of a workbook."""
 
     name: str
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
     book: str
     """The path of the XML that lists the sheets."""
-    sheets: list[Sheet]
+    sheets: list[SheetEntry]
     styles: str
     """The path of the formats of cells; `""` if the workbook has none."""
     texts: str
@@ -72,7 +72,7 @@ def parts_of(packed: zipfile.ZipFile) -> Parts:
     (book,) = [target for kind, target in related(packed, "").values() if kind == "officeDocument"]
     others = related(packed, book)
     tree = tree_of(packed, book)
-    sheets = [Sheet(one.attrib["name"], others[id_of(one)][1]) for one in children(tree, "sheets")]
+    sheets = [SheetEntry(one.attrib["name"], others[id_of(one)][1]) for one in children(tree, "sheets")]
     first = dict(reversed(others.values()))
     return Parts(book, sheets, first.get("styles", ""), first.get("sharedStrings", ""), tree)
 

@@ -52,7 +52,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Reading, Shown, as_written
+from promptmill.jobs.store.order import InputReading, JobOrder, OrderTexts, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.jobs.store.stored import Target
@@ -237,7 +237,7 @@ def open_job(
     models: Configuration | CallModels,
     folders: JobFolders,
     *,
-    shown: Shown | None = None,
+    shown: OrderTexts | None = None,
     caller: Caller | None = None,
     telling: Telling = SILENT,
 ) -> Iterator[OpenJob]:
@@ -248,7 +248,7 @@ def open_job(
 
     Raises `PromptmillError`.
     """
-    names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or Shown()
+    names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or OrderTexts()
     target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
     if output is not None and is_url(str(output)):
         uploaded = RemoteOutput.of(folders, str(output))
@@ -351,7 +351,7 @@ def _replaced(
             rows = input_of(inputs, input_format)
             question, lines = replace_rows(rows, order.question, options[option], place)
             replaced = opened.enter_context(written(folders, lines, ".jsonl", name, has_lines=False))
-        yield replaced, order.model_copy(update={"question": question, "reading": Reading(), "shown": shown})
+        yield replaced, order.model_copy(update={"question": question, "reading": InputReading(), "shown": shown})
 
 
 def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:

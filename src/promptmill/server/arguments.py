@@ -135,7 +135,7 @@ SamplingParams = Annotated[
 ExtraParams = Annotated[dict[str, Any] | None, Field(description="Passed unchanged to the engine or endpoint.")]
 
 
-class Sent(str):
+class SentName(str):
     """A name from the client. The type distinguishes it from the same name as a default."""
 
     __slots__ = ()
@@ -144,7 +144,7 @@ class Sent(str):
 DEFAULT_BACKEND = "vllm"
 BackendName = Annotated[
     str,
-    AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
+    AfterValidator(lambda name: SentName(name) if name else DEFAULT_BACKEND),
     Field(
         description="Default: that of the block in `backend_configs`, else the configured one. "
         "`openai`: an endpoint; others run on the server's machine.",

@@ -64,7 +64,7 @@ def is_able_to_ask(ctx: Context) -> bool:
     return able is not None and not (able.form is None and able.url is not None)
 
 
-class Questions:
+class UserQuestions:
     """The answers of the clients' users, and the cost of calls without a question."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Questions:
 class CostQuestion:
     """The question about the cost of one call, and the call's part in its session's sum."""
 
-    questions: Questions
+    questions: UserQuestions
     ctx: Context
     config: ModelConfig
     what: str

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fastmcp import FastMCP
 from fastmcp.prompts import Prompt
 
-from promptmill.server.elicitation import Questions
+from promptmill.server.elicitation import UserQuestions
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 
@@ -60,12 +60,12 @@ class ToolSocket:
     mcp: FastMCP
     service: Service
     running_jobs: Callable[[], RunningJobs]
-    questions: Questions
+    questions: UserQuestions
 
     @classmethod
     def of(cls, mcp: FastMCP, service: Service) -> ToolSocket:
         """Return the socket for a server on `service`."""
-        return cls(mcp, service, running_jobs_of(service), Questions())
+        return cls(mcp, service, running_jobs_of(service), UserQuestions())
 
     async def jobs(self) -> RunningJobs:
         """Return the server's jobs. The first import takes 0.4 s, in a thread."""

@@ -28,7 +28,7 @@ from promptmill.core.request import Conversation, Request, is_longer
 from promptmill.core.values import JsonObject
 from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
-from promptmill.server.elicitation import Questions
+from promptmill.server.elicitation import UserQuestions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
@@ -149,7 +149,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
         Returns nothing once the model is ready, which may take minutes. If it fails, the earlier model stays.
         """
-        unnamed = not isinstance(backend, arguments.Sent) and not service.config.trust_client
+        unnamed = not isinstance(backend, arguments.SentName) and not service.config.trust_client
         chosen = _backend_of(service, backend_configs) if unnamed else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         try:
@@ -257,7 +257,7 @@ def _call(total: int, max_cost: float | None) -> Call:
 class _Answers:
     """The common part of the three answer tools: answers a list of conversations, and builds the result."""
 
-    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions) -> None:
+    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs], questions: UserQuestions) -> None:
         self._service = service
         self._running_jobs = running_jobs
         self._questions = questions

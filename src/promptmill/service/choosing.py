@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeAlias
 
-from promptmill.backends.protocol import Choice
+from promptmill.backends.protocol import AutoChoice
 from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
@@ -21,7 +21,7 @@ _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
 
 
-Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
+Choose: TypeAlias = Callable[[Configuration], Awaitable[AutoChoice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
@@ -95,13 +95,13 @@ def is_installed(engine: str) -> bool:
     return any(name == engine and importlib.util.find_spec(package) for name, package in _ENGINES)
 
 
-def _embedded(configuration: Configuration, choice: Choice) -> Choice:
+def _embedded(configuration: Configuration, choice: AutoChoice) -> AutoChoice:
     """Return the choice if no endpoint works: a local engine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.config.settings.backend_configs, engine)
     model = block.model_name_or_path or EMBEDDED
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
-    return Choice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)
+    return AutoChoice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)
 
 
 async def _module(name: str) -> Any:

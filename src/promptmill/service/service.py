@@ -444,7 +444,7 @@ def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
 
 
 @dataclass(slots=True)
-class Totals:
+class ModelTotals:
     """The sums over the calls on one model. `config` is None for all models after the first fifty."""
 
     config: ModelConfig | None
@@ -465,7 +465,7 @@ class _ServiceStats:
         self.started = time.time()
         self._number = 0
         self._running: dict[int, Counted] = {}
-        self._ended: dict[tuple[object, ...], Totals] = {}
+        self._ended: dict[tuple[object, ...], ModelTotals] = {}
 
     @contextlib.contextmanager
     def counted(self, counted: Counted) -> Iterator[None]:
@@ -502,7 +502,7 @@ class _ServiceStats:
             for call in (running.call for running in self._running.values())
         ]
 
-    def by_model(self) -> list[Totals]:
+    def by_model(self) -> list[ModelTotals]:
         """Return the sums by model for all calls since the start, including running calls."""
         by_model = {key: replace(totals) for key, totals in self._ended.items()}
         for running in self._running.values():
@@ -523,10 +523,10 @@ def _has_images(item: Conversation | Request | PromptmillError) -> bool:
     return False
 
 
-def _of_model(totals: dict[tuple[object, ...], Totals], config: ModelConfig, *, of_job: bool) -> Totals:
+def _of_model(totals: dict[tuple[object, ...], ModelTotals], config: ModelConfig, *, of_job: bool) -> ModelTotals:
     """Return the sums for the configuration's model, creating them if necessary."""
     block = config.block
     key = config.backend, config.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
     if key not in totals and len(totals) >= MOST_MODELS:
-        return totals.setdefault((of_job,), Totals(None, of_job))
-    return totals.setdefault(key, Totals(config, of_job))
+        return totals.setdefault((of_job,), ModelTotals(None, of_job))
+    return totals.setdefault(key, ModelTotals(config, of_job))

@@ -11,7 +11,7 @@ import pytest
 
 from promptmill.answers.chances import Chances
 from promptmill.answers.choices import Choices
-from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, Tokens, choice_tokens
+from promptmill.backends.engines.choice_tokens import ChoiceDraw, ChoiceSearch, ChoiceTokens, Tokens, choice_tokens
 
 LETTERS = [*'abcdefghijklmnopqrstuvwxyz {}":-']
 
@@ -95,7 +95,7 @@ def test_the_work_for_long_choices_grows_with_their_length():
 
 def found(own: ChoiceTokens, known: dict[tuple[int, ...], float], **more: Any) -> tuple[list[str], list[Tokens]]:
     """Return the choice that a search finds, and the places that it looked at. Unknown tokens are certain."""
-    search, looks = ChoiceSearch(own, more.pop("drawn", Drawn()), 1, **more), []
+    search, looks = ChoiceSearch(own, more.pop("drawn", ChoiceDraw()), 1, **more), []
     while search.asked is not None:
         tokens, permitted = search.asked
         looks.append(tokens)
@@ -120,7 +120,7 @@ def test_the_next_word_follows_the_likeliest_one():
 
 
 def test_a_search_needs_to_know_only_the_likeliest_token_at_a_place():
-    search = ChoiceSearch(SPORTS, Drawn())
+    search = ChoiceSearch(SPORTS, ChoiceDraw())
     for asked, told in ((((), [5, 7, 8]), {5: -1.0}), (((5,), [6]), {6: -3.0}), (((), [7, 8]), {7: -2.0})):
         assert search.asked == asked
         search.add(told)
@@ -148,12 +148,12 @@ def test_a_drawn_choice_follows_the_probabilities_and_their_limits():
     numbers = random.Random(1)
 
     def places(**how: Any) -> list[int]:
-        return [Drawn(1.0, **how).place(logprobs, numbers) for _ in range(2000)]
+        return [ChoiceDraw(1.0, **how).place(logprobs, numbers) for _ in range(2000)]
 
     assert [places().count(at) / 2000 for at in range(3)] == pytest.approx([0.1, 0.6, 0.3], abs=0.04)
     assert {*places(top_p=0.5)} == {*places(top_k=1)} == {*places(min_p=0.6)} == {1}
     assert {*places(top_p=0.7)} == {*places(top_k=2)} == {*places(min_p=0.4)} == {1, 2}
-    assert Drawn().place(logprobs, numbers) == 1
+    assert ChoiceDraw().place(logprobs, numbers) == 1
 
 
 def test_a_search_among_thousands_of_choices_is_short():

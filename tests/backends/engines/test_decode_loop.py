@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 import hf_parts as hf
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingForm
 
 pytestmark = hf.NEEDED
 
@@ -43,9 +43,9 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             run=1,
             number=number,
             prompt=[5 + number] * 9,
-            ending=Ending(200),
+            ending=AnswerEnd(200),
             choice=hf.SamplerState(),
-            form=AnswerForm(Texts(model.tokenizer)),
+            form=GrowingForm(AnswerTexts(model.tokenizer)),
         )
         for number in range(4)
     ]
@@ -54,9 +54,9 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             run=2,
             number=4,
             prompt=[7] * 9,
-            ending=Ending(5),
+            ending=AnswerEnd(5),
             choice=hf.SamplerState(),
-            form=AnswerForm(Texts(model.tokenizer)),
+            form=GrowingForm(AnswerTexts(model.tokenizer)),
             image_inputs=hf.ImageInputs({}, {"marks": hf.torch.zeros((1, 30))}),
         )
     )

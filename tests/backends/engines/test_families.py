@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 import hf_parts as hf
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingForm
 from promptmill.backends.engines.model_loading import Location
 from promptmill.core.errors import PromptmillError
 
@@ -110,9 +110,9 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
             run=1,
             number=n,
             prompt=prompt,
-            ending=Ending(lengths[n]),
+            ending=AnswerEnd(lengths[n]),
             choice=hf.SamplerState(),
-            form=AnswerForm(Texts(model.tokenizer)),
+            form=GrowingForm(AnswerTexts(model.tokenizer)),
         )
         for n, prompt in enumerate(prompts)
     ]

@@ -9,7 +9,7 @@ import pytest
 
 import hf_parts as hf
 from promptmill.answers.reasoning import FAMILIES, WRAPS, Family, split_channels, split_reasoning
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingAnswer, GrowingForm
 from promptmill.backends.engines.tool_use import ToolUse, form_of
 
 pytestmark = hf.NEEDED
@@ -51,13 +51,13 @@ def _cut(tokenizer, tokens: list[int], stops: list[str]) -> str | None:
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind):
     tokenizer, chance = _vocabulary(kind), random.Random(7)
-    form = AnswerForm(Texts(tokenizer))
+    form = GrowingForm(AnswerTexts(tokenizer))
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     whole = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
-        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=Ending(10**6, stops=stops))
+        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=AnswerEnd(10**6, stops=stops))
         ended = next((n for n, token in enumerate(tokens) if row.accept(token)), None)
         assert ended is not None, stops
         assert row.outcome()["text"] == _cut(tokenizer, tokens, stops)
@@ -66,11 +66,11 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokenizer = _vocabulary(kind)
-    form = AnswerForm(Texts(tokenizer))
+    form = GrowingForm(AnswerTexts(tokenizer))
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
-        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=Ending(limit))
+        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=AnswerEnd(limit))
         assert [row.accept(token) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far
@@ -82,7 +82,7 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
 def test_a_preview_has_no_part_of_a_character_or_of_a_stop_string(kind, stops):
     """A stream has sent it: an answer that does not begin with it would be an error."""
     tokenizer = _vocabulary(kind)
-    form, ending = AnswerForm(Texts(tokenizer)), Ending(10**6, stops=stops)
+    form, ending = GrowingForm(AnswerTexts(tokenizer)), AnswerEnd(10**6, stops=stops)
     row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=ending)
     shown = []
     for token in tokenizer(f"{TEXT} 日本語", add_special_tokens=False)["input_ids"]:
@@ -100,7 +100,7 @@ def test_the_bytes_of_the_tokens_make_the_text(kind):
     """Also of tokens that are parts of a character, or a space that a decoder strips at the beginning."""
     tokenizer = _vocabulary(kind)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
-    written = Texts(tokenizer).tokens
+    written = AnswerTexts(tokenizer).tokens
     tokens = tokenizer(f"a the wor {TEXT}<end>", add_special_tokens=False)["input_ids"]
     texts, contents = zip(*map(written.of, tokens), strict=True)
     assert b"".join(contents).decode().lstrip() == f"a the wor {TEXT}"
@@ -115,7 +115,7 @@ def test_the_marks_of_each_family_are_seen_although_they_are_special_tokens(fami
     text = f"{family.openings[0]}capital?{family.closings[0]}{wrap.openings[0]}It is <tool>Paris.{wrap.closings[0]}"
     special = re.findall(r"<[^<>]+>|\[/?THINK\]|◁/?think▷", text)
     tokenizer.add_special_tokens({"additional_special_tokens": special})
-    texts = Texts(tokenizer)
+    texts = AnswerTexts(tokenizer)
     split = texts.split(texts.decode(tokenizer(text, add_special_tokens=False)["input_ids"]), opened=None)
     assert split == ("capital?", "It is Paris.")
 
@@ -125,8 +125,8 @@ def test_a_call_between_special_tokens_is_seen():
     tokenizer.add_special_tokens({"additional_special_tokens": list(form.marks)})
     text = '<|tool_call>call:f{a:<|"|>b<|"|>}<tool_call|>'
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert Texts(tokenizer).decode(tokens) == "call:f{a:b}"
-    assert Texts(tokenizer, form.marks).decode(tokens) == text
+    assert AnswerTexts(tokenizer).decode(tokens) == "call:f{a:b}"
+    assert AnswerTexts(tokenizer, form.marks).decode(tokens) == text
 
 
 class _Tagged:
@@ -162,7 +162,7 @@ _HARMONY = (
 )
 def test_each_preview_is_the_beginning_of_the_answer(texts, template, text, shown, inline, must):
     tools = None if template is None else ToolUse(_OFFERED, form_of(template), must=must, single=False)
-    form = AnswerForm(texts, inline=inline, tools=tools)
+    form = GrowingForm(texts, inline=inline, tools=tools)
     whole = form.parts(text)
     previews = [form.preview(text[:end]) for end in range(1, len(text) + 1)]
     for preview in previews:

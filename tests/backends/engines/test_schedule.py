@@ -9,14 +9,19 @@ import pytest
 
 import hf_parts as hf
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingForm
 
 pytestmark = hf.NEEDED
 
 
 def row(run: int, length: int = 10) -> hf.RunningSequence:
     return hf.RunningSequence(
-        run=run, number=0, prompt=[0] * length, form=AnswerForm(Texts(None)), ending=Ending(5), choice=hf.SamplerState()
+        run=run,
+        number=0,
+        prompt=[0] * length,
+        form=GrowingForm(AnswerTexts(None)),
+        ending=AnswerEnd(5),
+        choice=hf.SamplerState(),
     )
 
 
@@ -136,9 +141,9 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
             run=run,
             number=number,
             prompt=prompt,
-            ending=Ending(limit),
+            ending=AnswerEnd(limit),
             choice=choice,
-            form=AnswerForm(Texts(model.tokenizer)),
+            form=GrowingForm(AnswerTexts(model.tokenizer)),
         )
 
     model, schedule, channel = loaded(tiny()), hf.Schedule(), cast("Any", Channel())

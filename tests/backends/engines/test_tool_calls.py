@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from promptmill.backends.engines.chat_template import ChatTemplate, render_turns
-from promptmill.backends.engines.growing_answer import AnswerForm, Texts
+from promptmill.backends.engines.growing_answer import AnswerTexts, GrowingForm
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
 
@@ -391,7 +391,7 @@ def test_reasoning_goes_before_calls(inline, text):
         return thought.removeprefix("<think>").strip(), answer
 
     use = _use("{{ tools }}<tool_call>")
-    form = AnswerForm(Texts(None), inline=inline, tools=use)
+    form = GrowingForm(AnswerTexts(None), inline=inline, tools=use)
     found = form.parts(f"<think>\nHm.</think>I look.<tool_call>{ONE}</tool_call>", split)
     assert (found["text"], found["reasoning"]) == (text, None if inline else "Hm.")
     assert len(found["tool_calls"]) == 1

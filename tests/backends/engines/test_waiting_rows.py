@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from promptmill.backends.engines.channel import WaitingRows
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingAnswer, GrowingForm
 
 
 def row(run: int, number: int) -> GrowingAnswer:
-    return GrowingAnswer(run=run, number=number, prompt=[1], form=AnswerForm(Texts(None)), ending=Ending(5))
+    return GrowingAnswer(run=run, number=number, prompt=[1], form=GrowingForm(AnswerTexts(None)), ending=AnswerEnd(5))
 
 
 def waiting(*runs: int) -> WaitingRows[GrowingAnswer]:

@@ -17,7 +17,7 @@ from promptmill.backends.openai.citations import SEARCHING, without_marks
 from promptmill.backends.openai.dialects.anthropic import assemble
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_of
-from promptmill.backends.openai.reply import Wanted, read_other_response, read_response
+from promptmill.backends.openai.reply import ReplyRequest, read_other_response, read_response
 from promptmill.backends.protocol import Call, Completion
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from web_searches import (
@@ -43,7 +43,7 @@ def read(body, dialect="openai", provider="", **options) -> Completion:
     profile = profile_of(provider) if provider else PLAIN
     endpoint = Endpoint("http://x/v1/chat/completions", "x", {}, (), profile, dialect=dialect)
     body = body if isinstance(body, bytes) else orjson.dumps(body)
-    found = read_response(200, CIMultiDict(), body, endpoint, Wanted(**options))
+    found = read_response(200, CIMultiDict(), body, endpoint, ReplyRequest(**options))
     assert isinstance(found, Completion), found
     return found
 

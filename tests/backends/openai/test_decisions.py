@@ -19,7 +19,7 @@ from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_of
-from promptmill.backends.openai.reply import Wanted, read_response
+from promptmill.backends.openai.reply import ReplyRequest, read_response
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Code, PromptmillError
@@ -68,7 +68,7 @@ def read(name: str, request: Request, body: Any, code: int = 200) -> Completion 
     encoder = RequestEncoder(endpoint(name), "m", enable_thinking=None, stream=False)
     _, questions = encoder.decision(encoder.head(request), request, {})
     data = body if isinstance(body, bytes) else orjson.dumps(body)
-    return read_response(code, CIMultiDict(), data, endpoint(name), Wanted(questions=questions, model="m"))
+    return read_response(code, CIMultiDict(), data, endpoint(name), ReplyRequest(questions=questions, model="m"))
 
 
 def failed(name: str, request: Request, body: Any, code: int = 200) -> RetryDecision:
@@ -355,7 +355,7 @@ def test_the_other_answers_are_kept_beside_one_of_any_form(name: str, odd: str) 
 def test_a_reply_that_no_file_can_hold_is_not_kept_beside_the_answer() -> None:
     request, name = asking(**LABELS), "systemone"
     encoder = RequestEncoder(endpoint(name), "m", enable_thinking=None, stream=False)
-    wanted = Wanted(keep_raw=True, questions=encoder.decision(encoder.head(request), request, {})[1])
+    wanted = ReplyRequest(keep_raw=True, questions=encoder.decision(encoder.head(request), request, {})[1])
     for depth, is_kept in ((9, True), (300, False)):
         more = b"[" * depth + b"]" * depth
         body = b'{"answers":{"answer":{"choice":"tech"}},"more":%b}' % more
@@ -472,7 +472,7 @@ def test_the_quota_of_a_day_ends_a_call_and_a_busy_server_is_waited_for() -> Non
     kinds = {}
     for number in (3036, 3040):
         body = {"result": None, "success": False, "errors": [{"code": number, "message": "no"}]}
-        wanted = Wanted(questions=questions, model="m")
+        wanted = ReplyRequest(questions=questions, model="m")
         found = read_response(429, CIMultiDict(), orjson.dumps(body), endpoint("systemone", profile), wanted)
         assert isinstance(found, RetryDecision)
         kinds[number] = found.kind

@@ -22,7 +22,7 @@ from promptmill.backends.openai.discovery import connected, read_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.reply import Wanted, read_other_response, read_response
+from promptmill.backends.openai.reply import ReplyRequest, read_other_response, read_response
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.schema_forms import closed_form, google_form, openapi_form
 from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
@@ -68,7 +68,7 @@ def written(
 def read(name: str, body: Any, status: int = 200, headers: Any = None, **options: Any) -> Completion | RetryDecision:
     """Return what a response means."""
     data = body if isinstance(body, bytes) else orjson.dumps(body)
-    return read_response(status, CIMultiDict(headers or {}), data, _endpoint(name), Wanted(**options))
+    return read_response(status, CIMultiDict(headers or {}), data, _endpoint(name), ReplyRequest(**options))
 
 
 def answered(name: str, body: Any, **options: Any) -> Completion:

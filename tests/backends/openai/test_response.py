@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from fakes import without_rest
-from promptmill.backends.openai.chat_completion import ENDED, Ending, StreamPreview, events_in, read_finish
+from promptmill.backends.openai.chat_completion import ENDED, ReplyEnd, StreamPreview, events_in, read_finish
 from promptmill.backends.openai.dialects import chat
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
@@ -86,7 +86,7 @@ def test_only_the_start_of_a_long_finish_reason_is_read():
     finish, ending = read_finish("e" * 1_000_000)
     assert finish is not None
     assert len(finish) <= 200
-    assert ending is Ending.WHOLE
+    assert ending is ReplyEnd.WHOLE
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_only_the_start_of_a_long_finish_reason_is_read():
     ],
 )
 def test_each_word_for_a_limit_is_length(reason):
-    assert read_finish(reason) == ("length", Ending.WHOLE)
+    assert read_finish(reason) == ("length", ReplyEnd.WHOLE)
 
 
 @pytest.mark.parametrize("reason", ["content_complete", "end_of_content", "content", "content_done", "no_content"])
 def test_a_reason_that_names_the_content_is_no_filter(reason):
-    assert read_finish(reason) == (reason, Ending.WHOLE)
+    assert read_finish(reason) == (reason, ReplyEnd.WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_reason_that_names_the_content_is_no_filter(reason):
     ["content_filter", "content_filtered", "PROHIBITED_CONTENT", "content_policy_violation", "content_blocked"],
 )
 def test_a_filter_of_contents_is_one(reason):
-    assert read_finish(reason) == ("content_filter", Ending.FILTERED)
+    assert read_finish(reason) == ("content_filter", ReplyEnd.FILTERED)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from promptmill.backends.openai.failures import (
     TransportError,
     UnreachableError,
 )
-from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, Target
+from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, RequestTarget
 from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
@@ -62,7 +62,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
+async def served(answer: Answer) -> AsyncIterator[tuple[Server, RequestTarget]]:
     server = Server()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +81,7 @@ async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     try:
-        yield server, Target(URL(f"http://127.0.0.1:{port}/v1/chat"), {"Content-Type": "application/json"})
+        yield server, RequestTarget(URL(f"http://127.0.0.1:{port}/v1/chat"), {"Content-Type": "application/json"})
     finally:
         listening.close()
         for writer in server.writers:
@@ -456,7 +456,7 @@ async def test_a_closed_port_is_reported():
 @pytest.mark.parametrize("value", ["a\r\nb", "a\nb", "a\0b"])
 def test_a_header_cannot_break_out(value):
     with pytest.raises(ValueError, match="line break"):
-        Target(URL("http://localhost/v1"), {"Authorization": value})
+        RequestTarget(URL("http://localhost/v1"), {"Authorization": value})
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,7 @@ def test_a_header_cannot_break_out(value):
     ],
 )
 def test_the_host_is_named_as_servers_expect(url, host):
-    assert b"\r\nHost: %b\r\n" % host in Target(URL(url), {}).head(0)
+    assert b"\r\nHost: %b\r\n" % host in RequestTarget(URL(url), {}).head(0)
 
 
 async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_not():
@@ -504,7 +504,7 @@ async def test_many_large_bodies_at_once_all_arrive_and_a_broken_one_is_no_longe
 
     most = 0
 
-    async def post(raw: RawHttpClient, target: Target) -> int:
+    async def post(raw: RawHttpClient, target: RequestTarget) -> int:
         nonlocal most
         response = await raw.post(target, b"{}")
         most = max(most, BODIES_IN_FLIGHT.held)

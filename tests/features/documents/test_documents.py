@@ -18,7 +18,7 @@ from page_content import column
 from page_content import written as report_of
 from promptmill.features.documents.cutting import Piece, count_of, pieces, tokens
 from promptmill.features.documents.document import place_of
-from promptmill.features.documents.merging import Found, Places, decided, merged, nullable, schema_of_conflicts
+from promptmill.features.documents.merging import Found, PieceTexts, decided, merged, nullable, schema_of_conflicts
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -449,7 +449,7 @@ def test_a_piece_repeats_nothing_where_the_repeated_part_would_fill_it():
 def test_numbers_are_added_as_they_are_written():
     schema = {"type": "object", "properties": {"a": {"type": "number"}, "n": {"type": "integer"}}}
     found = [Found(0, {"a": 0.1, "n": 10**40}), Found(1, {"a": 0.2, "n": 1}), Found(2, {"a": 1.1})]
-    value = merged(schema, found, "sum", Places(lambda one: one.piece)).value
+    value = merged(schema, found, "sum", PieceTexts(lambda one: one.piece)).value
     assert value == {"a": 1.4, "n": 10**40 + 1}
     assert isinstance(value["n"], int)
 
@@ -457,10 +457,10 @@ def test_numbers_are_added_as_they_are_written():
 def test_an_item_that_the_schema_lists_is_a_value():
     kinds = {"type": "string", "enum": ["none", "nuts"]}
     schema = {"type": "array", "items": kinds}
-    assert merged(schema, [Found(0, ["none"]), Found(1, ["none"])], "ask", Places(lambda one: one.piece)).value == [
+    assert merged(schema, [Found(0, ["none"]), Found(1, ["none"])], "ask", PieceTexts(lambda one: one.piece)).value == [
         "none"
     ]
-    assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", Places(str)).value == ["nuts"]
+    assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", PieceTexts(str)).value == ["nuts"]
 
 
 def test_equal_items_of_different_pieces_are_counted_in_a_note(bench):
@@ -498,7 +498,7 @@ def test_an_item_that_shares_a_word_with_the_overlap_is_another_one():
     schema = {"type": "object", "properties": {"items": {"type": "array"}}}
     first, second = {"item": "screws", "count": 3}, {"item": "screws", "count": 1200}
     found = [Found(0, {"items": [first, second]}), Found(1, {"items": [second, first]})]
-    places = Places(lambda one: one.piece, lambda _one, _other: "screws, 1,200 pieces")
+    places = PieceTexts(lambda one: one.piece, lambda _one, _other: "screws, 1,200 pieces")
     assert merged(schema, found, "ask", places).value == {"items": [first, second, first]}
 
 
@@ -528,7 +528,7 @@ def test_values_are_merged_by_their_types():
         Found(1, {"names": ["ann", "Cy"], "end": "unknown", "kind": None, "seller": {"city": "rome "}}),
         Found(2, {"names": None, "end": "2031-01-01"}),
     ]
-    whole = merged(schema, found, "ask", Places(lambda one: one.piece))
+    whole = merged(schema, found, "ask", PieceTexts(lambda one: one.piece))
     assert whole.value["names"] == ["Ann ", "Bo", "Cy"]
     assert whole.sources["names"] == [0, 0, 1]
     assert (whole.value["kind"], whole.value["seller"]) == ("unknown", {"city": "Rome"})
@@ -674,9 +674,9 @@ def test_a_number_with_one_meaning_goes_before_one_with_two(written, value):
 def test_a_text_that_means_no_value_is_kept_where_no_piece_has_another():
     schema = {"type": "object", "properties": {"allergies": {"type": "string"}}}
     same = [Found(0, {"allergies": "none"}), Found(1, {"allergies": None})]
-    assert merged(schema, same, "ask", Places(lambda one: one.piece)).value == {"allergies": "none"}
+    assert merged(schema, same, "ask", PieceTexts(lambda one: one.piece)).value == {"allergies": "none"}
     other = [*same, Found(2, {"allergies": "nuts"})]
-    assert merged(schema, other, "ask", Places(lambda one: one.piece)).value == {"allergies": "nuts"}
+    assert merged(schema, other, "ask", PieceTexts(lambda one: one.piece)).value == {"allergies": "nuts"}
 
 
 def test_names_with_stops_and_shared_definitions_are_decided():
@@ -686,7 +686,7 @@ def test_names_with_stops_and_shared_definitions_are_decided():
         "$defs": {"amount": {"type": "number"}},
     }
     found = [Found(at, {"net.sum": at, "of": {"a": at}}) for at in range(2)]
-    whole = merged(schema, found, "ask", Places(lambda one: one.piece))
+    whole = merged(schema, found, "ask", PieceTexts(lambda one: one.piece))
     asked = schema_of_conflicts(schema, whole.conflicts)
     assert (set(asked["properties"]), asked["$defs"]) == ({"net.sum", "of.a"}, schema["$defs"])
     assert decided(whole, {"net.sum": 7, "of.a": 8}) == {"net.sum": 7, "of": {"a": 8}}

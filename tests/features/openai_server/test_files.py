@@ -24,7 +24,7 @@ from promptmill.features.openai_server import stored_files
 from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.batch_rows import FileCheck
 from promptmill.features.openai_server.batch_runs import BatchRuns
-from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
+from promptmill.features.openai_server.object_store import Listing, ObjectStore, StoredObject
 from promptmill.features.openai_server.stored_files import Expiry, StoredFiles, checked
 from served import BEARER, TOKEN, ServedHere
 from waiting import eventually, until
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_used_is_an_error_that_may_pass(tmp_path, own_se
 
 def test_a_program_that_locks_the_database_holds_up_no_reader(tmp_path):
     store = ObjectStore(tmp_path)
-    file = Stored("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
+    file = StoredObject("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
     store.put(file)
     with (
         contextlib.closing(sqlite3.connect(tmp_path / "objects.db", isolation_level=None)) as other,
@@ -284,7 +284,7 @@ def test_a_program_that_locks_the_database_holds_up_no_reader(tmp_path):
 
 def test_a_change_that_makes_none_stores_no_other_object(tmp_path):
     store = ObjectStore(tmp_path)
-    file = Stored("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
+    file = StoredObject("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
     store.put(file)
     other = file._replace(id="file-2")
     assert store.change("file-1", lambda stored: stored, other).id == "file-1"

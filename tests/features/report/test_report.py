@@ -21,7 +21,7 @@ from page_content import HOSTILE, column, counts_of, written
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.report import job_page
-from promptmill.files.files import Part, opened
+from promptmill.files.files import InputFile, opened
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.store.database import Work
@@ -346,7 +346,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     folder = JobFolders(path / "jobs", beside_outputs=True).of(output)
     folder.make()
     folder.open()
-    files = opened([Part(source)])
+    files = opened([InputFile(source)])
     own = {"input": InputSpec(path=source, format="jsonl"), "output": OutputSpec(path=output, format="jsonl")}
     spec, _ = ingest(folder.store, spec_of("jsonl").model_copy(update=own), input_of(files, "jsonl"), Work(), files)
     folder.put(spec=spec, status={"state": "finished", "total": len(outcomes)})

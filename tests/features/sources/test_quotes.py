@@ -401,7 +401,7 @@ async def test_a_schema_that_cannot_be_quoted_fails_its_request_alone(upstream, 
 def test_the_places_of_quotes_of_one_letter_are_counted(monkeypatch, text, quote):
     monkeypatch.setattr(quoting, "MOST_SEARCHED", 10_000_000)
     column = quoting._Column("", Text(text))
-    texts = quoting.Texts([column])
+    texts = quoting.RowTexts([column])
     found = [texts.source(quote, "a value") for _ in range(200)]
     assert column.text.compared < 20_000, "each of 200 quotes has a thousand places or more"
     assert found[-1] == {"quote": quote, "is_missing": True}

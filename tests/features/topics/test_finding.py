@@ -11,9 +11,9 @@ import pytest
 
 from hidden_topics import PROMPT, SHARES, Knowing, table, topic_in
 from promptmill.core.errors import PromptmillError
-from promptmill.features.topics.drawn import Drawn, Row
-from promptmill.features.topics.finding import Finding, Step, may_miss, other_order, share_of
-from promptmill.features.topics.lists import OTHER, Asked
+from promptmill.features.topics.drawn import Drawn, DrawnRow
+from promptmill.features.topics.finding import Finding, SearchStep, may_miss, other_order, share_of
+from promptmill.features.topics.lists import OTHER, ListRequest
 from promptmill.features.topics.topics_text import by_share
 from promptmill.jobs.inputs.short_forms import Labels
 from topic_asker import Asker, names
@@ -166,11 +166,11 @@ def test_the_first_error_of_a_step_is_shown():
 
 def test_only_rows_that_were_searched_count_for_rare_topics():
     class Failing(Asker):
-        def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
+        def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[Any]:
             found = super().replies(step, asked)
             return [None, *found[1:]] if step.name == "lists" and not step.is_certain else found
 
-        def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+        def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
             return [*[""] * 30, *super().labels(step, rows, labels)[30:]]
 
     found = found_in(table(5000), Failing(), sample=20, held_out=400)
@@ -180,11 +180,11 @@ def test_only_rows_that_were_searched_count_for_rare_topics():
 
 def test_single_failures_are_named_and_left_out():
     class Failing(Asker):
-        def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
+        def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[Any]:
             found = super().replies(step, asked)
             return [None, *found[1:]] if step.name == "lists" else found
 
-        def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+        def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
             return ["", *super().labels(step, rows, labels)[1:]]
 
     found = found_in(table(5000), Failing())

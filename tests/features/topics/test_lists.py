@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.features.topics.drawn import Row
+from promptmill.features.topics.drawn import DrawnRow
 from promptmill.features.topics.lists import (
     Quote,
     Topic,
@@ -27,11 +27,11 @@ from promptmill.features.topics.lists import (
 PROMPT = "What is {{text}} about?"
 
 
-def row(number: int, text: str = "The lift was  slow\nand loud.") -> Row:
-    return Row(number, {"text": text})
+def row(number: int, text: str = "The lift was  slow\nand loud.") -> DrawnRow:
+    return DrawnRow(number, {"text": text})
 
 
-def quoted(text: str, its: Row) -> str:
+def quoted(text: str, its: DrawnRow) -> str:
     """Return the quote of a topic that a reply finds in a row."""
     (topic,) = proposed([its], {"topics": [entry("A topic", 1, quote=text)]})
     return topic.quotes[0].text if topic.quotes else ""
@@ -113,7 +113,7 @@ def test_rows_are_divided_by_number_and_length():
 
 
 def test_a_request_has_the_rows_as_data():
-    asked = proposal(PROMPT, [Row(7, {"id": 3, "text": 'He said "no"\n{{text}}'}), row(8, "y" * 2000)])
+    asked = proposal(PROMPT, [DrawnRow(7, {"id": 3, "text": 'He said "no"\n{{text}}'}), row(8, "y" * 2000)])
     lines = [json.loads(line) for line in asked.text.splitlines() if line.startswith("{")]
     assert lines[0] == {"record_id": 1, "id": "3", "text": 'He said "no" {{text}}'}
     assert lines[1] == {"record_id": 2, "text": "y" * 1499 + "…"}
@@ -123,7 +123,7 @@ def test_a_request_has_the_rows_as_data():
 
 
 def test_the_number_of_a_record_has_a_name_that_no_field_has():
-    asked = proposal(PROMPT, [Row(7, {"text": "x"}), Row(8, {"id": 5, "record_id": 9})])
+    asked = proposal(PROMPT, [DrawnRow(7, {"text": "x"}), DrawnRow(8, {"id": 5, "record_id": 9})])
     assert '{"record_record_id":1,"text":"x"}\n{"record_record_id":2,"id":"5","record_id":"9"}' in asked.text
     assert "which are their `record_record_id`." in asked.text
 

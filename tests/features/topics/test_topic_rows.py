@@ -9,13 +9,13 @@ import pytest
 
 from pdf_files import pdf_of_texts, scan
 from promptmill.core.errors import PromptmillError, worded
-from promptmill.features.topics.drawn import Row
+from promptmill.features.topics.drawn import DrawnRow
 from promptmill.features.topics.topic_rows import TopicRows
 
 ABOUT_FILES = "What is it about? {{content}}"
 
 
-def rows_of(read: TopicRows, sample: int = 30, held_out: int = 30) -> list[Row]:
+def rows_of(read: TopicRows, sample: int = 30, held_out: int = 30) -> list[DrawnRow]:
     drawn = read.drawn(sample, held_out)
     return sorted([*drawn.sample, *drawn.held_out], key=lambda row: row.number)
 

@@ -88,7 +88,7 @@ def choice_tokens(
     return ChoiceTokens(sequences, functools.lru_cache(maxsize=_MOST_PAIRS)(begins_word))
 
 
-class Drawn(NamedTuple):
+class ChoiceDraw(NamedTuple):
     """How a choice is drawn. At temperature 0, it is the likeliest."""
 
     temperature: float = 0.0
@@ -108,7 +108,7 @@ class Drawn(NamedTuple):
         return numbers.choices(ranked[:kept], shares[:kept])[0]
 
 
-class Asked(NamedTuple):
+class SearchedTokens(NamedTuple):
     """The log probabilities that a search needs: those of the `permitted` tokens after the `tokens` of an answer."""
 
     tokens: Tokens
@@ -138,7 +138,7 @@ class ChoiceSearch:
     def __init__(
         self,
         own: ChoiceTokens,
-        drawn: Drawn,
+        drawn: ChoiceDraw,
         seed: int | None = None,
         chances: Chances | None = None,
         *,
@@ -155,7 +155,7 @@ class ChoiceSearch:
         self._chances = chances
         self._least = _SMALL * max(1.0, drawn.temperature) if is_thorough or drawn.temperature else 0.0
         self._skips = skips
-        self.asked: Asked | None
+        self.asked: SearchedTokens | None
         """What is needed next. None: the choice is found."""
         self.tokens: Tokens
         """The answer so far, in whole words."""
@@ -187,9 +187,9 @@ class ChoiceSearch:
         self._looks, self._before = 0, 0.0
         is_open = len(self._own.possible(tokens)) > 1
         self.tokens = self._own.common(tokens) if is_open and self._skips else tokens
-        self.asked = Asked(self.tokens, self._own.following(self.tokens)) if is_open or not tokens else None
+        self.asked = SearchedTokens(self.tokens, self._own.following(self.tokens)) if is_open or not tokens else None
 
-    def _next(self) -> Asked | None:
+    def _next(self) -> SearchedTokens | None:
         """Return what to look at next; None if a word can be taken."""
         while self._ahead:
             if self._whole and self._ahead[0].lost > self._whole[0].lost - self._least:
@@ -201,7 +201,7 @@ class ChoiceSearch:
             if word.is_unknown or (may_look and not self._is_whole(word.tokens)):
                 self._looks += 1
                 self._before = word.before if word.is_unknown else word.lost
-                return Asked(word.tokens, [*word.unknown] or self._own.following(word.tokens))
+                return SearchedTokens(word.tokens, [*word.unknown] or self._own.following(word.tokens))
             self._whole.append(word)
         return None
 

@@ -58,7 +58,7 @@ class TokenLogprob(LikelyToken):
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class AnswerEnd:
     """The conditions that end an answer: `limit` tokens, a token of `ends`, or a stop string."""
 
     limit: int
@@ -67,10 +67,10 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerForm:
+class GrowingForm:
     """Converts the tokens of an answer to text, reasoning and tool calls."""
 
-    texts: Texts
+    texts: AnswerTexts
     opened: Family | None = None
     """The marks of the reasoning that the prompt has opened, if any."""
     inline: bool = False
@@ -152,8 +152,8 @@ class GrowingAnswer:
     run: int
     number: int
     prompt: list[int]
-    form: AnswerForm
-    ending: Ending
+    form: GrowingForm
+    ending: AnswerEnd
     logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
     search: ChoiceSearch | None = None
@@ -173,7 +173,7 @@ class GrowingAnswer:
     """The time of the next preview, by `time.monotonic`; infinite if previews are not requested."""
 
     @classmethod
-    def of(cls, message: Frame, form: AnswerForm, ending: Ending, **fields: Any) -> Self:
+    def of(cls, message: Frame, form: GrowingForm, ending: AnswerEnd, **fields: Any) -> Self:
         """Return the row for a `submit` message. `fields`: the fields that the engine computes."""
         preview_at = 0.0 if message.get("live") else math.inf
         address = {"run": message["run"], "number": message["id"]}
@@ -360,7 +360,7 @@ def _bytes_of(name: str | bytes | None) -> bytes | None:
     return None
 
 
-class Texts:
+class AnswerTexts:
     """Decodes the answers of one model. Special tokens are omitted, except marks of reasoning and tokens in `also`."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:

@@ -54,7 +54,7 @@ _KNOWN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ModelFormat:
     """An engine's model format: the files that identify a folder in this format, and advice for other formats."""
 
     files: tuple[str, ...]
@@ -63,7 +63,7 @@ class Format:
     """The conversion of the embedded model to this format."""
 
 
-TRANSFORMERS = Format(
+TRANSFORMERS = ModelFormat(
     ("config.json",),
     "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
 )
@@ -87,7 +87,7 @@ def locate(
     gguf_file: str | None,
     report: Callable[[str], None],
     require: Callable[[], None],
-    form: Format = TRANSFORMERS,
+    form: ModelFormat = TRANSFORMERS,
 ) -> Location:
     """Find the model `name` in the engine's format, before heavy packages are imported.
 
@@ -104,7 +104,7 @@ def locate(
     return Location(name, gguf_file)
 
 
-def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
+def _on_disk(name: str, gguf_file: str | None, form: ModelFormat) -> Location | None:
     path = home_expanded(name)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -140,7 +140,7 @@ def _looks_local(name: str) -> bool:
     return begins_so or "\\" in name or name.count("/") > 1 or name.endswith(".gguf")
 
 
-def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
+def _in_folder(folder: Path, gguf_file: str | None, form: ModelFormat) -> Location:
     if gguf_file is not None:
         if not (folder / gguf_file).is_file():
             raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.", "Check `gguf_file`.")

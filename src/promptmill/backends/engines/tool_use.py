@@ -101,7 +101,7 @@ class ToolUse:
 
     offered: Sequence[JsonObject]
     """The offered tools, in OpenAI's format."""
-    form: Form
+    form: CallForm
     must: bool
     """Whether the answer must be a call. Then it is constrained to JSON, whatever the model's form."""
     single: bool
@@ -257,7 +257,7 @@ class UnreadableCallError(Exception):
     """The text has the mark of a call, but no call that can be read."""
 
 
-class Form(NamedTuple):
+class CallForm(NamedTuple):
     """A form in which models write calls."""
 
     shown: str
@@ -277,7 +277,7 @@ def _between(
     *around: str,
     shown: str = "",
     lone: str = "",
-) -> Form:
+) -> CallForm:
     """Return the form for calls between two marks. At the end of the text, the closing mark may be missing.
 
     `around`: further marks of such calls, which are not part of the text. `lone`: the beginning of a call, for models
@@ -296,17 +296,17 @@ def _between(
             rest = rest.replace(mark, "")
         return rest, calls
 
-    return Form(shown or opening, (opening, closing, *around, *filter(None, [lone])), read)
+    return CallForm(shown or opening, (opening, closing, *around, *filter(None, [lone])), read)
 
 
-def _invoking(shown: str, *marks: str) -> Form:
+def _invoking(shown: str, *marks: str) -> CallForm:
     """Return the form for calls written as `<invoke name="…">`. The answer's text ends at the first of `marks`."""
 
     def read(text: str, tools: Tools) -> Found:
         start = min(place for mark in marks if (place := text.find(mark)) >= 0)
         return text[:start], _invoked(text[start:], tools)
 
-    return Form(shown, marks, read)
+    return CallForm(shown, marks, read)
 
 
 def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
@@ -569,7 +569,7 @@ def _harmony(text: str, _: Tools) -> Found:
 
 
 _FORMS = (
-    Form(_M3_MARK, (_M3_MARK,), _minimax),  # MiniMax M3
+    CallForm(_M3_MARK, (_M3_MARK,), _minimax),  # MiniMax M3
     _between("<tool_call>", "</tool_call>", _tagged, "<tool_calls>", "</tool_calls>", "<tool_sep>", lone="<function="),
     _between("<seed:tool_call>", "</seed:tool_call>", _tagged),  # Seed-OSS
     _between("<longcat_tool_call>", "</longcat_tool_call>", _tagged),
@@ -623,7 +623,7 @@ _FORMS = (
         _json_calls,
         *("<|message_model|>", "<|content_text|>", "<|content_model_end_sampling|>"),
     ),
-    Form(  # PLaMo 3
+    CallForm(  # PLaMo 3
         "<|plamo:begin_tool_request",
         (
             *("<|plamo:begin_tool_requests:plamo|>", "<|plamo:begin_tool_name:plamo|>", "<|plamo:constrain|>"),
@@ -636,8 +636,8 @@ _FORMS = (
     _between("<|tool_call|>", "<|/tool_call|>", _json_calls),
     _between("<|START_ACTION|>", "<|END_ACTION|>", _json_calls),
     _between("<|tool_call_start|>", "<|tool_call_end|>", _python_or_json),
-    Form("[TOOL_CALLS]", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral),
-    Form(
+    CallForm("[TOOL_CALLS]", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral),
+    CallForm(
         "<｜tool▁call▁begin｜>",
         (
             *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>"),
@@ -645,7 +645,7 @@ _FORMS = (
         ),
         _matching(_DEEPSEEK, "<｜tool▁calls▁begin｜>"),
     ),
-    Form(
+    CallForm(
         "<|tool_call_begin|>",
         (
             *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
@@ -653,18 +653,18 @@ _FORMS = (
         ),
         _matching(_KIMI, "<|tool_calls_section_begin|>"),
     ),
-    Form("<|channel|>", (), _harmony, before_reasoning=True),
+    CallForm("<|channel|>", (), _harmony, before_reasoning=True),
 )
-BARE_FORM = Form("", ("<|python_tag|>", "<|tool_call|>", "<|/tool_call|>"), _alone)
+BARE_FORM = CallForm("", ("<|python_tag|>", "<|tool_call|>", "<|/tool_call|>"), _alone)
 """The form of Llama, and of models whose template has no known mark: the answer consists only of calls."""
 
 
-def form_of(template: str) -> Form:
+def form_of(template: str) -> CallForm:
     """Return the form of calls that a chat template shows."""
     return next((form for form in _FORMS if form.shown in template), BARE_FORM)
 
 
-def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]]:
+def read_calls(text: str, form: CallForm, tools: Tools) -> tuple[str, list[JsonDict]]:
     """Return the text without its calls, and the calls in OpenAI's format; an unreadable text stays unchanged."""
     if not any(mark in text for mark in form.marks) and form is not BARE_FORM and not form.before_reasoning:
         return text, []

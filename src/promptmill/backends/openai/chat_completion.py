@@ -112,7 +112,7 @@ def _optional(value: Any) -> str | None:
         return None
 
 
-class Ending(Enum):
+class ReplyEnd(Enum):
     """How an answer ended."""
 
     WHOLE = auto()
@@ -148,7 +148,7 @@ _BROKEN = re.compile(
 )
 
 
-def read_finish(reason: object) -> tuple[str | None, Ending]:
+def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
     """Return OpenAI's finish reason (the endpoint's own if OpenAI has no equal) and the ending. SGLang's reason may be
     an object with a `type`.
 
@@ -157,21 +157,21 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
     if isinstance(reason, dict):
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
-        return None, Ending.WHOLE
+        return None, ReplyEnd.WHOLE
     # characters; a longer one would block the event loop during the search
     reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # of Python
     if word in _STOP:
-        return "stop", Ending.WHOLE
+        return "stop", ReplyEnd.WHOLE
     if word in _LENGTH or _CUT.search(word):
-        return "length", Ending.WHOLE
+        return "length", ReplyEnd.WHOLE
     if word in _CALLS:
-        return "tool_calls", Ending.WHOLE
+        return "tool_calls", ReplyEnd.WHOLE
     if "malformed" in word or (_BROKEN.search(word) and not _FILTER.search(word)):
-        return reason, Ending.BROKEN_OFF
+        return reason, ReplyEnd.BROKEN_OFF
     if _FILTER.search(word):
-        return "content_filter", Ending.FILTERED
-    return reason, Ending.WHOLE
+        return "content_filter", ReplyEnd.FILTERED
+    return reason, ReplyEnd.WHOLE
 
 
 def finish_of(choice: JsonObject) -> object:
@@ -196,7 +196,7 @@ def later_finish(reason: object, later: object) -> object:
 def loss_of(reason: object) -> int:
     """Return the loss that a finish reason reports: 0 for none, 1 for the end of the answer, 2 for all of it."""
     finish, ending = read_finish(reason)
-    return 2 if ending is not Ending.WHOLE else int(finish == "length")
+    return 2 if ending is not ReplyEnd.WHOLE else int(finish == "length")
 
 
 def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> JsonDict | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.core.bounds import LONGEST_SOURCE, MOST_SOURCES
-from promptmill.core.sources import Source
+from promptmill.core.sources import ValueSource
 from promptmill.core.values import JsonDict, JsonObject
 
 LISTS = frozenset({"search_results", "citations"})
@@ -67,9 +67,9 @@ class Citations(NamedTuple):
     """Whether numbers in the text refer to the pages."""
 
     @property
-    def sources(self) -> list[Source] | None:
+    def sources(self) -> list[ValueSource] | None:
         """The pages of the web, each once; None without pages."""
-        found: dict[str, Source] = {}
+        found: dict[str, ValueSource] = {}
         for page in self.pages:
             url = _untracked(page.url)
             if url and len(found) < MOST_SOURCES:

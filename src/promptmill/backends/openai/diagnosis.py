@@ -23,7 +23,7 @@ from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import Step
+from promptmill.backends.protocol import CheckStage
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.form import Choice, Form, Question
@@ -42,7 +42,7 @@ _TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
-async def diagnose(config: ModelConfig, report: Callable[[Step], None], limit_s: float = _IN_ALL_S) -> None:
+async def diagnose(config: ModelConfig, report: Callable[[CheckStage], None], limit_s: float = _IN_ALL_S) -> None:
     """Test each endpoint of `config`, within `limit_s` in total.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
@@ -64,7 +64,7 @@ async def diagnose(config: ModelConfig, report: Callable[[Step], None], limit_s:
 class _Stages:
     """Reports the outcome of the current stage."""
 
-    def __init__(self, report: Callable[[Step], None]) -> None:
+    def __init__(self, report: Callable[[CheckStage], None]) -> None:
         self._report = report
         self.name = self.host = ""
 
@@ -72,13 +72,13 @@ class _Stages:
         self.name = name
 
     def ok(self, detail: str, name: str = "") -> None:
-        self._report(Step(name or self.name, ok=True, detail=redact(detail)))
+        self._report(CheckStage(name or self.name, ok=True, detail=redact(detail)))
 
     def warn(self, detail: str) -> None:
-        self._report(Step(self.name, ok=True, detail=redact(detail), warns=True))
+        self._report(CheckStage(self.name, ok=True, detail=redact(detail), warns=True))
 
     def failed(self, error: PromptmillError, name: str = "") -> None:
-        self._report(Step(name or self.name, ok=False, detail=redact(str(error)), code=str(error.code)))
+        self._report(CheckStage(name or self.name, ok=False, detail=redact(str(error)), code=str(error.code)))
 
 
 class _Trial:

@@ -17,7 +17,7 @@ from promptmill.backends.openai.failures import TransportError, classify_excepti
 from promptmill.backends.openai.providers import PROFILES, ProviderProfile
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import Choice
+from promptmill.backends.protocol import AutoChoice
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import OF_ANOTHER_ENDPOINT, ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
@@ -115,7 +115,7 @@ async def choose(
     configuration: Configuration,
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
-) -> Choice:
+) -> AutoChoice:
     """Return the first working endpoint, and the reasons against earlier candidates. If none works, it is empty.
 
     The order: the configuration's endpoint; servers at their usual addresses on this machine; providers whose key is
@@ -138,7 +138,7 @@ async def choose(
                 choice = _judge(candidate, answer, block.model_name, against)
                 if choice is not None:
                     return choice
-    return Choice({}, "", tuple(against), keyless=False)
+    return AutoChoice({}, "", tuple(against), keyless=False)
 
 
 async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
@@ -157,7 +157,7 @@ async def around(configuration: Configuration, environ: Mapping[str, str] = os.e
 
 def _judge(
     candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
-) -> Choice | None:
+) -> AutoChoice | None:
     """Return the choice if the candidate works; otherwise append the reason to `against`."""
     if isinstance(answer, PromptmillError):
         if not candidate.is_local or answer.code is not Code.UNREACHABLE:
@@ -173,7 +173,7 @@ def _judge(
     values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
     values |= {f"{_BLOCK}.model_name": name, "backend": "openai"}
     why = f"openai with {name}: {_where(endpoint, models)} has it"
-    return Choice(values, why, tuple(against), keyless=candidate.is_local)
+    return AutoChoice(values, why, tuple(against), keyless=candidate.is_local)
 
 
 def _local(

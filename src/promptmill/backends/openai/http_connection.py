@@ -125,7 +125,7 @@ class HttpResponse:
 Answer = asyncio.Future[HttpResponse]
 
 
-class Target:
+class RequestTarget:
     """The destination of an endpoint's requests: address, TLS, and the request head up to the body's length."""
 
     def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
     it arrives after the next request was sent: it is taken for the answer to that request.
     """
 
-    def __init__(self, owner: ConnectionOwner, target: Target, sock: socket.socket) -> None:
+    def __init__(self, owner: ConnectionOwner, target: RequestTarget, sock: socket.socket) -> None:
         """`sock`: the connected socket, which the transport closes."""
         self.target = target
         self.at = 0.0

@@ -65,7 +65,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class ProviderParameters:
     """The parameters that a provider does not take under OpenAI's name."""
 
     refused: frozenset[str] = frozenset()
@@ -193,7 +193,7 @@ class ProviderProfile:
     site: Site
     dialect: str = "openai"
     """The default API of the provider; the configuration may choose another. `openai` is chat completions."""
-    parameters: Parameters = Parameters()
+    parameters: ProviderParameters = ProviderParameters()
     thinking: Thinking = Thinking()
     json: JsonSupport = JsonSupport()
     images: ImageSupport = ImageSupport()
@@ -235,7 +235,7 @@ def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) ->
 
 
 _NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "structured_outputs"})
-_OPENAIS = Parameters(_NOT_OPENAIS)
+_OPENAIS = ProviderParameters(_NOT_OPENAIS)
 _NO_SWITCH = Thinking("refused")
 
 
@@ -268,7 +268,7 @@ _OPENAI = ProviderProfile(
         "developers.openai.com/api/reference/resources/chat",
         header_env=MappingProxyType({"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}),
     ),
-    parameters=Parameters(
+    parameters=ProviderParameters(
         _NOT_OPENAIS, reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"), reasoning_refused=_SAMPLING
     ),
     thinking=_NO_SWITCH,
@@ -329,7 +329,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
     ProviderProfile(
         "mistral",
         Site("https://api.mistral.ai/v1", "MISTRAL_API_KEY", "docs.mistral.ai/api"),
-        parameters=Parameters(_NOT_OPENAIS, renamed=MappingProxyType({"seed": "random_seed"})),
+        parameters=ProviderParameters(_NOT_OPENAIS, renamed=MappingProxyType({"seed": "random_seed"})),
         thinking=_NO_SWITCH,
         # "always prepended by default to the System Prompt": docs.mistral.ai, custom structured outputs
         json=JsonSupport(shows=True),
@@ -497,7 +497,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site("https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", "platform.claude.com/docs/en/api/openai-sdk"),
         dialect="anthropic",
         # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
-        parameters=Parameters(
+        parameters=ProviderParameters(
             _NOT_OPENAIS,
             reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|(?:sonnet|haiku)-[5-9]|fable|mythos)"),
             reasoning_refused=_SAMPLING,
@@ -540,14 +540,14 @@ PROFILES: tuple[ProviderProfile, ...] = (
     ProviderProfile(
         "cerebras",
         Site("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", "inference-docs.cerebras.ai/resources/openai"),
-        parameters=Parameters(_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"}),
+        parameters=ProviderParameters(_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"}),
         thinking=_NO_SWITCH,
         json=JsonSupport("strict"),
     ),
     ProviderProfile(
         "openrouter",
         Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
-        parameters=Parameters(frozenset({"chat_template_kwargs"})),
+        parameters=ProviderParameters(frozenset({"chat_template_kwargs"})),
         thinking=Thinking("effort"),
         # openrouter.ai/docs/guides/best-practices/prompt-caching, and `PromptCacheOptions` of its API reference
         prompt_cache=PromptCache(None, _BREAKPOINTS, frozenset({"cache_control"})),
@@ -610,7 +610,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
             "http://127.0.0.1:11434/v1", page="docs.ollama.com/api/openai-compatibility", public=False, ports=(11434,)
         ),
         # parameters that are ignored without an error
-        parameters=Parameters(
+        parameters=ProviderParameters(
             frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"})
         ),
         thinking=Thinking("effort"),
@@ -684,7 +684,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
             more_hosts=("api.moonshot.ai",),
         ),
         # "invalid temperature: only 1 is allowed for this model": platform.kimi.ai/docs/api/models-overview
-        parameters=Parameters(
+        parameters=ProviderParameters(
             _NOT_OPENAIS, reasoning_models=re.compile(r"kimi-k(?:2\.[5-9]|[3-9])"), reasoning_refused=_SAMPLING
         ),
         thinking=Thinking("type_object", always=re.compile(r"kimi-k3|kimi-k2\.7-code")),

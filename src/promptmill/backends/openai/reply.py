@@ -23,9 +23,9 @@ from promptmill.answers.json_in_text import value_at_end
 from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion, citations
-from promptmill.backends.openai.chat_completion import Ending
+from promptmill.backends.openai.chat_completion import ReplyEnd
 from promptmill.backends.openai.dialects import DIALECTS, dialect, responses
-from promptmill.backends.openai.dialects.deciding import Deciding, Questions, answering
+from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions, answering
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -69,7 +69,7 @@ _ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
 _OF_OPENAI = frozenset({"openai", "azure"})
 
 
-class Wanted(NamedTuple):
+class ReplyRequest(NamedTuple):
     """How to read the reply to a request."""
 
     has_form: bool = False
@@ -80,13 +80,13 @@ class Wanted(NamedTuple):
     """Whether the answer's text includes the reasoning."""
     keep_raw: bool = False
     """Whether all fields of the answer are kept."""
-    questions: Questions | None = None
+    questions: FormQuestions | None = None
     """The questions of a request to a model that decides."""
     model: str = ""
     """The model of a request to a model that decides."""
 
 
-USUAL = Wanted()
+USUAL = ReplyRequest()
 
 
 class _Spent(TypedDict):
@@ -105,7 +105,7 @@ def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecisio
         return classify_exception(error, endpoint)
 
 
-def answer_in(response: HttpResponse, endpoint: Endpoint, wanted: Wanted = USUAL) -> Completion | RetryDecision:
+def answer_in(response: HttpResponse, endpoint: Endpoint, wanted: ReplyRequest = USUAL) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision on a failure."""
     content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
@@ -151,7 +151,7 @@ def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecisio
 
 
 def read_response(
-    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: Wanted = USUAL
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: ReplyRequest = USUAL
 ) -> Completion | RetryDecision:
     """Return the answer in a response, with the reasoning in its text, or the decision on a failure."""
     try:
@@ -238,7 +238,7 @@ def _is_other_cut(payload: JsonObject) -> bool:
 
 
 def _read_other_form(
-    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, wanted: Wanted
+    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, wanted: ReplyRequest
 ) -> Completion | RetryDecision:
     if 200 <= status < 300:
         if payload is None and chat_completion.is_stream(headers.get("Content-Type", ""), body):
@@ -262,7 +262,7 @@ def _read_other_form(
 
 
 def _decided(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: Wanted, questions: Questions
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest, questions: FormQuestions
 ) -> Completion | RetryDecision:
     """Return the answers of a model that decides, or the failure that names the fields without one.
 
@@ -373,7 +373,7 @@ def _unwrapped(payload: Any) -> Any:
 
 
 def _read_stream(
-    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: Wanted
+    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: ReplyRequest
 ) -> Completion | RetryDecision:
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
@@ -429,7 +429,7 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
 
 
 def read_payload(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: Wanted = USUAL
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest = USUAL
 ) -> Completion | RetryDecision:
     """Return the answer in a chat completion, with the reasoning in its text, or the decision on a failure."""
     choices = payload.get("choices")
@@ -448,9 +448,9 @@ def read_payload(
     if isinstance(choice.get("error"), dict):  # from OpenRouter, if the provider failed while it answered
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
     finish, ending = chat_completion.read_finish(chat_completion.finish_of(choice))
-    if ending is Ending.FILTERED:
+    if ending is ReplyEnd.FILTERED:
         return _filtered(endpoint, spent, _refusal(choice))
-    if ending is Ending.BROKEN_OFF:
+    if ending is ReplyEnd.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
         return RetryDecision(FailureKind.TRANSIENT, error, **spent)
     logprobs = choice.get("logprobs")
@@ -483,7 +483,7 @@ def read_payload(
 
 
 def _read_sources(
-    answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, wanted: Wanted
+    answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, wanted: ReplyRequest
 ) -> None:
     """Set the pages that an answer cites, and the searches behind them; if there were any, take the marks of citations
     out of the text.

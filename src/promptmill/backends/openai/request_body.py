@@ -21,11 +21,11 @@ import pybase64
 
 from promptmill.answers.decision import decidable, evidence_of, instructions_of
 from promptmill.backends.openai.dialects import DIALECTS
-from promptmill.backends.openai.dialects.deciding import Deciding, Questions
+from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions
 from promptmill.backends.openai.dialects.dialect import marked
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import LOCAL, ProviderProfile, profile_named
-from promptmill.backends.openai.reply import Wanted
+from promptmill.backends.openai.reply import ReplyRequest
 from promptmill.backends.prompt_cache import ModelCache, PromptCache
 from promptmill.backends.searches import may_search
 from promptmill.core.bounds import MOST_KEPT
@@ -92,7 +92,7 @@ class Head(NamedTuple):
     words: str
     """Instructions to add to the conversation."""
     parameters: tuple[Sampling, JsonObject]
-    wanted: Wanted
+    wanted: ReplyRequest
     endpoint: Endpoint
     """The endpoint for these requests, because some APIs have the model in the URL."""
     streaming: Endpoint
@@ -122,7 +122,7 @@ class RequestEncoder:
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
-        self._questions: dict[tuple[int, str], Questions] = {}
+        self._questions: dict[tuple[int, str], FormQuestions] = {}
         """The questions of a form with some instructions, by the form's identity."""
 
     @property
@@ -130,7 +130,7 @@ class RequestEncoder:
         """Whether the endpoint takes evidence and questions, which `decision` writes, and no conversations."""
         return isinstance(self._dialect, Deciding)
 
-    def decision(self, head: Head, request: Request, images: Mapping[str, bytes]) -> tuple[bytes, Questions]:
+    def decision(self, head: Head, request: Request, images: Mapping[str, bytes]) -> tuple[bytes, FormQuestions]:
         """Return the body of a request to a model that decides, and its questions. Raises as `encode` does, and
         `PromptmillError` (`unsupported`) for a part that the API does not take."""
         assert isinstance(self._dialect, Deciding)
@@ -141,7 +141,7 @@ class RequestEncoder:
                 limits = self._dialect.limits(self._endpoint.profile)
                 form = decidable(request.form, options=limits.options, levels=limits.levels)
                 asked = form.asked
-                questions = Questions(form, form.fields, asked, self._dialect.questions(asked, instructions))
+                questions = FormQuestions(form, form.fields, asked, self._dialect.questions(asked, instructions))
                 if len(self._questions) >= MOST_KEPT:  # each row may have its own instructions
                     self._questions.clear()
                 self._questions[key] = questions
@@ -249,10 +249,10 @@ class RequestEncoder:
         self._last = head
         return head
 
-    def wanted(self, request: Request) -> Wanted:
+    def wanted(self, request: Request) -> ReplyRequest:
         """Return how to read the reply to a request."""
         searches, is_inline = may_search(request.extra, self.model), request.sampling.reasoning == "inline"
-        return Wanted(request.has_form, searches, is_inline)
+        return ReplyRequest(request.has_form, searches, is_inline)
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
         """Return whether to send a request with `head` again, because its refusal shows what the server accepts."""

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
-from promptmill.backends.openai.http_connection import Target
+from promptmill.backends.openai.http_connection import RequestTarget
 from promptmill.core.errors import config_error
 
 _BLOCK = 1 << 18  # max bytes of a file that are sent at a time
@@ -64,7 +64,7 @@ class Route(NamedTuple):
 
     url: URL
     headers: CIMultiDict[str]
-    target: Target | None
+    target: RequestTarget | None
     proxy: URL | None = None
     proxy_headers: Mapping[str, str] | None = None
 
@@ -79,7 +79,7 @@ def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
     headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
     proxy = proxy_of(endpoint.url, trust_env=trust_env)
     if proxy is None:
-        return Route(url, headers, Target(url, headers))
+        return Route(url, headers, RequestTarget(url, headers))
     if proxy.user is None:
         return Route(url, headers, None, proxy)
     credentials = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()

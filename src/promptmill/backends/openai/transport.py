@@ -29,7 +29,7 @@ from promptmill.backends.openai.failures import (
     UnusedError,
     of_connecting,
 )
-from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
+from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, RequestTarget
 from promptmill.backends.openai.renewed_key import KeyUse, RenewedKey, is_expired
 from promptmill.backends.openai.route import FileBody, Route, route_to, trust_of_environment
 from promptmill.config.settings import OpenAISettings
@@ -342,7 +342,7 @@ class RawHttpClient:
         for _ in range(min(more, len(self._waiting))):
             self._wake()
 
-    async def post(self, target: Target, body: bytes, *, fresh: bool = False) -> HttpResponse:
+    async def post(self, target: RequestTarget, body: bytes, *, fresh: bool = False) -> HttpResponse:
         """Post a body, on a new connection if `fresh`.
 
         If many requests start together, wait for a turn. Raises `TransportError` and the system's exceptions.
@@ -361,7 +361,7 @@ class RawHttpClient:
                 connection.close()
             raise
 
-    def _idle(self, target: Target) -> Connection | None:
+    def _idle(self, target: RequestTarget) -> Connection | None:
         idle = target.idle
         now = self.clock()
         while idle:
@@ -374,7 +374,7 @@ class RawHttpClient:
             connection.close()
         return None
 
-    async def _new(self, target: Target, *, fresh: bool) -> Connection:
+    async def _new(self, target: RequestTarget, *, fresh: bool) -> Connection:
         """Return a new connection, or one that became idle while this call waited because of the limit."""
         while len(self._open) + self._connecting >= self._limit:
             if not self._close_an_idle_one():
@@ -395,7 +395,7 @@ class RawHttpClient:
             self._connecting -= 1
             self._wake()
 
-    async def _connected(self, target: Target) -> Connection:
+    async def _connected(self, target: RequestTarget) -> Connection:
         try:
             async with asyncio.timeout(self._connect_s):
                 context = await self.tls() if target.secure else None
@@ -429,7 +429,7 @@ class RawHttpClient:
             raise UnusedError("closed")
         return connection
 
-    async def _resolved(self, target: Target) -> Sequence[aiohappyeyeballs.AddrInfoType]:
+    async def _resolved(self, target: RequestTarget) -> Sequence[aiohappyeyeballs.AddrInfoType]:
         now = self.clock()
         if not target.addresses or now > target.resolved_at + _NAMES_KEPT_S:
             target.addresses = await self._loop.getaddrinfo(

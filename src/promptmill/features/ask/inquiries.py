@@ -120,7 +120,7 @@ def _marked(inquiry: Inquiry) -> str:
     return _PLACE.sub(mark, inquiry.template)
 
 
-class Section(NamedTuple):
+class PromptSection(NamedTuple):
     """The prompt of an inquiry: a text, the name of a column or question, a text, …."""
 
     parts: tuple[str, ...]
@@ -133,7 +133,7 @@ class Section(NamedTuple):
         return Fields(self.parts, tuple(own))
 
 
-def sections_of(parts: Sequence[str]) -> list[Section]:
+def sections_of(parts: Sequence[str]) -> list[PromptSection]:
     """Return the sections of a row's prompt with these parts: a text, the name of a column, a text, ….
 
     >>> sections_of(("Which tone? ", "text", "\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063?"))[1]
@@ -153,7 +153,7 @@ def sections_of(parts: Sequence[str]) -> list[Section]:
             own[-1] += first
             own.extend(others)
             sources.extend(others[::2])
-    return [Section(tuple(own), tuple(sources)) for own, sources in sections]
+    return [PromptSection(tuple(own), tuple(sources)) for own, sources in sections]
 
 
 def text_of(fields: Fields) -> str:

@@ -32,7 +32,7 @@ from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob, Taking
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 
 class Ask(Plan):
@@ -72,7 +72,7 @@ class Ask(Plan):
         del given
         return (template_of(self.levels),)
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for several answers to a request, a tag of images, or labels that a
         model that decides would get in one request, defined in two ways."""
         if registry.decides(config):

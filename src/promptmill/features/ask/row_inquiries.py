@@ -27,7 +27,7 @@ from promptmill.core.request import (
     once,
 )
 from promptmill.core.values import JsonDict
-from promptmill.features.ask.inquiries import Inquiry, Section, sections_of, template_of, text_of
+from promptmill.features.ask.inquiries import Inquiry, PromptSection, sections_of, template_of, text_of
 from promptmill.features.ask.questions import ASK, definitions_of, schema_of
 
 
@@ -54,7 +54,7 @@ class RowPart:
 class Parted(NamedTuple):
     """A row's prompt in sections, and the requests about them in levels."""
 
-    sections: Sequence[Section]
+    sections: Sequence[PromptSection]
     levels: Sequence[Sequence[RowPart]]
 
 
@@ -91,7 +91,7 @@ class RowInquiries:
         sections = sections_of(parts)
         return Parted(sections, self._parts(sections) if self._decides else self._levels)
 
-    def _parts(self, sections: Sequence[Section]) -> list[list[RowPart]]:
+    def _parts(self, sections: Sequence[PromptSection]) -> list[list[RowPart]]:
         """Return the requests of each level. `sections`: the sections of a plain prompt, for a model that decides."""
         at, levels = 0, list[list[RowPart]]()
         for level in self._inquiries:
@@ -105,7 +105,7 @@ class RowInquiries:
         return levels
 
     def request(
-        self, request: Request, part: RowPart, sections: Sequence[Section], answers: Mapping[str, str]
+        self, request: Request, part: RowPart, sections: Sequence[PromptSection], answers: Mapping[str, str]
     ) -> Request:
         """Return a request for a row. `answers`: the texts of earlier answers."""
         texts = () if request.fields is None else request.fields.texts
@@ -126,11 +126,11 @@ class RowInquiries:
         )
 
 
-def _sources(sections: Sequence[Section]) -> list[Sequence[int | str]]:
+def _sources(sections: Sequence[PromptSection]) -> list[Sequence[int | str]]:
     return [section.sources for section in sections]
 
 
-def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[Section]) -> RowPart:
+def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[PromptSection]) -> RowPart:
     """Return the request for inquiries about the same columns, each with the number of its section.
 
     `sections`: the sections of a plain prompt, for a model that decides.

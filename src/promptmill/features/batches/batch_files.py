@@ -14,7 +14,7 @@ from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request
 from promptmill.features.batches import stored_batches
-from promptmill.features.batches.stored_batches import AtProvider, Batch, Row
+from promptmill.features.batches.stored_batches import AtProvider, Batch, BatchRow
 from promptmill.files import disk
 from promptmill.jobs.store.folder import Folder
 
@@ -66,7 +66,7 @@ class BatchFiles:
         """Batches with complete files, which become planned when the highest cost of each is known."""
         self._bytes = 0
         self._digest = hashlib.sha256()
-        self._rows: list[Row] = []
+        self._rows: list[BatchRow] = []
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
         self._batches_of: dict[int, list[int]] = {}
@@ -96,7 +96,7 @@ class BatchFiles:
         self._batch = self._batch.changed(requests=self._batch.requests + 1)
         for one in request.members or (request,):
             own = stored_batches.custom_of(one)
-            self._rows.append(Row(own, one.key, self._asked_of(one.key), custom, *(one.portion or _ALONE)))
+            self._rows.append(BatchRow(own, one.key, self._asked_of(one.key), custom, *(one.portion or _ALONE)))
             self._batches_of.setdefault(one.key, []).append(self._batch.id)
         if len(self._rows) >= _ROWS_AT_ONCE:
             self._store_rows()

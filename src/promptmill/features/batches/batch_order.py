@@ -13,7 +13,7 @@ from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.store.order_part import OrderPart
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -49,7 +49,7 @@ class BatchOrder(OrderPart):
             raise input_error(Named("poll"), f" {poll:g} s is not between 0.1 s and a day.")
         return cls(**given | ({"poll": poll} if "poll" in given else {}))
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError`: `unsupported` for an engine, `invalid_input` for several answers to each prompt."""
         del question
         registry.check_batches(config)

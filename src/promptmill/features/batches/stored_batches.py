@@ -194,7 +194,7 @@ def custom_of(request: Request) -> int:
     return request.choice * LAST_KEY_OF_ROW + request.key
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """A row of a request in a batch, without its reply."""
 
     custom: int
@@ -209,10 +209,10 @@ class Row(NamedTuple):
     among: int
 
 
-def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[Row]) -> None:
+def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[BatchRow]) -> None:
     """Store the rows of the requests in a batch."""
     values = [(batch.id, *row) for row in rows]
-    names = f"batch, {', '.join(Row._fields)}"
+    names = f"batch, {', '.join(BatchRow._fields)}"
     store.change((f"INSERT INTO batched ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values))
 
 

@@ -52,7 +52,7 @@ def _a_language(value: str | None) -> str | None:
     return value
 
 
-class Wanted(Parameters):
+class CheckWishes(Parameters):
     """What an answer must satisfy, apart from a schema."""
 
     max_words: Annotated[int | None, APPLIED] = Field(

@@ -10,7 +10,7 @@ from promptmill.answers.check import Check
 from promptmill.core.request import Request
 from promptmill.core.values import read_json
 from promptmill.core.whole_words import word_count
-from promptmill.features.checks.parameters import Wanted, likelihoods
+from promptmill.features.checks.parameters import CheckWishes, likelihoods
 
 _SURE = 10  # as a logarithm: e^10, so 22,000 times as likely. German sentences of three words are at 13
 
@@ -23,7 +23,7 @@ class MaxWords(Check):
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the number of words if there are too many. Of a JSON answer, the words of its texts count."""
         wanted, words = request.sampling, sum(map(word_count, _texts(answer)))
-        assert isinstance(wanted, Wanted)
+        assert isinstance(wanted, CheckWishes)
         most = wanted.max_words or words
         return None if words <= most else f"it has {words} words, and at most {most} are allowed"
 
@@ -37,7 +37,7 @@ class Match(Check):
     def matched(self, answer: str, request: Request) -> tuple[str, str]:
         """Return the pattern and the text of the answer that it must match."""
         wanted = request.sampling
-        assert isinstance(wanted, Wanted)
+        assert isinstance(wanted, CheckWishes)
         return wanted.match or "", answer
 
     def complaint(self, answer: str, request: Request) -> str:
@@ -54,7 +54,7 @@ class Language(Check):
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the languages if another one is far likelier; an answer of few words could be in several."""
         wanted = request.sampling
-        assert isinstance(wanted, Wanted)
+        assert isinstance(wanted, CheckWishes)
         found = likelihoods("\n".join(_texts(answer)))
         likeliest = max(found, key=found.__getitem__)
         if wanted.language is None or found[likeliest] - found[wanted.language] <= _SURE:

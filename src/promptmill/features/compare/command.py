@@ -25,7 +25,7 @@ from promptmill.features.compare.compared_file import ComparedFile, ComparisonOr
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import WIDTH, order_of, rows_of
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.judge import JudgeOrder, Pairs
+from promptmill.features.compare.judge import JudgedPairs, JudgeOrder
 from promptmill.files import disk
 from promptmill.jobs import door
 from promptmill.jobs.inputs.short_forms import Labels
@@ -163,7 +163,7 @@ def _judgement(
     try:
         registry.check_key(configuration.config)
         configuration = door.decided(configuration)
-        config, pairs, code = configuration.config, Pairs.of(rows, asked.limit), OK
+        config, pairs, code = configuration.config, JudgedPairs.of(rows, asked.limit), OK
         words_ = ["pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}"]
         command = remembered_step(words_, arguments, configuration)
         if pairs.others:

@@ -162,11 +162,11 @@ def _rows_of_input(folder: Folder) -> Iterator[Row]:
     """Yield the rows of a job with their whole answers, as in JSON Lines."""
     # imported on use: other comparisons do not need it
     from promptmill.jobs.export.answered import answered_rows
-    from promptmill.jobs.export.text import Form
+    from promptmill.jobs.export.text import OutputForm
 
     with folder.reading() as store:
         spec = folder.spec_in(store).model_copy(update={"shapes": {}})
-        form = Form([store], spec, of_output("jsonl"))
+        form = OutputForm([store], spec, of_output("jsonl"))
         for answered in answered_rows(store, spec, lambda _, record: record):
             yield form.own.in_json(answered.row) | form.answers.in_json(answered)
 

@@ -19,7 +19,7 @@ from promptmill.features.compare.answer_values import Tolerance
 from promptmill.features.compare.compared_file import LETTERS, ComparedFile, ComparisonOrder
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, judgement_of
+from promptmill.features.compare.judge import VERDICTS, JudgedPairs, JudgeOrder, judgement_of
 from promptmill.features.compare.matched_rows import NoCommonRowError
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
@@ -156,7 +156,7 @@ def compare(
             compared = rows_of(names, order_of({**comparing, "tolerance": tolerance}), folders)
             judgement = None
             if asked is not None:
-                pairs = Pairs.of(compared, asked.limit, keys)
+                pairs = JudgedPairs.of(compared, asked.limit, keys)
                 judgement = _judgement(pairs, asked, {**options, "model": judge}, folders)
             found = figures_.figures(compared, judgement, most=rows)
     except PromptmillError as error:
@@ -165,7 +165,7 @@ def compare(
     return Comparison({name: value for name, value in found.items() if name != "differing"}, found["differing"])
 
 
-def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
+def _judgement(pairs: JudgedPairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Run a job that judges the pairs. Raises `PromptmillError` if it stops early; its verdicts are kept."""
     from promptmill.jobs import door  # imported on use: few comparisons have a judge
     from promptmill.jobs.manage import bulk_call, bulk_keywords

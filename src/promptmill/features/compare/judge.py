@@ -27,7 +27,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Shown
+from promptmill.jobs.store.order import OrderTexts
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import digest
 
@@ -100,7 +100,7 @@ class JudgeOrder:
         command: Sequence[str] = (),
         caller: Caller | None = None,
     ) -> AbstractContextManager[OpenJob]:
-        """Open the judge's job for the rows of `Pairs`; see `open_job`. Raises `PromptmillError`."""
+        """Open the judge's job for the rows of `JudgedPairs`; see `open_job`. Raises `PromptmillError`."""
         options = {
             "prompt": _PROMPTS,
             "system_prompt": self.system_prompt,
@@ -108,12 +108,12 @@ class JudgeOrder:
             "again": self.again,
             "keep": True,  # most answers may differ from those of the last comparison, because a file was remade
         }
-        shown = Shown(command=[*command], reason="judge")
+        shown = OrderTexts(command=[*command], reason="judge")
         return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class JudgedPairs:
     """The pairs of different answers for a judge."""
 
     compared: ComparedRows
@@ -125,7 +125,7 @@ class Pairs:
     """The number of pairs that are left out because an answer contains the tag."""
 
     @classmethod
-    def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> Pairs:
+    def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> JudgedPairs:
         """Return the pairs of `limit` random rows. A higher limit keeps these rows and adds others.
 
         `keys`: the digests of temporary files.
@@ -148,7 +148,7 @@ class Pairs:
         """The row and the file of each pair."""
         return [(at, other) for at, others in self.others.items() for other in others]
 
-    def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> Pairs:
+    def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> JudgedPairs:
         """Return the pairs without refused rows. `is_refused` is called with the columns and the line of a pair."""
         refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
@@ -196,7 +196,7 @@ def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
     return orjson.dumps(questions, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:
+def judgement_of(pairs: JudgedPairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:
     """Return the verdicts so far, with facts about the job in `folder`, if it has begun.
 
     Raises as `JobDatabase` does.
@@ -209,7 +209,7 @@ def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) ->
     return Judgement(about | {name: now[name] for name in _FACTS if name in now}, _verdicts_in(folder, pairs))
 
 
-def _verdicts_in(folder: Folder, pairs: Pairs) -> dict[tuple[int, int], tuple[str, str]]:
+def _verdicts_in(folder: Folder, pairs: JudgedPairs) -> dict[tuple[int, int], tuple[str, str]]:
     """Return the verdicts on each pair in both orders; `""` for a missing verdict."""
     places = pairs.places
     found = dict.fromkeys(places, ("", ""))

@@ -27,8 +27,8 @@ from promptmill.features.compare import comparison_page, figures
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
-from promptmill.files.files import Part
+from promptmill.features.compare.judge import NAME, JudgedPairs, JudgeOrder, judgement_of
+from promptmill.files.files import InputFile
 from promptmill.files.formats import reading
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
@@ -104,7 +104,7 @@ async def compared(
         found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
         job_id, key = found.pop("job")
         if key:
-            pairs = Rows(written=InputRows([Part(file)], key, NAME), name=NAME, job_id=job_id)
+            pairs = Rows(written=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
             with judge.asked.opened(pairs, CallModels(judge.config), jobs.folders, caller=caller) as job:
                 now = await jobs.start(job, caller, judge.approve)
             found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}
@@ -120,7 +120,7 @@ class _Judging:
     settings: dict[str, object]
     """The settings, see `JudgeOrder.settings`."""
     session: str
-    """The session, see `Pairs.job_id`."""
+    """The session, see `JudgedPairs.job_id`."""
     file: Path
     """The path of the new file for the judge's rows."""
 
@@ -189,7 +189,7 @@ def _judgement(
 
     Without rows, the digest is `""`. Rows that may contain secrets are not judged.
     """
-    pairs = Pairs.of(rows, judging.asked.limit)
+    pairs = JudgedPairs.of(rows, judging.asked.limit)
     if finder is not None:
         pairs = pairs.without(lambda own, line: find_field(own) or finder.find(line))
     job_id, content = pairs.job_id(judging.settings, judging.session), hashlib.sha256()

@@ -15,7 +15,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.features.decide.fields import Divided, with_form
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
-from promptmill.jobs.store.stored import Question, Target
+from promptmill.jobs.store.stored import JobPrompts, Target
 
 
 class Decide(Plan):
@@ -39,7 +39,7 @@ class Decide(Plan):
         """The model that decides."""
         return frozenset({self.model})
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for answers that two models cannot divide."""
         del question
         sampling = config.settings.sampling_params

@@ -14,12 +14,12 @@ from promptmill.core.values import JsonDict, as_float
 _LONG = 64 << 10  # bytes; a longer body is read in a thread
 
 
-class UnreadableError(ValueError):
+class UnreadableBodyError(ValueError):
     """A body that is no JSON object, with the words about it."""
 
 
 async def object_in(body: bytes) -> JsonDict:
-    """Return the JSON object in a body. Raises `UnreadableError`, also if a name is there twice: the last would win."""
+    """Return the JSON object in a body. Raises `UnreadableBodyError`, also for a repeated name: the last would win."""
     return await asyncio.to_thread(_object_in, body) if len(body) > _LONG else _object_in(body)
 
 
@@ -27,12 +27,12 @@ def _object_in(body: bytes) -> JsonDict:
     try:
         orjson.loads(body)  # stricter than `json`: no NaN, no lone surrogates
         value = json.loads(body, object_pairs_hook=_without_twins, parse_float=as_float)
-    except UnreadableError:
+    except UnreadableBodyError:
         raise
     except (ValueError, RecursionError):
-        raise UnreadableError("The body is not valid JSON, or is nested too deeply.") from None
+        raise UnreadableBodyError("The body is not valid JSON, or is nested too deeply.") from None
     if not isinstance(value, dict):
-        raise UnreadableError("The body is not a JSON object.")
+        raise UnreadableBodyError("The body is not a JSON object.")
     return value
 
 
@@ -40,5 +40,5 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> JsonDict:
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise UnreadableError(f"The name {name[:60]!r} is twice in one object; write each name once.")
+        raise UnreadableBodyError(f"The name {name[:60]!r} is twice in one object; write each name once.")
     return found

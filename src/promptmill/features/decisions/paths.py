@@ -17,7 +17,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.decisions import openai_api, system_one
-from promptmill.features.decisions.bodies import UnreadableError, object_in
+from promptmill.features.decisions.bodies import UnreadableBodyError, object_in
 from promptmill.features.decisions.deciding import Decided, decided
 from promptmill.features.decisions.patience import WAIT_S, NotYetError, Patience
 from promptmill.features.decisions.questions import ClientQuestion, Evidence
@@ -50,7 +50,7 @@ class OpenAIDecisions(ApiPaths):
     async def _answer(self, request: HttpRequest) -> Response:
         try:
             body = await object_in(await request.body())
-        except UnreadableError as error:
+        except UnreadableBodyError as error:
             raise ApiError(400, str(error)) from None
         name = model_of(body)
         evidence, questions = openai_api.read(body)
@@ -93,7 +93,7 @@ class SystemOne(ApiPaths):
         raw = await request.body()
         try:
             body = await object_in(raw)
-        except UnreadableError as error:
+        except UnreadableBodyError as error:
             raise problem(str(error), kind="json_invalid") from None
         name, evidence, questions = system_one.read(body)
         config = await self._calls.config_of(name, request)

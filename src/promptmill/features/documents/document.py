@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.core.request import Fields, Message
-from promptmill.core.sources import PAGE, Source, with_page
+from promptmill.core.sources import PAGE, ValueSource, with_page
 from promptmill.core.whole_words import is_whole
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
@@ -79,7 +79,7 @@ class Document(NamedTuple):
         """Return the location of a piece."""
         return place(self.text, piece)
 
-    def moved(self, source: Source, piece: Piece) -> Source:
+    def moved(self, source: ValueSource, piece: Piece) -> ValueSource:
         """Return a source in a piece as one in the document."""
         if "start" not in source:
             return source

@@ -21,14 +21,14 @@ from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
-from promptmill.core.sources import Source, Sources, changed
+from promptmill.core.sources import Sources, ValueSource, changed
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.differences import DIFFERENT
 from promptmill.features.documents.document import ANY, DECIDE, FIELDS, JOIN, Document, place_of, text_before
-from promptmill.features.documents.merging import Found, Merged, Places
+from promptmill.features.documents.merging import Found, Merged, PieceTexts
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -108,14 +108,14 @@ class LongRows(PlanWork, Step):
         ):
             return await self.following(request, call)
         document, replaces = await asyncio.to_thread(self._row, request, text)
-        reading = Reading(self, request, call, document, replaces, refused)
+        reading = PieceReading(self, request, call, document, replaces, refused)
         cut, first = await self._pieces(reading)
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _pieces(self, reading: Reading) -> tuple[list[Piece], Asked | None]:
+    async def _pieces(self, reading: PieceReading) -> tuple[list[Piece], AskedPiece | None]:
         """Return the pieces of a row, and the outcome of the first piece if it was sent to find their size."""
         if self._size is None:
             with reading.call.hold():  # other rows wait while this row finds the size
@@ -127,7 +127,7 @@ class LongRows(PlanWork, Step):
                 self._learning.release()
         return await asyncio.to_thread(self._cut, reading, self._size), None
 
-    async def _learned(self, reading: Reading) -> tuple[list[Piece], Asked]:
+    async def _learned(self, reading: PieceReading) -> tuple[list[Piece], AskedPiece]:
         """Find the size that the model accepts, with the first piece of a row."""
         size = max(LEAST, cutting.tokens(reading.document.text) // 2)
         while True:
@@ -146,7 +146,7 @@ class LongRows(PlanWork, Step):
         several = len({target.model for target in self.job.spec.targets}) > 1
         return cutting.tokens if several else cutting.count_of(self.job.config)
 
-    def _cut(self, reading: Reading, size: int) -> list[Piece]:
+    def _cut(self, reading: PieceReading, size: int) -> list[Piece]:
         """Return the pieces of a row's document. Blocks."""
         system = text_before(reading.request.conversation.messages)
         return list(reading.document.pieces(size, self.how.repeated(size), self._count, system))
@@ -179,7 +179,7 @@ class LongRows(PlanWork, Step):
         return document, (record.extras.get("details") or {}).get(_REPLACES)
 
 
-class Asked(NamedTuple):
+class AskedPiece(NamedTuple):
     """A piece with its answer or failure."""
 
     piece: Piece
@@ -213,7 +213,7 @@ class Draft(NamedTuple):
 
 
 @dataclass(slots=True)
-class Reading:
+class PieceReading:
     """Reads one row in pieces."""
 
     rows: LongRows
@@ -229,7 +229,7 @@ class Reading:
         """The schema of the answer; None if the answer is a text or a label."""
         return schema_of(self.request.sampling.response_format)
 
-    async def read(self, cut: Sequence[Piece], first: Asked | None = None) -> list[Asked]:
+    async def read(self, cut: Sequence[Piece], first: AskedPiece | None = None) -> list[AskedPiece]:
         """Send several pieces at a time, and return their outcomes in order. `first`: the outcome of the first piece,
         if it was already sent.
 
@@ -247,7 +247,7 @@ class Reading:
         await together([work] * min(len(cut), _AT_ONCE), self.call)
         return [one for at in sorted(found) for one in found[at]]
 
-    async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
+    async def _whole_or_halves(self, piece: Piece, choice: int) -> list[AskedPiece]:
         """Send a piece. If the model refuses it as too long, send its two halves."""
         asked = await self.one(piece, choice)
         if asked.code is not Code.CONTEXT_LENGTH or piece.end - piece.start < 2:
@@ -259,7 +259,7 @@ class Reading:
             for at, half in enumerate(piece.halves(self.document.text, self.rows.how), 1)
         ]
 
-    async def one(self, piece: Piece, choice: int) -> Asked:
+    async def one(self, piece: Piece, choice: int) -> AskedPiece:
         """Return the stored outcome of a piece; without one, send a request and store the answer."""
         request = self.request
         text = self.document.message(piece, ANY if self.schema is None else FIELDS)
@@ -267,7 +267,7 @@ class Reading:
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, self.replaces)
         if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
-            return Asked(piece, self._known(known), name)
+            return AskedPiece(piece, self._known(known), name)
         fields = self._fields_of(piece.of(self.document.text))
         outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice, fields)
         if isinstance(outcome, Completion):
@@ -283,7 +283,7 @@ class Reading:
                 "after": (request.key, request.attempts),
             }
             await self.rows.keep(name, kept)
-        return Asked(piece, outcome, name)
+        return AskedPiece(piece, outcome, name)
 
     def _known(self, known: JsonObject) -> Outcome:
         """Return a stored outcome. It has its usage if a killed run recorded no outcome of the row after it."""
@@ -322,7 +322,7 @@ class Reading:
         self.sent.append(outcome)
         return outcome
 
-    async def whole(self, found: Sequence[Asked]) -> Outcome:
+    async def whole(self, found: Sequence[AskedPiece]) -> Outcome:
         """Return the outcome of the row, with the usage and cost of all its requests.
 
         If a piece failed, the row fails without a last request. The failure keeps the answers of the other pieces.
@@ -362,7 +362,7 @@ class Reading:
             changes["details"] = {**(outcome.details or {}), _REPLACES: self.replaces}
         return replace(outcome, **changes)
 
-    def _failure(self, found: Sequence[Asked]) -> Failure:
+    def _failure(self, found: Sequence[AskedPiece]) -> Failure:
         refused = [(one.piece, one.outcome.error) for one in found if isinstance(one.outcome, Failure)]
         errors = [f"{self.document.place(piece)}: {error.message}" for piece, error in refused]
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
@@ -397,7 +397,7 @@ class Reading:
         at, fields = self.document.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
 
-        def moved(source: Source) -> Source:
+        def moved(source: ValueSource) -> ValueSource:
             return self.document.moved(source, piece) if source.get("column", name) == name else source
 
         return changed(sources, moved)
@@ -415,7 +415,7 @@ class Reading:
             return self.document.text[read[other][0].start : read[one][0].end]
 
         found = [Found(at, _value(answer.text), answer.sources) for at, (_, answer) in enumerate(read)]
-        merged = merging.merged(schema, found, self.rows.how.merge, Places(source, shared))
+        merged = merging.merged(schema, found, self.rows.how.merge, PieceTexts(source, shared))
         self.rows.repeated += merged.repeated
         different = {
             merging.name_of(path): [{"from": place(one), "value": one.value} for one in values]

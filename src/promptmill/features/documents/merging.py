@@ -39,7 +39,7 @@ class Found(NamedTuple):
     """The sources that the answer gives, in the form of `value`."""
 
 
-class Places(NamedTuple):
+class PieceTexts(NamedTuple):
     """The text of the pieces."""
 
     of: Callable[[Found], Any]
@@ -83,7 +83,7 @@ def merged(
     schema: JsonObject,
     found: Sequence[Found],
     how: str,
-    places: Places,
+    places: PieceTexts,
     path: Path = (),
 ) -> Merged:
     """Merge the values of the pieces. `how`: `ask`, `first`, `sum` or `distinct`.
@@ -129,7 +129,7 @@ def _items(one: Found) -> Sequence[Found]:
     return [Found(one.piece, *each) for each in itertools.zip_longest(one.value, sources)]
 
 
-def _all_items(found: Sequence[Found], places: Places) -> Merged:
+def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
     """Join lists of objects. Equal objects are several, as two lines of an invoice are; but one that stands in the text
     that two pieces share was read twice."""
     items: list[Found] = []

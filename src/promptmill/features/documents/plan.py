@@ -32,7 +32,7 @@ from promptmill.jobs.columns.column_names import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 AUTO = "auto"
 _BYTES_PER_TOKEN = 4  # of an answer, estimated
@@ -63,7 +63,7 @@ class Split(Plan):
         merge, prompt = options.get("merge") or "ask", options.get("merge_prompt") or ""
         return cls(how=How(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt))
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
         del question
         if (answers := config.settings.sampling_params.n or 1) > 1:

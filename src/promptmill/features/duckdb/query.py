@@ -24,7 +24,7 @@ from promptmill.core.feature import Format
 from promptmill.core.request import nested
 from promptmill.features.duckdb.duckdb_tables import CLOSED, SUFFIX, alone, connected, literal, stamp
 from promptmill.files.databases import quoted
-from promptmill.files.files import Part, missing
+from promptmill.files.files import InputFile, missing
 from promptmill.files.format_table import all_formats
 from promptmill.files.formats import check_installed, is_url, reading
 from promptmill.files.members import file_of
@@ -78,7 +78,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, stamp(connection, _ROWS)]).encode()).hexdigest()
-        yield InputRows([Part(file)], key, "query")
+        yield InputRows([InputFile(file)], key, "query")
 
 
 def _select(connection: Any, sql: str) -> str:

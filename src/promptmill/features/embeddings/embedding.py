@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
 from promptmill.answering.step import Loading, Sent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
 from promptmill.config.model_config import ModelConfig
@@ -152,10 +152,10 @@ class Embedding(Gathering):
         failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
         return Totals().and_(outcome).on(failure)
 
-    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
         """Return the vectors."""
         return [
-            Part(Completion("", "stop", vectors=(vector,)) if vector else None, self.size(one) + 1)
+            ReplyPart(Completion("", "stop", vectors=(vector,)) if vector else None, self.size(one) + 1)
             for one, vector in zip(requests, reply.vectors, strict=True)
         ]
 

@@ -34,7 +34,7 @@ from promptmill.jobs.rows.template import (
     special_columns,
     template_of,
 )
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 ROWS, COUNT = "rows", "row_count"
 _OPTION = Named("group_by")
@@ -67,8 +67,8 @@ class _Row(NamedTuple):
 
 
 def grouped(
-    source: Input, question: Question, by: str | Sequence[str], folder: Path
-) -> tuple[Question, Iterator[bytes]]:
+    source: Input, question: JobPrompts, by: str | Sequence[str], folder: Path
+) -> tuple[JobPrompts, Iterator[bytes]]:
     """Return the question about the groups of rows with equal values in the columns `by`, and a line of JSON for each.
 
     All rows are read now, into a database in `folder`; the lines are made later. Raises `PromptmillError`
@@ -129,7 +129,7 @@ class _Wanted:
     """The fields with the rows of a group: `rows`, or `rows.text` with one of its columns."""
 
     @classmethod
-    def of(cls, question: Question, by: Sequence[str], columns: Sequence[str], first: Sequence[_Row]) -> _Wanted:
+    def of(cls, question: JobPrompts, by: Sequence[str], columns: Sequence[str], first: Sequence[_Row]) -> _Wanted:
         """Return the columns and lists in the prompts. Raises `PromptmillError` (`invalid_input`) for an unknown
         column, and for a prompt without the rows; it suggests a column that the prompt names, or that has the longest
         texts in the `first` rows."""

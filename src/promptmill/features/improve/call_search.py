@@ -25,7 +25,7 @@ from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut
-from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.features.improve.gold import GoldRow, GoldRows
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
@@ -132,7 +132,7 @@ class CallSearch:
         message = f"The search takes longer than a call may. {_RESUMES}"
         return {"state": progress.RUNNING, "message": message, "step": self.words, "job_id": self._job_id}
 
-    def _search(self, gold: Gold) -> JsonDict:
+    def _search(self, gold: GoldRows) -> JsonDict:
         order = self._order
         series = JobSeries(self._jobs.folders, "improve", order.max_cost, self._caller)
         steps = JobSteps(
@@ -173,7 +173,7 @@ class CallSearch:
 
 def _gold(
     _: Work, *, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule
-) -> Gold:
+) -> GoldRows:
     runtime.limit_computing(_COMPUTING_S)
     found = gold_in(path, column, prompt, labels, encoding=encoding, rule=rule)
     rows = [*found.seen, *found.held_out]
@@ -182,7 +182,7 @@ def _gold(
         raise input_error(f"The labelled rows of {path.name} have more than {MOST_SHARED >> 20} MiB; label fewer.")
     plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
     seen = len(found.seen)
-    return Gold(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)
+    return GoldRows(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)
 
 
 _STEPS: Mapping[str, Callable[..., object]] = {_gold.__name__: _gold}

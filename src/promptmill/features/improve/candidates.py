@@ -12,7 +12,7 @@ from types import MappingProxyType
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.core.wording import cut
-from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.features.improve.gold import GoldRow, GoldRows
 from promptmill.jobs.rows.template import columns_of, places_in
 from promptmill.jobs.store.spec import digest
 
@@ -49,7 +49,7 @@ class Candidate:
     """The name of the candidate from whose mistakes it was written."""
 
 
-def requests(candidate: Candidate, gold: Gold, ways: Sequence[str], system: str = "") -> list[str]:
+def requests(candidate: Candidate, gold: GoldRows, ways: Sequence[str], system: str = "") -> list[str]:
     """Return requests to the strong model to improve `candidate` in these ways. `system`: the system prompt."""
     tag = digest(candidate.prompt, [row.key for row in gold.seen])[:8]
     mistakes = [
@@ -95,7 +95,7 @@ def _in_turns(
     return (mistake for turn in turns for mistake in turn if mistake is not None)
 
 
-def _examples(gold: Gold, mistakes: Sequence[GoldRow], tag: str) -> tuple[list[GoldRow], list[GoldRow]]:
+def _examples(gold: GoldRows, mistakes: Sequence[GoldRow], tag: str) -> tuple[list[GoldRow], list[GoldRow]]:
     """Return examples: one row of each label, and mistakes, `_EXAMPLES` rows in total."""
     usable = [row for row in (*mistakes, *gold.seen) if tag not in _text(row)]
     first = {row.label: row for row in reversed(usable)}
@@ -111,7 +111,7 @@ def prompt_in(reply: str) -> str:
     return (reply[begin + len(_BEGIN) : end] if 0 <= begin < end else reply).strip()
 
 
-def problem_of(prompt: str, base: str, gold: Gold) -> str:
+def problem_of(prompt: str, base: str, gold: GoldRows) -> str:
     """Return the reason why a candidate cannot replace the prompt `base`; `""` if it can.
 
     A candidate must have exactly the placeholders of `base`, so it names neither other columns nor the right labels.

@@ -30,7 +30,7 @@ class GoldRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Gold:
+class GoldRows:
     """The gold rows of an input, without repeated rows."""
 
     labels: Sequence[str]
@@ -44,7 +44,7 @@ class Gold:
     """The number of rows without a right label."""
 
     @classmethod
-    def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> Gold:
+    def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> GoldRows:
         """Return the gold rows for `prompt`. The digest of all cells of a row determines its half, so another prompt
         gets the same halves.
 

@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.core.request import Sampling, with_words
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve import search_text as words
-from promptmill.features.improve.gold import Gold
+from promptmill.features.improve.gold import GoldRows
 from promptmill.features.improve.search import WORSE, YOURS, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.files import disk
@@ -142,7 +142,7 @@ def gold_in(
     *,
     encoding: str | None,
     rule: FileRule | None = None,
-) -> Gold:
+) -> GoldRows:
     """Return the gold rows in a file. `rule`: the file rule for a call, which may not use a file with secrets.
 
     Raises `PromptmillError`.
@@ -153,7 +153,7 @@ def gold_in(
         raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
     if rule is not None:
         check_rows(path.name, rows, rule)
-    return Gold.of(rows, column, prompt, labels)
+    return GoldRows.of(rows, column, prompt, labels)
 
 
 def write_prompt(target: SeriesFile, figures: JsonObject) -> bool:

@@ -19,7 +19,7 @@ from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.features.compare.paired_proportions import INTERVAL, ONE_SIDED, mcnemar_more, paired_interval
 from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, prompt_in, requests
-from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.features.improve.gold import GoldRow, GoldRows
 
 GAIN, CANNOT_TELL, WORSE = "gain", "cannot tell", "worse"
 """The outcomes of the test on held-out rows: the winner is better; the rows do not decide; the winner is worse."""
@@ -32,7 +32,7 @@ _PARENTS = 2
 _FAILED = 0.5
 
 
-class Asker(Protocol):
+class PromptAsker(Protocol):
     """Gets answers from models. Answers are stored, so a repeated call returns the same answers."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
@@ -49,7 +49,7 @@ class Asker(Protocol):
 
 
 def search(
-    gold: Gold, prompt: str, asker: Asker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
+    gold: GoldRows, prompt: str, asker: PromptAsker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
 ) -> JsonDict:
     """Search for a prompt better than `prompt`, and return the figures. `system`: the system prompt, which stays
     unchanged. `tell` is called with the progress.
@@ -94,7 +94,7 @@ def search(
     return figures
 
 
-def _asked(written: Sequence[tuple[str, str, str]], gold: Gold, asker: Asker) -> list[Candidate]:
+def _asked(written: Sequence[tuple[str, str, str]], gold: GoldRows, asker: PromptAsker) -> list[Candidate]:
     answers = asker.labels([prompt for _, prompt, _ in written], gold.seen)
     return [
         Candidate(name, prompt, own, sum(_hits(own, gold.seen)), parent)
@@ -110,8 +110,8 @@ def _written(
     parents: Sequence[Candidate],
     number: int,
     found: Sequence[Candidate],
-    gold: Gold,
-    asker: Asker,
+    gold: GoldRows,
+    asker: PromptAsker,
     *,
     system: str,
     notes: list[str],

@@ -23,7 +23,7 @@ from promptmill.jobs.inputs.short_forms import ListOfRows
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.shape import Shape
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 NUMBER, ROW = "item_number", "row"
 _OPTION = Named("rows_from")
@@ -56,7 +56,7 @@ class Items(Shape):
             )
         return cls(rows_from=lists[0]) if lists else None
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for answers without such a list."""
         del question
         wanted = config.settings.sampling_params.response_format

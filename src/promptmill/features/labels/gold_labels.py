@@ -13,10 +13,10 @@ from promptmill.jobs.rows.template import ROW, check_names, places_in, template_
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.labels import other_labels, right_label
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 
-def check_unasked(question: Question, gold: str) -> None:
+def check_unasked(question: JobPrompts, gold: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) if a prompt may contain the column of the right labels."""
     for text in question.templates:
         names = template_of(text, [*places_in(text), gold]).names

@@ -29,7 +29,7 @@ from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, RunningJo
 from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.stored import Question, Target
+from promptmill.jobs.store.stored import JobPrompts, Target
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
 """The givers of labels. The strong model gives a label because the row was sampled (`SAMPLE`), or because the row was
@@ -44,7 +44,7 @@ class Sure(SureRule):
 
     # ---- admission
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) if answers are not labels, or if a prompt contains right labels."""
         if not self.model and not _has_rows_together(config):
             others = (" or ", Named(TOGETHER, "N")) if TOGETHER in Sampling.model_fields else ()

@@ -26,7 +26,7 @@ from promptmill.jobs.store.labels import label_in, majority
 from promptmill.jobs.store.plan import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.stored import Question, Target, Variant
+from promptmill.jobs.store.stored import JobPrompts, Target, Variant
 from promptmill.options.table import Again
 
 _KEYS = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))
@@ -81,7 +81,7 @@ class Votes(Plan):
         """Return whether a round is resumed; a round from before the job had votes is not."""
         return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the answers are not labels."""
         del question
         check_comparable(config, "votes")

@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, Field, StringConstraints
 
 from promptmill.core.values import JsonDict
-from promptmill.features.openai_server.object_store import Stored
+from promptmill.features.openai_server.object_store import StoredObject
 from promptmill.features.openai_server.stored_files import Expiry
 
 _Name: TypeAlias = Annotated[str, StringConstraints(max_length=64)]
@@ -31,7 +31,7 @@ BEFORE: Mapping[State, frozenset[State]] = {
 _LAST = BEFORE.keys() - frozenset[State]().union(*BEFORE.values())
 
 
-class Counts(BaseModel):
+class LineCounts(BaseModel):
     """The numbers of lines of a batch."""
 
     total: int = 0
@@ -39,7 +39,7 @@ class Counts(BaseModel):
     failed: int = 0
 
 
-class Batch(BaseModel):
+class BatchObject(BaseModel):
     """A batch as clients see it (platform.openai.com/docs/api-reference/batch/object)."""
 
     id: str
@@ -61,7 +61,7 @@ class Batch(BaseModel):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
-    request_counts: Counts = Field(default_factory=Counts)
+    request_counts: LineCounts = Field(default_factory=LineCounts)
     usage: JsonDict | None = None
     metadata: dict[str, str] | None = None
     output_expires_after: Expiry | None = None
@@ -71,13 +71,13 @@ class Batch(BaseModel):
         """Whether the state is final."""
         return self.status in _LAST
 
-    def stored(self, owner: str, request: str) -> Stored:
+    def stored(self, owner: str, request: str) -> StoredObject:
         """Return the batch for the store. `request`: the digest of the client's request."""
         body = self.model_dump_json().encode()
-        return Stored(self.id, "batch", owner, "", 0, None, not self.has_ended, request, body)
+        return StoredObject(self.id, "batch", owner, "", 0, None, not self.has_ended, request, body)
 
 
-class Asked(BaseModel):
+class BatchRequest(BaseModel):
     """The body of a POST request that creates a batch."""
 
     input_file_id: str

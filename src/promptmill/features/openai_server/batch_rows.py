@@ -145,7 +145,7 @@ class FileCheck:
         return {"method": "POST", "url": url, "body": own, "metadata": {"model": asked.model, "body": repeated}}
 
 
-class Results:
+class BatchResults:
     """Writes the output file and the error file of a batch from the rows of its job."""
 
     def __init__(self, endpoint: str, place: Path, folder: Folder, last: str, files: FileRule) -> None:

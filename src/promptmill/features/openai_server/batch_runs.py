@@ -40,13 +40,13 @@ from promptmill.core.bounds import LARGEST_BATCH, MOST_BATCHES
 from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.features.openai_server.batch_objects import BEFORE, Asked, Batch, Counts, State
-from promptmill.features.openai_server.batch_rows import INPUT, FileCheck, Results
+from promptmill.features.openai_server.batch_objects import BEFORE, BatchObject, BatchRequest, LineCounts, State
+from promptmill.features.openai_server.batch_rows import INPUT, BatchResults, FileCheck
 from promptmill.features.openai_server.endpoints import Endpoints
-from promptmill.features.openai_server.object_store import Listing, Stored
+from promptmill.features.openai_server.object_store import Listing, StoredObject
 from promptmill.features.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 from promptmill.files import disk
-from promptmill.files.files import Part
+from promptmill.files.files import InputFile
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.input_rows import InputRows
@@ -116,12 +116,12 @@ class BatchRuns:
         disk.make_private_folder(place)
         return None if is_held(place / "lock") else Lock.take(place / "lock")
 
-    async def create(self, body: JsonDict, owner: str, attempt: int | None) -> Batch:
+    async def create(self, body: JsonDict, owner: str, attempt: int | None) -> BatchObject:
         """Return a new batch; for a repeated request, the batch of the first request.
 
         `attempt`: the number of earlier attempts, as the client reports it; None: unknown. Raises `ApiError`.
         """
-        asked = checked(Asked, body)
+        asked = checked(BatchRequest, body)
         async with self._creating:  # one after another, because a client may repeat a POST before it is answered
             earlier = await asyncio.to_thread(self._store.repeated, owner, asked.digest())
             if earlier is not None and attempt != 0:
@@ -135,7 +135,7 @@ class BatchRuns:
                 await self._adopt(batch.id)
             return batch
 
-    def _new(self, asked: Asked, owner: str) -> Batch:
+    def _new(self, asked: BatchRequest, owner: str) -> BatchObject:
         file = self._files.find(asked.input_file_id, owner, "input_file_id")
         if file.purpose != "batch":
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
@@ -146,9 +146,9 @@ class BatchRuns:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})
         identity, now = f"batch_{secrets.token_hex(12)}", self._files.now()
-        return Batch(**asked.model_dump(), id=identity, created_at=now, expires_at=now + _WINDOW_S)
+        return BatchObject(**asked.model_dump(), id=identity, created_at=now, expires_at=now + _WINDOW_S)
 
-    def find(self, identity: str, owner: str) -> Batch:
+    def find(self, identity: str, owner: str) -> BatchObject:
         """Return an owner's batch. Blocks. Raises `ApiError` 404."""
         found = self._store.get("batch", identity, owner)
         if found is None:
@@ -160,7 +160,7 @@ class BatchRuns:
         found = self._store.page("batch", owner, listing, self._files.now())
         return listed([self._seen(each).model_dump() for each in found], listing.limit)
 
-    def cancel(self, identity: str, owner: str) -> Batch:
+    def cancel(self, identity: str, owner: str) -> BatchObject:
         """Start to cancel a batch, and keep its answers. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
@@ -171,9 +171,9 @@ class BatchRuns:
             raise ApiError(409, message, None, "conflict", no_retry)
         return batch
 
-    def _seen(self, stored: Stored) -> Batch:
+    def _seen(self, stored: StoredObject) -> BatchObject:
         """Return a batch with the counts of its job. Blocks."""
-        batch = Batch.model_validate_json(stored.body)
+        batch = BatchObject.model_validate_json(stored.body)
         if not batch.has_ended:
             with contextlib.suppress(PromptmillError):  # its job has not begun
                 job = status.read(self._job(batch.id))
@@ -187,13 +187,13 @@ class BatchRuns:
         while True:
             try:
                 for stored in await asyncio.to_thread(self._store.open, identity):  # one batch; none if it has ended
-                    await self._run(Batch.model_validate_json(stored.body), stored.owner)
+                    await self._run(BatchObject.model_validate_json(stored.body), stored.owner)
                 return await asyncio.to_thread(self._clean, identity, lock)
             except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # for example, a full disk
                 _log.warning("%s waits: %s", identity, redact(str(error)))
                 await asyncio.sleep(_PAUSES_S[-1])
 
-    async def _run(self, batch: Batch, owner: str) -> None:
+    async def _run(self, batch: BatchObject, owner: str) -> None:
         if batch.status == "validating":
             batch = await self._validate(batch, owner)
         if batch.status in {"in_progress", "cancelling"}:
@@ -201,27 +201,27 @@ class BatchRuns:
         if not batch.has_ended:
             await self._finalize(batch, owner)
 
-    def _batch(self, identity: str) -> Batch:
+    def _batch(self, identity: str) -> BatchObject:
         """Return the stored batch, which has not ended. Blocks."""
         (stored,) = self._store.open(identity)
-        return Batch.model_validate_json(stored.body)
+        return BatchObject.model_validate_json(stored.body)
 
-    def _enter(self, identity: str, state: State, *also: Stored, **changes: Any) -> Batch:
+    def _enter(self, identity: str, state: State, *also: StoredObject, **changes: Any) -> BatchObject:
         """Store the next state of a batch with its time, other changes and new objects; return the batch. Blocks.
 
         If the batch already has a state after `state`, nothing is changed.
         """
 
-        def changed(stored: Stored) -> Stored:
-            batch = Batch.model_validate_json(stored.body)
+        def changed(stored: StoredObject) -> StoredObject:
+            batch = BatchObject.model_validate_json(stored.body)
             if batch.status not in BEFORE[state]:
                 return stored
             entered = batch.model_copy(update={"status": state, f"{state}_at": self._files.now(), **changes})
             return entered.stored(stored.owner, stored.request)
 
-        return Batch.model_validate_json(self._store.change(identity, changed, *also).body)
+        return BatchObject.model_validate_json(self._store.change(identity, changed, *also).body)
 
-    async def _validate(self, batch: Batch, owner: str) -> Batch:
+    async def _validate(self, batch: BatchObject, owner: str) -> BatchObject:
         identity, check = batch.id, FileCheck(batch.endpoint, self._endpoints, owner)
         try:
             await check.run(
@@ -234,11 +234,11 @@ class BatchRuns:
         if check.errors:
             errors = {"object": "list", "data": check.errors}
             return await asyncio.to_thread(self._enter, identity, "failed", errors=errors)
-        counts = Counts(total=check.count, failed=check.refused)
+        counts = LineCounts(total=check.count, failed=check.refused)
         model = check.models[0] if len(check.models) == 1 else None
         return await asyncio.to_thread(self._enter, identity, "in_progress", model=model, request_counts=counts)
 
-    async def _answer(self, batch: Batch, owner: str) -> Batch:
+    async def _answer(self, batch: BatchObject, owner: str) -> BatchObject:
         """Return the batch when its job is finished, or must end because the batch is cancelled or its time is over."""
         folder, tries, due = self._job(batch.id), 0, 0.0
         if batch.request_counts.failed == batch.request_counts.total:  # all lines were refused
@@ -258,17 +258,17 @@ class BatchRuns:
             batch = await asyncio.to_thread(self._batch, batch.id)
         return batch
 
-    async def _resume(self, batch: Batch, owner: str) -> None:
+    async def _resume(self, batch: BatchObject, owner: str) -> None:
         folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
         config = await self._endpoints.resolved_config(batch.model or "")
         jobs, caller = self._jobs(), Caller("", owner)
-        source = InputRows([Part(lines)] if lines.exists() else [], batch.id, "batch")
+        source = InputRows([InputFile(lines)] if lines.exists() else [], batch.id, "batch")
         rows = Rows(written=source, name="batch", job_id=folder.job_id)
         async with jobs.opened(rows, None, {}, CallModels(config), caller) as job:
             await jobs.start(job, caller)
         lines.unlink(missing_ok=True)  # the job has read the rows
 
-    async def _finalize(self, batch: Batch, owner: str) -> None:
+    async def _finalize(self, batch: BatchObject, owner: str) -> None:
         """End the job of a batch. Store the results and the final state."""
         batch = await asyncio.to_thread(self._enter, batch.id, "finalizing")
         folder, counts = self._job(batch.id), batch.request_counts
@@ -281,8 +281,8 @@ class BatchRuns:
             last = "expired"
         await asyncio.to_thread(self._store_results, batch, owner, last)
 
-    def _store_results(self, batch: Batch, owner: str, last: State) -> None:
-        results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last, self._endpoints.files)
+    def _store_results(self, batch: BatchObject, owner: str, last: State) -> None:
+        results = BatchResults(batch.endpoint, self._place(batch.id), self._job(batch.id), last, self._endpoints.files)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
             if batch.request_counts.total:  # not if the batch was cancelled before its file was read completely
@@ -299,7 +299,7 @@ class BatchRuns:
                         purpose=OUTPUT,
                     )
                     self._files.rename(path, file)
-            counts = Counts(
+            counts = LineCounts(
                 total=results.completed + results.failed, completed=results.completed, failed=results.failed
             )
             files = [file.stored(owner) for file in found.values()]

@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.core.values import JsonDict, JsonObject
 
 
-class Choice(NamedTuple):
+class ReplyChoice(NamedTuple):
     """One of the answers to a request."""
 
     text: str
@@ -49,22 +49,22 @@ def tool_call(call: JsonObject) -> JsonDict:
     return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
 
 
-def choices_of(answer: Completion) -> list[Choice]:
+def choices_of(answer: Completion) -> list[ReplyChoice]:
     """Return the answers in `answer`: one, or with `n` several (whose other fields are in `details`)."""
     kept = (answer.details or {}).get("choices") if answer.answers else None
     if kept is None:
-        one = {name: getattr(answer, name) for name in Choice._fields}
+        one = {name: getattr(answer, name) for name in ReplyChoice._fields}
         kept = [one | {"text": text} for text in answer.answers or (answer.text,)]
-    return [_choice(**{name: one[name] for name in Choice._fields}) for one in kept]
+    return [_choice(**{name: one[name] for name in ReplyChoice._fields}) for one in kept]
 
 
 def _choice(
     *, finish_reason: str | None, tool_calls: Sequence[JsonObject], logprobs: JsonObject | None, **texts: Any
-) -> Choice:
+) -> ReplyChoice:
     reason = "tool_calls" if tool_calls and finish_reason != "length" else finish_reason or "stop"
     calls = list(map(tool_call, tool_calls))
     said = None if logprobs is None else {"refusal": None, **logprobs}
-    return Choice(**texts, finish_reason=reason, tool_calls=calls, logprobs=said)
+    return ReplyChoice(**texts, finish_reason=reason, tool_calls=calls, logprobs=said)
 
 
 def probabilities_of(answer: Completion) -> JsonDict:

@@ -39,7 +39,7 @@ PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
 
 
-class Asked(NamedTuple):
+class EndpointRequest(NamedTuple):
     """A request and the settings of its model."""
 
     path: str
@@ -134,7 +134,7 @@ class Endpoints:
         `PromptmillError`."""
         return await self._service.resolved_config(self.config_of(name, ""))
 
-    async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> Asked:
+    async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> EndpointRequest:
         """Return the request that `body` describes, with its model. Raises `ApiError`."""
         name = model_of(body)
         config = self.config_of(name, owner)
@@ -158,9 +158,9 @@ class Endpoints:
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
             request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))
-        return Asked(path, body, name or config.name, request, config, client)
+        return EndpointRequest(path, body, name or config.name, request, config, client)
 
-    async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
+    async def answer(self, asked: EndpointRequest, show: Show | None = None) -> Completion:
         """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:

@@ -49,7 +49,7 @@ _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AN
 _WAIT_S = 5.0  # for another process's write; one of this server takes milliseconds
 
 
-class Stored(NamedTuple):
+class StoredObject(NamedTuple):
     """One object, with the columns of the table."""
 
     id: str
@@ -89,12 +89,12 @@ class ObjectStore:
         # FULL, so that a client's batch survives a power loss
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
 
-    def put(self, new: Stored) -> None:
+    def put(self, new: StoredObject) -> None:
         """Store a new object."""
         with self._transaction() as database:
             database.execute(_PUT, new)
 
-    def get(self, kind: Kind, identity: str, owner: str) -> Stored | None:
+    def get(self, kind: Kind, identity: str, owner: str) -> StoredObject | None:
         """Return an owner's object; None if there is none."""
         found = self._read("SELECT * FROM object WHERE id = ? AND kind = ? AND owner = ?", (identity, kind, owner))
         return next(iter(found), None)
@@ -104,11 +104,13 @@ class ObjectStore:
         with self._reading() as database:
             return {identity for (identity,) in database.execute("SELECT id FROM object WHERE kind = ?", (kind,))}
 
-    def change(self, identity: str, changed: Callable[[Stored], Stored], *also: Stored) -> Stored:
+    def change(
+        self, identity: str, changed: Callable[[StoredObject], StoredObject], *also: StoredObject
+    ) -> StoredObject:
         """Store the result of `changed` for a stored object, and the new objects `also`; nothing if nothing changes."""
         with self._transaction() as database:
             (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
-            stored = Stored._make(row)
+            stored = StoredObject._make(row)
             if (found := changed(stored)) is not stored:
                 database.executemany(_PUT, (*also, found))
         return found
@@ -118,7 +120,7 @@ class ObjectStore:
         with self._transaction() as database:
             database.execute("DELETE FROM object WHERE id = ?", (identity,))
 
-    def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[Stored]:
+    def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[StoredObject]:
         """Return the listed objects that have not expired, plus one if there are more.
 
         Raises `ApiError` 400 if `after` no longer exists: a program that deletes page by page would miss objects.
@@ -129,15 +131,15 @@ class ObjectStore:
         asked |= {"purpose": listing.purpose, "after": listing.after, "limit": listing.limit + 1}
         return self._read(_PAGE, asked)
 
-    def repeated(self, owner: str, request: str) -> Stored | None:
+    def repeated(self, owner: str, request: str) -> StoredObject | None:
         """Return an owner's newest batch whose parameters have this digest."""
         return next(iter(self._read(_REPEATED, (owner, request))), None)
 
-    def open(self, identity: str = "") -> Sequence[Stored]:
+    def open(self, identity: str = "") -> Sequence[StoredObject]:
         """Return the batches that have not ended; with `identity`, only the object with this id."""
         return self._read(_OPEN, (identity, identity))
 
-    def expired(self, now: int) -> Sequence[Stored]:
+    def expired(self, now: int) -> Sequence[StoredObject]:
         """Return the files that have expired."""
         return self._read("SELECT * FROM object WHERE kind = 'file' AND expires <= ?", (now,))
 
@@ -162,6 +164,6 @@ class ObjectStore:
         """Return a separate connection for reading, which waits for no writer."""
         return contextlib.closing(self._connected())
 
-    def _read(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[Stored]:
+    def _read(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[StoredObject]:
         with self._reading() as database:
-            return [*map(Stored._make, database.execute(query, values))]
+            return [*map(StoredObject._make, database.execute(query, values))]

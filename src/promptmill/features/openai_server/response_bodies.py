@@ -11,7 +11,7 @@ from promptmill.core.request import PASSED_ON, TOP_CHOICES, Sampling, marks_in
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_tools
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
-from promptmill.features.openai_server.choices import Choice
+from promptmill.features.openai_server.choices import ReplyChoice
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 """vLLM's older names for the parts of `structured_outputs`."""
@@ -179,12 +179,12 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
     }
 
 
-def cut_of(choice: Choice) -> str | None:
+def cut_of(choice: ReplyChoice) -> str | None:
     """Return the reason why a response is incomplete; None if it is complete."""
     return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(choice.finish_reason)
 
 
-def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: JsonObject) -> JsonDict:
+def finished(response: JsonDict, choice: ReplyChoice, output: list[JsonDict], usage: JsonObject) -> JsonDict:
     """Return the response object with its output."""
     cut = cut_of(choice)
     return response | {
@@ -202,7 +202,7 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
     }
 
 
-def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) -> JsonDict:
+def reply_body(body: JsonObject, choice: ReplyChoice, usage: JsonObject, model: str) -> JsonDict:
     """Return the body of the reply."""
     logprobs = (choice.logprobs or {}).get("content") or ()
     output = [text_item("reasoning", choice.reasoning)] if choice.reasoning else []

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from promptmill.core.errors import redact
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.features.openai_server.batch_objects import Batch
+from promptmill.features.openai_server.batch_objects import BatchObject
 from promptmill.features.openai_server.batch_runs import BatchRuns
 from promptmill.features.openai_server.endpoints import body_of
 from promptmill.features.openai_server.object_store import Listing
@@ -107,7 +107,7 @@ def _json(value: object) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def _shown(batch: Batch) -> Response:
+def _shown(batch: BatchObject) -> Response:
     return _json(batch.model_dump())
 
 

@@ -27,7 +27,7 @@ from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIEL
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
+from promptmill.features.openai_server.object_store import Listing, ObjectStore, StoredObject
 from promptmill.files import disk
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 
@@ -69,10 +69,10 @@ class FileObject(BaseModel):
         """Return the object as a reply shows it."""
         return self.model_dump(exclude_none=True)
 
-    def stored(self, owner: str) -> Stored:
+    def stored(self, owner: str) -> StoredObject:
         """Return the object as the store keeps it."""
         body = orjson.dumps(self.shown())
-        return Stored(self.id, "file", owner, self.purpose, self.bytes, self.expires_at, False, "", body)
+        return StoredObject(self.id, "file", owner, self.purpose, self.bytes, self.expires_at, False, "", body)
 
 
 class StoredFiles:

@@ -24,7 +24,7 @@ from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.features.recipes import run_words
-from promptmill.features.recipes.recipe import Recipe, Step
+from promptmill.features.recipes.recipe import Recipe, RecipeStep
 from promptmill.features.recipes.spending import Search, Spending, StepFigures
 from promptmill.jobs.run.resumption import ChangedError, ChangedInputError
 from promptmill.jobs.run.rows_left import of_rows_left
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 class _Report:
     """A step that has begun."""
 
-    step: Step
+    step: RecipeStep
     title: str
     figures: StepFigures = field(default_factory=StepFigures)
     result: object = None
@@ -120,10 +120,10 @@ class _Steps:
 
     arguments: argparse.Namespace
     recipe: Recipe
-    outputs: Mapping[str, Step]
+    outputs: Mapping[str, RecipeStep]
     spending: Spending
 
-    def _captured(self, step: Step, prepared: Callable[[JsonDict], argparse.Namespace]) -> tuple[int, str]:
+    def _captured(self, step: RecipeStep, prepared: Callable[[JsonDict], argparse.Namespace]) -> tuple[int, str]:
         """Run a command with the arguments that `prepared` returns for accepted changes. Return as `_captured`."""
         changes: JsonDict = {}
         while True:
@@ -136,7 +136,7 @@ class _Steps:
                     raise
                 changes |= change
 
-    def _change(self, error: ChangedError, step: Step, arguments: argparse.Namespace) -> JsonDict | None:
+    def _change(self, error: ChangedError, step: RecipeStep, arguments: argparse.Namespace) -> JsonDict | None:
         """Return the options with which a step accepts a change; None if the user has not accepted it.
 
         An input that an earlier step wrote has changed because the user changed that step.
@@ -146,7 +146,7 @@ class _Steps:
             return {"keep": True} if is_accepted or step.makers(arguments, self.outputs) else None
         return {"again": "all"} if is_accepted else None
 
-    def _refusal(self, error: ChangedError, step: Step) -> PromptmillError:
+    def _refusal(self, error: ChangedError, step: RecipeStep) -> PromptmillError:
         """Return the error for a change that the user has not accepted, with the command that accepts it."""
         again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again"
         keep = "; `keep: true` in the step keeps its answers." if error.may_keep else "."
@@ -204,7 +204,7 @@ class _Run(_Steps):
             corrected = "; correct it, then" if code == USAGE else ";"
             complain(f"{stopped}{corrected}{_RESUMES}{self._resuming()}")
 
-    def _step(self, step: Step) -> int:
+    def _step(self, step: RecipeStep) -> int:
         report = _Report(step, step.words[0])
         self.reports.append(report)
         report.title = step.title(step.arguments())
@@ -225,7 +225,7 @@ class _Run(_Steps):
             say(text.rstrip("\n"))
         return code
 
-    def _ended(self, step: Step, report: _Report) -> tuple[int, str]:
+    def _ended(self, step: RecipeStep, report: _Report) -> tuple[int, str]:
         """Run a step. Return its exit code, and what it printed."""
 
         def prepared(changes: JsonDict) -> argparse.Namespace:
@@ -234,7 +234,7 @@ class _Run(_Steps):
 
         return self._captured(step, prepared)
 
-    def _prepared(self, step: Step, changes: JsonDict) -> argparse.Namespace:
+    def _prepared(self, step: RecipeStep, changes: JsonDict) -> argparse.Namespace:
         """Return the arguments of a step, as a part of this run."""
         is_own = any(map(self.spending.is_own, _outputs(step)))
         owns_output = "is_step" in step.arguments()  # its job knows what it wrote
@@ -303,7 +303,7 @@ class _Plan(_Steps):
             say("\n".join(run_words.plan(found)), wrap=True)
         return code
 
-    def _estimate(self, step: Step) -> tuple[int, JsonDict]:
+    def _estimate(self, step: RecipeStep) -> tuple[int, JsonDict]:
         """Return the exit code of a step's `--dry-run`, and its figures or the reason why it has none."""
         if missing := step.missing(self.outputs):
             maker = self.outputs[missing]
@@ -328,11 +328,11 @@ class _Plan(_Steps):
         return code, {**({"rows": rows} if isinstance(rows, int) else {}), **figures, **reason}
 
 
-def _outputs(step: Step) -> list[Path]:
+def _outputs(step: RecipeStep) -> list[Path]:
     return [home_expanded(name).absolute() for name in step.writes(step.arguments())]
 
 
-def _found(step: Step, spending: Spending, *, is_accepted: bool) -> Search | None:
+def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search | None:
     """Return the search of an earlier run, with whose output the later steps go on; None: the step runs.
 
     The output is a file of the user, who may have edited it. Raises `ChangedError` if the step's options have changed,
@@ -348,7 +348,7 @@ def _found(step: Step, spending: Spending, *, is_accepted: bool) -> Search | Non
     raise ChangedError(Code.INVALID_INPUT, changed, "")
 
 
-def _changed(step: Step, values: JsonDict) -> argparse.Namespace:
+def _changed(step: RecipeStep, values: JsonDict) -> argparse.Namespace:
     """Return the arguments of a step with these values, as far as it takes them."""
     arguments = step.arguments()
     for name, value in values.items():
@@ -357,7 +357,7 @@ def _changed(step: Step, values: JsonDict) -> argparse.Namespace:
     return arguments
 
 
-def _begin_of(step: Step, title: str) -> JsonDict:
+def _begin_of(step: RecipeStep, title: str) -> JsonDict:
     return {"step": step.number, "command": step.command.name, "title": title}
 
 

@@ -16,7 +16,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from promptmill.cli.main import commands
-from promptmill.cli.parser import Pairs, Parser, Several
+from promptmill.cli.parser import PairsAction, Parser, Several
 from promptmill.core.errors import config_error
 from promptmill.core.feature import Command, part
 from promptmill.core.wording import cut, did_you_mean
@@ -27,7 +27,7 @@ OF_RUN = frozenset({"help", "detach", "dry_run", "json", "quiet", "state", "agai
 """The options of a run, which no step has."""
 LIKE_RUN = OF_RUN | {"max_cost", "concurrency", "tier", "price", "overwrite", "api_key", "api_key_env"}
 """The options that change no answer."""
-_REPEATED = (argparse._AppendAction, Several, Pairs)
+_REPEATED = (argparse._AppendAction, Several, PairsAction)
 """Options that are given once for each of their values."""
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 STAND_IN = "one,two"
@@ -158,7 +158,7 @@ def texts_in(node: yaml.Node) -> list[str]:
 def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
     """Return whether an option takes lists or objects (`kind`), as a call or a program gives them."""
     is_repeated = isinstance(action, _REPEATED)
-    if (is_repeated and kind is list) or isinstance(action, Pairs):
+    if (is_repeated and kind is list) or isinstance(action, PairsAction):
         return True
     option = next((each for each in table.options().values() if each.name_on("flag") == flag), None)
     if option is None or option.flag is None or is_repeated != bool(option.flag.action):

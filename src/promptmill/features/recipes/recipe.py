@@ -26,7 +26,7 @@ from promptmill.features.recipes.command_words import (
     texts_in,
     words_of,
 )
-from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, Place, RecipeFile
+from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, RecipeFile, RecipeLine
 from promptmill.files import members
 from promptmill.files.formats import is_url
 from promptmill.jobs.door import decided
@@ -51,7 +51,7 @@ def key_of(named: Named) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RecipeStep:
     """A command of a recipe."""
 
     number: int
@@ -60,7 +60,7 @@ class Step:
     """The command line, from the command's name on."""
     entries: Mapping[str, Entry]
     """The options, those that are shared by all steps among them."""
-    place: Place
+    place: RecipeLine
     digest: str
     """Of the files and the options that affect answers."""
 
@@ -87,7 +87,7 @@ class Step:
         """Return the step's outputs, or else its command and files."""
         return " ".join(self.writes(arguments) or [self.command.name, *self.reads(arguments)])
 
-    def awaited(self, outputs: Mapping[str, Step]) -> list[str]:
+    def awaited(self, outputs: Mapping[str, RecipeStep]) -> list[str]:
         """Return the options that name a file which an earlier step will write."""
         earlier = self._earlier(outputs)
         return [
@@ -96,19 +96,19 @@ class Step:
             if not earlier.keys().isdisjoint(map(_path, texts_in(entry.value)))
         ]
 
-    def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> list[Step]:
+    def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep]) -> list[RecipeStep]:
         """Return the earlier steps that write the rows of this one."""
         earlier = self._earlier(outputs)
         found = [earlier.get(_path(name)) or earlier.get(_file(name)) for name in self.reads(arguments)]
         return [step for step in found if step is not None]
 
-    def named(self, outputs: Mapping[str, Step]) -> list[Step]:
+    def named(self, outputs: Mapping[str, RecipeStep]) -> list[RecipeStep]:
         """Return the earlier steps whose outputs options name."""
         earlier = self._earlier(outputs)
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
         return [step for text in texts if (step := earlier.get(_path(text))) is not None]
 
-    def missing(self, outputs: Mapping[str, Step]) -> str:
+    def missing(self, outputs: Mapping[str, RecipeStep]) -> str:
         """Return the path of a file that an earlier step will write, and which does not exist yet; `""` if none."""
         names = self.reads(self.arguments(self.awaited(outputs)))
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
@@ -116,7 +116,7 @@ class Step:
         earlier = self._earlier(outputs)
         return next((path for path in paths if path in earlier and not Path(path).exists()), "")
 
-    def _earlier(self, outputs: Mapping[str, Step]) -> dict[str, Step]:
+    def _earlier(self, outputs: Mapping[str, RecipeStep]) -> dict[str, RecipeStep]:
         return {path: step for path, step in outputs.items() if step.number < self.number}
 
     @property
@@ -139,7 +139,7 @@ class Recipe:
     """The commands of a file, in their order."""
 
     file: Path
-    steps: Sequence[Step]
+    steps: Sequence[RecipeStep]
     max_cost: float | None
     """The most that all steps together may spend, in US dollars."""
 
@@ -170,15 +170,15 @@ class Recipe:
             files = file_words(entries.command)
             asked = digest(files, {key: its for key, its in words.items() if key not in LIKE_RUN})
             line = [command.name, *files, *(word for its in words.values() for word in its)]
-            steps.append(Step(number, command, line, every, entries.command.place, asked))
+            steps.append(RecipeStep(number, command, line, every, entries.command.place, asked))
         return cls(file, steps, _amount(limit))
 
-    def check(self) -> Mapping[str, Step]:
+    def check(self) -> Mapping[str, RecipeStep]:
         """Check all steps before the first one runs, as far as their files exist. Sends and stores nothing.
 
         Return the step that writes each output, by path. Raises `PromptmillError` with the line.
         """
-        outputs: dict[str, Step] = {}
+        outputs: dict[str, RecipeStep] = {}
         parsed = []
         for step in self.steps:
             unread = step.awaited(outputs)
@@ -199,7 +199,7 @@ class Recipe:
         return outputs
 
     def _check_command(
-        self, step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step], *, is_whole: bool
+        self, step: RecipeStep, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep], *, is_whole: bool
     ) -> None:
         if "command" not in arguments:  # it has no configuration, or reads it later
             return
@@ -236,7 +236,7 @@ def _path(name: str) -> str:
     return os.path.normpath(home_expanded(name).absolute())
 
 
-def _filled(name: str, step: Step, arguments: argparse.Namespace) -> str:
+def _filled(name: str, step: RecipeStep, arguments: argparse.Namespace) -> str:
     """Return the path of an output; if it is a sheet that the step reads and fills, that of the column."""
     column = getattr(arguments, "answer_column", None)
     if not column or _file(name) not in map(_file, step.reads(arguments)):
@@ -249,7 +249,7 @@ def _file(name: str) -> str:
     return _path(str(members.file_of(home_expanded(name))))
 
 
-def _check_order(step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:
+def _check_order(step: RecipeStep, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep]) -> None:
     """Raise `PromptmillError` (`invalid_config`) if a step reads what a later one writes, or what nothing writes."""
     for entry in step.entries.values():
         for text in texts_in(entry.value):
@@ -267,7 +267,7 @@ def _check_order(step: Step, arguments: argparse.Namespace, outputs: Mapping[str
             raise step.place.error(f"there is no file {cut(name, 100)}; {meant}")
 
 
-def _check_jobs(step: Step, outputs: Mapping[str, Step]) -> None:
+def _check_jobs(step: RecipeStep, outputs: Mapping[str, RecipeStep]) -> None:
     """Raise `PromptmillError` (`invalid_config`) if answers are wanted from the file of a step that has no job."""
     entry = step.entries.get("from")
     for text in [] if entry is None else texts_in(entry.value):
@@ -280,7 +280,7 @@ def _check_jobs(step: Step, outputs: Mapping[str, Step]) -> None:
             )
 
 
-def _check_maker(place: Place, step: Step, name: str, maker: Step | None) -> None:
+def _check_maker(place: RecipeLine, step: RecipeStep, name: str, maker: RecipeStep | None) -> None:
     if maker is not None and maker.number > step.number:
         raise place.error(f"{name} is the output of step {maker.number}; put that step before this one.")
 

@@ -22,7 +22,7 @@ _EXAMPLE = "write lines such as `steps:` and `  - bulk: [in.csv, out.csv]`."
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RecipeLine:
     """A line of a recipe."""
 
     file: Path
@@ -30,7 +30,7 @@ class Place:
     """From 1; 0: an option of the command line."""
 
     @classmethod
-    def of(cls, file: Path, node: yaml.Node) -> Place:
+    def of(cls, file: Path, node: yaml.Node) -> RecipeLine:
         """Return the first line of a node."""
         return cls(file, node.start_mark.line + 1)
 
@@ -45,13 +45,13 @@ class Entry:
 
     key: str
     """The key with underscores, as options are named."""
-    place: Place
+    place: RecipeLine
     value: yaml.Node
 
     @classmethod
     def of_run(cls, key: str, text: str) -> Entry:
         """Return the entry for an option of `promptmill run`."""
-        return cls(key, Place(Path("promptmill run"), 0), yaml.ScalarNode("tag:yaml.org,2002:str", text, _START))
+        return cls(key, RecipeLine(Path("promptmill run"), 0), yaml.ScalarNode("tag:yaml.org,2002:str", text, _START))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ class RecipeFile:
 
 def _entries(file: Path, node: yaml.Node, what: str) -> dict[str, Entry]:
     if not isinstance(node, yaml.MappingNode):
-        raise Place.of(file, node).error(f"{what} should be keys and values, such as `bulk: [in.csv, out.csv]`.")
+        raise RecipeLine.of(file, node).error(f"{what} should be keys and values, such as `bulk: [in.csv, out.csv]`.")
     entries: dict[str, Entry] = {}
     for key, value in node.value:
-        place, name = Place.of(file, key), str(key.value).replace("-", "_")
+        place, name = RecipeLine.of(file, key), str(key.value).replace("-", "_")
         if not isinstance(key, yaml.ScalarNode):
             raise place.error(f"a key of {what} should be a text.")
         if name in entries:
@@ -108,6 +108,6 @@ def _entries(file: Path, node: yaml.Node, what: str) -> dict[str, Entry]:
 def _step(file: Path, node: yaml.Node) -> StepEntries:
     entries = _entries(file, node, "a step")
     if not entries:
-        raise Place.of(file, node).error(f"the step is empty; {_EXAMPLE}")
+        raise RecipeLine.of(file, node).error(f"the step is empty; {_EXAMPLE}")
     command, *options = entries.values()
     return StepEntries(command, {each.key: each for each in options})

@@ -1,6 +1,6 @@
 """The report of a job: an HTML file with its figures, course, failures and rows."""
 
-from promptmill.core.feature import Control, Feature, JobAction
+from promptmill.core.feature import Feature, JobAction, StatusArgument
 
 FEATURE = Feature(
     options="promptmill.features.report.options:OPTIONS",
@@ -13,6 +13,8 @@ FEATURE = Feature(
             "promptmill.features.report.command:written",
         ),
     ),
-    controls=(Control("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),),
+    controls=(
+        StatusArgument("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),
+    ),
     after_job={"report": "promptmill.features.report.command:after_job"},
 )

@@ -18,7 +18,7 @@ from promptmill.answers.schema_kinds import kind_of, resolved
 from promptmill.core.bounds import LONGEST_FORM, MOST_PARTS
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling, nested
-from promptmill.core.sources import Source, Sources
+from promptmill.core.sources import Sources, ValueSource
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 NOTE = (
@@ -36,7 +36,7 @@ _FURTHER = frozenset(
 """Keywords whose schemas are about values without quotes: such an object or list has one quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
 """Where an answer has values: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
-Place: TypeAlias = Callable[[str, Any], Source | None]
+Place: TypeAlias = Callable[[str, Any], ValueSource | None]
 """Returns the source of a value with this quote."""
 
 

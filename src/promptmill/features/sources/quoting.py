@@ -18,7 +18,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
-from promptmill.core.sources import Source, with_page
+from promptmill.core.sources import ValueSource, with_page
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
 
@@ -71,7 +71,7 @@ class QuotedAnswers(Step):
             outcome = as_text(outcome, request)
         if isinstance(outcome, Failure) or not outcome.text:
             return outcome
-        texts = Texts.of(request)
+        texts = RowTexts.of(request)
         if len(outcome.text) * texts.length > _SOON:
             async with self._turns:
                 try:
@@ -90,7 +90,7 @@ class _Column(NamedTuple):
     text: Text
 
 
-class Texts:
+class RowTexts:
     """The texts of a row, in which its quotes are looked up."""
 
     def __init__(self, columns: list[_Column]) -> None:
@@ -102,7 +102,7 @@ class Texts:
         """By column and quote: where the last such quote ends, because equal items stand one after another."""
 
     @classmethod
-    def of(cls, request: Request) -> Texts:
+    def of(cls, request: Request) -> RowTexts:
         """Return the texts of a request: its fields or, without fields, its messages apart from the model's, the
         system's and complaints."""
         if request.fields is not None:
@@ -116,7 +116,7 @@ class Texts:
         """Search for no further quotes: the client has left. May be called from any thread."""
         self._is_stopped = True
 
-    def source(self, quote: str, value: Any) -> Source | None:
+    def source(self, quote: str, value: Any) -> ValueSource | None:
         """Return the source of a value with this quote; None for no value."""
         if value is None or value in ("", [], {}):
             return None
@@ -129,11 +129,11 @@ class Texts:
             self._left -= PLACE * (column.text.compared - before)
             if span is not None:
                 self._ends[known] = span.end
-                found = Source(quote=whole[span.start : span.end], start=span.start, end=span.end)
+                found = ValueSource(quote=whole[span.start : span.end], start=span.start, end=span.end)
                 if column.name:
                     found["column"] = column.name
                 return with_page(found, whole)
-        return Source(quote=quote, is_missing=True)
+        return ValueSource(quote=quote, is_missing=True)
 
 
 def _asking(request: Request, form: QuotedForm) -> Request:
@@ -156,7 +156,7 @@ def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:
     return messages[:end], messages[end:]
 
 
-def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: Texts) -> Completion:
+def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: RowTexts) -> Completion:
     """Return the answer without its quotes, and with its sources; a reply without JSON unchanged."""
     reply = outcome.text
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply

@@ -16,7 +16,7 @@ from typing import Self
 import orjson
 
 from promptmill.answering.decided import given_in
-from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
 from promptmill.answering.step import Loading, Sent
 from promptmill.answers.decision import Evidence, evidence_of, instructions_of, words_of
 from promptmill.answers.form import form_of
@@ -119,13 +119,13 @@ class EvidenceTogether(Gathering):
             cost=outcome.cost,
         )
 
-    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
         """Return the answers to rows in a reply."""
         if len(requests) == 1:
-            return [Part(reply)]
+            return [ReplyPart(reply)]
         whole = Form(tuple(each for one in requests for each in self._about(_name(one), one.form)))
         given = given_in(whole, reply)
-        return [Part(self._answer(one, given), self.size(one)) for one in requests]
+        return [ReplyPart(self._answer(one, given), self.size(one)) for one in requests]
 
     def _answer(self, request: Request, given: dict[str, Given]) -> Completion | None:
         form = request.form

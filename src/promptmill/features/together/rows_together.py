@@ -7,7 +7,7 @@ from typing import Self
 
 import orjson
 
-from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
 from promptmill.answering.step import Loading, Sent, path_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
@@ -116,15 +116,15 @@ class RowsTogether(Gathering):
             fields=None,
         )
 
-    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
         """Return the answers to rows in a reply."""
         form = self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
-            return [Part(reply)]
+            return [ReplyPart(reply)]
         answers = form.answers(reply.text, _names(requests), is_cut=reply.finish_reason == "length")
         common = max(0, 4 * reply.usage.prompt_tokens - sum(map(self.size, requests))) // len(requests)
         return [
-            Part(
+            ReplyPart(
                 None if answer is None else Completion(answer, "stop"),
                 common + self.size(one),
                 len(answer or "") + 4 * form.around,
@@ -132,7 +132,7 @@ class RowsTogether(Gathering):
             for one, answer in zip(requests, answers, strict=True)
         ]
 
-    def read(self, request: Request, name: str, reply: Completion) -> Part:
+    def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
         """Return the answer to one row in a reply by batch."""
         form = self._form(request.sampling)
         answer = (
@@ -140,7 +140,7 @@ class RowsTogether(Gathering):
             if isinstance(form, str)
             else form.answers(reply.text, [name], is_cut=reply.finish_reason == "length")[0]
         )
-        return Part(None if answer is None else Completion(answer, "stop"))
+        return ReplyPart(None if answer is None else Completion(answer, "stop"))
 
     def _sent_for(self, request: Request) -> Sent:
         form = self._form(request.sampling)

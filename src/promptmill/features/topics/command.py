@@ -32,7 +32,7 @@ from promptmill.features.topics.finding import LARGE, Finding
 from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import (
     Form,
-    Questions,
+    StepQuestions,
     TopicEstimate,
     TopicJobs,
     check_form,
@@ -127,7 +127,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         return StepModel(its, lambda job: step(its, job), command)
 
     tell = partial(_tell, quiet=arguments.quiet)
-    questions = Questions(prompt, arguments.system, arguments.again)
+    questions = StepQuestions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
         estimates = [TopicEstimate(series, model, questions, fits) for fits in (True, False)]
         return _show_estimate(_estimated(drawn, arguments.most, estimates), configuration, as_json=arguments.json)

@@ -17,7 +17,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import features
 from promptmill.core.wording import counted
-from promptmill.features.topics.drawn import Drawn, Row
+from promptmill.features.topics.drawn import Drawn, DrawnRow
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.manage.bulk_call import run_job
 from promptmill.jobs.manage.bulk_keywords import configuration_of
@@ -103,7 +103,7 @@ class Covering:
         of_sample = sum(at < count for at in places)
         return with_chosen(drawn, sorted(places[at] - count for at in farthest(known, of_sample, more)))
 
-    def _vectors(self, rows: Sequence[Row]) -> Mapping[int, bytes]:
+    def _vectors(self, rows: Sequence[DrawnRow]) -> Mapping[int, bytes]:
         """Return the vectors of rows by their places, as 32-bit floats. Raises `PromptmillError`."""
         from promptmill.features.embeddings.local import encoders
 

@@ -23,7 +23,7 @@ _SEED = "promptmill topics"  # fixed, so that the same command draws the same ro
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DrawnRow:
     """A row with text."""
 
     number: int
@@ -45,15 +45,15 @@ class Drawn:
     """The number of rows of the input, of which `empty` are left out."""
     empty: int
     """The number of rows without text in any cell that the prompt names."""
-    sample: Sequence[Row]
+    sample: Sequence[DrawnRow]
     """Random rows in which topics are found."""
-    held_out: Sequence[Row]
+    held_out: Sequence[DrawnRow]
     """Rows on which topics are tried."""
-    fresh: Sequence[Row]
+    fresh: Sequence[DrawnRow]
     """Further rows, on which topics are tried that were found in held-out rows."""
-    pool: Sequence[Row] = ()
+    pool: Sequence[DrawnRow] = ()
     """Further random rows, of which some may be chosen."""
-    chosen: Sequence[Row] = ()
+    chosen: Sequence[DrawnRow] = ()
     """Rows of an earlier pool that differ from the sample and from each other; topics are found in them, too."""
     covered: int = 0
     """The number of random rows that the sample and the chosen rows cover: the sample and the pool."""
@@ -79,11 +79,11 @@ class Drawn:
         end_of_fresh, pool = sample + 2 * held_out, max(0, min(_TIMES * sample, _MOST_COVERED) - sample)
         numbers, count, empty = random.Random(seed), 0, 0  # noqa: S311 (no secret)
 
-        def keyed() -> Iterator[tuple[float, Row]]:
+        def keyed() -> Iterator[tuple[float, DrawnRow]]:
             nonlocal count, empty
             for count, row in enumerate(itertools.chain(first, every), 1):
                 key = numbers.random()
-                kept = Row(count, {name: row[name] for name in columns if name in row})
+                kept = DrawnRow(count, {name: row[name] for name in columns if name in row})
                 if any(kept.texts):
                     yield key, kept
                 else:

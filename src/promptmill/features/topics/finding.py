@@ -19,12 +19,12 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, listed
 from promptmill.features.compare.paired_proportions import exact_interval
-from promptmill.features.topics.drawn import Drawn, Row
+from promptmill.features.topics.drawn import Drawn, DrawnRow
 from promptmill.features.topics.lists import (
     OF_OTHER,
     OTHER,
     QUOTES,
-    Asked,
+    ListRequest,
     Quote,
     Topic,
     batches,
@@ -50,7 +50,7 @@ _LONGEST_ERROR = 300  # characters
 _MISSED = 0.05  # the probability that a sample misses a topic of the share `may_miss`
 
 
-class Step(NamedTuple):
+class SearchStep(NamedTuple):
     """A step of the search."""
 
     name: str
@@ -60,7 +60,7 @@ class Step(NamedTuple):
     """False: it is taken only if many held-out rows have no topic."""
 
 
-class Asker(Protocol):
+class TopicAsker(Protocol):
     """Gets answers from a model. Answers are stored, so a repeated call returns the same answers."""
 
     @property
@@ -68,11 +68,11 @@ class Asker(Protocol):
         """The text of the first error in the last step; `""` if nothing failed."""
         ...
 
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+    def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
         """Return the replies to requests for lists; None for a request that failed."""
         ...
 
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+    def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
         """Return the labels of rows; `""` for a row that failed."""
         ...
 
@@ -112,7 +112,7 @@ class Finding:
     prompt: str
     most: int
     """The most topics, without `OTHER`."""
-    asker: Asker
+    asker: TopicAsker
     tell: Callable[[str], object] = lambda _: None
     """Called with the words of each step."""
     is_estimate: bool = False
@@ -166,7 +166,7 @@ class Finding:
     # Lists
 
     def _proposed(
-        self, rows: Sequence[Row], chosen: Sequence[Row] = (), *, is_certain: bool = True
+        self, rows: Sequence[DrawnRow], chosen: Sequence[DrawnRow] = (), *, is_certain: bool = True
     ) -> tuple[list[list[Topic]], int]:
         """Return lists of the topics of rows, and the number of random `rows` whose request did not fail."""
         parts = batches(rows)
@@ -176,7 +176,7 @@ class Finding:
         words = f"topics of {counted(len(rows), which)}{'' if is_certain else ' without one'}"
         if chosen:
             words += f", and of {len(chosen):,} that differ from them"
-        replies = self._replies(Step("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
+        replies = self._replies(SearchStep("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
         found = [
             proposed(part, reply) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None
         ]
@@ -200,7 +200,7 @@ class Finding:
             most = self.most if is_last else 2 * self.most  # rare topics of a part may be frequent in others
             asked = [merge(self.prompt, part, most) for part in parts]
             words = f"{counted(len(lists), 'list')} merged into {len(parts):,}, of {most:,} topics at most"
-            replies = self._replies(Step("merged", words, is_certain), asked)
+            replies = self._replies(SearchStep("merged", words, is_certain), asked)
             lists, left_out = [], list[Topic]()
             for part, reply in zip(parts, replies, strict=True):
                 kept, others = (part[:most], part[most:]) if reply is None else merged(part, reply, most)
@@ -214,16 +214,16 @@ class Finding:
 
     def _defined(self, topics: Sequence[Topic], *, is_certain: bool = True) -> list[Topic]:
         asked = definitions(self.prompt, topics)
-        step = Step("defined", f"definitions of {counted(len(topics), 'topic')}", is_certain)
+        step = SearchStep("defined", f"definitions of {counted(len(topics), 'topic')}", is_certain)
         return defined(topics, [reply for reply in self._replies(step, asked) if reply is not None])
 
-    def _replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+    def _replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
         self.tell(step.words)
         replies = self.asker.replies(step, asked)
         self._check_failures(step, sum(reply is None for reply in replies), len(asked), "request")
         return replies
 
-    def _check_failures(self, step: Step, failed: int, count: int, noun: str) -> None:
+    def _check_failures(self, step: SearchStep, failed: int, count: int, noun: str) -> None:
         if not failed:
             return
         words = f"{failed:,} of {counted(count, noun)} failed in the step: {step.words}"
@@ -238,7 +238,7 @@ class Finding:
     def _labelled(
         self,
         topics: Sequence[Topic],
-        rows: Sequence[Row],
+        rows: Sequence[DrawnRow],
         *,
         is_certain: bool = True,
         in_other_order: bool = False,
@@ -246,7 +246,7 @@ class Finding:
     ) -> list[str]:
         which = "remaining row" if is_rest else "held-out row"
         words = f"labels of {counted(len(rows), which)}" + (", in another order" if in_other_order else "")
-        step = Step("labels", words, is_certain)
+        step = SearchStep("labels", words, is_certain)
         defined_labels = [(topic.label, topic.definition) for topic in topics] + [(OTHER, OF_OTHER)]
         if in_other_order:
             defined_labels = other_order(defined_labels, self.drawn.seed)
@@ -256,7 +256,7 @@ class Finding:
         self._check_failures(step, found.count(""), len(rows), "row")
         return found
 
-    def _split(self, topics: Sequence[Topic], rows: Sequence[Row], labels: Sequence[str]) -> list[Topic] | None:
+    def _split(self, topics: Sequence[Topic], rows: Sequence[DrawnRow], labels: Sequence[str]) -> list[Topic] | None:
         """Return the topics with those of the rows without a topic; None if these are few, or have no new topic."""
         others = [row for row, label in zip(rows, labels, strict=True) if label == OTHER]
         answered = len(labels) - labels.count("")
@@ -282,9 +282,9 @@ class Finding:
         self._seen += answered - len(others) + searched  # rows with a topic, and rows in which one was searched
         return self._defined(found, is_certain=False)
 
-    def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[Row, str]]) -> JsonDict:
+    def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[DrawnRow, str]]) -> JsonDict:
         """Return the topics with their shares and quotes, in the order of the trial, with `OTHER` last."""
-        of_label: dict[str, list[Row]] = {}
+        of_label: dict[str, list[DrawnRow]] = {}
         for row, label in every:
             of_label.setdefault(label, []).append(row)
         counts = Counter({label: len(rows) for label, rows in of_label.items() if label})

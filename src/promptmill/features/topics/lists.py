@@ -17,7 +17,7 @@ from typing import NamedTuple
 from promptmill.core.values import JsonDict, JsonObject, composed, json_text
 from promptmill.core.wording import cut
 from promptmill.features.sources.searched_text import Text
-from promptmill.features.topics.drawn import Row
+from promptmill.features.topics.drawn import DrawnRow
 
 OTHER = "other"
 """The label of rows that fit no topic."""
@@ -120,7 +120,7 @@ class Topic:
     definition: str = ""
 
 
-class Asked(NamedTuple):
+class ListRequest(NamedTuple):
     """A request for a list of topics."""
 
     text: str
@@ -158,7 +158,7 @@ def _label_of(text: str) -> str:
     return "" if key_of(label) == OTHER else label
 
 
-def _searched(row: Row) -> list[Text]:
+def _searched(row: DrawnRow) -> list[Text]:
     """Return the cells of a row, as long as a request has them, for `quote_of`."""
     return [Text(text[:_LONGEST_CELL]) for text in row.texts]
 
@@ -172,7 +172,7 @@ def quote_of(text: str, cells: Sequence[Text]) -> str:
     return ""
 
 
-def beginning_of(row: Row) -> str:
+def beginning_of(row: DrawnRow) -> str:
     """Return the first words of a row's first text."""
     return _shortened(next(filter(None, row.texts)).lstrip(_FORMULA))
 
@@ -202,9 +202,9 @@ def _with(topic: Topic, other: Topic) -> Topic:
 # Proposals
 
 
-def batches(rows: Sequence[Row]) -> list[list[Row]]:
+def batches(rows: Sequence[DrawnRow]) -> list[list[DrawnRow]]:
     """Divide rows into batches, each for one request."""
-    found, size = list[list[Row]](), 0
+    found, size = list[list[DrawnRow]](), 0
     for row in rows:
         length = len(_record("id", 1, row))
         if not found or len(found[-1]) >= _IN_BATCH or size + length > _LONGEST_BATCH:
@@ -215,13 +215,13 @@ def batches(rows: Sequence[Row]) -> list[list[Row]]:
     return found
 
 
-def _record(name: str, number: int, row: Row) -> str:
+def _record(name: str, number: int, row: DrawnRow) -> str:
     """Return a row as a line of JSON, whose long cells are cut, with its number under `name`."""
     cells = {name: cut(text, _LONGEST_CELL) for name, text in zip(row.cells, row.texts, strict=True)}
     return json_text({name: number, **cells})
 
 
-def _number_name(batch: Sequence[Row]) -> str:
+def _number_name(batch: Sequence[DrawnRow]) -> str:
     """Return the name of a record's number: `id`, `record_id` or a longer one, which no cell has."""
     name, used = "id", {name for row in batch for name in row.cells}
     while name in used:
@@ -229,7 +229,7 @@ def _number_name(batch: Sequence[Row]) -> str:
     return name
 
 
-def proposal(prompt: str, batch: Sequence[Row]) -> Asked:
+def proposal(prompt: str, batch: Sequence[DrawnRow]) -> ListRequest:
     """Return the request for the topics of a batch of rows. A record's number is its place in the batch, from 1."""
     name = _number_name(batch)
     records = "\n".join(_record(name, number, row) for number, row in enumerate(batch, 1))
@@ -238,10 +238,10 @@ def proposal(prompt: str, batch: Sequence[Row]) -> Asked:
         for n in range(_LIKELY_TOPICS)
     ]
     text = _PROPOSAL.format(count=len(batch), number=name, prompt=prompt, records=records)
-    return Asked(text, _PROPOSED, {"topics": likely})
+    return ListRequest(text, _PROPOSED, {"topics": likely})
 
 
-def proposed(batch: Sequence[Row], reply: JsonObject) -> list[Topic]:
+def proposed(batch: Sequence[DrawnRow], reply: JsonObject) -> list[Topic]:
     """Return the topics in a reply to `proposal`, with those quotes that are in a row of the batch."""
     found, cells = [], [_searched(row) for row in batch]
     for each in reply["topics"]:
@@ -274,12 +274,12 @@ def groups(lists: Sequence[Sequence[Topic]]) -> list[list[Topic]]:
     return found
 
 
-def merge(prompt: str, topics: Sequence[Topic], most: int) -> Asked:
+def merge(prompt: str, topics: Sequence[Topic], most: int) -> ListRequest:
     """Return the request to merge topics into at most `most`."""
     lines = "\n".join(json_text(line) for line in _lines(topics))
     likely = [{"label": topic.label, "ids": [n]} for n, topic in list(enumerate(topics, 1))[-most:]]
     schema = _list_of(2 * most, label=_LABEL, ids=_numbers_of(2 * _IN_MERGE))
-    return Asked(_MERGE.format(most=most, prompt=prompt, topics=lines), schema, {"topics": likely})
+    return ListRequest(_MERGE.format(most=most, prompt=prompt, topics=lines), schema, {"topics": likely})
 
 
 def _lines(topics: Sequence[Topic], first: int = 1) -> Iterator[JsonDict]:
@@ -306,7 +306,7 @@ def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[
 # Definitions
 
 
-def definitions(prompt: str, topics: Sequence[Topic]) -> list[Asked]:
+def definitions(prompt: str, topics: Sequence[Topic]) -> list[ListRequest]:
     """Return the requests to define topics. Each has all labels, and defines `_IN_DEFINITIONS` of them at most."""
     labels = ", ".join(topic.label for topic in topics)
     longest = _text_of(_LONGEST_DEFINITION)
@@ -317,7 +317,7 @@ def definitions(prompt: str, topics: Sequence[Topic]) -> list[Asked]:
         lines = "\n".join(json_text(line) for line in _lines(some, start + 1))
         likely = [{"id": start + n, "definition": "x" * 120} for n in range(1, len(some) + 1)]
         text = _DEFINITIONS.format(prompt=prompt, labels=labels, topics=lines)
-        asked.append(Asked(text, schema, {"topics": likely}))
+        asked.append(ListRequest(text, schema, {"topics": likely}))
     return asked
 
 

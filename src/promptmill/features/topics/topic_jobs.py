@@ -16,9 +16,9 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import config_error
 from promptmill.core.request import APPLIED_NAMES
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.features.topics.drawn import Row
-from promptmill.features.topics.finding import Step
-from promptmill.features.topics.lists import OTHER, SYSTEM, Asked
+from promptmill.features.topics.drawn import DrawnRow
+from promptmill.features.topics.finding import SearchStep
+from promptmill.features.topics.lists import OTHER, SYSTEM, ListRequest
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
 from promptmill.jobs.run.rows_left import of_rows_left
@@ -54,7 +54,7 @@ def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | 
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class StepQuestions:
     """The questions of all steps."""
 
     prompt: str
@@ -71,7 +71,7 @@ class Questions:
         return {"prompt": self.prompt, "system_prompt": self.system_prompt, "again": self.again}
 
 
-def _rows_of(asked: Sequence[Asked]) -> list[JsonDict]:
+def _rows_of(asked: Sequence[ListRequest]) -> list[JsonDict]:
     return [{"request": each.text} for each in asked]
 
 
@@ -81,7 +81,7 @@ class TopicJobs:
 
     series: JobSeries
     model: Callable[[Form], StepModel]
-    questions: Questions
+    questions: StepQuestions
     error: str = ""
     """See `Asker.error`."""
     _labelled: list[tuple[Labels, str]] = field(default_factory=list)
@@ -92,7 +92,7 @@ class TopicJobs:
         labels = labels_of({topic["label"]: topic["definition"] for topic in topics})
         return [job_id for its, job_id in self._labelled if its == labels]
 
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+    def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
         """Return the replies, see `Asker.replies`."""
         model = self.model(asked[0].schema)
         folder = self.series.run(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
@@ -101,7 +101,7 @@ class TopicJobs:
             self.error = f"the reply is no list of topics: {problem}; use a stronger model"
         return _parsed(replies)
 
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+    def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
         """Return the labels, see `Asker.labels`."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
         folder = self.series.run(_job_of(step), cells, options, self.model(labels))
@@ -118,7 +118,7 @@ def _parsed(replies: Sequence[str]) -> list[JsonDict | None]:
     return [orjson.loads(text) if text else None for text in replies]
 
 
-def _job_of(step: Step) -> str:
+def _job_of(step: SearchStep) -> str:
     return f"topics-{step.name}"
 
 
@@ -129,7 +129,7 @@ class TopicEstimate:
 
     series: JobSeries
     model: Callable[[Form], StepModel]
-    questions: Questions
+    questions: StepQuestions
     fits: bool
     """Whether each row has a topic; if not, topics are searched once more."""
     steps: list[JsonDict] = field(default_factory=list)
@@ -139,7 +139,7 @@ class TopicEstimate:
     error: str = ""
     """See `Asker.error`; no step has one."""
 
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+    def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
         """Return likely replies."""
         model, likely = self.model(asked[0].schema), [each.likely for each in asked]
         job = _job_of(step), _rows_of(asked), self.questions.of_lists(), model
@@ -156,7 +156,7 @@ class TopicEstimate:
         self._add(step, found)
         return [*likely]
 
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+    def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
         """Return the first label for each row; `OTHER` if no row has a topic."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
         job = _job_of(step), cells, options, self.model(labels)
@@ -167,7 +167,7 @@ class TopicEstimate:
         label = next(each for each in labels.texts if (each == OTHER) != self.fits)
         return [label] * len(rows)
 
-    def _add(self, step: Step, estimate: JsonObject) -> None:
+    def _add(self, step: SearchStep, estimate: JsonObject) -> None:
         found = of_rows_left(estimate)
         costs = {name: found.get(name) for name in _COSTS}
         self.steps.append({"step": step.words, "is_certain": step.is_certain, "requests": found["requests"], **costs})

@@ -15,8 +15,8 @@ from promptmill.files import disk
 from promptmill.files.files import find, holds_output, opened
 from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_of
 from promptmill.jobs.inputs.whole_files import IS_OUTPUT, FileQuestion, OwnFiles, are_asked_whole, omitted
-from promptmill.jobs.store.order import Reading
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.order import InputReading
+from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.safe_open import real_path
 
 _NOWHERE = Path("/")  # no file
@@ -44,7 +44,7 @@ class TopicRows:
     def _rows(self) -> Iterator[JsonObject]:
         given = [source.absolute() for source in self.sources]
         output = _NOWHERE if self.output is None else real_path(self.output.absolute())
-        reading = Reading.of(encoding=self.encoding)
+        reading = InputReading.of(encoding=self.encoding)
         if are_asked_whole(given, None, [self.prompt], output):
             yield from self._whole(given, output)
             return
@@ -55,7 +55,7 @@ class TopicRows:
 
     def _whole(self, given: Sequence[Path], output: Path) -> Iterator[JsonObject]:
         """Yield a row for each file or mail. A scan has no text."""
-        asked = FileQuestion(Question(templates=(self.prompt,)), "text", self.encoding)
+        asked = FileQuestion(JobPrompts(templates=(self.prompt,)), "text", self.encoding)
         files = OwnFiles(given, output, asked)
         if "content" not in files.question.prompt_only:
             missing = " has no {{content}}, which is the text of each file; topics are found in texts."

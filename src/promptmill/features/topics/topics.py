@@ -15,7 +15,7 @@ from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.covering import Covering
 from promptmill.features.topics.finding import Finding
 from promptmill.features.topics.topic_file import TopicFile
-from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, check_form, longest_of
+from promptmill.features.topics.topic_jobs import Form, StepQuestions, TopicJobs, check_form, longest_of
 from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.short_forms import Labels
@@ -39,7 +39,7 @@ class TopicOptions(SeriesOptions, total=False):
     again: Literal["failed"] | None
 
 
-class Share(NamedTuple):
+class TopicShare(NamedTuple):
     """A share of rows."""
 
     share: float
@@ -49,7 +49,7 @@ class Share(NamedTuple):
     """The number of labelled rows."""
 
     @classmethod
-    def of(cls, figures: JsonObject) -> Share | None:
+    def of(cls, figures: JsonObject) -> TopicShare | None:
         """Return the share in these figures; None without rows."""
         low, high = figures["interval"] or (0.0, 0.0)
         return None if figures["share"] is None else cls(figures["share"], (low, high), figures["rows"])
@@ -60,7 +60,7 @@ class FoundTopic(NamedTuple):
 
     label: str
     definition: str
-    share: Share | None
+    share: TopicShare | None
     quotes: Sequence[str]
     """Words of rows, as they are there."""
 
@@ -76,7 +76,9 @@ class Topics:
     def topics(self) -> Sequence[FoundTopic]:
         """The topics, the most frequent first; the last is "other", for rows that fit none."""
         return [
-            FoundTopic(each["label"], each["definition"], Share.of(each), [quote["text"] for quote in each["quotes"]])
+            FoundTopic(
+                each["label"], each["definition"], TopicShare.of(each), [quote["text"] for quote in each["quotes"]]
+            )
             for each in words.by_share(self.figures["topics"])
         ]
 
@@ -92,14 +94,14 @@ class Topics:
         return jobs
 
     @property
-    def no_label(self) -> Share | None:
+    def no_label(self) -> TopicShare | None:
         """The share of held-out rows that fit no topic."""
-        return Share.of(self.figures["no_label"])
+        return TopicShare.of(self.figures["no_label"])
 
     @property
-    def stability(self) -> Share | None:
+    def stability(self) -> TopicShare | None:
         """The share of held-out rows with the same label if the labels are in another order."""
-        return Share.of(self.figures["stability"])
+        return TopicShare.of(self.figures["stability"])
 
     @property
     def cost(self) -> float | None:
@@ -184,7 +186,7 @@ def topics(
             return StepModel(its, run)
 
         series = JobSeries(folders, "topics", max_cost)
-        questions, warn = Questions(prompt, given.get("system", ""), again), warning_caller()
+        questions, warn = StepQuestions(prompt, given.get("system", ""), again), warning_caller()
         with file_of(rows) as path:
             read = TopicRows([path], prompt, given.get("encoding"), None if target is None else target.path)
             drawn = read.drawn(sample, held_out)

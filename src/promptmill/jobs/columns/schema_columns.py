@@ -35,7 +35,7 @@ class UnreadableAnswerError(ValueError):
     """The answer is not JSON, because the model did not follow the schema."""
 
 
-class Labels(list[str]):
+class LabelList(list[str]):
     """Several labels of one answer. A cell shows them as `service; price`; JSON and Parquet have a list."""
 
 
@@ -138,14 +138,14 @@ class SchemaColumns:
 
     def typed(self, key: str, value: Any) -> Any:
         """Return the value of a field for the cell of a table. The text of a date or a time becomes a `SheetDate`; a
-        list of choices becomes `Labels`, unless a choice contains the separator."""
+        list of choices becomes `LabelList`, unless a choice contains the separator."""
         if isinstance(value, str):
             return value if self._date(key, value) is None else SheetDate(value)
         choices = resolved(self._fields[self.names[key]].get("items"), self._schema).get("enum")
         if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
             return value
         is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
-        return Labels(value) if is_clear else value
+        return LabelList(value) if is_clear else value
 
     def _date(self, key: str, value: Any) -> dt.date | dt.time | None:
         """Return the date or the time in a column; None for any other value."""

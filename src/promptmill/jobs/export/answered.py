@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from promptmill.backends.protocol import Failure
 from promptmill.core import values
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.sources import Source, changed
+from promptmill.core.sources import ValueSource, changed
 from promptmill.core.values import JsonObject, cell_text, json_text
 from promptmill.files import json_values
 from promptmill.jobs.inputs.question_columns import distinct
@@ -117,12 +117,12 @@ def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
         return record
     columns = _columns(spec, row)
 
-    def kept(source: Source) -> Source:
+    def kept(source: ValueSource) -> ValueSource:
         name = source.get("column")
         if name is None or (name not in columns and row.line is not None):  # the text of a file is no column
             return source
         is_there = cell_text(columns.get(name, ""))[source["start"] : source["end"]] == source["quote"]
-        return source if is_there else Source(quote=source["quote"])
+        return source if is_there else ValueSource(quote=source["quote"])
 
     extras = record.extras
     sources = changed(extras["sources"], kept)

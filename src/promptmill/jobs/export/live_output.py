@@ -17,7 +17,7 @@ from promptmill.jobs.columns.column_names import compared_in, possible_names, un
 from promptmill.jobs.columns.remarks import notes
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
-from promptmill.jobs.export.text import Form, OwnValues
+from promptmill.jobs.export.text import OutputForm, OwnValues
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -70,7 +70,7 @@ class LiveOutput:
                 with formats.compressed(self._out, formats.compression_of(self._name)) as content:
                     find = partial(self._find, folder, content)
                     rows = answered_rows(folder.store, spec, find, 0, end)
-                    output.write_rows(content, Form([folder.store], spec, output_format), rows)
+                    output.write_rows(content, OutputForm([folder.store], spec, output_format), rows)
                 self._out.flush()
             except HaltedError:
                 pass

@@ -36,7 +36,7 @@ from promptmill.files.format_table import of_output
 from promptmill.jobs.columns.column_names import EXTRA_FIELDS
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer, outcomes_so_far
 from promptmill.jobs.export.batch_output import Ids
-from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
+from promptmill.jobs.export.text import OutputForm, TextForm, cell, write_lines, write_mappings
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
@@ -88,7 +88,7 @@ def write_output(
         partial, warning = write([store], spec, target, rows, end)
         answers = stamp_of_answers(partial, spec) if spec.fills_input else None
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied, answers=answers)
-    form = Form([store], spec, spec.output.kind)
+    form = OutputForm([store], spec, spec.output.kind)
     blocks = _Blocks(store, spec, form, part(lines)(form), own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
@@ -130,7 +130,7 @@ def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
 
     Raises as `JobDatabase` does.
     """
-    form, name = Form([store], spec, spec.output.kind), spec.input.style.sheet
+    form, name = OutputForm([store], spec, spec.output.kind), spec.input.style.sheet
     with tempfile.TemporaryFile(dir=store.path.parent) as written:
         write_rows(written, form, answered_rows(store, spec, outcomes_so_far))
         known, (file, _) = _read_sheet(written, ""), members.split(spec.output.path)
@@ -185,7 +185,7 @@ def check_target(
     kind, file = formats.format_of_output(target, spec.input.format), members.file_of(target)
     if not kind.has_tables:  # reading has checked the width of other tables
         return
-    own, added = Form(stores, spec, kind).possible_columns(extra)
+    own, added = OutputForm(stores, spec, kind).possible_columns(extra)
     if file.exists():
         try:
             with file.open("r+b"):  # refused by Windows while another program has the file open
@@ -214,7 +214,7 @@ def write(
         from promptmill.jobs.export.workbook_file import check_fits  # imported on use: few jobs write a workbook
 
         check_fits(sum(map(shape.rows_in, stores)))
-    form = Form(stores, spec, kind)
+    form = OutputForm(stores, spec, kind)
     with partial_file(spec, target) as (partial, out):
         if kind.database:
             _write_table(partial, members.split(target)[1], form, answered)
@@ -237,7 +237,7 @@ def _notes(stores: Sequence[JobDatabase], spec: JobSpec, kind: Format, end: int)
     return " ".join(filter(None, sentences))
 
 
-def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+def write_rows(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write rows into a file; return a warning or `""`. `target`: see `WorkbookWriter.write`.
 
     Raises as `answered`, and `OSError`.
@@ -305,7 +305,9 @@ class _Blocks:
     the blocks whose rows have changed since then (see `binding`).
     """
 
-    def __init__(self, store: JobDatabase, spec: JobSpec, form: Form, text: TextForm, own: OutputRecord | None) -> None:
+    def __init__(
+        self, store: JobDatabase, spec: JobSpec, form: OutputForm, text: TextForm, own: OutputRecord | None
+    ) -> None:
         self._store, self._spec, self._divided, self._text = store, spec, form.divided, text
         header = map(repr, spec.input.header)  # also the names of fields in rows of JSON
         names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape), *header])
@@ -432,7 +434,7 @@ def _place(partial: Path, target: Path) -> None:
         partial.unlink()
 
 
-def _write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
+def _write_table(path: Path, table: str, form: OutputForm, answered: Iterable[AnsweredRow]) -> None:
     """Write rows into a table of the new database at `path`."""
     columns = form.header
     rows = ([_sql_value(value) for value in form.values(each)] for each in form.rows(answered))

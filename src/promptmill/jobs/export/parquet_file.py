@@ -20,7 +20,7 @@ from promptmill.files.parquet import unit_of, unpacked_schema, without_nanosecon
 from promptmill.jobs.columns.column_names import PROBABILITY, check_width
 from promptmill.jobs.columns.schema_columns import PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.text import AnswerValues, Form, cell
+from promptmill.jobs.export.text import AnswerValues, OutputForm, cell
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.plan import JobSpec
 
@@ -43,7 +43,7 @@ _EXACT = 1 << 53  # a float holds every whole number up to this
 _MOST_PARTS = 100  # max fields of an object type; the names in a larger object are probably data
 
 
-def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write rows with their answers, for a table of a database or as a file; return no warning. Raises `OSError`, and
     the errors of `answered`."""
     from pyarrow import parquet
@@ -56,7 +56,7 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], t
     return ""
 
 
-def write_arrow(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+def write_arrow(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write rows with their answers as a file of Arrow, which programs map into memory; return no warning. Raises as
     `write_parquet` does."""
     import pyarrow as pa
@@ -69,7 +69,7 @@ def write_arrow(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], tar
     return ""
 
 
-def _tables(form: Form, answered: Iterable[AnsweredRow], *, is_for_database: bool) -> tuple[Any, Iterator[Any]]:
+def _tables(form: OutputForm, answered: Iterable[AnsweredRow], *, is_for_database: bool) -> tuple[Any, Iterator[Any]]:
     """Return the schema of rows with their answers, and their tables of Arrow, a group of rows each."""
     import pyarrow as pa
 
@@ -162,7 +162,7 @@ class _ArrowColumns:
 class _TypedColumns:
     """The columns of an input that is not Parquet. A column's type is the type of its values in all rows."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: OutputForm) -> None:
         self._own, self._types = form.own, ColumnTypes()
         if form.spec.input.format == "batch" or form.spec.input.kind.rows == "texts":
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})

@@ -29,7 +29,7 @@ from promptmill.files.formats import plain
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, check_width
 from promptmill.jobs.columns.column_values import answer_fields
-from promptmill.jobs.columns.schema_columns import Labels
+from promptmill.jobs.columns.schema_columns import LabelList
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.inputs.question_columns import distinct
@@ -200,7 +200,7 @@ class AnswerValues:
         return {name: values_[name] for name in self._variants}
 
 
-class Form:
+class OutputForm:
     """The columns and values of an output, for the rows in some databases."""
 
     def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: Format) -> None:
@@ -279,7 +279,7 @@ class TextForm:
     """The bytes before the first row."""
 
 
-def text_form(form: Form) -> TextForm:
+def text_form(form: OutputForm) -> TextForm:
     """Return the text form of an output."""
     spec, own, answers = form.spec, form.own, form.answers
     if delimiter := form.format.delimiter:
@@ -306,7 +306,7 @@ def write_lines(out: IO[bytes], text: TextForm, answered: Iterable[AnsweredRow])
         write(row(each))
 
 
-def write_array(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+def write_array(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write an array of JSON, with a row in each line; return no warning. Raises as `write_lines` does."""
     del target
     write, row, separator = out.write, text_form(form).row, b"[\n"
@@ -317,7 +317,9 @@ def write_array(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], tar
     return ""
 
 
-def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
+def write_mappings(
+    out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None
+) -> None:
     """Write an output with a feature's function `Format.write`, which takes rows as mappings and a path.
 
     Raises `OSError`; the errors of `answered`; `PromptmillError` (`storage`) for other errors of the feature.
@@ -402,7 +404,7 @@ def cell(value: Any) -> str:
     """Return a value as a CSV cell: a text unchanged, labels joined, bytes as base64, other values as JSON."""
     if value is None:
         return ""
-    if isinstance(value, Labels):
+    if isinstance(value, LabelList):
         return "; ".join(value)
     if isinstance(value, str):
         return value

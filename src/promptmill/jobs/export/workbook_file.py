@@ -24,7 +24,7 @@ from promptmill.core.errors import input_error
 from promptmill.files import members, xlsx
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.filled_sheet import FilledSheet
-from promptmill.jobs.export.text import Form
+from promptmill.jobs.export.text import OutputForm
 from promptmill.jobs.export.workbook_xml import (
     LONGEST_CELL,
     MEASURED,
@@ -124,7 +124,9 @@ def check_fits(rows: int) -> None:
         raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
 
 
-def write_workbook(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+def write_workbook(
+    out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None
+) -> str:
     """Write the rows of a job into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write` does."""
     writer = WorkbookWriter(form)
     writer.write(out, answered, target)
@@ -134,7 +136,7 @@ def write_workbook(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
 class WorkbookWriter:
     """Writes the rows of a job into a workbook."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: OutputForm) -> None:
         self._spec, self._form = form.spec, form
         self.cut = 0
         """The number of cells that were shortened to Excel's limit."""

@@ -30,7 +30,7 @@ from promptmill.jobs.inputs.question_columns import (
 )
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.batch_lines import is_batch
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
@@ -109,7 +109,7 @@ def _check_text(files: InputFiles, kind: str) -> None:
         raise input_error(f"The input file {path.name} is {what}.")
 
 
-def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
+def check_columns(question: JobPrompts, input_format: str, files: InputFiles) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
     if of_input(input_format).is_table:
         try:
@@ -120,7 +120,9 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
         check_first_objects(question, first_rows(files, input_format), files.parts[0].path)
 
 
-def _of_beginning(error: PromptmillError, files: InputFiles, question: Question, input_format: str) -> PromptmillError:
+def _of_beginning(
+    error: PromptmillError, files: InputFiles, question: JobPrompts, input_format: str
+) -> PromptmillError:
     """Return an error with the encoding of the file, if it is likely the cause.
 
     It is the encoding in which the first line has the columns of the prompt, or that of the file's first bytes.

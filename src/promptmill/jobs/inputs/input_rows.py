@@ -21,7 +21,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.files import disk
-from promptmill.files.files import Part
+from promptmill.files.files import InputFile
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders
@@ -37,7 +37,7 @@ _BLOCK = 1 << 20
 class InputRows(NamedTuple):
     """Rows from standard input, from a program, or from a URL."""
 
-    parts: Sequence[Part]
+    parts: Sequence[InputFile]
     """Temporary files with the rows; empty if the job has already read equal rows."""
     key: str
     """The digest of the rows' content."""
@@ -60,7 +60,7 @@ def written(
             for block in blocks:
                 content.update(block)
                 out.write(block)
-        yield InputRows([Part(file)], content.hexdigest(), name, has_lines)
+        yield InputRows([InputFile(file)], content.hexdigest(), name, has_lines)
 
 
 @contextlib.contextmanager

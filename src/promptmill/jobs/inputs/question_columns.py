@@ -19,7 +19,7 @@ from promptmill.files.row import Headed, Input
 from promptmill.jobs.rows.questions import Questions
 from promptmill.jobs.rows.row_lines import CONTENT, IMAGES, NAMES
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 
 _LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
 _PROMPTS = frozenset({"prompt", "messages"})
@@ -29,7 +29,7 @@ _IDENTIFIES = re.compile(r"(?i)(^|[\W_])(id|index|key|nr|no|number|row)$")  # a 
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
-def questions_of(question: Question, input_format: str, names: Sequence[str]) -> list[Questions]:
+def questions_of(question: JobPrompts, input_format: str, names: Sequence[str]) -> list[Questions]:
     """Return the questions to ask for each row, one for each prompt.
 
     `names`: the columns of a table; for objects, the fields that the templates name.
@@ -45,7 +45,7 @@ def questions_of(question: Question, input_format: str, names: Sequence[str]) ->
     return [_of_template(text, question, input_format, names, fields) for text in question.templates]
 
 
-def questions_in(question: Question, input_format: str, source: Input, fields: Sequence[str] = ()) -> list[Questions]:
+def questions_in(question: JobPrompts, input_format: str, source: Input, fields: Sequence[str] = ()) -> list[Questions]:
     """Return the questions of an input, see `questions_of`. `fields`: the fields of objects that the templates name.
 
     If a column is missing but a later row looks like the header, the error suggests that row.
@@ -67,13 +67,13 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
         raise input_error(*error.parts, f" Row {fitting[0]} has it: ", Named("header_row", fitting[0]), shown) from None
 
 
-def _lacks_prompts(question: Question, header: Sequence[str]) -> bool:
+def _lacks_prompts(question: JobPrompts, header: Sequence[str]) -> bool:
     """Return whether no prompt is given, and a table with this readable header has no column of prompts."""
     is_given = question.templates or question.column is not None
     return not is_given and not _PROMPTS & {*header} and all(map(is_utf8, header))
 
 
-def named_columns(question: Question) -> set[str]:
+def named_columns(question: JobPrompts) -> set[str]:
     """Return the columns that a question names. Of templates with names of several words, whose columns are unknown
     here, none."""
     names = {name for name in (question.column, question.image_column) if name is not None}
@@ -83,7 +83,7 @@ def named_columns(question: Question) -> set[str]:
     return names
 
 
-def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:
+def _fits(question: JobPrompts, input_format: str, names: Sequence[str]) -> bool:
     try:
         questions_of(question, input_format, names)
     except PromptmillError:
@@ -92,7 +92,7 @@ def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:
 
 
 def _of_template(
-    text: str, question: Question, input_format: str, header: Sequence[str], fields: frozenset[str]
+    text: str, question: JobPrompts, input_format: str, header: Sequence[str], fields: frozenset[str]
 ) -> Questions:
     names = ["text", *header] if input_format == "txt" else header
     if of_input(input_format).is_table and not text.isascii() and not all(map(is_utf8, header)):
@@ -121,7 +121,7 @@ def _of_template(
     )
 
 
-def _of_columns(question: Question, input_format: str, header: Sequence[str], read: frozenset[str]) -> Questions:
+def _of_columns(question: JobPrompts, input_format: str, header: Sequence[str], read: frozenset[str]) -> Questions:
     column = question.column
     if not of_input(input_format).is_table:
         return Questions()
@@ -162,7 +162,7 @@ def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
     return sorted({column for one in questions for column in one.columns or ()})
 
 
-def check_first_objects(question: Question, objects: Iterable[JsonObject], path: Path) -> None:
+def check_first_objects(question: JobPrompts, objects: Iterable[JsonObject], path: Path) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or if the template names an unknown column.
 
     `objects`: the first rows of the file `path`. If only some rows lack a prompt, only these rows fail.
@@ -236,7 +236,7 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(new_names)
 
 
-def _images_of(question: Question) -> set[str]:
+def _images_of(question: JobPrompts) -> set[str]:
     return set() if question.image_column is None else {question.image_column}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.json_lines import row_of, with_columns
 from promptmill.files.row import WHOLE, Extent, Stretch, Style, Window
 from promptmill.jobs.inputs.input_rows import lines_of
@@ -37,7 +37,7 @@ class ReadRows:
                 yield Stretch([row_of(*each) for each in enumerate(whole, n)], Extent(rows=len(page)))
                 n += len(page)
 
-    def _lines(self, at: int, file: Part) -> Iterator[bytes]:
+    def _lines(self, at: int, file: InputFile) -> Iterator[bytes]:
         """Yield the rows of a file as JSON. Raises `OSError`; `PromptmillError` for all errors of the feature."""
         name = file.path.name
         try:

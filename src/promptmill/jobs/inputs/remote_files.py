@@ -75,7 +75,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
         with errors_of(urls[0]):
             for (fs, path, key, url), target in zip(objects, names, strict=True):
                 _fetch(fs, path, key, url, target, place=place, say=say)
-        parts = [files.Part(names[0])] if is_single else files.find([place], place / "output")
+        parts = [files.InputFile(names[0])] if is_single else files.find([place], place / "output")
         yield InputRows(parts, digest, name)
 
 

@@ -52,7 +52,7 @@ from promptmill.files.formats import reading
 from promptmill.images import pdf
 from promptmill.images.pages import tiff_pages
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.stored import Question
+from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, real_path
 from promptmill.system.subprocesses import Halt
@@ -117,7 +117,9 @@ def _command_in(error: PromptmillError) -> Words:
     return (" (", *error.remedy, ")") if error.code is Code.MISSING_DEPENDENCY else ()
 
 
-def _question_of(question: Question, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool) -> Question:
+def _question_of(
+    question: JobPrompts, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool
+) -> JobPrompts:
     """Return the question for whole files. Its prompts use the files' texts, the files as images, or both.
 
     `files`: the files, which are read later.
@@ -321,7 +323,7 @@ class RowFiles(FoundFiles):
 class FileQuestion(NamedTuple):
     """The question about each file, and the form in which files are sent."""
 
-    question: Question
+    question: JobPrompts
     as_pdf: PdfForm | None = None
     encoding: str | None = None
     """The encoding of files that are not UTF-8."""

@@ -34,7 +34,7 @@ from promptmill.jobs.caller import CallModels, CallWork
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.manage import prune
-from promptmill.jobs.manage.call_limits import Place
+from promptmill.jobs.manage.call_limits import JobPlace
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress
@@ -138,7 +138,7 @@ class DeadlineCall:
             if not writing.exception():
                 self._held.callback(discard, writing.result())
 
-    async def _run_of(self, job: Job, place: Place) -> PromptmillError:
+    async def _run_of(self, job: Job, place: JobPlace) -> PromptmillError:
         """Run the job until its end or the limit. Return the error of items without an outcome."""
         run = self._run = asyncio.ensure_future(door.run(job, self._service, call=self._work.call))
         await asyncio.wait({run}, timeout=self._left_s)
@@ -147,7 +147,7 @@ class DeadlineCall:
             return error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
         return await self._deferred(job, lambda: _make_durable(job), lambda: self._running_jobs.adopt(job, run, place))
 
-    async def _put_off(self, job: Job, place: Place) -> PromptmillError:
+    async def _put_off(self, job: Job, place: JobPlace) -> PromptmillError:
         """Close the job, which got no place in time. Return the error for its items."""
 
         def close() -> None:

@@ -20,7 +20,7 @@ _FILES = 8  # open files of a running job: lock, input, database (2), its log an
 _FILES_SHARE = 4  # jobs get 1/4 of the descriptors: HTTP clients have 1/2, and endpoints need some
 
 
-class Places:
+class JobPlaces:
     """The places for jobs that run in this process, and the queue for them.
 
     ```
@@ -35,16 +35,16 @@ class Places:
         """`is_shared`: a session gets at most half of the places, so its long jobs leave room for other sessions."""
         self._count = count
         self._count_of_session = (count + 1) // 2 if is_shared else count
-        self._places: list[Place] = []
+        self._places: list[JobPlace] = []
         """The places of running and waiting jobs, in order of arrival."""
 
     @classmethod
-    def of_process(cls, *, is_shared: bool) -> Places:
+    def of_process(cls, *, is_shared: bool) -> JobPlaces:
         """Return places for as many jobs as this process has descriptors for."""
         count = min(MOST_OPEN, descriptors(MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
         return cls(max(1, count), is_shared=is_shared)
 
-    def take(self, session: str) -> Place:
+    def take(self, session: str) -> JobPlace:
         """Return a place for a job of `session`. The place may still be in the queue.
 
         Raises `PromptmillError` (`rate_limited`) if too many jobs are in progress.
@@ -58,12 +58,12 @@ class Places:
                 f"Too many tasks of {whose} are in progress ({count:,}); nothing was sent.",
                 "Try again when some of them have ended.",
             )
-        place = Place(session, self)
+        place = JobPlace(session, self)
         self._places.append(place)
         self._fill()
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: JobPlace) -> None:
         """Remove a place."""
         if place in self._places:
             self._places.remove(place)
@@ -79,10 +79,10 @@ class Places:
             min(allowed, key=lambda place: running[place.session]).entry.set()  # on a tie, the oldest
 
 
-class Place:
-    """The place of one job, from `Places.take` to `leave`."""
+class JobPlace:
+    """The place of one job, from `JobPlaces.take` to `leave`."""
 
-    def __init__(self, session: str, places: Places) -> None:
+    def __init__(self, session: str, places: JobPlaces) -> None:
         self.session, self._places = session, places
         self.entry = asyncio.Event()
         """Set when the job may open its files."""

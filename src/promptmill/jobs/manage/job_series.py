@@ -23,7 +23,7 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Shown
+from promptmill.jobs.store.order import OrderTexts
 from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
@@ -106,7 +106,7 @@ class JobSeries:
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         owner = None if self.caller is None else self.caller.owner or None
-        shown = Shown(command=[*model.command], reason=self.reason)
+        shown = OrderTexts(command=[*model.command], reason=self.reason)
         asked = Rows(blocks=lines, name=name, owned_by=owner)
         options = {**options, "max_cost": left}
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)

@@ -21,7 +21,7 @@ from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.manage import child_step, prune
-from promptmill.jobs.manage.call_limits import Place, Places, Readers
+from promptmill.jobs.manage.call_limits import JobPlace, JobPlaces, Readers
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
@@ -60,7 +60,7 @@ class RunningJobs:
         self._apart = child_step.OtherProcess(self._places)
         self._runners = 0
         """The number of processes that run jobs for this process."""
-        self.places = Places.of_process(is_shared=service.is_shared)
+        self.places = JobPlaces.of_process(is_shared=service.is_shared)
 
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
         """Return the status of one job, or of the newest jobs: `{"jobs": […], "more": the number of other jobs}`.
@@ -215,7 +215,7 @@ class RunningJobs:
         await self.resume(spec.job_id, config, caller)
         return status.read(folder)
 
-    def run_later(self, job_id: str, config: ModelConfig, place: Place) -> asyncio.Task[None]:
+    def run_later(self, job_id: str, config: ModelConfig, place: JobPlace) -> asyncio.Task[None]:
         """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits."""
         waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, config))
 
@@ -229,7 +229,7 @@ class RunningJobs:
         self._show(job_id)
         return waiting
 
-    async def _run_in(self, place: Place, job_id: str, config: ModelConfig) -> None:
+    async def _run_in(self, place: JobPlace, job_id: str, config: ModelConfig) -> None:
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
             await place.entry.wait()
@@ -245,7 +245,7 @@ class RunningJobs:
                 held.pop_all()
                 await self._launch(job, place)
 
-    async def _launch(self, job: Job, place: Place | None = None) -> None:
+    async def _launch(self, job: Job, place: JobPlace | None = None) -> None:
         """Run an admitted job: in a `place` here if it is the job of a call or needs the engine, else in a process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
@@ -355,7 +355,7 @@ class RunningJobs:
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return status.read(folder)
 
-    def run_here(self, job: Job, place: Place | None = None) -> asyncio.Task[Any]:
+    def run_here(self, job: Job, place: JobPlace | None = None) -> asyncio.Task[Any]:
         """Run a job in this process; return the task of the run. `place`: the job's place, if it has one.
 
         Child processes read the job's files, except for a call, whose requests promptmill wrote.
@@ -370,7 +370,7 @@ class RunningJobs:
         self.adopt(job, task, place)
         return task
 
-    def adopt(self, job: Job, run: asyncio.Task[Any], place: Place | None = None) -> None:
+    def adopt(self, job: Job, run: asyncio.Task[Any], place: JobPlace | None = None) -> None:
         """Wait for the end of a job that runs here; then close the job and leave its place."""
         job_id = job.spec.job_id
         self._here[job_id] = run

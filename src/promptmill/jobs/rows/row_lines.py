@@ -65,7 +65,7 @@ _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
-Asked: TypeAlias = tuple[Conversation, Sampling, JsonObject]
+RequestParts: TypeAlias = tuple[Conversation, Sampling, JsonObject]
 # `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
@@ -181,7 +181,7 @@ class RowReader:
         own = sampling.given() | dict(extra)
         return required_of({name: value for name, value in own.items() if value != ours.get(name)})
 
-    def _read(self, row: JsonObject, where: str) -> Asked:
+    def _read(self, row: JsonObject, where: str) -> RequestParts:
         """Return the conversation, sampling and extra parameters of a row."""
         if self.models and (other := self._named_model(row)) is not None:
             conversation, sampling, extra = self.models[other]._read(row, where)
@@ -239,7 +239,7 @@ class RowReader:
             return None
         return asked if asked.path in self.limits.paths else None
 
-    def _plain_row(self, row: JsonObject, where: str) -> Asked:
+    def _plain_row(self, row: JsonObject, where: str) -> RequestParts:
         """Read a plain row: a prompt or messages, and optional parameters that override the job's."""
         if PROBLEM in row:
             raise input_error(f"{where}: {row[PROBLEM]}")
@@ -266,7 +266,7 @@ class RowReader:
             conversation = conversation.composed(system_prompt or self.system_prompt, shown)
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
-    def _whole_request(self, row: JsonObject, where: str) -> Asked:
+    def _whole_request(self, row: JsonObject, where: str) -> RequestParts:
         """Read a row that is a whole request. A Batch line has all parameters of its request."""
         shown = NOT_SHOWN
         if self.kind == "batch":
@@ -410,7 +410,7 @@ def _conversation(messages: object, where: str) -> Conversation:
     return conversation_from_messages(messages, where)
 
 
-def _batch(row: JsonObject, where: str) -> Asked:
+def _batch(row: JsonObject, where: str) -> RequestParts:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
         raise PromptmillError(

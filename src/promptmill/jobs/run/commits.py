@@ -16,7 +16,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 _LARGEST_COMMIT, _MOST_CHARACTERS = 64, 1 << 20
 GATHER_S = 0.005
 _SYNC_S = 0.9  # seconds between the starts of two syncs, so that answers reach the disk every second
-Batch: TypeAlias = list[tuple[int, Outcome]]
+KeyedOutcomes: TypeAlias = list[tuple[int, Outcome]]
 """Outcomes with the keys of their rows."""
 
 
@@ -29,7 +29,9 @@ class Commits:
     that arrive meanwhile are in the next commit.
     """
 
-    def __init__(self, store: JobDatabase, write: Callable[[Batch], None], written: Callable[[Batch], None]) -> None:
+    def __init__(
+        self, store: JobDatabase, write: Callable[[KeyedOutcomes], None], written: Callable[[KeyedOutcomes], None]
+    ) -> None:
         """`write`: writes outcomes into the store, perhaps in a thread. `written`: called in the loop afterwards."""
         self._store, self._write_batch, self._written = store, write, written
         self._waiting = _Waiting()
@@ -89,7 +91,7 @@ class Commits:
             await asyncio.wait({self._committing})
         self._flush()
 
-    def _gathered(self, batch: Batch) -> None:
+    def _gathered(self, batch: KeyedOutcomes) -> None:
         if batch is not self._waiting.outcomes:  # already written, because it was full
             return
         if not self._store.waits_for_disk:
@@ -116,7 +118,7 @@ class Commits:
             if self.error is None:
                 self._written(batch)
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: KeyedOutcomes) -> None:
         if self.error is not None:
             return
         try:
@@ -136,9 +138,9 @@ class Commits:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Outcomes that are not yet written. If commits wait for the disk, the callers await the future `committed`."""
+    """KeyedOutcomes that are not yet written. If commits wait for the disk, the callers await the future `committed`."""
 
-    outcomes: Batch = field(default_factory=list)
+    outcomes: KeyedOutcomes = field(default_factory=list)
     characters: int = 0
     """The total length of the outcomes' texts in characters."""
     committed: asyncio.Future[None] | None = None

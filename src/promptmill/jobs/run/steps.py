@@ -17,7 +17,7 @@ from promptmill.core.wording import listed
 from promptmill.files import files as input_files
 from promptmill.files import members
 from promptmill.files.databases import Stamp
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.export import join, output
 from promptmill.jobs.ingest import ingest
@@ -129,14 +129,14 @@ def former(spec: JobSpec, other: JobSpec) -> Former | None:
     return Former(lambda row: asked.digest(row.line, row.cells or b"", rows_set=rows_set), taking.outcome)
 
 
-def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
+def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[InputFile], change: Change) -> None:
     """Raise the errors that `read_input` would raise, without changing anything. Blocks."""
     files = input_files.opened(parts, known=True, reading=spec.input)
     with contextlib.suppress(_TriedError):
         change.read(folder.store, spec, files, work, is_trial=True)
 
 
-def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
+def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[InputFile], change: Change) -> Bound:
     """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
     errors of `Change.read`.
     """

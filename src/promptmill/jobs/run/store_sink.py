@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Totals
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.run.commits import Batch, Commits
+from promptmill.jobs.run.commits import Commits, KeyedOutcomes
 from promptmill.jobs.run.open_rows import OpenRow
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import FailureLimit
@@ -125,7 +125,7 @@ class StoreSink(Sink):
         self._call.counts.cost = (self._call.counts.cost or 0.0) + cost
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: KeyedOutcomes) -> None:
         taken, made = self.taken, self._made
         replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
         again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
@@ -138,7 +138,7 @@ class StoreSink(Sink):
         ]
         self._store.write(records, replaced)
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: KeyedOutcomes) -> None:
         self._store.in_flight.recorded([row for row, _ in batch])
         if self._recorded is not None:
             self._recorded([row for row, _ in batch])

@@ -47,7 +47,7 @@ from promptmill.images import load as images
 from promptmill.jobs.columns import column_names, remarks
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import check_target, end_of
-from promptmill.jobs.export.text import AnswerValues, Form
+from promptmill.jobs.export.text import AnswerValues, OutputForm
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.rows import row_lines
@@ -120,7 +120,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             result["taken_in_part"] = bound.partly
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             check_target([store], spec, files.target)
-            form = Form([store], spec, spec.output.kind)
+            form = OutputForm([store], spec, spec.output.kind)
             named = [name for name, is_sure in _OF_MODELS.items() if is_sure(wanted, sums)]
             result["columns"] = _columns_of(form, config, named)
         notes = [*remarks.notes(spec), _repeated_ids(store, spec, order)]
@@ -359,7 +359,7 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
 """The columns that follow from the models, in their order; each with the function that tells whether a job has it."""
 
 
-def _columns_of(form: Form, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
+def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds. `of_models`: columns of `_OF_MODELS`."""
     sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}

@@ -19,7 +19,7 @@ from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.files import disk, formats, members
 from promptmill.files import files as input_files
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.format_table import database, of_input, writing
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.columns.column_names import OURS, chosen_keys
@@ -113,7 +113,7 @@ class OrderFiles:
 
 def _input_of(
     order: JobOrder, target: Path, given: InputRows | None, folder: Folder | None
-) -> tuple[Path, Sequence[Part]]:
+) -> tuple[Path, Sequence[InputFile]]:
     """Return the path and the files of an input; no files if one is missing but the job in `folder` has the rows.
 
     Raises `PromptmillError` (`invalid_input`).
@@ -137,7 +137,7 @@ def _input_of(
     return parts[0].path if is_file else real_path(order.inputs[0]), parts
 
 
-def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
+def with_query(parts: Sequence[InputFile], order: JobOrder) -> Sequence[InputFile]:
     """Add an order's query and its limit to the databases of an input. Raises `PromptmillError` if a file is not a
     database.
     """

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.files import disk
-from promptmill.files.files import Part
+from promptmill.files.files import InputFile
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -290,7 +290,7 @@ class Folder:
         def moved(path: Path) -> Path:
             return target.parent / path.relative_to(before) if path.is_relative_to(before) else path
 
-        files = tuple(Part(moved(part.path), part.columns) for part in spec.input.files)
+        files = tuple(InputFile(moved(part.path), part.columns) for part in spec.input.files)
         return spec.with_input(path=moved(spec.input.path), files=files).with_output(path=target)
 
     @property

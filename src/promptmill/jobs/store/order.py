@@ -17,7 +17,7 @@ from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
 from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
-from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
+from promptmill.jobs.store.stored import AnswerForm, JobPrompts, Stored, Variant
 from promptmill.options.table import Again, with_implied
 from promptmill.system.safe_open import real_path
 
@@ -118,7 +118,7 @@ class Earlier(Stored):
         return self.again is not None or bool(self.from_jobs and status.get("failed", True))
 
 
-class Reading(Stored):
+class InputReading(Stored):
     """Options for reading the input."""
 
     sql: str | None = None
@@ -129,7 +129,7 @@ class Reading(Stored):
     """The line of a file, or the row of a sheet, that holds the header, from 1; None: the first one."""
 
     @classmethod
-    def of(cls, sql: str | None = None, encoding: str | None = None, header_row: int | None = None) -> Reading:
+    def of(cls, sql: str | None = None, encoding: str | None = None, header_row: int | None = None) -> InputReading:
         """Return the options. Raises `ValidationError`; `PromptmillError` (`invalid_input`) for an unknown encoding."""
         try:
             "".encode(encoding or "utf-8")
@@ -139,7 +139,7 @@ class Reading(Stored):
         return cls(sql=sql, encoding=encoding or None, header_row=header_row)
 
 
-class Shown(Stored):
+class OrderTexts(Stored):
     """Texts about an order for messages, status and reports."""
 
     command: list[str] = Field([])
@@ -163,8 +163,8 @@ class JobOrder(Stored):
     inputs: tuple[Path, ...]
     """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows not in files."""
     output: Path
-    reading: Reading = Reading()
-    question: Question = Question()
+    reading: InputReading = InputReading()
+    question: JobPrompts = JobPrompts()
     system_prompt: str = ""
     sampling: Mapping[str, Any] = {}
     """Sampling parameters of a call. They override the sampling of every model that answers."""
@@ -176,7 +176,7 @@ class JobOrder(Stored):
     variants: tuple[Variant, ...] = ()
     parts: AnyParts = Field({})
     """The options of features, by the name of the option that selects the feature."""
-    shown: Shown = Shown()
+    shown: OrderTexts = OrderTexts()
     owner: str | None = None
     """The owner of a job whose rows came in a call, see `Caller`; None for a job on files, which all clients share."""
 
@@ -206,7 +206,7 @@ class JobOrder(Stored):
         return cls(
             inputs=tuple(inputs),
             output=output,
-            question=Question(
+            question=JobPrompts(
                 templates=plan.prompts(tuple(prompts.values())),
                 **given(column="prompt_column", image_column="image_column"),
                 **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
@@ -220,7 +220,7 @@ class JobOrder(Stored):
             has_check=options.get("check") is not None,
             variants=variants,
             parts=parts,
-            reading=Reading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
+            reading=InputReading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
             **given(system_prompt="system_prompt", sampling="sampling"),
         )
 

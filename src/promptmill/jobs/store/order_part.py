@@ -20,7 +20,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.feature import order_parts, part
 from promptmill.jobs.store.rounds import LIVE
-from promptmill.jobs.store.stored import Question, Stored
+from promptmill.jobs.store.stored import JobPrompts, Stored
 
 Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
 
@@ -42,7 +42,7 @@ class OrderPart(Stored):
         del options, models
         return cls()
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the part does not support."""
 
     @property
@@ -72,7 +72,7 @@ class UnknownPart(OrderPart):
     name: str
     values: Mapping[str, Any]
 
-    def check(self, config: ModelConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`)."""
         del config, question
         raise input_error("The job was begun with ", Named(self.name), ", whose feature is not installed.")

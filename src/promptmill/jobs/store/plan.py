@@ -32,7 +32,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import LIVE, Round
 from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
-from promptmill.jobs.store.stored import Question, Stored, Target, Variant
+from promptmill.jobs.store.stored import JobPrompts, Stored, Target, Variant
 from promptmill.options.table import Again
 
 
@@ -355,7 +355,7 @@ class JobSpec(Stored):
     job_id: str
     created: Annotated[int, Field(ge=0, le=LAST_TIME)]
     input: InputSpec
-    question: Question = Question()
+    question: JobPrompts = JobPrompts()
     output: OutputSpec
     targets: tuple[Target, ...] = (Target(),)
     """The targets of each row, one for each slot."""

@@ -16,7 +16,7 @@ from promptmill.core.errors import unwritable_parameters
 from promptmill.core.feature import Format
 from promptmill.files import format_table
 from promptmill.files.databases import Stamp
-from promptmill.files.files import Part
+from promptmill.files.files import InputFile
 from promptmill.files.row import Style
 from promptmill.jobs.store.stored import AnswerForm, Stored
 
@@ -37,7 +37,7 @@ class InputSpec(Stored):
     """The input, as the job read it."""
 
     path: Path
-    files: tuple[Part, ...] = ()
+    files: tuple[InputFile, ...] = ()
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     has_lines: bool = True
@@ -86,9 +86,9 @@ class InputSpec(Stored):
         return self.path.is_absolute()
 
     @property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[InputFile]:
         """The files of the input."""
-        return self.files or (Part(self.path),)
+        return self.files or (InputFile(self.path),)
 
 
 class OutputSpec(Stored):

@@ -16,7 +16,7 @@ class Stored(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Question(Stored):
+class JobPrompts(Stored):
     """The prompts of a job, and the columns that they use."""
 
     templates: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn
+from promptmill.backends.engines.choice_tokens import ChoiceDraw, ChoiceSearch, ChoiceTokens
 from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 
 
@@ -18,7 +18,7 @@ class Output:
 
 def steps(sequences: dict[str, tuple[int, ...]], *, draws: bool, vocabulary: int = 10) -> ChoiceSteps:
     own = ChoiceTokens(sequences, lambda _, token: token == 1)
-    return ChoiceSteps(ChoiceSearch(own, Drawn()), vocabulary, draws, random.Random(1))
+    return ChoiceSteps(ChoiceSearch(own, ChoiceDraw()), vocabulary, draws, random.Random(1))
 
 
 def prepared(row: ChoiceSteps) -> tuple[SimpleNamespace, list[int]]:

@@ -11,8 +11,8 @@ from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
-from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
+from promptmill.backends.engines.choice_tokens import ChoiceDraw, ChoiceSearch, ChoiceTokens, choice_tokens
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingAnswer, GrowingForm
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, SamplerState
@@ -91,7 +91,10 @@ class SequenceBuilder:
             self._turn = model.vision.layout(model.tokenizer, self._template).turn
         self._tool_template = _template(model.tokenizer, "tool_use") or self._template
         self._tools = ToolReader(self._tool_template)
-        self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
+        self._texts, self._tool_texts = (
+            AnswerTexts(model.tokenizer),
+            AnswerTexts(model.tokenizer, self._tools.form.marks),
+        )
         self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
 
     def build(self, message: Frame) -> RunningSequence:
@@ -142,7 +145,7 @@ class SequenceBuilder:
         else:
             search = ChoiceSearch(
                 own,
-                Drawn(0.0 if choice.greedy else choice.temperature, choice.top_k, choice.top_p, choice.min_p),
+                ChoiceDraw(0.0 if choice.greedy else choice.temperature, choice.top_k, choice.top_p, choice.min_p),
                 choice.seed,
                 None if chances is None else chances[0],
                 is_thorough=top_choices_of(message["extra"]) is not None,
@@ -153,8 +156,8 @@ class SequenceBuilder:
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
-            AnswerForm(texts, opened, submission.is_inline(message), tools, choices, chances, own),
-            Ending(limit, ends, stops),
+            GrowingForm(texts, opened, submission.is_inline(message), tools, choices, chances, own),
+            AnswerEnd(limit, ends, stops),
             prompt=tokens,
             choice=choice,
             image_inputs=image_inputs,

@@ -16,11 +16,11 @@ def serve(options: OpenVINOOptions, channel: Channel) -> None:
     """
     path = find(options["model_name_or_path"], options["gguf_file"], channel.progress)
     # imported now, with openvino, because a model was found
-    from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, Row, load_model
+    from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, PipelineRow, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
 
     model = load_model(path, options, channel.progress)
-    waiting: WaitingRows[Row] = WaitingRows()
+    waiting: WaitingRows[PipelineRow] = WaitingRows()
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, waiting, channel)
     decoder = PipelineDecoder(model, waiting, channel)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from promptmill.backends.engines.model_loading import Format, load_failure, locate, require_packages
+from promptmill.backends.engines.model_loading import ModelFormat, load_failure, locate, require_packages
 from promptmill.system.package_file import Conversion
 from promptmill.system.safe_open import home_expanded
 
@@ -143,7 +143,7 @@ def _convert(source: Path, target: Path) -> None:
     (target / "config.json").write_text(json.dumps({"max_position_embeddings": context}), encoding="utf-8")
 
 
-IR = Format(
+IR = ModelFormat(
     ("openvino_model.xml", WITH_IMAGES),
     ADVICE,
     Conversion("openvino-1", "config.json", "ten seconds", _convert),

@@ -4,9 +4,9 @@
        ▲                     │
        └──the step failed────┘  (a new pipeline)
 
-The loop keeps `Model.rows` rows in the pipeline, and up to the same number again, so that a call without rows gets a
-place immediately. It reads the new tokens after each step and stops rows at stop strings, which the pipeline does not
-know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was used for the first
+The loop keeps `LoadedPipeline.rows` rows in the pipeline, and up to the same number again, so that a call without rows
+gets a place immediately. It reads the new tokens after each step and stops rows at stop strings, which the pipeline
+does not know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was used for the first
 time, the row is assumed to be the cause and gets the error; so does a row that was in `_MISHAPS` failed steps.
 """
 
@@ -59,7 +59,7 @@ _MOST_PASSED = 64
 _MISHAPS = 2  # failed steps; a row that was in this many gets the error
 
 
-class Model:
+class LoadedPipeline:
     """The tokenizer and the pipeline of a model. A failed step breaks the pipeline; `renew` replaces it."""
 
     def __init__(self, path: Path, options: OpenVINOOptions, parameters: int) -> None:
@@ -97,7 +97,7 @@ class Model:
         with self._renewing:
             return self.pipeline.get_config()
 
-    def add(self, number: int, row: Row) -> Any:
+    def add(self, number: int, row: PipelineRow) -> Any:
         """Add a row to the pipeline and encode its images; return its `GenerationHandle`.
 
         Raises `PromptmillError` (`invalid_image`) and the pipeline's own errors.
@@ -136,7 +136,7 @@ class Model:
         return openvino_genai.ContinuousBatchingPipeline(self._path, self._tokenizer, scheduling, "CPU", **properties)
 
 
-def load_model(path: Path, options: OpenVINOOptions, report: Callable[[str], None]) -> Model:
+def load_model(path: Path, options: OpenVINOOptions, report: Callable[[str], None]) -> LoadedPipeline:
     """Load the model at `path` with `options` (the `openvino` block).
 
     Raises `PromptmillError` (`engine_load_failed`), with the remedy.
@@ -145,7 +145,7 @@ def load_model(path: Path, options: OpenVINOOptions, report: Callable[[str], Non
     check_memory(weights)
     report(f"Loading {Path(options['model_name_or_path']).name} with OpenVINO")
     try:
-        return Model(path, options, weights // 2)
+        return LoadedPipeline(path, options, weights // 2)
     except PromptmillError:
         raise
     except Exception as error:  # OpenVINO raises RuntimeError for every failure
@@ -195,7 +195,7 @@ class Sight:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Row(GrowingAnswer):
+class PipelineRow(GrowingAnswer):
     """A request with OpenVINO's generation settings. If it has `sight`, `prompt` has only the tokens of the text."""
 
     config: Any
@@ -272,11 +272,11 @@ def _special(tokenizer: Any) -> dict[str, int]:
 class PipelineDecoder:
     """Keeps the pipeline full of rows. The pipeline chooses the rows of each step."""
 
-    def __init__(self, model: Model, waiting: WaitingRows[Row], channel: Channel) -> None:
+    def __init__(self, model: LoadedPipeline, waiting: WaitingRows[PipelineRow], channel: Channel) -> None:
         self._model = model
         self._waiting = waiting
         self._channel = channel
-        self._running: list[Row] = []
+        self._running: list[PipelineRow] = []
         self._numbers = 0
         self._good_grammars: set[Grammar] = set()
         self._bad_grammars: dict[Grammar, PromptmillError] = {}
@@ -305,12 +305,12 @@ class PipelineDecoder:
     def _admit(self) -> None:
         """Add the next rows to the pipeline. A row with a new grammar is added last, because it may break the step. A
         row with a twin in the pipeline waits, and lets others pass."""
-        twins: list[Row] = []
+        twins: list[PipelineRow] = []
         self._admit_all(twins)
         for row in reversed(twins):
             self._waiting.put_back(row)
 
-    def _admit_all(self, twins: list[Row]) -> None:
+    def _admit_all(self, twins: list[PipelineRow]) -> None:
         while not any(self._is_on_trial(row) for row in self._running) and len(twins) < _MOST_PASSED:
             running = Counter(row.run for row in self._running)
             free = self._model.rows - len(self._running)
@@ -337,7 +337,7 @@ class PipelineDecoder:
             if row.sight is not None and row.sight.images:
                 return  # one such row per step: encoding images takes long, and other rows wait for their next token
 
-    def _has_twin(self, row: Row) -> bool:
+    def _has_twin(self, row: PipelineRow) -> bool:
         """Return whether the prompt of a row begins with the whole prompt of a running one, or the other way round: the
         pipeline would share the last block of the cache, in which the running one goes on writing its answer. (Seven of
         eight equal prompts at once had another answer.)"""
@@ -346,10 +346,10 @@ class PipelineDecoder:
         prompt, size = row.prompt, len(row.prompt)
         return any(one.prompt[:size] == prompt[: len(one.prompt)] for one in self._running)
 
-    def _is_on_trial(self, row: Row) -> bool:
+    def _is_on_trial(self, row: PipelineRow) -> bool:
         return row.grammar is not None and row.grammar not in self._good_grammars
 
-    def _read(self, row: Row) -> bool:
+    def _read(self, row: PipelineRow) -> bool:
         """Read the new tokens of a row after a step. Return whether the row is finished."""
         if row.finish_reason is None:
             status = row.handle.get_status()
@@ -375,7 +375,7 @@ class PipelineDecoder:
         self._answer(row, row.outcome())
         return True
 
-    def _read_tokens(self, row: Row) -> None:
+    def _read_tokens(self, row: PipelineRow) -> None:
         if row.grammar is not None:
             self._good_grammars.add(row.grammar)
         for output in row.handle.read().values():
@@ -388,7 +388,7 @@ class PipelineDecoder:
                 stopped = output.finish_reason == GenerationFinishReason.STOP
                 row.finish_reason = "stop" if stopped else "length"
 
-    def _read_step(self, row: Row, steps: ChoiceSteps) -> None:
+    def _read_step(self, row: PipelineRow, steps: ChoiceSteps) -> None:
         found = steps.found(row.handle.read().values())
         written = row.form.texts.tokens
         if row.searched(steps.search, found, lambda token: logprob_entry(written, token, found[token])):
@@ -397,7 +397,7 @@ class PipelineDecoder:
             row.handle = None
             self._waiting.put_back(row)
 
-    def _answer(self, row: Row, outcome: Any) -> None:
+    def _answer(self, row: PipelineRow, outcome: Any) -> None:
         row.handle = None
         self._channel.send(outcome)
 
@@ -434,7 +434,7 @@ def _bad_grammar(error: Exception) -> PromptmillError:
     )
 
 
-def _refusal(error: Exception, row: Row, context: int | None) -> PromptmillError:
+def _refusal(error: Exception, row: PipelineRow, context: int | None) -> PromptmillError:
     if context is not None and "'max_length' must be greater" in str(error):
         return too_long(f"at least {context}", context, images=True)
     if row.sight is not None and row.sight.images:

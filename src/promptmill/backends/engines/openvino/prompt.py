@@ -19,12 +19,12 @@ from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
-from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
-from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
+from promptmill.backends.engines.choice_tokens import ChoiceDraw, ChoiceSearch, ChoiceTokens, choice_tokens
+from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingForm
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 from promptmill.backends.engines.openvino.grammars import Grammar, fragments, grammar_of_choices, grammar_of_schema
-from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
+from promptmill.backends.engines.openvino.pipeline import LoadedPipeline, PipelineRow, Sight
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.request import TOP_CHOICES, top_choices_of
@@ -44,7 +44,7 @@ _WORD = "promptmillword"  # a word that occurs in no template
 class PromptBuilder:
     """Converts submitted requests to rows, with the model's template and defaults."""
 
-    def __init__(self, model: Model, *, refuse_unsupported: bool) -> None:
+    def __init__(self, model: LoadedPipeline, *, refuse_unsupported: bool) -> None:
         self._model = model
         self._refuse = refuse_unsupported
         source = model.tokenizer.chat_template
@@ -54,10 +54,13 @@ class PromptBuilder:
             raise load_failure(f"The model's chat template cannot be read: {error}.") from None
         self._tags = TaggedImages(self._template, model.tokenizer.special) if model.reads_images else None
         self._tools = ToolReader(source or None)
-        self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
+        self._texts, self._tool_texts = (
+            AnswerTexts(model.tokenizer),
+            AnswerTexts(model.tokenizer, self._tools.form.marks),
+        )
         self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
 
-    def row(self, message: Frame) -> Row:
+    def row(self, message: Frame) -> PipelineRow:
         """Return the row for a `submit` message.
 
         Raises `PromptmillError` (`context_length`, `invalid_input`, `unsupported`).
@@ -113,10 +116,10 @@ class PromptBuilder:
         )
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
         texts = self._tool_texts if tools else self._texts
-        return Row.of(
+        return PipelineRow.of(
             message,
-            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices, chances, own),
-            Ending(limit, ends, stops),
+            GrowingForm(texts, opened_by(text), submission.is_inline(message), tools, choices, chances, own),
+            AnswerEnd(limit, ends, stops),
             prompt=tokens,
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
@@ -172,10 +175,10 @@ class PromptBuilder:
             config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, no end token may come
             return None
         submission.check_tokens(used + own.longest, self._model.context, images=False)
-        drawn = Drawn()
+        drawn = ChoiceDraw()
         if config.do_sample:
             top_k = config.top_k if config.top_k < _UNLIMITED else 0
-            drawn = Drawn(config.temperature, top_k, config.top_p, config.min_p)
+            drawn = ChoiceDraw(config.temperature, top_k, config.top_p, config.min_p)
         draws = config.do_sample or chances is not None
         search = ChoiceSearch(
             own,

@@ -22,8 +22,8 @@ from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn, without_system
-from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
-from promptmill.backends.engines.growing_answer import AnswerForm, Texts, WrittenTokens
+from promptmill.backends.engines.choice_tokens import ChoiceDraw, ChoiceSearch, ChoiceTokens, choice_tokens
+from promptmill.backends.engines.growing_answer import AnswerTexts, GrowingForm, WrittenTokens
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import PromptmillError, first_line, input_error
@@ -62,7 +62,7 @@ class Prepared:
     params: SamplingParams
     lora: LoRARequest | None
     template_options: JsonObject
-    form: AnswerForm
+    form: GrowingForm
     top_logprobs: int | None
     """The number of most probable tokens to report at each position; None: no log probabilities are requested."""
     search: ChoiceSearch | None
@@ -87,7 +87,10 @@ class VllmPrompts:
         with_tools = self._find_template([])
         self._tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
         self.tokens = WrittenTokens(self._tokenizer, self.decode, {})
-        self._texts, self._tool_texts = Texts(self._tokenizer), Texts(self._tokenizer, self._tools.form.marks)
+        self._texts, self._tool_texts = (
+            AnswerTexts(self._tokenizer),
+            AnswerTexts(self._tokenizer, self._tools.form.marks),
+        )
         self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
         self._adapters = {
             name: LoRARequest(name, number, path)
@@ -138,7 +141,7 @@ class VllmPrompts:
         params.logprobs = top_logprobs = submission.wanted_logprobs(extra)
         texts = self._tool_texts if tools else self._texts
         kept = None if own is None else chances
-        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices, kept, own)
+        form = GrowingForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices, kept, own)
         search = None if own is None else _search(own, form, params, is_thorough=top_choices_of(extra) is not None)
         return Prepared(prompt, params, adapter, options, form, top_logprobs, search)
 
@@ -206,8 +209,8 @@ class VllmPrompts:
             raise input_error("The prompt's text contains the model's image token; remove it.")
 
 
-def _search(own: ChoiceTokens, form: AnswerForm, params: SamplingParams, *, is_thorough: bool) -> ChoiceSearch:
-    drawn = Drawn(params.temperature, max(0, params.top_k), params.top_p, params.min_p)
+def _search(own: ChoiceTokens, form: GrowingForm, params: SamplingParams, *, is_thorough: bool) -> ChoiceSearch:
+    drawn = ChoiceDraw(params.temperature, max(0, params.top_k), params.top_p, params.min_p)
     chances = None if form.chances is None else form.chances[0]
     skips = params.logprobs is None
     return ChoiceSearch(own, drawn, params.seed, chances, is_thorough=is_thorough, skips=skips)

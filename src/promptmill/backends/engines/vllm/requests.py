@@ -158,7 +158,7 @@ class RequestRunner:
         row = growing_answer.GrowingAnswer.of(
             message,
             prepared.form,
-            growing_answer.Ending(0),
+            growing_answer.AnswerEnd(0),
             prompt=prompt,
             logprobs=None if prepared.top_logprobs is None else [],
         )

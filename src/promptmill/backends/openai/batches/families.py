@@ -50,7 +50,7 @@ def _coded(custom_id: str, error: JsonObject) -> Reply:
 class TogetherBatches(openai_batches.Batches):
     """Together's: the file is uploaded to an address that the provider names, and then checked (together 3.1.1)."""
 
-    PLACES = openai_batches.Places(expires="expires_at|job_deadline")
+    PLACES = openai_batches.RecordPaths(expires="expires_at|job_deadline")
 
     @override
     async def _upload(self, batch: PlannedBatch) -> str:
@@ -89,7 +89,7 @@ class MistralBatches(openai_batches.Batches):
 
     JOBS, ORDER = "/batch/jobs", MappingProxyType({"order_by": "-created"})
     PAGES = Paging({"page_size": 100}, lambda _, number: {"page": number})
-    PLACES = openai_batches.Places(
+    PLACES = openai_batches.RecordPaths(
         done="succeeded_requests",
         failed="failed_requests",
         total="total_requests",
@@ -119,7 +119,7 @@ class AnthropicBatches(openai_batches.Batches):
     JOBS, FILES = "/messages/batches", ""
     LINE = b'{"custom_id":"%b","params":%b}\n'
     PAGES = Paging({"limit": 100}, _after_last)
-    PLACES = openai_batches.Places(said="processing_status", key="", results=())
+    PLACES = openai_batches.RecordPaths(said="processing_status", key="", results=())
 
     @override
     def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
@@ -159,7 +159,7 @@ class OpenRouterBatches(openai_batches.Batches):
     """
 
     FILES, LARGEST = "", MOST_SHARED
-    PLACES = openai_batches.Places(error="error", key="", results=())
+    PLACES = openai_batches.RecordPaths(error="error", key="", results=())
 
     @override
     def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
@@ -189,7 +189,7 @@ class GeminiBatches(openai_batches.Batches):
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
     SKEW_S = math.inf  # any, because its lists are not sorted by time
-    PLACES = openai_batches.Places(
+    PLACES = openai_batches.RecordPaths(
         id="name",
         said="metadata.state|state",
         done="metadata.batchStats.successfulRequestCount|batchStats.successfulRequestCount",
@@ -284,7 +284,7 @@ class FireworksBatches(openai_batches.Batches):
     """
 
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    PLACES = openai_batches.Places(
+    PLACES = openai_batches.RecordPaths(
         id="name",
         said="state",
         done="jobProgress.successfullyProcessedRequests",
@@ -394,7 +394,7 @@ class XAIBatches(openai_batches.Batches):
     FIELD, CANCEL = "batches", ":cancel"
     PAGES = Paging({"limit": 100}, _following("pagination_token", "pagination_token"))
     SKEW_S = 86_400.0  # a time may be only a date
-    PLACES = openai_batches.Places(
+    PLACES = openai_batches.RecordPaths(
         id="batch_id",
         done="state.num_success",
         failed="state.num_error",

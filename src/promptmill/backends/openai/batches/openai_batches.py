@@ -30,7 +30,7 @@ _READY = frozenset({"processed", "completed", "active", ""})
 _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
-class Places(NamedTuple):
+class RecordPaths(NamedTuple):
     """The paths of values in a batch's record, for `reading.at`; empty: the record lacks the value."""
 
     id: str = "id"
@@ -66,7 +66,7 @@ def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
 class Batches(batches.BatchApi):
     """The batches of one endpoint. A subclass for another family sets the constants and overrides methods."""
 
-    PLACES, FILE_PLACES = Places(), FilePlaces()
+    PLACES, FILE_PLACES = RecordPaths(), FilePlaces()
     JOBS, FILES = "/batches", "/files"
     """The paths of batches and files. Without files, `create` sends the requests, and no label is stored."""
     FIELD = "data"

@@ -67,7 +67,9 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
+def parameters(
+    profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
+) -> dialect.WrittenParameters:
     """Return the parameters in the format of this API."""
     body = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     refused = dialect.dropped(body, _UNKNOWN)
@@ -87,7 +89,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     _use_tools(body)
     thinks = (body.get("thinking") or {}).get("type") in {"enabled", "adaptive"} or _version(model) >= (5, 0)
     default = 4096 if _version(model) < (4, 0) else (1 + thinks) * DEFAULT_TOKENS
-    return dialect.Written({"model": model, "max_tokens": longest or default} | body, refused, words)
+    return dialect.WrittenParameters({"model": model, "max_tokens": longest or default} | body, refused, words)
 
 
 def _version(model: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import orjson
 from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage, finish_of, later_finish
 from promptmill.backends.openai.citations import LISTS
 from promptmill.backends.openai.dialects import dialect
-from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
+from promptmill.backends.openai.dialects.dialect import WrittenParameters, bearer, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.request import CACHE_MARKS, ROLES, AudioPart, Conversation, Message, TextPart
@@ -37,7 +37,7 @@ def base(base: str) -> str:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> WrittenParameters:
     """Return the parameters of a request."""
     ours, own, words = {**sampling}, {**extra}, ""
     thinking = own.pop("enable_thinking", None)
@@ -47,7 +47,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     body, refused = translate(profile, model, ours | own)
     if thinking is not None:
         body["enable_thinking"] = thinking
-    return Written({"model": model, **body}, refused, words)
+    return WrittenParameters({"model": model, **body}, refused, words)
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:

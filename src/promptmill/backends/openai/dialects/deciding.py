@@ -59,7 +59,7 @@ class Refused(NamedTuple):
     why: str
 
 
-class Questions(NamedTuple):
+class FormQuestions(NamedTuple):
     """The questions of a form, for all requests with the same instructions."""
 
     form: Form
@@ -70,11 +70,11 @@ class Questions(NamedTuple):
     """As JSON."""
 
 
-class UnreadableError(Exception):
+class UnreadableReplyError(Exception):
     """An answer is not one of this API; the text says why."""
 
 
-class Reading(NamedTuple):
+class ReadAnswers(NamedTuple):
     """The answers in a reply, and why the others are missing, by the names of `Form.asked`."""
 
     given: dict[str, Given]
@@ -130,13 +130,13 @@ class Deciding:
 
     def parameters(
         self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
-    ) -> dialect.Written:
+    ) -> dialect.WrittenParameters:
         """Return the model and the API's own parameters. Those of texts have no effect, and are refused."""
         del profile
         given = {name: value for name, value in sampling.items() if name not in _NO_MATTER}
         refused = [name for name, value in given.items() if name != "temperature" or value != 0]
         own = {name: value for name, value in extra.items() if name not in _NO_MATTER and value is not None}
-        return dialect.Written({"model": model, **own}, refused)
+        return dialect.WrittenParameters({"model": model, **own}, refused)
 
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
         """Raise `PromptmillError` (`unsupported`): the API takes no conversations."""
@@ -183,7 +183,7 @@ class Deciding:
         return {one.name: answers.get(name_of(one)) for one in asked}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return what an answer says. Raises `UnreadableError`, `LookupError` or `TypeError` for another answer."""
+        """Return what an answer says. Raises `UnreadableReplyError`, `LookupError` or `TypeError` for others."""
         raise NotImplementedError
 
     def blocked(self, payload: JsonDict) -> str:
@@ -196,23 +196,23 @@ class Deciding:
         usage = payload.get("usage")
         return usage if isinstance(usage, dict) else None
 
-    def read(self, payload: JsonDict, asked: Sequence[Asked]) -> Reading | None:
+    def read(self, payload: JsonDict, asked: Sequence[Asked]) -> ReadAnswers | None:
         """Return the checked answers in a reply; None if it has none."""
         answers = self.answers(payload, asked)
         if answers is None:
             return None
-        reading = Reading({}, {}, {})
+        reading = ReadAnswers({}, {}, {})
         for one in asked:
             answer = answers.get(one.name)
             try:
                 if not isinstance(answer, dict):
-                    raise UnreadableError("it is missing" if answer is None else "it is no object")
+                    raise UnreadableReplyError("it is missing" if answer is None else "it is no object")
                 told = self.told(one, answer)
                 if isinstance(told, Refused):
                     reading.refused[one.name] = told.why
                 else:
                     reading.given[one.name] = _given(one, told)
-            except UnreadableError as error:
+            except UnreadableReplyError as error:
                 reading.unreadable[one.name] = str(error)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
                 reading.unreadable[one.name] = "it has another form"
@@ -258,21 +258,21 @@ def levels_of(asked: Asked) -> list[str]:
 
 
 def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
-    """Raise `UnreadableError` if an answer is of another type than its question. `yes_no`: the API's type of a yes or
-    no; the other types have one name in all APIs."""
+    """Raise `UnreadableReplyError` if an answer is of another type than its question. `yes_no`: the API's type of a
+    yes or no; the other types have one name in all APIs."""
     kind = yes_no if is_yes_no(asked) else "score" if is_scale(asked) else "choice"
     if answer.get("type", kind) != kind:
-        raise UnreadableError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
+        raise UnreadableReplyError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
 
 
 def of_yes(share: Any) -> Told:
-    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableError` if it is none."""
+    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableReplyError` if it is none."""
     yes = _share(share)
     return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
 
 
 def _given(asked: Asked, told: Told) -> Given:
-    """Return the answer to a question. Raises `UnreadableError` for an inconsistent one."""
+    """Return the answer to a question. Raises `UnreadableReplyError` for an inconsistent one."""
     texts = [option.text for option in asked.options]
     if is_scale(asked):
         shares = _by_number(texts, told.shares)
@@ -280,12 +280,12 @@ def _given(asked: Asked, told: Told) -> Given:
     known = {plain(text): text for text in texts} if not is_yes_no(asked) else {text: text for text in texts}
     chosen = known.get(plain(told.chosen or ""))
     if chosen is None:
-        raise UnreadableError(f"{cut(str(told.chosen), _MOST_SHOWN)!r} is no option")
+        raise UnreadableReplyError(f"{cut(str(told.chosen), _MOST_SHOWN)!r} is no option")
     if not told.shares:  # some gateways leave the probabilities out
         return Given(chosen, {})
     shares = _of_options(texts, ((known.get(plain(name), name), share) for name, share in told.shares))
     if shares[chosen] < max(shares.values()) - _STEP - 1e-9:
-        raise UnreadableError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
+        raise UnreadableReplyError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
     return Given(chosen, shares)
 
 
@@ -296,24 +296,24 @@ def _by_number(texts: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
 
 
 def _of_options(options: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
-    """Return the share of each option, in their order. Raises `UnreadableError` for other options, shares or sums."""
+    """Return the share of each option, in their order. Raises `UnreadableReplyError` for other options or shares."""
     found: dict[str, float] = {}
     for name, share in itertools.islice(pairs, len(options) + 1):
         if name in found:
-            raise UnreadableError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
+            raise UnreadableReplyError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
         found[name] = _share(share)
     if others := found.keys() - {*options}:
-        raise UnreadableError(f"its probabilities have {cut(min(others), _MOST_SHOWN)!r}, which is no option")
+        raise UnreadableReplyError(f"its probabilities have {cut(min(others), _MOST_SHOWN)!r}, which is no option")
     if lacking := [option for option in options if option not in found]:
-        raise UnreadableError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
+        raise UnreadableReplyError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
     if not adds_up(found.values()):
-        raise UnreadableError(f"its probabilities add up to {sum(found.values()):.3g}")
+        raise UnreadableReplyError(f"its probabilities add up to {sum(found.values()):.3g}")
     return {option: found[option] for option in options}
 
 
 def _share(value: Any) -> float:
     if type(value) not in {int, float} or not math.isfinite(value) or not 0 <= value <= 1:
-        raise UnreadableError(f"{cut(str(value), _MOST_SHOWN)} is no probability")
+        raise UnreadableReplyError(f"{cut(str(value), _MOST_SHOWN)} is no probability")
     return float(value)
 
 

@@ -12,7 +12,7 @@ import orjson
 
 from promptmill.answers.decision import Evidence, words_of
 from promptmill.backends.openai.dialects import deciding, dialect
-from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told, UnreadableError
+from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told, UnreadableReplyError
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict
@@ -67,7 +67,7 @@ class _Decisions(Deciding):
         if deciding.is_scale(asked):
             return Told(None, [(str(one["value"]), one["probability"]) for one in answer["probabilities"]])
         if not isinstance(chosen := answer["choice"], str):
-            raise UnreadableError("its choice is no text")
+            raise UnreadableReplyError("its choice is no text")
         return Told(chosen, [(_text(one["value"]), one["probability"]) for one in answer.get("probabilities") or ()])
 
 
@@ -77,7 +77,7 @@ def _described(name: str, text: str, definition: str | None) -> JsonDict:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise UnreadableError("its probabilities are not of texts")
+        raise UnreadableReplyError("its probabilities are not of texts")
     return value
 
 

@@ -28,7 +28,7 @@ MOST_MARKS = 4
 _VERSION = re.compile(r"v\d\w*")
 
 
-class Written(NamedTuple):
+class WrittenParameters(NamedTuple):
     """Request parameters in the format of an API."""
 
     body: JsonDict
@@ -67,7 +67,9 @@ class Dialect(Protocol):
         """Return the headers of a request, except for its content type. `key` may be empty."""
         ...
 
-    def parameters(self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+    def parameters(
+        self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
+    ) -> WrittenParameters:
         """Return the parameters in the API's format. `extra` uses the names of chat completions, or the API's own."""
         ...
 

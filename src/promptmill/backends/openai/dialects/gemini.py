@@ -96,7 +96,9 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
+def parameters(
+    profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
+) -> dialect.WrittenParameters:
     """Return the parameters in the format of this API."""
     given = {**sampling, **extra}
     body = {name: value for name, value in given.items() if value is not None and name not in {"model", "store"}}
@@ -122,7 +124,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     if "service_tier" in body:
         body.setdefault("serviceTier", body.pop("service_tier"))
     config |= body.pop("generationConfig", None) or {}
-    return dialect.Written(body | ({"generationConfig": config} if config else {}), refused, words)
+    return dialect.WrittenParameters(body | ({"generationConfig": config} if config else {}), refused, words)
 
 
 def _thinking(body: JsonDict, switch: Thinking, model: str) -> tuple[JsonDict, list[str]]:

@@ -49,7 +49,9 @@ def base(base: str) -> str:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
+def parameters(
+    profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
+) -> dialect.WrittenParameters:
     """Return the parameters in the format of this API."""
     given = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     words = ""
@@ -75,7 +77,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
         body["tools"] = [_tool(tool) if is_function else tool for tool, is_function in tools]
     if (chosen := dialect.named_function(body.get("tool_choice"))) is not None:
         body["tool_choice"] = {"type": "function", "name": chosen}
-    return dialect.Written({"model": model, "store": False} | body, refused, words)
+    return dialect.WrittenParameters({"model": model, "store": False} | body, refused, words)
 
 
 def _format(form: JsonObject) -> JsonObject:

@@ -15,7 +15,7 @@ import openvino
 
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.features.embeddings.local.e5_conversion import CONVERSION, FILE, MODEL, PIECES, SCORES
-from promptmill.features.embeddings.local.encoder import Part, Step, check, divided, joined, tokens_of
+from promptmill.features.embeddings.local.encoder import Step, TextPiece, check, divided, joined, tokens_of
 
 QUERY = "query: "
 WIDTH = 384
@@ -104,7 +104,7 @@ class E5:
         return joined(parts, vectors, len(texts))
 
 
-def _batches(parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
+def _batches(parts: Sequence[TextPiece]) -> Iterator[Sequence[TextPiece]]:
     """Divide parts, the shortest first, into batches of at most `_BATCH` tokens when filled up to the longest part."""
     start = 0
     for end, part in enumerate(parts):

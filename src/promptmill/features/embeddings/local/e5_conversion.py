@@ -40,7 +40,7 @@ _SLICE = 8192  # rows of the word table to convert at a time: 13 MB as float32, 
 _LEAST_SCALE = 2.0**-14  # the smallest normal number of float16
 
 
-class Shape(NamedTuple):
+class ModelShape(NamedTuple):
     """The sizes of the model."""
 
     width: int
@@ -59,7 +59,7 @@ class ModelFile:
         self._at = 8  # after the name of the format
         width, layers, heads, hidden, *_ = self._read("<7i")
         epsilon, _ = self._read("<fi")
-        self.shape = Shape(width, layers, heads, hidden, epsilon)
+        self.shape = ModelShape(width, layers, heads, hidden, epsilon)
         count, *special, size = self._read("<5iQ")
         self.special = dict(zip(("first", "last", "pad", "unknown"), special, strict=True))
         """The numbers of the tokens that begin and end a text, fill a batch, and replace unknown characters."""

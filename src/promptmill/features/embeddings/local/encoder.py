@@ -45,7 +45,7 @@ def tokens_of(texts: Iterable[str], tokens: Callable[[str], Sequence[int]], step
         step(0)
 
 
-class Part(NamedTuple):
+class TextPiece(NamedTuple):
     """A part of a text that the model reads at a time."""
 
     text: int
@@ -55,7 +55,7 @@ class Part(NamedTuple):
     tokens: Sequence[int]
 
 
-def divided(texts: Iterable[Sequence[int]], most: int) -> list[Part]:
+def divided(texts: Iterable[Sequence[int]], most: int) -> list[TextPiece]:
     """Divide texts, given as tokens, into equal parts of at most `most` tokens.
 
     >>> [part.tokens for part in divided([[1], [], [1, 2, 3, 4]], 3)]
@@ -65,11 +65,11 @@ def divided(texts: Iterable[Sequence[int]], most: int) -> list[Part]:
     for number, tokens in enumerate(texts):
         count = max(1, -(-len(tokens) // most))
         ends = [at * len(tokens) // count for at in range(count + 1)]
-        parts += [Part(number, 1 / count, tokens[a:b]) for a, b in pairwise(ends)]
+        parts += [TextPiece(number, 1 / count, tokens[a:b]) for a, b in pairwise(ends)]
     return parts
 
 
-def joined(parts: Sequence[Part], vectors: Any, texts: int) -> Any:
+def joined(parts: Sequence[TextPiece], vectors: Any, texts: int) -> Any:
     """Return the unit vectors of texts: the means of the vectors of their parts."""
     means = np.zeros((texts, vectors.shape[1]), np.float32)
     for part, vector in zip(parts, vectors, strict=True):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from promptmill.answers.form import form_of
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.form import Answer, Asked, Choice, Form, Given, Option, Scale, YesNo
+from promptmill.core.form import AllowedAnswer, Answer, Asked, Choice, Form, Given, Scale, YesNo
 from promptmill.core.request import Request, Sampling, TextPart
 from promptmill.core.wording import listed, mended
 
@@ -29,11 +29,11 @@ _YES_OR_NO = frozenset({"yes", "no", "true", "false", "y", "n", "ja", "nein", "o
 _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 
 
-class Comparison(NamedTuple):
+class ComparedOptions(NamedTuple):
     """A closed question with the options that are compared."""
 
     asked: Asked
-    options: Sequence[Option]
+    options: Sequence[AllowedAnswer]
     texts: Sequence[str]
     """For each option, the text that is compared with the evidence."""
 
@@ -104,7 +104,7 @@ def evidence_of(request: Request) -> str:
     return str(mended(text))
 
 
-def _comparison(asked: Asked) -> Comparison:
+def _comparison(asked: Asked) -> ComparedOptions:
     """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if it is none, and `invalid_input` if
     definitions would make it one."""
     if isinstance(asked.kind, YesNo) and not all(option.definition for option in asked.options[:2]):
@@ -118,10 +118,10 @@ def _comparison(asked: Asked) -> Comparison:
             raise _refused(problem, "Write levels as words, such as `calm` and `furious`")
         remedy = "Define each label (`definitions`, or a table with the columns label and definition)"
         raise _refused(problem, remedy, Code.INVALID_INPUT)
-    return Comparison(asked, options, _texts(asked, options))
+    return ComparedOptions(asked, options, _texts(asked, options))
 
 
-def _texts(asked: Asked, options: Sequence[Option]) -> list[str]:
+def _texts(asked: Asked, options: Sequence[AllowedAnswer]) -> list[str]:
     """Return the texts of options. The description of a field helps where no label has a definition (.71 instead of
     .67 of ten tables), and its name never does (.65)."""
     if isinstance(asked.kind, YesNo):
