@@ -3,7 +3,7 @@
     scripts/mutants                          # all modules of scripts/mutants.toml, which names the tests of each
     scripts/mutants core/money.py            # these modules
     scripts/mutants --most 50                # at most 50 faults of each module, evenly spread
-    scripts/mutants answering/costs.py --only most_of
+    scripts/mutants steps/costs.py --only most_of
 
 A fault changes an operator, a condition, a constant, an alternative of a pattern or a word of SQL, or removes a
 statement, an argument or a returned value. It is planted in memory, in a fork of a process that has collected the tests:

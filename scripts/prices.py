@@ -1,4 +1,4 @@
-"""Writes `answering/tier_prices.json`: what batches and service tiers cost, as parts of each model's standard price.
+"""Writes `steps/tier_prices.json`: what batches and service tiers cost, as parts of each model's standard price.
 
     scripts/prices.py            downloads litellm's newest list from PyPI
     scripts/prices.py LIST.json  reads this list
@@ -19,8 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from promptmill.answering.prices import DATED, TABLE, TIERS
 from promptmill.backends.openai.providers import profile_named
+from promptmill.steps.prices import DATED, TABLE, TIERS
 
 PROVIDERS = {
     "openai": "openai",

@@ -235,7 +235,7 @@ def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
         ("jobs.store.order_part", "OrderPart"),
         ("jobs.store.plan", "Plan"),
         ("jobs.store.plan", "PlanWork"),
-        ("answering.step", "Step"),
+        ("steps.step", "Step"),
         ("answers.check", "Check"),
     ],
 )

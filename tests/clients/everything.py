@@ -205,7 +205,7 @@ async def main() -> None:
     service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
     socket = ToolSocket.of(mcp, service)
     add_answer_tools(socket)
-    mcp.add_extension(Tasks(service, socket.running_jobs))
+    mcp.add_extension(Tasks(service, socket.server_jobs))
     metrics = Metrics(service)
     app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20), metrics)
     server = listener(app, connections=100, tls=None)

@@ -10,7 +10,7 @@ from promptmill.jobs.manage.call_limits import JobPlaces, Readers
 from promptmill.system.subprocesses import Halt
 
 
-async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
+async def test_a_free_place_goes_to_the_session_with_the_fewest_server_jobs():
     places = JobPlaces(3)
     busy = [places.take("busy") for _ in range(6)]
     other = places.take("other")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import promptmill
-from promptmill.answering.flights import request_digest
 from promptmill.config.configuration import Configuration
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.jobs.store.fingerprint import fingerprint
+from promptmill.steps.flights import request_digest
 from replies import answer
 
 WORDS = "The labels:\n- billing: Money, invoices.\n- tech: It is broken.\n- other"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.cli import job_run
+from promptmill.cli import foreground
 from promptmill.core.errors import PromptmillError
 from promptmill.core.money import dollars
 from promptmill.jobs.rows.template import template_of
@@ -267,7 +267,7 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, opti
 def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(bench, monkeypatch, answer, sent):
     bench.write([{"text": f"t{at}"} for at in range(3)])
     bench.succeed("--prompt", "One: {{text}}")
-    monkeypatch.setattr(job_run, "is_terminal", lambda: True)
+    monkeypatch.setattr(foreground, "is_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", lambda: answer)
     result = bench.run("--prompt", "Two: {{text}}", "--quiet")
     assert result.returncode == (0 if answer else 2)

@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.answering.flights import request_digest
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.questions import Questions, RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.steps.flights import request_digest
 from replies import answer, choose, status
 
 PARTS = ("Which topic? ", "text", "")

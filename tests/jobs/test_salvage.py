@@ -259,7 +259,7 @@ def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of
 def test_answers_whose_description_is_lost_are_not_removed_with_a_mistake(bench):
     database = half_done(bench)
     damage(database, root_of(database, "job"))
-    with mock.patch("promptmill.jobs.run.steps.ingest", side_effect=input_error("It is broken.")):
+    with mock.patch("promptmill.jobs.run.phases.ingest", side_effect=input_error("It is broken.")):
         assert "It is broken." in bench.fail()
     bench.succeed()
     assert len(bench.upstream.seen) == 300

@@ -20,7 +20,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 import promptmill
 from bulk_calls import ran
 from fakes import KEY
-from promptmill.cli import job_run
+from promptmill.cli import foreground
 from promptmill.core.errors import PromptmillError
 from promptmill.files import members
 from promptmill.jobs.store.index import JobFolders
@@ -126,7 +126,7 @@ def test_other_settings_of_the_same_question_name_a_new_column_too(bench, sheet)
 @pytest.mark.parametrize(("choice", "column"), [("c", "answer_2"), ("a", "answer")])
 def test_a_user_at_a_terminal_chooses_a_new_column(bench, sheet, monkeypatch, choice, column):
     bench.succeed(*_TONE)
-    monkeypatch.setattr(job_run, "is_terminal", lambda: True)
+    monkeypatch.setattr(foreground, "is_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", lambda: choice)
     assert "c  write a new column beside it: answer_2" in bench.fail("--prompt", "Topic of {{text}}", code=0)
     assert _column(sheet, column) == ["echo: Topic of tea", "echo: Topic of milk"]

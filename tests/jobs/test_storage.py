@@ -77,7 +77,7 @@ def test_a_disk_that_is_full_while_the_input_is_read_is_named_with_the_remedy(be
     found = json.loads(bench.run("--json", preexec_fn=limited(300_000)).stdout)
     assert found["reason"].startswith(f"The job's file {bench.folder.database} cannot be used: ")
     assert "Free space there" in found["reason"]
-    with mock.patch("promptmill.jobs.run.steps.ingest", side_effect=OSError(28, "No space left on device")):
+    with mock.patch("promptmill.jobs.run.phases.ingest", side_effect=OSError(28, "No space left on device")):
         found = json.loads(bench.run("--json").stdout)  # of a temporary file, which has no name
     assert f"The job's folder {bench.folder.path} cannot be used: no space left" in found["reason"]
 

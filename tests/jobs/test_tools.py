@@ -42,8 +42,8 @@ from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, child_step
 from promptmill.jobs.manage.call_limits import JobPlace
-from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run import detached, round_runner, runner
+from promptmill.jobs.manage.server_jobs import ServerJobs
+from promptmill.jobs.run import detached, round_sender, runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.index import JobFolders
@@ -420,7 +420,7 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
     configuration = openai_configuration(bench.upstream.url)
-    board = RunningJobs(closing(Service(configuration)), lambda: FileRule((bench.path,)))
+    board = ServerJobs(closing(Service(configuration)), lambda: FileRule((bench.path,)))
     other = Lock.take(bench.folder.lock)
     assert other is not None
     order = JobOrder(inputs=(bench.input,), output=bench.output)
@@ -572,7 +572,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(bench, 
             self.now -= 1
             return Completion("yes")
 
-    monkeypatch.setattr(round_runner, "_HELD_BYTES", 100_000)
+    monkeypatch.setattr(round_sender, "_HELD_BYTES", 100_000)
     bench.write([{"prompt": "x" * 40_000}] * 8 + [{"prompt": "x" * 200_000}, {"prompt": "small"}])
     async with tools(_local(Counting)) as call:
         found = await ran(call)
@@ -635,7 +635,7 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
 @pytest.mark.parametrize("answered", [False, True])
 async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(closing, *, answered):
     service = closing(_local())
-    board = RunningJobs(service, FileRule)
+    board = ServerJobs(service, FileRule)
     items = [conversation_from_prompt(f"p{at}", "prompt") for at in range(9)]
     job = call_job.write(CallWork(items, protocol.Call(), "", service.config, USER), board.folders)
     job_id, launched = job.spec.job_id, 0
@@ -963,7 +963,7 @@ async def test_equal_rows_of_two_sessions_are_two_jobs(bench, tools, asked, monk
 
 async def test_a_server_runs_a_limited_number_of_jobs(tools, monkeypatch):
     ends: list[Callable[[], None]] = []
-    monkeypatch.setattr("promptmill.jobs.manage.running_jobs.MOST_RUNNERS", 2)
+    monkeypatch.setattr("promptmill.jobs.manage.server_jobs.MOST_RUNNERS", 2)
     monkeypatch.setattr(detached, "start", lambda _job, ended, **_: ends.append(ended))
     async with tools() as call:
         tried = [call("bulk_generate", prompts=[f"Prompt {number}"]) for number in range(4)]
@@ -991,7 +991,7 @@ async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkey
     async with tools() as call:
         with contextlib.suppress(ToolError):
             await call(tool, **given)
-    assert imported["promptmill.jobs.manage.running_jobs"] != threading.get_ident()
+    assert imported["promptmill.jobs.manage.server_jobs"] != threading.get_ident()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.answering.cached import AnswerCache
+from promptmill.steps.cached import AnswerCache
 from replies import answer, by_prompt, choose
 from served import Served, ServedHere, messages
 from server_process import written

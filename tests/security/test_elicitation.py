@@ -13,7 +13,6 @@ from mcp_types import ElicitResult
 from PIL import Image
 
 from fakes import FakeBackend
-from promptmill.answering import prices
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration, Overrides
@@ -22,6 +21,7 @@ from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server
 from promptmill.server.elicitation import UserQuestions
 from promptmill.service.service import Service
+from promptmill.steps import prices
 from replies import answer, status
 from talk import Talk, codes, serving, text
 from waiting import PATIENCE_S

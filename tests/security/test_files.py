@@ -16,7 +16,6 @@ from PIL import Image
 
 from fakes import KEY, FakeBackend
 from forked import started
-from promptmill.answering.cached import AnswerCache
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration
@@ -37,6 +36,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import JobPrompts
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from promptmill.steps.cached import AnswerCache
 from promptmill.system.call_files import FileRule
 from promptmill.system.package_file import Conversion, PackageFile
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular

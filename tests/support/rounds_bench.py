@@ -11,20 +11,20 @@ from typing import Any
 
 from fakes import openai_config
 from job_specs import spec_of
-from promptmill.answering.chain import around
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.jobs.run.admission import _last_round
 from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.open_rows import OpenRow, OpenRows
-from promptmill.jobs.run.steps import Change
+from promptmill.jobs.run.phases import Change
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.stored import Target
+from promptmill.steps.chain import around
 
 _PLAN = openai_config("http://127.0.0.1:1/v1")
 FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)

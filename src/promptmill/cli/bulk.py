@@ -20,12 +20,10 @@ from typing import Any
 
 import orjson
 
-from promptmill.answering.likely import ASSUMED
-from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli.error_words import option_of
+from promptmill.cli.foreground import remembered_command, run, warn_of_input
 from promptmill.cli.job_display import command_of, print_status
-from promptmill.cli.job_run import remembered_command, run, warn_of_input
 from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
@@ -49,6 +47,8 @@ from promptmill.jobs.store.order import OrderTexts
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.table import groups
+from promptmill.steps.likely import ASSUMED
+from promptmill.steps.prices import no_price_known
 
 _SAID_EVERY_S = 10.0
 _LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines shown of a prompt, and characters of a line: three prompts fit on a screen

@@ -293,11 +293,11 @@ async def _show_progress(work: asyncio.Future[Any], service: Service, call: Call
     with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
-        bar = progress.add_task("", total=total, said="answering")
+        bar = progress.add_task("", total=total, said="steps")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
             done = call.counts.done
-            doing = ("" if done else service.activity) or call.waiting or paced(call.pace) or "answering"
+            doing = ("" if done else service.activity) or call.waiting or paced(call.pace) or "steps"
             of = "" if total == 1 else f", {done:,} of {total:,}"
             progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 

@@ -15,8 +15,8 @@ import orjson
 
 from promptmill.cli import show
 from promptmill.cli.bulk import remembered
+from promptmill.cli.foreground import is_terminal, run
 from promptmill.cli.job_display import print_jobs, print_status
-from promptmill.cli.job_run import is_terminal, run
 from promptmill.cli.listings import show_cache
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, refuse

@@ -12,8 +12,6 @@ from typing import Any
 
 import orjson
 
-from promptmill.answering.cached import AnswerCache, path_of
-from promptmill.answering.prices import price_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
 from promptmill.cli.options import add_shared
@@ -28,6 +26,8 @@ from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
 from promptmill.service.model import TOY, is_embedded
 from promptmill.service.service import Service
+from promptmill.steps.cached import AnswerCache, path_of
+from promptmill.steps.prices import price_of
 from promptmill.system import runtime
 
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers when stdout is no terminal
@@ -56,7 +56,7 @@ def add_features_options(parser: Parser) -> None:
 
 def _show_features(arguments: argparse.Namespace) -> int:
     """Print each feature with the names that a user types for it, and how to hide a feature. Return 0."""
-    from promptmill.answering.chain import steps_of_features  # imported on use: it takes a tenth of a second
+    from promptmill.steps.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
     steps_of_features()
     found, without = features(), hidden()

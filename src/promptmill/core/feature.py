@@ -78,7 +78,7 @@ class WayEntry:
     """The tables of the way in the database of a job that uses it, and their indexes: the statement that creates each,
     by name. Their columns have a name and a type only."""
     tier: str = ""
-    """The tier of its prices, see `promptmill.answering.prices`; `""`: that of live requests."""
+    """The tier of its prices, see `promptmill.steps.prices`; `""`: that of live requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class StatusArgument:
     option: str
     """`"module:name"`: the argument's `promptmill.options.option.Option`."""
     run: str
-    """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool adds its result
+    """`"module:function"`: takes the `ServerJobs`, the caller, the job's id and the argument. The tool adds its result
     under the name of the option."""
 
 
@@ -142,7 +142,7 @@ class Format:
     input: str = ""
     """`"module:class"`, instead of `read`: makes a `promptmill.files.row.Input` of the `InputFiles`."""
     output: str = ""
-    """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.Form`, the answered
+    """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.OutputForm`, the answered
     rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
     lines: str = ""
     """`"module:function"`, instead of `write`: returns the `promptmill.jobs.export.text.TextForm` of a `Form`. The
@@ -266,7 +266,7 @@ class Feature:
     """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters.
     An option for such a field has its name and the key `sampling_params.NAME`."""
     answers: Sequence[str] = ()
-    """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.answering.step.Step`."""
+    """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.steps.step.Step`."""
     order_parts: Sequence[PartEntry] = ()
     """If several parts of this feature are selected, the first is used. Plans of two features exclude each other."""
     ways: Sequence[WayEntry] = ()
@@ -290,7 +290,7 @@ class Feature:
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
-    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.stored.Question`, the
+    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.stored.JobPrompts`, the
     option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
     of these as lines of JSON."""
     client_command: str = ""
@@ -300,7 +300,7 @@ class Feature:
     takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
     """What follows after a command has run a job, by the option that asks for it, such as `{"report":
-    "module:function"}`; each function takes the `promptmill.cli.job_run.EndedJob`."""
+    "module:function"}`; each function takes the `promptmill.cli.foreground.EndedJob`."""
     doubt: str = ""
     """`"module:function"`: takes the `Record` of an answer, and returns why a person should check it, as a
     `promptmill.jobs.store.plan.Doubt`, or None."""

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from promptmill.answering.costs import lacking
 from promptmill.backends.protocol import Call
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
@@ -59,6 +58,7 @@ from promptmill.jobs.store.stored import Target
 from promptmill.options.table import errors_about
 from promptmill.service import choosing
 from promptmill.service.service import Service
+from promptmill.steps.costs import lacking
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from promptmill.jobs.caller import CallModels
     from promptmill.jobs.door import OpenJob, Rows
     from promptmill.jobs.manage.call_paths import CallPaths
-    from promptmill.jobs.manage.running_jobs import RunningJobs
+    from promptmill.jobs.manage.server_jobs import ServerJobs
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
@@ -429,7 +429,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         return json_text(result)
 
 
-async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str) -> None:
+async def _acted(running: ServerJobs, job_id: str, caller: Caller, action: str) -> None:
     """Pause, continue or end a job."""
     from promptmill.jobs.store.progress import ALIVE  # imported on use, with `jobs`
 
@@ -443,7 +443,7 @@ async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str)
         await running.resume_call(job_id, caller)
 
 
-async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
+async def _awaited(running: ServerJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
     """Return the status of a job at its end, at its pause (unless it `goes_on`), or after `wait_s` seconds."""
     from promptmill.jobs.store.progress import ALIVE
 

@@ -21,7 +21,6 @@ from fastmcp import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from promptmill.answering.prices import price_of
 from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_ACCOUNT
@@ -31,6 +30,7 @@ from promptmill.core.money import dollars
 from promptmill.files.databases import Stamp
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
+from promptmill.steps.prices import price_of
 
 _COST, _FILES, _REPLACES = "cost", "files", "overwrite"
 _ANSWER = "agree"

@@ -149,7 +149,7 @@ def create_server(
         if feature.tools:
             part(feature.tools)(socket)
     _keep(mcp, tools)
-    mcp.add_extension(long_calls := Tasks(service, socket.running_jobs))
+    mcp.add_extension(long_calls := Tasks(service, socket.server_jobs))
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)

@@ -45,7 +45,7 @@ from promptmill.service.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.manage.call_job import CallTask
-    from promptmill.jobs.manage.running_jobs import RunningJobs
+    from promptmill.jobs.manage.server_jobs import ServerJobs
     from promptmill.jobs.store.folder import Folder
 
 EXTENSION = "io.modelcontextprotocol/tasks"
@@ -117,9 +117,9 @@ class Started(InputRequiredToolResult):
         BaseModel.__init__(self, content=[], input_required={"resultType": "task", **task})
 
 
-async def started(ctx: Context, running_jobs: RunningJobs, job_id: str) -> ToolResult:
+async def started(ctx: Context, server_jobs: ServerJobs, job_id: str) -> ToolResult:
     """Return the handle for a job that is a task and survives a power loss."""
-    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.loose(job_id)).state())
+    task = await asyncio.to_thread(lambda: _Task(server_jobs.folders.loose(job_id)).state())
     is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
     return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
 
@@ -139,9 +139,9 @@ class Tasks(ServerExtension):
 
     identifier = EXTENSION
 
-    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+    def __init__(self, service: Service, server_jobs: Callable[[], ServerJobs]) -> None:
         self._service = service
-        self._running_jobs = running_jobs
+        self._server_jobs = server_jobs
 
     def methods(self) -> Sequence[MethodBinding]:
         """Return the methods and their handlers."""
@@ -203,7 +203,7 @@ class Tasks(ServerExtension):
         """End a task. An ended task is not changed."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
-            await self._running_jobs().cancel(params.task_id, _caller(ctx), is_call=True)
+            await self._server_jobs().cancel(params.task_id, _caller(ctx), is_call=True)
         elif ctx.protocol_version == _OLD:
             raise MCPError(mcp_types.INVALID_PARAMS, "The task has ended.")
         return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}
@@ -216,11 +216,11 @@ class Tasks(ServerExtension):
         name = None if ctx.request is None else ctx.request.headers.get("mcp-name")
         if name not in {None, task_id}:
             raise MCPError(mcp_types.HEADER_MISMATCH, "The header Mcp-Name is not the task's id.")
-        running_jobs = self._running_jobs()
+        server_jobs = self._server_jobs()
 
         def found() -> _Task | None:
             try:
-                task = _Task(running_jobs.visible.find(task_id, _caller(ctx)))
+                task = _Task(server_jobs.visible.find(task_id, _caller(ctx)))
             except PromptmillError:
                 return None
             return None if not task.note or task.is_expired else task
@@ -233,7 +233,7 @@ class Tasks(ServerExtension):
         """Return the task after its job was resumed or queued for a place; otherwise the task has stopped."""
         job_id, error = task.folder.job_id, None
         try:
-            await self._running_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)
+            await self._server_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)
         except PromptmillError as refused:
             error = None if refused.code is Code.RATE_LIMITED else refused  # the next poll tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))

@@ -19,7 +19,7 @@ from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 
 if TYPE_CHECKING:
-    from promptmill.jobs.manage.running_jobs import RunningJobs
+    from promptmill.jobs.manage.server_jobs import ServerJobs
 
 
 _ARGUMENTS = MappingProxyType(
@@ -32,7 +32,7 @@ _ARGUMENTS = MappingProxyType(
 """The arguments that prompts may have."""
 
 
-def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
+def running_jobs_of(service: Service) -> Callable[[], ServerJobs]:
     """Return a function that returns the server's jobs. The first call creates them, because most servers run no jobs.
 
     A trusted client's jobs read and write files in `allowed_roots`; by default, in the working directory.
@@ -45,12 +45,12 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
         return FileRule((Path.cwd().resolve(),)) if config.file_rule.roots is None else config.file_rule
 
     @functools.cache
-    def running_jobs() -> RunningJobs:
-        from promptmill.jobs.manage.running_jobs import RunningJobs
+    def server_jobs() -> ServerJobs:
+        from promptmill.jobs.manage.server_jobs import ServerJobs
 
-        return RunningJobs(service, rule)
+        return ServerJobs(service, rule)
 
-    return running_jobs
+    return server_jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class ToolSocket:
 
     mcp: FastMCP
     service: Service
-    running_jobs: Callable[[], RunningJobs]
+    server_jobs: Callable[[], ServerJobs]
     questions: UserQuestions
 
     @classmethod
@@ -67,10 +67,10 @@ class ToolSocket:
         """Return the socket for a server on `service`."""
         return cls(mcp, service, running_jobs_of(service), UserQuestions())
 
-    async def jobs(self) -> RunningJobs:
+    async def jobs(self) -> ServerJobs:
         """Return the server's jobs. The first import takes 0.4 s, in a thread."""
-        await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
-        return self.running_jobs()
+        await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.server_jobs")
+        return self.server_jobs()
 
     def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
         """Add a prompt, which clients show as a command. Its arguments are names in `_ARGUMENTS`."""

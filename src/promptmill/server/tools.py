@@ -13,8 +13,6 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.answering.chain import sending
-from promptmill.answering.costs import cost_of
 from promptmill.answers.response_format import with_schema
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
@@ -33,9 +31,11 @@ from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.service.service import Service
+from promptmill.steps.chain import sending
+from promptmill.steps.costs import cost_of
 
 if TYPE_CHECKING:
-    from promptmill.jobs.manage.running_jobs import RunningJobs
+    from promptmill.jobs.manage.server_jobs import ServerJobs
 
 _SHORT_SETTINGS = 2000  # characters of settings that are parsed on the event loop, in less than a millisecond
 _UNNAMED = "The backend is `{}`; `backend` chooses another."
@@ -44,7 +44,7 @@ _UNNAMED = "The backend is `{}`; `backend` chooses another."
 def add_answer_tools(socket: ToolSocket) -> None:
     """Add the three answer tools to the app. Jobs continue items that are unanswered at the time limit."""
     mcp, service = socket.mcp, socket.service
-    answers = _Answers(service, socket.running_jobs, socket.questions)
+    answers = _Answers(service, socket.server_jobs, socket.questions)
 
     @tool(
         mcp,
@@ -257,9 +257,9 @@ def _call(total: int, max_cost: float | None) -> Call:
 class _Answers:
     """The common part of the three answer tools: answers a list of conversations, and builds the result."""
 
-    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs], questions: UserQuestions) -> None:
+    def __init__(self, service: Service, server_jobs: Callable[[], ServerJobs], questions: UserQuestions) -> None:
         self._service = service
-        self._running_jobs = running_jobs
+        self._server_jobs = server_jobs
         self._questions = questions
 
     async def of(
@@ -304,7 +304,7 @@ class _Answers:
             await asyncio.to_thread(_import_jobs)
             from promptmill.jobs.manage import call_job
 
-            return await call_job.keep(self._running_jobs(), replace(work, config=config), outcomes)
+            return await call_job.keep(self._server_jobs(), replace(work, config=config), outcomes)
 
         limit_s, task_s = config.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
         if task_s is not None:
@@ -318,14 +318,14 @@ class _Answers:
 
         config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
         task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)
-        bounded = DeadlineCall(service, self._running_jobs(), replace(work, config=config), limit_s, task)
+        bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
         try:
             outcomes = await with_progress(ctx, service, call, bounded.outcomes())
             job_id, spent = bounded.go_on()
         finally:
             await bounded.abandon()
         if task is not None and job_id is not None:
-            return await tasks.started(ctx, self._running_jobs(), job_id), job_id
+            return await tasks.started(ctx, self._server_jobs(), job_id), job_id
         return await result_of(ctx, outcomes, spent, config, keep, job_id=job_id), job_id
 
 

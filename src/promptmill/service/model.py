@@ -34,7 +34,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 
 if TYPE_CHECKING:
-    from promptmill.answering.chain import Chain
+    from promptmill.steps.chain import Chain
 
 Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
 
@@ -311,7 +311,7 @@ class Loaded:
     async def _load(self, after: Loaded | None) -> None:
         models = self.model.models
         try:
-            from promptmill.answering.chain import Chain  # heavy; the start of a server does not need it
+            from promptmill.steps.chain import Chain  # heavy; the start of a server does not need it
 
             backend = await models.create(self.config)
             while after is not None:

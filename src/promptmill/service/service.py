@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptmill.answering.chain import around
-from promptmill.answering.step import Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import (
     LOOKED_AT,
@@ -38,6 +36,8 @@ from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
 from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
+from promptmill.steps.chain import around
+from promptmill.steps.step import Step
 
 _DRAIN_S = 30.0
 _COUNTS = (

@@ -11,7 +11,6 @@ from multidict import CIMultiDict
 
 from driving import ask, opened
 from fakes import ListSource
-from promptmill.answering.prices import _SEARCHES
 from promptmill.backends.batches import Reply
 from promptmill.backends.openai.citations import SEARCHING, without_marks
 from promptmill.backends.openai.dialects.anthropic import assemble
@@ -20,6 +19,7 @@ from promptmill.backends.openai.providers import PLAIN, profile_of
 from promptmill.backends.openai.reply import ReplyRequest, read_other_response, read_response
 from promptmill.backends.protocol import Call, Completion
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.steps.prices import _SEARCHES
 from web_searches import (
     APIS,
     CLEAN,

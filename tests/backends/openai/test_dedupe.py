@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from fakes import ListSource
-from promptmill.answering.flights import SameRequests
 from promptmill.core.errors import Code
 from promptmill.core.request import Sampling, conversation_from_prompt
+from promptmill.steps.flights import SameRequests
 from replies import by_prompt, choose, late, status
 
 PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20

@@ -17,7 +17,7 @@ from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import JobRows
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.rows.row_lines import IMAGES
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -32,7 +32,7 @@ _LARGEST = 8_000
 """Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
 
 
-async def pictures(jobs: RunningJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
+async def pictures(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
     """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images, the
     likeliest first.
 

@@ -30,7 +30,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store import labels, progress, statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
@@ -74,7 +74,7 @@ class View:
 
 
 async def window(
-    jobs: RunningJobs,
+    jobs: ServerJobs,
     caller: Caller,
     job_id: str,
     view: View,

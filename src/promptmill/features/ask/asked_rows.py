@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from promptmill.answering.decided import check_plan
-from promptmill.answering.several import failure_in, sums_of, together
-from promptmill.answering.step import Place, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
@@ -23,6 +20,9 @@ from promptmill.features.ask.row_inquiries import Parted, RowInquiries, RowPart
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
+from promptmill.steps.decided import check_plan
+from promptmill.steps.several import failure_in, sums_of, together
+from promptmill.steps.step import Place, Step
 
 _WAITS = f"code IS '{Code.BATCHED}'"
 _SHOWN = 3  # failed requests in the error of a row

@@ -27,8 +27,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from promptmill.answering.prices import cost_of_many, price_of
-from promptmill.answering.step import path_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,
@@ -55,6 +53,8 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
+from promptmill.steps.prices import cost_of_many, price_of
+from promptmill.steps.step import path_of
 
 _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5

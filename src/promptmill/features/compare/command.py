@@ -13,9 +13,9 @@ from pathlib import Path
 import orjson
 
 from promptmill.backends import registry
-from promptmill.cli import job_run
+from promptmill.cli import foreground
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import OF_THE_MODEL, remembered_step
+from promptmill.cli.foreground import OF_THE_MODEL, remembered_step
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, amount, at_least_one
 from promptmill.cli.terminal import OK, columns, say
@@ -168,7 +168,7 @@ def _judgement(
         command = remembered_step(words_, arguments, configuration)
         if pairs.others:
             with asked.opened(pairs.rows(asked.settings(config)), configuration, folders, command=command) as job:
-                code = job_run.run(arguments, configuration, job, is_step=True)
+                code = foreground.run(arguments, configuration, job, is_step=True)
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     folder = folders.loose(pairs.job_id(asked.settings(config)))

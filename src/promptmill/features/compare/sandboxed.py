@@ -35,7 +35,7 @@ from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage import child_step
-from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
+from promptmill.jobs.manage.server_jobs import Approve, ServerJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
 from promptmill.jobs.store.index import JobFolders
@@ -57,7 +57,7 @@ class Judge:
 
 
 async def compared(
-    jobs: RunningJobs,
+    jobs: ServerJobs,
     caller: Caller,
     files: Sequence[str],
     *,
@@ -125,7 +125,7 @@ class _Judging:
     """The path of the new file for the judge's rows."""
 
 
-def _resolved(jobs: RunningJobs, gold: str) -> tuple[str, bool]:
+def _resolved(jobs: ServerJobs, gold: str) -> tuple[str, bool]:
     """Return `gold` with the resolved path of its file, and whether it names a file. Otherwise it is a column.
 
     Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.

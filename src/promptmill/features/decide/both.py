@@ -6,9 +6,6 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from promptmill.answering.decided import check_plan
-from promptmill.answering.several import failure_in, sums_of, together
-from promptmill.answering.step import Place, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.model_config import ModelConfig
@@ -18,6 +15,9 @@ from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 from promptmill.features.decide.fields import Divided, with_form
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.service.fallback import adapted
+from promptmill.steps.decided import check_plan
+from promptmill.steps.several import failure_in, sums_of, together
+from promptmill.steps.step import Place, Step
 
 
 class BothModels(PlanWork, Step):

@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.answering.checked import checked
-from promptmill.answering.several import together
-from promptmill.answering.step import Place, Step
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -32,6 +29,9 @@ from promptmill.features.documents.merging import Found, Merged, PieceTexts
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
+from promptmill.steps.checked import checked
+from promptmill.steps.several import together
+from promptmill.steps.step import Place, Step
 
 _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # max pieces of a row in flight

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from promptmill.answering.likely import LikelyLengths
 from promptmill.answers.response_format import schema_of
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_TOKENS
@@ -33,6 +32,7 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.stored import JobPrompts
+from promptmill.steps.likely import LikelyLengths
 
 AUTO = "auto"
 _BYTES_PER_TOKEN = 4  # of an answer, estimated

@@ -9,13 +9,13 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
-from promptmill.answering.step import Loading, Sent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import EMBEDDINGS, SYSTEM_ROLES, Conversation, Request, Sampling
 from promptmill.features.embeddings.parameters import Embedded
+from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.step import Loading, Sent
 
 _AT_ONCE = Bounds(items=256, size=600_000)
 """The size is in bytes of UTF-8: at two bytes a token, the 300,000 tokens that OpenAI takes in a request."""

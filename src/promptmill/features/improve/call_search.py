@@ -35,7 +35,7 @@ from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
-from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
+from promptmill.jobs.manage.server_jobs import Approve, ServerJobs
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
 from promptmill.system import runtime
@@ -79,7 +79,7 @@ def strong_config(config: ModelConfig, model: ModelConfig, max_cost: float | Non
 class CallSearch:
     """A search for which a call waits."""
 
-    def __init__(self, jobs: RunningJobs, caller: Caller, order: SearchOrder) -> None:
+    def __init__(self, jobs: ServerJobs, caller: Caller, order: SearchOrder) -> None:
         self._jobs, self._caller, self._order = jobs, caller, order
         self._loop = asyncio.get_running_loop()
         self._step = "reading the rows with right labels"

@@ -13,7 +13,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
+from promptmill.cli.foreground import StoppedError, passed_on, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from promptmill.answering.step import Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
@@ -24,6 +23,7 @@ from promptmill.jobs.rows.plain_template import Template
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import Round
+from promptmill.steps.step import Place, Step
 
 if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder

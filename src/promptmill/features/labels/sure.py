@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -30,6 +29,7 @@ from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.stored import JobPrompts, Target
+from promptmill.steps.prices import BATCH, cost_of_many, price_of, tier_of
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
 """The givers of labels. The strong model gives a label because the row was sampled (`SAMPLE`), or because the row was

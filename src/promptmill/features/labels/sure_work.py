@@ -24,7 +24,6 @@ from itertools import filterfalse
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.answering.step import Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Made, Request, Sampling, once
@@ -46,6 +45,7 @@ from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.statistics import CAME
+from promptmill.steps.step import Place, Step
 
 FEWEST_ROWS = 200
 """In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""

@@ -50,7 +50,7 @@ from promptmill.files.files import InputFile
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.input_rows import InputRows
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
@@ -69,7 +69,7 @@ _END_S = 60.0  # bound: a cancelled job ends within about a second
 class BatchRuns:
     """The batches of all tokens."""
 
-    def __init__(self, files: StoredFiles, endpoints: Endpoints, jobs: Callable[[], RunningJobs]) -> None:
+    def __init__(self, files: StoredFiles, endpoints: Endpoints, jobs: Callable[[], ServerJobs]) -> None:
         """`endpoints` converts lines to requests; `jobs` returns the server's jobs."""
         self._files, self._endpoints, self._jobs = files, endpoints, jobs
         self._store = files.store

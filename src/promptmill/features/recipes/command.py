@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.job_run import passed_on
+from promptmill.cli.foreground import passed_on
 from promptmill.cli.main import run_command
 from promptmill.cli.parser import Parser, amount
 from promptmill.cli.terminal import OK, SOME_FAILED, TRY_AGAIN, USAGE, complain, say

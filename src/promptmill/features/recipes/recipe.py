@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.answering.costs import lacking
 from promptmill.backends import registry
 from promptmill.cli.error_words import option_of
 from promptmill.cli.options import configuration_of
@@ -33,6 +32,7 @@ from promptmill.jobs.door import decided
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import digest
 from promptmill.options.flag_values import amount
+from promptmill.steps.costs import lacking
 from promptmill.system.safe_open import home_expanded
 
 _OPTION = re.compile(r"--([a-z][a-z-]*)(?: (.*))?", re.DOTALL)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.job_run import EndedJob
+from promptmill.cli.foreground import EndedJob
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.files import disk, members

@@ -15,7 +15,7 @@ from promptmill.features.report import job_page
 from promptmill.images.load import ImageRules
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import child_step
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime
@@ -25,7 +25,7 @@ _MODULE = "promptmill.features.report.call_report"
 _COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
-async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -> JsonDict:
+async def written(jobs: ServerJobs, caller: Caller, job_id: str, report: str) -> JsonDict:
     """Write the report of a job to the file `report`, and return its path and the number of its rows.
 
     Raises `PromptmillError`, for example if the file exists and is not an earlier report of this job.

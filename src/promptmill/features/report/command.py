@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.job_run import EndedJob
+from promptmill.cli.foreground import EndedJob
 from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import PromptmillError
 from promptmill.features.report import job_page

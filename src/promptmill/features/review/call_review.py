@@ -26,7 +26,7 @@ from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage import child_step
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime
@@ -38,7 +38,7 @@ _COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
 async def reviewed(
-    jobs: RunningJobs,
+    jobs: ServerJobs,
     caller: Caller,
     job_id: str,
     *,
@@ -69,7 +69,7 @@ async def reviewed(
 
 
 async def taken(
-    jobs: RunningJobs,
+    jobs: ServerJobs,
     caller: Caller,
     job_id: str,
     *,

@@ -38,7 +38,7 @@ from promptmill.jobs.export.workbook_file import frozen, write_sheet
 from promptmill.jobs.export.workbook_xml import clean_text
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRows
-from promptmill.jobs.run import steps
+from promptmill.jobs.run import phases
 from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
@@ -504,10 +504,10 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
     if spec.output.format and not made.finished:
         there = members.stamp(spec.output.path)
         try:
-            written = steps.export(Work(), folder, limit=made.limit)
+            written = phases.export(Work(), folder, limit=made.limit)
         except UnansweredError:
             return False
-        steps.publish(folder, written, there, made.limit)
+        phases.publish(folder, written, there, made.limit)
     elif not made.finished:
         folder.put(output=made.model_copy(update={"finished": True}))
     end = output.end_of(folder.store, made.limit)

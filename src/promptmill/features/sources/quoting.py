@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from promptmill.answering.checked import as_text
-from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.model_config import ModelConfig
@@ -21,6 +19,8 @@ from promptmill.core.request import Conversation, Fields, Made, Message, Request
 from promptmill.core.sources import ValueSource, with_page
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
+from promptmill.steps.checked import as_text
+from promptmill.steps.step import Loading, Place, Sent, Step
 
 _SOON = 1 << 19
 """The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up: 0.1 s for quotes

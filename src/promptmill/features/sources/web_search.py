@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
-from promptmill.answering.costs import unbounded_search
-from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.backends.searches import SEARCHING_MODEL, has_web_search
@@ -19,6 +17,8 @@ from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Made, Request, once
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.sources.parameters import Sourced
+from promptmill.steps.costs import unbounded_search
+from promptmill.steps.step import Loading, Place, Sent, Step
 
 _CHAT = ("openai", "openai")
 _OF_RESPONSES: JsonObject = {"tools": [{"type": "web_search"}]}

@@ -15,9 +15,6 @@ from typing import Self
 
 import orjson
 
-from promptmill.answering.decided import given_in
-from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
-from promptmill.answering.step import Loading, Sent
 from promptmill.answers.decision import Evidence, evidence_of, instructions_of, words_of
 from promptmill.answers.form import form_of
 from promptmill.backends import registry
@@ -28,6 +25,9 @@ from promptmill.core.request import Conversation, Fields, Made, Message, Portion
 from promptmill.core.values import json_text
 from promptmill.features.together.parameters import Together
 from promptmill.jobs.store.records import SLOT
+from promptmill.steps.decided import given_in
+from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000
 """Characters of all evidence of a request: about 8,000 tokens, an eighth of what TypeSafe takes."""

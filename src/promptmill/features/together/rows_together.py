@@ -7,8 +7,6 @@ from typing import Self
 
 import orjson
 
-from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
-from promptmill.answering.step import Loading, Sent, path_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.model_config import OTHER_LIMIT, TOKEN_LIMITS, ModelConfig, numbers_of
@@ -17,6 +15,8 @@ from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Fie
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
 from promptmill.jobs.store.records import SLOT
+from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.step import Loading, Sent, path_of
 
 _LONGEST_ROW = 8_000
 """Characters of a row's fields; a longer row gains nothing by sharing its instructions."""

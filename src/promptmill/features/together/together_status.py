@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
-from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.answers.choices import choices_of
 from promptmill.answers.response_format import schema_of
 from promptmill.answers.shown import shown_of
@@ -38,6 +37,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.statistics import CAME, SHARED
+from promptmill.steps.prices import cost_of_many, price_of
 
 _BYTES_PER_TOKEN = 4  # estimated for English text
 _DENSER = 1.6

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import StoppedError, free_name, passed_on, remembered_step, run_step, stopped
+from promptmill.cli.foreground import StoppedError, free_name, passed_on, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
@@ -46,6 +45,7 @@ from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.status_words import progress_lines
+from promptmill.steps.prices import no_price_known
 from promptmill.system.safe_open import home_expanded, real_path
 
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}

@@ -9,8 +9,6 @@ from typing import Literal, TypeAlias
 
 import orjson
 
-from promptmill.answering.checked import problem_of_form
-from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import config_error
@@ -24,6 +22,8 @@ from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
 from promptmill.jobs.run.rows_left import of_rows_left
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.folder import Folder
+from promptmill.steps.checked import problem_of_form
+from promptmill.steps.prices import cost_of_many, price_of, tier_of
 
 Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""

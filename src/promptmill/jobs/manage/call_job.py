@@ -35,7 +35,7 @@ from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import JobPlace
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
@@ -68,14 +68,14 @@ class DeadlineCall:
     def __init__(
         self,
         service: Service,
-        running_jobs: RunningJobs,
+        server_jobs: ServerJobs,
         work: CallWork,
         limit_s: float,
         task: CallTask | None = None,
     ) -> None:
         """`limit_s` counts from the start of `work.call`. `task`: the task that the call may become."""
         self._service = service
-        self._running_jobs = running_jobs
+        self._server_jobs = server_jobs
         self._work = work
         self._task = task
         self._is_task_required = task is not None and task.is_required
@@ -100,7 +100,7 @@ class DeadlineCall:
         work = self._work
         if not any(isinstance(item, Conversation) for item in work.items):
             return await self._answered_here()
-        place = self._running_jobs.places.take(work.caller.session)
+        place = self._server_jobs.places.take(work.caller.session)
         self._held.callback(place.leave)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._left_s):
@@ -130,7 +130,7 @@ class DeadlineCall:
 
     async def _written(self) -> Job:
         task = None if self._task is None else self._task.note
-        writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._running_jobs.folders, task=task))
+        writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._server_jobs.folders, task=task))
         try:
             return await asyncio.shield(writing)
         finally:
@@ -145,7 +145,7 @@ class DeadlineCall:
         if run.done() and not self._is_task_required:
             error = None if run.cancelled() or run.exception() else run.result()
             return error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        return await self._deferred(job, lambda: _make_durable(job), lambda: self._running_jobs.adopt(job, run, place))
+        return await self._deferred(job, lambda: _make_durable(job), lambda: self._server_jobs.adopt(job, run, place))
 
     async def _put_off(self, job: Job, place: JobPlace) -> PromptmillError:
         """Close the job, which got no place in time. Return the error for its items."""
@@ -155,7 +155,7 @@ class DeadlineCall:
             _make_durable(job)
             job.close()
 
-        later = partial(self._running_jobs.run_later, job.spec.job_id, self._work.config, place)
+        later = partial(self._server_jobs.run_later, job.spec.job_id, self._work.config, place)
         return await self._deferred(job, close, later)
 
     async def _deferred(self, job: Job, make_ready: Callable[[], None], go_on: Callable[[], object]) -> PromptmillError:
@@ -243,7 +243,7 @@ def discard(job: Job) -> None:
     shutil.rmtree(job.folder.path, ignore_errors=True)
 
 
-async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Outcome]) -> str:
+async def keep(server_jobs: ServerJobs, work: CallWork, outcomes: Sequence[Outcome]) -> str:
     """Store a call with its final `outcomes` as a finished job, whose rows can be read. Return the job's id.
 
     Raises `PromptmillError` (`storage`).
@@ -253,9 +253,9 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
         for index, outcome in enumerate(outcomes)
         if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
     }
-    writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, all_answered=True)
+    writing = asyncio.to_thread(write, work, server_jobs.folders, outcomes_of, all_answered=True)
     job = await asyncio.shield(asyncio.ensure_future(writing))
-    await asyncio.wait({running_jobs.run_here(job)})  # every row is answered already, so the run only writes the output
+    await asyncio.wait({server_jobs.run_here(job)})  # every row is answered already, so the run only writes the output
     return job.spec.job_id
 
 

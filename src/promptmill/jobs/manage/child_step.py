@@ -31,7 +31,7 @@ from promptmill.jobs.inputs import any_format, row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in
-from promptmill.jobs.run import steps, validation
+from promptmill.jobs.run import phases, validation
 from promptmill.jobs.run.job import Apart, Job
 from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, plain, received
 from promptmill.jobs.run.wanted_job import WantedJob, with_query
@@ -159,8 +159,8 @@ _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         step.__name__: step
         for step in (
-            *(_check, _check_columns, steps.try_out, steps.read_input),
-            *(steps.check_output, steps.check_secrets, steps.export),
+            *(_check, _check_columns, phases.try_out, phases.read_input),
+            *(phases.check_output, phases.check_secrets, phases.export),
         )
     }
 )

@@ -163,7 +163,7 @@ def _text(turn: Message) -> str:
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool, largest: int
 ) -> dict[str, Any]:
-    """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`.
+    """Return answered rows after the first `offset` rows, in input order. Blocks. See `ServerJobs.results`.
 
     `largest`: about the bytes of rows to read, because a client that reads 3,000 long rows page by page would have them
     searched for keys several hundred times.

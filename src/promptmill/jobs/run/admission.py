@@ -20,8 +20,8 @@ from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
 from promptmill.jobs.rows.template import hides
 from promptmill.jobs.run.job import Job
+from promptmill.jobs.run.phases import Change
 from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
-from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work

@@ -138,7 +138,7 @@ class Commits:
 
 @dataclass(slots=True)
 class _Waiting:
-    """KeyedOutcomes that are not yet written. If commits wait for the disk, the callers await the future `committed`."""
+    """Outcomes that are not yet written. If commits wait for the disk, the callers await the future `committed`."""
 
     outcomes: KeyedOutcomes = field(default_factory=list)
     characters: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from promptmill.answering.costs import lacking
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.money import Budget
 from promptmill.jobs.run.job import Job
@@ -12,6 +11,7 @@ from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.progress import Progress
+from promptmill.steps.costs import lacking
 
 _NO_BUDGET = "`max_cost` has no effect on this run: "
 

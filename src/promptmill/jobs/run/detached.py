@@ -21,9 +21,9 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.files import disk
 from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.phases import Change
 from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, received
 from promptmill.jobs.run.runner import until_ended
-from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock

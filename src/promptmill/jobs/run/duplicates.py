@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
-from promptmill.answering.flights import Flight, OneFlight, is_repeatable
-from promptmill.answering.step import Place
 from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.core.bounds import MOST_HELD
 from promptmill.core.errors import Code, PromptmillError
@@ -19,6 +17,8 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import ANSWERED, LIVE, Round, join_of
 from promptmill.jobs.store.stored import Target
+from promptmill.steps.flights import Flight, OneFlight, is_repeatable
+from promptmill.steps.step import Place
 
 T = TypeVar("T")
 _DIGEST = 16

@@ -15,9 +15,9 @@ from promptmill.files import files as input_files
 from promptmill.files import members
 from promptmill.files.files import InputFiles
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.run import steps
+from promptmill.jobs.run import phases
+from promptmill.jobs.run.phases import Change
 from promptmill.jobs.run.row_check import Complain
-from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
@@ -105,11 +105,11 @@ class Job:
 
     def reading(self, files: InputFiles) -> partial[Bound]:
         """Return the step that reads the input. Afterwards, the caller reads `spec` again."""
-        return partial(steps.read_input, spec=self.spec, parts=files.parts, change=self.change)
+        return partial(phases.read_input, spec=self.spec, parts=files.parts, change=self.change)
 
     def trial(self, files: InputFiles) -> partial[None]:
         """Return the step that checks, without any change, whether reading `files` would be refused."""
-        return partial(steps.try_out, spec=self.spec, parts=files.parts, change=self.change)
+        return partial(phases.try_out, spec=self.spec, parts=files.parts, change=self.change)
 
     def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
         """Return a service for this job only. The caller closes it. `is_shared`: see `Service`."""

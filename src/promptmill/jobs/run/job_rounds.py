@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from promptmill.answering.step import Step
 from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
@@ -28,6 +27,7 @@ from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.stored import Target
+from promptmill.steps.step import Step
 
 
 class Open(NamedTuple):

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from promptmill.answering.step import Step
 from promptmill.backends.protocol import Call
 from promptmill.config.model_config import ModelConfig
 from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.row_source import RowSource
 from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.service.service import Service
+from promptmill.steps.step import Step
 
 
 async def answer_rows(

@@ -8,8 +8,8 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import counted
 from promptmill.jobs.columns import remarks
 from promptmill.jobs.export import output
-from promptmill.jobs.run import steps
-from promptmill.jobs.run.run import Run
+from promptmill.jobs.run import phases
+from promptmill.jobs.run.run_state import RunState
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.binding import Bound
@@ -18,7 +18,7 @@ from promptmill.jobs.store.records import PERSON
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 
 
-async def read_input(run: Run) -> None:
+async def read_input(run: RunState) -> None:
     """Read the input, unless the database has it. Raises `PromptmillError` and the errors of `JobDatabase`."""
     job, progress = run.job, run.progress
     run.status.enter(states.STARTING, "reading the input")
@@ -45,7 +45,7 @@ async def read_input(run: Run) -> None:
         await _note_bound(run, bound)
     await _check_secrets(run)
     if job.spec.output.kind.has_tables:
-        await run.do(functools.partial(steps.check_output))
+        await run.do(functools.partial(phases.check_output))
     progress.figures["columns"] = job.spec.output.names or {}
     progress.notes += [note for each in job.order.parts.values() for note in each.notes]
     progress.notes += [note for note in remarks.notes(job.spec) if note not in progress.notes]
@@ -60,30 +60,30 @@ async def read_input(run: Run) -> None:
         await run.hooks.before_answers()
 
 
-def _rebind_awaited(run: Run) -> None:
+def _rebind_awaited(run: RunState) -> None:
     for way in rounds.awaited(run.store).values():
         way.rebind(run.store, run.job.spec.targets)
 
 
-def _limit_rows(run: Run) -> None:
+def _limit_rows(run: RunState) -> None:
     run.end = output.end_of(run.store, run.job.order.limits.limit)
     ((rows,),) = run.store.read("SELECT count(*) FROM row WHERE n < ?", run.end)
     run.progress.total = rows * run.job.spec.delivered
 
 
-def _note_persons(run: Run) -> None:
+def _note_persons(run: RunState) -> None:
     """Count the labels of a person, because an order `again` does not replace them."""
     if run.job.order.earlier.again is not None and (kept := run.store.count(f"settings = {PERSON}")):
         run.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
 
 
-async def _note_bound(run: Run, bound: Bound) -> None:
+async def _note_bound(run: RunState, bound: Bound) -> None:
     """Note which earlier answers count, and which of other jobs do although their settings differ."""
     _note_kept(run, bound)
     run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 
 
-def _note_kept(run: Run, bound: Bound) -> None:
+def _note_kept(run: RunState, bound: Bound) -> None:
     if run.job.order.earlier.again == "all":
         return
     if bound.kept or (bound.answers and not bound.partly):
@@ -97,12 +97,12 @@ def _note_kept(run: Run, bound: Bound) -> None:
         run.progress.notes.append(f"{counted(bound.partly, 'row')} {are} some answers; only new questions are asked.")
 
 
-async def _check_secrets(run: Run) -> None:
+async def _check_secrets(run: RunState) -> None:
     """Look for keys and passwords in a file of rows that a call named. The same content is checked only once."""
     job, content = run.job, {"sha256": run.job.spec.input.sha256}
     if not job.config.file_rule.is_guarded or not job.spec.input.is_file:
         return
     if await run.in_thread(lambda: run.store.get("secrets_checked")) != content:
         run.status.enter(states.STARTING, "looking for keys and passwords")
-        await run.do(functools.partial(steps.check_secrets, rule=job.config.file_rule))
+        await run.do(functools.partial(phases.check_secrets, rule=job.config.file_rule))
         job.folder.put(secrets_checked=content)

@@ -1,6 +1,6 @@
 """Runs a job in this process: reads its input, runs its rounds, and writes its output.
 
-Runner ─▶ read_input ─▶ RoundRunner: open rows ─▶ a way ─▶ records ─▶ export
+Runner ─▶ read_input ─▶ RoundSender: open rows ─▶ a way ─▶ records ─▶ export
    └──── looks after: progress, commands, the cost limit; `Ending` ends the run early
 """
 
@@ -21,13 +21,13 @@ from promptmill.core.wording import counted
 from promptmill.files import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
-from promptmill.jobs.run import steps, ways
+from promptmill.jobs.run import phases, ways
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.run.ending import Stopped
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.reading import read_input
-from promptmill.jobs.run.round_runner import RoundRunner, configs_of
-from promptmill.jobs.run.run import Run
+from promptmill.jobs.run.round_sender import RoundSender, configs_of
+from promptmill.jobs.run.run_state import RunState
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.control import Control
@@ -68,9 +68,9 @@ class Runner:
 
         Needs a running event loop.
         """
-        self._run = Run(job, service, hooks, call=call, apart=apart, leaving_s=leaving_s)
+        self._run = RunState(job, service, hooks, call=call, apart=apart, leaving_s=leaving_s)
         self._cost_limit = CostLimit(job, self._run.progress)
-        self._rounds = RoundRunner(self._run, self._cost_limit)
+        self._rounds = RoundSender(self._run, self._cost_limit)
         self._given = None if job.spec.input.is_file else job.input
 
     @property
@@ -257,7 +257,7 @@ class Runner:
         else:
             there = await self._run.in_thread(lambda: members.stamp(spec.output.path))
             try:
-                written = await self._run.do(functools.partial(steps.export, limit=limit))
+                written = await self._run.do(functools.partial(phases.export, limit=limit))
             except UnansweredError:
                 return False
             except BaseException:  # also a cancellation, which may come after the file was written
@@ -266,7 +266,7 @@ class Runner:
             if written.warning:
                 self._run.progress.notes.append(written.warning)
             overwrite = job.order.earlier.overwrite
-            await self._run.in_thread(lambda: steps.publish(folder, written, there, limit, overwrite=overwrite))
+            await self._run.in_thread(lambda: phases.publish(folder, written, there, limit, overwrite=overwrite))
         self._run.progress.take(await self._run.in_thread(self._final_counts), has_ended=True)
         self._run.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True

@@ -12,12 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from promptmill.answering.chain import sending
-from promptmill.answering.costs import AS_LIVE, advised_limit, lacking, most_of
-from promptmill.answering.decided import check_plan, tokens_of
-from promptmill.answering.likely import LikelyLengths, form_tokens
-from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
-from promptmill.answering.step import Sent
 from promptmill.answers.form import form_of
 from promptmill.backends import registry
 from promptmill.backends.prompt_cache import ModelCache
@@ -54,9 +48,9 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
+from promptmill.jobs.run.phases import Change
 from promptmill.jobs.run.rows_left import of_rows_left, rows_sent_of
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
-from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
@@ -67,6 +61,12 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SCORES, SLOT
 from promptmill.jobs.store.rounds import ANSWERED, FAILED
 from promptmill.jobs.store.spec import Origin
+from promptmill.steps.chain import sending
+from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, most_of
+from promptmill.steps.decided import check_plan, tokens_of
+from promptmill.steps.likely import LikelyLengths, form_tokens
+from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
+from promptmill.steps.step import Sent
 from promptmill.system import runtime
 
 _SHOWN = 20

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptmill.answering.step import path_of
 from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
 from promptmill.config.configuration import Configuration
@@ -34,6 +33,7 @@ from promptmill.jobs.store.plan import JobSpec, option_of, plans_in
 from promptmill.jobs.store.shape import shape_in
 from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
+from promptmill.steps.step import path_of
 from promptmill.system.safe_open import real_path
 
 _OF_ROWS = " works only for rows of values; this input holds complete requests, as a Batch file does."

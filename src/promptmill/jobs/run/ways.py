@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
-from promptmill.answering.step import Step
 from promptmill.backends.protocol import Call, Usage
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -21,6 +19,8 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.rounds import stored_rounds
 from promptmill.service.service import Service
+from promptmill.steps.prices import BATCH, cost_of_many, price_of, tier_of
+from promptmill.steps.step import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from promptmill.answering.step import Step
 from promptmill.backends.protocol import Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -34,6 +33,7 @@ from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import JobPrompts, Stored, Target, Variant
 from promptmill.options.table import Again
+from promptmill.steps.step import Step
 
 
 class PlanWork:

@@ -6,8 +6,9 @@
 
 The loop keeps `LoadedPipeline.rows` rows in the pipeline, and up to the same number again, so that a call without rows
 gets a place immediately. It reads the new tokens after each step and stops rows at stop strings, which the pipeline
-does not know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was used for the first
-time, the row is assumed to be the cause and gets the error; so does a row that was in `_MISHAPS` failed steps.
+does not know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was
+used for the first time, the row is assumed to be the cause and gets the error; so does a row that was in `_MISHAPS`
+failed steps.
 """
 
 from __future__ import annotations

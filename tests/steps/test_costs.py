@@ -12,16 +12,6 @@ from typing import Any
 import pytest
 
 from fakes import openai_config, openai_configuration
-from promptmill.answering.checked import LONGEST_COMPLAINT, CheckedAnswers
-from promptmill.answering.costs import (
-    BudgetedAnswers,
-    cost_of,
-    most_of,
-    unknown_price,
-    worst_case,
-)
-from promptmill.answering.prices import Prices, price_of
-from promptmill.answering.step import Loading
 from promptmill.answers.check import Check
 from promptmill.answers.choices import choices_of
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
@@ -39,6 +29,16 @@ from promptmill.core.request import (
     Shared,
     conversation_from_prompt,
 )
+from promptmill.steps.checked import LONGEST_COMPLAINT, CheckedAnswers
+from promptmill.steps.costs import (
+    BudgetedAnswers,
+    cost_of,
+    most_of,
+    unknown_price,
+    worst_case,
+)
+from promptmill.steps.prices import Prices, price_of
+from promptmill.steps.step import Loading
 from sure import sure
 
 DOLLAR = {"input": 0, "output": 1_000_000}

@@ -8,13 +8,13 @@ import json
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answering.several import Copies
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
+from promptmill.steps.several import Copies
 from replies import answer, choose, status
 
 

@@ -11,10 +11,6 @@ import pytest
 
 from decision_replies import decides, likeliest, shares
 from fakes import openai_config, openai_configuration
-from promptmill.answering.costs import most_of, worst_case
-from promptmill.answering.decided import bytes_of, tokens_of
-from promptmill.answering.flights import request_digest
-from promptmill.answering.prices import Prices, price_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
@@ -23,6 +19,10 @@ from promptmill.core.errors import Code
 from promptmill.core.form import Form, Question, YesNo
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
+from promptmill.steps.costs import most_of, worst_case
+from promptmill.steps.decided import bytes_of, tokens_of
+from promptmill.steps.flights import request_digest
+from promptmill.steps.prices import Prices, price_of
 
 MANY = {f"q{at:03}": {"type": "boolean"} for at in range(150)}
 LABELS: dict[str, Any] = {"choices": ["billing", "tech"]}

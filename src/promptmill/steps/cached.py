@@ -35,8 +35,6 @@ from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
 import orjson
 
-from promptmill.answering.flights import OneFlight, is_repeatable, request_digest
-from promptmill.answering.step import Loading, Place
 from promptmill.backends import registry
 from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
@@ -47,6 +45,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
+from promptmill.steps.flights import OneFlight, is_repeatable, request_digest
+from promptmill.steps.step import Loading, Place
 from promptmill.system.safe_open import home_expanded, make_private
 from promptmill.system.state import cache_folder
 

@@ -10,12 +10,12 @@ from unittest import mock
 
 import pytest
 
-from promptmill.answering.gathered import Bounds, Gathering, ReplyPart
-from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
+from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.step import Loading
 
 REFUSED = PromptmillError(Code.BAD_REQUEST, "No.")
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from promptmill.answering.likely import most_tokens_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
@@ -25,6 +24,7 @@ from promptmill.config.settings import PriceSettings
 from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request, Sampling
 from promptmill.core.values import JsonObject
+from promptmill.steps.likely import most_tokens_of
 from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")

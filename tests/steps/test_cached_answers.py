@@ -14,8 +14,6 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answering import cached
-from promptmill.answering.cached import AnswerCache
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cli.main import main
 from promptmill.config.configuration import Configuration
@@ -23,6 +21,8 @@ from promptmill.core.errors import Code
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
+from promptmill.steps import cached
+from promptmill.steps.cached import AnswerCache
 from replies import answer, attempts, by_prompt, choose, late, status
 from waiting import until
 

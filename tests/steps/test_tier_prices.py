@@ -9,10 +9,10 @@ import orjson
 import pytest
 
 from fakes import openai_config
-from promptmill.answering.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
 from promptmill.config.settings import PriceSettings
+from promptmill.steps.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from sure import sure
 
 

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.parameter import REPEATABLE
 from promptmill.core.request import OF_FIELDS_NAMES, Request, Sampling
+from promptmill.steps.step import Loading, Place, Step
 
 _REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")

@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.core.bounds import MOST_WARMED
 from promptmill.core.request import Request, Shared
+from promptmill.steps.step import Loading, Place, Step
 
 _KEPT_S = 240.0  # after the last use; shorter than the five minutes for which every provider keeps a beginning
 _LONGEST_WAIT_S = 60.0  # bound: the others wait no longer for a first request that is slow or repeated

@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from promptmill.answering import checked
-from promptmill.answering.checked import LONGEST_COMPLAINT, CheckedAnswers, ChosenAnswers, as_text, is_checked
 from promptmill.answers.check import Check
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Usage
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import TOP_CHOICES, Request, Sampling, conversation_from_prompt
+from promptmill.steps import checked
+from promptmill.steps.checked import LONGEST_COMPLAINT, CheckedAnswers, ChosenAnswers, as_text, is_checked
 
 NAME = asking_for({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
 ADA = '{"name": "Ada"}'

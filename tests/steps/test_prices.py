@@ -7,19 +7,6 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_config
-from promptmill.answering.costs import most_of, worst_case
-from promptmill.answering.prices import (
-    BATCH,
-    FlatPrice,
-    Prices,
-    Tiers,
-    charge,
-    cost_of_many,
-    list_of_prices,
-    no_price_known,
-    price_of,
-    tier_of,
-)
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import model_config
 from promptmill.config.configuration import Configuration
@@ -35,6 +22,19 @@ from promptmill.core.request import (
     Sampling,
     Shared,
     conversation_from_prompt,
+)
+from promptmill.steps.costs import most_of, worst_case
+from promptmill.steps.prices import (
+    BATCH,
+    FlatPrice,
+    Prices,
+    Tiers,
+    charge,
+    cost_of_many,
+    list_of_prices,
+    no_price_known,
+    price_of,
+    tier_of,
 )
 from sure import sure
 
@@ -459,7 +459,7 @@ def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
 def test_the_list_of_prices_is_offered_for_a_provider_if_it_is_not_installed(monkeypatch, block, offered):
     config = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).config
     assert not list_of_prices(config)
-    monkeypatch.setattr("promptmill.answering.prices.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("promptmill.steps.prices.importlib.util.find_spec", lambda _: None)
     assert list_of_prices(config).startswith("; the list of prices may know it: ") == offered
 
 

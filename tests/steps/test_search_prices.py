@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answering.costs import BudgetedAnswers, cost_of, most_of, worst_case
-from promptmill.answering.prices import Prices, Tiers, _DearestPrice, charge, price_of
 from promptmill.backends.protocol import Call, Completion, Ledger, Usage
 from promptmill.backends.searches import may_search
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.steps.costs import BudgetedAnswers, cost_of, most_of, worst_case
+from promptmill.steps.prices import Prices, Tiers, _DearestPrice, charge, price_of
 
 PROMPT = conversation_from_prompt("a prompt", "a prompt")
 A_MILLION = {"input": 1, "output": 10}
@@ -209,7 +209,7 @@ def test_no_limit_of_costs_where_the_configuration_searches(limit, extra):
 
 
 def loading(url: str) -> Any:
-    from promptmill.answering.step import Loading
+    from promptmill.steps.step import Loading
 
     return Loading(config_of(url), None, is_shared=False)
 

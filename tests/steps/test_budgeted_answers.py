@@ -13,7 +13,6 @@ import pytest
 
 from fakes import openai_config, openai_configuration
 from forked import ran, started
-from promptmill.answering.prices import FlatPrice, price_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
 from promptmill.cli.main import main
@@ -23,6 +22,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
+from promptmill.steps.prices import FlatPrice, price_of
 from replies import answer, chaos, choose, closed, completion, hang, html, late, reset, status, then_close, truncated
 from sure import sure
 from waiting import eventually, until

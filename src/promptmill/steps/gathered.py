@@ -34,10 +34,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Came, Completion, Failure, Outcome, Share, Totals, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request
+from promptmill.steps.step import Loading, Place, Step
 
 _OF_ITEMS = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Self
 
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends import protocol
 from promptmill.config.backends import BACKENDS
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import Request, check_left_out
+from promptmill.steps.step import Loading, Place, Step
 
 
 class ScreenedRequests(Step):

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from promptmill.answering.step import Place, Step
 from promptmill.backends import protocol
 from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code
 from promptmill.core.request import Made, Request, Sampling, once
+from promptmill.steps.step import Place, Step
 
 T = TypeVar("T")
 _LONG = 1 << 16  # characters of all copies of a prompt, from which they wait for room

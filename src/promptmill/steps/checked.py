@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in, chances_of_fields
 from promptmill.answers.check import Check
 from promptmill.answers.checker import NO_MATCH, Checker
@@ -42,6 +41,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import beginning, cut
+from promptmill.steps.step import Loading, Place, Step
 
 _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""

@@ -20,7 +20,7 @@ from promptmill.service.service import Service
 T = TypeVar("T")
 
 
-class Run:
+class RunState:
     """One run of an admitted job: its progress, its end, and the threads that work for it."""
 
     def __init__(

@@ -4,8 +4,6 @@ from unittest import mock
 
 import pytest
 
-from promptmill.answering import chain
-from promptmill.answering.step import Place, Sent, Step
 from promptmill.answers.check import Check
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.configuration import Configuration
@@ -13,6 +11,8 @@ from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.parameter import Added, Parameters
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.steps import chain
+from promptmill.steps.step import Place, Sent, Step
 
 
 class Loudness(Parameters):

@@ -19,7 +19,7 @@ from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.row_check import RowCheck
-from promptmill.jobs.run.run import Run
+from promptmill.jobs.run.run_state import RunState
 from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
@@ -32,10 +32,10 @@ _HELD_BYTES = 64 << 20
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 
-class RoundRunner:
+class RoundSender:
     """Runs the rounds of a job, until no row is open or the run ends."""
 
-    def __init__(self, run: Run, cost_limit: CostLimit) -> None:
+    def __init__(self, run: RunState, cost_limit: CostLimit) -> None:
         self._run, self._cost_limit = run, cost_limit
         self._rounds: JobRounds
         self._has_judged = False
@@ -179,17 +179,17 @@ class RoundRunner:
             )
 
 
-def configs_of(run: Run) -> list[ModelConfig]:
+def configs_of(run: RunState) -> list[ModelConfig]:
     """Return the configuration of the model of each slot."""
     return [_config_of(run, target.model) if target.model else run.job.config for target in run.job.spec.targets]
 
 
-def _config_of(run: Run, name: str) -> ModelConfig:
+def _config_of(run: RunState, name: str) -> ModelConfig:
     """Return the configuration of a model that the job names."""
     return _other_models(run).get(name) or run.job.config.with_model(name)
 
 
-def _requests(run: Run, targets: Sequence[Target]) -> list[RowRequests]:
+def _requests(run: RunState, targets: Sequence[Target]) -> list[RowRequests]:
     """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
     config = run.job.config
     if not config.is_same_model(run.service.config_of(config.name)):
@@ -200,14 +200,14 @@ def _requests(run: Run, targets: Sequence[Target]) -> list[RowRequests]:
     return list(requests_of(run.job.spec, reader, targets))
 
 
-def _other_models(run: Run) -> dict[str, ModelConfig]:
+def _other_models(run: RunState) -> dict[str, ModelConfig]:
     """Return the configurations of the models that the job may name."""
     service, sampling, offered = run.service, run.job.order.sampling, run.service.offered
     names = [name for name in service.usable if name in offered]
     return {name: service.config_of(name).with_sampling(sampling).capped for name in names}
 
 
-def _reader(run: Run, config: ModelConfig) -> RowReader:
+def _reader(run: RunState, config: ModelConfig) -> RowReader:
     return reader_of(
         config,
         run.job.spec,

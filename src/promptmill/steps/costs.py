@@ -23,21 +23,6 @@ from functools import partial
 
 import orjson
 
-from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
-from promptmill.answering.decided import bytes_of, parts_of
-from promptmill.answering.likely import LikelyLengths, most_tokens_of
-from promptmill.answering.prices import (
-    BATCH,
-    FlatPrice,
-    Price,
-    Prices,
-    Tiers,
-    charge,
-    list_of_prices,
-    price_of,
-    tier_of,
-)
-from promptmill.answering.step import Loading, Place, Step, path_of
 from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome, Spent, Totals, Usage, billed
@@ -49,6 +34,21 @@ from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Conversation, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
+from promptmill.steps.checked import LONGEST_COMPLAINT, is_checked
+from promptmill.steps.decided import bytes_of, parts_of
+from promptmill.steps.likely import LikelyLengths, most_tokens_of
+from promptmill.steps.prices import (
+    BATCH,
+    FlatPrice,
+    Price,
+    Prices,
+    Tiers,
+    charge,
+    list_of_prices,
+    price_of,
+    tier_of,
+)
+from promptmill.steps.step import Loading, Place, Step, path_of
 
 _UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
 _UNKNOWN_SEARCHES = (

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from promptmill.answering import warmed
-from promptmill.answering.warmed import WarmedAnswers
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, Shared, conversation_from_prompt
+from promptmill.steps import warmed
+from promptmill.steps.warmed import WarmedAnswers
 
 FAILED = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
 

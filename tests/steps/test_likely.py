@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from promptmill.answering.likely import ASSUMED, LikelyLengths, most_tokens_of
 from promptmill.answers.response_format import asking_for
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.steps.likely import ASSUMED, LikelyLengths, most_tokens_of
 
 TREE = {"type": "object", "properties": {"name": {"type": "string"}, "below": {"$ref": "#/$defs/tree"}}}
 NAMES = {"type": "array", "items": {"type": "string"}, "maxItems": 2}

@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from promptmill.answering.several import failure_in, sums_of, together
-from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.decision import decidable, size_of
 from promptmill.answers.form import form_of
 from promptmill.backends import protocol, registry
@@ -25,6 +23,8 @@ from promptmill.core.form import AllowedAnswer, Asked, Choice, Form, Given, Ques
 from promptmill.core.request import SOURCED_NAMES, Made, Request, once
 from promptmill.core.values import read_json, text_of
 from promptmill.core.wording import listed
+from promptmill.steps.several import failure_in, sums_of, together
+from promptmill.steps.step import Loading, Place, Step
 
 if TYPE_CHECKING:
     from promptmill.backends.openai.providers import DecisionLimits

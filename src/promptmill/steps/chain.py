@@ -27,15 +27,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import fields
 
-from promptmill.answering.cached import CachedAnswers
-from promptmill.answering.checked import CheckedAnswers, ChosenAnswers
-from promptmill.answering.costs import BudgetedAnswers, unknown_price
-from promptmill.answering.decided import DecidedRequests
-from promptmill.answering.flights import SameRequests
-from promptmill.answering.screened import ScreenedRequests
-from promptmill.answering.several import SeveralAnswers
-from promptmill.answering.step import Loading, Place, Sent, Step, steps_for
-from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.check import Check
 from promptmill.backends import protocol
 from promptmill.config.model_config import ModelConfig
@@ -43,6 +34,15 @@ from promptmill.core import feature
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import ADDED, APPLIED_NAMES, Made, Request, Sampling, once
+from promptmill.steps.cached import CachedAnswers
+from promptmill.steps.checked import CheckedAnswers, ChosenAnswers
+from promptmill.steps.costs import BudgetedAnswers, unknown_price
+from promptmill.steps.decided import DecidedRequests
+from promptmill.steps.flights import SameRequests
+from promptmill.steps.screened import ScreenedRequests
+from promptmill.steps.several import SeveralAnswers
+from promptmill.steps.step import Loading, Place, Sent, Step, steps_for
+from promptmill.steps.warmed import WarmedAnswers
 
 STEPS: tuple[type[Step], ...] = (
     CachedAnswers,

@@ -214,7 +214,7 @@ def _run(
             return code
         _note_pause(job.folder, about)
         try:
-            ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
+            ended, error, terminated = runtime.run(_shown_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             now = status.read(job.folder)
             requests = _requests(about, now)
@@ -360,7 +360,7 @@ def _call_features(ended: EndedJob) -> None:
             part(feature.variants)(spec.output.path, (spec.output.names or {}).get(VARIANT, VARIANT))
 
 
-async def _job_run(
+async def _shown_run(
     configuration: Configuration,
     job: Job,
     live: LiveOutput | None,

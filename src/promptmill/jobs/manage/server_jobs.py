@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from promptmill.answering.prices import no_price_known
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
@@ -34,6 +33,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import Status
 from promptmill.options.table import errors_about
 from promptmill.service.service import Service
+from promptmill.steps.prices import no_price_known
 from promptmill.system.call_files import FileRule
 from promptmill.system.subprocesses import Halt
 
@@ -43,7 +43,7 @@ Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaita
 """Called with the estimated and the highest cost of a job (None: unknown). It raises an error to prevent the job."""
 
 
-class RunningJobs:
+class ServerJobs:
     """The jobs that a server starts for its callers. Jobs that run in this process end with the service."""
 
     def __init__(self, service: Service, rule: Callable[[], FileRule]) -> None:
