@@ -1,6 +1,6 @@
 """Plant small faults in a module, one at a time, and run its tests: each fault that the tests let pass is printed.
 
-    scripts/mutants                          # all modules of scripts/mutants.toml, which names the tests of each
+    scripts/mutants                          # the modules of scripts/mutants.toml, apart from those with `is_sampled`
     scripts/mutants core/money.py            # these modules
     scripts/mutants --most 50                # at most 50 faults of each module, evenly spread
     scripts/mutants steps/costs.py --only most_of
@@ -9,8 +9,9 @@ A fault changes an operator, a condition, a constant, an alternative of a patter
 statement, an argument or a returned value. It is planted in memory, in a fork of a process that has collected the tests:
 no file is changed, and other processes that tests start have no fault, so tests marked `processes` do not run. Printed
 are `?`, a fault that the tests let pass; `=`, one that is listed as equivalent; `t`, one that is found because the tests
-did not end in time, perhaps only because the machine is busy. The exit code is 1 if a fault passes that
-`scripts/mutants.toml` does not list as equivalent, or if a listed fault does not pass.
+did not end in time, perhaps only because the machine is busy; `-`, a test that is left out, because it fails without a
+fault. The exit code is 1 if a fault passes that `scripts/mutants.toml` does not list as equivalent, or if a listed fault
+does not pass.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -262,9 +265,10 @@ class Run:
         self._mutants, self._source = planted, source
         self._first: list[str] = []
         """The tests that failed last, which run first."""
-        self._failed = ""
-        self._writing = -1
-        """The pipe of a fork to its parent."""
+        self._failed: set[str] = set()
+        """The tests that fail in this process, without a fault."""
+        self._note: int | None = None
+        """In a fork: the file with the name of the test that runs."""
         self._limit_s = 300.0
         self.passed: list[Mutant] = []
         self.error = ""
@@ -273,16 +277,22 @@ class Run:
         """Run the tests for each fault."""
         began = time.monotonic()
         self._run(session)  # without a fault, in this process, so that each fork has what tests import
-        unchanged = {one.function: one._replace(after=one.before) for one in self._mutants}.values()
-        if self._failed or not session.items or any(self._finds(session, one) for one in [*unchanged][:3]):
-            failed = (
-                self._failed or next(iter(self._first), "") or ("one ends its process" if session.items else "no test")
-            )
-            self.error = f"The tests fail without a fault: {failed}"
-            return True
         self._limit_s = 3 * (time.monotonic() - began) + 20
+        self._leave_out(session, self._failed)
+        for unchanged in [*{one.function: one._replace(after=one.before) for one in self._mutants}.values()][:3]:
+            while session.items and (failing := self._failing(session, unchanged)):
+                if failing == unchanged.module:
+                    self.error = "It cannot be changed while it is imported."
+                    return True
+                self._leave_out(session, {failing})
+        if not session.items:
+            self.error = "No test passes without a fault."
+            return True
         for mutant in self._mutants:
-            if not self._finds(session, mutant):
+            failing = self._failing(session, mutant)
+            if failing:
+                self._first = [failing, *(name for name in self._first if name != failing)][:40]
+            else:
                 self.passed.append(mutant)
                 print("=" if mutant.key in EQUIVALENT else "?", mutant, flush=True)
         return True
@@ -290,45 +300,56 @@ class Run:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note the test that failed. A fork ends with it, without waiting for what the test has left."""
         if report.failed:
-            self._failed = report.nodeid
-            if self._writing >= 0:
-                os.write(self._writing, report.nodeid.encode())
+            self._failed.add(report.nodeid)
+            if self._note is not None:
                 os._exit(0)
 
-    def _finds(self, session: pytest.Session, mutant: Mutant) -> bool:
-        """Return whether a test fails with the fault, or does not end in time."""
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            self._writing = writing
-            os.setsid()
-            silence = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silence, 1)
-            os.dup2(silence, 2)
-            with contextlib.suppress(BaseException):
-                plant(mutant, self._source)
-                self._run(session)
-                os.write(writing, b"passed")
-            os._exit(0)
-        os.close(writing)
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, self._limit_s)
-        _, status = os.waitpid(child, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        if os.WIFSIGNALED(status):
-            print("t", mutant, flush=True)
-        failed = os.read(reading, 4096).decode()
-        os.close(reading)
-        if failed not in {"", "passed"}:
-            self._first = [failed, *(name for name in self._first if name != failed)][:40]
-        return failed != "passed"
+    def _failing(self, session: pytest.Session, mutant: Mutant) -> str:
+        """Return the test that fails, ends its process or does not end in time with the fault; `""` if all pass. An
+        error of the module itself has its name."""
+        with tempfile.TemporaryFile(buffering=0) as note:
+            child = os.fork()
+            if not child:
+                self._run_in_fork(session, mutant, note.fileno())
+            signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
+            signal.setitimer(signal.ITIMER_REAL, self._limit_s)
+            _, status = os.waitpid(child, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if os.WIFSIGNALED(status):
+                print("t", mutant, flush=True)
+            note.seek(0)
+            return note.read().decode()
+
+    def _run_in_fork(self, session: pytest.Session, mutant: Mutant, note: int) -> NoReturn:
+        self._note = note
+        os.setsid()
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        with contextlib.suppress(BaseException):
+            self._runs(mutant.module)
+            plant(mutant, self._source)
+            self._run(session)
+            self._runs("")
+        os._exit(0)
 
     def _run(self, session: pytest.Session) -> None:
         items = sorted(session.items, key=lambda item: item.nodeid not in self._first)
         for item, following in zip(items, [*items[1:], None], strict=True):
+            self._runs(item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self._failed:
-                return
+
+    def _runs(self, name: str) -> None:
+        """Note what runs in a fork, so that its parent knows what ended it."""
+        if self._note is not None:
+            os.ftruncate(self._note, 0)
+            os.pwrite(self._note, name.encode(), 0)
+
+    @staticmethod
+    def _leave_out(session: pytest.Session, failed: AbstractSet[str]) -> None:
+        for name in sorted(failed):
+            print("-", name, flush=True)
+        session.items = [item for item in session.items if item.nodeid not in failed]
 
 
 EQUIVALENT = {
@@ -341,7 +362,8 @@ EQUIVALENT = {
 def main() -> int:
     """Run the command; returns 0 if all faults are found or equivalent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", default=[*TABLE], metavar="MODULE")
+    whole = [name for name, entry in TABLE.items() if not entry.get("is_sampled")]
+    parser.add_argument("modules", nargs="*", default=whole, metavar="MODULE")
     parser.add_argument("--most", type=int, help="the most faults of each module")
     parser.add_argument("--only", default="", help="faults in functions and classes with names that match this pattern")
     options = parser.parse_args()

@@ -24,6 +24,7 @@ META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
 }
+UNIQUE = b'{"id": "0b9a4a52-6f3e-4a43-9c43-4d6b2a0d7f13"}'
 
 
 def _body(prompt, number=1):
@@ -125,11 +126,11 @@ class _App:
 class _Client:
     """One connection."""
 
-    def __init__(self, calls, token=b"Bearer one"):
+    def __init__(self, calls, token=b"Bearer one", body=b'{"id": 1}'):
         self.left = asyncio.Event()
         self.got = []
         scope = {"method": "POST", "headers": [(b"authorization", token)]}
-        self.task = asyncio.ensure_future(calls.answer(scope, b'{"id": 1}', self._receive, self._send))
+        self.task = asyncio.ensure_future(calls.answer(scope, body, self._receive, self._send))
 
     async def _receive(self):
         await self.left.wait()
@@ -192,3 +193,25 @@ async def test_kept_answers_are_bounded():
     first.left.set()
     await first.task
     assert not calls._calls
+
+
+class _Breaking(_Client):
+    """A connection that breaks while the answer is sent."""
+
+    async def _send(self, message):
+        await self.left.wait()
+        raise ConnectionError
+
+
+async def test_an_answer_is_kept_while_one_of_its_clients_still_receives_it():
+    app = _App()
+    app.open.set()
+    calls = LostCalls(app)
+    first, second = _Client(calls, body=UNIQUE), _Breaking(calls, body=UNIQUE)
+    await first.task
+    assert first.got[-1]["body"] == b"answer"
+    second.left.set()
+    await second.task
+    again = _Client(calls, body=UNIQUE)
+    await again.task
+    assert (app.runs, again.got[-1]["body"]) == (1, b"answer")

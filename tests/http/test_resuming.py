@@ -152,3 +152,13 @@ async def test_the_oldest_events_go_first_and_the_newest_is_kept():
     assert events.after(ids[0]) is None
     assert events.after(ids[-2]) is not None
     assert len(events._events) < 12
+
+
+def test_the_events_of_a_session_are_bounded_in_bytes():
+    """A letter of Chinese has three."""
+    response = jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", "id": 1, "result": {"text": "字" * 5000}})
+    events = Events(most_bytes=3 * 5000 + 2 * 1024)
+    for name in ("first", "second"):
+        events.add(name, "stream", response)
+    assert events.after("first") is None
+    assert events.after("second") == ("stream", [])

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from promptmill.config.configuration import Configuration
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.jobs.run import validation
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.store.progress import RUNNING
+from promptmill.steps.step import Sent
 
 
 def planned(**keys: Any) -> Any:
@@ -59,3 +61,13 @@ def test_a_backend_that_a_validation_tries_is_closed(monkeypatch):
     wanted: Any = SimpleNamespace(is_of_call=True, order=SimpleNamespace(limits=limits), config=planned())
     validation._check_start([planned()], SimpleNamespace(), wanted)  # type: ignore[arg-type]
     assert len(closed) == 1
+
+
+def test_an_estimate_has_a_token_for_four_bytes_of_a_prompt():
+    size_for = validation._size_for(planned())
+
+    def size(text: str) -> int:
+        request = Request(0, conversation_from_prompt(text, "a prompt"), Sampling())
+        return size_for(Sent(request), request)
+
+    assert size("字" * 400) - size("a" * 400) == 300 - 100

@@ -11,6 +11,7 @@ from hypothesis import strategies as some
 
 from promptmill.jobs.run.planning import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.stored import Target
 from rounds_bench import RoundsBench, order_of
@@ -192,3 +193,47 @@ def test_a_row_that_a_rule_gets_during_the_run_is_sent_in_it(store):
         if sent == [0, 1]:
             bench.add(2, ["a"])
     assert sent == [0, 1, 2]
+
+
+class Elsewhere(OrderPart):
+    """Sends rows another way first."""
+
+    way = "elsewhere"
+
+
+def order_elsewhere(again=None):
+    return order_of(again).model_copy(update={"parts": {"elsewhere": Elsewhere()}})
+
+
+@pytest.mark.parametrize(
+    ("order", "rounds", "ways", "expected"),
+    [
+        (order_elsewhere(), "", {"elsewhere", "live"}, Round(1, "open", "elsewhere", way="elsewhere")),
+        # the failures of the other way are sent live
+        (order_elsewhere(), "e", {"live"}, Round(2, "open", "first", since=1)),
+        (order_elsewhere(), "ele", {"live"}, Round(4, "open", "first", since=3)),
+        (PLAIN, "el", {"live"}, Round(3, "open", "first", since=1)),
+        # an answer of this order is not sent again
+        (order_elsewhere("failed"), "e", {"elsewhere"}, Round(2, "again failed", "elsewhere", way="elsewhere")),
+        (order_elsewhere("failed"), "e", {"live"}, Round(2, "again failed", "again failed")),
+        (order_of("all"), "e", {"live"}, Round(2, "again all", "again all")),
+    ],
+)
+def test_rows_that_another_way_left_open_are_sent_live(order, rounds, ways, expected):
+    known = [
+        Round(n, "open", "", way="elsewhere" if way == "e" else "live", done=True) for n, way in enumerate(rounds, 1)
+    ]
+    found = next_round(Situation(order, order.plan, known, 0, 1, lambda round_: round_.way in ways))
+    assert found == expected
+
+
+def test_what_is_awaited_comes_before_what_is_sent():
+    awaited = {"elsewhere": (1,)}
+    now = Situation(PLAIN, PLAIN.plan, history("open"), 1, 2, lambda _: True, awaited)
+    assert next_round(now) == Round(2, "elsewhere", "elsewhere", (1,), 1, "elsewhere")
+    left = Round(1, "again all", "", way="live")
+    found = next_round(Situation(PLAIN, PLAIN.plan, [left], 1, 2, lambda _: True, awaited))
+    assert found is not None
+    assert found.way == "elsewhere", "a round of another way is not resumed before"
+    resumed = Round(1, "elsewhere", "", way="elsewhere")
+    assert next_round(Situation(PLAIN, PLAIN.plan, [resumed], 1, 2, lambda _: True, awaited)) == resumed

@@ -35,6 +35,8 @@ def stored(store: JobDatabase, outcome: Outcome) -> Record:
         Completion("a", attempts=2, came="shared", shared=1),
         Completion("a", attempts=0, came="cached"),
         Completion("a", details={"body": {"id": "x"}}, answers=("a", "b"), usage=Usage(1, 1, 1, 1)),
+        Completion("a", made_of=3, sources={"n": {"quote": "a"}}),
+        Completion("", vectors=(b"\0\0\x80?",)),
     ],
 )
 def test_an_answer_comes_back_whole(store, outcome):
@@ -73,3 +75,68 @@ def test_a_record_may_move_to_another_row_and_stays_sound():
 def test_all_counts_of_tokens_are_kept():
     answer = Completion("a", usage=Usage(60, 5, 20, 3, 30, 10))
     assert record_of(1, answer).outcome().usage == answer.usage
+
+
+def test_the_cost_of_a_cheap_row_is_kept():
+    """A budget of a resumed job counts it."""
+    assert record_of(1, Completion("a", cost=0.000_001_234)).outcome().cost == 0.000_001_234
+
+
+def test_a_damaged_or_lost_vector_is_noticed():
+    record = record_of(1, Completion("", vectors=(b"\0\0\x80?",)))
+    assert record.is_sound
+    assert not record._replace(vector=b"\0\0\0@").is_sound
+    assert not record._replace(vector=None).is_sound
+
+
+@pytest.mark.parametrize(
+    "name", ["cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches"]
+)
+def test_each_count_of_tokens_is_kept_alone(name):
+    """Each has a price of its own."""
+    usage = Usage(60, 50, **{name: 7} | ({"written_tokens": 9} if name == "hour_written_tokens" else {}))
+    assert record_of(1, Completion("a", usage=usage)).outcome().usage == usage
+    assert record_of(1, replace(FAILURE, usage=usage)).outcome().usage == usage
+
+
+def test_a_failure_comes_back_whole():
+    error = PromptmillError(Code.BAD_REQUEST, "No.")
+    error.said = {"error": "no"}
+    details = {"body": {"id": "x"}}
+    failure = Failure(error, 3, 0.5, Usage(1, 2), cost=0.25, wanted=3, details=details, came="shared", shared=1)
+    found = record_of(1, failure).outcome()
+    assert isinstance(found, Failure)
+    assert found.error.said == error.said
+    assert replace(found, error=error) == failure
+
+
+def test_a_record_names_the_settings_that_changed_the_model_and_the_question():
+    record = record_of(1, ANSWER, bytes(range(16)), Provenance(changed=("model", "prompt"), model="large"))
+    assert (record.extras["changed"], record.extras["answered_by"]) == (["model", "prompt"], "large")
+    assert record.question_key == "000102030405"
+    assert record_of(1, ANSWER).question_key == ""
+
+
+def test_a_plain_outcome_has_no_optional_fields():
+    record = record_of(1, Completion("a"))
+    assert (record.more, record.retryable, record.settings, record.round) == (None, 0, 0, 0)
+    failure = record_of(1, replace(FAILURE, part="a"))
+    assert failure.extras == {"part": "a"}
+    assert (failure.outcome().wanted, failure.outcome().shared) == (1, 0)
+    assert record_of(1, replace(FAILURE, wanted=2)).outcome().wanted == 2
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "fields"),
+    [
+        ({"": {"a": 0.5}}, {"probability": 0.5}),
+        ({"": {"a": 0.5, "b": 0.25}}, {"probability": 0.5, "probabilities": {"a": 0.5, "b": 0.25}}),
+        ({"": {"b": 0.25}}, {"probabilities": {"b": 0.25}}),
+        ({"x": {"yes": 0.5}, "y": {"no": 0.75}}, {"probabilities": {"x": {"yes": 0.5}, "y": {"no": 0.75}}}),
+    ],
+)
+def test_probabilities_come_back(probabilities, fields):
+    record = record_of(1, Completion("a", probabilities=probabilities))
+    found = record.outcome()
+    assert isinstance(found, Completion)
+    assert (record.extras, found.probabilities) == (fields, probabilities)

@@ -8,23 +8,24 @@ import os
 import pathlib
 import stat
 import sys
+import threading
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from fakes import openai_configuration
+from fakes import openai_config, openai_configuration
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cli.main import main
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
-from promptmill.core.request import Request, conversation_from_prompt
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
 from promptmill.steps import cached
-from promptmill.steps.cached import AnswerCache
+from promptmill.steps.cached import AnswerCache, CachedAnswers
 from replies import answer, attempts, by_prompt, choose, late, status
-from waiting import until
+from waiting import PATIENCE_S, until
 
 BOTH_PLACES = pytest.mark.parametrize("is_shared", [False, True], ids=["outermost", "innermost"])
 
@@ -422,3 +423,47 @@ async def test_all_hits_of_a_turn_are_found_in_pieces(in_turn, monkeypatch):
     outcomes, call = await in_turn(([f"q{n}" for n in range(20)], {}))
     assert [outcome.text for outcome in outcomes] == [f"echo: q{n}" for n in range(20)]
     assert call.counts.cached == 20
+
+
+async def test_an_answer_is_found_before_it_is_on_disk(tmp_path, closing):
+    opened = threading.Event()
+
+    class SlowCache(AnswerCache):
+        def put(self, answers):
+            assert opened.wait(PATIENCE_S)
+            super().put(answers)
+
+    batches = closing(cached._Batches(SlowCache(tmp_path / "answers.sqlite")))
+    batches.keep(b"key", Completion("yes"), pytest.fail)
+    before = await batches.look_up(b"key", pytest.fail)
+    opened.set()
+    await batches.flush()
+    assert not batches._unwritten
+    after = await batches.look_up(b"key", pytest.fail)
+    assert [before and before.text, after and after.text] == ["yes", "yes"]
+
+
+async def test_the_last_answers_are_on_disk_when_the_cache_is_closed(tmp_path, closing):
+    batches = cached._Batches(AnswerCache(tmp_path / "answers.sqlite"))
+    batches.keep(b"key", Completion("yes"), pytest.fail)
+    await batches.aclose()
+    again = closing(cached._Batches(AnswerCache(tmp_path / "answers.sqlite")))
+    found = await again.look_up(b"key", pytest.fail)
+    assert found is not None
+    assert found.text == "yes"
+
+
+async def test_an_image_on_the_web_has_no_key_because_it_may_change(upstream, tmp_path, closing):
+    cache = AnswerCache(tmp_path / "answers.sqlite")
+    step = closing(CachedAnswers(openai_config(upstream.url), cache, everything=True, is_shared=False))
+    for images, has_key in (((), True), (("https://example.com/a.png",), False)):
+        item = conversation_from_prompt("x", "a prompt").with_images(images, None)
+        question = await step.question(Request(0, item, Sampling(temperature=0)), Call())
+        assert (question is not None) is has_key
+
+
+async def test_a_hit_says_that_it_came_from_the_cache_and_costs_nothing(in_turn, upstream):
+    price = {"price": {"input": 1.0, "output": 1.0}}
+    (outcome,), call = await in_turn((["a"], {}), top=price)
+    assert (outcome.came, outcome.cost, call.counts.cached) == ("cached", 0.0, 1)
+    assert len(upstream.seen) == 1

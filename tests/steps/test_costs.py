@@ -687,3 +687,13 @@ def test_the_highest_cost_without_a_limit_or_a_price_is_infinite():
     prices = Prices(config, sure(price_of(config)))
     assert most_of(_request(None), config, prices) == math.inf
     assert most_of(_request(5, {"model": "other"}), config, prices) == math.inf
+
+
+def test_the_highest_usage_of_calls_and_schemas_has_a_token_for_each_of_their_bytes():
+    def most(letter: str) -> int:
+        turn = Message("assistant", "x", extra={"tool_calls": [{"function": {"arguments": letter * 1000}}]})
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"title": letter * 1000}}}
+        request = Request(0, Conversation((turn,)), Sampling(max_tokens=1, response_format=form))
+        return worst_case(request).prompt_tokens
+
+    assert most("é") - most("e") == 2 * 1000

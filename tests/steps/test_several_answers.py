@@ -12,9 +12,9 @@ from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
-from promptmill.core.request import conversation_from_prompt
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from promptmill.steps.several import Copies
+from promptmill.steps.several import Copies, SeveralAnswers
 from replies import answer, choose, status
 
 
@@ -117,3 +117,33 @@ async def test_copies_of_long_prompts_in_flight_are_bounded(size, together):
 async def test_a_long_prompt_has_all_its_answers(ask, upstream):
     (outcome,), _ = await ask("a" * (1 << 18), n=3)
     assert len(outcome.answers) == len(upstream.seen) == 3
+
+
+async def test_the_attempts_of_an_earlier_run_count_once():
+    async def answer_one(request, call):
+        return Completion("a", attempts=request.attempts + 1)
+
+    request = Request(0, conversation_from_prompt("x", "a prompt"), Sampling(n=3), attempts=2)
+    outcome = await SeveralAnswers().wrap(answer_one)(request, Call())
+    assert isinstance(outcome, Completion)
+    assert (outcome.attempts, outcome.answers) == (2 + 3, ("a", "a", "a"))
+
+
+@pytest.mark.parametrize("keep_raw", [True, False])
+async def test_the_details_of_all_answers_are_kept_where_they_are_wanted(keep_raw):
+    async def answer_one(request, call):
+        details = {"body": {"id": "x", "usage": {"total_tokens": 9}}, "refusal": request.choice}
+        return Completion(f"{request.choice}", "stop", details=details)
+
+    request = Request(0, conversation_from_prompt("x", "a prompt"), Sampling(n=2))
+    call = Call(Facts(keep_raw=keep_raw))
+    outcome = await SeveralAnswers().wrap(answer_one)(request, call)
+    assert call.waits.forked == 0
+    assert isinstance(outcome, Completion)
+    assert outcome.details is not None
+    if not keep_raw:
+        assert "choices" not in outcome.details
+        return
+    assert outcome.details["body"] == {"id": "x"}, "the usage of one answer is not that of all"
+    kept = [(one["index"], one["text"], one["finish_reason"], one["details"]) for one in outcome.details["choices"]]
+    assert kept == [(0, "0", "stop", {"refusal": 0}), (1, "1", "stop", {"refusal": 1})]

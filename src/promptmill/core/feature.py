@@ -142,11 +142,11 @@ class Format:
     input: str = ""
     """`"module:class"`, instead of `read`: makes a `promptmill.files.row.Input` of the `InputFiles`."""
     output: str = ""
-    """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.OutputForm`, the answered
-    rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
+    """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.OutputForm`, the
+    answered rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
     lines: str = ""
-    """`"module:function"`, instead of `write`: returns the `promptmill.jobs.export.text.TextForm` of a `Form`. The
-    bytes of a row do not depend on other rows, so unchanged blocks of rows are copied from the last output."""
+    """`"module:function"`, instead of `write`: returns the `promptmill.jobs.export.text.TextForm` of an `OutputForm`.
+    The bytes of a row do not depend on other rows, so unchanged blocks of rows are copied from the last output."""
     store: str = ""
     """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
     database: str = ""

@@ -75,6 +75,7 @@ async def test_a_server_that_fetches_no_images_is_named_with_the_remedy(upstream
         ("word " * 9000, 2050, "stop", True),
         ("word " * 9000, 4094, "length", True),
         ("字" * 40_000, 2050, "stop", True),
+        ("字" * 11_000, 2050, "stop", True),
         ("a text", 4096, "stop", True),
         ("a text", 4094, "length", True),
         ("word " * 9000, 9003, "stop", False),

@@ -337,3 +337,9 @@ def test_others_get_nothing(block):
     assert body(**block, conversation=conversation, shared=Shared(11, "k")) == body(
         **block, conversation=conversation, shared=None
     )
+
+
+def test_the_length_of_a_system_prompt_is_in_bytes():
+    system = "ä" * (len(LONG) // 2)
+    found = body("anthropic", talk(("system", system), ("user", "a document, why?")), Shared(len(system) + 11, "k"))
+    assert found["system"] == [text(system, MARK)]

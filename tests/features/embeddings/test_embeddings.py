@@ -17,7 +17,12 @@ from fastmcp.exceptions import ToolError
 
 import promptmill
 from embedding import SIZE, embeddings, vector
-from promptmill.core.errors import PromptmillError
+from fakes import openai_config
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.features.embeddings.embedding import Embedding
+from promptmill.steps.step import Loading
 from renewed import ChangingKey
 from replies import choose, raw, status
 from waiting import eventually
@@ -580,3 +585,22 @@ def test_a_server_that_sends_doubles_in_base64_is_asked_for_numbers(bench, texts
     written = texts(30, as_doubles)
     bench.succeed("--embed", "{{text}}")
     assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text, 256)) for text in written]
+
+
+@pytest.mark.parametrize(("text", "size"), [("abc", 3), ("äö", 4), ("字", 3), ("\ud800", 1)])
+def test_the_size_of_a_text_is_in_bytes(text, size):
+    """The tokens of a request are bounded by them."""
+    step = Embedding(Loading(openai_config("http://127.0.0.1:1"), None, is_shared=False))
+    assert step.size(Request(0, conversation_from_prompt(text, "a prompt"), Sampling())) == size
+
+
+async def test_a_request_that_is_sent_again_without_base64_keeps_the_attempts_of_earlier_runs():
+    async def answer_one(request: Request, call: Call) -> Outcome:
+        if "encoding_format" in request.extra:
+            return Failure(PromptmillError(Code.BAD_REQUEST, "Unknown: encoding_format"), request.attempts + 1)
+        return Completion("", vectors=(b"1234",), attempts=request.attempts + 1)
+
+    step = Embedding(Loading(openai_config("http://127.0.0.1:1"), None, is_shared=False))
+    step.wrap(answer_one)
+    request = Request(0, conversation_from_prompt("a", "a prompt"), Sampling(), attempts=2)
+    assert (await step.send(step.joined([request]), Call())).attempts == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -14,8 +15,14 @@ import openpyxl
 import pytest
 
 import promptmill
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.features.items.item_counts import items_in
+from promptmill.features.items.items import Items
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import schema_of_fields
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import record_of
 from replies import answer
 
 FIELDS = "number,date:date?,items:rows(item,count:integer?,price:number?)"
@@ -368,3 +375,24 @@ def test_each_item_has_the_probabilities_of_its_fields(bench, upstream):
         (0.875, 0.75, 0.5),
         (0.875, 0.625, 0.25),
     ]
+
+
+def test_a_failure_is_no_answer_without_items(tmp_path):
+    error = PromptmillError(Code.TIMEOUT, "Too slow.")
+    outcomes: list[Outcome] = [
+        Completion('{"items": []}'),
+        Completion('{"items": [1, 2]}'),
+        Failure(error),
+        Failure(error),
+    ]
+    with contextlib.closing(JobDatabase(tmp_path / "job.db", write=True)) as store:
+        store.write([record_of(row, outcome) for row, outcome in enumerate(outcomes)])
+        assert items_in(store, "items") == (2, 1, 2)
+
+
+def test_the_first_item_alone_has_the_cost_and_the_tokens_of_a_row():
+    answer_ = Completion('{"items": ["a", "b", "c"]}', usage=Usage(9, 9, cached_tokens=7), cost=0.5)
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": {"type": "string"}}}}
+    first, *others = Items(rows_from="items").division(schema)(record_of(0, answer_))
+    assert (first.outcome().usage, first.outcome().cost) == (answer_.usage, 0.5)
+    assert [(one.outcome().usage, one.outcome().cost) for one in others] == [(Usage(), None)] * 2

@@ -14,12 +14,14 @@ import pytest
 
 import promptmill
 from fakes import openai_configuration
-from promptmill.backends.protocol import Call, Facts
+from promptmill.answers.response_format import asking_for
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Sampling, conversation_from_messages, conversation_from_prompt
+from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.core.sources import leaves
 from promptmill.features.sources import quote_status, quoting
 from promptmill.features.sources.quoted_form import QuotedForm
+from promptmill.features.sources.quoting import QuotedAnswers
 from promptmill.features.sources.searched_text import Text
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.service.service import Service
@@ -561,3 +563,26 @@ def test_mutual_references_end_at_the_bound():
         each["properties"] = {name: {"$ref": f"#/$defs/{name}"} for name in named}
     with pytest.raises(PromptmillError, match="more than 10,000 values"):
         _form_of(properties={"root": {"$ref": "#/$defs/n0"}}, **{"$defs": named})
+
+
+_NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "reply", "kept"),
+    [
+        (Sampling(response_format=asking_for(_NUMBER)), '{"n": {"quote": "R-7", "value": 7}}', {"content": [1]}),
+        (Sampling(choices=("a", "b")), '{"quote": "R-7", "value": "a"}', None),
+        (Sampling(choices=("a", "b")), "a", None),
+    ],
+    ids=["fields", "choice", "no quote"],
+)
+async def test_log_probabilities_stay_beside_quotes_unless_they_are_of_a_choice_and_its_quote(sampling, reply, kept):
+    async def answer_one(request: Request, call: Call) -> Completion:
+        return Completion(reply, logprobs={"content": [1]})
+
+    request = Request(0, conversation_from_prompt(INVOICE, "a prompt"), sampling.model_copy(update={"quote": True}))
+    outcome = await QuotedAnswers().wrap(answer_one)(request, Call())
+    assert isinstance(outcome, Completion)
+    assert outcome.text in {'{"n":7}', "a"}
+    assert outcome.logprobs == kept

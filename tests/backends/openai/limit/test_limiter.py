@@ -31,6 +31,13 @@ class Clock:
         return self.now
 
 
+class Longest(random.Random):
+    """Draws the longest pause."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, b)
+
+
 def an_endpoint(clock: Clock, throttle: LoopThrottle | None = None, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
@@ -302,3 +309,46 @@ def test_parts_together_begin_with_no_more_than_the_whole_would() -> None:
     for bucket in parts:
         bucket.lease(0.25, 0)
     assert sum(let_through(bucket, 0, 0.01) for bucket in parts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(FailureKind.LOAD, Code.RATE_LIMITED), (FailureKind.LOST, Code.UNREACHABLE)]
+)
+def test_pauses_grow_while_nothing_succeeds(kind: FailureKind, code: Code) -> None:
+    clock = Clock()
+    endpoint = an_endpoint(clock, base_delay=1, max_delay=60)
+    endpoint._rng = Longest()
+    decision, pauses = RetryDecision(kind, PromptmillError(code, "no")), list[float]()
+    for _ in range(5):
+        permit = endpoint.enter(clock())
+        endpoint.failed(permit, decision, None)
+        endpoint.leave(permit)
+        pauses.append(endpoint.pause.until - clock.now)
+        clock.now = endpoint.pause.until + 100  # an outage that lasts allows longer pauses
+    assert pauses == ([1, 2, 4, 8, 16] if kind is FailureKind.LOAD else [0, 1, 2, 4, 5])
+
+
+async def test_shares_are_divided_again_when_the_room_changes():
+    clock = Clock()
+    one, other = (an_endpoint(clock, concurrency=32, adaptive=False) for _ in range(2))
+    limiter = Limiter([one, other], 64, clock)
+    shares = [a_share(limiter) for _ in range(2)]
+
+    async def most() -> list[int]:
+        await asyncio.sleep(0)
+        return [share.most for share in shares]
+
+    assert await most() == [32, 32]
+    await limiter.lease(20, 1.0)
+    assert await most() == [10, 10], "another process has got a part"
+    await limiter.lease(64, 1.0)
+    assert await most() == [32, 32]
+    permit = limiter.enter_now(shares[0], 0, other)
+    assert permit is not None
+    one.health.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+    limiter.leave(permit, shares[0])
+    assert await most() == [16, 16], "an endpoint is no longer used"
+    other.load.limit._resize(8)
+    assert await most() == [4, 4], "its limit is lower"
+    limiter.close(shares.pop())
+    assert await most() == [8], "a call has ended"
