@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
@@ -137,6 +138,8 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     for name in list(os.environ):
         if name.endswith(_FOREIGN) or name.startswith(("PROMPTMILL_", "OTEL_", "TRACEPARENT")):
             monkeypatch.delenv(name)
+    if folder := os.environ.get("PYTEST_DEBUG_TEMPROOT"):  # in memory: no database of a dry run waits for a disk
+        monkeypatch.setattr(tempfile, "tempdir", folder)
     for folder in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):  # the cache stays: the converted model lies there
         monkeypatch.setenv(folder, str(tmp_path_factory.getbasetemp() / folder.lower() / str(next(_TEST))))
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo

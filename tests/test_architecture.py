@@ -120,7 +120,7 @@ def test_our_side_of_a_backend_imports_nothing_heavy(entry):
 
 
 def test_the_options_of_a_command_are_known_without_a_large_import():
-    code = "import sys; from promptmill.cli import main; main.parser_of(['serve']); print(*sorted(sys.modules))"
+    code = "import sys; from promptmill.cli import main; main.parser_of(['serve', 'bulk']); print(*sorted(sys.modules))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
@@ -228,6 +228,25 @@ def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
     return {value for value in called if isinstance(value, ast.Attribute)}
 
 
+@functools.cache
+def _classes() -> list[tuple[str, ast.ClassDef]]:
+    """Return the classes of the package and of the examples, each with its module."""
+    files = [*MODULES.items(), *((file.stem, file) for file in (ROOT / "examples").rglob("*.py"))]
+    return [(where, node) for where, file in files for node in ast.walk(_tree(file)) if isinstance(node, ast.ClassDef)]
+
+
+@functools.cache
+def _used_by_the_core() -> set[str]:
+    """Return the names of the members that the core reads, but for those that it only passes on."""
+    used = set[str]()
+    for where, file in MODULES.items():
+        if not where.startswith("features."):
+            tree = _tree(file)
+            passed = _passed_on(tree)
+            used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in passed}
+    return used
+
+
 @pytest.mark.features("labels")
 @pytest.mark.parametrize(
     ("module", "name"),
@@ -241,21 +260,13 @@ def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
 )
 def test_a_member_that_a_feature_may_define_is_one_that_the_core_uses(module, name):
     """Or that two of them define. What one feature has, and only others ask for, is a protocol of the one that asks."""
-    files = [*MODULES.items(), *((file.stem, file) for file in (ROOT / "examples").rglob("*.py"))]
-    classes = [
-        (where, node) for where, file in files for node in ast.walk(_tree(file)) if isinstance(node, ast.ClassDef)
-    ]
+    classes = _classes()
     (base,) = [node for where, node in classes if (where, node.name) == (module, name)]
     kinds = {name}
     for _ in range(3):  # subclasses of subclasses
         kinds |= {node.name for _, node in classes if any(getattr(each, "id", "") in kinds for each in node.bases)}
     defined = Counter(member for where, node in classes if node.name in kinds - {name} for member in _members(node))
-    used = set[str]()
-    for where, file in MODULES.items():
-        if not where.startswith("features."):
-            tree = _tree(file)
-            passed = _passed_on(tree)
-            used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in passed}
+    used = _used_by_the_core()
     assert {member for member in _members(base) if defined[member] < 2 and member not in used} == set()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from heavy import nearness
+from heavy import nearness, ordered
 
 ROOT = Path(__file__).parents[1]
 CONFTEST = f"""
@@ -129,3 +129,37 @@ def test_tests_of_the_room_that_changed_are_the_nearest():
     assert nearness("tests/jobs/test_cells.py", changed) == 2, "a changed test"
     assert nearness("tests/http/test_app.py", changed) == 0
     assert nearness("tests/test_patterns.py", changed) > 2, "it is about every file"
+
+
+@pytest.mark.parametrize("first", [0, 3129])
+def test_within_four_commits_each_module_is_in_the_first_third_of_a_run(first):
+    modules = [f"tests/{room}/test_{number}.py" for room in ("jobs", "server") for number in range(80)]
+    changed = ["src/promptmill/jobs/door.py"]
+    third = len(modules) // 3 + 1
+
+    ran = {module for turn in range(first, first + 4) for module in ordered(modules, changed, turn)[:third]}
+
+    assert ran == {*modules}
+
+
+def test_the_nearest_modules_run_before_those_whose_turn_it_is_and_the_rest_after_them():
+    modules = [f"tests/{room}/test_{number}.py" for room in ("jobs", "server") for number in range(24)]
+    modules.append("tests/test_patterns.py")
+    nearest = {"tests/test_patterns.py"} | {module for module in modules if "/jobs/" in module}
+
+    changed = ["src/promptmill/jobs/door.py"]
+    order = ordered(modules, changed, 1)
+    rest = [module in nearest for module in order[4 + 12 :]]
+
+    assert sorted(order) == sorted(modules)
+    assert order[0] == "tests/test_patterns.py"
+    assert {*order[:4]} <= nearest
+    assert rest == sorted(rest, reverse=True)
+    assert order == ordered(reversed(modules), changed, 5), "the fifth commit has the turn of the first"
+
+
+def test_a_module_that_is_added_changes_the_turn_of_few_others():
+    modules = [f"tests/jobs/test_{number}.py" for number in range(120)]
+    for turn in range(4):
+        before, after = ({*ordered(known, [], turn)[:30]} for known in (modules, [*modules, "tests/jobs/test_new.py"]))
+        assert len(before - after) <= 2

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from promptmill.cli.bulk import add_options
 from promptmill.cli.main import main
-from promptmill.cli.options import configuration_of
+from promptmill.cli.options import add_bulk, configuration_of
 from promptmill.cli.parser import Parser
 from replies import answer, from_request, status
 
@@ -36,7 +35,7 @@ def test_a_flex_job_costs_half_and_waits_for_capacity(job, upstream, capsys):
 
 def _settings(job, *options):
     parser = Parser()
-    add_options(parser)
+    add_bulk(parser)
     return configuration_of(parser.parse_args([*job[1:], *options])).config.settings.backend_configs.openai
 
 

@@ -12,13 +12,14 @@ import pytest
 
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Usage
-from promptmill.core.errors import Code, HaltedError, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS, Bound
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.stored import Target
+from promptmill.system.runtime import HaltedError
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
 ONE = (Target(),)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, field_validator
 import promptmill
 from fakes import KEY
 from pdf_files import pdf_of_texts
-from promptmill.cli import bulk
+from promptmill.cli.options import add_bulk
 from promptmill.cli.parser import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
@@ -346,7 +346,7 @@ _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen 
 def test_the_help_names_the_options_of_the_command_and_all_parameters():
     known = set(BulkOptions.__annotations__)
     parser = Parser()
-    bulk.add_options(parser)
+    add_bulk(parser)
     options = {action.dest for action in parser._actions} - _NOT_IN_PYTHON
     assert {_OTHERWISE.get(name, name) for name in options} <= known | {"output"}
     assert (Sampling.model_fields.keys() | BESIDE) - {"definitions"} <= known, "`choices` takes labels with definitions"

@@ -13,13 +13,14 @@ import pytest
 
 from ingested import Ingested, packed
 from job_specs import spec_of
-from promptmill.core.errors import Code, HaltedError, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import cells, json_lines
 from promptmill.files.files import InputFile, opened
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.database import JobDatabase, Row, Work
+from promptmill.system.runtime import HaltedError
 
 Ingest = Callable[..., Ingested]
 LINES: dict[str, Sequence[str]] = {

@@ -12,7 +12,6 @@ import pytest
 
 from ingested import Ingested
 from promptmill.backends.protocol import Completion
-from promptmill.core.errors import HaltedError
 from promptmill.files import members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, answered_rows, every_answer
@@ -22,6 +21,7 @@ from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.records import SLOT, record_of
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
+from promptmill.system.runtime import HaltedError
 
 Ingest = Callable[..., Ingested]
 

@@ -13,7 +13,7 @@ from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
 import promptmill
-from promptmill.cli import bulk
+from promptmill.cli.options import add_bulk
 from promptmill.cli.parser import Parser
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
@@ -29,7 +29,7 @@ TURNED = Option("test_seed", int, "rows in an order drawn from this seed; goes w
 
 def _parser() -> Parser:
     parser = Parser("promptmill bulk")
-    bulk.add_options(parser)
+    add_bulk(parser)
     return parser
 
 
@@ -67,8 +67,17 @@ def test_a_face_spells_an_option_in_its_own_way():
         spelled("{detach}", "keyword", known)
 
 
-def test_an_option_that_is_added_to_the_table_appears_on_every_face(monkeypatch):
+@pytest.fixture
+def with_another_option(monkeypatch):
+    """Add an option to the table of the core, in a group of its own."""
     monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [TURNED])))
+    table._groups.cache_clear()
+    yield
+    table._groups.cache_clear()
+
+
+@pytest.mark.usefixtures("with_another_option")
+def test_an_option_that_is_added_to_the_table_appears_on_every_face():
     assert _parser().parse_args(["a.csv", "b.csv", "--test-seed", "7"]).test_seed == 7
     assert "the order of rows:\n  --test-seed SEED" in _parser().format_help()
     assert "goes with --limit" in " ".join(_parser().format_help().split())
@@ -79,8 +88,8 @@ def test_an_option_that_is_added_to_the_table_appears_on_every_face(monkeypatch)
     assert "`test_seed`: rows in an order drawn from this seed; goes with `limit`." in table.listing()
 
 
-async def test_an_option_that_is_added_to_the_table_is_a_key_of_the_tools_options(monkeypatch):
-    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [TURNED])))
+@pytest.mark.usefixtures("with_another_option")
+async def test_an_option_that_is_added_to_the_table_is_a_key_of_the_tools_options():
     async with Client(create_server(Service(Configuration({})))) as client:
         (tool,) = [each for each in await client.list_tools() if each.name == "bulk_generate"]
     assert "test_seed" in tool.input_schema["properties"]["options"]["description"]

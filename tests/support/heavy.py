@@ -1,8 +1,9 @@
 """Tests for which there is a time: those nearest to the latest changes run first, and the rest is left out and named.
 
 `PROMPTMILL_TEST_UNTIL` is when no further test begins, in Unix time; `PROMPTMILL_TEST_NEAR` lists the changed files,
-one per line. Tests of a module stay together, also those of a process that ended itself. Modules that are equally near
-have another order for each list of files, so that each has its turn.
+one per line; `PROMPTMILL_TEST_TURN` is the number of the commit. Tests of a module stay together, also those of a
+process that ended itself. Modules have turns: in four commits in a row each module runs, if a run has time for a third
+of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,27 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 _SHOWN = 30
+_TURNS, _NEAREST = 4, 12  # a fourth of the modules, after a twelfth, are a third
 _LEFT_OUT = "left out: the time is up"
 
 
 def order(config: pytest.Config) -> None:
     """Give the tests of `config` their order and their time, if there is one; called by `pytest_configure`."""
     if until_s := float(os.environ.get("PROMPTMILL_TEST_UNTIL") or 0):
-        config.pluginmanager.register(_InTime(until_s, os.environ.get("PROMPTMILL_TEST_NEAR", "").splitlines()))
+        changed, turn = os.environ.get("PROMPTMILL_TEST_NEAR", ""), int(os.environ.get("PROMPTMILL_TEST_TURN") or 0)
+        config.pluginmanager.register(_InTime(until_s, changed.splitlines(), turn))
+
+
+def ordered(modules: Iterable[str], changed: Sequence[str], turn: int) -> list[str]:
+    """Return the nearest twelfth of the modules, the fourth whose turn it is, and the rest; each of them by nearness.
+
+    A module that is added or removed changes the turn of few others.
+    """
+    shuffled = sorted(modules, key=lambda module: hashlib.sha256(module.encode()).digest())
+    start, end = (len(shuffled) * (turn % _TURNS + further) // _TURNS for further in (0, 1))
+    nearest = sorted(shuffled[start:] + shuffled[:start], key=lambda module: -nearness(module, changed))
+    of_turn = {*shuffled[start:end]}
+    return [*dict.fromkeys([*nearest[: len(nearest) // _NEAREST], *filter(of_turn.__contains__, nearest), *nearest])]
 
 
 def nearness(test: str, changed: Sequence[str]) -> int:
@@ -41,14 +56,18 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+def _module(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
 def _room(file: str) -> tuple[str, ...]:
     parts = Path(file).parts
     return parts[2:] if parts[:2] == ("src", "promptmill") else parts[1:]
 
 
 class _InTime:
-    def __init__(self, until_s: float, changed: Sequence[str]) -> None:
-        self._until_s, self._changed = until_s, changed
+    def __init__(self, until_s: float, changed: Sequence[str], turn: int) -> None:
+        self._until_s, self._changed, self._turn = until_s, changed, turn
         self._left_out: Counter[str] = Counter()
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadFileScheduling | None:
@@ -56,12 +75,9 @@ class _InTime:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        def rank(item: pytest.Item) -> tuple[int, bytes]:
-            module = item.nodeid.partition("::")[0]
-            seed = "\n".join([module, *self._changed])
-            return -nearness(module, self._changed), hashlib.sha256(seed.encode()).digest()
-
-        items.sort(key=rank)
+        modules = ordered({_module(item) for item in items}, self._changed, self._turn)
+        rank = {module: number for number, module in enumerate(modules)}
+        items.sort(key=lambda item: rank[_module(item)])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:

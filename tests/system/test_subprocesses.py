@@ -36,8 +36,8 @@ def test_a_call_that_has_ended_gets_no_reply_and_ends_no_process_of_another_call
 
 
 _PARENT = """
-from promptmill.jobs import format_table
-from promptmill.jobs.inputs import documents
+from promptmill.files import format_table
+from promptmill.files import documents
 documents.text_of(format_table.whole("a.html"), b"x")
 print(documents._HELPER.pid, flush=True)
 part = b"--B\\nContent-Type: text/html\\n\\nx\\n"

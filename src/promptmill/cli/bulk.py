@@ -24,8 +24,8 @@ from promptmill.backends import registry
 from promptmill.cli.error_words import option_of
 from promptmill.cli.foreground import remembered_command, run, warn_of_input
 from promptmill.cli.job_display import command_of, print_status
-from promptmill.cli.options import text_of
-from promptmill.cli.parser import Parser, add_table, refuse
+from promptmill.cli.options import add_bulk, text_of
+from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
@@ -44,43 +44,13 @@ from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import OrderTexts
-from promptmill.options import table
 from promptmill.options.check import check
-from promptmill.options.table import groups
 from promptmill.steps.likely import ASSUMED
 from promptmill.steps.prices import no_price_known
 
 _SAID_EVERY_S = 10.0
 _LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines shown of a prompt, and characters of a line: three prompts fit on a screen
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
-
-
-def add_options(bulk: Parser) -> None:
-    """Add the options of the command."""
-    bulk.add_argument(
-        "input",
-        nargs="+",
-        metavar="INPUT",
-        help="files, folders, patterns or URLs: .csv, .xlsx#SHEET, .parquet, .jsonl, .db#TABLE, .pdf, …; - for "
-        "standard input; none with --sql if the query names the files",
-    )
-    bulk.add_argument("output", metavar="OUTPUT", help="the answers, written in order at the end; or -")
-    for group in groups():
-        if any(option.flag is not None for option in group.options):
-            add_table(bulk.add_argument_group(group.heading), group.options, several=True)
-    bulk.replaces_first = "--sql"
-    known = table.options()
-    common = [each for each in known.values() if each.flag is not None and each.flag.is_common]
-    of_features = [group.heading for group in groups()[len(table.GROUPS) :]]
-    bulk.shorten({str(each.name_on("flag")): each.brief_on_flag(known) for each in common}, of_features)
-    bulk.show_examples(
-        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
-        "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",
-        "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
-        "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
-        "promptmill bulk in.csv out.csv --again failed  # without it: the other rows",
-    )
-    bulk.set_defaults(command=_run, precheck=_precheck, is_step=False)
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
@@ -104,7 +74,8 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, object]:
     return vars(arguments) | named
 
 
-def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def run_bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Run the command, and return its exit code."""
     _check(arguments)
     if not arguments.validate:
         registry.check_key(configuration.config)
@@ -143,8 +114,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         return code if job.remote is None else _delivered(job.remote, code, folders, tell)
 
 
-def _precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
-    """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `_run`."""
+def precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
+    """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `run_bulk`."""
     _check(arguments)
     values, configuration = _read_options(arguments), decided(configuration)
     if arguments.max_cost is not None:
@@ -193,7 +164,7 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     if not command:
         return arguments
     parser = Parser("promptmill bulk")
-    add_options(parser)
+    add_bulk(parser)
     before = parser.parse_args(command[1:])
     own = {name: value for name, value in vars(arguments).items() if value is not False and value not in (None, [])}
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})

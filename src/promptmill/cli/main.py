@@ -29,7 +29,7 @@ COMMANDS = (
     Command(
         "bulk",
         "answer each row of a file, write another file; resumes after a crash",
-        "promptmill.cli.bulk:add_options",
+        "promptmill.cli.options:add_bulk",
         writes=("output",),
     ),
     Command(

@@ -108,9 +108,7 @@ def installed() -> Mapping[str, EntryPoint]:
 @cache  # cached: installed packages do not change during a process
 def packages() -> Mapping[str, EntryPoint]:
     """Return the entry points of other packages' backends by name."""
-    from importlib.metadata import entry_points
-
-    return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, AUTO}}
+    return {found.name: found for found in feature.entry_points(GROUP) if found.name not in {*BACKENDS, AUTO}}
 
 
 def is_named(name: object) -> bool:

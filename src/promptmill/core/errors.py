@@ -341,7 +341,3 @@ def without_frames(error: BaseException) -> None:
     while chained is not None and chained.__traceback__ is not None:
         chained.__traceback__ = None
         chained = chained.__cause__ or chained.__context__
-
-
-class HaltedError(Exception):
-    """The run has ended and no longer needs the result."""

@@ -23,13 +23,14 @@ from typing import IO, Any, Protocol
 from urllib.parse import unquote
 
 from promptmill.core.bounds import MOST_RATIO
-from promptmill.core.errors import HaltedError, Named, PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.files import formats
 from promptmill.files.disk import why
 from promptmill.files.format_table import database, is_image
 from promptmill.files.formats import check_installed, compression_of, plain
 from promptmill.files.members import file_of, log_of, split
+from promptmill.system.runtime import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
 
 FILE_COLUMN = "source_file"

@@ -7,6 +7,7 @@ by name, mostly in `jobs.store.order.JobOrder.of`. A feature's options are in it
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -596,21 +597,25 @@ GROUPS = (
 """The options of the core."""
 
 
-def groups() -> list[Group]:
+def groups() -> Sequence[Group]:
     """Return the groups of the core's options, and a group of each feature's options under the feature's name.
 
     Raises `PromptmillError` (`invalid_config`) if a feature has an option of the core or of another feature.
     """
+    return _groups(tuple((name, each.words, each.options) for name, each in features().items() if each.options))
+
+
+@functools.cache
+def _groups(added: Sequence[tuple[str, str, str]]) -> Sequence[Group]:
     found = [*GROUPS]
     known = {option.name: "promptmill" for group in GROUPS for option in group.options}
-    for feature, each in features().items():
-        if each.options:
-            found.append(Group(feature, f"{feature}: {each.words}", part(each.options)))
-            for option in found[-1].options:
-                if (other := known.setdefault(option.name, feature)) != feature:
-                    hides = f"PROMPTMILL_WITHOUT={feature} hides the feature {feature}."
-                    raise config_error("", f"The option {option.name} of {feature} is already one of {other}; {hides}")
-    return found
+    for feature, words, name in added:
+        found.append(Group(feature, f"{feature}: {words}", part(name)))
+        for option in found[-1].options:
+            if (other := known.setdefault(option.name, feature)) != feature:
+                hides = f"PROMPTMILL_WITHOUT={feature} hides the feature {feature}."
+                raise config_error("", f"The option {option.name} of {feature} is already one of {other}; {hides}")
+    return tuple(found)
 
 
 def of_answers() -> list[Option]:

@@ -157,3 +157,7 @@ def descriptors(wanted: int) -> int:
         except (ValueError, OSError):  # macOS has a lower limit
             pass
     return soft
+
+
+class HaltedError(Exception):
+    """The run has ended and no longer needs the result."""

@@ -31,6 +31,7 @@ def test_a_model_of_noise_keeps_to_two_hundred_schemas(desk, tiny_engine):
     assert len(ended) > 150, "the others are cut off inside a number or text without a limit"
 
 
+@pytest.mark.thorough
 def test_requests_with_and_without_a_schema_share_a_batch(desk, tiny_engine):
     schema: dict[str, Any] = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     schema["additionalProperties"] = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from promptmill.core.errors import Code, HaltedError, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.files import disk, formats, members
 from promptmill.jobs.columns.column_names import compared_in, possible_names, unusual_names, wanted_names
 from promptmill.jobs.columns.remarks import notes
@@ -24,6 +24,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
+from promptmill.system.runtime import HaltedError
 from promptmill.system.safe_open import real_path
 
 _LOOK_S = 0.2  # seconds between polls, because an answer that is copied from another job raises no event

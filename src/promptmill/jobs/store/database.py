@@ -50,11 +50,11 @@ from urllib.parse import quote
 
 import orjson
 
-from promptmill.core.errors import HaltedError
 from promptmill.core.feature import ways
 from promptmill.files import disk
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.records import SLOT, Record
+from promptmill.system.runtime import HaltedError
 
 LAST_KEY = 1 << 62
 _ANSWER = (

@@ -46,6 +46,7 @@ def test_reviews_in_several_languages_have_their_sentiment(e5):
     assert [label for label, _ in labels(e5, form, texts)] == ["positive", "negative", "positive"]
 
 
+@pytest.mark.thorough
 def test_a_thousand_labels_of_any_length_are_compared(e5):
     options = (*(f"label {number}" for number in range(998)), "a" * 5000, "soup and salad")
     form = Form((Question("", "", Choice(options)),))
