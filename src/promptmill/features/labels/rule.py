@@ -232,7 +232,7 @@ class SureRule(Plan):
             raise input_error(Named("sure"), f" {first['loc'][0]}: {first['msg']}.") from None
 
     @property
-    def ways(self) -> tuple[Variant, ...]:
+    def slots(self) -> tuple[Variant, ...]:
         """Slot 0: strong model. Slot 1: cheap model, or the student, which sends no requests. Slots 2-3: second model,
         or repeats of the cheap model (used when it reports no probabilities). With a student, slot 2: vectors."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]

@@ -57,13 +57,13 @@ class Votes(Plan):
         return cls(models=tuple(models[at % len(models)] for at in range(count)))
 
     @property
-    def ways(self) -> tuple[Variant, ...]:
+    def slots(self) -> tuple[Variant, ...]:
         """Slot 0: the delivered answer. Later slots: the model of each vote."""
         votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
         return (Variant(name="", model=self.models[0]), *votes)
 
     @property
-    def slots(self) -> tuple[int, ...]:
+    def vote_slots(self) -> tuple[int, ...]:
         """The slots of the votes."""
         return tuple(range(1, len(self.models) + 1))
 
@@ -74,7 +74,7 @@ class Votes(Plan):
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
         """Yield the rounds that send votes, and the round that decides."""
-        yield from super().next(replace(first, slots=self.slots), again)
+        yield from super().next(replace(first, slots=self.vote_slots), again)
         yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
     def resumes(self, last: Round) -> bool:
@@ -169,7 +169,7 @@ class VoteWork(PlanWork):
             decisions = self._decided(round_, page)
             yield decisions
             if damaged := {*page} - {decision.row for decision in decisions}:
-                lost = [(n + vote * SLOT,) for n in damaged for vote in self._votes.slots]
+                lost = [(n + vote * SLOT,) for n in damaged for vote in self._votes.vote_slots]
                 self._job.store.change(("DELETE FROM answer WHERE key = ?", lost))
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
@@ -178,11 +178,11 @@ class VoteWork(PlanWork):
             yield Delivered(self._decided(round_, page, only_complete=True))
 
     def _decided(self, round_: Round, page: Sequence[int], *, only_complete: bool = False) -> list[Record]:
-        votes = self._job.store.records_at([n + slot * SLOT for n in page for slot in self._votes.slots])
+        votes = self._job.store.records_at([n + slot * SLOT for n in page for slot in self._votes.vote_slots])
         spec, decisions = self._job.spec, []
         for n, group in groupby(sorted(votes, key=lambda vote: (vote.row, vote.slot)), key=lambda vote: vote.row):
             known = {vote.slot: vote for vote in group}
-            row = [known.get(slot) for slot in self._votes.slots]
+            row = [known.get(slot) for slot in self._votes.vote_slots]
             if only_complete and not all(vote is not None and not _is_sent(vote, round_) for vote in row):
                 continue
             if (decision := majority(row)) is not None:

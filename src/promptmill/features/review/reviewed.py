@@ -240,9 +240,9 @@ def _names(spec: JobSpec) -> list[str]:
     if spec.is_grid:
         return [target.name for target in spec.targets]
     first, *beside = [target.model or spec.model or spec.backend for target in spec.targets]
-    ways = [way.name for way in spec.plan.ways[1:]]
-    if len({*beside}) < len(beside) and not any(map(str.isdigit, ways)):
-        return [first, *ways]
+    names = [slot.name for slot in spec.plan.slots[1:]]
+    if len({*beside}) < len(beside) and not any(map(str.isdigit, names)):
+        return [first, *names]
     # a plan that only numbers its repeats has no better names than the models
     return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 

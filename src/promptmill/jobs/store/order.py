@@ -202,7 +202,7 @@ class JobOrder(Stored):
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
         parts = parts_of(options, models or [""])
         plan = plan_in(parts)
-        variants = plan.ways or variants
+        variants = plan.slots or variants
         return cls(
             inputs=tuple(inputs),
             output=output,

@@ -159,25 +159,25 @@ class Plan(OrderPart):
     """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
 
     @property
-    def ways(self) -> tuple[Variant, ...]:
+    def slots(self) -> tuple[Variant, ...]:
         """The model and prompt of each slot; `()` if the slots are the order's variants."""
         return ()
 
     @property
     def named_models(self) -> frozenset[str]:
         """All models that the plan's slots and rounds may name; a call must be permitted to use them."""
-        return frozenset(way.model for way in self.ways) - {""}
+        return frozenset(slot.model for slot in self.slots) - {""}
 
     @property
     def only_model(self) -> str | None:
         """The model that all slots name; None if they name different models or a slot uses the order's model."""
-        names = {way.model for way in self.ways}
+        names = {slot.model for slot in self.slots}
         return (names.pop() or None) if len(names) == 1 else None
 
     @property
     def chooses(self) -> bool:
         """Whether the plan chooses the delivered answer: then only slot 0 is delivered."""
-        return bool(self.ways)
+        return bool(self.slots)
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
         """Yield candidates for the next round: `first`, or copies with another rule for rows. A pure function."""
