@@ -170,7 +170,7 @@ def may_have_marks(text: str) -> bool:
 
 
 def unknown_mark(text: str) -> str:
-    """Return an unknown mark at the beginning of a text that looks like a mark of `FAMILIES`; `""` without one.
+    """Return an unknown mark at the beginning of a text that looks like a mark of `FAMILIES`, or `""`.
 
     Marks of `FAMILIES` around a block after other lines also count as unknown.
 
@@ -187,7 +187,7 @@ def unknown_mark(text: str) -> str:
 
 
 def unknown_end(text: str) -> str:
-    """Return a mark at the end of a text that looks like a mark of a model's turns; `""` without one.
+    """Return a mark at the end of a text that looks like a mark of a model's turns, or `""`.
 
     >>> unknown_end("Paris<|end_of_utterance|>"), unknown_end("The end token is <pad>")
     ('<|end_of_utterance|>', '')
@@ -204,7 +204,7 @@ def unknown_end(text: str) -> str:
 
 
 def unread_call(text: str) -> str:
-    """Return the mark of a tool call that a server left in the text, at the beginning of a line; `""` without one.
+    """Return the mark of a tool call that a server left in the text, at the beginning of a line, or `""`.
 
     >>> unread_call('I look.\\n<tool_call>{"name": "look"}</tool_call>')
     '<tool_call>'

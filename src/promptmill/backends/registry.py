@@ -163,7 +163,7 @@ def providers() -> list[Listed]:
 
 
 def provider_named(name: str) -> str | None:
-    """Return the provider whose name or alias (`claude`) is `name`; None without one."""
+    """Return the provider whose name or alias (`claude`) is `name`, or None."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         return str(module.profile_of(name).name)

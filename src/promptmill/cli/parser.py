@@ -194,7 +194,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path_of(key: str) -> str:
-    """Return the path of a configuration key that an option is named after; `""` without one. Raises `PromptmillError`
+    """Return the path of a configuration key that an option is named after, or `""`. Raises `PromptmillError`
     for an option of a feature that does not set its parameter."""
     from promptmill.config.settings import OpenAISettings, Settings  # importing pydantic takes a tenth of a second
     from promptmill.core.request import ADDED, BESIDE, Sampling

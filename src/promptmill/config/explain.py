@@ -125,7 +125,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
-    """Return the right place for a key in the wrong block; `""` without one."""
+    """Return the right place for a key in the wrong block, or `""`."""
     if key in Sampling.model_fields and key not in known:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:

@@ -310,7 +310,7 @@ def settings_of(
 
 
 def _own(block: Any, record: BackendRecord) -> str:
-    """Return the model that a block of the file names, `""` without one."""
+    """Return the model that a block of the file names, or `""`."""
     named_model = block.get(record.model_key) if isinstance(block, Mapping) else None
     return named_model if isinstance(named_model, str) and "$" not in named_model else ""
 

@@ -379,7 +379,7 @@ def replacement(options: Mapping[str, Any]) -> tuple[str, Any] | None:
 
 
 def client_command() -> str:
-    """Return the command that adds promptmill to an MCP client; `""` without one."""
+    """Return the command that adds promptmill to an MCP client, or `""`."""
     names = (each.client_command for each in features().values())
     return next((f"promptmill {name}" for name in names if name), "")
 

@@ -85,7 +85,7 @@ class Question(NamedTuple):
     name: str
     """The name of the field; `""`: the answer is the option itself."""
     words: str
-    """The description of the field, `""` without one."""
+    """The description of the field, or `""`."""
     kind: Kind
     is_named: bool = True
     """Whether models see the name, which is not made up."""

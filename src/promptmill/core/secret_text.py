@@ -183,7 +183,7 @@ def _ends_with(pattern: re.Pattern[str], text: str) -> bool:
 
 
 def find_field(names: Iterable[object]) -> str:
-    """Return the first name of a column or field that holds passwords or keys; `""` without one."""
+    """Return the first name of a column or field that holds passwords or keys, or `""`."""
     return next((name for name in names if isinstance(name, str) and _FIELD_NAME.fullmatch(name)), "")
 
 

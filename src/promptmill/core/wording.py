@@ -248,7 +248,7 @@ def _begins_alike(name: str, column: str) -> bool:
 
 
 def synonym(name: str, known: Iterable[str]) -> str:
-    """Return the name in `known` that means the same as `name` according to `_SYNONYMS`; `""` without one."""
+    """Return the name in `known` that means the same as `name` according to `_SYNONYMS`, or `""`."""
     plain = {one.lstrip("-").replace("-", "_"): one for one in known}
     wanted = name.lower().lstrip("-").replace("-", "_")
     for ours, theirs in _SYNONYMS:

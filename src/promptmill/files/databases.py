@@ -70,7 +70,7 @@ class Database:
             )
 
     def other(self, file: Path, table: str) -> str:
-        """Return the kind of an object with the name of a table that is no table, such as `view`; `""` without one."""
+        """Return the kind of an object with the name of a table that is no table, such as `view`, or `""`."""
         try:
             with contextlib.closing(connected(file)) as connection:
                 found = connection.execute(_OTHER, (table,)).fetchone()

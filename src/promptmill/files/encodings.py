@@ -219,7 +219,7 @@ def remedy(data: bytes) -> Named:
 
 
 def with_header(data: bytes, names: Sequence[str]) -> Named | None:
-    """Return the end of an error, as `remedy`: the encoding in which the first line has all `names`; None without one.
+    """Return the end of an error, as `remedy`: the encoding in which the first line has all `names`, or None.
 
     >>> with_header("番号,本文".encode("shift_jis"), ["本文"]).text
     '; {} reads line 1 as "番号,本文"'

@@ -64,7 +64,7 @@ async def models_at(config: ModelConfig) -> list[str]:
 
 
 async def around() -> tuple[str, str]:
-    """Return the address of a server on this machine, and a provider with a set key; `""` without one."""
+    """Return the address of a server on this machine, and a provider with a set key, or `""`."""
     words: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
     return words
 

@@ -194,7 +194,7 @@ class _Batches:
         self._keeping: asyncio.Task[None] | None = None
 
     async def look_up(self, key: bytes, warn: _Warn) -> Completion | None:
-        """Return the cached answer for `key`; None without one. `warn` is called with the error of a broken cache."""
+        """Return the cached answer for `key`, or None. `warn` is called with the error of a broken cache."""
         if (kept := self._unwritten.get(key)) is not None:
             return _unpacked(kept)
         loop = asyncio.get_running_loop()

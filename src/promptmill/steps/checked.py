@@ -224,7 +224,7 @@ class CheckedAnswers(Step):
         return wanted
 
     async def _form_of(self, sampling: Sampling) -> _Form | None:
-        """Return the form of answers; None without one. Raises `PromptmillError` for an invalid schema."""
+        """Return the form of answers, or None. Raises `PromptmillError` for an invalid schema."""
         if (wanted := sampling.response_format) is None:
             return None
         schemas = self._schemas = self._schemas or SchemaCache()

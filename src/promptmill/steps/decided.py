@@ -59,7 +59,7 @@ def parts_of(request: Request, questions: int) -> int:
 
 
 def check_plan(config: ModelConfig) -> str:
-    """Return a note on the answers that a plan's parameters allow, if its model decides; `""` without one.
+    """Return a note on the answers that a plan's parameters allow, if its model decides, or `""`.
 
     Raises `PromptmillError` (`invalid_input`) for fields that it cannot decide.
     """

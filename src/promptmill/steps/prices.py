@@ -307,7 +307,7 @@ class Prices:
         return 0 if limits is None else limits.questions
 
     def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
-        """Return the most tokens of an answer by the form that `request` asks for; None without one: the endpoint
+        """Return the most tokens of an answer by the form that `request` asks for, or None: the endpoint
         must take schemas, and the model may not be known to think. `by_batch`: answers come too late to learn from
         them, so the endpoint must promise that it keeps to schemas."""
         if request.members:
@@ -428,7 +428,7 @@ def tier_of(extra: JsonObject) -> str:
 
 
 class Tiers(NamedTuple):
-    """The service tiers named by the request and by the operator; `""` without one."""
+    """The service tiers named by the request and by the operator, or `""`."""
 
     requested: str = ""
     operators: str = ""

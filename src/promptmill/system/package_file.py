@@ -90,7 +90,7 @@ class PackageFile:
         return folder
 
     def installed(self) -> Path | None:
-        """Return the file of the installed package, which is not imported; None without it."""
+        """Return the file of the installed package, which is not imported, or None."""
         spec = importlib.util.find_spec(self.member.split("/", maxsplit=1)[0])
         if spec is None or spec.origin is None:
             return None

@@ -255,7 +255,7 @@ class _Trial:
         return error
 
     async def _api_elsewhere(self) -> str | None:
-        """Return another base URL on the same host that lists models; None without one."""
+        """Return another base URL on the same host that lists models, or None."""
         base = self._endpoint.base_url
         origin = urlunsplit((self._url.scheme, self._url.netloc, "", "", ""))
         for candidate in (f"{base}/v1", *(origin + path for path in _USUAL_PATHS)):

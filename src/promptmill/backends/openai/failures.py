@@ -65,7 +65,7 @@ class RetryDecision:
 
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
     next attempt needs a new connection but no wait. `usage`: the usage of an unusable answer; `tier`: its service tier.
-    `status`: the HTTP status, or the status in the body; 0 without one. `unmetered`: the request was sent and may be
+    `status`: the HTTP status, or the status in the body, or 0. `unmetered`: the request was sent and may be
     billed, but no usage was reported. `is_cut`: the connection ended within the response. `reasoning`, `part`,
     `probabilities`: see `Failure`.
     """

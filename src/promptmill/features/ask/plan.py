@@ -47,7 +47,7 @@ class Ask(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Ask | None:
-        """Return the plan for the option `ask`; None without it, and for questions that are fields of one request about
+        """Return the plan for the option `ask`, or None, and for questions that are fields of one request about
         the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if not options.get("ask"):

@@ -26,7 +26,7 @@ class Decide(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Decide | None:
-        """Return the plan for the option `decide`; None without it. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `decide`, or None. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if (model := options.get("decide")) is None:
             return None

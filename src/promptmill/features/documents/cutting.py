@@ -127,7 +127,7 @@ def count_of(config: ModelConfig) -> Count:
 
 
 def _tokenizer_file(model: str) -> Path | None:
-    """Return the tokenizer file of a model's folder or of a model in the hub's cache; None without one."""
+    """Return the tokenizer file of a model's folder or of a model in the hub's cache, or None."""
     if Path(model).exists():
         file = Path(model) / _TOKENIZER
         return file if file.is_file() else None

@@ -46,7 +46,7 @@ class Split(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Split | None:
-        """Return the plan for the option `split`; None without it. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `split`, or None. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if (size := options.get("split")) is None:
             return None

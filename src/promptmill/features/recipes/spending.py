@@ -173,7 +173,7 @@ class Spending:
             self._write()
 
     def found(self, output: Path) -> Search | None:
-        """Return the search for an output that is still there, edited or not; None without one."""
+        """Return the search for an output that is still there, edited or not, or None."""
         return self.searches.get(str(output)) if output.exists() else None
 
     def _cost(self, folder: Folder) -> float:

@@ -98,7 +98,7 @@ class Text:
 
     @functools.cached_property
     def _hyphenated(self) -> _Folded | None:
-        """The text with these hyphens; None without any."""
+        """The text with these hyphens, or None."""
         return _Folded(self.text) if _HYPHEN.search(self.text) else None
 
 

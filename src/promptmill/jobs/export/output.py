@@ -62,7 +62,7 @@ class Written:
     end: int
     """The number of rows written, that is, the number of the first row not written."""
     warning: str = ""
-    """Sentences about cells that were cut, repeated ids of a Batch file, and formulas; `""` without any."""
+    """Sentences about cells that were cut, repeated ids of a Batch file, and formulas, or `""`."""
     blocks: JsonObject | None = None
     """The blocks of rows that the next output may copy; stored as `written`."""
     copied: Stamp | None = None
@@ -225,7 +225,7 @@ def write(
 
 
 def _notes(stores: Sequence[JobDatabase], spec: JobSpec, kind: Format, end: int) -> str:
-    """Return sentences about the ids of a Batch file, and about answers that a spreadsheet runs; `""` without any."""
+    """Return sentences about the ids of a Batch file, and about answers that a spreadsheet runs, or `""`."""
     sentences = [Ids.of(store, spec, end).warning for store in stores] if spec.input.format == "batch" else []
     count = sum(statistics.formulas(store, end) for store in stores) if kind.delimiter else 0
     if count:

@@ -202,7 +202,7 @@ class _Call:
 
     @cached_property
     def schema(self) -> AnswerType | None:
-        """The schema or the class of the answers, also one that another option implies; None without one."""
+        """The schema or the class of the answers, also one that another option implies, or None."""
         schema: AnswerType | None = with_implied(self.given).get("schema")
         return schema
 

@@ -134,7 +134,7 @@ def _name(text: str) -> str:
 
 
 def alike(name: str, columns: Iterable[str]) -> str:
-    """Return the column whose name looks like `name`, such as one with an invisible sign; `""` without one.
+    """Return the column whose name looks like `name`, such as one with an invisible sign, or `""`.
 
     >>> alike("text", ["id", "\\u200btext"]) == "\\u200btext"
     True

@@ -87,7 +87,7 @@ class Record(NamedTuple):
 
     @property
     def question_key(self) -> str:
-        """The beginning of the question's digest, with which a person's label names its question; `""` without one."""
+        """The beginning of the question's digest, with which a person's label names its question, or `""`."""
         return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property

@@ -131,7 +131,7 @@ class StderrTee:
             self._lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines)
 
     def reason(self) -> tuple[str, str] | None:
-        """Return the name and message of the last printed exception that explains the failure; None without one."""
+        """Return the name and message of the last printed exception that explains the failure, or None."""
         for line in reversed(list(self._lines)):
             if (match := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
                 return match[1].rpartition(".")[2], match[2] or ""

@@ -43,7 +43,7 @@ class _GeminiDecisions(Deciding):
         return [b'"input":', *dialect.joined(parts), b',"questions":', questions]
 
     def question(self, asked: Asked, words: str) -> JsonDict:
-        """Return a question. Descriptions are texts, `""` without one."""
+        """Return a question. A missing description is `""`."""
         if deciding.is_yes_no(asked):
             pairs = zip(("true_description", "false_description"), asked.options, strict=True)
             criteria = {name: option.definition for name, option in pairs if option.definition}
