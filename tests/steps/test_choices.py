@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from replies import answer, choose
+from replies import answer, by_prompt, choose
 
 MOODS = ["positive", "negative", "neutral"]
 
@@ -194,3 +194,20 @@ async def test_the_choice_that_was_given_is_always_among_the_likeliest(ask, upst
     upstream.reply = answer("neutral", logprobs=_tokens({"positive": 0.75, "neutral": 0.25}))
     (outcome,), _ = await ask(["How is it?"], top_choices=1)
     assert (outcome.text, outcome.probabilities) == ("neutral", None)
+
+
+async def test_a_repeated_answer_is_repaired_and_counted_as_the_first_one(ask, upstream):
+    upstream.reply = answer("Positive.")
+    outcomes, call = await ask(["a", "b", "c"])
+    assert [outcome.text for outcome in outcomes] == ["positive"] * 3
+    assert call.counts.repaired == 3
+
+
+async def test_an_answer_that_was_cut_off_is_no_repeated_one(ask, upstream):
+    cut = answer("neg", finish_reason="length")
+    upstream.reply = by_prompt({"whole": answer("neg")}, cut)
+    (alone,), _ = await ask(["cut"], ["neg", "negative"])
+    (whole,), _ = await ask(["whole"], ["neg", "negative"])
+    (first, after), _ = await ask(["whole", "cut"], ["neg", "negative"])
+    assert (whole.text, first.text) == ("neg", "neg")
+    assert type(after) is type(alone) is not type(whole)

@@ -47,6 +47,7 @@ _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""
 _TOOLS = frozenset({"tools", "functions"})
 _OTHERS: JsonObject = {"top_logprobs": 5}  # all endpoints with `top_logprobs` support this number
+_SHORT, _MOST_KNOWN = 1024, 1024  # characters of an answer whose choice is remembered, and their number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
@@ -142,6 +143,8 @@ class _Form(NamedTuple):
     choices: Choices | None
     wanted: str
     """`choices`, or the type of the `response_format`."""
+    known: dict[str, tuple[str, bool]]
+    """The choices of the answers so far, and whether each is valid as it was written. Most rows repeat them."""
 
 
 class CheckedAnswers(Step):
@@ -183,7 +186,7 @@ class CheckedAnswers(Step):
             checks = []  # they are about the row's answer
         if form is not None or checks:
             call.preview = None  # nobody can take back an answer that was shown while it grew
-        outcome = await self.following(request, call)
+        first = outcome = await self.following(request, call)
         if form is None and not checks:
             return outcome
         if isinstance(outcome, protocol.Completion) and outcome.vectors:
@@ -210,7 +213,7 @@ class CheckedAnswers(Step):
             request = request.changed(conversation=conversation, attempts=outcome.attempts, corrections=len(said))
             call.counts.asked_again += 1
             outcome = await self.following(request, call)
-        return replace(outcome, latency_s=latency_s, **totals._asdict())
+        return outcome if outcome is first else replace(outcome, latency_s=latency_s, **totals._asdict())
 
     def _known(self, request: Request, call: protocol.Call) -> tuple[_Form | None, list[Check]] | None:
         """Return the form and the checks of a request that has the parameters of the request before; else None."""
@@ -231,7 +234,7 @@ class CheckedAnswers(Step):
         choices = None if sampling.choices is None else _choices(sampling)
         if (schema := await schemas.of(wanted)) is None:
             return None
-        return _Form(schema, choices, "choices" if choices else str(wanted.get("type")))
+        return _Form(schema, choices, "choices" if choices else str(wanted.get("type")), {})
 
     async def _checked(
         self,
@@ -261,8 +264,12 @@ async def _in_form(
     form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool, is_written: bool
 ) -> tuple[str, str]:
     """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
-    chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
-    is_valid = form.schema.is_soon_valid(answer)
+    chosen, is_valid = (form.known.get(answer) if is_complete else None) or ("", False)
+    if not chosen:
+        chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
+        is_valid = form.schema.is_soon_valid(answer)
+        if chosen and is_complete and len(answer) <= _SHORT and len(form.known) < _MOST_KNOWN:
+            form.known[answer] = chosen, is_valid
     if chosen:
         call.counts.repaired += is_written and not is_valid
         return chosen, ""

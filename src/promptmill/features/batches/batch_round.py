@@ -506,6 +506,7 @@ class BatchRound:
                 page.append(reply)
                 if len(page) >= _REPLIES_AT_ONCE:
                     nameless += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
+                    await asyncio.to_thread(self._store.sync)  # so that SQLite's log of them does not grow
                     page = []
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
