@@ -8,11 +8,14 @@ import math
 import pytest
 
 from fakes import openai_configuration
+from promptmill.answers.checker import Checker
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from replies import answer, by_prompt, choose
+from promptmill.steps import checked
+from promptmill.steps.checked import CheckedAnswers
+from replies import answer, choose
 
 MOODS = ["positive", "negative", "neutral"]
 
@@ -203,11 +206,12 @@ async def test_a_repeated_answer_is_repaired_and_counted_as_the_first_one(ask, u
     assert call.counts.repaired == 3
 
 
-async def test_an_answer_that_was_cut_off_is_no_repeated_one(ask, upstream):
-    cut = answer("neg", finish_reason="length")
-    upstream.reply = by_prompt({"whole": answer("neg")}, cut)
-    (alone,), _ = await ask(["cut"], ["neg", "negative"])
-    (whole,), _ = await ask(["whole"], ["neg", "negative"])
-    (first, after), _ = await ask(["whole", "cut"], ["neg", "negative"])
-    assert (whole.text, first.text) == ("neg", "neg")
-    assert type(after) is type(alone) is not type(whole)
+async def test_an_answer_that_was_cut_off_is_no_repeated_one(closing):
+    step = closing(CheckedAnswers(openai_configuration("http://127.0.0.1:9").config))
+    form = await step._form_of(checked._with_schema(Sampling(choices=["neg", "negative"])))
+    checker = closing(Checker())
+    found = [
+        await checked._in_form(form, "neg", Call(), checker, is_complete=is_complete, is_written=True)
+        for is_complete in (True, False)
+    ]
+    assert [text for text, problem in found if not problem] == ["neg"]
