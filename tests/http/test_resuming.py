@@ -162,3 +162,25 @@ def test_the_events_of_a_session_are_bounded_in_bytes():
         events.add(name, "stream", response)
     assert events.after("first") is None
     assert events.after("second") == ("stream", [])
+
+
+@pytest.mark.parametrize("text", ["字", "\ud800"], ids=["text", "half a character"])
+def test_a_response_comes_back_as_it_was(text):
+    response = jsonrpc_message_adapter.validate_python(
+        {"jsonrpc": "2.0", "id": 1, "result": {"ans_ls": [text, {"n": 1}]}}
+    )
+    events = Events()
+    events.add("first", "stream", None)
+    events.add("second", "stream", response)
+    assert events.after("first") == ("stream", [("second", response)])
+
+
+async def test_the_events_of_a_session_end_with_it():
+    events = Events()
+    ended, other = SessionEvents(events), SessionEvents(events)
+    ended.follow(lambda: True)
+    other.follow(lambda: False)
+    gone, kept = [await session.store_event("1", None) for session in (ended, other)]
+    events.forget_ended()
+    assert (events.after(gone), events.after(kept)) == (None, (f"{kept.partition('-')[0]}:1", []))
+    assert len(events.sessions) == 1

@@ -67,7 +67,8 @@ class Sessions(StreamableHTTPSessionManager):
         if transport is not None:
             events = transport._event_store
             assert isinstance(events, SessionEvents)
-            events.is_over = lambda: transport.is_terminated
+            self._events.forget_ended()
+            events.follow(lambda: transport.is_terminated)
         return transport
 
     def _end_the_idlest(self) -> None:
@@ -86,28 +87,54 @@ class Sessions(StreamableHTTPSessionManager):
 class _Event(NamedTuple):
     stream: str
     message: JSONRPCMessage | None
+    """The message, without the result of a response."""
+    result: bytes
+    """The result of a response as JSON, in a third of the memory of its objects; empty if JSON cannot hold it."""
     size: int
+
+    @classmethod
+    def of(cls, stream: str, message: JSONRPCMessage | None) -> _Event:
+        if not isinstance(message, JSONRPCResponse):
+            return cls(stream, message, b"", _EACH + (len(repr(message)) if isinstance(message, JSONRPCError) else 0))
+        try:
+            result = bytes(memoryview(orjson.dumps(message.result)))  # copied: orjson leaves half of its buffer unused
+        except TypeError:  # a lone surrogate, or a number of more than 64 bits
+            return cls(stream, message, b"", _EACH + len(repr(message.result)))
+        return cls(stream, message.model_copy(update={"result": {}}), result, _EACH + len(result))
+
+    def whole(self) -> JSONRPCMessage | None:
+        """Return the message as it was stored."""
+        if not self.result or self.message is None:
+            return self.message
+        return self.message.model_copy(update={"result": orjson.loads(self.result)})
 
 
 class Events:
-    """The events of all sessions by id, at most `most_bytes`. The oldest events are dropped.
-
-    FastMCP's store writes each event as JSON and parses it again; this store keeps the message itself.
-    """
+    """The events of all sessions by id, at most `most_bytes`. The oldest events are dropped."""
 
     def __init__(self, most_bytes: int = MOST_SHARED) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
         self._events: OrderedDict[str, _Event] = OrderedDict()
+        self.sessions: dict[str, Callable[[], bool]] = {}
+        """Functions that return whether a session has ended, by the beginning of the ids of its events."""
 
     def add(self, event_id: str, stream: str, message: JSONRPCMessage | None) -> None:
         """Add an event as the newest."""
-        event = _Event(stream, message, _size(message))
+        event = _Event.of(stream, message)
         self._events[event_id] = event
         self._bytes += event.size
         while self._bytes > self._most_bytes and len(self._events) > 1:
             _, oldest = self._events.popitem(last=False)
             self._bytes -= oldest.size
+
+    def forget_ended(self) -> None:
+        """Drop the events of sessions that have ended. It takes 0.1 µs for each event of any session."""
+        if ended := {session for session, is_over in self.sessions.items() if is_over()}:
+            for event_id in [each for each in self._events if each.partition("-")[0] in ended]:
+                self._bytes -= self._events.pop(event_id).size
+            for session in ended:
+                del self.sessions[session]
 
     def after(self, event_id: str) -> tuple[str, list[tuple[str, JSONRPCMessage]]] | None:
         """Return an event's stream and the stream's later events; None for an unknown or dropped event."""
@@ -116,7 +143,7 @@ class Events:
             return None
         younger = itertools.dropwhile(lambda item: item[0] != event_id, self._events.items())
         next(younger)
-        messages = [(name, later.message) for name, later in younger if later.stream == event.stream]
+        messages = [(name, later.whole()) for name, later in younger if later.stream == event.stream]
         return event.stream, [(name, message) for name, message in messages if message is not None]
 
     def is_answer(self, event_id: str) -> bool:
@@ -134,6 +161,10 @@ class SessionEvents(EventStore):
         self._session = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._added = asyncio.Event()
+
+    def follow(self, is_over: Callable[[], bool]) -> None:
+        """Note the function that returns whether the session has ended."""
+        self.is_over = self._events.sessions[self._session] = is_over
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Keep an event in a stream of the session. Return its id."""
@@ -166,17 +197,6 @@ class SessionEvents(EventStore):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(added.wait(), _LOOKS_S)
         return None
-
-
-def _size(message: JSONRPCMessage | None) -> int:
-    """Return a message's approximate size in memory, which is that of its JSON."""
-    held = message.result if isinstance(message, JSONRPCResponse) else None
-    if isinstance(message, JSONRPCError):
-        held = {"message": message.error.message, "data": message.error.data}
-    try:
-        return _EACH + len(orjson.dumps(held))
-    except TypeError:  # a lone surrogate, or a number of more than 64 bits
-        return _EACH + len(repr(held))
 
 
 class LostCalls:
