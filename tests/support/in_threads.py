@@ -60,10 +60,11 @@ async def _done_here(
     name: str,
     environment: Mapping[str, str] | None = None,
     note: Callable[[int], None] | None = None,
-    module: str = "",
+    *,
+    computing_s: float | None = None,
 ) -> T:
     """Do a step as `child_step.done_apart` does, its arguments packed and unpacked."""
-    del environment, module
+    del environment
     loop, halt = asyncio.get_running_loop(), threading.Event()
 
     def noted(count: int) -> None:
@@ -77,7 +78,7 @@ async def _done_here(
                 opened.callback(folder.close)
                 folder.open()
             try:
-                return call.func(Work(noted, halt), **arguments)
+                return call.func(*([Work(noted, halt)] if computing_s is None else ()), **arguments)
             except OSError as error:
                 raise disk.unusable(error, folder and str(folder.path)) from None
 

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import orjson
 
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_display import command_of, print_status, progress_display
-from promptmill.cli.options import note_once
+from promptmill.cli.options import configuration_of, note_once
 from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
 from promptmill.config.configuration import Configuration
 from promptmill.config.parameter_file import is_shipped
@@ -31,6 +33,7 @@ from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
+from promptmill.jobs.manage.job_series import StepModel
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.resumption import SEND_ALL, ChangedError
 from promptmill.jobs.store import progress, rounds, status
@@ -96,14 +99,20 @@ class StoppedError(Exception):
     """A job of a series stopped early, and has reported the reason. Its argument is the exit code."""
 
 
-def run_step(
-    arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, *, names_failures: bool = True
-) -> None:
-    """Run a job of a series to its end. Raises `StoppedError`, and `PromptmillError` as `run`."""
+def step_model(arguments: argparse.Namespace, *, names_failures: bool = True, **changes: Any) -> StepModel:
+    """Return the model of a step of a series, by the command's arguments with changes. Its `run` raises `StoppedError`,
+    both raise `PromptmillError`."""
     its = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
-    code = run(its, configuration, job, is_step=True, names_failures=names_failures)
-    if job.loose is None or job.loose.status.get("state") != progress.FINISHED:
-        raise StoppedError(code)
+    changed = argparse.Namespace(**{**vars(its), **changes})
+    configuration = door.decided(configuration_of(changed))
+
+    def run_step(job: OpenJob) -> None:
+        code = run(its, configuration, job, is_step=True, names_failures=names_failures)
+        if job.loose is None or job.loose.status.get("state") != progress.FINISHED:
+            raise StoppedError(code)
+
+    words = ["rows", "answers", *_form_of(changed)]
+    return StepModel(configuration, run_step, remembered_step(words, changed, configuration))
 
 
 def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = "") -> int:
@@ -278,6 +287,15 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
     options_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     sets = [word for value in arguments.set for word in ("--set", value)]
     return remembered_command(["bulk", *words, *options_, *sets], configuration)
+
+
+def _form_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of a remembered command for the form of its answers."""
+    if arguments.choices is None:
+        schema = getattr(arguments, "schema", None)
+        return [] if schema is None else ["--schema", orjson.dumps(schema).decode()]
+    values = ((f"sampling_params.{name}", value) for name, value in arguments.choices.sampling.items())
+    return [word for name, value in values for word in ("--set", f"{name}={orjson.dumps(value).decode()}")]
 
 
 def passed_on(given: Sequence[str], own: Container[str], switches: Container[str]) -> list[str]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.configuration import Configuration
     from promptmill.config.model_config import ModelConfig
     from promptmill.core.values import JsonDict
-    from promptmill.jobs.inputs.short_forms import Labels
 
 ARGUMENTS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
@@ -200,14 +199,6 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         tier=getattr(arguments, "tier", None),
         price=getattr(arguments, "price", None),
     )
-
-
-def sets_of(labels: Labels) -> list[str]:
-    """Return the options `--set` of a remembered command whose answers are one of the labels."""
-    import orjson  # imported on use, as above
-
-    values = ((f"sampling_params.{name}", orjson.dumps(value).decode()) for name, value in labels.sampling.items())
-    return [word for name, value in values for word in ("--set", f"{name}={value}")]
 
 
 def note_once(config: ModelConfig) -> None:

@@ -79,32 +79,27 @@ _SEVERAL = object_schema(
 
 
 def with_options(*options: Option) -> Callable[[F], F]:
-    """Return a decorator that replaces the last parameter `**…` of a tool's function by one argument per option, in the
-    tool's schema."""
-    return functools.partial(_with_options, options=options)
+    """Return a decorator that replaces the last parameter `**…` of a tool's function by an argument per option."""
+
+    def added(function: F) -> F:
+        shown, made = inspect.signature(function), [*_arguments(options)]
+        *own, rest = shown.parameters.values()
+        function.__signature__ = shown.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+        hints = typing.get_type_hints(function, include_extras=True)
+        hints.pop(rest.name)
+        function.__annotations__ = hints | {each.name: each.annotation for each in made}
+        return function
+
+    return added
 
 
-def _with_options(function: F, options: Sequence[Option]) -> F:
-    shown = inspect.signature(function)
-    *own, rest = shown.parameters.values()
-    made = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, kind, default in _arguments(options)
-    ]
-    function.__signature__ = shown.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
-    hints = typing.get_type_hints(function, include_extras=True)
-    hints.pop(rest.name)
-    function.__annotations__ = hints | {each.name: each.annotation for each in made}
-    return function
-
-
-def _arguments(options: Sequence[Option]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the type and the default of each argument."""
-    known = table.options()
+def _arguments(options: Sequence[Option]) -> Iterator[inspect.Parameter]:
+    known, by_name = table.options(), inspect.Parameter.KEYWORD_ONLY
     for option in options:
         argument = option.argument
         if argument is not None and not argument.within:
-            yield argument.name or option.name, _annotation(option, argument, known), option.default
+            kind = _annotation(option, argument, known)
+            yield inspect.Parameter(argument.name or option.name, by_name, default=option.default, annotation=kind)
 
 
 def _annotation(option: Option, argument: Argument, known: dict[str, Option]) -> Any:

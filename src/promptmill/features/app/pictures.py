@@ -6,7 +6,6 @@ counts, and no image is fetched from the web.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,16 +14,12 @@ from promptmill.core.values import JsonDict
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.rows.row_lines import IMAGES
-from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
-_MODULE = "promptmill.features.app.pictures"
 _COMPUTING_S = 60  # bound of processor time; 32 images of 89 megapixels take 40 s
 _FILE = "path"
 """The column of a row that is a whole file, such as a picture of a folder."""
@@ -40,11 +35,10 @@ async def pictures(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence
     """
     folder = jobs.visible.find(job_id, caller)
     call = partial(_pictures, path=folder.path, rows=list(rows), rule=jobs.paths.rule.without_secrets)
-    return await jobs.apart(call, folder.job_id, _MODULE)
+    return await jobs.apart(call, folder.job_id, _COMPUTING_S)
 
 
-def _pictures(_: Work, *, path: Path, rows: list[int], rule: FileRule) -> JsonDict:
-    runtime.limit_computing(_COMPUTING_S)
+def _pictures(*, path: Path, rows: list[int], rule: FileRule) -> JsonDict:
     folder, rules = Folder(path), ImageRules(rule)
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -58,9 +52,3 @@ def _pictures(_: Work, *, path: Path, rows: list[int], rule: FileRule) -> JsonDi
         "columns": [*([column] if column else [*IMAGES, "messages"]), _FILE],
         "pictures": {number: picture for number, picture in found.items() if picture is not None},
     }
-
-
-_STEPS = {_pictures.__name__: _pictures}
-
-if __name__ == "__main__":
-    sys.exit(child_step.main(_STEPS))

@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import math
 import re
-import sys
 import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,21 +27,18 @@ from promptmill.jobs.columns.column_names import SCORE, SOURCES
 from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import AnswerValues, cell
-from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store import labels, progress, statistics
-from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.statistics import Shown
 from promptmill.jobs.store.status_record import Results
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
-from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
-_MODULE = "promptmill.features.app.window"
 _COMPUTING_S = 60  # bound of processor time; a search of 1,000,000 rows
 _MOST_ORDERED = 500_000  # rows of the table: browsers show no higher page
 _KEPT = 8  # orders
@@ -93,7 +89,9 @@ async def window(
         wanted = tuple(sorted((view.wanted or {}).items()))
         key = (folder.path, *_stamp(folder.database), view.search, view.show, view.sort, view.down, wanted)
         if (order := orders.pop(key, None)) is None:
-            order = await jobs.apart(partial(_found, path=folder.path, rule=rule, view=view), folder.job_id, _MODULE)
+            order = await jobs.apart(
+                partial(_found, path=folder.path, rule=rule, view=view), folder.job_id, _COMPUTING_S
+            )
         orders[key] = order
         while len(orders) > _KEPT:
             del orders[next(iter(orders))]
@@ -287,9 +285,8 @@ def _any(key: int, record: Record | None) -> Record | None:
     return record
 
 
-def _found(_: Work, *, path: Path, rule: FileRule, view: View) -> list[int]:
+def _found(*, path: Path, rule: FileRule, view: View) -> list[int]:
     """Return the numbers (from 0) of the rows of a view, in its order."""
-    runtime.limit_computing(_COMPUTING_S)
     folder, wanted = Folder(path), view.search.strip().lower()
     kept = list[tuple[int, bool, Cell]]()
     with folder.reading() as store:
@@ -336,9 +333,3 @@ def _text(value: Cell) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
-
-
-_STEPS = {_found.__name__: _found}
-
-if __name__ == "__main__":
-    sys.exit(child_step.main(_STEPS))

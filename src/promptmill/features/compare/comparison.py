@@ -167,17 +167,14 @@ def compare(
 
 def _judgement(pairs: JudgedPairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Run a job that judges the pairs. Raises `PromptmillError` if it stops early; its verdicts are kept."""
-    from promptmill.jobs import door  # imported on use: few comparisons have a judge
-    from promptmill.jobs.manage import bulk_call, bulk_keywords
-    from promptmill.system import runtime
+    from promptmill.jobs.manage import bulk_call  # imported on use: few comparisons have a judge
 
-    given = {name: value for name, value in options.items() if value is not None}
-    configuration = door.decided(bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]}))
-    config = configuration.config
+    watch = bulk_call.watch_of(show=options.get("progress")) if pairs.others else None
+    model = bulk_call.step_model({**options, "choices": [*VERDICTS]}, watch)
+    config = model.models.config
     if pairs.others:
-        watch = bulk_call.watch_of(show=given.get("progress"))
-        with asked.opened(pairs.rows(asked.settings(config)), configuration, folders) as job:
-            runtime.run_anywhere(bulk_call.run_job(job, configuration, watch))
+        with asked.opened(pairs.rows(asked.settings(config)), model.models, folders) as job:
+            model.run(job)
     return judgement_of(pairs, asked, config.model, folders.loose(pairs.job_id(asked.settings(config))))
 
 

@@ -8,7 +8,6 @@ out, and figures that contain a secret are refused.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,16 +33,11 @@ from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.input_rows import InputRows
-from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.server_jobs import Approve, ServerJobs
-from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
 from promptmill.jobs.store.index import JobFolders
-from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_MODULE = "promptmill.features.compare.sandboxed"
-_COMPUTING_S = 300  # bound of processor time, as for the validation of a file
 _PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
 
 
@@ -91,17 +85,17 @@ async def compared(
         may_read_gold=is_file or not jobs.paths.rule.is_guarded,
         options=options,
         most=rows,
-        report=None if report is None else jobs.paths.allowed_page(report),
+        report=None if report is None else jobs.paths.allowed_of(report, "report", (".html",)),
         folders=jobs.folders,
         rule=jobs.paths.rule,
     )
     shown = ", ".join(Path(path).name for path in paths)
     if judge is None:
-        return await jobs.apart(call, shown, _MODULE)
+        return await jobs.apart(call, shown)
     with given.temporary_folder(jobs.folders) as place:
         file, settings = place / f"{NAME}.jsonl", judge.asked.settings(judge.config)
         judging = _Judging(judge.asked, judge.config.model, settings, caller.session, file)
-        found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
+        found = await jobs.apart(partial(call, judging=judging), shown)
         job_id, key = found.pop("job")
         if key:
             pairs = Rows(written=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
@@ -142,7 +136,6 @@ def _has_known_suffix(text: str) -> bool:
 
 
 def _compare(
-    _: Work,
     *,
     files: list[str],
     gold: str | None,
@@ -154,7 +147,6 @@ def _compare(
     rule: FileRule,
     judging: _Judging | None = None,
 ) -> dict[str, Any]:
-    runtime.limit_computing(_COMPUTING_S)
     # `gold` may name a file only if the file rule allowed it; any other text is a column
     rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=may_read_gold)
     finder = rule.finder if rule.is_guarded else None
@@ -212,9 +204,3 @@ def _short(value: Any) -> Any:
         case list() | tuple():
             return [_short(inner) for inner in value[:MOST_SHOWN]]
     return value
-
-
-_STEPS = {_compare.__name__: _compare}
-
-if __name__ == "__main__":
-    sys.exit(child_step.main(_STEPS))

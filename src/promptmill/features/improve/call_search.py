@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,16 +31,11 @@ from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.manage.server_jobs import Approve, ServerJobs
 from promptmill.jobs.store import progress
-from promptmill.jobs.store.database import Work
-from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
-_MODULE = "promptmill.features.improve.call_search"
-_COMPUTING_S = 300  # bound of processor time, as for the validation of a file
 _LOOK_S = 0.2  # seconds between polls; a poll takes a millisecond, and a search has at most eight jobs
 _RESUMES = "The same call resumes the search, and pays for no answer again."
 
@@ -113,7 +106,7 @@ class CallSearch:
             encoding=order.encoding,
             rule=self._jobs.paths.rule,
         )
-        gold = await self._jobs.apart(call, path.name, _MODULE)
+        gold = await self._jobs.apart(call, path.name)
         searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
         searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may have left
         try:
@@ -171,10 +164,7 @@ class CallSearch:
             raise PromptmillError(code, f"The search has stopped. {reason}", _RESUMES)
 
 
-def _gold(
-    _: Work, *, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule
-) -> GoldRows:
-    runtime.limit_computing(_COMPUTING_S)
+def _gold(*, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule) -> GoldRows:
     found = gold_in(path, column, prompt, labels, encoding=encoding, rule=rule)
     rows = [*found.seen, *found.held_out]
     cells = [orjson.dumps(row.cells, default=str) for row in rows]
@@ -183,9 +173,3 @@ def _gold(
     plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
     seen = len(found.seen)
     return GoldRows(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)
-
-
-_STEPS: Mapping[str, Callable[..., object]] = {_gold.__name__: _gold}
-
-if __name__ == "__main__":
-    sys.exit(child_step.main(_STEPS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -13,8 +12,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.foreground import StoppedError, passed_on, remembered_step, run_step, stopped
-from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
+from promptmill.cli.foreground import StoppedError, passed_on, step_model, stopped
+from promptmill.cli.options import add_shared, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.configuration import Configuration
@@ -24,7 +23,6 @@ from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, system_of, write_prompt
 from promptmill.features.improve.search import GAIN, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
-from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store.index import JobFolders
@@ -82,33 +80,17 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     output = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))
     target = SeriesFile(output, arguments.overwrite, sends_again=arguments.again is not None)
     gold = gold_in(source, arguments.gold, prompt, arguments.choices.texts, encoding=arguments.encoding)
-    configuration = decided(configuration)
-    strong, of_strong = _strong(arguments, configuration)
-    for one in (configuration, strong):
-        registry.check_key(one.config)
-
-    def step(its: Configuration, job: OpenJob) -> None:
-        target.check_free(job)
-        run_step(arguments, its, job)
+    model = step_model(arguments)
+    strong = _strong(arguments, model)
+    for each in (model, strong):
+        registry.check_key(each.models.config)
 
     def tell(text: str) -> None:
         if not arguments.quiet:
             say(text, sys.stderr, wrap=True)
 
-    def asked(its: Configuration, given: argparse.Namespace) -> StepModel:
-        words_ = ["rows", "answers"]
-        if given.choices is not None:
-            words_ += sets_of(given.choices)
-        return StepModel(its, partial(step, its), remembered_step(words_, given, its))
-
-    series = JobSeries(JobFolders.from_environ(), "improve", arguments.max_cost)
-    steps = JobSteps(
-        series,
-        asked(configuration, arguments),
-        asked(strong, of_strong),
-        arguments.system or "",
-        arguments.again,
-    )
+    series = JobSeries(JobFolders.from_environ(), "improve", arguments.max_cost, target=target)
+    steps = JobSteps(series, model, strong, arguments.system or "", arguments.again)
     try:
         found = search(gold, prompt, steps, system=system_of(arguments.system, arguments.choices), tell=tell)
     except StoppedError as error:
@@ -116,19 +98,15 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     found |= series.spent
-    refusal = None
     try:
         if write_prompt(target, found):
             found["prompt_file"] = str(target.path)
-    except PromptmillError as error:
-        refusal = error
-    if arguments.json:
-        say(orjson.dumps(found).decode())
-    else:
-        say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
-        _show_file(arguments, found)
-    if refusal is not None:  # shown first, because the result was paid
-        raise refusal
+    finally:  # shown also if the file cannot be written, because the result was paid
+        if arguments.json:
+            say(orjson.dumps(found).decode())
+        else:
+            say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
+            _show_file(arguments, found)
     return OK
 
 
@@ -142,13 +120,11 @@ def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
         say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, target)))}")
 
 
-def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
-    """Return the configuration for the strong model, and the command-line options for it."""
-    limit = longest_of(configuration.config, arguments.max_cost)
-    other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
-    of_strong = argparse.Namespace(**{**vars(arguments), **other})
+def _strong(arguments: argparse.Namespace, model: StepModel) -> StepModel:
+    """Return the strong model. `model`: the one that labels the rows."""
+    limit = longest_of(model.models.config, arguments.max_cost)
     try:
-        return decided(configuration_of(of_strong)), of_strong
+        return step_model(arguments, model=arguments.strong, choices=None, temperature=None, max_tokens=limit)
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(option_of).replace("--model:", "--strong:"), "") from None
 

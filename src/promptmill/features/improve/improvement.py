@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from promptmill.answers.shown import shown_of
-from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.request import Sampling, with_words
 from promptmill.core.values import JsonDict, JsonObject
@@ -18,18 +17,15 @@ from promptmill.features.improve.gold import GoldRows
 from promptmill.features.improve.search import WORSE, YOURS, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.files import disk
-from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
-from promptmill.jobs.manage.bulk_call import run_job, watch_of
-from promptmill.jobs.manage.bulk_keywords import configuration_of
+from promptmill.jobs.manage.bulk_call import step_model, watch_of
 from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
+from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions
-from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded
 
@@ -95,30 +91,16 @@ def improve(
         if not isinstance(given.get("model", ""), str):
             raise input_error(Named("model"), " is one model, whose prompt is improved.")
         labels = labels_of(choices)
-        configuration = configuration_of(given | labels.sampling)
         max_cost = given.get("max_cost")
         of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         watch, again = watch_of(show=options.get("progress")), given.get("again")
         target = None if output is None else SeriesFile(home_expanded(output), overwrite, sends_again=again is not None)
-        limit = longest_of(configuration.config, max_cost)
-
-        def asked(its: Configuration) -> StepModel:
-            def run(job: OpenJob) -> None:
-                if target is not None:
-                    target.check_free(job)
-                runtime.run_anywhere(run_job(job, its, watch))
-
-            return StepModel(its, run)
-
-        series = JobSeries(folders, "improve", max_cost)
-        steps = JobSteps(
-            series,
-            asked(configuration),
-            asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
-            given.get("system") or "",
-            again,
-        )
+        model = step_model(given | labels.sampling, watch)
+        limit = longest_of(model.models.config, max_cost)
+        writer = step_model(of_strong | {"model": strong, "max_tokens": limit}, watch)
+        series = JobSeries(folders, "improve", max_cost, target=target)
+        steps = JobSteps(series, model, writer, given.get("system") or "", again)
         with file_of(rows) as path:
             found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
         figures = search(found, prompt, steps, system=system_of(given.get("system"), labels)) | series.spent

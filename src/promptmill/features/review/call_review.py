@@ -6,8 +6,7 @@ a review is for the person and has all rows, as the job's output does.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,11 @@ from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.server_jobs import ServerJobs
-from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_MODULE = "promptmill.features.review.call_review"
 _SEVERAL = "The job has several answers to each row and stores no labels"
-_COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
 async def reviewed(
@@ -65,7 +59,7 @@ async def reviewed(
         target=target,
         rule=jobs.paths.rule,
     )
-    return await jobs.apart(call, folder.job_id, _MODULE)
+    return await jobs.apart(call, folder.job_id)
 
 
 async def taken(
@@ -83,15 +77,13 @@ async def taken(
     """
     if (file is None) == (decisions is None):
         raise input_error("Give one of `take` and `decisions`.")
-    folder, labels = jobs.visible.find(job_id, caller), _labels(choices)
-    store = partial(_take, path=folder.path, labels=labels)
+    store = partial(_take, path=jobs.visible.find(job_id, caller).path, labels=_labels(choices))
     if decisions is None:
         source = jobs.paths.allowed(file or "", "take")
-        return await jobs.apart(partial(store.func, **store.keywords, decisions=source), source.name, _MODULE)
+        return await jobs.apart(partial(store, decisions=source), source.name)
     lines = (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in decisions)
     with given.written(jobs.folders, lines, ".jsonl", "decisions") as rows:
-        source = rows.parts[0].path
-        return await jobs.apart(partial(store.func, **store.keywords, decisions=source), "decisions", _MODULE)
+        return await jobs.apart(partial(store, decisions=rows.parts[0].path), "decisions")
 
 
 def _labels(choices: Sequence[str] | None) -> list[str]:
@@ -99,9 +91,8 @@ def _labels(choices: Sequence[str] | None) -> list[str]:
 
 
 def _review(
-    _: Work, *, path: Path, most: int, at_random: bool, labels: list[str], target: Path | None, rule: FileRule
+    *, path: Path, most: int, at_random: bool, labels: list[str], target: Path | None, rule: FileRule
 ) -> dict[str, object]:
-    runtime.limit_computing(_COMPUTING_S)
     found = review(Folder(path), most, labels, at_random=at_random)
     is_written = target is not None and bool(found.rows)
     if target is not None and is_written:
@@ -143,12 +134,5 @@ def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     }
 
 
-def _take(_: Work, *, path: Path, decisions: Path, labels: list[str]) -> dict[str, object]:
-    runtime.limit_computing(_COMPUTING_S)
+def _take(*, path: Path, decisions: Path, labels: list[str]) -> dict[str, object]:
     return {"job_id": Folder(path).job_id, **take(Folder(path), decisions, labels).as_dict()}
-
-
-_STEPS: Mapping[str, Callable[..., object]] = {_review.__name__: _review, _take.__name__: _take}
-
-if __name__ == "__main__":
-    sys.exit(child_step.main(_STEPS))

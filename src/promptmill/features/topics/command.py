@@ -13,8 +13,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.foreground import StoppedError, free_name, passed_on, remembered_step, run_step, stopped
-from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
+from promptmill.cli.foreground import StoppedError, free_name, passed_on, step_model, stopped
+from promptmill.cli.options import add_shared, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.configuration import Configuration
@@ -37,11 +37,11 @@ from promptmill.features.topics.topic_jobs import (
     check_form,
     figures_of,
     longest_of,
+    settings_of,
 )
 from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.features.topics.topics import HELD_OUT, MOST, SAMPLE, check_number
-from promptmill.jobs.door import OpenJob, decided
-from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.door import decided
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.status_words import progress_lines
@@ -115,16 +115,12 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     configuration = decided(configuration)
     check_form(configuration.config)
     folders = JobFolders.from_environ()
-    series = JobSeries(folders.of_series(real_path(target.path.absolute())), "topics", arguments.max_cost)
+    kept = folders.of_series(real_path(target.path.absolute()))
+    series = JobSeries(kept, "topics", arguments.max_cost, target=target)
     limit = longest_of(configuration.config, arguments.max_cost, arguments.most)
 
-    def step(its: Configuration, job: OpenJob) -> None:
-        target.check_free(job)
-        run_step(arguments, its, job, names_failures=False)
-
     def model(form: Form) -> StepModel:
-        its, command = _of_form(arguments, form, limit)
-        return StepModel(its, lambda job: step(its, job), command)
+        return step_model(arguments, names_failures=False, **settings_of(form, limit))
 
     tell = partial(_tell, quiet=arguments.quiet)
     questions = StepQuestions(prompt, arguments.system, arguments.again)
@@ -143,22 +139,18 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         return stopped(error, series.spent, "the search")
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
-    refusal = None
     try:
         target.write(found)
         found["output_file"] = str(target.path)
-    except PromptmillError as error:
-        refusal = error
-    if arguments.json:
-        say(orjson.dumps(found).decode())
-    else:
-        say("\n".join(words.lines(found, columns(sys.stdout), series.sent)), wrap=True)
-        for output, count in series.taken.items():
-            say(f"{counted(count, 'answer')} are those of {output}", wrap=True)
-        if refusal is None and arguments.names_next:
-            _say_next(arguments, folders, prompt, found)
-    if refusal is not None:  # shown first, because the result was paid
-        raise refusal
+    finally:  # shown also if the file cannot be written, because the result was paid
+        if arguments.json:
+            say(orjson.dumps(found).decode())
+        else:
+            say("\n".join(words.lines(found, columns(sys.stdout), series.sent)), wrap=True)
+            for output, count in series.taken.items():
+                say(f"{counted(count, 'answer')} are those of {output}", wrap=True)
+            if "output_file" in found and arguments.names_next:
+                _say_next(arguments, folders, prompt, found)
     return OK
 
 
@@ -180,20 +172,6 @@ def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:
     for note in rows.notes:
         say(worded(note, option_of), sys.stderr, wrap=True)
     return drawn
-
-
-def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tuple[Configuration, list[str]]:
-    """Return the configuration for answers of a form, and the command line that a job with them stores. `limit`: of the
-    tokens of a list."""
-    values: JsonDict = {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}
-    if isinstance(form, Labels):
-        values = {"choices": form, "schema": None}
-        sets = sets_of(form)
-    else:
-        sets = ["--schema", orjson.dumps(form).decode()]
-    its = argparse.Namespace(**{**vars(arguments), **values})
-    configuration = decided(configuration_of(its))
-    return configuration, remembered_step(["rows", "answers", *sets], its, configuration)
 
 
 def _estimated(drawn: Drawn, most: int, estimates: Sequence[TopicEstimate]) -> JsonDict:

@@ -18,14 +18,11 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import features
 from promptmill.core.wording import counted
 from promptmill.features.topics.drawn import Drawn, DrawnRow
-from promptmill.jobs.door import OpenJob, decided
-from promptmill.jobs.manage.bulk_call import run_job
-from promptmill.jobs.manage.bulk_keywords import configuration_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.bulk_call import step_model
+from promptmill.jobs.manage.job_series import JobSeries
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import Watch
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.system import runtime
 
 _SHARE = 2  # for so many random rows a chosen one
 _LONGEST = 300  # characters of a text for its vector: the beginning tells the topic, and more take more time
@@ -114,15 +111,9 @@ class Covering:
             "price": None,
             "max_cost": None,
         }
-        configuration = decided(
-            configuration_of({"config": self.config_path, "backend": "encoder", "settings": settings})
-        )
-
-        def run(job: OpenJob) -> None:
-            runtime.run_anywhere(run_job(job, configuration, self.watch))
-
+        model = step_model({"config": self.config_path, "backend": "encoder", "settings": settings}, self.watch)
         texts = ({"text": "\n".join(row.texts)[:_LONGEST]} for row in rows)
         series = JobSeries(self.folders, "topics")  # of its own: vectors are no requests of the search
-        folder = series.run("topics-vectors", texts, {"prompt": "{{text}}"}, StepModel(configuration, run))
+        folder = series.run("topics-vectors", texts, {"prompt": "{{text}}"}, model)
         with folder.reading() as store:
             return {record.row: record.vector for record in store.records(where=ANSWERED) if record.vector}

@@ -53,6 +53,13 @@ def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | 
     return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
 
 
+def settings_of(form: Form, limit: int | None) -> JsonDict:
+    """Return the options, as in `bulk`, for answers of a form. `limit`: of the tokens of a list."""
+    if isinstance(form, Labels):
+        return {"choices": form, "schema": None}
+    return {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}
+
+
 @dataclass(frozen=True, slots=True)
 class StepQuestions:
     """The questions of all steps."""

@@ -15,16 +15,15 @@ from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.covering import Covering
 from promptmill.features.topics.finding import Finding
 from promptmill.features.topics.topic_file import TopicFile
-from promptmill.features.topics.topic_jobs import Form, StepQuestions, TopicJobs, check_form, longest_of
+from promptmill.features.topics.topic_jobs import Form, StepQuestions, TopicJobs, check_form, longest_of, settings_of
 from promptmill.features.topics.topic_rows import TopicRows
-from promptmill.jobs.door import OpenJob, decided
+from promptmill.jobs.door import decided
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.manage.bulk_call import run_job, warning_caller, watch_of
+from promptmill.jobs.manage.bulk_call import step_model, warning_caller, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
 from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
 from promptmill.jobs.store.index import JobFolders
-from promptmill.system import runtime
 from promptmill.system.safe_open import home_expanded, real_path
 
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
@@ -169,23 +168,10 @@ def topics(
         limit = longest_of(configuration.config, max_cost, most)
 
         def model(form: Form) -> StepModel:
-            of_form: JsonDict = (
-                form.sampling
-                if isinstance(form, Labels)
-                else {"schema": form, "temperature": None, "max_tokens": limit}
-            )
-            its = decided(
-                configuration_of({name: value for name, value in (given | of_form).items() if value is not None})
-            )
+            of_form = settings_of(form, limit)
+            return step_model(given | of_form | (form.sampling if isinstance(form, Labels) else {}), watch)
 
-            def run(job: OpenJob) -> None:
-                if target is not None:
-                    target.check_free(job)
-                runtime.run_anywhere(run_job(job, its, watch))
-
-            return StepModel(its, run)
-
-        series = JobSeries(folders, "topics", max_cost)
+        series = JobSeries(folders, "topics", max_cost, target=target)
         questions, warn = StepQuestions(prompt, given.get("system", ""), again), warning_caller()
         with file_of(rows) as path:
             read = TopicRows([path], prompt, given.get("encoding"), None if target is None else target.path)

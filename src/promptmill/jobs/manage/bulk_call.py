@@ -45,6 +45,7 @@ from promptmill.jobs.manage.bulk_keywords import (
     takes_options,
 )
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, like, lines_of, refusal_of
+from promptmill.jobs.manage.job_series import StepModel
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.row_check import Complain
@@ -87,11 +88,16 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unp
     return await _answered(await asyncio.to_thread(_Call.of, rows, output, options, warning_caller()))
 
 
-async def run_job(opened: OpenJob, configuration: Configuration, watch: Watch | None) -> None:
-    """Run or resume a job. Raises `PromptmillError` if it stops early."""
-    call = _Call(opened, configuration, watch)
-    async with call.admitted() as (job, service):
-        await call.run(job, service)
+def step_model(options: Mapping[str, Any], watch: Watch | None) -> StepModel:
+    """Return the model of a step of a series, by options as in `bulk` (None: unset). Raises `PromptmillError`."""
+    configuration = decided(configuration_of({name: value for name, value in options.items() if value is not None}))
+
+    async def run(opened: OpenJob) -> None:
+        call = _Call(opened, configuration, watch)
+        async with call.admitted() as (job, service):
+            await call.run(job, service)
+
+    return StepModel(configuration, lambda job: runtime.run_anywhere(run(job)))
 
 
 async def _answered(call: _Call) -> BulkResult:

@@ -56,10 +56,6 @@ class CallPaths:
             raise input_error(f"{name} {what}; use one of {usable} here{why}{whole}.")
         return real
 
-    def allowed_page(self, text: str) -> Path:
-        """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
-        return self.allowed_of(text, "report", (".html",))
-
     def allowed_of(self, text: str, name: str, suffixes: Sequence[str]) -> Path:
         """Return the resolved path of a file to write, with one of the `suffixes`. Raises as `allowed` does."""
         real = self._resolved_path(text, name)

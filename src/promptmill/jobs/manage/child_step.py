@@ -1,8 +1,7 @@
 """A step of a job in a child process with limited memory and time: `python -m promptmill.jobs.manage.child_step`.
 
 A server lets it read a call's files or template, because a crafted file can crash its reader, and a template may
-compute for ever. The process calls one function in `_STEPS`, which a feature may replace by its own (`main`), and ends
-then or with the server. It inherits no keys, except to validate a job.
+compute for ever. The process calls a function, ends then or with the server, and has keys only to validate a job.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pydantic import TypeAdapter
 
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.feature import bug
+from promptmill.core.feature import bug, part
 from promptmill.files import disk
 from promptmill.files import files as input_files
 from promptmill.files.format_table import of_input
@@ -31,7 +30,7 @@ from promptmill.jobs.inputs import any_format, row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in
-from promptmill.jobs.run import phases, validation
+from promptmill.jobs.run import validation
 from promptmill.jobs.run.job import Apart, Job
 from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, plain, received
 from promptmill.jobs.run.wanted_job import WantedJob, with_query
@@ -46,7 +45,7 @@ from promptmill.system.call_files import FileRule
 T = TypeVar("T")
 _MODULE = "promptmill.jobs.manage.child_step"
 _MOST_BYTES = 2 << 30
-_VALIDATION_S = 300
+COMPUTING_S = 300  # of processor time for a call, such as the validation of a file
 _STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
 
 
@@ -57,12 +56,13 @@ async def validated(wanted: WantedJob) -> dict[str, Any]:
     """Run `validation.check` for a call in another process, and return its findings. Raises as `done_apart`."""
     config, order = wanted.config, wanted.order
     call = functools.partial(_check, config=config, order=order, folders=wanted.folders, given=wanted.source)
-    return await done_apart(call, order.inputs[0].name, environment_of(config))
+    return await done_apart(call, order.inputs[0].name, environment_of(config), computing_s=COMPUTING_S)
 
 
 async def check_columns(order: JobOrder, rule: FileRule) -> None:
     """Check the columns that a prompt names, and look for secrets, in a child process. Raises as `done_apart`."""
-    await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
+    call = functools.partial(_check_columns, order=order, rule=rule.without_secrets)
+    await done_apart(call, order.inputs[0].name, computing_s=_STUCK_S)
 
 
 class OtherProcess(Apart):
@@ -89,17 +89,20 @@ async def done_apart(
     name: str,
     environment: Mapping[str, str] | None = None,
     note: Callable[[int], None] | None = None,
-    module: str = _MODULE,
+    *,
+    computing_s: float | None = None,
 ) -> T:
-    """Run a step of `module` in a process with limited memory and time, and return its result.
+    """Call a function in a process with limited memory and time, and return its result.
+
+    `computing_s`: seconds of processor time; without them, the function is a step, and its first argument a `Work`.
 
     Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
     """
     child = await subprocesses.Child.start(
-        module, subprocesses.bare_environment(()) if environment is None else environment
+        _MODULE, subprocesses.bare_environment(()) if environment is None else environment
     )
     try:
-        await child.send(packed(call.func, **call.keywords))  # the pipe stays open: when it closes, the step ends
+        await child.send(packed(call.func, computing_s, **call.keywords))  # the pipe stays open: its end is the call's
         while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
@@ -130,10 +133,7 @@ class _Watched(threading.Event):
         return super().is_set()
 
 
-def _check(
-    _: Work, config: ModelConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
-) -> dict[str, Any]:
-    runtime.limit_computing(_VALIDATION_S)
+def _check(config: ModelConfig, order: JobOrder, folders: JobFolders, given: InputRows | None) -> dict[str, Any]:
     service = Service(configuration_of(config), config=config)
     named = order.named_models & {*service.offered}
     configs = {name: service.config_of(name).with_sampling(order.sampling).capped for name in named}
@@ -141,8 +141,7 @@ def _check(
     return validation.check(wanted, service.row_models(config))
 
 
-def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
-    runtime.limit_computing(_STUCK_S)
+def _check_columns(order: JobOrder, rule: FileRule) -> None:
     parts = with_query(input_files.find(order.inputs, order.output), order)
     files = input_files.opened(parts, reading=order.reading)
     kind = format_of_input(files)
@@ -155,22 +154,13 @@ def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     questions_in(order.question, kind, source)
 
 
-_STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {
-        step.__name__: step
-        for step in (
-            *(_check, _check_columns, phases.try_out, phases.read_input),
-            *(phases.check_output, phases.check_secrets, phases.export),
-        )
-    }
-)
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
     {error.__name__: error for error in (UnansweredError, DamagedError)}
 )
 
 
-def _do_step(step: Callable[..., object], given: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Run a step for the process at the other end of both pipes. End when that process ends."""
+def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Call a function for the process at the other end of both pipes. End when that process ends."""
 
     def send(**message: Any) -> None:
         try:
@@ -186,18 +176,22 @@ def _do_step(step: Callable[..., object], given: Mapping[str, Any], incoming: Bi
     subprocesses.end_with_parent()
     threading.Thread(target=end_with_other, daemon=True).start()
     runtime.limit_memory(_MOST_BYTES)
-    work = Work(lambda count: send(note=count), _Watched())
     try:
         with contextlib.ExitStack() as opened:
-            arguments = arguments_of(step, given)
+            function = part(called["call"])
+            arguments = arguments_of(function, called["arguments"])
             if isinstance(folder := arguments.get("folder"), Folder):
                 opened.callback(folder.close)
                 folder.open()
-            result = plain(step(work, **arguments))
+            if (seconds := called.get("computing_s")) is None:
+                function = functools.partial(function, Work(lambda count: send(note=count), _Watched()))
+            else:
+                runtime.limit_computing(seconds)
+            result = plain(function(**arguments))
     except PromptmillError as error:
         failure = error
     except OSError as error:
-        failure = disk.unusable(error, given.get("folder"))
+        failure = disk.unusable(error, called["arguments"].get("folder"))
     except MemoryError:
         failure = input_error(f"The input takes more than {_MOST_BYTES >> 30} GiB of memory to read; split its rows.")
     except tuple(_RAISED.values()) as error:
@@ -211,12 +205,12 @@ def _do_step(step: Callable[..., object], given: Mapping[str, Any], incoming: Bi
     send(error=frames.packed_error(failure))
 
 
-def main(steps: Mapping[str, Callable[..., object]] = _STEPS) -> int:
-    """Run the step that standard input describes."""
+def main() -> int:
+    """Call the function that standard input names."""
     called, incoming, outgoing = received()
     if called is None:
         return 2
-    _do_step(steps[called["call"]], called["arguments"], incoming, outgoing)
+    _answer(called, incoming, outgoing)
     return 0
 
 

@@ -19,6 +19,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job
+from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
@@ -66,6 +67,8 @@ class JobSeries:
     """The most that all steps together may spend, in US dollars."""
     caller: Caller | None = None
     """The caller of the series. Another owner's equal series has separate jobs."""
+    target: SeriesFile | None = None
+    """The file that the series writes at its end. Before a step sends anything, it must be free."""
     spent: JsonDict = field(default_factory=dict)
     """The summed counts and costs of the jobs so far."""
     sent: int = 0
@@ -81,6 +84,8 @@ class JobSeries:
             assert job.loose is not None
             before, wanted = _requests(job.loose), self._with_earlier(job, job.loose)
             try:
+                if self.target is not None:
+                    self.target.check_free(wanted)
                 model.run(wanted)
             finally:
                 self._count(job.loose, before)

@@ -336,10 +336,10 @@ class ServerJobs:
                 await child_step.check_columns(order, opened.config.file_rule)
         return True
 
-    async def apart(self, call: partial[T], name: str, module: str) -> T:
-        """Return the result of a step of `module` in a child process. Raises as `child_step.done_apart` does."""
+    async def apart(self, call: partial[T], name: str, computing_s: float = child_step.COMPUTING_S) -> T:
+        """Return the result of a call in a child process. Raises as `child_step.done_apart` does."""
         async with self._places:
-            return await child_step.done_apart(call, name, module=module)
+            return await child_step.done_apart(call, name, computing_s=computing_s)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
         """End a running job; see `Folder.request_cancel`. Its answers are kept.

@@ -27,9 +27,10 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.system import frames, logs, subprocesses
 
 
-def packed(function: Callable[..., object], **arguments: object) -> bytes:
-    """Return a call of a function as a frame. Secrets are not masked."""
-    return frames.packed({"call": function.__name__, "arguments": plain(arguments)})
+def packed(function: Callable[..., object], computing_s: float | None = None, /, **arguments: object) -> bytes:
+    """Return a call of a function of a module as a frame. Secrets are not masked."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    return frames.packed({"call": name, "computing_s": computing_s, "arguments": plain(arguments)})
 
 
 def arguments_of(function: Callable[..., object], sent: Mapping[str, Any]) -> dict[str, Any]:

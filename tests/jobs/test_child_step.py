@@ -1,0 +1,48 @@
+"""A child process that calls a function of any module, with limits."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+
+import pytest
+
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.manage import child_step
+
+_MODULE = """
+from pathlib import Path
+
+def of_stranger(path: Path, words: list[str]) -> dict[str, int]:
+    return {word: path.read_text().count(word) for word in words}
+
+def endless() -> int:
+    while True:
+        pass
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module of another package."""
+    (tmp_path / "stranger.py").write_text(_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("stranger")
+    del sys.modules["stranger"]
+
+
+@pytest.mark.processes
+async def test_a_function_of_another_package_gets_its_arguments_in_the_child(stranger, tmp_path):
+    (tmp_path / "rows.txt").write_text("a b a")
+    call = functools.partial(stranger.of_stranger, path=tmp_path / "rows.txt", words=["a", "b"])
+    environment = {"PYTHONPATH": str(tmp_path)}
+    assert await child_step.done_apart(call, "rows.txt", environment, computing_s=60) == {"a": 2, "b": 1}
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+async def test_a_call_that_computes_too_long_is_ended(stranger, tmp_path):
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with pytest.raises(PromptmillError, match=r"rows\.txt cannot be read: .*too much memory or time"):
+        await child_step.done_apart(functools.partial(stranger.endless), "rows.txt", environment, computing_s=1)
