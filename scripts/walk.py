@@ -1,7 +1,8 @@
 """Count the source files that a warm prompt, a job of one CSV row, and each further row pass: fewer are easier to follow.
 
     .venv/bin/python scripts/walk.py           # the files
-    .venv/bin/python scripts/walk.py --check   # fails above the numbers of `tool.promptmill.walk` in pyproject.toml
+    .venv/bin/python scripts/walk.py --check   # fails above the numbers of `tool.promptmill.walk` in pyproject.toml,
+                                               # or if docs/architecture.md has other numbers
 
 A prompt goes from the MCP tool `generate` to the socket and back; a row from a CSV file through `promptmill bulk` into
 the output. Counted are the files of the package in which some function ran, after a first call has loaded everything;
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import threading
@@ -31,7 +33,11 @@ from promptmill.server import create_server
 from promptmill.service.service import Service
 
 FURTHER = 30
-PACKAGE = Path(__file__).resolve().parents[1] / "src" / "promptmill"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "promptmill"
+_ON_PAGE = re.compile(
+    r"a prompt passes \((\d+)\), a job of one CSV row \((\d+),[^()]*\), and each further row \((\d+)\)"
+)
 
 
 class Echo(BaseHTTPRequestHandler):
@@ -129,13 +135,25 @@ def check(what: str, files: set[Path], most: int) -> bool:
     return len(files) <= most
 
 
+def has_numbers(walk: dict[str, int]) -> bool:
+    """Return whether docs/architecture.md has the numbers of pyproject.toml, and print where it has not."""
+    page = ROOT / "docs" / "architecture.md"
+    found = _ON_PAGE.search(" ".join(page.read_text(encoding="utf-8").split()))
+    numbers = [walk[name] for name in ("prompt", "row", "further")]
+    if found is not None and [*map(int, found.groups())] == numbers:
+        return True
+    print(f"walk: {page.relative_to(ROOT)} should have the numbers of files {numbers}", file=sys.stderr)
+    return False
+
+
 def run() -> int:
     """Send a prompt and a row, and return the exit code."""
-    most = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["promptmill"]
+    most = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["promptmill"]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    is_short = check("a warm prompt", asyncio.run(prompt(url)), most["walk"]["prompt"])
+    is_short = has_numbers(most["walk"])
+    is_short &= check("a warm prompt", asyncio.run(prompt(url)), most["walk"]["prompt"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows(url, folder, 2)  # loads everything

@@ -167,6 +167,13 @@ def test_a_full_disk_loses_nothing_that_was_written(store):
     assert [record.key for record in store.sound_records()] == [0, 9]
 
 
+def test_only_a_temporary_database_is_never_synced(tmp_path):
+    for is_temporary, syncs in ((True, 0), (False, 1)):
+        path = tmp_path / f"{is_temporary}.db"
+        with contextlib.closing(JobDatabase(path, write=True, is_temporary=is_temporary)) as store:
+            assert store.read("PRAGMA synchronous") == [(syncs,)]
+
+
 def test_a_database_is_opened_where_memory_cannot_be_shared_and_back(tmp_path, monkeypatch):
     for shares in (True, False, True):
         monkeypatch.setattr(disk, "can_share_memory", lambda _folder, shares=shares: shares)

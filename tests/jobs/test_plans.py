@@ -20,8 +20,10 @@ from promptmill.core.feature import WITHOUT, Feature, PartEntry
 from promptmill.files import format_table
 from promptmill.jobs.store import status
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
+from promptmill.jobs.store.stored import Target
 from promptmill.options.table import Again
 from promptmill.service.service import Service
 from replies import answer, choose
@@ -147,3 +149,13 @@ def test_a_job_without_options_of_plans_has_the_ordinary_one_which_is_not_stored
     assert type(order.plan) is type(plan_of({}, [""])) is Plan
     assert order.model_dump(mode="json")["parts"] == {}
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
+
+
+def test_a_job_may_have_the_options_of_its_parts_sampling_rows_and_earlier_answers():
+    target = Target(sampling={"quote": True})
+    job = spec_of("csv").model_copy(update={"targets": (target,), "shapes": {"rows_from": OrderPart()}})
+    assert [job.may_have(option) for option in ("quote", "rows_from", "", "together")] == [True, True, True, False]
+    assert job.with_input(settings_read=("temperature",)).may_have("together")
+    kept, unknown = target.model_copy(update={"kept": (3,)}), Target()
+    assert all(job.model_copy(update={"targets": (each,)}).may_have("together") for each in (kept, unknown))
+    assert spec_of("batch").model_copy(update={"targets": (target,)}).may_have("together")

@@ -24,7 +24,7 @@ from promptmill.files import disk
 from promptmill.files.files import InputFile, InputFiles
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs.caller import USER, CallModels
-from promptmill.jobs.door import Rows, open_job
+from promptmill.jobs.door import NamedRows, open_job
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
 from promptmill.jobs.manage import child_step
@@ -494,7 +494,7 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, confi
 )
 def test_the_door_fetches_nothing_for_a_call(tmp_path, name, options):
     models = Configuration({})
-    with open_job(Rows([name]), tmp_path / "out.csv", options, models, JobFolders(tmp_path), caller=USER) as job:
+    with open_job(NamedRows([name]), tmp_path / "out.csv", options, models, JobFolders(tmp_path), caller=USER) as job:
         assert job.source is None
     with pytest.raises(PromptmillError):
         job.admit()

@@ -20,12 +20,11 @@ from promptmill.core.errors import PromptmillError
 from promptmill.files import disk
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.run import detached
-from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.process_call import arguments_of, plain
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.system import frames, runtime
+from promptmill.system import frames, runtime, subprocesses
 
 T = TypeVar("T")
 _ENDS_S = 60.0
@@ -42,8 +41,8 @@ class _Pipe(io.BytesIO):
 class _RunnerHere:
     """What `detached` takes for the process of a runner."""
 
-    def __init__(self, log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> None:
-        del log, environment
+    def __init__(self, module: str, environment: Mapping[str, str], log: int, inherited: int | None) -> None:
+        del module, environment, log
         assert inherited is not None
         self.stdin = _Pipe()
         self._lock = os.dup(inherited)
@@ -104,7 +103,7 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     async def nothing(_: object) -> None: ...
 
     unlimited = dict.fromkeys(("limit_memory", "limit_computing"), lambda _: None)
-    monkeypatch.setattr(detached, "_spawn", _RunnerHere)
+    monkeypatch.setattr(subprocesses, "started_detached", _RunnerHere)
     monkeypatch.setattr(child_step, "done_apart", _done_here)
     monkeypatch.setattr(detached, "until_ended", until_ended)
     monkeypatch.setattr(detached, "_end_if_stuck", nothing)

@@ -34,7 +34,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.files import members
 from promptmill.files.formats import check_installed, compressed, compression_of, format_of_output, is_url
-from promptmill.jobs.door import OpenJob, Rows, Telling, check_budget, decided, open_job
+from promptmill.jobs.door import MadeRows, NamedRows, OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
@@ -122,18 +122,18 @@ def precheck(arguments: argparse.Namespace, configuration: Configuration, *, has
         check_budget(values, configuration)
     if has_rows:
         folders = JobFolders.from_environ()
-        with open_job(Rows(arguments.input), arguments.output, values, configuration, folders) as job:
+        with open_job(NamedRows(arguments.input), arguments.output, values, configuration, folders) as job:
             job.check()
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:
     """Return the rows that a command names. Of standard input, only the beginning is read now."""
     if arguments.input != ["-"]:
-        return Rows(arguments.input)
+        return NamedRows(arguments.input)
     blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
     first = next(blocks)
     named = arguments.input_format.lstrip(".")
-    return Rows(blocks=itertools.chain([first], blocks), suffix=f".{named}" if named else suffix_of(first))
+    return MadeRows(itertools.chain([first], blocks), suffix=f".{named}" if named else suffix_of(first))
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
@@ -156,7 +156,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ("-" in local and arguments.input[1:], "`-`", "(standard input) must be the only INPUT."),
         (arguments.output_format and arguments.output != "-", "--output-format", "works only if OUTPUT is `-`."),
     )
-    check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
+    check(_options_of(arguments), "stdin" if "-" in local else NamedRows(arguments.input).source, "flag")
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:

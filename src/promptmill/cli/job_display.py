@@ -17,7 +17,7 @@ import orjson
 from promptmill.cli.error_words import in_options, option_of
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
-from promptmill.core.feature import remedies
+from promptmill.core.feature import features
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
 from promptmill.files import members
@@ -136,7 +136,8 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
     spec = None if folder is None else folder.spec
     if spec is None or spec.parts:
         return []
-    return [f"  {worded(words, option_of)}" for words in remedies(found.get("errors", {}))]
+    remedies = (item for each in features().values() for item in each.remedies.items())
+    return [f"  {worded(words, option_of)}" for code, words in remedies if code in found.get("errors", {})]
 
 
 def _is_in_other_sheet(found: Status) -> bool:

@@ -88,14 +88,15 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
     from promptmill.config.assignments import assigned
     from promptmill.config.configuration import HTTP_DEFAULTS, Configuration
 
-    if arguments.backend is not None:
-        _check_backend(arguments.backend)
+    given = argparse.Namespace(**table.with_implied(vars(arguments)))
+    if given.backend is not None:
+        _check_backend(given.backend)
     try:
         return Configuration.load(
             arguments.config,
             assignments=assigned(arguments.set),
-            backend=arguments.backend,
-            values=lambda raw: _overrides(arguments, raw) | _schema(arguments),
+            backend=given.backend,
+            values=lambda raw: _overrides(given, raw) | _schema(given),
             trust_client=getattr(arguments, "trust_client", False),
             defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
         )
@@ -111,7 +112,8 @@ def settings_given(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dic
     from promptmill.config.assignments import assigned
 
     try:
-        given = _overrides(arguments, raw) | _schema(arguments)
+        own = argparse.Namespace(**table.with_implied(vars(arguments)))
+        given = _overrides(own, raw) | _schema(own)
     except PromptmillError as error:
         raise naming_option(error, arguments) from None
     return given | {tuple(path.split(".")): value for path, value in assigned(arguments.set).items()}
@@ -147,7 +149,7 @@ def _check_backend(name: str) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    schema: Path | JsonDict | None = table.with_implied(vars(arguments)).get("schema")
+    schema: Path | JsonDict | None = getattr(arguments, "schema", None)
     is_many = getattr(arguments, "choices_many", False)
     if schema is None and not is_many:
         return {}

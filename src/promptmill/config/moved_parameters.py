@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from promptmill.config import backends
 from promptmill.core.errors import config_error
-from promptmill.core.feature import hidden_parameters
+from promptmill.core.feature import hidden, part
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, listed, synonym
@@ -46,8 +46,9 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
         for name, instead in left_out.items()
     ]
-    for name, feature in hidden_parameters().items():
-        if name in others:  # an endpoint may ignore it
+    for feature, each in hidden().items():
+        parameters = part(each.sampling).model_fields if each.sampling else {}
+        if name := next((name for name in parameters if name in others), ""):  # an endpoint may ignore it
             raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
     if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(

@@ -13,7 +13,7 @@ import functools
 import os
 import pkgutil
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -233,6 +233,8 @@ class Figure:
     """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`,
     and the configuration of the model of each slot; `()` after the run. Without a function, a plan or a way sets the
     field."""
+    option: str = ""
+    """The option of the jobs for which `count` is called; `""`: all jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +303,9 @@ class Feature:
     after_job: Mapping[str, str] = field(default_factory=dict)
     """What follows after a command has run a job, by the option that asks for it, such as `{"report":
     "module:function"}`; each function takes the `promptmill.cli.foreground.EndedJob`."""
-    doubt: str = ""
-    """`"module:function"`: takes the `Record` of an answer, and returns why a person should check it, as a
-    `promptmill.jobs.store.plan.Doubt`, or None."""
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """By the option of the jobs that it concerns (`""`: all), each `"module:function"`: takes the `Record` of an
+    answer, and returns why a person should check it, as a `promptmill.jobs.store.plan.Doubt`, or None."""
     remedies: Mapping[str, Words] = field(default_factory=dict)
     """By the code of failed rows, what an option of the feature does about them, for the summary of a job without a
     plan: `{"code": (Named("lake"), " sends them …")}`."""
@@ -384,11 +386,6 @@ def client_command() -> str:
     return next((f"promptmill {name}" for name in names if name), "")
 
 
-def remedies(codes: Collection[str]) -> list[Words]:
-    """Return what options of features do about rows that failed with one of `codes`."""
-    return [words for each in features().values() for code, words in each.remedies.items() if code in codes]
-
-
 def answers() -> Sequence[type]:
     """Return the classes of the checks and steps that features add to all answers."""
     return _parts(tuple(name for feature in features().values() for name in feature.answers))
@@ -397,17 +394,6 @@ def answers() -> Sequence[type]:
 @functools.cache
 def _parts(names: Sequence[str]) -> Sequence[Any]:
     return tuple(map(part, names))
-
-
-def doubts() -> Sequence[Any]:
-    """Return the functions with which features doubt answers."""
-    return _parts(tuple(each.doubt for each in features().values() if each.doubt))
-
-
-def hidden_parameters() -> dict[str, str]:
-    """Return the sampling parameters of hidden features, each with the name of its feature."""
-    classes = {name: part(each.sampling) for name, each in hidden().items() if each.sampling}
-    return {field: name for name, kind in classes.items() for field in kind.model_fields}
 
 
 def order_parts() -> Sequence[Sequence[PartEntry]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -55,7 +55,7 @@ from promptmill.jobs.store.order import InputReading, JobOrder, OrderTexts, as_w
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.jobs.store.stored import Target
-from promptmill.options.table import errors_about
+from promptmill.options.table import errors_about, with_implied
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.steps.costs import lacking
@@ -63,39 +63,6 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.subprocesses import Halt
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of a job: their names (paths, URLs), or the rows themselves."""
-
-    names: Sequence[str] = ()
-    """Paths, patterns or URLs; `()` if a query names the files."""
-    blocks: Iterable[bytes] | None = None
-    """The content of the rows, instead of names."""
-    suffix: str = ".jsonl"
-    """The format of `blocks`."""
-    written: InputRows | None = None
-    """Rows in a temporary file of promptmill, instead of names."""
-    rule: FileRule | None = None
-    """The file rule for `names` from a call, if the content of each file is a row."""
-    halt: Halt | None = None
-    """Set when the call was cancelled."""
-    has_lines: bool = True
-    """Whether the user knows a row of `blocks` as a line; False: as a row, such as one of a list."""
-    name: str = "rows"
-    """In messages and ids: the name of rows that are not in the user's files."""
-    owned_by: str | None = None
-    """If two owners send equal rows, each owner gets a job. None: equal rows share one job."""
-    job_id: str = ""
-    """The id of a job without an output; `""`: derive the id from the rows, question and settings."""
-
-    @property
-    def source(self) -> str:
-        """The kind of source, one of `options.table.ROWS`."""
-        if self.blocks is not None:
-            return "values"
-        return "urls" if any(map(is_url, self.names)) else "paths" if self.names else "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +79,160 @@ class Telling:
 
 SILENT = Telling()
 """Shows nothing to the user."""
+
+
+class Opening(NamedTuple):
+    """An order whose rows are opened."""
+
+    order: JobOrder
+    options: Mapping[str, Any]
+    config: ModelConfig
+    folders: JobFolders
+    telling: Telling
+    is_of_call: bool
+    source: InputRows | None = None
+    """Rows that are not in the user's files."""
+    files: WholeFiles | None = None
+    """If each file is a row: these files."""
+
+    def having(self, source: InputRows | None, **changes: Any) -> Opening:
+        """Return the order with its rows. `changes`: other values of the order."""
+        return self._replace(order=self.order.model_copy(update=changes), source=source)
+
+    @property
+    def asked(self) -> FileQuestion:
+        """The question about each file, if each file is a row."""
+        order = self.order
+        return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
+
+    def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
+        """Return the order with rows that are fetched from elsewhere, which `text` names. `changes`: as above."""
+        shown = self.order.shown.model_copy(update={"urls": {**self.order.shown.urls, "input_file": text}})
+        return self.having(source, shown=shown, **changes)
+
+    @contextlib.contextmanager
+    def with_files(self, files: WholeFiles, **changes: Any) -> Iterator[Opening]:
+        """Yield the order with a row for each file. `changes`: other values of the order. Raises `PromptmillError`."""
+        order = self.order.model_copy(update=changes)
+        if order.output.is_absolute():  # checked before the files are read, which may take long
+            check_output(order, real_path(order.target))
+        with written(self.folders, files.lines(), ".jsonl", files.name) as source:
+            yield self._replace(order=files.asked(order), source=source, files=files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of a job, wherever they come from. These are in a temporary file, or in the job's database already."""
+
+    given: InputRows | None = None
+    """The rows in the temporary file."""
+    name: str = "rows"
+    """In messages and ids: the name of rows that are not in the user's files."""
+    owned_by: str | None = None
+    """If two owners send equal rows, each owner gets a job. None: equal rows share one job."""
+    job_id: str = ""
+    """The id of a job without an output; `""`: derive the id from the rows, question and settings."""
+    halt: Halt | None = None
+    """Set when the call was cancelled."""
+
+    @property
+    def source(self) -> str:
+        """The kind of source, one of `options.table.ROWS`."""
+        return "values"
+
+    @property
+    def as_written(self) -> str:
+        """The names of files as the user wrote them, without secrets; `""` for rows in no file."""
+        return ""
+
+    def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
+        """Return the context of an order with these rows, whose end removes temporary files. Blocks.
+
+        Raises `PromptmillError`.
+        """
+        return nullcontext(opening.having(self.given))
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRows(Rows):
+    """Rows from standard input or from a program."""
+
+    blocks: Iterable[bytes]
+    suffix: str = ".jsonl"
+    """The format of `blocks`."""
+    has_lines: bool = True
+    """Whether the user knows a row as a line; False: as a row, such as one of a list."""
+
+    @contextlib.contextmanager
+    def opened(self, opening: Opening) -> Iterator[Opening]:
+        """See `Rows`."""
+        with written(opening.folders, self.blocks, self.suffix, self.name, has_lines=self.has_lines) as source:
+            yield opening.having(source)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRows(Rows):
+    """Rows in files of the user, at URLs, or of a query."""
+
+    names: Sequence[str]
+    """Paths, patterns or URLs; `()` if a query names the files."""
+
+    @property
+    def as_written(self) -> str:
+        """See `Rows`."""
+        return as_written(self.names)
+
+    @property
+    def source(self) -> str:
+        """See `Rows`."""
+        return "urls" if any(map(is_url, self.names)) else "paths" if self.names else "query"
+
+    def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
+        """See `Rows`. A call names only files of this machine, by resolved paths."""
+        sql = None if opening.is_of_call else opening.order.reading.sql
+        if sql is not None and is_query(sql, self.names):
+            return self._queried(opening, sql)
+        if self.source == "urls" and not opening.is_of_call:
+            return self._fetched(opening)
+        order, paths = opening.order, tuple(home_expanded(name).absolute() for name in self.names)
+        if paths and are_asked_whole(paths, opening.options.get("each"), order.question.templates, order.output):
+            return opening.with_files(OwnFiles(paths, order.output, opening.asked), inputs=paths)
+        return nullcontext(opening.having(None, inputs=paths or order.inputs))
+
+    @contextlib.contextmanager
+    def _queried(self, opening: Opening, sql: str) -> Iterator[Opening]:
+        text = redact(", ".join(self.names) or "a query")
+        reading = opening.order.reading.model_copy(update={"sql": None})
+        with contextlib.ExitStack() as opened:
+            with opening.telling.waiting(text):
+                source = opened.enter_context(query()(opening.folders, sql, self.names))
+            yield opening.fetched(source._replace(name="query"), text, reading=reading)
+
+    @contextlib.contextmanager
+    def _fetched(self, opening: Opening) -> Iterator[Opening]:
+        folders, telling = opening.folders, opening.telling
+        with contextlib.ExitStack() as opened:
+            with telling.waiting(redact(self.names[0])):
+                folder, command = folders.of(real_path(opening.order.output)), opening.order.shown.command
+                before, last = folder.spec, folder.order
+                is_same = command and last is not None and last.shown.command == command
+                # with another command, whose question may be another, the rows are read again
+                known = before.input.sha256 if is_same and before is not None and before.is_read else ""
+                pinned = remote_files.pinned(self.names, folder, telling.warn)
+                source = opened.enter_context(remote_files.fetched(folders, pinned, telling.say, known))
+            yield opening.fetched(source, as_written(pinned))
+
+
+@dataclass(frozen=True, slots=True)
+class CallFiles(NamedRows):
+    """Files of a call, each a row: paths, folders and patterns."""
+
+    rule: FileRule
+
+    def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
+        """See `Rows`."""
+        files = WholeFiles(self.names, self.rule, opening.asked, opening.order.output, self.halt)
+        return opening.with_files(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +321,7 @@ def decided(configuration: Configuration) -> Configuration:
 def check_budget(options: Mapping[str, Any], configuration: Configuration) -> None:
     """Raise `PromptmillError` (`invalid_config`) if a model of a job, whose rows may be missing yet, lacks what a
     budget needs."""
-    order = JobOrder.of((), Path("-"), {**options, "from_job": None})
+    order = JobOrder.of((), Path("-"), {**with_implied(options), "from_job": None})
     first, named = configuration.config, configuration.names
     models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
     own = {name: configuration.config_of(name) if name in named else first.with_model(name) for name in models if name}
@@ -248,95 +369,50 @@ def open_job(
 
     Raises `PromptmillError`.
     """
-    names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or OrderTexts()
-    target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
-    if output is not None and is_url(str(output)):
-        uploaded = RemoteOutput.of(folders, str(output))
-        if not options.get("validate"):
-            with telling.waiting(redact(str(output))):
-                uploaded.check(may_replace=bool(options.get("overwrite")))
-        target, urls["output_file"] = uploaded.local, redact(uploaded.url)
+    remote, urls = None, dict[str, str]()
+    target = Path("-") if output is None else home_expanded(output).absolute()
     with errors_about(options), contextlib.ExitStack() as opened:
-        paths, source = list[Path](), rows.written
-        if rows.blocks is not None:
-            source = opened.enter_context(
-                written(folders, rows.blocks, rows.suffix, rows.name, has_lines=rows.has_lines)
-            )
-        elif caller is None and sql is not None and is_query(sql, names):
-            urls["input_file"] = redact(", ".join(names) or "a query")
-            with telling.waiting(urls["input_file"]):
-                source = opened.enter_context(query()(folders, sql, names))
-            options = {**options, "sql": None}
-        elif caller is None and rows.source == "urls":
-            with telling.waiting(redact(names[0])):
-                pinned, known = _pinned(names, folders.of(real_path(target)), shown.command, telling.warn)
-                urls["input_file"] = as_written(pinned)
-                source = opened.enter_context(remote_files.fetched(folders, pinned, telling.say, known))
-        elif rows.rule is None:
-            paths = [home_expanded(name).absolute() for name in names]
-        order = _order(options, paths or [Path(rows.name)], target, folders)
-        if caller is not None:
+        options = with_implied(options)
+        if output is not None and is_url(str(output)):
+            remote = RemoteOutput.of(folders, str(output))
+            if not options.get("validate"):
+                with telling.waiting(redact(str(output))):
+                    remote.check(may_replace=bool(options.get("overwrite")))
+            target, urls["output_file"] = remote.local, redact(remote.url)
+        order = _order(options, Path(rows.name), target, folders)
+        shown = (shown or OrderTexts()).model_copy(update={"urls": urls, "input": rows.as_written})
+        is_of_call = caller is not None
+        if is_of_call:
             check_encoding(order.reading.encoding)
-        shown = shown.model_copy(update={"urls": urls, "input": as_written(names)})
-        order, files = (
-            order.model_copy(update={"shown": shown}),
-            _whole_files(order, paths, rows, options, models.config),
-        )
-        if files is not None:
-            lines = files.lines() if output is None else _lines_with_output(files, order)
-            source = opened.enter_context(written(folders, lines, ".jsonl", files.name))
-            order = files.asked(order)
-        source, order = opened.enter_context(_replaced(folders, options, order, source, files))
+        order = order.model_copy(update={"shown": shown})
+        opening = Opening(order, options, models.config, folders, telling, is_of_call)
+        opening = opened.enter_context(_replaced(opened.enter_context(rows.opened(opening))))
+        order, source = opening.order, opening.source
         if source is not None:
             order = order.model_copy(update={"inputs": (Path(source.name),)})
-        if source is not None and rows.owned_by is not None:
-            source = source._replace(key=digest(source.key, rows.owned_by))
+            source = source if rows.owned_by is None else source._replace(key=digest(source.key, rows.owned_by))
         if caller is not None and (source is not None or output is None):
             order = order.model_copy(update={"owner": caller.owner})
         loose = None
         if output is None:
-            key = source or InputRows((), digest([str(path) for path in paths]))
+            key = source or InputRows((), digest([str(path) for path in order.inputs]))
             loose = folders.loose(rows.job_id or loose_id(key, models.config, order))
             order = order.model_copy(update={"output": loose.answers})
-        is_of_call = caller is not None
-        yield OpenJob(order, models, folders, source, loose=loose, remote=uploaded, files=files, is_of_call=is_of_call)
-
-
-def _whole_files(
-    order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], config: ModelConfig
-) -> WholeFiles | None:
-    """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
-    asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, config.has_schema)
-    if rows.rule is not None:
-        return WholeFiles(rows.names, rows.rule, asked, order.output, rows.halt)
-    if paths and are_asked_whole(paths, options.get("each"), order.question.templates, order.output):
-        return OwnFiles(paths, order.output, asked)
-    return None
-
-
-def _lines_with_output(files: WholeFiles, order: JobOrder) -> Iterator[bytes]:
-    """Check the output before the files are read, which may take long. Raises `PromptmillError`."""
-    check_output(order, real_path(order.target))
-    return files.lines()
+        files = opening.files
+        yield OpenJob(order, models, folders, source, loose=loose, remote=remote, files=files, is_of_call=is_of_call)
 
 
 @contextlib.contextmanager
-def _replaced(
-    folders: JobFolders,
-    options: Mapping[str, Any],
-    order: JobOrder,
-    source: InputRows | None,
-    files: WholeFiles | None,
-) -> Iterator[tuple[InputRows | None, JobOrder]]:
-    """Yield the rows of an order and the order, or those that a feature puts in their place, see `Feature.replaced`.
+def _replaced(opening: Opening) -> Iterator[Opening]:
+    """Yield an order with its rows, or with those that a feature puts in their place, see `Feature.replaced`.
 
     Raises `PromptmillError`.
     """
-    if (found := replacement(options)) is None:
-        yield source, order
+    if (found := replacement(opening.options)) is None:
+        yield opening
         return
-    option, replace_rows = found
-    if files is not None:
+    (option, replace_rows), order, source, folders = found, opening.order, opening.source, opening.folders
+    if opening.files is not None:
         raise input_error(Named(option), " works only for rows of tables, not for whole files.")
     if order.fills_input:
         raise input_error(Named(option), " makes other rows than those of the sheet; name another sheet or file.")
@@ -349,9 +425,9 @@ def _replaced(
     with contextlib.ExitStack() as opened:
         with temporary_folder(folders) as place:
             rows = input_of(inputs, input_format)
-            question, lines = replace_rows(rows, order.question, options[option], place)
+            question, lines = replace_rows(rows, order.question, opening.options[option], place)
             replaced = opened.enter_context(written(folders, lines, ".jsonl", name, has_lines=False))
-        yield replaced, order.model_copy(update={"question": question, "reading": InputReading(), "shown": shown})
+        yield opening.having(replaced, question=question, reading=InputReading(), shown=shown)
 
 
 def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
@@ -365,24 +441,13 @@ def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
     return opened_files([replace(part, most_rows=None) for part in parts], reading=order.reading)
 
 
-def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:
-    """Return the URLs, each with the commit of its dataset, and the digest of the objects that the job has read.
-
-    If the command has changed, its question may have changed too and the rows are read again: the digest is then `""`.
-    """
-    before, order = folder.spec, folder.order
-    is_same = order is not None and before is not None and before.is_read and order.shown.command == [*command]
-    known = before.input.sha256 if before is not None and is_same and command else ""
-    return remote_files.pinned(names, folder, warn), known
-
-
-def _order(options: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
+def _order(options: Mapping[str, Any], rows: Path, output: Path, folders: JobFolders) -> JobOrder:
     if earlier := options.get("from_job"):
         named = earlier if isinstance(earlier, Sequence) and not isinstance(earlier, str) else [earlier]
         databases = [(job if isinstance(job, Folder) else folders.at(str(job))).database for job in named]
         options = {**options, "from_job": databases}
     try:
-        return JobOrder.of(inputs, output, options)
+        return JobOrder.of([rows], output, options)
     except ValidationError as error:
         first = error.errors()[0]
         raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None

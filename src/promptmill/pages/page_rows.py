@@ -22,7 +22,6 @@ LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)
 OWN = "own."
 """The prefix of the keys of the input's columns."""
 _TEXTS = 64_000_000  # max characters of all rows in memory
-_ROOMY = 4  # so many turns of a conversation may each have the full length
 _LEVEL = 6  # for 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
 _TRIED = 2_000  # rows that are deflated to estimate the size of all
 _MEASURED = 200  # first rows whose texts are measured to order the columns
@@ -237,15 +236,6 @@ class PageRows:
             else self.cells,
         }
         return zlib.compress(orjson.dumps(columns), _LEVEL)
-
-
-def last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-    """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
-    left_out = max(0, len(turns) - MOST_SHOWN)
-    kept = turns[left_out:]
-    each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))
-    shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
-    return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
 
 
 def _mean_length(cells: Sequence[Cell]) -> float:

@@ -171,7 +171,8 @@ async def _rows_of(
 
     Raises `PromptmillError` (`invalid_input`).
     """
-    from promptmill.jobs.door import Rows  # imported on use, with `jobs`, like the next imports
+    # imported on use, with `jobs`
+    from promptmill.jobs.door import CallFiles, MadeRows, NamedRows
     from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
 
@@ -179,12 +180,12 @@ async def _rows_of(
         if not prompts:
             raise input_error("`prompts` is an empty list; send at least one prompt.")
         lines = lines_of(prompts, "text" if "prompt" in options else "prompt", "prompts")
-        return Rows(blocks=lines, has_lines=False, owned_by=caller.of_rows)
+        return MadeRows(lines, has_lines=False, owned_by=caller.of_rows)
     if files is None:
-        return Rows([str(paths.allowed(input_file, "input_file"))])
+        return NamedRows([str(paths.allowed(input_file, "input_file"))])
     if options.get("each") != "line":
-        return Rows(files, rule=paths.rule, owned_by=caller.of_rows)
-    return Rows(await asyncio.to_thread(lambda: [*map(str, RowFiles(files, paths.rule).paths())]))
+        return CallFiles(files, paths.rule, owned_by=caller.of_rows)
+    return NamedRows(await asyncio.to_thread(lambda: [*map(str, RowFiles(files, paths.rule).paths())]))
 
 
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
@@ -267,25 +268,27 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported on use, with `jobs`
+        from promptmill.jobs.door import NamedRows  # imported on use, with `jobs`
+        from promptmill.jobs.inputs.short_forms import answer_forms
         from promptmill.jobs.store.plan import plan_of
 
         try:
             _check_source(input_file, output_file, prompts, files, values)
+            given = table.with_implied(values)
             if values["overwrite"] and output_file:
                 target = output_file, input_file, values.get("answer_column")
                 foreign = await asyncio.to_thread(running.visible.foreign_output, *target)
                 if foreign is not None:
                     await questions.check_replacing(ctx, *foreign, asks=not validate)
-            form = {"schema": None, "choices": None, **answer_forms(values)}
+            form = {"schema": None, "choices": None, **answer_forms(given)}
             defined = {"definitions": form["definitions"]} if "definitions" in form else {}
-            sampling = {**table.sampling_in(values), **(values.get("sampling_params") or {}), **defined}
+            sampling = {**table.sampling_in(given), **(values.get("sampling_params") or {}), **defined}
             asked = form["schema"], sampling, form["choices"]
-            others = plan_of(values, [name or "" for name in names]).named_models - {*names}
+            others = plan_of(given, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
             if input_file or files is not None:
                 await questions.check_endpoint(ctx, models.config, asks=not validate)
-            cost = None if validate else questions.cost(ctx, models.config, values.get("max_cost"), "This job")
+            cost = None if validate else questions.cost(ctx, models.config, given.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "schema": form["schema"],
@@ -298,7 +301,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 values["from_job"] = await asyncio.to_thread(running.visible.find, values["from_job"], caller)
             output = running.paths.allowed(output_file, "output_file") if output_file else None
             async with running.opened(rows, output, values, models, caller) as job:
-                about = {"files": len(rows.names)} if values.get("each") == "line" else _about_files(job)
+                by_line = rows.names if isinstance(rows, NamedRows) and values.get("each") == "line" else None
+                about = _about_files(job) if by_line is None else {"files": len(by_line)}
                 if "raw" in about and values.get("each") is None:  # refused before anything is sent
                     anyway = Named("each", "file", "; {} sends them all the same")
                     raise input_error(f"Nothing was sent yet; tell the user: {about['raw']}", anyway, ".")

@@ -119,7 +119,7 @@ class Child:
     @classmethod
     async def start(cls, module: str, environment: Mapping[str, str]) -> Child:
         """Start `module`. Raises `OSError`."""
-        return cls(await _started(command_of(module), _options(environment)))
+        return cls(await _started(command_of(module), _options(env=environment)))
 
     @property
     def has_ended(self) -> bool:
@@ -189,9 +189,9 @@ async def output_of(command: Sequence[str], limit_s: float, most_bytes: int) -> 
     program = shutil.which(command[0])  # on Windows, it also finds `gcloud.cmd`
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "no such program", command[0])
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     flags = group_creation_flags() | _NO_WINDOW
-    process = await _started([program, *command[1:]], {**pipes, "start_new_session": True, "creationflags": flags})
+    options = _options(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, creationflags=flags)
+    process = await _started([program, *command[1:]], options)
     assert process.stdout is not None
     assert process.stderr is not None
     outputs = bytearray(), bytearray()
@@ -227,14 +227,27 @@ def command_of(module: str) -> tuple[str, ...]:
     return sys.executable, "-P", "-m", module
 
 
-def _options(environment: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "env": environment,
-        "start_new_session": True,
-        "creationflags": group_creation_flags(),
-    }
+def started_detached(
+    module: str, environment: Mapping[str, str], log: int, inherited: int | None
+) -> subprocess.Popen[bytes]:
+    """Start `module` in a process that outlives this one, with a pipe to its standard input. It writes to `log`, and
+    has the descriptor `inherited` (none on Windows). Raises `OSError`."""
+    command, options = command_of(module), _options(env=environment, stdout=log, stderr=log)
+    if sys.platform != "win32":
+        return subprocess.Popen(command, **options, pass_fds=[] if inherited is None else [inherited])
+    options["creationflags"] |= subprocess.DETACHED_PROCESS
+    try:
+        # outside of the job object in which some clients run servers: its end ends all of its processes
+        breakaway = options["creationflags"] | subprocess.CREATE_BREAKAWAY_FROM_JOB
+        return subprocess.Popen(command, **{**options, "creationflags": breakaway})
+    except OSError:
+        return subprocess.Popen(command, **options)
+
+
+def _options(**changed: Any) -> dict[str, Any]:
+    """Return the options for a process in a new group and session, which signals to this one's do not reach."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return {**pipes, "start_new_session": True, "creationflags": group_creation_flags(), **changed}
 
 
 class Halt:
@@ -304,7 +317,7 @@ class Helper:
                 if self.pid is None:
                     self.end()
                     self._is_killed = False
-                    self._process = subprocess.Popen(command_of(self._module), **_options(environment()))
+                    self._process = subprocess.Popen(command_of(self._module), **_options(env=environment()))
                     if _exchange(self._process, b"", None, _START_S) is None:
                         raise OSError("no process starts")
                 assert self._process is not None

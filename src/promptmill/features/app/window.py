@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
 from promptmill.backends.vectors import words_of
 from promptmill.core.bounds import MOST_SHOWN
@@ -33,8 +34,9 @@ from promptmill.jobs.store import labels, progress, statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.statistics import Shown
+from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.statistics import DELIVERED, is_failed
 from promptmill.jobs.store.status_record import Results
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
 from promptmill.system.call_files import FileRule
@@ -47,6 +49,8 @@ _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
 _HAS_SOURCES = f"SELECT 1 FROM answer WHERE {statistics.DELIVERED} AND instr(more, '\"{SOURCES}\":') LIMIT 1"  # noqa: S608
 _SORTED_BY = 200  # characters of a text
+Shown: TypeAlias = Literal["all", "failed", "answered"]
+_SHOWN: Mapping[Shown, str] = MappingProxyType({"all": "1", "failed": "failed", "answered": "NOT failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,31 @@ async def window(
     if is_running and not (state.get("round") or "").startswith("again"):
         state |= {"answered": counts[0], "failed": counts[1], "done": max(state.get("done", 0), sum(counts))}
     return state | found
+
+
+class DeliveredRows:
+    """The rows of a job with an answer or a failure, each once, also if it has several answers."""
+
+    def __init__(self, store: JobDatabase, *, skips_empty: bool) -> None:
+        """`skips_empty`: see `is_failed`."""
+        self._store, failed = store, is_failed(skips_empty=skips_empty)
+        self._rows = f"""
+            SELECT key % {SLOT} AS n, max(coalesce({failed}, 0)) AS failed FROM answer
+            WHERE (({ANSWERED}) OR ({failed})) AND {DELIVERED} GROUP BY 1
+        """  # noqa: S608 (fixed conditions)
+
+    def count(self, show: Shown = "all") -> int:
+        """Return their number."""
+        query = f"SELECT count(*) FROM ({self._rows}) WHERE {_SHOWN[show]}"  # noqa: S608 (fixed conditions)
+        return int(self._store.read(query)[0][0])
+
+    def newest(self, show: Shown, limit: int, offset: int, *, oldest: bool = False) -> list[int]:
+        """Return the numbers (from 0) of some: failed rows first, then the last rows of the input. `oldest`: return
+        them in the order of the input."""
+        order = "n" if oldest else "failed DESC, n DESC"
+        shown = f"({self._rows}) WHERE {_SHOWN[show]} ORDER BY {order}"
+        query = f"SELECT n FROM {shown} LIMIT ? OFFSET ?"  # noqa: S608 (fixed conditions)
+        return [n for (n,) in self._store.read(query, limit, offset)]
 
 
 def _stamp(database: Path) -> Iterator[tuple[int, int]]:
@@ -249,7 +278,7 @@ def _window(
         spec = folder.spec_in(store)
         skips_empty = spec.question.skip_empty
         by_slot = statistics.slots(store, skips_empty=skips_empty)
-        delivered = statistics.DeliveredRows(store, skips_empty=skips_empty)
+        delivered = DeliveredRows(store, skips_empty=skips_empty)
         total = delivered.count()
         if view.row is not None:
             found, numbers = 1, [view.row - 1]

@@ -22,7 +22,7 @@ from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import TIE, Judgement, at_random
 from promptmill.jobs.caller import Caller, CallModels
-from promptmill.jobs.door import OpenJob, Rows, open_job
+from promptmill.jobs.door import MadeRows, OpenJob, Rows, open_job
 from promptmill.jobs.store import status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
@@ -159,7 +159,7 @@ class JudgedPairs:
 
     def rows(self, settings: Mapping[str, Any]) -> Rows:
         """Return the rows of the judge's job. `settings`: see `JudgeOrder.settings`."""
-        return Rows(blocks=self.lines(), name=NAME, job_id=self.job_id(settings))
+        return MadeRows(self.lines(), name=NAME, job_id=self.job_id(settings))
 
     def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
         """Return the id of the judge's job. `session`: of a client that shares the server and has its own jobs.

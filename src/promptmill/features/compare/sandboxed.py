@@ -98,7 +98,7 @@ async def compared(
         found = await jobs.apart(partial(call, judging=judging), shown)
         job_id, key = found.pop("job")
         if key:
-            pairs = Rows(written=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
+            pairs = Rows(given=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
             with judge.asked.opened(pairs, CallModels(judge.config), jobs.folders, caller=caller) as job:
                 now = await jobs.start(job, caller, judge.approve)
             found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}

@@ -14,7 +14,7 @@ FEATURE = Feature(
         )
     },
     options="promptmill.features.documents.options:OPTIONS",
-    doubt="promptmill.features.documents.differences:doubt_of",
+    doubts={"": "promptmill.features.documents.differences:doubt_of"},
     figures=(
         Figure(
             name="documents",

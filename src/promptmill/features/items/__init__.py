@@ -12,6 +12,7 @@ FEATURE = Feature(
             record="promptmill.features.items.item_status:ItemStatus",
             facts="promptmill.features.items.item_status:facts",
             count="promptmill.features.items.item_status:count",
+            option="rows_from",
         ),
     ),
 )

@@ -263,7 +263,7 @@ class BatchRuns:
         config = await self._endpoints.resolved_config(batch.model or "")
         jobs, caller = self._jobs(), Caller("", owner)
         source = InputRows([InputFile(lines)] if lines.exists() else [], batch.id, "batch")
-        rows = Rows(written=source, name="batch", job_id=folder.job_id)
+        rows = Rows(given=source, name="batch", job_id=folder.job_id)
         async with jobs.opened(rows, None, {}, CallModels(config), caller) as job:
             await jobs.start(job, caller)
         lines.unlink(missing_ok=True)  # the job has read the rows

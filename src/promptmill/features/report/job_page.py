@@ -40,7 +40,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status, shares_giver, shares_of
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status, shares_of
 from promptmill.jobs.store.status_words import by_size, figure, rounded, took
 from promptmill.pages import page
 from promptmill.pages.page import Report, when
@@ -198,10 +198,18 @@ def _of_shares(found: Status) -> Iterator[JsonDict]:
         bars = [
             (unescaped(label) or "(empty)", its["share"], its["low"], its["high"]) for label, its in by_size(shares)
         ]
-        line = f"As {shares_giver(found)} would label every row: estimates, with their 95 % intervals."
+        line = f"As {_shares_giver(found)} would label every row: estimates, with their 95 % intervals."
         if bars:
             title = f"Estimated shares of labels{f', {field}' if field else ''}"
             yield {"title": title, "lines": [line], "bars": bars, "tables": []}
+
+
+def _shares_giver(status: Mapping[str, Any]) -> str:
+    """Return who would give these shares, such as `the person`, or a plan's `model` (`""`: the job's, row by row)."""
+    if status.get("shares"):
+        return "the person"
+    plans = (value for value in status.values() if isinstance(value, Mapping) and value.get("shares"))
+    return next((value["model"] for value in plans), "") or "the model alone"
 
 
 def _filters(*, failed: bool, states: int) -> list[Filter]:

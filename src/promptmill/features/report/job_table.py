@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from promptmill.backends.vectors import words_of
-from promptmill.core.bounds import LONGEST_SHOWN
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
@@ -26,7 +26,7 @@ from promptmill.jobs.rows.template import template_of
 from promptmill.jobs.store.labels import label_in
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
+from promptmill.pages.page_rows import LENGTHS, OWN, Cell, Column, PageRows
 
 FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 """The bits that describe a row's state."""
@@ -34,6 +34,7 @@ PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
 MOST_LABELS = 50  # as many as a comparison shows; answers of more kinds are texts, which equal a column by chance
+_ROOMY = 4  # so many turns of a conversation may each have the full length
 _SAFE = 1 << 53  # as text from here on, because JavaScript represents larger whole numbers inexactly
 
 
@@ -189,7 +190,7 @@ class JobTable:
     def _asked_cell(self, row: JobRow, own: JsonObject, prompt: int) -> Cell:
         """Return the prompt, the turns of a conversation, or the number of the template that builds the prompt."""
         if len(row.asked) != 1 or row.asked[0][0] in {"system", "assistant"}:
-            return last_turns(row.asked)
+            return _last_turns(row.asked)
         (_, text) = row.asked[0]
         template = self._templates[prompt] if prompt < len(self._templates) else None
         if template is not None and all(map(self.rows.own.get, template.names)) and _filled(template, own) == text:
@@ -205,6 +206,15 @@ class JobTable:
             if _ANSWER in self._fields and not error:
                 cells[_ANSWER] = row.answers[0] if len(row.answers) == 1 else row.answers
         return cells | {key: _plain(values[key]) for key in (*self._marks, *self._figures) if key in values}
+
+
+def _last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
+    left_out = max(0, len(turns) - MOST_SHOWN)
+    kept = turns[left_out:]
+    each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))
+    shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
+    return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
 
 
 def _plain_templates(spec: JobSpec) -> list[PlainTemplate | None]:

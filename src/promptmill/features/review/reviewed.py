@@ -26,6 +26,7 @@ from promptmill.answers.schema_kinds import answers_of_labels
 from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED
@@ -44,7 +45,7 @@ from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase,
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.plan import JobSpec, doubt_about
+from promptmill.jobs.store.plan import Doubt, JobSpec
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import stored_rounds
 
@@ -188,10 +189,17 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
-    doubt = doubt_about(spec, record, answered.beside)
+    doubt = _doubt(spec, record, answered.beside)
     if doubt is None:
         return None
     return _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words, doubt.score_words)
+
+
+def _doubt(spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+    """Return the reason why a person should check a row, of a feature or of the plan; see `Plan.doubt`."""
+    functions = (item for feature in features().values() for item in feature.doubts.items())
+    found = (part(function)(record) for option, function in functions if spec.may_have(option))
+    return next(filter(None, found), None) or spec.plan.doubt(spec, record, beside)
 
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:

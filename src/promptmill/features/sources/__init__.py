@@ -10,13 +10,14 @@ FEATURE = Feature(
         "promptmill.features.sources.quoting:QuotedAnswers",
         "promptmill.features.sources.web_search:WebSearch",
     ),
-    doubt="promptmill.features.sources.quote_status:doubt_of",
+    doubts={"quote": "promptmill.features.sources.quote_status:doubt_of"},
     figures=(
         Figure(
             name="quotes",
             record="promptmill.features.sources.quote_status:QuoteStatus",
             facts="promptmill.features.sources.quote_status:facts",
             count="promptmill.features.sources.quote_status:count",
+            option="quote",
             section="promptmill.features.sources.quote_status:section",
         ),
     ),

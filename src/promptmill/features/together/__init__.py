@@ -16,6 +16,7 @@ FEATURE = Feature(
             record="promptmill.features.together.together_status:TogetherStatus",
             facts="promptmill.features.together.together_status:facts",
             count="promptmill.features.together.together_status:count",
+            option="together",
         ),
     ),
 )

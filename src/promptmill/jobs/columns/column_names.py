@@ -51,16 +51,10 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     return {names.get(name, name): values[name] for name in variant_fields(spec)}
 
 
-def _own_of(spec: JobSpec) -> Sequence[str]:
-    return (*variant_fields(spec), *spec.plan.fields)
-
-
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
-    schema, names = schema_columns(spec.in_output), spec.output.names or {}
-    own = dict.fromkeys((*OURS, *_own_of(spec)))
-    usual = own if schema is None else {**own, **schema.every}
-    return {names.get(key, name or key) for key, name in usual.items()}
+    names = spec.output.names or {}
+    return {names.get(key, _usual(key)) for key in wanted_names(spec)}
 
 
 def schema_columns(spec: JobSpec) -> SchemaColumns | None:
@@ -71,12 +65,14 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it.
+    """Return the usual names of all columns that the job may add, by key; of two columns with one name, the first one
+    gets it.
 
     If several jobs may fill a sheet, they begin with the name of the job's answers: `Topic_error`.
     """
+    ours = (*OURS, *variant_fields(spec), *spec.plan.fields)
     column, begin = spec.output.form.column, f"{name}_" if (name := members.column_of(spec.output.path)) else ""
-    wanted = {name: column if name == "answer" else f"{begin}{name}" for name in (*OURS, *_own_of(spec))}
+    wanted = {name: column if name == "answer" else f"{begin}{name}" for name in ours}
     schema = schema_columns(spec.in_output)
     if schema is None:
         return wanted
@@ -96,7 +92,7 @@ def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
     if not spec.output.form.columns:
         return ()
     usual, wanted = (*IN_ORDER, *spec.plan.fields), wanted_names(spec)
-    fields = [key for key in wanted if key not in (*OURS, *_own_of(spec))] if spec.output.kind.is_table else []
+    fields = [key for key in wanted if key != _usual(key)] if spec.output.kind.is_table else []
     named = {wanted.get(key, key): key for key in (*fields, *usual)} | {key: key for key in usual}
     for name in spec.output.form.columns:
         if name not in named:

@@ -30,7 +30,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.core.feature import replacement
 from promptmill.core.values import JsonObject
 from promptmill.jobs import door
-from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, decided, open_job
+from promptmill.jobs.door import SILENT, MadeRows, NamedRows, OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
@@ -368,15 +368,15 @@ async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record],
 def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
     """Return the rows of a call: its paths or URLs, the rows themselves, or no rows if a query names the files."""
     if rows is None:
-        return Rows()
+        return NamedRows(())
     if isinstance(rows, str | Path):
         check_path("rows", rows)
-        return Rows([str(rows)])
+        return NamedRows([str(rows)])
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         for path in rows:
             check_path("rows", path)
-        return Rows([str(row) for row in rows])
-    return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"), has_lines=False)
+        return NamedRows([str(row) for row in rows])
+    return MadeRows(lines_of(rows, "text" if "prompt" in given else "prompt"), has_lines=False)
 
 
 def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:

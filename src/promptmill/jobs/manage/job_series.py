@@ -18,7 +18,7 @@ import orjson
 from promptmill.config.configuration import Configuration
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller, CallModels
-from promptmill.jobs.door import OpenJob, Rows, open_job
+from promptmill.jobs.door import MadeRows, OpenJob, open_job
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.fingerprint import fingerprint
@@ -112,7 +112,7 @@ class JobSeries:
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         owner = None if self.caller is None else self.caller.owner or None
         shown = OrderTexts(command=[*model.command], reason=self.reason)
-        asked = Rows(blocks=lines, name=name, owned_by=owner)
+        asked = MadeRows(lines, name=name, owned_by=owner)
         options = {**options, "max_cost": left}
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 

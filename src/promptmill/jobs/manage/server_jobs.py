@@ -18,7 +18,7 @@ from promptmill.files import formats
 from promptmill.files.files import InputFiles
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
-from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
+from promptmill.jobs.door import CallFiles, OpenJob, Rows, open_job, reopened
 from promptmill.jobs.manage import child_step, prune
 from promptmill.jobs.manage.call_limits import JobPlace, JobPlaces, Readers
 from promptmill.jobs.manage.call_paths import CallPaths
@@ -89,7 +89,7 @@ class ServerJobs:
         async def close() -> None:
             await asyncio.to_thread(door_.__exit__, None, None, None)
 
-        async with self._readers.turn(caller.session) if rows.rule is not None else contextlib.nullcontext():
+        async with self._readers.turn(caller.session) if isinstance(rows, CallFiles) else contextlib.nullcontext():
             opening = asyncio.ensure_future(asyncio.to_thread(door_.__enter__))
             try:
                 job = await asyncio.shield(opening)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.model_config import ModelConfig
@@ -68,7 +66,9 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
             folder.log.unlink()
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:
-            runner = _spawn(log, job, inherited, environment)
+            if inherited is None:
+                job.lock.release()  # for the runner, which takes the lock itself
+            runner = subprocesses.started_detached(_MODULE, environment, log, inherited)
         finally:
             os.close(log)
     except OSError as error:
@@ -82,26 +82,6 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
         ended()
 
     threading.Thread(target=wait, name=f"job {job.spec.job_id}", daemon=True).start()
-
-
-def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the runner. It is not a `Child`: it outlives this process and inherits the job's lock."""
-
-    def spawn(**options: Any) -> subprocess.Popen[bytes]:
-        options |= {"env": environment, "stdout": log, "stderr": log}
-        return subprocess.Popen(subprocesses.command_of(_MODULE), stdin=subprocess.PIPE, **options)
-
-    if inherited is None:
-        job.lock.release()  # for the runner, which takes the lock itself
-    if sys.platform != "win32":
-        # in a new session, which signals to the server's group or terminal do not reach
-        return spawn(start_new_session=True, pass_fds=[] if inherited is None else [inherited])
-    flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
-    try:
-        # outside of the job object in which some clients run servers: its end ends all of its processes
-        return spawn(creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB)
-    except OSError:
-        return spawn(creationflags=flags)
 
 
 # ---- in the runner

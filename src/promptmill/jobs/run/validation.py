@@ -97,7 +97,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
-        store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
+        store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True, is_temporary=True)))
         spec = spec_of("", files, wanted)
         assert files.input is not None
         spec, bound = _change(files.folder, spec, wanted).read(store, spec, files.input, Work())

@@ -146,9 +146,9 @@ class JobDatabase:
     Every method that reads or writes raises `DamagedError`, and `OSError` if the disk or another program prevents it.
     """
 
-    def __init__(self, path: Path, *, write: bool = False) -> None:
+    def __init__(self, path: Path, *, write: bool = False, is_temporary: bool = False) -> None:
         """Open the database. `write`: the caller is the only writer and holds the job's lock; a missing file is
-        created. Raises `FileNotFoundError`, `DamagedError`, `OSError`."""
+        created. `is_temporary`: nothing is synced to disk. Raises `FileNotFoundError`, `DamagedError`, `OSError`."""
         if write:
             with contextlib.suppress(FileExistsError):
                 os.close(disk.created(path))
@@ -161,7 +161,7 @@ class JobDatabase:
         self._connection = self._connected(_WAIT_S)
         try:
             with self._errors():
-                self._prepare(write=write)
+                self._prepare(write=write, syncs="OFF" if is_temporary else "NORMAL")
             if write:
                 self._in_flight = InFlight(InFlight.beside(path))
         except BaseException:
@@ -398,9 +398,9 @@ class JobDatabase:
                 uri=True,
             )
 
-    def _prepare(self, *, write: bool) -> None:
+    def _prepare(self, *, write: bool, syncs: str) -> None:
         run = self._connection.execute
-        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
+        for setting in (f"synchronous={syncs}", "trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         text = "SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"
         schema, added = (dict(run(f"{text} AND {which}")) for which in (f"NOT {_IS_ADDED}", _IS_ADDED))
@@ -424,7 +424,6 @@ class JobDatabase:
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk; an event loop cannot wait that long."""
-        run("PRAGMA synchronous=NORMAL")
         run("PRAGMA wal_autocheckpoint=0")  # off, because `sync` makes them, in a thread
 
     @contextlib.contextmanager

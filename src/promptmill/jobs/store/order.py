@@ -18,7 +18,7 @@ from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import AnswerForm, JobPrompts, Stored, Variant
-from promptmill.options.table import Again, with_implied
+from promptmill.options.table import Again
 from promptmill.system.safe_open import real_path
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -182,16 +182,14 @@ class JobOrder(Stored):
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any]) -> JobOrder:
-        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
-        default.
+        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted, with those that
+        they imply. None means the default.
 
         `prompt` may be a mapping of names to templates, and `model` a list. Then each model answers each prompt of each
         row. `sampling`: the sampling parameters of a call.
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
-
-        options = with_implied(options)
 
         def given(**names: str) -> dict[str, Any]:
             return {field: options[name] for field, name in names.items() if options.get(name) is not None}

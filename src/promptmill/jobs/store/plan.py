@@ -19,7 +19,6 @@ from pydantic import Field
 from promptmill.backends.protocol import Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.feature import doubts
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
 from promptmill.files import members
@@ -312,12 +311,6 @@ class Doubt(NamedTuple):
     """The score as text, such as `2 of 3`, if it is not a probability."""
 
 
-def doubt_about(spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-    """Return the reason why a person should check a row, of a feature or of the plan; see `Plan.doubt`."""
-    found = (of_feature(record) for of_feature in doubts())
-    return next(filter(None, found), None) or spec.plan.doubt(spec, record, beside)
-
-
 _ORDINARY = Plan()
 
 
@@ -404,6 +397,13 @@ class JobSpec(Stored):
         folders = [self.input.path.parent] if self.input.is_file else []
         folders.append(self.origin.working_folder or here)
         return () if {*folders} == {here} else tuple(map(str, folders))
+
+    def may_have(self, option: str) -> bool:
+        """Return whether the job, one of its rows or an answer of its earlier runs may have an option of a feature;
+        True for `""`."""
+        is_open = not option or bool(self.input.settings_read) or self.input.kind.rows == "requests"
+        given = ((None if target.kept else target.sampling) for target in self.targets)
+        return is_open or option in {*self.parts, *self.shapes} or any(each is None or option in each for each in given)
 
     @property
     def is_read(self) -> bool:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 from promptmill.answers.form import form_of_schema
 from promptmill.backends.protocol import Counts, Failure, Outcome, Usage
@@ -71,8 +71,6 @@ _IS_FORMULA = " OR ".join(
     [*(f"text GLOB '{each}'" for each in _FORMULA), *(f"text GLOB '{{*\"{each}\"*'" for each in _FORMULA)]
 )
 _FIRST_ANSWERS = 256
-Shown: TypeAlias = Literal["all", "failed", "answered"]
-_SHOWN: Mapping[Shown, str] = MappingProxyType({"all": "1", "failed": "failed", "answered": "NOT failed"})
 _KINDS = MappingProxyType(
     {
         frozenset({"text"}): "text",
@@ -397,29 +395,6 @@ def frequent_texts(store: JobDatabase, most: int) -> list[tuple[str, int]]:
     """Return the most frequent texts of answers, each with its number of answers."""
     query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"
     return [(text, rows) for text, rows in store.read(query, most)]
-
-
-class DeliveredRows:
-    """The rows of a job with an answer or a failure, each once, also if it has several answers."""
-
-    def __init__(self, store: JobDatabase, *, skips_empty: bool) -> None:
-        """`skips_empty`: see `is_failed`."""
-        self._store, failed = store, is_failed(skips_empty=skips_empty)
-        self._rows = f"""
-            SELECT key % {SLOT} AS n, max(coalesce({failed}, 0)) AS failed FROM answer
-            WHERE (({ANSWERED}) OR ({failed})) AND {DELIVERED} GROUP BY 1
-        """
-
-    def count(self, show: Shown = "all") -> int:
-        """Return their number."""
-        return int(self._store.read(f"SELECT count(*) FROM ({self._rows}) WHERE {_SHOWN[show]}")[0][0])
-
-    def newest(self, show: Shown, limit: int, offset: int, *, oldest: bool = False) -> list[int]:
-        """Return the numbers (from 0) of some: failed rows first, then the last rows of the input. `oldest`: return
-        them in the order of the input."""
-        order = "n" if oldest else "failed DESC, n DESC"
-        query = f"SELECT n FROM ({self._rows}) WHERE {_SHOWN[show]} ORDER BY {order} LIMIT ? OFFSET ?"
-        return [n for (n,) in self._store.read(query, limit, offset)]
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:

@@ -108,7 +108,8 @@ def figures_of(store: JobDatabase, spec: JobSpec, before: int, configs: Sequence
     results = statistics.results(store, before, spec.output)
     labels, counted = _labelled_fields(results), {"results": results}
     for figure in figures().values():
-        counted |= part(figure.count)(store, spec, labels, before, configs) if figure.count else {}
+        if figure.count and spec.may_have(figure.option):
+            counted |= part(figure.count)(store, spec, labels, before, configs)
     return {**counted, **spec.plan.figures(store, spec, labels, before)}
 
 

@@ -255,14 +255,6 @@ def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare
     return status.get("shares") or next(filter(None, of_plan), {})
 
 
-def shares_giver(status: Mapping[str, Any]) -> str:
-    """Return who would give these shares, such as `the person`, or a plan's `model` (`""`: the job's, row by row)."""
-    if status.get("shares"):
-        return "the person"
-    plans = (value for value in status.values() if isinstance(value, Mapping) and value.get("shares"))
-    return next((value["model"] for value in plans), "") or "the model alone"
-
-
 _checker: Callable[[object], TypeAdapter[Any]] = cache(TypeAdapter)
 COUNTS: Mapping[str, Count] = counts_of(RunStatus)
 """The counts of the whole job in a status, by name."""
