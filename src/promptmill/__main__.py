@@ -10,7 +10,7 @@ def main() -> int:
 
         try:
             from promptmill.cli.main import main as run
-        except PromptmillError as error:  # a mistake in a feature of another package, which the imports read
+        except PromptmillError as error:  # an import raised it: a mistake in another package's feature
             from promptmill.cli.terminal import USAGE, complain
 
             complain(str(error))

@@ -18,7 +18,7 @@ from promptmill.core.values import text_of
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
 _SAME = 0.01  # log probabilities of one token, which may be rounded
-# such as `<|im_end|>` or `</s>`, written backwards
+# An end mark such as `<|im_end|>` or `</s>` as a pattern for reversed text, and its greatest length.
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
@@ -40,14 +40,14 @@ class Chances:
         self._taken = ""
 
     def clear(self) -> None:
-        """Start over, as the answer does."""
+        """Forget all tokens: the answer starts again."""
         self._found.clear()
         self._path, self._taken = 1.0, ""
 
     def step(self, tokens: Sequence[tuple[Sequence[str], float]]) -> None:
         """Add the tokens that were possible at the next position; the first was chosen.
 
-        Each is given by the choices that it can lead to, and its log probability.
+        Each token is a pair: the choices that it can lead to, and its log probability.
         """
         leads = [(found, chance) for found, chance in tokens if found]
         most = max((chance for _, chance in leads), default=0.0)
@@ -109,7 +109,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
 
 def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> dict[str, dict[str, float]] | None:
     """Return the value of each field of a reply, a JSON object, with its probability: the product over the tokens that
-    have a part of it. None if the reply is no object, or the tokens are those of another text.
+    have a part of it. None if the reply is no object, or if the tokens belong to another text.
 
     `answer`: the final answer. Values that it does not have, such as quotes and repaired values, are left out.
 
@@ -141,7 +141,7 @@ def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> d
 
 
 def _fields_in(text: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Yield the name and the value of each field of a JSON object, and where the value begins and ends; of a list of
+    """Yield the name and the value of each field of a JSON object, and where the value begins and ends; for a list of
     objects also each of their fields, as `items[0].price`. Raises `ValueError`, `AttributeError` or `IndexError` for
     other texts."""
     for name, value, begin, end in _fields_at(text, text.index("{", 0, 1)):
@@ -173,8 +173,8 @@ def _end_of(match: re.Match[str] | None) -> int:
 
 
 def _start_of(answer: str, data: bytes) -> int | None:
-    """Return where an answer starts in the bytes of its reply, with the white space before it; None if they do not end
-    with it, as a word of its own. Behind it, there may be an end mark."""
+    """Return where an answer starts in the bytes of its reply, with the white space before it; None if the reply does
+    not end with the answer as a separate word. An end mark may follow the answer."""
     wanted = answer.strip().encode("utf-8", "replace")
     whole = data.rstrip()
     marks = _END_MARKS.match(whole[::-1][:_LONGEST_END])
@@ -189,7 +189,7 @@ def _start_of(answer: str, data: bytes) -> int | None:
 def _others(token: Mapping[str, Any]) -> list[tuple[bytes, float]]:
     """Return the alternatives to a token, each once, with their log probabilities.
 
-    llama.cpp leaves out the blank in front of them: the chosen token is among them without its blank.
+    llama.cpp omits their leading blank, also where it repeats the chosen token among them.
     """
     own, score = _bytes_of(token), float(token["logprob"])
     others = dict.fromkeys((_bytes_of(each), float(each["logprob"])) for each in token["top_logprobs"])
@@ -207,7 +207,7 @@ def _bytes_of(token: Mapping[str, Any]) -> bytes:
 
 
 def _of_choice(answer: bytes) -> str | None:
-    """Return the part of an unfinished answer that belongs to its choice; None if there is none yet."""
+    """Return the part of an unfinished answer that belongs to its choice; None before the choice begins."""
     text = answer.decode("utf-8", "ignore")
     begun = _BEFORE_CHOICE.match(text.lstrip())
     rest = text.lstrip()[begun.end() :] if begun is not None else text.lstrip()

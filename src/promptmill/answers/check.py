@@ -1,4 +1,4 @@
-"""Checks: what an answer must satisfy. An answer that does not is requested again, with the complaint."""
+"""Checks: conditions for answers. An answer that fails a check is requested again, with the complaint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from promptmill.core.request import Request, Sampling
 
 
 class Check:
-    """Says what is wrong with an answer. `answering.checked` asks again, limits how often, and words the failure."""
+    """A check of answers: `complaint` returns the problem of an answer. `steps.checked` asks again and words
+    failures."""
 
     blocks = False
     """Whether `complaint` is slow or blocks, so that a thread must call it."""
@@ -17,7 +18,7 @@ class Check:
     """Whether the answer is checked and delivered without the blanks around it."""
 
     wanted_by: Collection[str] = ()
-    """Names of parameters: answers to a request that sets one of them are checked. A call's own check has none."""
+    """Names of parameters: answers to a request that sets one of them are checked. Empty: the check of a call."""
 
     def is_wanted(self, sampling: Sampling) -> bool:
         """Return whether answers to requests with these parameters are checked."""
@@ -25,10 +26,10 @@ class Check:
 
     def matched(self, answer: str, request: Request) -> tuple[str, str] | None:
         """Return a pattern, and the text that must match it as a whole; otherwise `complaint` is called. A long text is
-        matched in another process. None: `complaint` decides alone."""
+        matched in another process. None: only `complaint` decides."""
         del answer, request
         return None
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return what is wrong with an answer, as the end of `The answer …`; None if nothing is."""
+        """Return the problem of an answer, to complete the sentence `The answer …`; None if there is none."""
         raise NotImplementedError

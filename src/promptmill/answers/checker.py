@@ -40,7 +40,7 @@ class Checker:
         return await self._asked({"schema": schema.content, "text": text, "complete": complete}, call)
 
     async def match(self, pattern: str, text: str, call: object) -> str:
-        """Return `""` if a text matches a pattern as a whole, else the problem; also if the match takes too long."""
+        """Return `""` if a text matches a pattern as a whole, else the problem, also if the match takes too long."""
         if is_soon_matched(text):
             return "" if whole_match(pattern).is_valid(text) else NO_MATCH
         return (await self._asked({"pattern": pattern, "text": text}, call)).problem
@@ -94,7 +94,7 @@ def _unchecked(_: frames.Frame, error: Exception) -> frames.Frame:
 def main() -> None:
     """Serve the parent process."""
     subprocesses.end_with_parent()
-    # imported before the clock starts: the import time does not count for a check
+    # The imports come before the clock starts: their time does not count for a check.
     modules = ("jsonschema_rs", "json_repair")
     subprocesses.serve_parent(_checked, _unchecked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 

@@ -112,7 +112,7 @@ class FieldChoices(Choices):
         )
 
     def given(self, answer: str) -> str | None:
-        """Return the text of the value in an answer; None if it has none of them."""
+        """Return the text of the value in an answer; None if the field has another value."""
         with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
             ending = f" {json.dumps(json.loads(answer)[self._name], ensure_ascii=False)}}}"
             return next((text for text, own in self.endings.items() if ending in {own, f' "{own}'}), None)

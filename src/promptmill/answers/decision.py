@@ -24,7 +24,7 @@ _CHAT = "answer with a chat model", Named("model", text=" ({})"), "."
 
 
 def evidence_of(request: Request) -> Evidence:
-    """Return the evidence: the row's columns, the text of the only one, or the turns of a prompt without columns.
+    """Return the evidence: the row's columns (a single column: its text), or the turns of a prompt without columns.
 
     >>> from promptmill.core.request import Sampling
     >>> mail = Conversation((Message("user", "Mail: hi"),))
@@ -64,7 +64,7 @@ def words_of(asked: Asked, instructions: str) -> str:
 
 
 def words_around(fields: Fields) -> str:
-    """Return the words of a template; of several columns, with their names.
+    """Return the words of a template; with several columns, the words include their names.
 
     >>> words_around(Fields(("Which team? ", "mail", ""), ("hi",)))
     'Which team?'
@@ -75,7 +75,7 @@ def words_around(fields: Fields) -> str:
     is_several = len({*names}) > 1
     marks = [f"`{name}`" if is_several else "the input" for name in names]
     if len(marks) == 1 and not (fields.parts[0].strip() and fields.parts[-1].strip()):
-        marks = [""]  # the column is at the beginning or end, beside the words
+        marks = [""]  # the column is before or after all words
     pairs = zip(fields.parts[::2], [*marks, ""], strict=True)
     return "".join(part for pair in pairs for part in pair).strip(" \t\r\n:")
 
@@ -91,8 +91,8 @@ def plain(option: str) -> str:
 
 
 def size_of(request: Request, form: Form, times: int = 1) -> int:
-    """Return the number of bytes that a request's evidence and questions have at most, as JSON. `times`: the number of
-    requests that the questions need, each with the evidence."""
+    """Return an upper bound of the bytes of a request's evidence and questions as JSON. `times`: the number of requests
+    that the questions need, each with the evidence."""
     evidence = evidence_of(request)
     texts = [evidence if isinstance(evidence, str) else json_text(evidence)] * times
     instructions = instructions_of(request)
@@ -105,7 +105,7 @@ def size_of(request: Request, form: Form, times: int = 1) -> int:
 def decidable(form: Form | None, *, options: int, levels: int) -> Form:
     """Return the form if a model can decide it. Raises `PromptmillError` (`invalid_input`).
 
-    `options`, `levels`: the most of a choice and of a scale.
+    `options`: the most options of a choice. `levels`: the most levels of a scale.
     """
     if form is None:
         raise _undecidable("A model that decides needs to know the possible answers, and this request names none.", ())

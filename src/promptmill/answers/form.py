@@ -14,7 +14,7 @@ from promptmill.core.values import JsonObject
 
 IN_ORDER = "from the lowest to the highest"
 """The `$comment` of an `enum` whose values are the levels of a scale, in a JSON Schema."""
-_MOST_LEVELS = 10  # of a scale of numbers: more than any model that decides takes in one question
+_MOST_LEVELS = 10  # the most levels of a scale of numbers; no model that decides takes so many in one question
 _OF_VALUES = frozenset({"enum", "const", "type", "description", "title", "default", "examples", "$comment"})
 _OF_NUMBERS = _OF_VALUES | {"minimum", "maximum"}
 
@@ -46,7 +46,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 
 
 def _with_open(form: Form, fields: JsonObject) -> Form:
-    """Return a form in which no two questions are asked by the same name: such fields are open.
+    """Return a form whose questions have different names: fields whose names would collide become open.
 
     The field `a: b` is named like the label `b` of the field `a`, and a field without a name like an option itself.
     """

@@ -45,9 +45,9 @@ _DRAFTED = re.compile(
     r"(?i)\b(?:perhaps|maybe|might|could|possibl[ey]|guess|draft|example|e\.g|such as|like|or|if|schema|format|"
     r"vielleicht|etwa|oder|wenn|beispiel)\b|可能|也许|或许|或者|例如|比如|如果|格式"
 )
-_LONGEST_END = 64 << 10  # characters; an answer of more is none that a model forgot to write
+_LONGEST_END = 64 << 10  # characters; a model that forgets to write its answer ends its reasoning with a shorter one
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
-_LEAD = " \t\r\n:\uff1a"  # what may stand between a sentence and the value that it introduces
+_LEAD = " \t\r\n:\uff1a"  # the characters allowed between a sentence and the value that it introduces
 _STOP = re.compile(r"[.!?。\n]")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
 _NEAR = 300  # characters around a value in which a negation is searched for: about a sentence
@@ -168,7 +168,7 @@ def mended(part: str) -> Any:
 
 
 def value_at_end(reasoning: str) -> str:
-    """Return the JSON object or list with which a reasoning ends; `""` unless it is the only one and no draft.
+    """Return the JSON object or list with which a reasoning ends; `""` if there are several, or if it is a draft.
 
     >>> value_at_end('I answer {"a": 1}.'), value_at_end('Perhaps {"a": 1}?'), value_at_end('{"a": 1}, no, {"a": 2}')
     ('{"a": 1}', '', '')

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jsonschema_rs import Validator
 
-_PATTERN_BYTES = 1 << 20  # of a compiled pattern: `\d{1,100000}` would take gigabytes
+_PATTERN_BYTES = 1 << 20  # limit of a compiled pattern: `\d{1,100000}` would take gigabytes
 _SOON = 1000
 """The length of an answer up to which the event loop matches it: a character takes up to 0.06 ms with a pattern of
 thousands of states, during which no other thread runs. Longer answers are matched in the process of `Checker`."""

@@ -326,7 +326,7 @@ def split_marked(text: str) -> tuple[str | None, str]:
 def without_turn_end(text: str) -> str:
     """Return a text without the mark of its end, and without the turns that a model has written behind it.
 
-    A mark in prose, or whose beginning the text has, too, belongs to the answer.
+    A mark belongs to the answer if it is in prose, or if the text also has its opening mark.
 
     >>> without_turn_end("Paris</s>"), without_turn_end("<s>Rome</s>"), without_turn_end("The end token is </s>")
     ('Paris', '<s>Rome</s>', 'The end token is </s>')
@@ -351,7 +351,8 @@ def _begins_in_channel(text: str) -> bool:
 
 
 def _place_of(mark: str, text: str) -> int:
-    """Return the position of a closing mark that is neither quoted nor part of prose; the length of `text` without one.
+    """Return the position of a closing mark that is neither quoted nor in prose; without such a mark, the length of
+    `text`.
 
     A regular expression would take twenty times as long and block the event loop.
     """

@@ -76,7 +76,7 @@ class SchemaCache:
     """Compiled schemas of `response_format` values. Each schema is compiled once."""
 
     def __init__(self) -> None:
-        # by identity: a call's items share the object, which is kept alive so that its id is not reused
+        # The key is the object's id: a call's items share the object, which is kept alive so that its id is not reused.
         self._by_id: dict[int, tuple[JsonObject, asyncio.Task[AnswerSchema] | None]] = {}
         self._turn = asyncio.Lock()  # one compilation at a time: several in threads would slow the event loop
 

@@ -36,7 +36,7 @@ _ANY_TIME = re.compile(
 # Length of the schema times length of the answer: up to this product, the event loop checks it within 10 ms.
 _SOON = 16 << 20
 _READING = 256  # parsing an answer takes as long as checking it against a schema of this length
-# bound on the matching of `fancy-regex`, which supports lookaround (as in the patterns of pydantic's `Decimal`)
+# The bound on backtracking in `fancy-regex`, which supports lookaround (as in the patterns of pydantic's `Decimal`).
 _BACKTRACKS = 10_000
 _FIELD_BEHIND = r"(?im)(?:^|[{{,])[\W_]{{0,8}}{}[\W_]{{0,4}}[:=]"
 
@@ -97,7 +97,7 @@ class AnswerSchema:
         return self._repaired(text, problem) if complete else Checked(text, problem)
 
     def _repaired(self, text: str, problem: str) -> Checked:
-        """Return the only value that an invalid answer may mean. `problem`: that of the whole answer."""
+        """Return the only value that an invalid answer may mean. `problem`: the problem of the whole answer."""
         found: dict[str, str] = {}
         try:
             for value, begin, end in candidates(text):
@@ -146,7 +146,7 @@ class AnswerSchema:
 
 
 def _complaint(error: Any) -> str:
-    """Return what is wrong with a value; of a date or a time, with the value."""
+    """Return the problem of a value; the problem of a date or a time quotes the value."""
     from jsonschema_rs import ValidationErrorKind  # imported on use: it takes 20 ms
 
     if isinstance(error.kind, ValidationErrorKind.Format):

@@ -1,4 +1,4 @@
-"""What a JSON Schema says about values: references resolved, the type of a field, and the answers it lists."""
+"""Reads a JSON Schema: resolves references, and finds the type of a field and the answers that the schema lists."""
 
 from __future__ import annotations
 

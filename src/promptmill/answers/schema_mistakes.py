@@ -11,11 +11,11 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches, shape
 
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
-# names of types in programming languages
+# Names of types in programming languages.
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
-# keywords of json-schema.org, draft 2020-12, without annotations; in `response_format`, `json_schema` has the schema
+# Keywords of json-schema.org, draft 2020-12, without annotations. In `response_format`, `json_schema` has the schema.
 _SAYING = frozenset(
     {"properties", "required", "items", "enum", "const"}
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
@@ -53,7 +53,7 @@ def _misspelt(schema: JsonObject) -> str:
 
     JSON Schema ignores unknown keywords, so the misspelt schema would be valid, and every answer or none would match.
     """
-    # only 50, because the comparison of names takes time
+    # Only the first 50 are compared, because comparing names takes time.
     for path, name, known in itertools.islice(_unknown(schema), 50):
         if near := close_matches(name, itertools.islice(known, 50), cutoff=_ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
@@ -95,7 +95,7 @@ def why_not_usable(error: Exception, schema: JsonObject) -> str:
     path = list(getattr(error, "instance_path", []))
     if wrong := _wrong_type(path, schema):
         return wrong
-    # only the first line, because the others quote the schema
+    # Only the first line is kept, because the others quote the schema.
     reason = str(error).splitlines()[0]
     place = f"{_dotted(path)}: " if path else ""
     return f"{place}{reason[:200].rstrip('.')}."

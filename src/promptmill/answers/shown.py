@@ -1,7 +1,7 @@
 """The words about the form of its answer that a model gets at the end of its system prompt.
 
-A model of a server that shows it the schema gets definitions alone. Others, whose server or engine only constrains the
-answer, also get the names: labels, fields and their values, unless the prompt has all of them.
+If the server shows the model the schema, the model only gets definitions here. If a server or an engine only constrains
+the answer, the model also gets the names: labels, fields and their values, unless the prompt has all of them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _TYPES: Mapping[str, str] = MappingProxyType(
 
 
 def shown_of(sampling: Sampling, *, shows: bool) -> Shown:
-    """Return what a model is shown of the form of answers to requests with these parameters.
+    """Return the words about the form of answers to requests with these parameters.
 
-    `shows`: whether its server shows it the schema.
+    `shows`: whether the server shows the model the schema.
 
     >>> shown_of(Sampling(choices=["billing", "tech"]), shows=False).words
     'The labels:\\n- billing\\n- tech'

@@ -28,8 +28,7 @@ def _reads(pattern: str, read: Callable[[str], object]) -> Callable[[str], bool]
 
 
 def date_of(text: str, name: str) -> dt.date | dt.time | None:
-    """Return the value of a text with the format `name`, one of `NAMES`; None if it is none, or finer than a
-    microsecond.
+    """Return the value of a text with the format `name`, one of `NAMES`; None for another form, or below a microsecond.
 
     >>> date_of("2026-03-04", "date"), date_of("2026-02-30", "date")
     (datetime.date(2026, 3, 4), None)
@@ -58,4 +57,4 @@ CHECKS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
         "time": _reads(_TIME, _READ["time"]),
     }
 )
-"""A function for each format that the validator knows, which says whether a text has it."""
+"""For each format that the validator knows, the function that returns whether a text has this format."""

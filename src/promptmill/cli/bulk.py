@@ -115,7 +115,7 @@ def run_bulk(arguments: argparse.Namespace, configuration: Configuration) -> int
 
 
 def precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
-    """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `run_bulk`."""
+    """Check a command without running it. `has_rows`: the input exists, so check it too. Raises as `run_bulk`."""
     _check(arguments)
     values, configuration = _read_options(arguments), decided(configuration)
     if arguments.max_cost is not None:
@@ -127,7 +127,7 @@ def precheck(arguments: argparse.Namespace, configuration: Configuration, *, has
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:
-    """Return the rows that a command names. Of standard input, only the beginning is read now."""
+    """Return the rows that a command names. Only the beginning of standard input is read now."""
     if arguments.input != ["-"]:
         return NamedRows(arguments.input)
     blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
@@ -260,7 +260,7 @@ def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _answered_words(found: Mapping[str, Any]) -> str:
-    """Return how many rows the job has answered, and what the others cost; `""` if it has answered none."""
+    """Return the number of answered rows and the cost of the other rows as a sentence; `""` if none are answered."""
     answered, left, cost = (found.get(name) for name in ("answered", "rows_left", "estimated_cost_left"))
     if answered is None:
         return ""
@@ -303,8 +303,8 @@ def _highest_words(found: Mapping[str, Any], way: str) -> str:
 
 
 def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:
-    """Return the long beginning that the system prompt and the template give to all prompts, the rest of each, and the
-    end that the template gives them."""
+    """Divide prompts: return the long beginning that all share (from the system prompt and the template), the rest of
+    each, and the shared end (from the template)."""
     template = templates[0] if len(templates) == 1 else ""
     if len(prompts) < 2 or "{%" in template or "{{" not in template:
         return "", [*prompts], ""

@@ -115,7 +115,7 @@ def _with_other_ways(
 
 
 def _endpoint_of(model: str) -> str:
-    """Return the options for the endpoint of a model, whose name may tell the provider."""
+    """Return the options for the endpoint of a model; the model's name may show the provider."""
     from promptmill.backends.hosted_models import host_of
 
     if (host := host_of(model)) is None:

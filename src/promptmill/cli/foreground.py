@@ -116,7 +116,7 @@ def step_model(arguments: argparse.Namespace, *, names_failures: bool = True, **
 
 
 def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = "") -> int:
-    """Report that the series `name` has stopped, and return the exit code. `without`: options that do not resume it."""
+    """Report that the series `name` has stopped, and return the exit code. `without`: options to leave out."""
     code = int(error.args[0])
     if code in {TRY_AGAIN, TERMINATED}:
         cost = f"{dollars(spent['cost'])} are spent in all; " if "cost" in spent else ""
@@ -125,7 +125,7 @@ def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = ""
 
 
 def is_terminal() -> bool:
-    """Return whether a person can be asked."""
+    """Return whether a user can answer questions on a terminal."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -263,7 +263,7 @@ def _requests(before: Status, now: RunStatus) -> int:
 
 
 def _joined(before: Status, ended: RunStatus) -> Status:
-    """Return the status of a job before a run, with that at its end, without what only the run before spent. A finished
+    """Return a job's status after a run: `before` updated by `ended`, without figures of the earlier run. A finished
     run counts all figures anew."""
     old = {"run_requests", "run_cost", *(figures() if ended["state"] == progress.FINISHED else ())}
     return cast("Status", {**{name: value for name, value in before.items() if name not in old}, **ended})
@@ -299,8 +299,8 @@ def _form_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def passed_on(given: Sequence[str], own: Container[str], switches: Container[str]) -> list[str]:
-    """Return the words of a command that another one takes, too. `own`: the command's own options with a value;
-    `switches`: those without."""
+    """Return the words of a command line that another command also accepts. `own`: the command's own options with a
+    value; `switches`: its options without a value."""
     kept, words = list[str](), iter(given)
     for word in words:
         name, equals, _ = word.partition("=")
@@ -343,7 +343,7 @@ def _exit_code(ended: RunStatus, error: PromptmillError | None) -> int:
 def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
     """Return whether a typo ended a new job before it did anything, so that the job should be removed."""
     is_wrong = error is not None and error.code in _TYPOS and job.change.before is None
-    # the description of a job with answers may have been damaged
+    # A damaged description may hide answers, so the rounds are checked too.
     return is_wrong and not any(ended.get(name) for name in _KEPT) and rounds.is_empty(job.folder.store)
 
 

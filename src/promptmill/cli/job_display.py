@@ -183,7 +183,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
         told: set[str] = set()
 
         def watch(progress: Progress) -> None:
-            # at once, because a run may take hours, and its summary is last
+            # Warnings are shown at once, because a run may take hours, and its summary is last.
             notes = [f"note: {warning}" for warning in progress.call.warnings if f"note: {warning}" not in told]
             told.update(notes)
             for text in [*status_words.news(progress, told), *map(in_options, notes)]:
@@ -226,7 +226,7 @@ def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
     while len(names) > 1 and sum(widths[name] + _GAP for name in names) - _GAP > console.width:
         names.pop()
     left = [name for name in _COLUMNS if name not in {*names, _PATH}]
-    left = [] if left == ["begun"] else left  # this column alone is not worth a line
+    left = [] if left == ["begun"] else left  # this column alone gets no line
     lines = [Text((" " * _GAP).join(_aligned(name, name, widths) for name in names).rstrip(), "bold")]
     for row in every:
         line = Text()

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USAGE
         if error.errno != errno.ENAMETOOLONG:
             raise
-        name = os.fspath(error.filename or "")  # it may be any argument or setting
+        name = os.fspath(error.filename or "")  # the name may be any argument or setting
         complain(f"{name[:60]}… is longer than the name of a file can be; shorten it.")
         return USAGE
     except KeyboardInterrupt:

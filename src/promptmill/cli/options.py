@@ -1,4 +1,4 @@
-"""Options shared by several commands, those of `bulk`, and the configuration made from them, with its notes."""
+"""Options shared by several commands, the options of `bulk`, and the configuration made from them, with its notes."""
 
 from __future__ import annotations
 

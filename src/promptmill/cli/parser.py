@@ -19,7 +19,7 @@ from promptmill.options import table
 from promptmill.options.option import Flag, Option
 
 _SHORTEST_GUESSED = 4  # characters; shorter words get no suggestion, because they are similar to almost any name
-_MOST_DIGITS = 12  # of a whole number: jobs have fewer rows, and databases hold no number of 20 digits
+_MOST_DIGITS = 12  # the most digits of a whole number: jobs have fewer rows, and databases hold no number of 20 digits
 _KINDS = ("COMMAND", "CLIENT")  # positional arguments whose errors name the kind of the missing word
 
 
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         self.replaces_first = ""
         """The option that replaces the first of two positional arguments, which then is `[]`."""
         self.only_with: Mapping[str, Collection[str]] = {}
-        """By an argument, those that have no effect without it, as argparse stores them."""
+        """For each argument, the arguments that have no effect without it, by argparse's names."""
         self._common: Mapping[str, str] = {}
         self._joined: Collection[str] = ()
         self.set_defaults(parser=self)  # the parser of a command, which replaces that of the whole command line
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def shorten(self, common: Mapping[str, str], joined: Collection[str]) -> None:
         """Let `--help` show only the options `common`, each with its line, and `--help all` every option.
 
-        `joined`: the titles of groups whose options are shown in one, `features`.
+        `joined`: the titles of groups that are shown as one group, `features`.
         """
         self._common, self._joined, self.usage = common, joined, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def _brief(self, action: argparse.Action) -> argparse.Action | None:
-        """Return an argument as the short help shows it; None if it leaves the argument out."""
+        """Return an argument as the short help shows it; None if the short help omits it."""
         if not action.option_strings:
             return action
         name = next((each for each in action.option_strings if each in self._common), "")
@@ -243,7 +243,7 @@ def _argparse_of(option: Option, flag: Flag, known: Mapping[str, Option], *, sev
     if flag.action == "off":
         return {"action": "store_false", "default": None, "help": words}
     if option.type is bool:
-        unset = {"default": None} if option.keys else {}  # or a missing flag would overrule the configuration
+        unset = {"default": None} if option.keys else {}  # otherwise a missing flag would overrule the configuration
         return {"action": "store_true", "help": words} | unset
     settings: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
     settings |= {"metavar": flag.metavar} if flag.metavar else {}

@@ -66,7 +66,7 @@ _OF_ALL = """\
 
 
 class SetupAnswers(NamedTuple):
-    """What the new file is about. `block`: the keys of the backend's block, as `(key, value, comment)`."""
+    """The answers for the new file. `block`: the keys of the backend's block, as `(key, value, comment)`."""
 
     backend: str
     block: list[tuple[str, str, str]]
@@ -297,7 +297,7 @@ def _unset(comments: str, content: JsonObject) -> str:
 def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Test the configuration, finally with a one-token request. Return 0, or 2 if a stage fails.
 
-    `arguments`: those of the command line, with `json`.
+    `arguments`: the parsed command line, with `json`.
     """
     as_json = arguments.json
     steps: list[CheckStage] = []

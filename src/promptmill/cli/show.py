@@ -68,7 +68,7 @@ class _Sample:
     rows: Sequence[JobRow]
     about: JsonObject = field(default_factory=dict)
     several: str = ""
-    """If a job has several answers to each row: ` to 300 rows`."""
+    """` to 300 rows` if a job has several answers to each row."""
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -151,7 +151,7 @@ def _file_row(number: int, row: JsonObject) -> JobRow:
 
 
 def _by_worth(row: JobRow, lengths: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a row with their labels: prompt, answer and variant; of a file, its columns by worth.
+    """Yield the texts of a row with their labels: prompt, answer and variant; of a file's row, the most useful columns.
 
     `lengths`: the mean length of the texts in each column of a file.
     """

@@ -261,7 +261,7 @@ class Replica:
         finally:
             del self._tasks[request.key]
         self._outcomes.append((request.key, outcome))
-        self._call.counts.done += 1  # counted, or this process's backend would report a silent endpoint
+        self._call.counts.done += 1  # without this count, this process's backend would report a silent endpoint
         self._news.set()
 
 
@@ -391,7 +391,7 @@ class RemoteBackend:
         outcome: asyncio.Future[protocol.Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
-        call.ledger.sent(request)  # its outcome states how many requests were sent
+        call.ledger.sent(request)  # the outcome states how many requests were sent
         sent = Request(number, *_ALL_BUT_KEY(request))  # takes a fifth of the time of `replace`
         sent.account = None
         self._orders.requests.append(sent)
@@ -563,7 +563,7 @@ def _bytes_of(image: HeldImage) -> bytes:
 
 
 class Lessee(Protocol):
-    """A process that sends requests to an endpoint. This process may be one."""
+    """A process that sends requests to an endpoint. This process can be a lessee, too."""
 
     async def lease(self, most: int, rates: float) -> None:
         """Use only this part of the endpoint's limits: see `Leased`. Raises `LostError`."""

@@ -33,7 +33,7 @@ _FALSE_STARTS = 3
 
 
 async def create(config: ModelConfig) -> Backend:
-    """Return the backends of `config`, which has `replicas`, as one that is not loaded. Raises `PromptmillError`."""
+    """Return one backend, not yet loaded, for all `replicas` of `config`. Raises `PromptmillError`."""
     engines = [await registry.create(part) for part in _parts(config)]
 
     async def connect() -> Sequence[Backend]:
@@ -106,7 +106,7 @@ class _ReplicaShare:
         """Set the number of items that remain for the call."""
         is_news = (items is None) != (self.wanted is None)
         self.wanted = items
-        if is_news:  # only if the number became known or unknown: its changes do not concern other replicas
+        if is_news:  # only if the number became known or unknown: other changes do not concern other replicas
             for share in self._shares():
                 share.want(items)
 
@@ -149,7 +149,7 @@ class Replicas:
     ) -> None:
         """`connect` returns the replicas for `load`, once. `disconnect` is called when all are closed.
 
-        `starts_with_one`: other replicas load after the first has answered, so that a refused key or a wrong address
+        `starts_with_one`: load the other replicas after the first has answered: a refused key or a wrong address then
         costs no more requests than in one process. `suspected`: a request that was on this many lost replicas runs
         alone. `hint`: the remedy for lost replicas.
         """
@@ -236,7 +236,7 @@ class Replicas:
                 one.has_answered = True
                 if self._idle and isinstance(outcome, Completion) and self._calls[call].wanted != 1:
                     self._load_next(lambda _: None, self.count)
-                # a lost request is no attempt of the item, but may be billed
+                # A lost request is no attempt of the item, but may be billed.
                 return replace(outcome, unmetered=billed(outcome)[1] + losses) if losses else outcome
             except PromptmillError as error:
                 if error.code is not Code.ENGINE_DIED:
@@ -257,7 +257,7 @@ class Replicas:
                 return Failure(full, attempts, unmetered=losses)
 
     async def _place(self, call: Call, *, alone: bool) -> _Replica:
-        """Return the replica with the most room; with `alone`, one without requests. Raises if none is left."""
+        """Return the replica with the most room; with `alone`, a replica without requests. Raises if none is left."""
         while True:
             self._raise_if_none_is_left()
             one = self._roomiest(call)
@@ -335,7 +335,7 @@ class Replicas:
     def _lose(self, one: _Replica) -> None:
         if one.is_ready:
             one.is_ready, one.held = False, one.in_flight
-            # not counted if the replica was reserved: then its request was the cause
+            # Not counted if the replica was reserved: then the reserving request was the cause.
             one.false_starts = 0 if one.has_answered else one.false_starts + (not one.is_reserved)
             one.lost.set()
             for share in self._calls.values():

@@ -13,7 +13,7 @@ from promptmill.core.errors import Named, config_error
 from promptmill.core.values import JsonDict, JsonObject
 
 SETTINGS = Named("settings")
-_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # of the keys in blocks
+_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # the depth of a key, by its block
 
 
 def assigned(texts: Iterable[str]) -> JsonObject:

@@ -203,7 +203,7 @@ class Configuration:
             raise config_error(blamed, *error.parts) from None
 
     def overlaid(self, overrides: Overrides) -> ModelConfig:
-        """Return the configuration for the configuration with a call's `overrides`.
+        """Return the configuration with a call's `overrides`.
 
         Blocks are merged key by key; `sampling_params` and `extra_params` replace the file's if they are not empty.
         With `calls_replace`, a call's blocks also replace the file's.

@@ -30,7 +30,7 @@ _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 OF_ANOTHER_ENDPOINT: JsonObject = MappingProxyType(
     {name: OpenAISettings.model_fields[name].default for name in OpenAISettings.marked(OF_ENDPOINT)}
 )
-"""The settings of an endpoint, without a value: another endpoint does not inherit them."""
+"""The settings of an endpoint, each unset: another endpoint does not inherit them."""
 _NO_KEY: JsonObject = MappingProxyType(dict.fromkeys(OpenAISettings.marked(KEY_SOURCE)))
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
@@ -60,7 +60,7 @@ class ModelConfig:
     name: str = DEFAULT
     """The model's name in calls and rows."""
     file: Settings | None = None
-    """The settings of the whole file, if `operator` has those of a single model."""
+    """The settings of the whole file, if `operator` has the settings of a single model."""
     call_files: FileRule | None = None
     """The rule for files in a client's calls; None for the operator's own programs."""
 
@@ -100,7 +100,7 @@ class ModelConfig:
         return (self.backend, self.model) == (other.backend, other.model)
 
     def key(self, name: str) -> str:
-        """Return the path of a key of which each model has its own, such as `models.fast.price`."""
+        """Return the path of a key that each model sets for itself, such as `models.fast.price`."""
         return name if self.file is None else f"models.{self.name}.{name}"
 
     def with_model(self, name: str) -> ModelConfig:
@@ -221,7 +221,7 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
 
 
 def _merged(below: Any, above: Any) -> Any:
-    """Return `above` over `below`; a value of another type is returned as it is, and refused by the settings."""
+    """Return `above` over `below`; a value of another type stays unchanged, and the settings refuse it."""
     wrong = [value for value in (above, below) if not isinstance(value, Mapping | None)]
     return wrong[0] if wrong else {**(below or {}), **(above or {})}
 
@@ -231,7 +231,7 @@ def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
 
     A provider in `given` replaces the file's address by the provider's, and an address replaces the file's provider.
     Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have a provider
-    and an address. A key in `given` replaces the file's, whatever its source.
+    and an address. A key in `given` replaces the file's key, whatever the source of that key.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")

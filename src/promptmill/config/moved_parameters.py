@@ -20,7 +20,7 @@ _CLIENT_OPTIONS = {
     "extra_query": "put it into `backend_configs.openai.base_url`",
 }
 _BODY = "extra_body"
-# Left in `extra_params`, where the endpoint defines their meaning.
+# Parameters that stay in `extra_params`, where the endpoint defines their meaning.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 
 
@@ -69,7 +69,7 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
 
 
 def _is_ours(name: object, value: object) -> bool:
-    # not OpenRouter's own parameter `reasoning`, which is an object
+    # OpenRouter's own parameter `reasoning` is an object, so it is not ours.
     return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
 
 

@@ -26,7 +26,7 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the secrets in settings. `name`: of this part."""
+    """Yield the secrets in settings. `name`: the name of `value` in the settings."""
     match value:
         case SecretStr():
             yield value.get_secret_value()

@@ -214,7 +214,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
     variable elsewhere.
     """
-    # the keys of unused models; the used one is also outside of `models`
+    # The keys of unused models. The used model is also outside of `models`.
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:

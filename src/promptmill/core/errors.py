@@ -195,8 +195,8 @@ class PromptmillError(Exception):
 def argument_name(named: Named) -> str | None:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
 
-    `status` is the tool for the status of jobs. `command`, a command of promptmill, and `shell`, another one, have no
-    argument, because a text that is stored, or shown over MCP, names none; nor has a name with `otherwise`.
+    `status` is the tool for the status of jobs. None for `command` (a command of promptmill) and `shell` (any other
+    command), because a text that is stored, or shown over MCP, names no command; None also for a name with `otherwise`.
     """
     if named.field == "status":
         return "bulk_status"
@@ -234,7 +234,7 @@ class ArgumentError(PromptmillError, TypeError):
 def truncated_error(tokens: int) -> PromptmillError:
     """Return the error for an answer that was cut before its first word, after `tokens` tokens (0: unknown).
 
-    It names at least 4,096 tokens, several times the 300 to 900 that most models think for, or twice what was used.
+    Its remedy names at least 4,096 tokens (most models think for 300 to 900), or twice the used tokens.
     """
     after = f", after {tokens:,} tokens" if tokens else ""
     cut = f"The answer was cut before its first word{after}, by `max_tokens` or the model's own limit."
@@ -258,7 +258,7 @@ _CONTROLS = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
 )
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
-# in a connection to Postgres: a parameter of a URL, or libpq's own form
+# A password in a connection to Postgres: a parameter of a URL, or libpq's own form.
 _PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&'\"]+")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 
@@ -270,7 +270,7 @@ def without_controls(text: str) -> str:
 
 def words_of(error: Exception, most: int) -> str:
     """Return an exception of another package as text: its type and the first line of its message, without secrets, in
-    at most so many characters.
+    at most `most` characters.
 
     >>> words_of(ValueError("no rows\\nin the file"), 200)
     'ValueError: no rows'

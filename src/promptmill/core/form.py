@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
     options: tuple[str, ...]
     definitions: tuple[str, ...] = ()
-    """A definition for each option, `""` for one without; `()`: none has one."""
+    """A definition for each option (`""`: undefined); `()`: none has one."""
     many: bool = False
     is_optional: bool = False
     """Whether null is an answer, too."""
@@ -51,7 +51,7 @@ class Scale(NamedTuple):
     """One of some ordered levels, from the lowest to the highest."""
 
     levels: tuple[str | int, ...]
-    """The values: whole numbers in a row, or texts."""
+    """The values: consecutive whole numbers, or texts."""
     definitions: tuple[str, ...] = ()
     """See `Choice.definitions`."""
     is_optional: bool = False
@@ -88,7 +88,7 @@ class Question(NamedTuple):
     """The description of the field, or `""`."""
     kind: Kind
     is_named: bool = True
-    """Whether models see the name, which is not made up."""
+    """Whether models see the name; False for a name that promptmill made up."""
 
 
 class AllowedAnswer(NamedTuple):
@@ -101,7 +101,7 @@ class AllowedAnswer(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A closed question as it is asked: of a question about many labels, each label is a yes or no."""
+    """A closed question as it is sent: a question about many labels becomes a yes or no for each label."""
 
     name: str
     """The field, or the field and the label; `""`: the only question. Each is there once."""
@@ -127,36 +127,36 @@ class Answer(NamedTuple):
     text: str
     """The option itself, or a JSON object with the fields that have an answer."""
     probabilities: dict[str, dict[str, float]]
-    """See `Completion.probabilities`. A question about many labels has the probability that all of them are right, and
-    `FIELD: LABEL` that of each."""
+    """See `Completion.probabilities`. For a question about many labels: the probability that all given labels are right
+    and, under `FIELD: LABEL`, each label's probability."""
 
 
 class Form(NamedTuple):
-    """What an answer may be. Without a form, it is any text."""
+    """The allowed answers to a request, as questions. Without a form, it is any text."""
 
     questions: tuple[Question, ...]
 
     @property
     def open_fields(self) -> list[str]:
-        """The names of the fields whose answer is not one of a few. Without any, a model that decides can answer."""
+        """The names of fields with open answers. Without open fields, a model that decides can answer."""
         return [one.name for one in self.questions if isinstance(one.kind, Value)]
 
     @property
     def asked(self) -> tuple[Asked, ...]:
-        """The closed questions as they are asked, in order."""
+        """The closed questions as they are sent, in order."""
         return tuple(asked for one in self.questions for asked in _asked(one))
 
     @property
     def fields(self) -> tuple[tuple[Question, tuple[Asked, ...]], ...]:
-        """The questions, each with those that are asked for it."""
+        """The questions, each with the closed questions that are sent for it."""
         return tuple((one, _asked(one)) for one in self.questions)
 
     def answer(
         self, given: Mapping[str, Given], fields: Sequence[tuple[Question, tuple[Asked, ...]]] | None = None
     ) -> Answer:
-        """Return the answer of `Given` by the names of `asked`. A field for which one is missing is left out.
+        """Return the answer of `Given` by the names of `asked`. A field with an unanswered question is left out.
 
-        `fields`: those of the form, if they are at hand for many answers.
+        `fields`: the result of `fields`, for callers with many answers.
 
         >>> form = Form((Question("urgent", "", YesNo()),))
         >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
@@ -180,7 +180,7 @@ class Form(NamedTuple):
 
 
 def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
-    """Return the labels that are right: if these are too few or too many for the schema, the likeliest."""
+    """Return the labels that are right, or the likeliest labels if the schema needs more or fewer."""
     is_yes = [own.option == "yes" for own in given]
     count = min(max(sum(is_yes), choice.least), len(given) if choice.most is None else choice.most)
     ranked = sorted(range(len(given)), key=lambda at: (not is_yes[at], -given[at].shares.get("yes", 0.0)))

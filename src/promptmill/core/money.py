@@ -30,8 +30,8 @@ class Budget:
     def reserve(self, amount: float, excess: float = 0.0) -> bool:
         """Reserve `amount`; return False if the limit does not allow it.
 
-        `excess`: what the request costs beyond `amount` if its model does not keep to the form. The limit must allow
-        the excesses of all open requests together, or only one such request is open.
+        `excess`: the additional cost if the model's answer exceeds its form. The limit must allow the excesses of all
+        open requests together, or only one such request is open.
         """
         room = self.limit + _CLOSE - self.spent - self.set_aside - self._reserved - amount
         if room < 0 or (excess and self._excess and self._excess + excess > room):
@@ -105,7 +105,7 @@ def dollars(amount: float) -> str:
 
 
 def prices_in(given: object) -> JsonDict:
-    """Return the prices in a value of the option `price` by model; `""`: that of the job's model.
+    """Return the prices in a value of the option `price` by model; `""`: the price of the job's model.
 
     The value is `IN/OUT`, `IN/OUT/BATCH` (the part of the price that a batch costs), `MODEL=IN/OUT`, a list of these,
     the two numbers, or a mapping from models to them. Raises `PromptmillError` (`invalid_input`).

@@ -53,16 +53,15 @@ class Parameters(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """The parameters that features add to those of the core."""
+    """The parameters that features add to the core's parameters."""
 
     classes: tuple[type[Parameters], ...] = ()
     mistake: str = ""
-    """What is wrong with the parameters of a feature, which are then left out; `""`: nothing."""
+    """The problem of a feature's parameters, which are then left out; `""` if there is none."""
 
     @classmethod
     def to(cls, core: Iterable[str]) -> Added:
-        """Return the parameters that features add to those in `core`. A mistake is kept for `check`, because this
-        function runs during an import."""
+        """Return the features' parameters for `core`. A mistake is kept for `check`, because an import calls this."""
         try:
             known = features()
         except PromptmillError as error:
@@ -102,7 +101,7 @@ class Added:
 
 
 def _mistake(name: str, feature: Feature, kind: object, owners: Mapping[str, str]) -> str:
-    """Return what is wrong with the parameters of a feature; `""`: nothing. `owners`: the earlier parameters."""
+    """Return the problem of a feature's parameters, or `""`. `owners`: the earlier parameters."""
     if not (isinstance(kind, type) and issubclass(kind, Parameters)):
         return (
             f"{feature.sampling} is no subclass of `promptmill.core.parameter.Parameters`; make it one. {_hides(name)}"

@@ -40,7 +40,7 @@ PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs
 
 
 CACHE_MARKS = frozenset({"prompt_cache_breakpoint", "cache_control"})
-"""The fields of a part that mark the end of a beginning for the provider's prompt cache: OpenAI's and Anthropic's."""
+"""OpenAI's and Anthropic's fields of a part that mark where the beginning for the provider's prompt cache ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def with_words(system_prompt: str, words: str) -> str:
 
 
 _MOST_COMPARED = 10_000_000
-"""The most names times characters that are searched: 20 ms."""
+"""The largest product of names and searched characters: 20 ms."""
 _UNSPACED = "\u2e80"
 """The first sign of scripts that write words without spaces."""
 
@@ -122,8 +122,7 @@ class Shown(NamedTuple):
 
     words: str = ""
     names: tuple[str, ...] = ()
-    """The names in `words`, if these have nothing else: a prompt with all of them is left alone. `()`: they have more,
-    such as definitions."""
+    """The names in `words`, if `words` has nothing else: a prompt with all names stays. `()`: also definitions."""
 
     def beside(self, texts: Sequence[str]) -> str:
         """Return the words that a prompt with these texts gets.
@@ -142,7 +141,7 @@ NOT_SHOWN = Shown()
 
 
 def _has_word(text: str, word: str) -> bool:
-    """Return whether a text has a word, and not only a longer one that has it inside."""
+    """Return whether a text has a word as a whole word, not only inside a longer word."""
     at = text.find(word)
     while at >= 0:
         end = at + len(word)
@@ -583,7 +582,7 @@ ADDED = Added.to(_OwnSampling.model_fields.keys() | BESIDE | PASSED_ON)
 class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features may add some
     """Parameters for choosing tokens. The engine or endpoint decides about unset parameters.
 
-    Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
+    Names are as in OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
 
     def given(self) -> JsonDict:
@@ -616,11 +615,11 @@ OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 
 
 Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
-"""What `once` has made."""
+"""The cached results of `once`."""
 
 
 def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
-    """Return the cached result of `make` in `made`: one for the same objects, such as shared parameters."""
+    """Return the result of `make`, cached in `made` for the same objects, such as shared parameters."""
     key = tuple(map(id, of))
     if key not in made:
         if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
@@ -681,7 +680,7 @@ class Account(Protocol):
     async def reserve_again(self) -> bool:
         """Reserve the cost of another attempt after a failed attempt that may be billed.
 
-        False if a budget does not allow this: the request then fails as `budget`, and is sent again when it does.
+        False if a budget does not allow this: the request fails as `budget`, and is sent when the budget allows it.
         """
         ...
 
@@ -709,7 +708,7 @@ class Shared(NamedTuple):
 
 
 NOTHING_SHARED = Shared(0, "")
-"""Of a request of a job: no other request has its beginning, so that writing it to the provider's cache is a waste."""
+"""For a request of a job whose beginning no other request has: writing it to the provider's cache would be a waste."""
 LEAST_SHARED = 2048
 """The fewest bytes of a beginning that any model caches: 512 tokens."""
 
@@ -755,7 +754,7 @@ class Request:
     choice: int = 0
     """The number of the request among those for several answers to one item. Each answer is stored separately."""
     shared: Shared | None = None
-    """Set if the provider caches beginnings of prompts, and it is known what other requests share."""
+    """Set if the provider caches beginnings of prompts, and the beginning that other requests share is known."""
     question: bytes | None = None
     """Set for a row of a job: the digest of its question, which rows with the same question share."""
     is_part: bool = False
@@ -797,7 +796,7 @@ class Request:
 
     @property
     def has_form(self) -> bool:
-        """Whether the answer has a form, as JSON and one of several choices have, so that it is no prose."""
+        """Whether the answer is JSON or one of several choices, and no prose."""
         sampling = self.sampling
         return bool(sampling.response_format or sampling.choices or self.extra.get("response_format"))
 

@@ -128,7 +128,7 @@ class SecretFinder:
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
-        # each, because a key after a backslash may start with the letter of an escape: `C:\npm_…`
+        # Each form is searched: a key after a backslash may start with the letter of an escape: `C:\npm_…`.
         return next(filter(None, map(_kind_in, texts)), "")
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
@@ -189,7 +189,7 @@ def find_field(names: Iterable[object]) -> str:
 
 def may_hold_secrets(finder: SecretFinder, names: Iterable[object], row: str) -> bool:
     """Return whether a row of a job, as JSON, may hold keys or passwords, so that no page or result of a call shows it.
-    `names`: of its columns."""
+    `names`: the names of the row's columns."""
     return bool(find_field(names) or finder.find(row.encode("utf-8", "replace")))
 
 
@@ -225,7 +225,7 @@ def _kind_in(text: bytes) -> str:
 
 
 def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bool:
-    run = 0  # the next run of letters and digits: a text of prefixes, `sk-sk-sk-…`, is searched once for it
+    run = 0  # the next run, kept so that a text of prefixes, `sk-sk-sk-…`, is searched only once for it
     for match in anchor.finditer(text, start, end):
         if run < match.start():
             found = _KEY_RUN.search(text, match.start(), end + _BEHIND)
@@ -236,8 +236,8 @@ def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bo
 
 
 def _follows_header(text: bytes, match: re.Match[bytes]) -> bool:
-    """Return whether the second part of a token follows a first part, which is searched backwards: forwards, a text of
-    `eyJ-` would be searched for its end from each of them."""
+    """Return whether the second part of a token follows a first part. The first part is searched backwards: in a text
+    of `eyJ-`, each of them would start a forward search."""
     before = text[max(0, match.start() - _LONGEST_PART) : match.start()]
     part = before[len(before.rstrip(_OF_PART)) :]
     return 0 <= part.find(b"eyJ") < len(part) - _SHORTEST_PART and _KEY_RUN.search(match[1]) is not None

@@ -3,8 +3,8 @@
     answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
     sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
 
-The sources of an answer have its form: an object has them by field, a list has a list. At each value stands a
-`ValueSource`, a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
+The sources of an answer have its form: an object has them by field, a list has a list. Each value has a `ValueSource`,
+a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ValueSource(TypedDict, total=False):
     start: int
     """The number of the first character in the text, from 0."""
     end: int
-    """The number of the character behind the last one."""
+    """The number of the character after the last character."""
     page: int
     """The number of the page, from 1, in a text with pages."""
     url: str
@@ -48,7 +48,7 @@ def with_page(source: ValueSource, text: str) -> ValueSource:
 
 
 def leaves(sources: Sources) -> Iterator[tuple[str, ValueSource]]:
-    """Yield each source with the names of its fields, such as `seller.city`; `""` for that of a whole answer."""
+    """Yield each source with the names of its fields, such as `seller.city`; `""` for the source of a whole answer."""
     waiting: list[tuple[str, Any]] = [("", sources)]
     while waiting:
         name, at = waiting.pop()

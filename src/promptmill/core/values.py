@@ -33,7 +33,7 @@ JsonDict: TypeAlias = dict[str, Any]
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19  # the digits of 2^64 and of -2^63
-_DIGITS = 16  # a float keeps each number of 15
+_DIGITS = 16  # a float keeps each number of 15 digits
 _NUMBERS = bytes(sign if sign in b"0123456789.eE+-" else 32 for sign in range(256))
 
 
@@ -82,7 +82,7 @@ def as_float(digits: str) -> float | str:
 
 
 def exact_float(digits: str) -> float | str | ExactNumber:
-    """Return a number of JSON as `as_float` does; as an exact number if a float has other digits.
+    """Return a number of JSON as `as_float` does; as an exact number if a float would change its digits.
 
     >>> exact_float("0.1"), exact_float("8.000000000000001")
     (0.1, Decimal('8.000000000000001'))
@@ -99,8 +99,8 @@ def exact_float(digits: str) -> float | str | ExactNumber:
 def has_long_fraction(data: bytes) -> bool:
     """Return whether a JSON text may have a fraction with other digits than its float has."""
     if b"0" * _DIGITS not in data.translate(_ZEROS).replace(b".", b"0"):
-        return False  # mostly so, and fifty times as fast as a regular expression
-    with contextlib.suppress(TypeError, ValueError):  # mostly, the floats of a program, which orjson writes alike
+        return False  # the usual case; fifty times as fast as a regular expression
+    with contextlib.suppress(TypeError, ValueError):  # usually a program's floats, which orjson writes alike
         if orjson.dumps(orjson.loads(data)).translate(None, b" ") == data.translate(None, b" \t\r\n"):
             return False
     long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS and b"." in part]
@@ -108,7 +108,7 @@ def has_long_fraction(data: bytes) -> bool:
 
 
 def _is_float(part: bytes) -> bool:
-    """Return whether a number has the digits that Python writes for its float. A piece of a text has as well."""
+    """Return whether a number has the digits that Python writes for its float. True also for a piece of a text."""
     try:
         return repr(float(part)).encode() == part
     except ValueError:
@@ -143,7 +143,7 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 
 
 def as_json(value: object) -> Any:
-    """Return a value that `orjson` cannot represent as one that it can: a text, or the digits of an exact number."""
+    """Return a value that `orjson` can write for a value that it cannot: a text, or the digits of an exact number."""
     if isinstance(value, array):
         return orjson.Fragment(floats_text(value))
     return orjson.Fragment(str(value)) if isinstance(value, ExactNumber) else plain_text(value)

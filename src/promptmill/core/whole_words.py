@@ -1,7 +1,7 @@
 """Whole words and numbers: whether a part of a text ends within one, and how many words a text has.
 
-`2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. If the latter are two numbers, nobody can
-know; then `500` is no whole part. A number has its sign, its fraction, its power and its separators:
+`2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. `12 500` may also be two numbers; in
+doubt, `500` is no whole part. A number has its sign, its fraction, its power and its separators:
 
     -5   -$5.00   .5   0·5   12,500   12 500   1½   1 1/2   10²   5*10³   1.5e-3
 
@@ -28,8 +28,8 @@ _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 """Invisible characters."""
-_SEEN = 48  # characters around a place that decide: a longer number is none that a person reads
-_NEAR = 12  # those that decide about signs, fractions and powers
+_SEEN = 48  # characters around a place that decide; people write no longer numbers
+_NEAR = 12  # characters that decide about signs, fractions and powers
 _SPACES = " \u00a0\u2007\u2009\u202f"
 _MARKS = ".,'_\u2019\u02bc\u00b7\u2027\u22c5\u066b\u066c\u2044\uff07\uff0c\uff0e"
 """Characters between digits of a number: separators and the fraction's slash."""
@@ -51,7 +51,7 @@ _NO_RANGE = (
     rf"(?![^\W_])(?![{_DASHES}%\u2030\u00b0.)\]}}])(?![{_CURRENCY}][{_SPACES}]?\d)"
     r"(?![\"'\u2018-\u201d\u2032\u2033\u00ab\u00bb]\w)"
 )
-"""No end of the first part of a range, read backwards: a dash behind it is no minus."""
+"""Excludes the end of a range's first part, read backwards: the dash after it is no minus."""
 _AHEAD: Mapping[str, tuple[str, str]] = {
     "mark": (_MORE_DIGITS, rf"[\d{_FRACTIONS}]"),
     "whole": (r" \d", rf"[{_FRACTIONS}]|{_HALF}"),
@@ -59,14 +59,14 @@ _AHEAD: Mapping[str, tuple[str, str]] = {
     "power": (rf"[+{_DASHES}]?\^\d", r"\d"),
     "exponent": (rf"[+{_DASHES}]?[eE]\d(?![^\W\d])", r"\d+(?![^\W_])"),
     "times": (rf"[{_SPACES}]?{_TIMES}[{_SPACES}]?\d", _POWER),
-    # a fraction without a digit before its point; not behind a word, a list or an ellipsis
+    # A fraction without a digit before its point, which follows no word, list or ellipsis.
     "point": (r"[.,\u066b\uff0e](?![^\W_])(?![.,\"'\u2019\u201d\u00bb)\]}%])", r"\d"),
     "minus": (
         rf"(?:[{_SPACES}]?(?:[{_CURRENCY}][^\W\d_]{{0,3}}|[A-Z]{{3}}))?[{_DASHES}]{_NO_RANGE}",
         rf"(?:(?:[^\W\d_]{{0,3}}[{_CURRENCY}]|[A-Z]{{3}})[{_SPACES}]?)?[.,]?[\d{_FRACTIONS}]",
     ),
 }
-"""By name: the beginning of a number that does not end with a digit, read backwards, and the rest of that number."""
+"""Two patterns by name: the beginning of a number without a last digit (read backwards), and the number's rest."""
 _BEFORE = re.compile("|".join(f"(?P<{name}>{before})" for name, (before, _) in _AHEAD.items()))
 _FOLLOWING = {name: re.compile(after) for name, (_, after) in _AHEAD.items()}
 _NUMERAL = re.compile(r"[〇零一二三四五六七八九两兩十百千万萬億亿兆]{2}")

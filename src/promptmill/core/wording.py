@@ -43,7 +43,7 @@ _SYNONYMS = (
 )
 """promptmill's names, with the names that other programs and new users give to the same things."""
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
-# in pieces, because no other thread runs while one is replaced
+# Surrogates are replaced in pieces, because no other thread runs while a piece is replaced.
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 
 
@@ -219,7 +219,7 @@ def did_you_mean(
 
 
 def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> str:
-    """Return the problem of missing columns, with the columns that are near to an only name, else with all.
+    """Return the problem of missing columns, with the columns similar to a single missing one, else with all columns.
 
     >>> no_column("txt", columns=["id", "text"])
     "the input has no column 'txt'; did you mean text?"
@@ -235,7 +235,7 @@ def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> s
 
 
 def _is_near(name: str, column: str) -> bool:
-    """Return whether a name is a column's but for its case, the order of its letters, or one letter; two of five."""
+    """Return whether a name differs from a column in case, in the order of letters, or in one letter (two of five)."""
     one, other = name.lower(), column.lower()
     pieces = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
     changed = sum(max(end - start, end_2 - start_2) for tag, start, end, start_2, end_2 in pieces if tag != "equal")

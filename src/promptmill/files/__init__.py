@@ -1,4 +1,4 @@
-"""Files as rows: what a format of files is, and the readers of each. No module here knows a job.
+"""Files as rows: the formats of files, and their readers. No module here knows a job.
 
 path ─▶ `formats` (by its suffix) ─▶ `files` (its bytes) ─▶ a reader: cells, json_lines, parquet, … ─▶ `row` (InputRow)
 """

@@ -162,7 +162,7 @@ def taken(target: object) -> PromptmillError:
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # after VACUUM INTO, which also needs ATTACH
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # limited after VACUUM INTO, which also needs ATTACH
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # SQLite checks no encoding
     return connection

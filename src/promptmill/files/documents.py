@@ -52,7 +52,7 @@ def text_of(known: Format, data: bytes, halt: subprocesses.Halt | None = None) -
 def mails_in(data: bytes) -> list[bytes]:
     """Return the mails of a mailbox (.mbox). A line of a mail that begins with `From ` begins no other mail.
 
-    `mailbox` of the standard library opens a path, which a call's file must not be opened by, and ends a mail there.
+    The standard library's `mailbox` opens a path, which a call's file forbids, and ends a mail at such a line.
 
     >>> mails_in(b"From a Mon Jan  1 10:00:00 2024\\nSubject: 1\\n\\n>From b\\n\\nFrom c Mon Jan  1 10:01:00 2024\\n")
     [b'Subject: 1\\n\\nFrom b\\n\\n', b'']

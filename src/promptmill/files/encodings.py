@@ -32,7 +32,7 @@ _WIDE = {
     b"\1\0": "utf-16-le",
     b"\0\1": "utf-16-be",
 }
-"""Encodings without a byte-order mark, by which of the first bytes of a Latin text are not zero."""
+"""Encodings without a byte-order mark, by the pattern of nonzero bytes (1) at the beginning of a Latin text."""
 _NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
 _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding
     {
@@ -69,7 +69,7 @@ def text_of(data: bytes, *charsets: str) -> str:
     """Return a text as mailers and browsers read it. `charsets`: the names that it gives itself, maybe wrong ones."""
     named = [_encoding(charset) for charset in charsets if charset and charset.lower() not in _NO_NAMES]
     named += ["big5hkscs"] if "cp950" in named else []  # browsers read both as one
-    # a key in such a text would be letters with zeros between them
+    # A key in such a text would have zeros between its letters.
     wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         wide = "utf-32"
@@ -90,7 +90,7 @@ def text_of(data: bytes, *charsets: str) -> str:
 
 
 def _mostly(data: bytes, named: list[str]) -> str:
-    """Return the named encoding of a text with a few wrong bytes, or the usual one."""
+    """Return the named encoding of a text with a few wrong bytes, or the usual encoding."""
     for encoding in named:
         with contextlib.suppress(LookupError):
             text = data.decode(encoding, "replace")
@@ -106,7 +106,7 @@ def _is_known(encoding: str) -> bool:
 
 
 def _likely(data: bytes) -> str:
-    """Return the likely encoding of a text that names none: the usual one, unless most of its letters are not Latin."""
+    """Return the likely encoding of a text that names none: the usual one, unless most letters are not Latin."""
     text = _TAG.sub(b"", data[:SAMPLE])
     others = sum(sign > 0x7F for sign in text)
     if others < _FEWEST or others < len(_LATIN.findall(text)):
@@ -129,7 +129,7 @@ def _encoding(charset: str) -> str:
 def _of_windows(pair: bytes) -> bytes:
     """Return a pair of bytes of JIS X 0208 in Shift_JIS.
 
-    Windows' form of it has the signs of NEC and IBM, such as ① and 髙, that Python's codecs lack.
+    Windows' Shift_JIS has the signs of NEC and IBM, such as ① and 髙, which Python's codecs lack.
     """
     row, cell = pair[0] & 0x7F, pair[1] & 0x7F
     lead = (row + 1 >> 1) + (0x70 if row < 0x5F else 0xB0)
@@ -184,7 +184,7 @@ def escaped(data: bytes) -> str:
 def is_encoded_twice(text: str) -> bool:
     """Return whether all letters beyond ASCII are the bytes of UTF-8, each read as a letter of Windows.
 
-    `text`: not ASCII alone.
+    `text`: not only ASCII.
 
     >>> is_encoded_twice("GrÃ¶ÃŸe"), is_encoded_twice("donâ€™t"), is_encoded_twice("Größe"), is_encoded_twice("SÃO")
     (True, True, False, False)

@@ -35,9 +35,9 @@ from promptmill.system.safe_open import NoFileError, OutsideError, open_regular,
 
 FILE_COLUMN = "source_file"
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a name that is not UTF-8
+_SURROGATE = re.compile("[\ud800-\udfff]")  # replaces a byte that is not UTF-8 in a name
 _HIDDEN = (".", "~$", "_committed_", "_started_")  # Excel creates `~$…` while a workbook is open
-_MARKERS = frozenset(  # of Spark, Databricks and Hive
+_MARKERS = frozenset(  # markers of Spark, Databricks and Hive
     {
         *("_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_spark_metadata"),
         *("_delta_log", "_change_data", "_symlink_format_manifest"),
@@ -167,7 +167,7 @@ def _counts(path: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether a name is that of a hidden file or folder, or of one that a program adds to its data."""
+    """Return whether a name belongs to a hidden file or folder, or to a file that a program adds to its data."""
     return name.startswith(_HIDDEN) or name in _MARKERS
 
 
@@ -198,7 +198,7 @@ class InputFiles:
         self.parts = tuple(parts)
         self.encoding, self.header_row = encoding, header_row
         self.without: Collection[str] = ()
-        """The columns of a workbook to omit, which are those of its job."""
+        """The columns of a workbook to omit: the job's own columns."""
         for part in parts[:1]:
             os.close(open_regular(part.path, (part.path,)))
         for part in parts[1:]:
@@ -211,7 +211,8 @@ class InputFiles:
         return len(self.parts) == 1 and is_utf8 and not compression_of(self.parts[0].path)
 
     def stamp(self) -> tuple[int, int]:
-        """Return `(size in bytes, version)`. The version of a file is its last change in ns; of several, a digest."""
+        """Return `(size in bytes, version)`. The version is the file's last change in ns, or a digest of several
+        files."""
         call = [path.stat() for part in self.parts for path in _with_log(part.path)]
         if len(call) == 1 and not self.parts[0].within:
             return call[0].st_size, call[0].st_mtime_ns
@@ -258,7 +259,7 @@ class InputFiles:
 
     @contextmanager
     def local(self, at: int = 0) -> Iterator[Path]:
-        """Yield the path of file number `at`; of a compressed file, the path of its decompressed content."""
+        """Yield the path of file number `at`; for a compressed file, the path of its decompressed content."""
         path = self.parts[at].path
         with self.stream(at) as stream:
             if not compression_of(path):
@@ -313,7 +314,7 @@ def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
     """Return the error for a missing input file. It suggests a file with a similar name, or else gives `remedy`."""
     with suppress(OSError):
         known = sorted(filter(_is_known, file.parent.iterdir()), key=lambda path: path.suffix == file.suffix)
-        names = {path.stem: path.name for path in known}  # suffixes alone are no likeness
+        names = {path.stem: path.name for path in known}  # equal suffixes do not make names similar
         if near := close_matches(file.stem, names, n=1):
             remedy = f"Did you mean {file.with_name(names[near[0]])}?"
     return input_error(f"There is no input file {file}. {remedy}")

@@ -1,4 +1,4 @@
-"""The one table of formats: promptmill's own and those of features, by suffix and by name.
+"""The only table of formats, of promptmill and of features, by suffix and by name.
 
     `labels.csv.gz` ─ without `.gz` ─▶ `.csv` ─┬─▶ `reading`: how rows are read       ─▶ `.key` ─▶ the job's database
                                                ├─▶ `writing`: how rows are written    ─▶ `.key` ─▶ the job's database
@@ -187,13 +187,12 @@ def database(name: str | Path) -> str:
 
 
 def of_input(key: str) -> Format:
-    """Return the format with this name in the description of an input. Of a missing feature: one that is not read."""
+    """Return the format with this name in the description of an input. Without its feature, nothing is read."""
     return _table().inputs.get(key) or Format(name=key)
 
 
 def of_output(key: str) -> Format:
-    """Return the format with this name in the description of an output. Of a missing feature: one that is not
-    written."""
+    """Return the format with this name in the description of an output. Without its feature, nothing is written."""
     return _table().outputs.get(key) or Format(name=key)
 
 
@@ -203,7 +202,7 @@ def store(url: str) -> str:
 
 
 def all_formats() -> Sequence[Format]:
-    """Return all formats, those of features last."""
+    """Return all formats, with the features' formats last."""
     return _table().formats
 
 

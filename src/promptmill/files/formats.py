@@ -16,7 +16,7 @@ from promptmill.files import format_table, members
 from promptmill.files.format_table import COMPRESSED
 from promptmill.system.installation import adding, command_for_package
 
-_LEVEL = 6  # the default of `gzip`; Python's, 9, takes three times as long and saves 1 %
+_LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 

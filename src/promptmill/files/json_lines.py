@@ -239,5 +239,5 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 raise wrong(at, problem)
         block, item = _BLOCK, held[at:end]
         at, is_first = end, False
-        # as one line: its line breaks are white space, because those in texts are escaped
+        # The item becomes one line: its line breaks are white space, because line breaks in texts are escaped.
         yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

@@ -35,12 +35,12 @@ _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _SOFT_BREAK = re.compile(r"(?m)(?<!^--) \n ?(?!>|-- $)")  # of format=flowed with delsp, between any two letters
 _FOLD = re.compile(r"[\r\n]+[ \t]*")
 _WORD = re.compile(r"=\?([^?*\s]{1,60})(?:\*[^?\s]{0,60})?\?([bBqQ])\?([^?]*)\?=")  # letters beyond ASCII in a header
-# letters without a sign, with which newsletters hide the beginning of their text
+# Invisible letters with which newsletters hide the beginning of their text.
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
 _OF_OUTLOOK = "has its text in winmail.dat, which only Outlook reads; save the text there"
 _IN_PIECES = "is one piece of a mail that was sent in several; join them in its mail program"
 _SHORT = 3
-"""A plain text is no form of the page beside it if the page has so many times its letters."""
+"""If a page has so many times the letters of the plain text next to it, the two are not forms of the same text."""
 _LONGEST_STUB = 300  # characters of a text such as "Your mail program does not show HTML"
 _ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
 _SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"
@@ -61,12 +61,12 @@ def mail_text(data: bytes) -> str:
         data = data.replace(b"\r\r\n", b"\n")
     elif b"\n" not in data:
         data = data.replace(b"\r", b"\n")
-    if first := _LENGTH.match(data):  # of the mail, in the first line of Apple Mail's .emlx
+    if first := _LENGTH.match(data):  # the mail's length, in the first line of Apple Mail's .emlx
         data, end = data[first.end() :], int(first[1])
         data = data[:end] if data[end:].lstrip().startswith(b"<?xml") else data  # without Apple Mail's own flags
     first_line, _, rest = data.partition(b"\n")
     if not _HEADER.match(first_line) and not first_line.startswith(b"From ") and _HEADER.match(rest):
-        data = rest  # behind `>From …` of a mailbox, or a line of a program
+        data = rest  # skips `>From …` of a mailbox, or a line of a program
     head, gap, body = data.partition(b"\n\n")
     mail = _parsed(_SPACED.sub(rb"\1:", head) + gap + body)
     content = _read(mail, 0)
@@ -165,7 +165,7 @@ def _read(part: _Part, depth: int) -> _Content:
 
 
 def _add_form(content: _Content, parts: list[_Part], depth: int) -> None:
-    """Add one of several forms of a text: the plain one, unless it only says that the text is in the others."""
+    """Add one of several forms of a text: the plain form, unless it only refers to the other forms."""
     forms = [(each.get_content_type(), _read(each, depth)) for each in parts]
     forms.sort(key=lambda form: form[0] != "text/plain")
     texts = ["".join(form.texts) for _, form in forms] or [""]
@@ -174,12 +174,12 @@ def _add_form(content: _Content, parts: list[_Part], depth: int) -> None:
     is_stub = bool(others) and texts[0] != "" and (is_about_html or len(texts[0]) * _SHORT < len(others))
     chosen = next((form for _, form in forms[is_stub:] if form.texts), None)
     for kind, form in forms:
-        if form is chosen or kind != "multipart/related":  # of pages, the pictures are no attachments
+        if form is chosen or kind != "multipart/related":  # a page's pictures are no attachments
             content.add(form, with_texts=form is chosen)
 
 
 def _kind(part: _Part) -> str:
-    """Return the type of a part. A part of several parts that has none is plain text."""
+    """Return the type of a part. A multipart part without parts is plain text."""
     kind = part.get_content_type()
     return kind if part.is_multipart() or not kind.startswith("multipart/") else "text/plain"
 
@@ -202,7 +202,7 @@ def _text(part: _Part, depth: int) -> str:
         if depth == DEEPEST_MAIL:
             raise input_error(f"has more than {DEEPEST_MAIL} mails within mails")
         mail, encoding = parts[0], str(part.get("content-transfer-encoding", "")).strip().lower()
-        if not mail.keys() and encoding in {"base64", "quoted-printable"}:  # which the standard forbids
+        if not mail.keys() and encoding in {"base64", "quoted-printable"}:  # the standard forbids this
             mail["content-transfer-encoding"] = encoding
             mail = _parsed(_data(mail))
         return _shown(mail, _read(mail, depth + 1), depth + 1)

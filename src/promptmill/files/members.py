@@ -17,7 +17,7 @@ PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
 _COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits brackets in no name of a sheet
-_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that no file's name may have on every system, and ours
+_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that file names lack on some system, and promptmill's own
 
 
 def split(path: Path) -> tuple[Path, str]:
@@ -62,7 +62,7 @@ def with_column(path: Path, column: str) -> Path:
 
 
 def without_column(path: Path) -> Path:
-    """Return the path of the sheet that has a column, or any other path as it is.
+    """Return the path of the sheet that has a column, or any other path unchanged.
 
     >>> without_column(Path("labels.xlsx#Sheet2[Topic]")).name, without_column(Path("labels.xlsx#[Topic]")).name
     ('labels.xlsx#Sheet2', 'labels.xlsx')
@@ -102,7 +102,7 @@ def log_of(file: Path) -> Path | None:
 def stamp(path: Path) -> Stamp | None:
     """Return the stamp of the output at `path`, None if there is no output.
 
-    A table and a sheet have stamps of their own: a change of other tables and sheets is no change of the output.
+    A table or a sheet has its own stamp, which changes of other tables and sheets leave unchanged.
     """
     file, member = split(path)
     if is_table(path):

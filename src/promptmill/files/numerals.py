@@ -25,7 +25,7 @@ _ORDINALS: Mapping[str, str] = MappingProxyType(
         "twelve": "twelfth",
     }
 )
-_ALPHABETS: Mapping[str, str] = MappingProxyType(  # of ECMA-376, part 1, 17.18.59
+_ALPHABETS: Mapping[str, str] = MappingProxyType(  # by ECMA-376, part 1, 17.18.59
     {
         "lowerLetter": "abcdefghijklmnopqrstuvwxyz",
         "upperLetter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
@@ -93,7 +93,7 @@ def numeral(number: int, form: str) -> str:
         case "cardinalText" | "ordinalText" if 0 < number < 100:
             return _in_words(number, is_ordinal=form == "ordinalText")
         case "hebrew1" if 0 < number < 100:
-            is_written = number in {15, 16}  # otherwise, these two would be a name of God
+            is_written = number in {15, 16}  # the usual letters of these two would be a name of God
             tens, unit = (0, 0) if is_written else divmod(number, 10)
             return (
                 {15: "\u05d8\u05d5", 16: "\u05d8\u05d6"}[number]

@@ -39,7 +39,7 @@ class ParquetTable:
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
         if sys.platform == "linux":  # every build of pyarrow for Linux has jemalloc
-            # keeps the fewest freed pages; other allocators keep more, depending on the system
+            # jemalloc keeps the fewest freed pages; other allocators keep more, depending on the system.
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -100,11 +100,11 @@ class ParquetTable:
         from pyarrow import parquet
 
         with self._files.stream(at, seekable=True) as stream:
-            # opened by path, because a page that passes through Python would be in memory twice
+            # The file is opened by path, because a page that passes through Python would be in memory twice.
             is_plain = sys.platform == "linux" and not compression_of(self._files.parts[at].path)
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
-                # without `pre_buffer`, which keeps the column of a whole row group in memory
+                # `pre_buffer` is off: it would keep the column of a whole row group in memory.
                 file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
@@ -132,7 +132,7 @@ def _joined(schemas: Sequence[Any]) -> tuple[Any, tuple[str, ...]]:
 
 
 def _has_no_common_type(kinds: Sequence[Any]) -> bool:
-    """Return whether Arrow's common type of numbers would change some: it rounds decimals among other numbers, and
+    """Return whether Arrow's common type would change some numbers: it rounds decimals next to other numbers, and
     cannot hold whole numbers of 64 bits with and without a sign."""
     import pyarrow as pa
 
@@ -192,7 +192,8 @@ def _with(changed: Callable[[Any, Any], Any], kind: Any) -> Any:
 
 def _python_values(column: Any) -> list[Any]:
     """Return the values of a column. A time in nanoseconds becomes a text in Python's format; a duration that is not a
-    whole number of microseconds becomes a number of nanoseconds; 0.1 of 32 bits is 0.1, as other programs show it."""
+    whole number of microseconds becomes a number of nanoseconds; a float of 32 bits gets the digits that other programs
+    show, such as 0.1."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -359,7 +360,7 @@ def _page_header(data: bytes) -> list[int]:
 
 
 def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
-    """Return the columns of a batch as those of `schema`. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the columns of a batch in the types of `schema`. Raises `PromptmillError` (`invalid_input`)."""
     import pyarrow as pa
 
     arrays = []
@@ -386,8 +387,8 @@ def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
 
 
 def _keeps_digits(kind: Any, wider: Any) -> bool:
-    """Return whether values stay as they are in the rows, though their output has a wider type: 5 among fractions, or
-    1.50 among decimals with more digits."""
+    """Return whether rows keep a value's own digits although the output has a wider type: 5 among fractions, or 1.50
+    among decimals with more digits."""
     import pyarrow as pa
 
     kinds = pa.types

@@ -37,18 +37,18 @@ from promptmill.core.wording import did_you_mean, listed
 from promptmill.files import xlsx
 from promptmill.system import frames, subprocesses
 
-_COMPUTING_S = 300.0  # of processor time: a workbook with 512 MiB of XML takes a minute
+_COMPUTING_S = 300.0  # seconds of processor time: a workbook with 512 MiB of XML takes a minute
 _REPLY_S = 900.0  # the limit of wall time, for a busy machine
 _AT_ONCE = 4 << 20  # characters of rows in one message
 _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _DTD = "its XML has a DTD, which no spreadsheet program writes"
-_MOST_REPEATED = 10_000  # rows, columns or spaces that an element of an .ods file stands for, and that have values
+_MOST_REPEATED = 10_000  # the most repeats, with values, of a row, column or space in an element of an .ods file
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
 _FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|\*.|#+(?=0)|(?P<sign>.)""")
 _INLINE_VALUE = re.compile(rb"""inlineStr["'][^<>]{0,200}>\s{0,20}<(?:\w{1,9}:)?v>""")
-"""Finds a text where Excel reads, and some programs write, it: in the element of a number."""
+"""Finds a text in the element of a number, where some programs write it, and Excel reads it."""
 _LAST_ROW = 1_048_575  # Excel's limit
 _PART = re.compile(r"""(?:\\.|"[^"]*"|[^;"\\])+|;""")  # a part of a format, or the sign between two
 _CONDITION = re.compile(r"\[(<=|>=|<>|<|>|=)(-?[0-9.]{1,20})\]")
@@ -257,7 +257,7 @@ def _check(content: bytes, file: str) -> None:
         with zipfile.ZipFile(stream) as packed:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
-                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # in the manifest of .ods
+                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # it is in the manifest of .ods
     elif kind := _other_kind(content[:1000]):
         raise input_error(f"{file} is no workbook, but {kind}.")
     if is_protected:
@@ -265,7 +265,7 @@ def _check(content: bytes, file: str) -> None:
 
 
 def _other_kind(start: bytes) -> str:
-    """Return what a file is that banks, shops and other programs export under the name of a workbook; else `""`."""
+    """Return the real kind of a file that banks and shops export with the suffix of a workbook, or `""`."""
     text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith(b"<"):
         is_page = any(tag in text for tag in _OF_PAGES)
@@ -487,7 +487,7 @@ def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, Sequence[_Section]]:
 def _sections(code: str) -> list[_Section]:
     """Return the parts of a number format, each with its condition and its signs.
 
-    Without conditions, the first part is that of positive numbers, the second of negative ones, the third of zero.
+    Without conditions, the parts are for positive numbers, negative numbers, and zero.
 
     >>> [(sign, limit) for sign, limit, _ in _sections("[<=999]000;[<=9999]000\\\\-00;000\\\\-0000")]
     [('<=', 999.0), ('<=', 9999.0), ('', 0.0)]
@@ -521,7 +521,7 @@ def _mask(part: str) -> list[str]:
 
 
 def _masked(number: int, sections: Sequence[_Section]) -> int | str:
-    """Return a number in the form that its format shows, if this has leading zeros.
+    """Return a number as its format shows it, if the format has leading zeros.
 
     >>> _masked(501, _sections("00000")), _masked(123456789, _sections("000-00-0000")), _masked(-5, _sections("00"))
     ('00501', '123-45-6789', -5)

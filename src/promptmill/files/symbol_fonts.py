@@ -44,7 +44,7 @@ def shown(text: str, font: str = "") -> str:
 
 def _shown(letter: str, signs: Mapping[int, str] | None) -> str:
     code = ord(letter)
-    is_private = 0xF000 <= code <= 0xF0FF  # as Word stores the letters of such a font
+    is_private = 0xF000 <= code <= 0xF0FF  # Word stores the letters of such a font so
     if not is_private and (signs is None or code > 0xFF or letter.isspace()):
         return letter
     if signs is None:

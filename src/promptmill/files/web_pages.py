@@ -24,11 +24,11 @@ from promptmill.files.numerals import numeral
 
 TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
 _MOST = 4 * LARGEST_TEXT  # characters with the white space around them
-# browsers do not believe a page that names UTF-16 in letters of one byte, nor UTF-7
+# Browsers ignore the charset UTF-16 if a page names it in letters of one byte, and the charset UTF-7.
 _CHARSET = re.compile(
     rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding)\s{0,9}=\s{0,9}["']?(?!utf-(?:16|7))([\w-]+)"""
 )
-_HEAD = 4096  # bytes in which the charset stands; comments and scripts in them are left out
+_HEAD = 4096  # bytes in which a page may name its charset, outside of comments and scripts
 _NO_TAGS = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<script\b.*?(?:</script|\Z)")
 # In XHTML, each element may end in itself; in HTML, the rest of the page would be its content.
 _ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a|b|i|td|th|li)\b([^<>]*)/>")
@@ -48,7 +48,7 @@ _LIST_STYLE = re.compile(
     r"(?i)(?<![\w-])list-style(?:-type)?\s*:[^;]{0,99}?"
     r"\b(none|disc|circle|square|decimal(?:-leading-zero)?|(?:low|upp)er-(?:alpha|latin|roman))"
 )
-# elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
+# Elements without a text of the page. Those after `iframe` have a text only for programs that cannot show the element.
 _UNSEEN = frozenset(
     {
         *("script", "style", "template", "noscript", "svg", "datalist", "annotation", "annotation-xml"),
@@ -93,7 +93,7 @@ _NUMERALS: Mapping[str, str] = MappingProxyType(
 def page_text(data: bytes, charset: str = "") -> str:
     """Return the text of a web page, one line for each block, list item and table row.
 
-    `charset`: the charset that a mail names. It is tried before the page's own.
+    `charset`: the charset that a mail names. The page's own charset is tried afterwards.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -101,16 +101,16 @@ def page_text(data: bytes, charset: str = "") -> str:
     page = encodings.text_of(data, charset, named[1].decode() if named else "")
     if page.lstrip().startswith("<?xml"):
         page = _ENDED.sub(r"<\1\2></\1>", page)
-    # for the parser, no script runs, so that it would take a text for those without scripts out of its element
+    # The parser runs no script, so it would move a text for browsers without scripts out of its `noscript`.
     first, *others = _NOSCRIPT.split(page)
     page = first + "".join(_NOSCRIPT_END.split(other, maxsplit=1)[-1] for other in others)
-    page = _SHADOW.sub("<div>", page)  # its content is shown
+    page = _SHADOW.sub("<div>", page)  # the content of a shadow root is shown
     tree = LexborHTMLParser(page.encode("utf-8", "replace"))
     looks = _Looks()
     for element in tree.css("[style]"):
         looks.add(element, _COMMENT.sub("", element.attributes["style"] or ""))
     hidden = looks.hidden | {each.mem_id for each in tree.css("[hidden], [popover], dialog") if _is_hidden(each)}
-    hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # beside the same in MathML
+    hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # copies of MathML
     for formula in tree.css("math"):
         if formula.mem_id not in hidden:
             formula.replace_with(of_mathml(formula))
@@ -163,7 +163,7 @@ class _Looks:
     tags: dict[int, str] = field(default_factory=dict)
     """The tags that elements look like."""
     sizes: dict[int, bool] = field(default_factory=dict)
-    """Whether letters have a size above 0; only elements whose style says it."""
+    """Whether letters have a size above 0; only for elements whose style sets a size."""
     struck: list[Any] = field(default_factory=list)
     """The elements that are struck out."""
 
@@ -189,10 +189,9 @@ class _Looks:
 def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
     """Write the texts of all visible elements.
 
-    Elements within one of size 0 may have a size of their own: newsletters are built so, to have no gaps between parts.
-    A class may set one, too.
+    An element inside an element of size 0 may have its own size: newsletters avoid gaps so. A class may set it, too.
 
-    It is no recursion, because a page may be nested deeply.
+    The walk is not recursive, because a page may be nested deeply.
     """
     node, open_elements, is_shown = root, list[tuple[Any, str, bool]](), True
     styles, sizes = looks.tags, looks.sizes if not all(looks.sizes.values()) else {}
@@ -289,7 +288,7 @@ class _Writer:
             case ["sub"]:
                 text = lowered(text)
         self._begins = self._begins and text.isspace()
-        # of other elements, each run of white space becomes a space; the letters around the text keep its own ends
+        # In other elements, a run of white space becomes a space. The added letters protect it at both ends.
         self._put(text.translate(_KEPT) if self._as_written else " ".join(f"x{text}x".split())[1:-1])
 
     def start(self, tag: str, element: Any) -> None:
@@ -363,11 +362,11 @@ class _Writer:
             while self._texts and not self._texts[-1].strip(" \n"):
                 self._texts.pop()  # the break at the end of a block of the cell before
         width, height = (min(whole_number(attributes.get(name), 1), 1000) for name in ("colspan", "rowspan"))
-        self._put(grid.tabs(width, height if height > 0 else 1000))  # as in browsers, 0 rows are all rows
+        self._put(grid.tabs(width, height if height > 0 else 1000))  # in browsers, 0 rows are all rows
         self._begins = True
 
     def _start_field(self, tag: str, element: Any) -> None:
-        """Add what a field of a form shows: its value, its box or its chosen option."""
+        """Add the visible content of a form's field: its value, its box or its chosen option."""
         attributes = element.attributes
         if tag == "q":
             self.add('"')

@@ -21,7 +21,7 @@ from promptmill.files.web_pages import STRUCK, page_text, whole_number, with_str
 from promptmill.files.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
-# deleted text, properties, and instructions of fields
+# Elements whose texts are not shown: deleted text, properties, and instructions of fields.
 _UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "sdtPr", "footnoteRef", "endnoteRef"})
 _SIGNS: Mapping[str, str] = MappingProxyType({"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"})
 _LOOKS = ("vanish", "strike", "dstrike", "vertAlign")
@@ -37,7 +37,7 @@ _MATH = "/math}"  # the end of the namespaces of formulas
 def word_text(data: bytes, *, is_inner: bool = False) -> str:
     """Return the text of a Word document. The cells of its tables are separated by tabs.
 
-    `is_inner`: it is a part of another document, whose own parts are not read.
+    `is_inner`: the document is a part of another document, and its own parts are not read.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -76,7 +76,7 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
 
 
 def _clear_codes(tree: Any) -> None:
-    """Remove the texts in the codes of fields, such as the result of a field that the condition of an IF field has.
+    """Remove the texts in the codes of fields, such as the result of a field inside the condition of an IF field.
 
     The code of a field ends where its result begins. A field without a result keeps all texts.
     """
@@ -204,7 +204,7 @@ def _run(text: str, element: Any) -> str:
 
 
 def _joins_next(paragraph: Any) -> bool:
-    """Return whether the mark at the end of a paragraph is deleted or hidden, so that it goes on with the next one."""
+    """Return whether the mark at the end of a paragraph is deleted or hidden: the next one continues it."""
     mark = paragraph.find("{*}pPr/{*}rPr")
     if mark is None:
         return False
@@ -212,7 +212,7 @@ def _joins_next(paragraph: Any) -> bool:
 
 
 def _is_covered(cell: Any) -> bool:
-    """Return whether a cell is a part of a merged one that begins at its left or above it."""
+    """Return whether a cell belongs to a merged cell that begins to its left or above it."""
     if (merged := cell.find("{*}tcPr/{*}hMerge")) is not None:
         return _attribute(merged, "val") != "restart"
     merged = cell.find("{*}tcPr/{*}vMerge")

@@ -165,7 +165,7 @@ def children(tree: Element, name: str) -> list[Element]:
 
 def number_formats(packed: zipfile.ZipFile, part: str) -> tuple[dict[str, str], list[str]]:
     """Return the codes of a workbook's own number formats by their numbers, and the number of each cell style. `part`:
-    that of the styles, or `""`."""
+    the path of the styles, or `""`."""
     if not part:
         return {}, []
     tree = tree_of(packed, part)

@@ -164,7 +164,7 @@ class HostAllowlist:
     def may_call(self, origin: bytes, scheme: str, host: bytes) -> bool:
         """Return whether a web page may call: its origin is this server's scheme, host and port, or an allowed origin.
 
-        `scheme` and `host` (a header that passed `is_ours`) are those of the page's request.
+        `scheme` and `host` (a header that passed `is_ours`): from the page's request.
         """
         text = origin.decode("latin-1").lower()
         return text == f"{scheme}://{host.decode('latin-1').lower()}" or text in self.origins

@@ -220,7 +220,7 @@ class App(MonitoringPages):
         await self._inner(scope, receive, send)
 
     def _other_for(self, scope: Scope) -> OtherApi | None:
-        """Return the API of a path: of several with such a prefix, that with the longest."""
+        """Return the API of a path, by the longest matching prefix."""
         others = (other for other in self._others if scope["path"].startswith(other.prefix))
         return max(others, key=lambda other: len(other.prefix), default=None)
 
@@ -233,7 +233,7 @@ class App(MonitoringPages):
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
             self._check_token(scope, self._rules.others)
-        if self._rules.token is None:  # or each invented token would get a share of the disk
+        if self._rules.token is None:  # otherwise each invented token would get a share of the disk
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:

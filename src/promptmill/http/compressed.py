@@ -11,7 +11,7 @@ PIECE = 1 << 20
 
 
 class Reader(Protocol):
-    """Reads the decompressed bytes. `read` raises errors of the library for other bytes, and for cut ones."""
+    """Reads the decompressed bytes. `read` raises errors of the library for other data, and for incomplete data."""
 
     def read(self, size: int, /) -> bytes: ...
 

@@ -76,7 +76,7 @@ class EitherResponse:
         response = b"" if self._is_stream or (self._sent and not self._json) else _response(events)
         if not self._sent:
             if not response and _is_empty(events) and message.get("more_body"):
-                self._held.append(message)  # has the id with which a client resumes the stream
+                self._held.append(message)  # it has the id with which a client resumes the stream
                 return
             self._json = self._json or bool(response)
             self._sent = True

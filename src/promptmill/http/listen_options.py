@@ -75,7 +75,7 @@ def opened(
     where, token = Address.parse(address), find_token(token_file, token_env, environ)
     others = tuple(configured(further_tokens).values())
     check_tokens(token, others, allowed_origins)
-    # bounded, because the SDK parses at up to 6 ns a byte on the event loop
+    # The size is bounded, because the SDK parses at up to 6 ns a byte on the event loop.
     most = 32 << 20 if max_body is None else parse_size(max_body)
     tls = None if tls_cert is None else tls_context(tls_cert, tls_key)
     sockets = where.bind()

@@ -9,7 +9,7 @@ job's database, in whichever process it runs:
 
 So rows of detached jobs count, even after a restart of the server. Rows are gauges: they count rows in the databases,
 and fall if a job is removed or sends its failed rows again. Requests, tokens and costs of jobs never fall during the
-life of a server: those of a removed job still count.
+life of a server: a removed job still counts.
 
 No label has a value from a prompt. The first fifty models have their own label; all others are `other`.
 """
@@ -45,7 +45,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "job_rows": ("gauge", "Rows of jobs by outcome: answered, skipped, or the code of the failure."),
     "job_rows_left": ("gauge", "Rows without an outcome, of jobs whose number of rows is known."),
     "job_rows_per_second": ("gauge", "Rows that running jobs settle in a second, lately."),
-    "job_rows_cached": ("gauge", "Rows of jobs answered without a request, by the cache or a twin."),
+    "job_rows_cached": ("gauge", "Rows of jobs answered without a request, by cache or duplicate."),
     **{f"job_{name}": ("counter", CALLS[name][2].replace("calls", "jobs")) for name in _OF_JOBS.values()},
     "job_requests_in_flight": ("gauge", "Requests of running jobs in flight."),
     "job_requests_in_flight_limit": ("gauge", "Most requests of running jobs that may be in flight now."),
@@ -63,7 +63,7 @@ class Metrics:
     def __init__(
         self, service: Service, folders: JobFolders | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`folders`: the folders of jobs; by default those that the environment names."""
+        """`folders`: the folders of jobs; by default the folders that the environment names."""
         self._service, self._clock = service, clock
         self._jobs = _Jobs(folders, clock)
         self._reading: asyncio.Future[str] | None = None
@@ -163,7 +163,7 @@ class _Jobs:
         return list(self._by_job.values())
 
     def read(self) -> None:
-        """Read changed jobs for at most two seconds, those with the oldest reading first. Blocks."""
+        """Read changed jobs for at most two seconds, the longest unread first. Blocks."""
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:
@@ -179,7 +179,7 @@ class _Jobs:
             folder, stamp = left.pop(0)
             present.pop(folder.path, None)
             if (job := self._noted(folder, stamp)) is not None:
-                present[folder.path] = job  # at the end, so that the next page begins with the others if time is short
+                present[folder.path] = job  # at the end: if time is short, the next page begins with the other jobs
         self.unread = len(left)
         self._by_path = present
 

@@ -21,7 +21,8 @@ HOW_TO_MAKE_ONE = f"Make one with: {_MAKE}"
 
 
 class Token:
-    """A secret token. Its digest is compared; the token is kept to detect it in files that must not be sent."""
+    """A bearer token, which is compared by its digest; the token is kept to detect it in files that must not be
+    sent."""
 
     def __init__(self, secret: str) -> None:
         self.secret = SecretStr(secret)

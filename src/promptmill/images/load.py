@@ -1,6 +1,6 @@
 """Loads images from paths, URLs or memory as bytes in a format for models: PNG, JPEG, WebP or GIF.
 
-Of a file that is not an image, only the header is read, and nothing is sent. `ImageCache` loads and keeps the images of
+Only the header of a file that is not an image is read, and nothing is sent. `ImageCache` loads and keeps the images of
 a call; `WebImages` downloads web images.
 """
 
@@ -389,7 +389,7 @@ def _unusable(message: str, hint: str | None = None) -> PromptmillError:
 class HeldImage(str):
     """An image in a program's memory instead of a path or URL: bytes, a Pillow image, an array or a tensor.
 
-    As a text, it is a name; equal images have equal names.
+    Its text is a name; equal images have equal names.
     """
 
     image: Any
@@ -417,7 +417,7 @@ def source_of(value: Any) -> str | None:
         if value.seekable():  # read from the beginning, because several inputs may share the file
             value.seek(0)
         value = value.read()
-    # on the type, because the attribute of a Pillow image would copy all pixels
+    # The attribute is looked up on the type, because on a Pillow image it would copy all pixels.
     is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
     is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
     return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
@@ -485,14 +485,14 @@ def _needs_rewriting(image: Image) -> bool:
     animated = getattr(image, "is_animated", False) and image.format != "MPO"
     if animated or image.mode not in _WEB_MODES or (image.format == "PNG" and ";16" in str(getattr(image, "tile", ""))):
         return True
-    # only if EXIF exists, because `getexif` parses the file
+    # `exif` is checked first, because `getexif` parses the file.
     return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
 
 
 def _rewritten(image: Image, *, needs_white: bool) -> bytes:
     """Return an image as a PNG file: upright, with 8 bits per channel, and on white if needed.
 
-    Of an animation, it is the first frame; of a TIFF, the chosen page.
+    An animation becomes its first frame; a TIFF, its chosen page.
     """
     from PIL import ImageOps
 
@@ -587,7 +587,7 @@ class ImageCache:
         self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
-        # a separate pool, because an image may wait for memory, which must not block other work
+        # Images have a separate pool, because an image may wait for memory, which must not block other work.
         self._threads: ThreadPoolExecutor | None = None
         self._halt = Halt()
 
@@ -631,5 +631,5 @@ class ImageCache:
 def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # counts eightfold: a `data:` URL or a page seldom repeats, so that a file of such rows needs little memory
+    # A `data:` URL or a page counts eightfold: it seldom repeats, so that a file of such rows needs little memory.
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -37,7 +37,7 @@ _REPLY_S = 60.0  # the limit of wall time, for a busy machine
 _MEMORY = 1 << 30  # bound: a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
 _SIDE = 2048  # max pixels of the longer side: providers make larger images smaller
-_QUALITY = 90  # of JPEG: small letters stay sharp
+_QUALITY = 90  # quality of JPEG: small letters stay sharp
 _REOPENED = 50  # images after which a document is opened again (1 ms), because it keeps a copy of each shown image
 _GRID = 20  # cells per side of the grid that counts the share of a page which pictures cover
 _SCAN, _PICTURE = 0.5, 0.05  # min shares of a page that make it a scan, or a page with pictures; a logo covers 2 %
@@ -47,7 +47,7 @@ _SAMPLED = 500  # max characters of a page that are checked for a meaning
 _UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
-# the texts of a drawing; an escaped bracket begins none
+# The texts of a drawing. An escaped bracket begins no text.
 _DRAWN = re.compile(r"\\.|(\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\())")
 _ESCAPED = re.compile(r"\\(.)")
 _LOST = "takes too much time or memory to read, or is damaged"
@@ -76,7 +76,7 @@ def page_of(source: str, page: int) -> str:
 
 
 def text_of(source: str) -> str:
-    """Return a source that stands for the missing text of a PDF. It is no image, so its row fails with the reason."""
+    """Return a source that represents the missing text of a PDF. It is no image, so its row fails with the reason."""
     return f"{source}#text"
 
 
@@ -315,7 +315,7 @@ def _drawn(page: Any) -> tuple[float, int]:
 
 
 def _annotated(page: Any) -> tuple[list[str], list[str]]:
-    """Return what is on a page and not in its text layer, and the names of files attached to places of the page.
+    """Return the texts on a page that its text layer lacks, and the names of files attached to places of the page.
 
     A line for each filled form field, such as `Name: Ann`, for each text typed onto the page, and for each stamp.
     """
@@ -398,7 +398,7 @@ def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
 
 def main() -> None:
     """Serve the parent process."""
-    # imported before the clock starts: the import time does not count for a page
+    # The imports come before the clock starts: their time does not count for a page.
     modules = ("pypdfium2", "PIL.JpegImagePlugin")
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 

@@ -18,7 +18,7 @@ _SIZES = ((160, 60), (112, 60), (80, 50))
 def thumbnail(source: str, rules: ImageRules, most: int | None = None) -> str | None:
     """Return an image as a small JPEG in base64, of at most `most` characters.
 
-    None for an image of the web, which is not fetched, and for one that `rules` refuse or that cannot be read. Blocks.
+    None for a web image, which is not fetched, for an image that `rules` refuse, and for an unreadable image. Blocks.
     """
     if is_web(source):
         return None

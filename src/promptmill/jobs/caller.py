@@ -22,8 +22,8 @@ class Caller(NamedTuple):
     """Over HTTP a digest of the token; over stdio `""` for this user. If a job's rows came in a call, only the job's
     owner may see, read and end it."""
     is_alone: bool = True
-    """Whether no other client has this session. In a protocol without sessions, clients at one address share it: it
-    limits what they use together, but no list shows their jobs, and equal rows of two calls are two jobs."""
+    """Whether no other client has this session. In a protocol without sessions, clients at one address share a session:
+    it limits their use together, but no list shows their jobs, and equal rows of two calls are two jobs."""
 
     @property
     def of_rows(self) -> str:

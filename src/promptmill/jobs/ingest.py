@@ -46,10 +46,10 @@ _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{row_lines.PROBLEM}":'.encode()
 _BYTES = b'"promptmill:bytes"'  # the tag of bytes in the cells of a row
 _QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes and commas
-_SEED = 0  # of all jobs, so that two models on a sample of one input get the same rows
+_SEED = 0  # the same for all jobs, so that two models on a sample of one input get the same rows
 CALL_DISK_SHARE = 0.5
 """The part of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # rows of JSON, in which each column of the prompt must occur at least once; rows searched for letters
+_LOOKED_AT = 100  # first rows: one of them must have each column of the prompt; they are searched for wrong letters
 
 
 def ingest(
@@ -135,7 +135,7 @@ class _Known:
                 head += 1
             end = stream.seek(0, os.SEEK_END)
             before = _total(known[:head])
-            while tail < len(known) - max(head, 1):  # not the first stretch, which may contain the header
+            while tail < len(known) - max(head, 1):  # the first stretch stays out, because it may contain the header
                 extent, digest = known[-1 - tail]
                 if not extent.size or end - extent.size < max(before.size, 1):
                     break
@@ -144,7 +144,7 @@ class _Known:
                     break
                 end, tail = end - extent.size, tail + 1
         first = _total(known[: len(known) - tail]).rows
-        # read again, because the error of such a row names a line number, which may have changed
+        # Such rows are read again, because their error names a line number, which may have changed.
         names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
         if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
             return cls(known[:head], (), Window(before))  # the rows of a shard may have other numbers now
@@ -233,7 +233,7 @@ class _Reader:
 
     def finished(self) -> JobSpec:
         """Return the job with its columns. Call it after all rows were read."""
-        if self._is_whole:  # in a part, an unread row may have the column
+        if self._is_whole:  # a row outside of the window may have the column
             self._names.check_templates(self._questions)
         return self._names.named().with_input(
             fields=self._fields,
@@ -359,7 +359,7 @@ class _Names:
             self._settings.update(name for name in names & row_lines.SETTINGS if not row_lines.is_null(row[name]))
 
     def check_templates(self, questions: Sequence[Questions]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a template names a column that none of the first rows has."""
+        """Raise `PromptmillError` (`invalid_input`) if a template names a column that is in no first row."""
         if not self._header and self._count:
             for one in questions:
                 check_names(() if one.template is None else one.template.names, self._seen)

@@ -82,7 +82,7 @@ class Excluded(NamedTuple):
     value: str = ""
     """The excluded value; `""`: every value."""
     words: str = ""
-    """The text that stands in the error for the name of the excluded option."""
+    """The text that replaces the name of the excluded option in the error."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether the options exclude each other, given all options that are set."""
 
@@ -114,8 +114,8 @@ class Option:
     """The option needs one of these options."""
     excludes: Sequence[Excluded] = ()
     implies: str = ""
-    """`"module:function"`: takes the value, and returns the values of other options that it stands for. Options that
-    are set take precedence."""
+    """`"module:function"`: returns the values of options that the value implies. Options that are set take
+    precedence."""
     check: str = ""
     """`"module:function"`: takes the value before a job starts, and raises `PromptmillError`."""
     rows: Sequence[str] = ()

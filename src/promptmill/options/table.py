@@ -44,7 +44,7 @@ SEVERAL = (
 )
 """Conditions for several models, and for several prompts."""
 _FORMS = {"choices", "schema", "fields"}
-"""The options of the form of an answer, which also a single request has."""
+"""The options of the form of an answer, which a single request has, too."""
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
@@ -637,12 +637,12 @@ def sampling_in(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return options with those that they imply, see `Option.implies`."""
+    """Return options and the options that they imply, see `Option.implies`."""
     return {**given, **{name: value for name, (value, _) in _implied(given).items()}}
 
 
 def _implied(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return the values of the options that others imply, each with the name of the other one."""
+    """Return the values of implied options, each with the name of the option that implies it."""
     known = options()
     implied: dict[str, tuple[Any, str]] = {}
     for name, option in known.items():
@@ -658,7 +658,7 @@ def _implied(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 @contextlib.contextmanager
 def errors_about(given: Mapping[str, Any]) -> Iterator[None]:
-    """Have an error of the block name the options that are given, not those that they imply."""
+    """Make errors in the block name the given options, not the options that these imply."""
     try:
         yield
     except PromptmillError as error:
@@ -682,7 +682,7 @@ def needs_hidden(name: str, face: Face) -> str:
 
 
 def keys_of(beginning: str) -> set[str]:
-    """Return the names of the configuration keys with this beginning that options set, without that of `model`."""
+    """Return the names of the configuration keys with this beginning that options set, without the key of `model`."""
     keys = {key for option in options().values() if option.name != "model" for key in option.keys}
     return {key.removeprefix(beginning) for key in keys if key.startswith(beginning)}
 

@@ -18,7 +18,7 @@ from promptmill.jobs.columns.column_order import by_worth
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.system.call_files import MAY_HOLD_SECRETS
 
-LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # to which texts are shortened
+LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # lengths of shortened texts
 OWN = "own."
 """The prefix of the keys of the input's columns."""
 _TEXTS = 64_000_000  # max characters of all rows in memory
@@ -133,7 +133,7 @@ class PageRows:
                 del self.columns[index], self.cells[index]
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
-        """Order the columns by worth. `asked`: the keys of those that a prompt shows; `()`: any of the input may be."""
+        """Order the columns by worth. `asked`: the keys of the prompt's columns; `()`: any input column may be."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
             column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])

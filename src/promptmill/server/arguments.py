@@ -237,7 +237,7 @@ class PlainArguments(Middleware):
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         arguments = context.message.arguments or {}
-        # refused at once, because each unknown argument adds an error
+        # Many arguments are refused at once, because each unknown argument adds an error.
         if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
@@ -276,7 +276,7 @@ class PlainArguments(Middleware):
         if len(uri) > 2000:
             raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
         for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
-            if not re.fullmatch("[0-9]{1,18}", offset):  # or FastMCP would log a stack trace, and answer -32603
+            if not re.fullmatch("[0-9]{1,18}", offset):  # otherwise FastMCP would log a stack trace, and answer -32603
                 raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of rows to skip.")
         return await call_next(context)
 

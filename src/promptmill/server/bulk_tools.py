@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
-_READ_AHEAD = 2  # pages of rows that are read for one, whose length is known only when it is written
+_READ_AHEAD = 2  # pages of rows that are read for one page, because its length is only known when it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -143,7 +143,7 @@ def _sent(options: Mapping[str, Any]) -> JsonDict:
 
 
 def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:
-    """Return the models of a job; None stands for the default model. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the models of a job; None means the default model. Raises `PromptmillError` (`invalid_input`)."""
     models = [*dict.fromkeys(model)] if isinstance(model, list) else [model]
     if not models:
         raise input_error("`model` is an empty list; name a model, or leave it out.")
@@ -309,7 +309,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # with the tool's names of the order's fields
+            if error.code is Code.INVALID_INPUT:  # the error gets the tool's names of the order's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
         if is_embedded(models.config):
@@ -330,7 +330,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         meta=INLINE,
         annotations=ToolAnnotations(
             title="Progress and answers of jobs",
-            readOnlyHint=False,  # because of `action`
+            readOnlyHint=False,  # `action` changes jobs
             destructiveHint=False,
             idempotentHint=True,
             openWorldHint=True,

@@ -102,7 +102,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         return capabilities.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
-    # not FastMCP's own hint, which also applies to contents of resources
+    # This replaces FastMCP's own hint, which also applies to contents of resources.
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 

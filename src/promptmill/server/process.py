@@ -105,7 +105,7 @@ async def _serve_stdio(
     closing = asyncio.ensure_future(service.aclose())  # started first, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
-    # the running calls, which return their answers so far when the service closes
+    # The running calls return their answers so far when the service closes.
     answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
     hurried = asyncio.ensure_future(signals.hurry.wait())
     await asyncio.wait({serving, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)

@@ -28,7 +28,7 @@ _FEW = 10_000  # max items whose result is built on the event loop; more are bui
 _LITTLE = 1 << 20  # max characters of these items
 
 # TypeScript's SDK ends a stdio session at a message of 10 MiB. A client without a limit is recognised by its default
-# name (`mcp` is that of Python's SDK). TypeScript's SDK has no default name, so none of its clients is in this set.
+# name (`mcp` is the name of Python's SDK). TypeScript's SDK has no default name, so no client of it is in this set.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
 # A bound over HTTP, where clients share the event loop, and the SDK writes a message at about 10 ns per byte.

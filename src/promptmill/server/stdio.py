@@ -41,7 +41,7 @@ _FOLLOW_UP_S = 0.5
 _READING_S = 5.0  # seconds for a client to read a large answer; then a signal ends the server immediately
 _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
-# A string, also an unclosed one up to the end of its line, so that its end is searched for only once.
+# A string, or an unclosed string up to the end of its line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 # The beginnings of the methods that are requests.
 _REQUESTS = ("ping", "initialize", "server/", "tools/", "resources/", "prompts/", "completion/", "logging/", "tasks/")
@@ -272,7 +272,7 @@ class _Pipe:
         left = memoryview(message.encode())
         while left:
             left = left[os.write(self._descriptor, left[:_PIECE_BYTES]) :]
-            if left:  # a thread only for what did not fit into the pipe; short messages, such as progress, do
+            if left:  # only text that did not fit into the pipe needs a thread; short messages, such as progress, fit
                 self.read_at = time.monotonic()
 
     async def flush(self) -> None:
@@ -337,7 +337,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _number(text: str) -> int | None:
-    # a longer number is refused by Python
+    # Python refuses a longer number.
     return int(text) if len(text) <= 4000 else None
 
 

@@ -109,7 +109,7 @@ def task_of(ctx: Context, prompts: int, config: ModelConfig) -> CallTask:
 
 
 class Started(InputRequiredToolResult):
-    """The result of a call that became a task. FastMCP sends its content instead of a tool result."""
+    """The result of a call that became a task. FastMCP sends the content of this object instead of a tool result."""
 
     input_required: Any
 
@@ -301,7 +301,7 @@ class _Task:
         }
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt; without one, a failure with the reason why the job stopped. Blocks."""
+        """Return the outcome of each prompt; a prompt without an outcome fails with the reason of the stop. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."

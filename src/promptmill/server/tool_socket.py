@@ -55,7 +55,7 @@ def running_jobs_of(service: Service) -> Callable[[], ServerJobs]:
 
 @dataclass(frozen=True, slots=True)
 class ToolSocket:
-    """What features add tools to: a server under construction. See `promptmill.core.feature.Feature.tools`."""
+    """A server under construction, to which features add tools. See `promptmill.core.feature.Feature.tools`."""
 
     mcp: FastMCP
     service: Service

@@ -172,7 +172,8 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
 
 def _backend_of(service: Service, backend_configs: JsonObject) -> str:
-    """Return the backend of a call that names none: that of its only block, or without a block the configured one.
+    """Return the backend of a call that names none: the backend of its only block, or without a block the configured
+    backend.
 
     (A trusted client gets the tool's default instead, as from its own server.) Raises `PromptmillError`
     (`invalid_config`) for several blocks, and without a block if an earlier call chose another backend.
@@ -201,7 +202,7 @@ def _named(backend: str) -> str:
 
 
 def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]) -> PromptmillError:
-    """Return the error of a backend that is not installed with the backend of the call's only block, if another."""
+    """Return the error of a backend that is not installed, with the backend of the call's only block, if another."""
     if error.code is not Code.MISSING_DEPENDENCY or len(blocks) != 1 or chosen in blocks:
         return error
     return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
@@ -275,7 +276,7 @@ class _Answers:
         Raises `PromptmillError`.
         """
         service = self._service
-        # the bound for one system prompt, because 128 requests of a call may each hold it
+        # One system prompt has a bound, because 128 requests of a call may each hold it.
         if (most := MOST_SHARED // max(1, min(len(items), 128))) < len(system_prompt):
             raise input_error(
                 f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "

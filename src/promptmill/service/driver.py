@@ -74,7 +74,7 @@ class Driver:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
-                    await self._work()  # as this task: a call of one prompt has no other worker
+                    await self._work()  # in this task: a call of one prompt needs no other worker
                     if not self._ended:
                         await self._over.wait()
         except BaseExceptionGroup as group:
@@ -118,7 +118,7 @@ class Driver:
     async def _work(self) -> None:
         call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
-            # tested each time, because the share may shrink when another call starts
+            # The share is read each time, because it may shrink when another call starts.
             while (
                 running := self._workers + waits.forked - waits.parked - waits.held
             ) <= share.most and running <= waits.most:
@@ -157,7 +157,7 @@ class Driver:
     async def _let_loop_run(self) -> None:
         """Let the event loop run, unless it has run since the last time: all requests of a list may fail immediately.
 
-        If it has run, other workers would only wait for this one; at 8 in flight, one per request.
+        If it has run, other workers would only wait for this one; with 8 requests in flight, one wait per request.
         """
         if not self._loop_ran:
             await asyncio.sleep(0)
@@ -170,7 +170,7 @@ class Driver:
     def _look(self) -> None:
         """Release held requests that no event will release: call `share.idle` if only such requests are left.
 
-        Requests that wait for further ones go on as soon as no other can come and a place is free.
+        Requests that wait for further requests continue as soon as no further request can come and a place is free.
         """
         waits = self._waits
         if not waits.held or self._fresh or self._may_take:

@@ -73,11 +73,11 @@ class _Route:
             if not future.done():
                 future.set_result(None)
                 self.running += 1
-                self.waits.held -= 1  # now: for the driver, a call in which all requests are held gets no further ones
+                self.waits.held -= 1  # counted now: else the driver takes no further requests for this call
 
 
 class Router:
-    """Routes one call's requests to its models. Its `answer` is for the driver; its share is that of all models."""
+    """Routes one call's requests to its models. Its `answer` is for the driver; its share covers all models."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class Router:
 def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
     """Convert `request`, which was made for the model of `before`, to the form for the model of `now`.
 
-    The request's own parameters stay; the configuration's parameters are replaced by those of `now`.
+    The request's own parameters stay; the parameters of `now` replace the earlier configuration's.
     """
     if before is now:
         return request

@@ -98,7 +98,7 @@ class ListSink(Sink):
         error = failure.error
         kind = error.code, str(error)
         known = self._failures.get(kind)
-        # a message is shared by the failures with the same error
+        # Failures with the same error share one message.
         if known is None and len(self._failures) < 100:
             self._failures[kind] = failure
             return failure
@@ -300,5 +300,5 @@ def deferred(outcomes: Sequence[Outcome]) -> int:
 
 
 def _wrong(outcome: Outcome) -> Failure | None:
-    """Return the failure of an item; None if it has none or continues as a job."""
+    """Return the failure of an item; None if the item has an answer, or continues as a job."""
     return outcome if isinstance(outcome, Failure) and outcome.error.code is not Code.DEFERRED else None

@@ -25,7 +25,7 @@ CALLS: Mapping[str, tuple[str, str, str]] = {
         "Running calls of which no request is in flight, as every endpoint is paused.",
     ),
     "items_total": ("counter", "{item}", "Items of calls by outcome: answered, or the code of the failure."),
-    "cached_items_total": ("counter", "{item}", "Items of calls answered without a request, by the cache or a twin."),
+    "cached_items_total": ("counter", "{item}", "Items of calls answered without a request, by cache or duplicate."),
     "requests_total": ("counter", "{request}", "Requests sent for calls, retries included."),
     "retries_total": ("counter", "{request}", "Requests sent again for calls."),
     "refused_requests_total": ("counter", "{request}", "Requests of calls that an endpoint refused for load."),

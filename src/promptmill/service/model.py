@@ -136,7 +136,7 @@ class Model:
         self._current: Loaded | None = None
         """The backend that calls enter."""
         self._coming: Loaded | None = None
-        """The backend that will replace it, while both are loaded."""
+        """The backend that will replace `_current`, while both are loaded."""
         self._unloading: dict[Loaded, asyncio.Task[None]] = {}
         """Replaced backends, each with the task that unloads it after its last call."""
         self._swapping = asyncio.Lock()
@@ -208,7 +208,7 @@ class Model:
         try:
             await new.wait_ready()
         except PromptmillError as error:
-            is_wanted = old is None and error.code is Code.SHUTDOWN  # nobody replaced it: the next call loads it again
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # not replaced: the next call loads it again
             if self._current in {new, None} and not is_wanted:  # unless a call is already loading it again
                 await back(error)
             raise
@@ -228,7 +228,7 @@ class Model:
             raise
         finally:
             self._coming = None
-        # `_current`, which a call may have loaded again after an engine's death
+        # `_current` is not always `old`: a call may have loaded it again after an engine's death.
         old, self.config, self._current = self._current, new.config, new
         if old is not None:
             self.unload_after_calls(old)
@@ -305,7 +305,7 @@ class Loaded:
         """Start the load. It first waits until `after` is unloaded."""
         self.predecessor = after
         self.ready = asyncio.ensure_future(self._load(after))
-        # retrieved here, because without waiting callers asyncio would log "exception was never retrieved"
+        # The exception is retrieved here: without waiting callers, asyncio would log "exception was never retrieved".
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _load(self, after: Loaded | None) -> None:
@@ -403,7 +403,7 @@ class Loaded:
         try:
             await asyncio.wait({self.ready}, timeout=_STOPPING_S)
             await self.wait_without_calls(_STOPPING_S)
-        finally:  # even if the caller is cancelled
+        finally:  # also if the caller is cancelled
             if self._chain is not None:
                 await self._chain.aclose()
 

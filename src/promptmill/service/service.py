@@ -123,13 +123,13 @@ class Service:
         return frozenset({*self.offered, *allowed, DEFAULT, config.model})
 
     def offered_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration of the model that a client names, or of the default one. Raises like `config_of`."""
+        """Return the configuration of a client's model, by default of the default model. Raises like `config_of`."""
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
         return self.config_of(name)
 
     async def job_config(self, name: str | None, where: str = "model") -> ModelConfig:
-        """Return the configuration for a job on the model that a client names: one offered, or that rows may name.
+        """Return the configuration for a job on a client's model: offered, or a model that rows may name.
 
         `where`: the argument that names the model. Raises like `config_of`.
         """
@@ -144,7 +144,7 @@ class Service:
         return config.with_model(name)
 
     async def call_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration for a call on the model that a client names. A loaded backend gets it by its name.
+        """Return the configuration for a call on a client's model. The requests name a model that it lacks.
 
         Raises like `job_plan`.
         """
@@ -338,7 +338,7 @@ class Service:
             call.warn(warning)
         if len(self.models) > 1:
             call.model = config.name
-        # asked again, because an open plan's model is decided during the call
+        # The configuration is looked up again, because an open plan's model is decided during the call.
         now = (lambda: self._model(config.name).config) if config.is_open else lambda: config
         counted = Counted(call, now, call.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
@@ -410,7 +410,7 @@ class Service:
             try:
                 return loaded, loaded.enter(call, run)
             except PromptmillError as error:
-                # loaded again: the engine died before this call
+                # If the engine died before this call, it is loaded again.
                 if error.code is not Code.ENGINE_DIED or last_try:
                     raise
         raise AssertionError

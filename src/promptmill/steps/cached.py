@@ -8,7 +8,7 @@ The position of the cache depends on the clients of the process:
 No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
 hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache
 check, count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
-because waiting for another call's request takes a different time than the endpoint. Only requests at temperature 0 are
+because a call that waits for another call's request would get its answer too soon. Only requests at temperature 0 are
 cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
 (checked and unchecked), and never find each other's answers.
 
@@ -73,7 +73,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
     It keeps complete answers to requests at temperature 0; with `everything`, of all requests of a single user.
     """
 
-    one_by_one = False  # if the first request fails, each of the others would fail after the one before
+    one_by_one = False  # if the first request fails, the others would fail one after another
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
@@ -151,7 +151,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
             latency_s = round(time.monotonic() - began, 4)
             return replace(outcome, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
         call.counts.cached += 1
-        # the file has no costs; a hit counts as an answer of the model
+        # The file has no costs. A hit counts as an answer of the model.
         cost = None if call.counts.cost is None else 0.0
         return replace(copied(outcome, request.attempts), cost=cost, came="cached")
 
@@ -283,7 +283,7 @@ def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
     """Return a digest of the position and of the settings that affect answers. Settings in a request do not count."""
     block = config.block
     assert block is not None
-    # a block of another package has the usual names
+    # A block of another package has parameters with the usual names.
     effort = OpenAISettings.marked(OF_EFFORT) | block.marked(OF_EFFORT)
     asked = block.model_dump(mode="json", exclude={*effort, "headers"})
     headers = getattr(block, "headers", {})

@@ -17,8 +17,8 @@
        ▼   WARMED     held until the provider's cache has the beginning                                         │
     backend ────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
-`STEPS` lists the steps of the core, and `Feature.answers` adds those of features. A request skips the steps that do not
-want it. The cache is outside of the checks, so that it keeps only answers that pass them (`cached.py`). Prices and
+`STEPS` lists the steps of the core, and `Feature.answers` adds the features' steps. A request skips the steps that do
+not want it. The cache is outside of the checks, so that it keeps only answers that pass them (`cached.py`). Prices and
 budgets are inside of all steps that send a request again, so that they see every request.
 """
 
@@ -146,8 +146,8 @@ def steps_of_features() -> list[type[Step]]:
 
 
 def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
-    """Return the function from an item to what is sent for it, after the steps of features that want it. The function
-    raises `PromptmillError` for an item that cannot be sent."""
+    """Return the function from an item to the request that is sent for it, after the features' steps that want the
+    item. The function raises `PromptmillError` for an item that cannot be sent."""
     made: dict[type[Step], Callable[[Request], Sent]] = {}
 
     def sent(request: Request) -> Sent:

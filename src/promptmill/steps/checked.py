@@ -93,8 +93,8 @@ class ChosenAnswers(Step):
 
 
 async def _with_chances(request: Request, call: protocol.Call, answer: protocol.Answer) -> protocol.Outcome:
-    """Answer a request with `top_choices` by `answer`, with the probabilities in the log probabilities of an endpoint:
-    those of the likeliest choices, or those of the answer's fields."""
+    """Answer a request with `top_choices` by `answer`, and read probabilities from an endpoint's log probabilities: of
+    the likeliest choices, or of the answer's fields."""
     choices = None if request.sampling.choices is None else _choices(request.sampling)
     asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
     try:
@@ -128,10 +128,10 @@ def _with_schema(sampling: Sampling) -> Sampling:
 
 
 class _Complaint(NamedTuple):
-    """What is wrong with an answer."""
+    """The problem of an answer."""
 
     turn: str
-    """The message with which the request is sent again; `""`: it is not, because it would not help."""
+    """The message with which the request is sent again; `""`: it is not sent again, because that would not help."""
     error: PromptmillError
     """The failure if it is not sent again."""
 
@@ -183,9 +183,9 @@ class CheckedAnswers(Step):
         except PromptmillError as error:
             return protocol.Failure(error, request.attempts)
         if request.is_part:
-            checks = []  # they are about the row's answer
+            checks = []  # the checks are about the row's whole answer
         if form is not None or checks:
-            call.preview = None  # nobody can take back an answer that was shown while it grew
+            call.preview = None  # an answer that was shown while it grew cannot be taken back
         first = outcome = await self.following(request, call)
         if form is None and not checks:
             return outcome

@@ -7,8 +7,8 @@ allow this, the item returns with its cost so far, and waits until other items h
 An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. The name of a model
 does not show this for certain. So the first such request is sent alone, each answer lets one more be in flight, and the
 rest of the budget must allow `_UNLIMITED` tokens for each of them, or only one is in flight. The first answer that is
-longer than its form ends it: no form bounds a request to this model any more, and the next one fails because it has no
-limit.
+longer than its form ends this trial: no form bounds a request to this model any more, and the next request fails
+because it has no limit.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class BudgetedAnswers(Step):
                 return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
             known = charge(spent, price, tiers)
-            if known is None:  # an endpoint that searches unasked
+            if known is None:  # the endpoint may search unasked
                 call.warn(_UNKNOWN_SEARCHES)
                 known = len(spent) * worst
             self._learn(spent, most, is_by_form=not has_limit)
@@ -291,7 +291,7 @@ class BudgetedAnswers(Step):
                         return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
-        if account.excess and self._prices.why:  # learned meanwhile
+        if account.excess and self._prices.why:  # another request has learned it meanwhile
             account.charge(0.0)
             return Failure(_breaks_form(self._prices.why))
         return None
@@ -335,7 +335,7 @@ class BudgetedAnswers(Step):
 def _advise(call: Call, most: Usage, why: str, cost: Callable[[Usage], float]) -> None:
     """Warn once that reservations for long answers keep a budget full although answers are short.
 
-    `most`: the highest usage of a request, and `why` it may be that. `cost` returns the cost of a usage.
+    `most`: the highest usage of a request. `why`: the reason for it. `cost` returns the cost of a usage.
     """
     answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
@@ -466,7 +466,7 @@ def _thinks(config: model_config.ModelConfig) -> bool:
 
 
 def advised_limit(config: model_config.ModelConfig) -> int:
-    """Return a `max_tokens` that is enough for most answers: what the form needs at most, else four times the likely
+    """Return a `max_tokens` that is enough for most answers: the most tokens of the form, else four times the likely
     length. Thinking needs more."""
     if _thinks(config):
         return _FOR_THINKING
@@ -589,8 +589,8 @@ def worst_case(
     why: str = "",
 ) -> Usage:
     """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others. `decides`:
-    the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: why no form bounds
-    an answer.
+    the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: the reason why no
+    form bounds an answer.
 
     The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
     Without a limit, the form of the answer may bound it. Raises `PromptmillError` for a request without either
@@ -631,7 +631,7 @@ def worst_case(
 
 
 def _breaks_form(why: str) -> PromptmillError:
-    """Return the error for a request that no form bounds any more. Those in flight are paid; the job waits for them."""
+    """Return the error for a request that no form bounds any more. The job waits for the paid requests in flight."""
     return PromptmillError(Code.BUDGET, why, ("Limit the answers: ", _ENOUGH_FOR_THINKING, "."))
 
 
@@ -665,7 +665,7 @@ def _prompts(request: Request) -> int:
     """Return the number of prompts in a request for completions. The endpoint answers each of them."""
     prompts = request.extra.get("prompt") if request.path else None
     if not isinstance(prompts, list) or not any(isinstance(prompt, str | list) for prompt in prompts):
-        return 1  # a text, or the tokens of one
+        return 1  # a text, or the tokens of a single text
     return len(prompts)
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from promptmill.backends.openai.providers import DecisionLimits
 
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
-_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # the names of models that change what they name
+_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that refer to changing models
 # Words of an option for all that fits no other.
 _NONE = re.compile(
     r"(?i)\b(?:other\w*|none|neither|unknown|unclear|nothing|misc\w*|else|n/?a|irrelevant|not applicable|uncertain|"
@@ -46,14 +46,14 @@ def tokens_of(request: Request, questions: int = 0) -> int:
 
 
 def bytes_of(request: Request, questions: int = 0) -> int:
-    """Return the number of bytes of a request's evidence and questions. `questions`: the most of a request, if it is
-    not yet divided; then the evidence counts once for each part."""
+    """Return the number of bytes of a request's evidence and questions. `questions`: the most questions of a request,
+    if the request is not yet divided; then the evidence counts once for each part."""
     form = request.form or form_of(request.sampling)
     return size_of(request, form or Form(()), parts_of(request, questions))
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return the number of requests for the questions of one, of which each has so many (0: all)."""
+    """Return the number of requests into which the questions of a request are divided, so many in each (0: all)."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
@@ -83,7 +83,7 @@ def _may_be_none(option: AllowedAnswer) -> bool:
 
 
 class DecidedRequests(Step):
-    """Sends what a model can decide, in as many requests as the endpoint's limit of questions needs."""
+    """Sends questions that a model can decide, in as many requests as the endpoint's limit requires."""
 
     place = Place.DIVIDED
 
@@ -123,7 +123,7 @@ class DecidedRequests(Step):
         return [*map(_form_of, _groups(whole.asked, limits.questions))]
 
     def _is_of_all(self, request: Request) -> bool:
-        """Return whether the parameters that cannot be decided are those of the call, and not of one row."""
+        """Return whether the parameters that cannot be decided belong to the whole call, and not to one row."""
         own, usual = request.sampling, self._config.settings.sampling_params
         if (
             request.conversation.has_audio
@@ -158,7 +158,7 @@ def _groups(asked: Sequence[Asked], size: int) -> Iterable[Sequence[Asked]]:
 
 
 def _form_of(asked: Sequence[Asked]) -> Form:
-    """Return the form of which these are the questions: of many labels, each is a field."""
+    """Return the form with these questions; each of many labels becomes a field."""
     return Form(tuple(Question(one.name, one.words, one.kind, bool(one.title)) for one in asked))
 
 

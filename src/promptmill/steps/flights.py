@@ -4,8 +4,8 @@
     in flight    waits for the outcome of the request that is sent, then a copy
     new          is sent; its outcome is shared, and known from then on
 
-Three steps do this, and differ in their questions and in what they know: the cache has answers in a file, `dedupe` of a
-call the outcomes of the call, `dedupe` of a job the job's database. A copy costs nothing.
+Three steps do this, with different questions and sources: the cache reads answers from a file, `dedupe` of a call uses
+the call's outcomes, and `dedupe` of a job the job's database. A copy costs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from promptmill.steps.step import Loading, Place, Step
 _REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")
 Flight: TypeAlias = "asyncio.Future[Outcome | None]"
-"""A request that is sent: its outcome; None if it has none to share."""
+"""A request that is sent: its outcome; None if there is no outcome to share."""
 
 
 class OneFlight(Step, Generic[K]):
@@ -69,7 +69,7 @@ class OneFlight(Step, Generic[K]):
                 flight.set_result(None)
 
     async def question(self, request: Request, call: Call) -> K | None:
-        """Return what equal requests have in common; None for a request that is sent in any case."""
+        """Return the key that equal requests have in common; None for a request that is sent in any case."""
         raise NotImplementedError
 
     async def shared(self, flight: Flight, call: Call) -> Outcome | None:
@@ -89,7 +89,8 @@ class OneFlight(Step, Generic[K]):
         raise NotImplementedError
 
     def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
-        """Return the copy of an outcome for a request that arrived at `began`; None if it does not serve it."""
+        """Return the copy of an outcome for a request that arrived at `began`; None if it does not serve the
+        request."""
         del began
         call.counts.cached += 1
         return copied(outcome, request.attempts)
@@ -151,8 +152,7 @@ def is_repeatable(request: Request) -> bool:
 def request_digest(request: Request, *context: Any, decides: bool = False) -> bytes:
     """Return a digest of a request's contents and of its `context`.
 
-    `decides`: the answering model decides, so that the same text in other columns is another request, and so is one
-    with other definitions or questions, which no text has.
+    `decides`: the answering model decides: columns, definitions and questions then count, too.
 
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
@@ -160,7 +160,7 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
     sampling = request.sampling.given() if decides else request.sampling.beside_prompt()
     asked = (
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
-        # an answer may have places in them
+        # An answer may have places in the fields.
         [*request.fields] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)

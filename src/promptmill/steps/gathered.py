@@ -6,7 +6,7 @@
 
 Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, or when no further items come
 (`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
-that completes a pack sends it. The driver and the limits of the endpoint see this item alone: the others use no place.
+that completes a pack sends it. The driver and the endpoint's limits see only this item: the others use no place.
 
 A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved, down to single
 items. A server that is down fails in the same way, and must not be sent twice as many requests as there are items:
@@ -51,7 +51,7 @@ _OF_SERVER = frozenset(
 )
 """Failures that one item or the size of a request may cause, or that all requests have."""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
-"""The fields of an answer by batch that are those of its part of the reply."""
+"""The fields that an answer by batch takes from its part of the reply."""
 _ENOUGH = 8
 """The most items that are sent alone to find out whether the endpoint answers any: eight texts that all happen to be
 refused, from all over a pack, are rarer than endpoints that refuse every text. Also the packs without any answer after
@@ -65,7 +65,7 @@ _GIVEN_UP = (
     "sent alone, not together."
 )
 _OUTPUT = 4
-"""About how many times more a token of an answer costs than one of a prompt."""
+"""The approximate price of a token of an answer, in tokens of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +94,19 @@ class _Gathered(NamedTuple):
     """None: the item is sent alone; `spent` is added to its outcome then."""
     spent: Totals = Totals()
     attempts: int = 0
-    """The number of requests for it so far, those of earlier runs included."""
+    """The number of requests for the item so far, including earlier runs."""
 
 
 @dataclass(slots=True, eq=False)
 class _Pack:
     requests: list[Request] = field(default_factory=list)
     waiting: list[asyncio.Future[_Gathered | None]] = field(default_factory=list)
-    """Of all items but the one that completes the pack. None as a result: this item sends the pack."""
+    """A future for each item except the item that completes the pack. None as a result: this item sends the pack."""
     size: int = 0
 
 
 class Gathering(Step):
-    """Answers several items by one request. A subclass says which, and divides the reply."""
+    """Answers several items by one request. A subclass chooses the items, and divides the reply."""
 
     place = Place.GATHERED
     packs_batches = False
@@ -162,14 +162,14 @@ class Gathering(Step):
         if not may_share or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
         packs, share = self._calls.get(call), self._shares[call]
-        if packs is None or packs.share is not share:  # each round of a job enters the model anew
+        if packs is None or packs.share is not share:  # each round of a job enters the model again
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
             packs = self._calls[call] = _Packs(share, call)
         if packs.unread >= _ENOUGH:
             call.warn(_GIVEN_UP)
             return await self._alone(request, call)
-        is_first = request.choice == 0  # of the answers to an item that wants several, so that it counts once
+        is_first = request.choice == 0  # of several answers to an item, only the first counts
         call.waits.inside += is_first
         try:
             gathered = await self._gathered(request, kind, packs, call)
@@ -221,7 +221,7 @@ class Gathering(Step):
         return await self._send(pack, packs, call)
 
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
-        """Send a pack, and give its other items their results. Return that of its last item."""
+        """Send a pack, and give its other items their results. Return the result of its last item."""
         others = len(pack.waiting)
         call.waits.held -= others  # they no longer wait for items, but for this request
         call.waits.forked -= others
@@ -256,7 +256,7 @@ class Gathering(Step):
             return
         left = await self._left(items, part, failure, packs, before)
         if len(left) < len(part) and failure.error.code in _OF_SERVER and not is_again:
-            size = len(part)  # it was perhaps down, and is up again
+            size = len(part)  # the endpoint was perhaps down, and is up again
         else:
             size = -(-len(left) // 2)
         for first in range(0, len(left), max(1, size)):
@@ -317,7 +317,7 @@ class Gathering(Step):
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, *, most: int = _ENOUGH
     ) -> Sequence[int]:
         """Send `most` items of a part alone, until a request is answered. Return the others; if all sent items have
-        failed as the part has, the others fail, too."""
+        failed like the part, the remaining items fail, too."""
         before, tried = packs.answered, list[int]()
         for at in random.Random(0).sample(part, min(len(part), most)):  # noqa: S311 (any items)
             if packs.answered > before:
@@ -430,7 +430,7 @@ class _Packs:
                 pack.requests.remove(request)
                 if not pack.requests:
                     self.closed(kind)
-            elif future not in pack.waiting:  # it was to send the pack, and another does
+            elif future not in pack.waiting:  # the item was to send the pack, and another item does
                 pack.requests.remove(request)
                 if pack.waiting:
                     self._released()
@@ -443,7 +443,7 @@ class _Packs:
 
 
 def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillError | None:
-    """Return the error of items that have all failed as the request for all; None if one has not."""
+    """Return the common error of items that have all failed like the request for all of them; None if one has not."""
     errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
     if len(errors) < len(outcomes):
         return None
@@ -455,7 +455,7 @@ def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillEr
 
 
 def _failed(failure: Failure, gathered: _Gathered, came: Came) -> _Gathered:
-    """Return the failure of a whole request as that of one of its items."""
+    """Return the failure of a whole request as the failure of one of its items."""
     outcome = replace(failure, attempts=gathered.attempts, unmetered=0, spent=(), came=came)
     return gathered._replace(outcome=gathered.spent.on(outcome))
 
@@ -468,7 +468,7 @@ def _with(spent: Totals, gathered: _Gathered) -> _Gathered:
 
 
 def _divided(requests: Sequence[Request], parts: Sequence[ReplyPart], reply: Outcome) -> list[_Gathered]:
-    """Divide the usage and cost of a request among its items, so that their sums are exactly those of the request."""
+    """Divide the usage and cost of a request among its items, with sums that exactly equal the request's."""
     usage, count, sent = reply.usage, len(requests), reply.attempts - requests[0].attempts
     asked = [part.prompt for part in parts]
     said = [part.said + 1 for part in parts]

@@ -17,13 +17,13 @@ ASSUMED = "an assumption"
 """The source of a length that nothing supports: the request asks for a text."""
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
-_BYTES_PER_TOKEN = 3  # of JSON, whose quotes and braces are tokens of their own
+_BYTES_PER_TOKEN = 3  # bytes of JSON, whose quotes and braces are tokens of their own
 _BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens; a schema has longer names, too
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
 _DEEPEST = 50
-_DEEPEST_CLOSED = 8  # of a form that bounds an answer; one that refers to itself is deeper
+_DEEPEST_CLOSED = 8  # levels of a form that bounds an answer; a form that refers to itself is deeper
 _AROUND = 16  # tokens: a fence, and the marks of the turn, which some endpoints count
 _INDENTED = 8  # bytes around a field or an item: the end of a line, spaces, a colon, a comma
 _LONGEST_FLOAT = 24  # -2.2250738585072014e-308
@@ -74,7 +74,7 @@ def _schema(sampling: Sampling) -> JsonObject | None:
 
 
 def form_tokens(sampling: Sampling) -> int:
-    """Return about how many tokens the schema of the requested answer has, which endpoints count as a prompt's."""
+    """Estimate the tokens of the requested answer's schema, which endpoints count as prompt tokens."""
     schema = _schema(sampling)
     return 0 if schema is None else -(-_bytes(schema) // _BYTES_PER_TOKEN_OF_CHOICE)
 
@@ -91,7 +91,7 @@ def _most_bytes(
 ) -> int | None:
     """Return the most bytes of a value with a schema, indented, without escapes; None without a bound.
 
-    `known`: those of definitions, each at its depth; schemas that name each other would take exponential time.
+    `known`: the sizes of definitions, each at its depth; schemas that name each other would take exponential time.
     """
     if not isinstance(schema, Mapping) or depth > _DEEPEST_CLOSED:
         return None

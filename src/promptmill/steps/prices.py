@@ -47,7 +47,7 @@ _AROUND_MEMBER = 24
 _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking_config", "chat_template_kwargs"})
 """Parameters in `extra_params` with which an answer may be longer than its form."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
-_LONG_CONTEXT = 100_000  # tokens; providers that charge more for long prompts do so from a larger length on
+_LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below this length
 # The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 BATCH = "batch"
@@ -60,7 +60,7 @@ def is_here(config: model_config.ModelConfig) -> bool:
 
 
 def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Words:
-    """Return that no price is known for the models `names`, and for a provider how to give one.
+    """Return a sentence that no price is known for the models `names`, and for a provider how to give one.
 
     A server on this machine seldom has a price.
     """
@@ -102,7 +102,7 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
     """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
-    # after `ft:` and a model, an organisation and an id follow
+    # The name of a fine-tuned model is `ft:`, a model, an organisation and an id.
     name = ":".join(model.rpartition("/")[2].split(":")[:2])
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():
@@ -269,12 +269,12 @@ class Prices:
         self._ours = {config.model, config.name, *model_config.named_models(config.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
         self.why = ""
-        """Why no form bounds an answer of this model any more; `""`: it may."""
+        """The reason why no form bounds an answer of this model any more; `""`: it may."""
         self._last: tuple[Sampling, int | None] | None = None
         """The last sampling parameters, and the most tokens of an answer by its form: many requests have the same."""
 
     def of(self, request: Request) -> Price | None:
-        """Return the price of the model in `request`, None if unknown. Of several models, the most expensive counts.
+        """Return the price of the model in `request`, None if unknown. The most expensive of several models counts.
 
         The operator's price applies only to the model and the alternatives in the configuration.
         """
@@ -307,9 +307,9 @@ class Prices:
         return 0 if limits is None else limits.questions
 
     def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
-        """Return the most tokens of an answer by the form that `request` asks for, or None: the endpoint
-        must take schemas, and the model may not be known to think. `by_batch`: answers come too late to learn from
-        them, so the endpoint must promise that it keeps to schemas."""
+        """Return the most tokens of an answer by the form that `request` asks for; None if the endpoint takes no
+        schemas, or if the model is known to think. `by_batch`: answers come too late to learn from them, so the
+        endpoint must promise that it keeps to schemas."""
         if request.members:
             sizes = [self.longest(one, by_batch=by_batch) for one in request.members]
             known = [size + _AROUND_MEMBER for size in sizes if size is not None]
@@ -462,7 +462,7 @@ def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bo
     return cost
 
 
-_PREVIEW = "web_search_preview"  # at OpenAI, its price depends on the model, and is another than that of `web_search`
+_PREVIEW = "web_search_preview"  # at OpenAI, its price depends on the model, and differs from the price of `web_search`
 
 
 def _has_preview(extra: JsonObject) -> bool:

@@ -1,4 +1,4 @@
-"""Requests to backends that do not take everything, such as those of other packages."""
+"""Requests to backends that do not take everything, such as the backends of other packages."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SeveralAnswers(Step):
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request with `n`."""
         n = request.sampling.n or 1
-        call.preview = None  # which shows one answer
+        call.preview = None  # a preview shows one answer
         texts, images = request.conversation.texts, request.conversation.images
         size = sum(map(len, texts)) + sum(len(image.source) for image in images)
 
@@ -96,15 +96,14 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
 
 
 def sums_of(parts: Sequence[protocol.Outcome]) -> dict[str, Any]:
-    """Return the fields of an outcome that is joined from those of several requests: their sums, and the longest
-    latency."""
+    """Return the fields of an outcome that is joined from several requests: their sums, and the longest latency."""
     sums = {"attempts": sum(one.attempts for one in parts), "latency_s": max(one.latency_s for one in parts)}
     return {**protocol.Totals.of(parts)._asdict(), **sums}
 
 
 def failure_in(parts: Sequence[protocol.Outcome]) -> protocol.Failure | None:
-    """Return the failure of an outcome that needs all parts; None if none has failed. One of the budget comes first: a
-    larger budget sends the item again."""
+    """Return the failure of an outcome that needs all parts; None if none has failed. A failure of the budget comes
+    first: a larger budget sends the item again."""
     failed = [one for one in parts if isinstance(one, protocol.Failure)]
     return next((one for one in failed if one.error.code is Code.BUDGET), failed[0] if failed else None)
 

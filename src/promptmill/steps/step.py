@@ -15,14 +15,14 @@ from promptmill.core.request import Request, Sampling
 
 
 class Place(IntEnum):
-    """The place of a step, from the outside in. A step sees what the steps outside of it let through."""
+    """The place of a step, from the outside in. A step sees only requests that the steps outside of it pass on."""
 
     PIECES = auto()
-    """Of a job's plan: one row becomes several requests. Outside of the choice of a model, and of its fallbacks."""
+    """A job's plan makes several requests of a row, before a model and its fallbacks are chosen."""
     CACHED = auto()
     """Each answer is kept; a hit costs nothing."""
     EQUAL = auto()
-    """Of equal requests, one is sent."""
+    """Only one of equal requests is sent."""
     SEVERAL = auto()
     """One request becomes several, with one joined outcome."""
     CHOSEN = auto()
@@ -38,9 +38,9 @@ class Place(IntEnum):
     PRICED = auto()
     """Each request that is sent is paid, within budgets."""
     SCREENED = auto()
-    """The request has only what the backend takes."""
+    """The request keeps only the parts that the backend takes."""
     SENT = auto()
-    """In place of the backend: a hit is reported like a sent request."""
+    """The step takes the place of the backend: a hit is reported like a sent request."""
     WARMED = auto()
     """The request waits until a provider's cache has its beginning."""
 
@@ -59,10 +59,10 @@ class Loading:
 
 
 class Sent(NamedTuple):
-    """What is sent for an item, for estimates."""
+    """The request that is sent for an item, for estimates."""
 
     request: Request
-    """The item's request, or its part of a request with others."""
+    """The item's request, or its part of a request for several items."""
     part: float = 1.0
     """The item's part of the number of requests."""
     alone: Request | None = None
@@ -76,7 +76,7 @@ class Step:
 
     place: Place
     wanted_by: Collection[str] | None = None
-    """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request does."""
+    """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request skips it."""
     path: str = ""
     """The path of the requests that the step sends, see `Request.path`; `""`: it keeps the path of its request."""
     following: Answer
@@ -84,13 +84,13 @@ class Step:
 
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
-        """Return the step for a model; None if none of its requests needs the step. Raises `PromptmillError`."""
+        """Return the step for a model; None if its requests never need the step. Raises `PromptmillError`."""
         del loading
         return cls()
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to what the step would send for it, see `chain.sending`."""
+        """Return the function from an item to the request that the step would send for it, see `chain.sending`."""
         del config, by_batch
         return Sent
 

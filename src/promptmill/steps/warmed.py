@@ -1,4 +1,4 @@
-"""Sends one request of each shared beginning before the others, so that they find it in the provider's cache.
+"""Sends one request of each shared beginning first, so that the next ones find it in the provider's cache.
 
 A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
 would each pay its full price.

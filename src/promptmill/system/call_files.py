@@ -139,15 +139,15 @@ class FileRule:
         return real
 
     def placed(self, path: Path) -> Path:
-        """Return the path to try for one that a call names: a relative one is below the only root, if the server was
-        started in `/` or in the home folder, as desktop programs do, and it does not lead inside from there.
+        """Return the path to try for a path that a call names: a relative path is below the only root, if the server
+        was started in `/` or in the home folder, as desktop programs do, and the path does not lead inside from there.
         """
         if not self.is_guarded or path.anchor or len(self.roots or ()) != 1 or not holds_everything(Path()):
             return path
         (root,) = self.roots or ()
         try:
             return path if safe_open.is_inside(safe_open.real_path(path), (root,)) else root / path
-        except ValueError:  # not a path: its reader reports it
+        except ValueError:  # not a path: the reader of the file reports it
             return path
 
     def is_own(self, path: Path) -> bool:
@@ -198,7 +198,7 @@ def _plain(name: str) -> str:
     if not plain.isascii():
         plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # HFS+ ignores them
     if sys.platform == "win32":
-        plain = plain.partition(":")[0]  # without a stream: `.env::$DATA` is `.env`
+        plain = plain.partition(":")[0]  # the name without a stream: `.env::$DATA` is `.env`
     return plain.rstrip(". ") or plain
 
 

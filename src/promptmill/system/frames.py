@@ -67,7 +67,7 @@ async def receive(stream: asyncio.StreamReader) -> Frame | None:
 
 def _body_length(head: bytes) -> int:
     (length,) = _LENGTH.unpack(head)
-    # bytes; with a larger length, the stream is out of sync
+    # The length is in bytes. With a larger length, the stream is out of sync.
     if length > 1 << 30:
         raise OutOfStepError
     return int(length)

@@ -61,7 +61,7 @@ def command_for_package(package: str, *, prefix: Path | None = None, source: tup
 def _install(prefix: Path) -> str:
     """Return the beginning of a command that installs a package into an environment."""
     python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
-    # environments made by uv have no pip
+    # Environments made by uv have no pip.
     has_pip = importlib.util.find_spec("pip") is not None
     return f"{python} -m pip install" if has_pip else f"uv pip install --python {python}"
 
@@ -91,7 +91,7 @@ def command_into(folder: Path, requirement: str, *, of_linux: bool = False) -> t
 def _uv() -> str | None:
     """Return the path of the uv that runs this process, or else of the uv on PATH."""
     found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
-    # only absolute: on Windows, `which` searches the working directory first
+    # Only an absolute path counts: on Windows, `which` searches the working directory first.
     return found if found is not None and Path(found).is_absolute() else None
 
 

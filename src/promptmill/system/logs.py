@@ -71,8 +71,8 @@ def quiet_fastmcp() -> None:
     """Set FastMCP's environment variables. Call it before FastMCP is imported, because the import reads them."""
     # No `.env` is read: the working directory is the caller's, and an invalid value would stop FastMCP's import.
     os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
-    os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # because rich prints tracebacks with source lines
-    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # because promptmill's own log has the failed calls
+    os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
+    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # promptmill's own log has the failed calls
     # Not DEBUG, at which both libraries log arguments and whole messages, with prompts and keys.
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"

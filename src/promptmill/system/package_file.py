@@ -104,8 +104,8 @@ class PackageFile:
         command = command_into(target, self.requirement, of_linux=self.of_linux)
         if command is None:
             raise self._not_downloaded("there is no pip or uv")
-        # no `Child`, because pip is another program, which ends by itself
-        # in a new folder, because the working directory may have settings of uv, or modules
+        # pip needs no `Child`: it is another program, which ends by itself.
+        # The command runs in a new folder, because the working directory may have settings of uv, or modules.
         try:
             done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         except OSError as error:

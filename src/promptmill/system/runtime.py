@@ -104,7 +104,7 @@ def without_telemetry() -> None:
 
 def usable_cores() -> int:
     """Return the number of cores permitted by affinity and the container's quota, including hyper-threads."""
-    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only
+    affinity = getattr(os, "sched_getaffinity", None)  # exists on Linux only
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()

@@ -251,7 +251,7 @@ def _options(**changed: Any) -> dict[str, Any]:
 
 
 class Halt:
-    """Ends the questions of a call to helpers: those in progress and all later ones. Questions of other calls stay."""
+    """Ends a call's present and later questions to helpers. Questions of other calls stay."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -426,7 +426,7 @@ def serve_parent(
 def _end_after(parent: int) -> None:
     """End this process soon after its parent has ended, even during a reply.
 
-    (Linux could report the end, but it is that of the thread that started the process.)
+    (Linux could report only the end of the thread that started the process.)
     """
     while os.getppid() == parent:
         time.sleep(_LOOK_S)

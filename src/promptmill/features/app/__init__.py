@@ -7,8 +7,8 @@ FEATURE = Feature(
     tools="promptmill.features.app.tools:add",
 )
 MOST_PICTURES = 32
-"""Pictures of a call: the rows of a frame of 720 pixels, and those near it."""
+"""The most pictures in a call: for the rows of a frame of 720 pixels, and for nearby rows."""
 MOST_IN_WINDOW = 100
-"""Rows of a call: those of a frame, and as many for scrolling."""
+"""The most rows in a call: the rows of a frame, and as many for scrolling."""
 SHORT, LONGEST = 400, 20_000
-"""Characters of a cell in the table, and where the page shows one row."""
+"""The most characters of a cell: in the table, and where the page shows a single row."""

@@ -16,7 +16,7 @@ from promptmill.pages.page import HEAD, TEMPLATE, html_of
 
 _APP = Path(__file__).with_name("app.html")
 _FILE = "// --- the rows in this file"
-"""With this line of the script begin the rows and the charts of a report's file, which the page has not."""
+"""The line of the script at which the rows and charts of a report's file begin; the page leaves them out."""
 _COLOURS = re.compile(r":root \{([^{}]*)\}")
 
 

@@ -1,7 +1,7 @@
 """The thumbnails of a job's rows for the page: a process of its own, with limited memory and time, makes them.
 
-The job's own process may read any image that its user may; for the page of a call, the rule for the files of calls
-counts, and no image is fetched from the web.
+The job's own process may read any image that its user may; for the page, the rule for files of calls applies, and no
+image is fetched from the web.
 """
 
 from __future__ import annotations

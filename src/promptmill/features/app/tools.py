@@ -94,7 +94,7 @@ def add(socket: ToolSocket) -> None:
             Field(min_length=1, max_length=MOST_PICTURES, description="The numbers of the rows."),
         ],
     ) -> ToolResult:
-        """Return small pictures of the images of rows, for the page alone."""
+        """Return small pictures of the images of rows, only for the page."""
         from promptmill.features.app import pictures  # imported on use: most servers show no pictures
 
         found = await pictures.pictures(await socket.jobs(), caller_of(ctx, socket.service), job_id, rows)
@@ -127,13 +127,13 @@ def add(socket: ToolSocket) -> None:
         row: Annotated[int | None, Field(ge=1, description="This row alone, by its number.")] = None,
         wanted: Annotated[dict[str, str] | None, Field(description="By column: the whole text of the cell.")] = None,
     ) -> ToolResult:
-        """Return the status of a job and a window of its rows, for the page alone."""
+        """Return the status of a job and a window of its rows, only for the page."""
         from promptmill.features.app import window  # imported on use: most servers show no pages
 
         began, view = time.monotonic(), window.View(search, show, sort, down, wanted, row)
         jobs, caller = await socket.jobs(), caller_of(ctx, socket.service)
         found = await window.window(jobs, caller, job_id, view, orders, offset=offset, limit=limit, longest=longest)
-        took = {"seconds": round(time.monotonic() - began, 3)}  # the page rests ten times as long
+        took = {"seconds": round(time.monotonic() - began, 3)}  # the page waits ten times as long
         return ToolResult("The rows are in the structured content.", found, took)
 
     socket.mcp.add_middleware(_Named())

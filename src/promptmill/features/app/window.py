@@ -1,4 +1,4 @@
-"""The rows of a job for its page: a window of them, in an order, and as far as a search or a filter finds them.
+"""The rows of a job for its page: a window of the rows that a search or a filter finds, in an order.
 
 Failed rows come first, then the newest: the index of the answers has this order. For a search, a filter or the order
 of a column, a child process with limited memory and time reads all rows, once for all windows of the view.
@@ -63,13 +63,13 @@ class View:
     """The name of the column; `""`: the usual order."""
     down: bool = False
     wanted: Mapping[str, str] | None = None
-    """The text that the cell has in each of these columns."""
+    """The text that a wanted row has in each of these columns."""
     row: int | None = None
     """The number of the only row."""
 
     @property
     def reads_rows(self) -> bool:
-        """Whether the rows must be read to find those of the view."""
+        """Whether finding the rows of the view requires reading all rows."""
         return bool(self.search.strip() or self.sort or self.wanted)
 
 
@@ -139,7 +139,7 @@ class DeliveredRows:
 
 
 def _stamp(database: Path) -> Iterator[tuple[int, int]]:
-    """Yield what changes whenever the database does."""
+    """Yield values that change whenever the database changes."""
     for path in (database, database.with_name(f"{database.name}-wal")):
         if path.exists():
             found = path.stat()

@@ -52,12 +52,12 @@ class AskedRows(PlanWork, Step):
         self.kept.begin()
 
     def prepare(self, round_: Round) -> None:
-        """Note whether the round sends all rows again."""
+        """Record whether the round sends all rows again."""
         self._renews, self.kept.round = round_.rows == "again all", round_.id
         self.has_parts = bool(self.job.store.page(0, _WAITS, size=1))
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Note that rows are recorded."""
+        """Mark rows as recorded."""
         self.kept.recorded(keys)
 
     async def answer(self, request: Request, call: Call) -> Outcome:
@@ -116,7 +116,7 @@ class _Row:
         return self._joined()
 
     async def _ask(self, part: RowPart) -> None:
-        """Send a request, and keep its answer while the row waits for others."""
+        """Send a request, and keep its answer while the row waits for other requests."""
         answers = {name: "" if (value := self.values[name]) is None else cell_text(value) for name in part.needs}
         request = self.rows.inquiries.request(self.request, part, self.parted.sections, answers)
         outcome = await self.rows.following(request, self.call)
@@ -138,7 +138,8 @@ class _Row:
         self.probabilities = {**(outcome.probabilities or {}), **self.probabilities}
 
     def _joined(self) -> Outcome:
-        """Return the outcome of the row: an answer with all fields, or a failure with the others' answers."""
+        """Return the outcome of the row: an answer with all fields, or a failure with the answers of the other
+        requests."""
         text = json_text({name: self.values[name] for name in self.rows.names if name in self.values})
         earlier, sums = self.request.attempts, sums_of(self.outcomes)
         requests = max(1, earlier + sum(one.attempts > 0 for one in self.outcomes))

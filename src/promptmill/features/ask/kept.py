@@ -20,7 +20,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import SLOT
 
-_BEGINNING = "asked "  # of their names in table `job`
+_BEGINNING = "asked "  # the beginning of their names in table `job`
 
 
 class KeptAnswers:
@@ -91,7 +91,7 @@ class KeptAnswers:
         value = orjson.dumps(mended(kept)).decode()
         unneeded, self._unneeded = self._unneeded, []
         self._names.setdefault(request.key, []).append(name)
-        with contextlib.suppress(OSError, DamagedError):  # the commit of the row meets the same, and reports it
+        with contextlib.suppress(OSError, DamagedError):  # the commit of the row fails in the same way, and reports it
             await asyncio.to_thread(
                 self._store.change,
                 ("INSERT OR REPLACE INTO job VALUES (?, ?)", [(name, value)]),
@@ -99,7 +99,7 @@ class KeptAnswers:
             )
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Note that rows are recorded, so that their answers are not needed."""
+        """Mark rows as recorded: their kept answers are no longer needed."""
         for key in keys:
             self._unneeded += self._names.pop(key, ())
 

@@ -47,13 +47,13 @@ class Ask(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Ask | None:
-        """Return the plan for the option `ask`, or None, and for questions that are fields of one request about
-        the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `ask`; None without it, and for questions that are fields of a single request
+        about the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if not options.get("ask"):
             return None
         prompt = options.get("prompt") or options.get("prompt_file") or ""  # a file is read after the options' check
-        if isinstance(prompt, Mapping):  # one prompt with a name: options exclude several
+        if isinstance(prompt, Mapping):  # one prompt with a name: options exclude several prompts
             prompt = next(iter(prompt.values()))
         plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
         ((first, *others), *later) = plan.levels
@@ -73,8 +73,8 @@ class Ask(Plan):
         return (template_of(self.levels),)
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for several answers to a request, a tag of images, or labels that a
-        model that decides would get in one request, defined in two ways."""
+        """Raise `PromptmillError` (`invalid_input`) for several answers to a request, an image tag, or labels with two
+        definitions in one request to a model that decides."""
         if registry.decides(config):
             definitions_of(self.questions)
         if (answers := config.settings.sampling_params.n or 1) > 1:
@@ -146,7 +146,7 @@ class Ask(Plan):
         return replace(whole, text=json_text(values), probabilities=probabilities)
 
     def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return the requests that ask more than the record of their row answers."""
+        """Return the requests with questions that the record of their row does not answer."""
         known = values_of(record.extras.get("part", "")).keys()
         texts = [one.names for level in self.levels for one in level]
         forms = (response_format.schema_of(one.sampling.response_format) for one in requests)
@@ -163,7 +163,7 @@ class Ask(Plan):
 
 
 class _Names(dict[str, str]):
-    """In place of each answer, its name as in the prompt."""
+    """Gives the name of a question, as in the prompt, in place of its answer."""
 
     def __missing__(self, name: str) -> str:
         return f"{{{{{name}}}}}"

@@ -48,8 +48,8 @@ class AskedQuestion(Stored):
 def questions_of(value: object) -> tuple[AskedQuestion, ...]:
     """Return the questions of the option's value. Raises `PromptmillError` (`invalid_input`).
 
-    `value`: texts `NAME=PROMPT`, or prompts by name. A name may have the form of its answer behind it, as a field of
-    `fields` has: `Tone:positive|negative`. In place of a prompt, a pair of it and its labels, which may be defined.
+    `value`: texts `NAME=PROMPT`, or prompts by name. The form of the answer may follow a name, as in `fields`:
+    `Tone:positive|negative`. A value may also be a pair: the prompt, and its labels with or without definitions.
 
     >>> (tone,) = questions_of({"Tone": ("Is it praise? {{text}}", ["yes", "no"])})
     >>> tone.field
@@ -139,7 +139,7 @@ def joined_definitions(questions: Iterable[AskedQuestion]) -> dict[str, str]:
 
 
 def all_definitions(questions: Iterable[AskedQuestion]) -> dict[str, list[str]]:
-    """Return the definitions of each label, of which several requests may have different ones."""
+    """Return the definitions of each label; several requests may define a label differently."""
     known: dict[str, list[str]] = {}
     for question in questions:
         for label, definition in question.definitions.items():

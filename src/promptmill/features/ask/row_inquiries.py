@@ -39,7 +39,7 @@ class RowPart:
     """The names of its questions."""
     needs: frozenset[str]
     sections: tuple[int, ...]
-    """The sections of the row's prompt that it has: several, if their columns are the same."""
+    """The indices of the sections in the request: several, if their columns are the same."""
     changes: JsonDict
     """The sampling parameters that differ from the row's."""
     is_evidence: bool = False
@@ -67,7 +67,7 @@ class RowInquiries:
         template = template_of(levels)
         self._written = _sources(sections_of([template]))
         self._may_lack = "{%" in template or "{#" in template
-        """Whether an answer may be left out, by a statement or a comment."""
+        """Whether a statement or a comment of the template may leave an answer out."""
         self._levels = self._parts([])
         self._parted: Made[Parted] = {}
         self._samplings: Made[Sampling] = {}
@@ -82,7 +82,8 @@ class RowInquiries:
         return Parted(sections, self._levels)
 
     def _are_as_written(self, found: Sequence[Sequence[int | str]]) -> bool:
-        """Return whether the answers in the sections of a row are those of the template; otherwise a cell has marks."""
+        """Return whether a row's sections use the same answers as the template; otherwise a cell contains the invisible
+        marks."""
         if found == self._written or not self._may_lack or len(found) != len(self._written):
             return found == self._written
         return all({*own} <= {*names} for own, names in zip(found, self._written, strict=True))
@@ -120,7 +121,7 @@ class RowInquiries:
             sampling=sampling,
             fields=None if request.fields is None else fields,
             shared=request.shared_system,
-            question=None,  # the row's, which would make its requests duplicates of each other
+            question=None,  # not the row's question, which would make its requests duplicates of each other
             attempts=0,
             choice=part.sections[0],
         )

@@ -10,9 +10,9 @@
 A batch that was created exists and is paid, even if later requests about it fail. The round waits for it; then the run
 ends with an error, and the next run looks again. Only the user's `by` abandons a batch, at its highest possible cost.
 
-A plan may send several requests for a row, and further ones after their answers: these go into a second batch. Rows
-that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows.
-The chain of functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while
+A plan may send several requests for a row, and further requests after their answers: these go into a second batch. Rows
+that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The
+chain of functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while
 storing, it returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
 """
 
@@ -183,16 +183,17 @@ class BatchRound:
                 self._note()
                 if not any(moved) and not self._replans:
                     await self._wait()
-            # planned again: answers cost less than was reserved, and a row may have a next request after its answers
+            # The rows are planned again: answers cost less than was reserved, and a row may have a next request after
+            # its answers.
 
     def _open(self) -> list[Batch]:
-        """Return the open batches, including those of rounds that another order ended."""
+        """Return the open batches, including batches of rounds that another order ended."""
         slots = len(self._rows.targets)
         return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
     @property
     def _plans(self) -> bool:
-        """Whether the order wants batches. Another order only collects those that are there."""
+        """Whether the order wants batches. Another order only collects existing batches."""
         return self._job.order.way == self._round.way
 
     @property
@@ -256,7 +257,8 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
-            # at least 3 rows: a cache write for an hour costs twice the prompt, and each cache read a tenth
+            # A beginning needs at least 3 rows: a cache write for an hour costs twice the prompt, and each cache read a
+            # tenth.
             sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
@@ -273,7 +275,7 @@ class BatchRound:
 
     async def _drop(self, batch: Batch) -> None:
         """Forget a batch that the provider does not have. Its rows are open again."""
-        # searched: after a kill during the upload, the provider may have a file whose id is unknown
+        # Search for the file: after a kill during the upload, the provider may have a file whose id is unknown.
         if batch.there.file_id or (self._is_resumed and batch.state == "planned"):
             await self._apis[batch.slot].delete(self._planned(batch), None)
         stored_batches.drop(self._store, batch)
@@ -394,7 +396,7 @@ class BatchRound:
             return await self._wait_for_queue(batch, error.wait_s, is_rate=error.is_rate)
         except PromptmillError as error:
             stored_batches.put(self._store, batch)
-            if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # its file may be missing: plan the rows again
+            if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # the file may be missing: plan the rows again
                 await self._drop(batch)
             raise
         self._adopt(creating, state, is_guess=False)
@@ -447,7 +449,7 @@ class BatchRound:
             try:
                 await api.cancel(batch.there.id)
             except PromptmillError as error:
-                if error.code is not Code.UNSUPPORTED:  # it cannot be cancelled: wait for its end
+                if error.code is not Code.UNSUPPORTED:  # the batch cannot be cancelled: wait for its end
                     raise
             batch = batch.seen("sent", is_cancelled=True)
             self._poll_s = api.limits.poll_s
@@ -506,7 +508,7 @@ class BatchRound:
                 page.append(reply)
                 if len(page) >= _REPLIES_AT_ONCE:
                     nameless += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
-                    await asyncio.to_thread(self._store.sync)  # so that SQLite's log of them does not grow
+                    await asyncio.to_thread(self._store.sync)  # so that SQLite's log of the replies does not grow
                     page = []
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
@@ -532,7 +534,7 @@ class BatchRound:
         found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # some count these as done
         is_short = found < _completed(state, batch) or (gone is not None and state.done is None)
         if is_short and replies.requests < batch.requests:
-            if replies.ready:  # the others may never come
+            if replies.ready:  # the other replies may never come
                 await self._pass_on(batch)
             text = (
                 f"Batch {batch.there.id} is {state.said} with {_completed(state, batch)} requests done, but has {found}"
@@ -551,7 +553,7 @@ class BatchRound:
             stored_batches.put(self._store, batch.changed(most=0.0))
 
     async def _pass_on(self, batch: Batch) -> None:
-        """Pass the replies so far on, those to rows with a single request, while the batch waits for others."""
+        """Pass on the replies to rows with a single request, while the batch waits for other replies."""
         left, onward = await self._pass(batch, IS_ALONE)
         self._onward.setdefault(batch.id, set()).update(onward)
         await asyncio.to_thread(stored_batches.mark_passed, self._store, batch.changed(most=max(0.0, left)))
@@ -560,7 +562,7 @@ class BatchRound:
         """Pass the replies through the functions around `answer`, and clean up."""
         each = self._each(batch)
         left, onward = await self._pass(batch)
-        # edited rows and unreadable results are billed too; without a known usage, the highest cost is charged
+        # Edited rows and unreadable results are billed too. Without a known usage, the highest cost is charged.
         uncounted = stored_batches.without_row(self._store, batch) + batch.unread
         if charged := each * uncounted:
             self._progress.earlier.charge(charged)
@@ -580,7 +582,7 @@ class BatchRound:
     async def _pass(self, batch: Batch, only: str = "1") -> tuple[float, set[int]]:
         """Pass replies through the functions around `answer`. `only`: the condition for their rows.
 
-        Return the part of the batch's highest cost that they leave, and the keys of rows with further requests.
+        Return the unspent part of the batch's highest cost, and the keys of rows with further requests.
         """
         call, left, each = self._progress.call, [batch.most], self._each(batch)
         customs = await asyncio.to_thread(stored_batches.customs, self._store, batch)

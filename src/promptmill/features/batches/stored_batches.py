@@ -44,7 +44,7 @@ HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AN
 IS_ALONE = "(SELECT count(*) FROM batched AS each WHERE each.key = row.n + {base} AND each.batch = {batch}) = 1"
 """The condition for rows with a single request in the batch."""
 
-# the names of the columns are those of `promptmill.jobs.store.rounds.Awaited`
+# The column names match the fields of `promptmill.jobs.store.rounds.Awaited`.
 TRIED = """coalesce((
     SELECT min(status IS 0 AND batch NOT IN (SELECT id FROM batch WHERE value ->> '$.state' != 'done')) FROM batched
     WHERE batched.key = row.n + {base}
@@ -203,7 +203,7 @@ class BatchRow(NamedTuple):
     asked: bytes | None
     """The digest of the row's question."""
     line: int
-    """The number of the request that was sent: that of one of its rows."""
+    """The number of the sent request, which is the `custom` of one of its rows."""
     name: str
     at: int
     among: int
@@ -223,7 +223,8 @@ def drop(store: JobDatabase, batch: Batch) -> None:
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> Counter[bool]:
-    """Store replies to the requests of a batch; to each, the first answer counts, or else the first reply.
+    """Store replies to the requests of a batch; of several replies to a request, the first answer counts, or else the
+    first reply.
 
     Return the number of replies to no request of the batch, by whether they are answers.
     """
@@ -245,7 +246,7 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
 
 
 def spread(store: JobDatabase, batch: Batch) -> None:
-    """Store the status of each reply to several rows at all of them."""
+    """Store the status of each shared reply at all of its rows."""
     store.change(
         (
             f"""UPDATE batched SET status = (
@@ -278,7 +279,7 @@ def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None
 def portion_of(store: JobDatabase, batch: Batch, request: Request) -> Portion | None:
     """Return a row's portion of the request that it shares; None if the request is its own.
 
-    Rows that are no longer in the input have no place, so that the first of the others counts the request.
+    Rows that are no longer in the input do not count, so the first remaining row counts the request.
     """
     at = """(
         SELECT count(*) FROM batched AS each
@@ -298,7 +299,7 @@ class Replies(NamedTuple):
     run: int
     """The number of replies to requests that were run, including failed ones."""
     passed: int
-    """The number of replies that were passed on before the others came."""
+    """The number of replies that were passed on before the other replies came."""
     ready: int
     """The number of replies to rows of the input that were not passed on."""
 
@@ -333,8 +334,8 @@ def mark_passed(store: JobDatabase, batch: Batch) -> None:
 def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:
     """Store that a batch is done. `onward`: the keys of rows with a request that the batch does not have.
 
-    These rows are planned again; with `again`, so are all other rows without an answer, else they are tried. Replies to
-    rows that are no longer in the input are kept, because the rows may return.
+    These rows are planned again; with `again`, all other rows without an answer are planned again, too; otherwise they
+    are marked as tried. Replies to rows that are no longer in the input are kept, because the rows may return.
     """
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"

@@ -53,7 +53,7 @@ def _a_language(value: str | None) -> str | None:
 
 
 class CheckWishes(Parameters):
-    """What an answer must satisfy, apart from a schema."""
+    """The conditions that an answer must satisfy, in addition to a schema."""
 
     max_words: Annotated[int | None, APPLIED] = Field(
         None, ge=1, description="Most words of an answer; a longer one is requested again, `check_retries` times."

@@ -12,7 +12,7 @@ from promptmill.core.values import read_json
 from promptmill.core.whole_words import word_count
 from promptmill.features.checks.parameters import CheckWishes, likelihoods
 
-_SURE = 10  # as a logarithm: e^10, so 22,000 times as likely. German sentences of three words are at 13
+_SURE = 10  # the natural logarithm of the ratio of likelihoods (22,000); German sentences of three words reach 13
 
 
 class MaxWords(Check):
@@ -21,7 +21,7 @@ class MaxWords(Check):
     wanted_by = ("max_words",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the number of words if there are too many. Of a JSON answer, the words of its texts count."""
+        """Return the number of words if there are too many. In a JSON answer, only the words of its texts count."""
         wanted, words = request.sampling, sum(map(word_count, _texts(answer)))
         assert isinstance(wanted, CheckWishes)
         most = wanted.max_words or words
@@ -41,7 +41,7 @@ class Match(Check):
         return wanted.match or "", answer
 
     def complaint(self, answer: str, request: Request) -> str:
-        """Return the pattern, which the answer does not match."""
+        """Return the problem: the pattern that the answer does not match."""
         return f"it does not match the pattern {self.matched(answer, request)[0]}"
 
 
@@ -52,7 +52,7 @@ class Language(Check):
     wanted_by = ("language",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the languages if another one is far likelier; an answer of few words could be in several."""
+        """Return the languages if another language is far likelier; an answer of few words could be in several."""
         wanted = request.sampling
         assert isinstance(wanted, CheckWishes)
         found = likelihoods("\n".join(_texts(answer)))

@@ -299,10 +299,10 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         `base_url` is another name of `api_base`.
 
         `retry` counts attempts in all, from 1 to 100; `wait` is the longest wait between them in seconds, `timeout`
-        seconds to connect and of silence, `thread_num` requests in flight. Of several keys and ports each takes its
-        share. None leaves a parameter to the endpoint, and a number out of its usual range is the endpoint's to refuse.
-        `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs` alone.
-        `kwargs` go into the request body. Attributes that are set later count from the next call on. Raises
+        seconds to connect and of silence, `thread_num` requests in flight. Several keys and ports share the requests.
+        None leaves a parameter to the endpoint; a number outside the usual range is sent, and the endpoint may refuse
+        it. `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs`
+        alone. `kwargs` go into the request body. Attributes that are set later count from the next call on. Raises
         `PromptmillError` (`invalid_config`).
         """
         super().__init__(
@@ -347,8 +347,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         `retry` times in all. Every answer satisfies the JSON Schema `schema`, or is an instance of the pydantic class.
         Raises `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
 
-        In a subclass with a `process_single_message` or `generate_inner` of its own, each input is answered by it, in a
-        thread, as in `BaseAPI`.
+        A subclass's own `process_single_message` or `generate_inner` answers each input in a thread, as in `BaseAPI`.
         """
         if self._overrides("process_single_message", "generate_inner"):
             return super().generate(messages, **kwargs, **({} if schema is None else {"schema": schema}))
@@ -514,10 +513,12 @@ class MPOpenAIAPI(OpenAIAPI):
 
     @_with_worker_arguments
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """`num_workers` processes, each with `worker_concurrency` requests in flight. Only images get them by default.
+        """`num_workers` processes, each with `worker_concurrency` requests in flight. By default, only calls with
+        images use processes.
 
-        The default of `worker_concurrency` is a worker's share of `thread_num`. The other arguments are those of
-        `OpenAIAPI`. As positional arguments, both come before `enable_thinking`, as in DataStudio's class.
+        The default of `worker_concurrency` is a worker's share of `thread_num`. The other arguments are as in
+        `OpenAIAPI`. As positional arguments, `num_workers` and `worker_concurrency` come before `enable_thinking`, as
+        in DataStudio's class.
         """
         given = inspect.signature(MPOpenAIAPI.__init__).bind(self, *arguments, **named)
         self.num_workers, self.worker_concurrency = (given.arguments.pop(name, None) for name in _OF_WORKERS)

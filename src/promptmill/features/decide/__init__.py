@@ -1,4 +1,5 @@
-"""Two models for each row: one that decides answers the closed fields of a schema, the job's own model the others."""
+"""Two models for each row: a model that decides answers the closed fields of a schema, the job's own model the open
+ones."""
 
 from promptmill.core.feature import Feature, PartEntry
 

@@ -39,14 +39,14 @@ class BothModels(PlanWork, Step):
             raise input_error(Named("decide"), " works only for rows, not for complete requests, as of a Batch file.")
         own, prompt = self._job.config, self._job.requests().reader.system_prompt
         divided, other = Divided.of(own.settings.sampling_params), self._job.config_of(self._model)
-        is_of_job = prompt != own.settings.system_prompt  # else each model has that of its configuration
+        is_of_job = prompt != own.settings.system_prompt  # otherwise each model keeps its configured prompt
         self._before = _with_prompt(own, prompt)
         self._writes = with_form(self._before, divided.open)
         self._decides = with_form(_with_prompt(other, prompt) if is_of_job else other, divided.closed)
         check_plan(self._decides)
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request with both models; one whose own form cannot be divided with the job's model."""
+        """Answer a request with both models; the job's model answers a request whose own form cannot be divided."""
         divided = once(self._divided, lambda: _divided(request.sampling), request.sampling)
         if request.path or divided is None:
             return await self.following(request, call)
@@ -77,7 +77,8 @@ def _divided(sampling: Sampling) -> Divided | None:
 
 
 def _joined(request: Request, divided: Divided, written: Outcome, decided: Outcome) -> Outcome:
-    """Return the outcome of a row: an answer of both, or the failure of one with the other's part of the answer."""
+    """Return the outcome of a row: the joined answer, or one model's failure with the other model's part of the
+    answer."""
     both = written, decided
     reply = _text_of(written)
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply

@@ -64,7 +64,7 @@ class Decide(Plan):
         return [*super().asked(targets), self.model]
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings of a model in a validation, which asks for its fields alone."""
+        """Return a model's settings in a validation, for requests about its own fields."""
         divided = Divided.of(config.settings.sampling_params)
         return with_form(config, divided.closed if model == self.model else divided.open)
 

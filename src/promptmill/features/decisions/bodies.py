@@ -1,4 +1,4 @@
-"""The body of a request as a JSON object without doubt about its names."""
+"""The body of a request as a JSON object without repeated names."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 
 _ELSE = "It is about something else."
-"""What an encoder compares with a yes or no whose opposite is not described: with it, .86 of 4,800 pairs of mails were
-in the right order (with `Not so: …`, .66)."""
+"""The opposite of a yes or no without a described opposite, for an encoder: with this text, .86 of 4,800 pairs of mails
+were in the right order (with `Not so: …`, .66)."""
 _ORDER = (
     "This model compares texts: of a yes or no, it needs to know what both mean. Without that, the number puts inputs "
     "into an order, but is no probability."
@@ -123,7 +123,7 @@ def _named(name: str, question: Question, *, compares: bool) -> Question:
 
 
 def _schema(form: Form) -> JsonDict:
-    """Return the schema of a reply of any fields, which differs for other questions, as keys of caches should."""
+    """Return a schema of any fields, which differs for other questions, because caches use it as a key."""
     return {"type": "object", "$comment": hashlib.sha256(repr(form).encode()).hexdigest()}
 
 
@@ -159,7 +159,7 @@ def _with_system(conversation: Conversation, config: ModelConfig) -> Conversatio
 
 
 def labels_of(asked: Asked) -> list[str]:
-    """Return the labels that the model writes for the options: these, or their numbers if an option is long."""
+    """Return the labels that the model writes: the options themselves, or their numbers if an option is long."""
     texts = [option.text for option in asked.options]
     return texts if max(map(len, texts)) <= _LONGEST_LABEL else [str(place) for place in range(1, len(texts) + 1)]
 

@@ -129,7 +129,7 @@ def _options(given: Any, place: str, field: str, key: str, most: int) -> list[tu
 def reply(
     model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decision], usage: Usage, note: str = ""
 ) -> JsonDict:
-    """Return the body of the reply. `note`: what the client should know about the probabilities."""
+    """Return the body of the reply. `note`: a note for the client about the probabilities."""
     tokens = usage.prompt_tokens, usage.completion_tokens
     return {
         "model": model,

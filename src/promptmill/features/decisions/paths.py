@@ -34,7 +34,7 @@ from promptmill.service.service import Service
 _NOT_YET = (
     "The model needs longer than clients of this API wait; it goes on. Send the same request again for the answer."
 )
-_AGAIN = {"retry-after": "5"}  # of the 30 s of all attempts, waits and attempts leave most time to the model
+_AGAIN = {"retry-after": "5"}  # seconds; clients give up after 30 s in all, most of which must be left to the model
 
 
 class OpenAIDecisions(ApiPaths):
@@ -60,7 +60,7 @@ class OpenAIDecisions(ApiPaths):
 
 
 class SystemOne(ApiPaths):
-    """TypeSafe's API. A client of TypeSafe's, which would give up before the answer, is asked to come again."""
+    """TypeSafe's API. A client that would give up before the answer is asked to repeat its request."""
 
     prefix = "/v1/systemone"
 
@@ -139,7 +139,7 @@ class _Calls:
 
 
 def _wait_s(request: HttpRequest) -> float | None:
-    """Return how long the client waits, in seconds; None: it has no limit of its own that is known."""
+    """Return how long the client waits, in seconds; None: no limit of this client is known."""
     is_typesafe = "typesafe" in request.headers.get("user-agent", "").lower() or "x-typesafe-sdk" in request.headers
     return WAIT_S if is_typesafe else None
 

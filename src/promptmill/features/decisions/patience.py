@@ -1,7 +1,7 @@
-"""Answers for clients that give up after ten seconds: at the ninth, a reply asks the client to come again.
+"""Answers for clients that give up after ten seconds: after nine, a reply asks the client to repeat its request.
 
-The work goes on meanwhile, and the same body finds it: a client that repeats its request gets the answer, and the work
-is done once. Work for which nobody comes again is ended.
+The work continues, and a request with the same body finds it: a client that repeats its request gets the answer, and
+the work is done once. Work that no client requests again is ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Patience(Generic[T]):
         self._clients: dict[bytes, int] = {}
         self._ends: dict[bytes, asyncio.TimerHandle] = {}
         self._promised = set[bytes]()
-        """The work for which a client was asked to come again."""
+        """The keys of work whose client was asked to repeat its request."""
 
     async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]], wait_s: float | None = None) -> T:
         """Return the result of the work with this key, begun now or earlier. Raises `NotYetError` after `wait_s`, and
@@ -70,7 +70,7 @@ class Patience(Generic[T]):
         task = self._tasks.pop(key)
         task.cancel()
         if task.done() and not task.cancelled():
-            task.exception()  # or asyncio would report that nobody has read it
+            task.exception()  # read it, or asyncio logs an unread exception
 
     async def aclose(self) -> None:
         """End all work."""

@@ -33,11 +33,11 @@ class ClientQuestion(NamedTuple):
     question: Question
     """With `""` as its name."""
     values: tuple[Any, ...] = ()
-    """The options as the client wrote them, in order; of a yes or no: none."""
+    """The options as the client wrote them, in order; a yes or no has none."""
 
     @property
     def asked(self) -> Asked:
-        """The question as it is asked."""
+        """The question as it is sent."""
         return Form((self.question,)).asked[0]
 
     @property
@@ -47,13 +47,13 @@ class ClientQuestion(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a question has no answer."""
+    """The reason why a question has no answer."""
 
     words: str
 
 
 Shares: TypeAlias = Sequence[float]
-"""The probability of each option, in order; of a yes or no: those of yes and no."""
+"""The probability of each option, in order; for a yes or no, the probabilities of yes and no."""
 Decision: TypeAlias = Shares | Refusal
 
 
@@ -90,7 +90,7 @@ def scale(name: str | None, words: str, levels: Sequence[tuple[str, str]]) -> Cl
     labels = tuple(label for label, _ in levels)
     bare = tuple(composed(label).strip() for label in labels)
     kind: Closed = Scale(bare, _some(said for _, said in levels))
-    if len({*bare}) < len(bare) or not all(bare):  # the level's place tells them apart
+    if len({*bare}) < len(bare) or not all(bare):  # their places distinguish equal or empty levels
         defined = tuple(f"{label}: {said}" if said else label for label, said in levels)
         kind = Scale(tuple(range(len(levels))), defined)
     return ClientQuestion(name, Question("", words, kind), labels)
@@ -114,8 +114,8 @@ def words_of(value: Any) -> str:
 def shares_of(reported: Sequence[float | None]) -> Shares | None:
     """Return the probability of each option; None if none is reported.
 
-    `reported`: of each option, None for those without one. These share the rest of 1: an endpoint reports the likeliest
-    alone, and an engine lower bounds.
+    `reported`: the probability of each option, or None. Options without a probability share the rest of 1: an endpoint
+    reports only the likeliest options, and an engine reports lower bounds.
 
     >>> shares_of([0.5, None, None])
     [0.5, 0.25, 0.25]
@@ -154,8 +154,8 @@ def above_chance(shares: Shares) -> float:
 
 
 def closeness(shares: Shares) -> float:
-    """Return TypeSafe's `confidence` of a level: 1 minus the mean distance to the likeliest level, where 1 is that of
-    equally likely levels from the middle.
+    """Return TypeSafe's `confidence` of a level: 1 minus the mean distance to the likeliest level, divided by the mean
+    distance of equally likely levels from the middle.
 
     >>> closeness([0.0, 0.75, 0.25])
     0.625

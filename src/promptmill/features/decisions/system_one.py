@@ -131,7 +131,7 @@ def _shown(part: str | int) -> str | int:
 
 
 def _evidence(state: Any) -> Evidence:
-    """Return a state as evidence: an object by its columns, each below its name."""
+    """Return a state as evidence: the fields of an object become columns, each below its name."""
     if not isinstance(state, Mapping) or not state:
         return Evidence(Conversation((Message("user", words_of(state)),)))
     cells = {
@@ -148,7 +148,7 @@ def reply(
 ) -> JsonDict:
     """Return the body of the reply. A question without an answer is in `x_refusals`, with the reason.
 
-    `note`: what the client should know about the probabilities.
+    `note`: a note for the client about the probabilities.
     """
     pairs = [(str(one.name), one, decision) for one, decision in zip(asked, decisions, strict=True)]
     refused = {name: decision.words for name, _, decision in pairs if isinstance(decision, Refusal)}

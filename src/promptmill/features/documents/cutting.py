@@ -48,7 +48,7 @@ _ENDS = tuple(
 )
 """The places at which a piece may end, the best first: after a page that ends with a sentence, before a heading, after
 a paragraph, after a line that ends with a sentence, after any page, any line, …"""
-_SHARE_REPEATED = 20  # a twentieth of a piece; without it, 35 to 39 of 40 facts in 150 pages were found
+_SHARE_REPEATED = 20  # a piece repeats a twentieth; without it, 35 to 39 of 40 facts in 150 pages were found
 _MOST_REPEATED = 200  # tokens: more than a long sentence
 
 

@@ -26,7 +26,7 @@ _MOST_WORDS = 30  # words of a text that are searched for
 _OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
 _NUMBER = re.compile(
-    # without possessive groups, which Python 3.11.2 matches wrongly (python/cpython#106052)
+    # The pattern has no possessive groups, which Python 3.11.2 matches wrongly (python/cpython#106052).
     r"(?<![\w.,])(?:[1-9]\d{0,2}(?: \d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,'\u2019\u00a0\u2007\u2009\u202f]\d+)*)"
     r"(?!\w|[.,'\u2019\u00a0\u2007\u2009\u202f]\d)"
 )
@@ -54,9 +54,9 @@ class Document(NamedTuple):
 
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
-        """Return the document in a message whose fields are unknown, as those of a prompt with expressions: the longest
-        text of the row's `cells`, or else, as the content of a file is no cell, all that replaces the fields of the
-        prompt."""
+        """Return the document in a message with unknown fields, as in a prompt with expressions: the longest text of
+        the row's `cells` or, if it is no cell (the content of a file), all text that replaces the fields of the prompt.
+        """
         longest = _longest(cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return cls(message[:at], longest, message[at + len(longest) :])
@@ -80,7 +80,7 @@ class Document(NamedTuple):
         return place(self.text, piece)
 
     def moved(self, source: ValueSource, piece: Piece) -> ValueSource:
-        """Return a source in a piece as one in the document."""
+        """Return a source in a piece as a source in the document."""
         if "start" not in source:
             return source
         start, end = source["start"] + piece.start, source["end"] + piece.start
@@ -125,8 +125,8 @@ def place_of(text: str, piece: Piece, value: Any) -> str:
     a mark: the model has converted the value, or made it up.
 
     A text is found whatever its case and spaces, by its first 30 words; a number by its value, an object by its first
-    text or else number. If a number may be read in two ways, such as `1,250`, one that has the value in any case goes
-    first. True and false have no words.
+    text or else number. A number with two readings, such as `1,250`, comes after numbers that can only have the value.
+    True and false have no words.
 
     >>> place_of("Of 3 parts:\\fEUR 1.250,00", Piece(0, 24), 1250)
     'page 2'
@@ -149,7 +149,7 @@ def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         numbers = [({*_values(match[0])}, match.span()) for match in _NUMBER.finditer(text, *piece)]
         found = [(len(values), span) for values, span in numbers if abs(value) in values]
-        for _, span in sorted(found):  # by the number of meanings: 1.25 has one, 1,250 two
+        for _, span in sorted(found):  # sorted by the number of meanings: 1.25 has one, 1,250 two
             yield Piece(*span)
 
 

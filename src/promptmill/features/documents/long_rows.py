@@ -74,12 +74,13 @@ class LongRows(PlanWork, Step):
         return super().advance()
 
     def prepare(self, round_: Round) -> None:
-        """Note whether the round sends every piece again, including those of failed rows."""
+        """Record whether the round sends every piece again, including the pieces of failed rows."""
         self._renewed = round_.since if round_.rows == "again all" else 0
 
     @property
     def _learned_by(self) -> str:
-        """The name under which the learned size of the models is stored, because other pieces would be paid again."""
+        """The name under which the size learned for the models is stored: with other pieces, answers would be paid
+        again."""
         return _name_of([target.fingerprint for target in self.job.spec.targets])
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -102,7 +103,7 @@ class LongRows(PlanWork, Step):
             outcome = await self.following(request, call)
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
-            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # of this run only
+            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # attempts of this run only
         elif await asyncio.to_thread(
             lambda: cutting.fits(text_before(request.conversation.messages) + text, size, self._count)
         ):
@@ -175,7 +176,7 @@ class LongRows(PlanWork, Step):
             return document, None
         if record.code is None or record.round <= self._renewed:
             return document, record.round
-        # a row that is resumed keeps the number, because its later pieces have the same answer
+        # A resumed row keeps this number, because its later pieces belong to the same answer.
         return document, (record.extras.get("details") or {}).get(_REPLACES)
 
 
@@ -207,7 +208,7 @@ class Draft(NamedTuple):
     """The parameters of the last request; None if no request is needed."""
     question: str = ""
     different: JsonObject = MappingProxyType({})
-    """By field: the values of the pieces that have several, each with its place."""
+    """For each field with several values: the values, each with its place."""
     merged: Merged | None = None
     """The merged fields, whose conflicts the last request decides; None if that request writes the whole answer."""
 
@@ -248,11 +249,11 @@ class PieceReading:
         return [one for at in sorted(found) for one in found[at]]
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[AskedPiece]:
-        """Send a piece. If the model refuses it as too long, send its two halves."""
+        """Send a piece, or its two halves if the model refuses it as too long."""
         asked = await self.one(piece, choice)
         if asked.code is not Code.CONTEXT_LENGTH or piece.end - piece.start < 2:
             return [asked]
-        # stored, because the answers about the halves may arrive by batch, in a later run
+        # The refusal is stored, because the answers about the halves may arrive by batch, in a later run.
         await self.rows.keep(asked.name, {"refused": True})
         return [
             await self.one(half, choice + at)
@@ -260,7 +261,7 @@ class PieceReading:
         ]
 
     async def one(self, piece: Piece, choice: int) -> AskedPiece:
-        """Return the stored outcome of a piece; without one, send a request and store the answer."""
+        """Return the stored outcome of a piece; without a stored outcome, send a request and store the answer."""
         request = self.request
         text = self.document.message(piece, ANY if self.schema is None else FIELDS)
         settings = self.rows.job.spec.targets[request.key // SLOT].fingerprint
@@ -277,7 +278,7 @@ class PieceReading:
                 "finish_reason": outcome.finish_reason,
                 "sources": outcome.sources,
                 "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
-                # only of a batch: those of live requests are in the ledger of requests in flight
+                # Only the cost of a batch is stored: the ledger of requests in flight has the cost of live requests.
                 "cost": outcome.cost if is_by_batch else None,
                 "attempts": outcome.attempts if is_by_batch else 0,
                 "after": (request.key, request.attempts),
@@ -286,7 +287,7 @@ class PieceReading:
         return AskedPiece(piece, outcome, name)
 
     def _known(self, known: JsonObject) -> Outcome:
-        """Return a stored outcome. It has its usage if a killed run recorded no outcome of the row after it."""
+        """Return a stored outcome. It keeps its usage if a killed run recorded no outcome of the row afterwards."""
         if "refused" in known:
             return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
         answer = Completion(known["text"], known["finish_reason"], attempts=0, sources=known["sources"])
@@ -316,7 +317,7 @@ class PieceReading:
             "is_part": is_part,
             "fields": fields,
             "shared": self.request.shared_system,
-            "question": None,  # the row's, which would make its pieces duplicates of each other
+            "question": None,  # not the row's question, which would make its pieces duplicates of each other
         }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
@@ -335,7 +336,7 @@ class PieceReading:
             outcome: Outcome = self._failure(found)
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
-        else:  # of a whole answer, the checks of the row's answer apply, so that it is requested again
+        else:  # the row's checks apply to a whole answer, so that a wrong one is requested again
             no_text = Fields((draft.question,), ())  # the answers about pieces are no text of the row
             outcome = await self._answer(draft.question, draft.sampling, 0, no_text, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
@@ -393,7 +394,7 @@ class PieceReading:
         return self._moved(answer.sources, piece) or self.document.place(piece)
 
     def _moved(self, sources: Sources, piece: Piece) -> Sources:
-        """Return the sources of the answer about a piece as those in the document; None for no source."""
+        """Return the sources in a piece as sources in the document; None for no source."""
         at, fields = self.document.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
 

@@ -58,9 +58,9 @@ class Merged:
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
     """The conflicting values of each field that is None in `value`."""
     different: dict[Path, list[Found]] = field(default_factory=dict)
-    """The values of each field for which pieces have several, however one of them was chosen."""
+    """The values of each field with several values, however the final value was chosen."""
     repeated: int = 0
-    """The number of items that were left out because a list of an earlier piece has an equal one."""
+    """The number of items that were left out because a list of an earlier piece has an equal item."""
 
 
 def nullable(schema: JsonObject) -> JsonDict:
@@ -130,8 +130,8 @@ def _items(one: Found) -> Sequence[Found]:
 
 
 def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
-    """Join lists of objects. Equal objects are several, as two lines of an invoice are; but one that stands in the text
-    that two pieces share was read twice."""
+    """Join lists of objects. Equal objects are several, as two lines of an invoice are; but an object in the text that
+    two pieces share was read twice."""
     items: list[Found] = []
     before, earlier = -1, Counter[str]()
     for one in found:
@@ -150,7 +150,7 @@ def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
 
 
 def _stands_in(item: Any, text: str) -> bool:
-    """Return whether an object stands in a text: its longest value, and the digits of its whole numbers."""
+    """Return whether a text has an object: its longest value, and the digits of its whole numbers."""
     values = item.values() if isinstance(item, Mapping) else [item]
     texts = [_plain(str(value)) for value in values if isinstance(value, str | int | float)]
     longest, numbers = max(texts, key=len, default=""), {*_NUMBER.findall(text)}
@@ -197,13 +197,14 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
 
 
 def _supported(known: Found, other: Found) -> Found:
-    """Return the one of two equal values whose quote is in the text; the first one if both or none are."""
+    """Return, of two equal values, the value whose quote is in the text; the first value if both quotes or none are in
+    the text."""
     are_missing = [any("is_missing" in its for _, its in leaves(one.source)) for one in (known, other)]
     return known._replace(source=other.source, piece=other.piece) if are_missing == [True, False] else known
 
 
 def _sum(numbers: Sequence[int | float]) -> int | float:
-    """Return the sum as of the written digits, so that 0.1 and 0.2 are 0.3."""
+    """Return the decimal sum of the written digits, so that 0.1 and 0.2 give 0.3."""
     if all(isinstance(number, int) for number in numbers):
         return sum(numbers)
     return float(sum(Decimal(str(number)) for number in numbers))

@@ -35,7 +35,7 @@ from promptmill.jobs.store.stored import JobPrompts
 from promptmill.steps.likely import LikelyLengths
 
 AUTO = "auto"
-_BYTES_PER_TOKEN = 4  # of an answer, estimated
+_BYTES_PER_TOKEN = 4  # estimated for an answer
 
 
 class Split(Plan):
@@ -89,8 +89,8 @@ class Split(Plan):
         )
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterator[Request]]:
-        """Return the function from a row to its requests: one, or for a long row one for each piece and a last one
-        about the answers, for which texts of the likely length stand."""
+        """Return the function from a row to its requests: one for a short row; for a long row, one for each piece and a
+        last one, in which texts of the likely length replace the answers."""
         del config
         return partial(self._sent, LikelyLengths())
 

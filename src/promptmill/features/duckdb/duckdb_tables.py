@@ -29,7 +29,8 @@ _OTHER = """
     UNION ALL SELECT 'sequence' FROM duckdb_sequences() WHERE lower(sequence_name) = lower(?)
 """
 _KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
-"""Finds the types that Python reads otherwise than DuckDB shows them, also in lists and structures; skips names."""
+"""Finds the types whose values Python reads differently from DuckDB's display, also in lists and structures; skips
+names."""
 _ZONED = "TIMESTAMP WITH TIME ZONE"
 
 
@@ -38,7 +39,7 @@ class DuckDb(Database):
 
     form: ClassVar[Literal["sql", "parquet"]] = "parquet"
     log: ClassVar[str] = ".wal"
-    most_columns: ClassVar[int] = 2_000  # take 1.3 GB of memory while they are written, see `_COLUMN_MB`
+    most_columns: ClassVar[int] = 2_000  # so many take 1.3 GB of memory while they are written, see `_COLUMN_MB`
 
     def connected(self, file: Path) -> Any:
         """Return a connection that reads a database, and no other file. Raises `duckdb.Error`."""
@@ -91,7 +92,7 @@ class DuckDb(Database):
 
 
 def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_MEMORY_MB}MB") -> Any:
-    """Return a connection to a DuckDB database; None: to an empty database in memory. Raises `duckdb.Error`.
+    """Return a connection to the DuckDB database in `file`, or to an empty one in memory (None). Raises `duckdb.Error`.
 
     `memory`: the limit for cache and sorting, such as "1GB" or "80%"; beyond the limit, DuckDB uses the disk.
     """
@@ -99,7 +100,7 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_ME
 
     atexit.register(gc.unfreeze)  # without this, DuckDB reports objects that the last garbage collection left as leaks
     place = (":memory:", False) if file is None else (str(file), read_only)
-    # no table is one of this process's Python objects
+    # Queries cannot use this process's Python objects as tables.
     connection = duckdb.connect(*place, config={"memory_limit": memory, "python_enable_replacements": "false"})
     connection.execute("SET enable_progress_bar = false")  # off, because a notebook would show it
     return connection
@@ -143,7 +144,7 @@ def _shown(name: str, kind: str) -> str:
     >>> _shown("a", "DATE[]"), _shown("a", "STRUCT(DATE INTEGER)")
     ('a::VARCHAR[]::VARCHAR[]', 'a')
     """
-    if kind == _ZONED:  # with minutes of the zone, as Python writes it
+    if kind == _ZONED:  # shown with minutes of the zone, as Python writes it
         return f"regexp_replace({name}::VARCHAR, '([+-][0-9]{{2}})$', '\\1:00')"
     texts = _KIND.sub(lambda found: "VARCHAR" if found[1] else found[0], kind)
     final = _KIND.sub(lambda found: {None: found[0], "FLOAT": "DOUBLE"}.get(found[1], "VARCHAR"), kind)

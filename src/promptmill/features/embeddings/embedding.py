@@ -36,8 +36,8 @@ _ENCODING = "encoding_format"
 _OF_ENCODING = re.compile(r"encoding.?format|base64", re.IGNORECASE)
 _PERHAPS_OF_ENCODING = frozenset({Code.BAD_REQUEST, Code.INVALID_INPUT, Code.BAD_RESPONSE, Code.SERVER_ERROR})
 _DOUBTS = 2
-"""Enough for a pack that fails for another reason, too, and an item of it alone. An endpoint that is down gets no more
-requests in vain."""
+"""Enough for a pack that fails for another reason, and for one of its items sent alone. An endpoint that is down gets
+no more requests in vain."""
 
 
 class Embedding(Gathering):
@@ -56,9 +56,9 @@ class Embedding(Gathering):
         super().__init__(loading)
         self._config = config = loading.config
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
-        """Base64 takes a third of the bytes of numbers; `{}` where an endpoint answers only without it."""
+        """The parameter that requests base64, a third of the bytes of numbers; `{}` if the endpoint refuses it."""
         self._doubts = _DOUBTS
-        """How often a failed request is still sent again without base64, which may be the cause of its failure."""
+        """How many failed requests may still be sent again without base64, which may be the cause."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
         provider = config.settings.backend_configs.openai.provider or ""
         self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
@@ -82,11 +82,12 @@ class Embedding(Gathering):
         outcome = await super().answer(request, call)
         is_live = call.exchange is None
         if is_live and isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
-            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # no row would find it
+            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # all rows need this path
         return outcome
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the parameters: all texts with the same go together. A row of another form goes alone, and fails."""
+        """Return the parameters: texts with the same parameters share a request. A row of another form is sent alone,
+        and fails."""
         del call
         if not _is_text(request):
             return None
@@ -147,7 +148,7 @@ class Embedding(Gathering):
             outcome.vectors = tuple(vector if len(vector) == length else b"" for vector in outcome.vectors)
             return outcome
         error = _other_length(max(lengths), length, wanted) if lengths else _unusable()
-        # otherwise each request would be paid, and no row answered
+        # Without this error, each request would be paid, and no row answered.
         is_ignored = bool(lengths and wanted and not known) and call.exchange is None
         failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
         return Totals().and_(outcome).on(failure)

@@ -96,8 +96,8 @@ def _with_lines(prompt: str) -> str:
 
 
 def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
-    """Yield the rows of an input. Raises `PromptmillError` (`invalid_input`) if one is unreadable: after the last row,
-    where the input may have a better error of its own."""
+    """Yield the rows of an input. Raises `PromptmillError` (`invalid_input`) for an unreadable row, but after the last
+    row: by then, the input may have raised a better error."""
     problem = ""
     for stretch in source.stretches(list(enumerate(header))):
         for row in stretch.rows:

@@ -349,7 +349,7 @@ def client_entry(
     if folder is not None:
         arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
-        # a bound, because several clients abort a call after a minute
+        # A bound, because several clients abort a call after a minute.
         arguments += ["--set", "max_call_s=50"]
     found: JsonDict = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:

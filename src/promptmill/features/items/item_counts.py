@@ -40,7 +40,8 @@ def items_in(store: JobDatabase, field: str, before: int = SLOT) -> ItemCounts:
 
 
 def object_in(text: str) -> JsonDict | None:
-    """Return the object in an answer, behind its reasoning if that is in the answer; None for another answer."""
+    """Return the object in an answer, after the reasoning if the answer includes it; None for an answer without an
+    object."""
     for each in (text, split_marked(text)[1]):
         try:
             value = loaded(each)

@@ -28,7 +28,7 @@ from promptmill.jobs.store.stored import JobPrompts
 NUMBER, ROW = "item_number", "row"
 _OPTION = Named("rows_from")
 _OF_ONE = frozenset({"cost", "tokens"})
-"""What stands at the first item alone, so that the sum of a column is that of the job."""
+"""The columns that only the first item has, so that their sums are the job's sums."""
 
 
 class Items(Shape):
@@ -66,7 +66,8 @@ class Items(Shape):
         self.output_schema(schema)
 
     def output_schema(self, schema: JsonObject) -> JsonDict:
-        """Return the schema of a row of the output: the other fields, those of an item, and two numbers."""
+        """Return the schema of an output row: the fields outside of the list, the fields of an item, and two
+        numbers."""
         columns, item = self._columns(schema), self._item(schema)
         fields = {name: each for name, each in _fields(schema).items() if name != self.rows_from}
         own = _fields(item) or {self.rows_from: item}
@@ -76,7 +77,8 @@ class Items(Shape):
         return {**definitions, "type": "object", "properties": fields}
 
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
-        """Return the function that makes a record for each item. A row without items has one, and so has a failure."""
+        """Return the function that makes a record for each item. A row without items and a failed row have one record
+        each."""
         return self._columns(schema).records
 
     def rows_in(self, store: JobDatabase) -> int:
@@ -114,7 +116,7 @@ class Items(Shape):
 
     def _columns(self, schema: JsonObject) -> _Columns:
         """Return the names of the columns of items, which no other field of the answers has."""
-        taken = {name.casefold() for name in _fields(schema) if name != self.rows_from}  # as in a table of SQL
+        taken = {name.casefold() for name in _fields(schema) if name != self.rows_from}  # SQL ignores case
 
         def free(name: str) -> str:
             while name.casefold() in taken:
@@ -134,7 +136,7 @@ class _Columns:
     field: str
     """The field with the list."""
     fields: Mapping[str, str]
-    """By the name of an item's field: the column."""
+    """The column of each field of an item, by the field's name."""
     number: str
     """The column of the item's number."""
     row: str
@@ -172,7 +174,8 @@ class _Columns:
         return lambda at: {SOURCES: {**sources, self.field: of_items[at]}}
 
     def _chances(self, extras: JsonObject, at: int) -> JsonDict:
-        """Return the extras with the probabilities of an item's fields by their columns, beside those of the others."""
+        """Return the extras with the probabilities of an item's fields under its columns, next to the probabilities of
+        the other fields."""
         if not isinstance(shares := extras.get("probabilities"), dict):
             return {}
         others = {name: own for name, own in shares.items() if not name.startswith(f"{self.field}[")}

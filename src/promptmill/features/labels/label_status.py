@@ -64,7 +64,7 @@ class SureStatus(TypedDict, total=False):
     """The figures of a job with `sure`."""
 
     model: str
-    """The strong model; `""`: the model of the job, which was asked about each row alone."""
+    """The strong model; `""`: the job's own model, with each row in a request of its own."""
     gold: str
     """The column of the right labels, if the promise refers to them."""
     agree: float

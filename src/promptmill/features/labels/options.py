@@ -53,7 +53,7 @@ _NO_OTHER_ANSWERS = [
     Excluded("from_job"),
     Excluded("again", "; name another output for a new sample", "all"),
 ]
-"""Options by which a row gets a label that the sample does not count."""
+"""Options that give a row a label that the sample does not count."""
 
 
 def _of_sure(
@@ -107,7 +107,7 @@ OPTIONS = (
         "together, with {model} on each row alone",
         Flag(metavar="P%"),
         keyword="float | str | None",
-        needs=(),  # `Sure.check` also knows the rows together of the configuration
+        needs=(),  # `Sure.check` also finds `together` in the configuration
         excludes=_NO_OTHER_ANSWERS,
     ),
     _of_sure(

@@ -81,7 +81,7 @@ class VectorRequests(Step):
         given, extra = request.sampling, request.extra
         sampling = once(self._sampling, lambda: _embedding(given), given)
         if not self._has_settings:
-            extra = {name: value for name, value in extra.items() if name == "model"}  # the others are of chats
+            extra = {name: value for name, value in extra.items() if name == "model"}  # others are for chats
         outcome = await self.following(request.changed(conversation=text, sampling=sampling, extra=extra), call)
         if isinstance(outcome, Completion) and outcome.vectors:
             return replace(outcome, vectors=tuple(map(_half, outcome.vectors)))
@@ -89,7 +89,7 @@ class VectorRequests(Step):
 
 
 def _embedding(given: Sampling) -> Sampling:
-    """Return the parameters of a request for a vector: of those of an answer, the length of vectors alone."""
+    """Return the parameters of a request for a vector: of an answer's parameters, only the length of vectors."""
     return Sampling.model_validate({"embed": True, "dimensions": given.given().get("dimensions")})
 
 

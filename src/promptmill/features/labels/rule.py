@@ -94,12 +94,12 @@ class SurePart(Stored):
     """Sampled rows; 0: the strong model answers all rows."""
     earlier: int = 0
     """Strong-model rows not counted in `rows`: training rows of a student, the rows of a smaller first sample that had
-    too few rows of a class to guard it, and those that are `alone`."""
+    too few rows of a class to guard it, and the rows of `alone`."""
     taught: int = 0
     """Training rows of the student, which are included in `earlier`."""
     alone: int = 0
-    """Rows that were asked together with others but have no label from such a reply, if the model is compared with
-    itself. They are included in `earlier`."""
+    """Rows sent together with others that got no label from such a reply, if the model is compared with itself. They
+    are included in `earlier`."""
     gold: int = 0
     """Rows with a right label, if the sample was drawn from these rows."""
     wrong: int = 0

@@ -78,8 +78,8 @@ class StudentAnswers:
                 self._work.done(len(records))
 
     def check_vectors(self) -> None:
-        """Raise the error of missing vectors if it may pass and concerns many rows, before the strong model is asked
-        about these, or the student learns without them."""
+        """Raise the error of missing vectors if many rows lack one for a temporary reason: otherwise the strong model
+        would answer these rows, or the student would learn without them."""
         first = VECTORS * SLOT
         where = f"key >= {first} AND key < {first + self._end} AND {_IS_UNLABELLED}"
         failed = f"{where} AND retryable"

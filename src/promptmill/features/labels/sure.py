@@ -67,9 +67,9 @@ class Sure(SureRule):
         sampling = config.settings.sampling_params
         extra: dict[str, bool | int | float] = {} if self.second else repeating(sampling, slot)
         if not self.votes and slot == 1 and _has_rows_together(config):
-            extra = {}  # the probabilities in a reply to several rows are those of all answers
+            extra = {}  # a reply to several rows mixes the probabilities of all answers
         elif not self.votes and slot == 1:
-            # an endpoint's log probabilities of an answer in JSON are those of its fields
+            # For an answer in JSON, an endpoint's log probabilities give the probabilities of its fields.
             weighs = config.record.needs_endpoint if sampling.choices is None else config.record.weighs_choices
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})

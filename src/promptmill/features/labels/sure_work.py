@@ -187,7 +187,7 @@ class SureWork(PlanWork):
         """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
         parts = []
         for part in known:
-            # of an undecided sample for another input, only the strong answers are used
+            # Only the strong answers of an undecided sample for another input are used.
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
         moved = min(rows, rows + sum(part.every for part in parts) - self._every())
@@ -330,7 +330,7 @@ class SureWork(PlanWork):
 
     def _without_alone(self, part: SurePart, drawn: int) -> SurePart:
         """Return a part without the rows that have no label together with others, and store it. `drawn`: the sampled
-        rows of the others."""
+        rows among the remaining rows."""
         asked = f"EXISTS (SELECT 1 FROM answer WHERE key = row.n + {SLOT} AND round >= ?)"
         without = f"{HAS_QUESTION} AND row.n < ? AND {asked} AND NOT {_IS_TOGETHER.format(row='row.n')}"
         ((alone,),) = self._store.read(f"SELECT count(*) FROM row WHERE {without}", self._end, part.round)
@@ -417,7 +417,7 @@ class SureWork(PlanWork):
 
     def prepare(self, round_: Round) -> None:
         """Fill the temporary table `sure`, which the rule of the round `sure` uses. Check the vectors that a round of
-        the student needs. Leave rows out of the sample that have no label together with others."""
+        the student needs. Remove from the sample the rows that have no label together with others."""
         if self._student is not None and round_.rows in {"taught", "cheap"}:
             self._student.check_vectors()
         if round_.rows == "chosen" and round_.slots == (0,) and self._compares_itself:
@@ -436,7 +436,8 @@ class SureWork(PlanWork):
             first = page[-1].key + 1
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the sure answers for slot 0; for a round of the student, its answers, and for one of vectors, these."""
+        """Yield the sure answers for slot 0; for a round of the student, the student's answers; for a round of vectors,
+        the vectors."""
         if slot == VECTORS and self._vectors is not None:
             yield from self._vectors.records(round_, pages)
             return
@@ -476,8 +477,8 @@ class SureWork(PlanWork):
         ]
 
     def _is_alone(self, first: Record) -> bool:
-        """Return whether an answer of the first slot is one to its row alone, so that it is the label to compare with:
-        no label was read in the reply to several rows."""
+        """Return whether an answer of the first slot is to its row alone, because the reply to several rows had no
+        label for it: it is then the label to compare with."""
         return self._compares_itself and not self._rule.votes and "came" not in first.extras
 
     def _is_complete(self, cheap: Record) -> bool:

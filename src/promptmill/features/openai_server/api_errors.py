@@ -60,7 +60,7 @@ _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
 _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
-# without a possessive group around alternatives, which Python 3.11.2 matches wrongly (python/cpython#106052)
+# The pattern has no possessive group around alternatives, which Python 3.11.2 matches wrongly (python/cpython#106052).
 _PARAM = re.compile(r"(?:sampling_params\.)?+([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 
@@ -95,10 +95,10 @@ def unsupported(
     why: str = ", and leaving it out would change the answer; do not send it",
     known: Iterable[str] = (),
 ) -> ApiError:
-    """Return the error for a field that this server does not support. One with a similar name in `known` is suggested
-    in place of `why`."""
+    """Return the error for a field that this server does not support. If `known` has a similar name, the error suggests
+    it in place of `why`."""
     name = field[:60]
-    meant = did_you_mean(name, known, likeness=0.8)  # higher than usual: most fields are of the API, not misspelt
+    meant = did_you_mean(name, known, likeness=0.8)  # higher than usual: most unknown fields are of the API, no typos
     said = f"; {meant}" if meant else f"{why}."
     return ApiError(400, f"`{name}` is not supported here{said}", name, "unsupported_parameter")
 
@@ -135,7 +135,8 @@ def error_of(error: PromptmillError, path: str = "") -> ApiError:
 
 
 def as_written(error: PromptmillError, conversation: Conversation, files: FileRule) -> PromptmillError:
-    """Return `error` with the paths of images as the client wrote them: a resolved one shows the server's folders."""
+    """Return `error` with the paths of images as the client wrote them: resolved paths would show the server's
+    folders."""
     message = error.message
     for image in conversation.images:
         names = (name for name in names_of(image.source, files) if name in message)

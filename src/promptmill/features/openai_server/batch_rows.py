@@ -75,7 +75,7 @@ class FileCheck:
                 is_full = len(self.errors) >= MOST_ROWS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
-        for path in (place / INPUT, place / REFUSED):  # after the next state, a power loss must not lose the rows
+        for path in (place / INPUT, place / REFUSED):  # sync: after the next state, a power loss must not lose the rows
             await asyncio.to_thread(disk.sync_path, path)
         await asyncio.to_thread(disk.sync_folder, place)
         if self.count > MOST_BATCH_LINES:

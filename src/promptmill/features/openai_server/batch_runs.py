@@ -165,7 +165,7 @@ class BatchRuns:
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
         if batch.status != "cancelling":
-            # without this, the client would repeat the request
+            # Without this header, the client would repeat the request.
             no_retry = {"x-should-retry": "false"}
             message = f"Cannot cancel a batch with status '{batch.status}'."
             raise ApiError(409, message, None, "conflict", no_retry)
@@ -186,7 +186,7 @@ class BatchRuns:
     async def _run_to_end(self, identity: str, lock: Lock) -> None:
         while True:
             try:
-                for stored in await asyncio.to_thread(self._store.open, identity):  # one batch; none if it has ended
+                for stored in await asyncio.to_thread(self._store.open, identity):  # one batch, or none if it has ended
                     await self._run(BatchObject.model_validate_json(stored.body), stored.owner)
                 return await asyncio.to_thread(self._clean, identity, lock)
             except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # for example, a full disk

@@ -40,7 +40,7 @@ _OF_NO_EFFECT = frozenset(
         *("user", "metadata", "store", "safety_identifier", "service_tier", "verbosity", "prediction"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "stream_options"),
         "client_metadata",  # from Codex
-        *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # from vLLM's clients
+        *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # fields of vLLM's clients
     }
 )
 """Fields that never change the answer, at every path."""
@@ -67,7 +67,7 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("min_tokens", "routed_experts_prompt_start"), 0),
     "length_penalty": 1.0,
     "mm_payload": "tensors",
-    # of other servers and their clients
+    # Fields of other servers and their clients, with the values that change nothing.
     **dict.fromkeys(("best_of", "num_beams", "typical_p", "tfs_z"), 1),
     **dict.fromkeys(("mirostat", "top_a", "xtc_probability", "dry_multiplier"), 0),
     **dict.fromkeys(("early_stopping", "safe_prompt", "return_token_ids", "return_tokens_as_token_ids"), False),

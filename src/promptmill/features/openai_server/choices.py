@@ -36,7 +36,7 @@ class ReplyChoice(NamedTuple):
 
 
 def reasoning_fields(reasoning: str | None) -> JsonDict:
-    """Return the reasoning in two fields: DeepSeek's, and that of OpenRouter and vLLM."""
+    """Return the reasoning in two fields: DeepSeek's field, and the field of OpenRouter and vLLM."""
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
@@ -68,7 +68,7 @@ def _choice(
 
 
 def probabilities_of(answer: Completion) -> JsonDict:
-    """Return the field with the probabilities of an answer, which is not OpenAI's; without them, no field.
+    """Return the field with the probabilities of an answer, which is not OpenAI's; no field without probabilities.
 
     >>> probabilities_of(Completion("yes", probabilities={"": {"yes": 0.75}}))
     {'probabilities': {'yes': 0.75}}

@@ -81,7 +81,7 @@ class Endpoints:
             raise wrong_type("stream", stream, "true or false")
         if stream and path in _STREAMS:
             events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
-            has_logprobs = bool(asked.request.extra.get("logprobs"))  # which come with the complete answer
+            has_logprobs = bool(asked.request.extra.get("logprobs"))  # log probabilities come with the complete answer
             return EventStream(events, lambda show: self.answer(asked, None if has_logprobs else show))
         answer = await unless_left(request.receive, self.answer(asked))
         return _json(reply_body(path, asked.body, answer, asked.model))
@@ -213,7 +213,8 @@ def _json(body: JsonDict) -> Response:
 
 
 def _in_short(model: JsonDict) -> JsonDict:
-    """Return a model of OpenAI's list as one of TypeSafe's, whose clients read another field of the same path."""
+    """Convert a model in OpenAI's list to TypeSafe's form, because TypeSafe's clients read another field of the same
+    path."""
     began = dt.datetime.fromtimestamp(model["created"], dt.UTC).date().isoformat()
     return {"name": model["id"], "description": f"on the backend {model['owned_by']}", "release_date": began}
 

@@ -46,7 +46,7 @@ ORDER BY number * :sign LIMIT :limit
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
 _OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
-_WAIT_S = 5.0  # for another process's write; one of this server takes milliseconds
+_WAIT_S = 5.0  # for another process's write; a write of this server takes milliseconds
 
 
 class StoredObject(NamedTuple):

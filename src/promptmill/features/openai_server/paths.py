@@ -47,7 +47,7 @@ def routes(answers: Endpoints) -> list[BaseRoute]:
 
 
 ErrorHandlers: TypeAlias = Mapping[Any, ExceptionHandler]
-"""What replies to each kind of error."""
+"""The function that replies to each kind of error."""
 _ERRORS: ErrorHandlers = {
     ApiError: api_errors.on_error,
     PromptmillError: api_errors.on_error,

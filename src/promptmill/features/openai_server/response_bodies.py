@@ -193,7 +193,7 @@ def finished(response: JsonDict, choice: ReplyChoice, output: list[JsonDict], us
         "output": output,
         "usage": {
             "input_tokens": usage["prompt_tokens"],
-            # required by inspect_ai, which validates batch replies
+            # inspect_ai, which validates batch replies, requires this field.
             "input_tokens_details": {"cache_write_tokens": 0} | usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": usage["completion_tokens_details"],

@@ -118,7 +118,7 @@ class StoredFiles:
             raise ApiError(400, "The part `file` is missing.", "file")
         if purpose not in PURPOSES:
             raise ApiError(400, f"purpose must be one of {', '.join(sorted(PURPOSES))}.", "purpose")
-        # without the dot: Azure's clients send one before the suffix
+        # Azure's clients send `expires_after.anchor` in place of `expires_after[anchor]`.
         given = {
             name: form.get(f"expires_after[{name}]") or form.get(f"expires_after.{name}")
             for name in Expiry.model_fields
@@ -187,7 +187,7 @@ class StoredFiles:
                     path.unlink()
 
     def _remove(self, identity: str) -> None:
-        self.store.remove(identity)  # before the content, because only content without an object is pruned
+        self.store.remove(identity)  # removed before the content, because only content without an object is pruned
         with contextlib.suppress(OSError):
             self.path(identity).unlink()
 

@@ -125,7 +125,7 @@ class ChatEvents:
             for delta in growth.deltas(choice.whole, is_whole=True):
                 logprobs, unsent = (unsent, None) if "content" in delta else (None, unsent)
                 yield self._chunk(index, delta, None, logprobs)
-            # `unsent`: if the answer has no text
+            # `unsent` has log probabilities if the answer has no text.
             yield self._chunk(index, {}, choice.finish_reason, unsent, **probabilities_of(answer))
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
@@ -203,7 +203,7 @@ class ResponseEvents:
         (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
-            return b""  # not yet: the text is sent at the end, without the JSON that promptmill added around it
+            return b""  # nothing yet: the text is sent at the end, without the JSON that promptmill added around it
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def begin(self) -> Iterator[bytes]:

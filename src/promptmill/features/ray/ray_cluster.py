@@ -67,7 +67,7 @@ class RayCluster(OrderPart):
         import ray
 
         self._check_address()
-        # off for a cluster that promptmill starts
+        # Usage reports are off for a cluster that promptmill starts.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(

@@ -33,7 +33,7 @@ from promptmill.system.safe_open import home_expanded
 
 _CHANGED = "changed"
 _PATHS = ("PROMPTMILL_CONFIG", "PROMPTMILL_STATE")
-"""Variables whose paths start at the folder of the caller, not at that of the recipe."""
+"""Variables whose relative paths start at the caller's folder, not at the recipe's folder."""
 _RESUMES = " the same command resumes the recipe, and pays for no answer again. Run: "
 _ESTIMATED = ("requests", "estimated_cost", "most_cost")
 
@@ -139,7 +139,7 @@ class _Steps:
     def _change(self, error: ChangedError, step: RecipeStep, arguments: argparse.Namespace) -> JsonDict | None:
         """Return the options with which a step accepts a change; None if the user has not accepted it.
 
-        An input that an earlier step wrote has changed because the user changed that step.
+        If an earlier step wrote a changed input, the user has changed that step.
         """
         is_accepted = self.arguments.again == _CHANGED
         if isinstance(error, ChangedInputError):
@@ -226,7 +226,7 @@ class _Run(_Steps):
         return code
 
     def _ended(self, step: RecipeStep, report: _Report) -> tuple[int, str]:
-        """Run a step. Return its exit code, and what it printed."""
+        """Run a step. Return the exit code and the printed result."""
 
         def prepared(changes: JsonDict) -> argparse.Namespace:
             self.spending.step = report.figures = StepFigures()
@@ -237,7 +237,7 @@ class _Run(_Steps):
     def _prepared(self, step: RecipeStep, changes: JsonDict) -> argparse.Namespace:
         """Return the arguments of a step, as a part of this run."""
         is_own = any(map(self.spending.is_own, _outputs(step)))
-        owns_output = "is_step" in step.arguments()  # its job knows what it wrote
+        owns_output = "is_step" in step.arguments()  # a job checks its own output
         values = {
             "is_step": True,
             "names_next": False,
@@ -316,7 +316,7 @@ class _Plan(_Steps):
         code, text = self._captured(step, lambda changes: _changed(step, {attribute: True, "json": True, **changes}))
         found: JsonDict = orjson.loads(text)
         rows, problems = found.get("rows"), found.get("problems")
-        # later requests depend on answers
+        # The highest cost may differ from the certain one, because later requests depend on answers.
         certain, every = (found.get(name) or of_rows_left(found) for name in ("certain", "all"))
         figures = {
             name: its[name] for name, its in zip(_ESTIMATED, (certain, certain, every), strict=True) if name in its
@@ -333,7 +333,7 @@ def _outputs(step: RecipeStep) -> list[Path]:
 
 
 def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search | None:
-    """Return the search of an earlier run, with whose output the later steps go on; None: the step runs.
+    """Return the finished search of an earlier run, whose output the later steps use; None: the step runs.
 
     The output is a file of the user, who may have edited it. Raises `ChangedError` if the step's options have changed,
     unless this `is_accepted`.
@@ -362,7 +362,7 @@ def _begin_of(step: RecipeStep, title: str) -> JsonDict:
 
 
 def _captured(arguments: argparse.Namespace) -> tuple[int, str]:
-    """Run a command. Return its exit code, and what it printed to stdout."""
+    """Run a command. Return the exit code, and the text on stdout."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = run_command(arguments)

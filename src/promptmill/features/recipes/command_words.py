@@ -31,7 +31,7 @@ _REPEATED = (argparse._AppendAction, Several, PairsAction)
 """Options that are given once for each of their values."""
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 STAND_IN = "one,two"
-"""The choices in place of those in a file that is not written yet."""
+"""The choices that replace a file of choices that is not written yet."""
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
@@ -167,7 +167,7 @@ def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    """Return the text as it is written; that of a block without the line feed at its end."""
+    """Return the text as it is written; for a block, without the line feed at its end."""
     text = str(node.value)
     return text.removesuffix("\n") if node.style in {"|", ">"} else text
 
@@ -188,7 +188,7 @@ def _joined(node: yaml.Node) -> str:
 
 
 def _value(node: yaml.Node) -> Any:
-    """Return the value of a node for JSON. Of words, only `true` and `false` are booleans."""
+    """Return the value of a node for JSON. Only the words `true` and `false` are booleans."""
     if isinstance(node, yaml.MappingNode):
         return {str(key.value): _value(each) for key, each in node.value}
     if isinstance(node, yaml.SequenceNode):

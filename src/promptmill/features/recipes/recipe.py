@@ -59,10 +59,10 @@ class RecipeStep:
     words: Sequence[str]
     """The command line, from the command's name on."""
     entries: Mapping[str, Entry]
-    """The options, those that are shared by all steps among them."""
+    """The options, including the options that all steps share."""
     place: RecipeLine
     digest: str
-    """Of the files and the options that affect answers."""
+    """The digest of the files and of the options that affect answers."""
 
     def arguments(self, unread: Sequence[str] = ()) -> argparse.Namespace:
         """Return the parsed command line. The options `unread` name files that are not written yet, see
@@ -103,7 +103,7 @@ class RecipeStep:
         return [step for step in found if step is not None]
 
     def named(self, outputs: Mapping[str, RecipeStep]) -> list[RecipeStep]:
-        """Return the earlier steps whose outputs options name."""
+        """Return the earlier steps with an output that an option names."""
         earlier = self._earlier(outputs)
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
         return [step for text in texts if (step := earlier.get(_path(text))) is not None]
@@ -126,7 +126,7 @@ class RecipeStep:
         return None if action is None else action.dest
 
     def located(self, error: PromptmillError) -> PromptmillError:
-        """Return `error` with the line of the option that it names, or else with that of the step."""
+        """Return `error` with the line of the option that it names, or else with the line of the step."""
         text = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), error.worded(key_of))
         named = [part.field for part in error.parts if isinstance(part, Named)]
         named += [word.strip("`:,;.'\"") for word in text.split()]
@@ -201,7 +201,7 @@ class Recipe:
     def _check_command(
         self, step: RecipeStep, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep], *, is_whole: bool
     ) -> None:
-        if "command" not in arguments:  # it has no configuration, or reads it later
+        if "command" not in arguments:  # the command has no configuration, or reads it later
             return
         try:
             configuration = configuration_of(arguments)
@@ -237,7 +237,7 @@ def _path(name: str) -> str:
 
 
 def _filled(name: str, step: RecipeStep, arguments: argparse.Namespace) -> str:
-    """Return the path of an output; if it is a sheet that the step reads and fills, that of the column."""
+    """Return the path of an output; for a sheet that the step reads and fills, the path of the column."""
     column = getattr(arguments, "answer_column", None)
     if not column or _file(name) not in map(_file, step.reads(arguments)):
         return _path(name)
@@ -250,7 +250,8 @@ def _file(name: str) -> str:
 
 
 def _check_order(step: RecipeStep, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if a step reads what a later one writes, or what nothing writes."""
+    """Raise `PromptmillError` (`invalid_config`) if a step reads a file that a later step writes, or a missing file
+    that no step writes."""
     for entry in step.entries.values():
         for text in texts_in(entry.value):
             _check_maker(entry.place, step, text, outputs.get(_path(text)))

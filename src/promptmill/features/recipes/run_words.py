@@ -1,4 +1,4 @@
-"""The steps of a recipe as text: what a run did, or what it would do."""
+"""The steps of a recipe as text: the results of a run, or its plan."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Search:
     """A search that a step has finished."""
 
     digest: str
-    """Of the step, see `Step.digest`."""
+    """The digest of the step, see `RecipeStep.digest`."""
     jobs: Sequence[str]
     """The folders of its jobs."""
 
@@ -54,7 +54,7 @@ class StepFigures:
     has_run: bool = False
     """Whether a job ran."""
     is_found: bool = False
-    """Whether an earlier run has found what the step searches."""
+    """Whether an earlier run has finished the search of the step."""
 
     @property
     def is_unchanged(self) -> bool:
@@ -84,13 +84,13 @@ class Spending:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     """The stamp of each output after its step, by its path."""
     searches: dict[str, Search] = field(default_factory=dict)
-    """The last search for each output that is the result of one, by its path."""
+    """The last search behind each output of a search, by the output's path."""
     step: StepFigures = field(default_factory=StepFigures)
     """The figures of the step that runs."""
     earlier: Sequence[Folder] = ()
     """The folders of the jobs of the earlier steps whose outputs the options of this step name."""
     _before: float = 0.0
-    """The cost of its job before this run."""
+    """The cost of the step's job before this run."""
 
     @classmethod
     def of(cls, recipe: Path, max_cost: float | None) -> Spending:
@@ -106,7 +106,8 @@ class Spending:
     @classmethod
     @contextlib.contextmanager
     def locked(cls, recipe: Path, max_cost: float | None) -> Iterator[Spending]:
-        """Yield the costs of a recipe, which no other process runs meanwhile. Raises as `of`, and if one does."""
+        """Yield the costs of a recipe, which no other process runs meanwhile. Raises as `of`, and also if another
+        process runs the recipe."""
         spending = cls.of(recipe, max_cost)
         with spending._errors_in_words():
             disk.make_private_folder(spending.file.parent)
@@ -129,7 +130,7 @@ class Spending:
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
             cost -= self.elsewhere.pop(_key(folder), 0.0)
-            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # its place is that of a new job
+            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # a new job takes its place
         if _key(folder) not in self.costs and (cost := self._cost(folder)):
             self.elsewhere[_key(folder)] = cost
         self.costs[_key(folder)] = self._cost(folder)
@@ -160,7 +161,7 @@ class Spending:
         self._write()
 
     def is_own(self, output: Path) -> bool:
-        """Return whether the file is as a step of this recipe left it."""
+        """Return whether the file is unchanged since a step of this recipe wrote it."""
         stamp = members.stamp(output)
         return stamp is not None and self.outputs.get(str(output)) == [*stamp]
 
@@ -180,7 +181,7 @@ class Spending:
         with contextlib.suppress(OSError, DamagedError):
             if folder.database.exists():
                 return status.spent(folder)
-        return self.costs.get(_key(folder), 0.0)  # of a job that was removed
+        return self.costs.get(_key(folder), 0.0)  # a removed job's cost
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, ValueError, AttributeError, TypeError):

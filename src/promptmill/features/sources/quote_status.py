@@ -35,7 +35,7 @@ class QuoteStatus(TypedDict):
 
     quotes: int
     missing: int
-    """Those that the row's text does not have, or that are empty."""
+    """The quotes that are empty, or that the row's text does not have."""
     rows: int
     """Rows with missing quotes."""
 
@@ -50,7 +50,7 @@ def count(
 
 
 def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
-    """Return the section of a report: how many quotes stand in the texts of their rows."""
+    """Return the section of a report: how many quotes are in the texts of their rows."""
     del store, spec
     its: QuoteStatus = found["quotes"]
     line = f"{its['quotes'] - its['missing']:,} of {counted(its['quotes'], 'quote')} found in the texts of their rows"

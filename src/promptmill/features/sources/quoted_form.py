@@ -29,13 +29,13 @@ _QUOTE, _VALUE = "quote", "value"
 _DEFINITIONS = "$defs", "definitions"
 _WITH_PARTS = "properties", *_DEFINITIONS
 _LONG = 1 << 16  # characters of a reply
-_LONGEST = 600  # characters of a quote, because a small model may go on until `max_tokens`
+_LONGEST = 600  # characters of a quote, because a small model may write until `max_tokens`
 _FURTHER = frozenset(
     ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
 )
 """Keywords whose schemas are about values without quotes: such an object or list has one quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
-"""Where an answer has values: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
+"""The places of values in an answer: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
 Place: TypeAlias = Callable[[str, Any], ValueSource | None]
 """Returns the source of a value with this quote."""
 
@@ -126,7 +126,7 @@ def _list_in(schema: JsonObject, name: str) -> list[Any]:
 
 
 def _is_plain(schema: JsonObject) -> bool:
-    """Return whether the values of a schema are described by its fields or items alone."""
+    """Return whether only the fields or items of a schema describe its values."""
     return not schema.keys() & _FURTHER
 
 

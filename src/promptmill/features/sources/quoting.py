@@ -25,7 +25,7 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 _SOON = 1 << 19
 """The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up: 0.1 s for quotes
 of one letter."""
-_AT_ONCE = 2  # threads for longer ones, so that they leave threads for other work, and one of them for a second answer
+_AT_ONCE = 2  # threads for long texts: other work keeps its threads, and a second answer need not wait
 
 
 class QuotedAnswers(Step):
@@ -52,7 +52,7 @@ class QuotedAnswers(Step):
         return cls()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request with quotes; one without any text of the row has none."""
+        """Answer a request with quotes; the answer has no quotes if the request has no text of the row."""
         if request.fields is not None and not request.fields.texts:
             return self.following(request, call)
         return self._quoted(request, call)
@@ -99,7 +99,7 @@ class RowTexts:
         self._left = MOST_SEARCHED
         self._is_stopped = False
         self._ends: dict[tuple[str, str], int] = {}
-        """By column and quote: where the last such quote ends, because equal items stand one after another."""
+        """The end of the last equal quote, by column and quote, because equal items follow one another."""
 
     @classmethod
     def of(cls, request: Request) -> RowTexts:
@@ -163,7 +163,7 @@ def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts
     if (found := form.answer(own, texts.source)) is None:
         return replace(outcome, sources=texts.source("", own), logprobs=None) if form.is_choice else outcome
     text, sources = found
-    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # they are of the quote, too
+    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # they would include the quote
     return replace(outcome, text=reply[: len(reply) - len(own)] + text, reply=reply, sources=sources, **changes)
 
 

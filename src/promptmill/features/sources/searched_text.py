@@ -98,7 +98,7 @@ class Text:
 
     @functools.cached_property
     def _hyphenated(self) -> _Folded | None:
-        """The text with these hyphens, or None."""
+        """The text with the hyphens at ends of lines, or None."""
         return _Folded(self.text) if _HYPHEN.search(self.text) else None
 
 
@@ -166,5 +166,5 @@ def _fold(text: str) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """Return the numbers in a text. Spaces and ends of lines divide them, which `_fold` leaves out."""
+    """Return the numbers in a text. Numbers are divided at spaces and ends of lines, which `_fold` leaves out."""
     return re.findall(r"\d+", unicodedata.normalize("NFKC", text))

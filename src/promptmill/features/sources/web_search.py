@@ -1,7 +1,7 @@
 """The step that asks for the provider's own web search, in the form of its API.
 
-The search is a part of `Request.extra`, as if `extra_params` had it: the price of an answer and the reading of its
-sources are those of every search.
+The search is a part of `Request.extra`, as if `extra_params` had it, so prices and sources are handled as for every
+search.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _OF_RESPONSES: JsonObject = {"tools": [{"type": "web_search"}]}
 _SEARCHES: Mapping[tuple[str, str], JsonObject] = {
     ("openai", "responses"): _OF_RESPONSES,
     _CHAT: {"web_search_options": {}},
-    # the version of the tool that all models and platforms take
+    # All models and platforms take this version of the tool.
     ("anthropic", "anthropic"): {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
     ("google", "gemini"): {"tools": [{"google_search": {}}]},
     ("openrouter", "openai"): {"tools": [{"type": "openrouter:web_search"}]},
     ("perplexity", "responses"): _OF_RESPONSES,
     ("xai", "responses"): _OF_RESPONSES,
 }
-"""What a request for a search has, by provider and dialect. Sources: developers.openai.com/api/docs/guides/
+"""The additions to a request for a search, by provider and dialect. Sources: developers.openai.com/api/docs/guides/
 tools-web-search; platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool; ai.google.dev/gemini-api/docs/
 google-search; openrouter.ai/docs/guides/features/server-tools; docs.perplexity.ai/docs/agent-api; docs.x.ai/developers/
 tools (its Live Search, `search_parameters`, answers 410)."""
@@ -52,8 +52,8 @@ class WebSearch(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to the request with the search, which raises `PromptmillError` for an
-        endpoint without one."""
+        """Return the function from an item to the request with the search. The function raises `PromptmillError` if the
+        endpoint has no search."""
         del by_batch
         step = cls(config)
         return lambda request: Sent(step.searching(request))
@@ -74,8 +74,8 @@ class WebSearch(Step):
             return _failed(Failure(error, request.attempts, concerns_all=True))
 
     def searching(self, request: Request) -> Request:
-        """Return the request with the search. Raises `PromptmillError` (`invalid_config`) without one at the
-        endpoint."""
+        """Return the request with the search. Raises `PromptmillError` (`invalid_config`) if the endpoint has no
+        search."""
         wanted = request.sampling
         assert isinstance(wanted, Sourced)
         if not wanted.web:  # False counts as set
@@ -85,7 +85,7 @@ class WebSearch(Step):
 
     def _extra(self, extra: JsonObject) -> JsonDict:
         wanted = _wanted(self._config, str(extra.get("model") or self._config.model))
-        if has_web_search(extra):  # the caller's own form of it
+        if has_web_search(extra):  # the caller already requests a search
             return {**extra}
         joined: JsonDict = {**extra, **wanted}
         if isinstance(tools := extra.get("tools"), list) and "tools" in wanted:
@@ -98,7 +98,7 @@ async def _failed(failure: Failure) -> Outcome:
 
 
 def _wanted(config: ModelConfig, model: str) -> JsonObject:
-    """Return what a request for a search has. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the additions to a request for a search. Raises `PromptmillError` (`invalid_config`)."""
     apis = sorted(registry.apis_of(config))
     forms = [None if api == _CHAT and not _OF_CHAT.search(model) else _SEARCHES.get(api) for api in apis]
     if forms and forms[0] is not None and all(form == forms[0] for form in forms):

@@ -30,7 +30,7 @@ from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000
-"""Characters of all evidence of a request: about 8,000 tokens, an eighth of what TypeSafe takes."""
+"""Characters of all evidence of a request: about 8,000 tokens, an eighth of TypeSafe's limit."""
 _TASK = "task"
 _ALONE = "Judge `{}` alone, as if the others were not there, by the `task`. "
 
@@ -60,7 +60,7 @@ class EvidenceTogether(Gathering):
         """The questions about a row, by its name."""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return what rows share that share a request; None for a row that is sent alone."""
+        """Return the key of a request: rows with equal keys may share it; None for a row that is sent alone."""
         form = request.form
         if form is None or form.open_fields or request.path or request.corrections or request.is_part:
             return None
@@ -82,14 +82,14 @@ class EvidenceTogether(Gathering):
         return len(_text(evidence_of(request)))
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return several rows with their names, whose order has nothing to do with that of the rows: models judge the
-        last of many rows less well, and tables are sorted."""
+        """Return several rows with their names, in an order independent of the rows' order: models judge the last of
+        many rows less well, and tables are sorted."""
         digests = [hashlib.blake2b(f"{one.key} {one.choice}".encode()).digest() for one in requests]
         places = {at: place for place, at in enumerate(sorted(range(len(requests)), key=digests.__getitem__), 1)}
         return [one.changed(portion=Portion(f"r{places[at]}", at, len(requests))) for at, one in enumerate(requests)]
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for several rows; for a single one, its own."""
+        """Return the request for several rows; for a single row, its own request."""
         first = requests[0]
         if len(requests) == 1:
             return first
@@ -105,7 +105,7 @@ class EvidenceTogether(Gathering):
         )
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request. If some questions have no answer, the rows of the others have theirs."""
+        """Answer a request. If some questions have no answer, the rows of the answered questions keep their answers."""
         outcome = await self.following(joined, call)
         if not joined.members or not isinstance(outcome, Failure) or not outcome.part:
             return outcome

@@ -8,8 +8,9 @@
     {"r1": "delivery", "r2": "return"}                                          where schemas are kept
     {"answers": [{"id": "k7mz", "answer": "delivery"}, {"id": "p2qd", …}]}      elsewhere
 
-Where every answer follows its schema, the answers are the fields of one object: none can be left out, given twice or
-invented, and an answer takes half of the tokens around it. Elsewhere, each answer repeats a random id of its record.
+If every answer follows its schema, the answers are the fields of one object: no answer can be missing, repeated or
+invented, and the JSON around an answer takes half of the tokens. Otherwise, each answer repeats the random id of its
+record.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _AROUND = 24
 
 
 def fields_of(fields: Fields | None, prompt: str) -> Fields:
-    """Return the fields of a row; those of a prompt without fields have the whole prompt."""
+    """Return the fields of a row; for a prompt without fields, the whole prompt as a field."""
     return _WHOLE._replace(texts=(prompt,)) if fields is None else fields
 
 
@@ -68,7 +69,7 @@ class RecordForm:
 
     @classmethod
     def of(cls, sampling: Sampling, *, is_object: bool) -> RecordForm | str:
-        """Return the form for rows with these parameters; why they cannot share a request, if they cannot."""
+        """Return the form for rows with these parameters; if they cannot share a request, the reason."""
         for name in ("stop", "n"):
             if getattr(sampling, name) is not None:
                 return f"`{name}`"
@@ -90,7 +91,7 @@ class RecordForm:
 
     @property
     def around(self) -> int:
-        """About how many tokens an answer has around it, in addition to those of an answer alone."""
+        """The estimated tokens around an answer, beyond the tokens of an answer alone."""
         return 2 if self.is_object else 8
 
     @property
@@ -121,7 +122,8 @@ class RecordForm:
 
     def names(self, seeds: Sequence[bytes]) -> list[str]:
         """Return a name for each row, whose seed is unique. The names in a list cannot be known to the author of a row:
-        they follow from all seeds. So does the order of rows by name, which is another one for each vote."""
+        they follow from all seeds. The order of rows by name follows from the seeds, too, so each vote has another
+        order."""
         if self.is_object:
             order = sorted(range(len(seeds)), key=lambda at: hashlib.blake2b(seeds[at]).digest())
             places = {at: place for place, at in enumerate(order, 1)}
@@ -139,7 +141,7 @@ class RecordForm:
 
     def answers(self, text: str, names: Sequence[str], *, is_cut: bool = False) -> list[str | None]:
         """Return the answers to rows in a reply, in the form of an answer to a row alone; None for a row without a
-        certain one. The reply may have words around its answers. `is_cut`: it was cut off at its end."""
+        certain answer. The reply may have words around its answers. `is_cut`: it was cut off at its end."""
         reply = ReplyAnswers(text, names, self._ids, are_texts=self.is_text, is_object=self.is_object)
         found = reply.of_each(self._answer, is_cut=is_cut)
         return [found.get(name) for name in names]
@@ -164,7 +166,7 @@ class RecordForm:
 
     def _schema(self, count: int) -> JsonDict:
         answer, definitions = self.answer, self.definitions
-        if self.is_object and len(answer) > 1:  # once for all fields
+        if self.is_object and len(answer) > 1:  # defined once for all fields
             own = definitions.get("$defs", {})
             name = _free("one_answer", own)
             answer = {"$ref": f"#/$defs/{name}"}

@@ -20,7 +20,7 @@ from promptmill.answers.json_in_text import mended
 from promptmill.core.bounds import MOST_UNREADABLE
 
 _Pairs: TypeAlias = list[tuple[str, Any]]
-"""The ids and answers of one list or object. An id that it has twice is there twice."""
+"""The ids and answers of one list or object. A repeated id is listed twice."""
 
 _OPENING, _CLOSING = re.compile(r"[{\[]"), re.compile(r"[}\]]")
 _JSON_LIKE = re.compile(r"""[{\[]\s*["'{\[]""")
@@ -74,7 +74,7 @@ class ReplyAnswers:
 
     def of_each(self, read: Callable[[Any], str | None], *, is_cut: bool = False) -> dict[str, str]:
         """Return the answers of rows, by id, as far as they are certain. `read` returns a value as an answer; None for
-        a value that is none. `is_cut`: the reply was cut off at its end."""
+        a value that is no answer. `is_cut`: the reply was cut off at its end."""
         groups = [group for group in (*self._whole, *self._pieces) if group]
         behind = self._text[self._end :]
         if self._whole and (self._is_broken or (is_cut and behind.strip(_MARKS))):

@@ -23,7 +23,7 @@ _LONGEST_ROW = 8_000
 _LONGEST = 32_000
 """Characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
 _SIGNS = 16
-"""The characters of words that have as many tokens as the signs of JSON around a field."""
+"""Characters of words that take as many tokens as the JSON around a field."""
 _CHARACTERS = 3
 """The fewest characters of a token, for texts that are not mostly of rare signs."""
 _CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
@@ -49,7 +49,7 @@ class RowsTogether(Gathering):
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from a row to its part of a request for as many rows as possible."""
-        del by_batch  # a line of a batch is for as many
+        del by_batch  # a line of a batch holds as many rows
         return Sent if registry.decides(config) else cls(Loading(config, None, is_shared=False))._sent_for
 
     def __init__(self, loading: Loading) -> None:
@@ -62,7 +62,7 @@ class RowsTogether(Gathering):
         self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return what rows share that share a request; None for a row that is sent alone."""
+        """Return the key of a request: rows with equal keys may share it; None for a row that is sent alone."""
         if call.facts.keep_raw or call.preview is not None or _was_refused(request):
             return None
         form = self._form(request.sampling)
@@ -73,7 +73,7 @@ class RowsTogether(Gathering):
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
-        _, wanted, _ = self._last  # by value: equal parameters may have several forms, one after another
+        _, wanted, _ = self._last  # compared by value, because equal parameters may get a new form
         slot, choice = request.key // SLOT, request.choice  # two answers to a row are never in one request
         return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 
@@ -99,11 +99,11 @@ class RowsTogether(Gathering):
         ]
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for several rows; for a single one, its own."""
+        """Return the request for several rows; for a single row, its own request."""
         first, form = requests[0], self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return first
-        # by name: rows that are sent again, as for a vote, are in another order
+        # Sort by name: rows that are sent again, as for a vote, then have another order.
         rows = sorted(zip(_names(requests), map(_fields, requests), strict=True), key=_place)
         *before, last = first.conversation.messages
         text = form.text([fields for _, fields in rows], [name for name, _ in rows])
@@ -192,12 +192,12 @@ def _place(named: tuple[str, Fields]) -> tuple[int, str]:
 
 
 def _was_refused(request: Request) -> bool:
-    """Return whether an answer to the request was refused: it is asked again with the complaint."""
+    """Return whether the request follows a refused answer: it repeats the question with the complaint."""
     return any(message.role == "assistant" for message in request.conversation.messages)
 
 
 def _why_alone(request: Request) -> str:
-    """Return what a request for several rows cannot have; `""` if the row can share one."""
+    """Return the reason why a row cannot share a request; `""` if the row can share one."""
     if request.path:
         return "a request that is no chat"
     if request.is_part:

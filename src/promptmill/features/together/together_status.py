@@ -1,4 +1,4 @@
-"""The figures of a job whose rows share requests, and their text: also what the job cost, and would have cost alone.
+"""The figures of a job whose rows share requests, and their text, with its cost and its estimated cost without sharing.
 
 The cost of a row alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter
 or longer texts. Otherwise it is estimated from the requests that rows shared:
@@ -7,8 +7,8 @@ or longer texts. Otherwise it is estimated from the requests that rows shared:
            words about records in each request, and the JSON around each row
     out    by the bytes of the answers: without the id and the JSON around each
 
-A row alone has a schema and the marks of its messages of its own. How many tokens an endpoint counts for these is not
-known, and for short rows it is half of the cost. So an estimate is the least and the most that it may be.
+A row sent alone has its own schema and message marks. The tokens that an endpoint counts for these are unknown; for
+short rows, they are half of the cost. So an estimate is the least and the most that it may be.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _AROUND_QUESTION = 64
 _AROUND_MESSAGE = 12, 40
 """The least and the most bytes that an endpoint counts around a message: its role, and the marks of a turn."""
 _UNSURE = 5
-"""Percent by which the cost alone may be wrong."""
+"""Percent by which the cost of rows sent alone may be wrong."""
 _LOOKED_AT = 200
-"""Rows whose fields are measured: their mean is within a few percent of that of all rows."""
+"""The most rows whose fields are measured: their mean is within a few percent of the mean of all rows."""
 _FEWEST_SAMPLED = 20
 """Rows of a sample sent alone, whose mean counts for all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
@@ -76,10 +76,10 @@ _FEW_ALONE = f"""
 
 
 class TogetherStatus(TypedDict):
-    """How many rows shared requests, and what that saved."""
+    """The rows that shared requests, and the savings."""
 
     rows: int
-    """Rows whose answer came in a reply to several."""
+    """Rows whose answer came in a reply to several rows."""
     requests: int
     """The requests for these rows."""
     alone: int
@@ -89,7 +89,8 @@ class TogetherStatus(TypedDict):
     saved: int
     """About how many prompt tokens fewer the job had than with each row alone; below 0: more."""
     added: NotRequired[int]
-    """About how many more tokens the answers had. Missing if the model thinks: how long it does alone is unknown."""
+    """About how many more tokens the answers had. Missing if the model thinks: the length of its reasoning for a row
+    alone is unknown."""
     cost: NotRequired[float]
     """The cost, in US dollars, of the requests that are compared."""
     cost_alone: NotRequired[float]
@@ -158,7 +159,7 @@ class _Compared(NamedTuple):
 
     @property
     def is_measured(self) -> bool:
-        """Whether the cost alone is measured."""
+        """Whether the cost of rows sent alone is measured."""
         return self.least == self.most
 
 
@@ -188,7 +189,7 @@ class _Slot:
     config: ModelConfig
 
     def compared(self, requests: int) -> _Compared:
-        """Return what the rows of `requests` requests cost together, and alone."""
+        """Return the cost of the rows in `requests` requests, together and alone."""
         together, has_costs = self._paid(self.slot, _IN_SHARED), price_of(self.config) is not None
         if sample := self._sample():
             alone = sample.times(together.rows / sample.rows)
@@ -223,8 +224,8 @@ class _Slot:
         return _Paid(int(rows), *sums)
 
     def _estimated(self, together: _Paid, requests: int, few: _Paid, end: int) -> _Paid:
-        """Return about how many tokens the rows of `requests` requests have alone, without their cost: by some `few`
-        that were sent alone, or else the least (`end` 0) or the most (1) that they may have."""
+        """Estimate the tokens that the rows of `requests` requests have alone, without their cost: from `few` rows that
+        were sent alone, or else the least (`end` 0) or the most (1) possible tokens."""
         rows, sampling = together.rows, self.config.settings.sampling_params
         system = _bytes(str((self.store.get("order") or {}).get("system_prompt") or ""))
         prompts = self.spec.question.templates
@@ -296,7 +297,7 @@ def _size(sampling: Sampling) -> int:
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield how many rows shared how many requests, and what that saved, as text."""
+    """Yield the numbers of rows and of their requests, and the savings, as text."""
     its: TogetherStatus = found["together"]
     if its["unread"]:
         alone = counted(its["alone"], "row")
@@ -308,7 +309,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _money(its: TogetherStatus) -> str:
-    """Return what the job cost, and would have cost alone; `""` without a price."""
+    """Return the cost of the job, and its estimated cost with each row alone; `""` without a price."""
     cost, alone = its.get("cost"), its.get("cost_alone")
     if cost is None or not alone:
         return ""
@@ -320,7 +321,8 @@ def _money(its: TogetherStatus) -> str:
 
 
 def _compared(least: int, most: int | None = None) -> str:
-    """Return how many percent more rows cost together than alone. `most`: `least` is the least of an estimate."""
+    """Return how many percent more rows cost together than alone. `least`, `most`: the ends of an estimate, or one
+    measured value."""
     most = least if most is None else most
     if least < 0 < most:
         return "; only `agree` measures which is cheaper"

@@ -1,4 +1,4 @@
-"""Converts UltraRAG's parameters (its file, and the arguments of `generation_init`) to those of promptmill."""
+"""Converts UltraRAG's parameters (its file, and the arguments of `generation_init`) to promptmill's."""
 
 from __future__ import annotations
 

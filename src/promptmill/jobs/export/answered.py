@@ -18,7 +18,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
 
 _OF_COLUMN = '"column":"'
-"""In JSON, where a text has no such quotation marks: the place of a quote in a column."""
+"""The text in JSON that shows that a quote has a place in a column; other texts have these quotation marks escaped."""
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -69,7 +69,7 @@ def answers_so_far(key: int, record: Record | None) -> Record | None:
 
 
 def outcomes_so_far(key: int, record: Record | None) -> Record:
-    """Return the record; a row without one has the failure `deferred`."""
+    """Return the record; `deferred` for a row without an outcome."""
     return record_of(key, _UNANSWERED) if record is None else record
 
 
@@ -98,7 +98,7 @@ def answered_rows(
 
 
 def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
-    """Return a record with the tokens and the cost of others of its row, too."""
+    """Return a record with the tokens and the cost of the other records of its row added."""
     for other in beside:
         extras, more = record.extras, other.extras.get("cost")
         cost = record.more if more is None else json_text({**extras, "cost": round(extras.get("cost", 0.0) + more, 9)})
@@ -111,8 +111,8 @@ def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
 
 
 def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
-    """Return a record without the places of quotes that the row's columns no longer have: the same prompt may be of
-    other columns since."""
+    """Return a record without the places of quotes in columns that the row no longer has: the prompt may use
+    other columns now."""
     if _OF_COLUMN not in (record.more or ""):
         return record
     columns = _columns(spec, row)

@@ -18,7 +18,7 @@ _IDS = (
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
-# sorted by a window function: an index on random ids is ten times slower
+# A window function sorts the ids: an index on random ids is ten times slower.
 _REPEATED = (
     "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
     "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
@@ -28,7 +28,7 @@ _REPEATED = (
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
-    `takes_model`: the line may name the model, which then answered.
+    `takes_model`: if the line names a model, that model has answered.
     """
     try:
         asked = json_values.load(line.strip(), "")
@@ -91,7 +91,7 @@ def _answer_of(record: Record, number: str, model: str, created: int) -> JsonDic
         "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
-    # ours last, because `said`, the endpoint's own body, may have an id, a model and usage
+    # `said` comes last: the endpoint's own body may have an id, a model and usage
     return {"response": _response(number, answered | said), "error": None}
 
 

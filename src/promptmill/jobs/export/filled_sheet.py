@@ -111,7 +111,7 @@ class _Added:
     names: Sequence[str]
 
     def extended(self, ref: str) -> str:
-        """Return a range with the columns, if it begins in the header's row and ends beside them; else `ref`.
+        """Return a range extended by the columns, if it begins in the header's row and ends next to them; else `ref`.
 
         >>> _Added(0, 3, ["Tone", "Topic"]).extended("A1:C31"), _Added(0, 3, ["Tone"]).extended("A1:B31")
         ('A1:E31', 'A1:B31')
@@ -144,7 +144,7 @@ class _Added:
         return text
 
     def in_names(self, book: bytes, sheet: int) -> bytes:
-        """Return the workbook's XML, in which the hidden name of the filter of a sheet has the columns, too."""
+        """Return the workbook's XML, with the columns added to the hidden name of the filter of a sheet."""
 
         def extended(found: re.Match[bytes]) -> bytes:
             of_sheet = re.search(rb"\slocalSheetId=[\"'](\d+)", found[1])
@@ -293,7 +293,7 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
-        elif word == "mergeCell":  # of merged cells, only the first is shown
+        elif word == "mergeCell":  # only the first of merged cells is shown
             last = attributes["ref"].rpartition(":")[2]
             if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < MOST_COLUMNS:
                 self.width = max(self.width, end)
@@ -360,8 +360,8 @@ class _Filling(_Walk):
         style: str,
         dates: Dates,
     ) -> None:
-        """`rows`: the indices of rows, ascending, each with its new values by column. `widths`: those of the columns
-        `added`. `style`: the number of the format of their header. `dates`: those of the workbook.
+        """`rows`: the indices of rows, ascending, each with its new values by column. `widths`: the widths of the
+        columns `added`. `style`: the number of the format of their header. `dates`: the workbook's dates.
         """
         super().__init__(data)
         self._added, self._widths, self._style = added, widths, style

@@ -86,7 +86,7 @@ def join(
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is an output at `path`. Of a workbook, its sheet counts."""
+    """Return whether there is an output at `path`. In a workbook, the sheet is the output."""
     file, sheet = members.split(target := real_path(path))
     if not sheet or members.is_table(target):
         return members.stamp(target) is not None

@@ -81,7 +81,7 @@ class LiveOutput:
                 with contextlib.suppress(RuntimeError):  # the job has ended, and its event loop is closed
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
 
-        # a daemon thread: the process must be able to end while the reader of the stream is stuck
+        # The thread is a daemon: the process must be able to end while the reader of the stream is stuck.
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 

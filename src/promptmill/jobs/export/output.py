@@ -115,9 +115,9 @@ def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
 
 
 def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> bool:
-    """Return whether the output, with the stamp `there`, is what the job wrote. Blocks.
+    """Return whether the output, whose stamp is `there`, is unchanged since the job wrote it. Blocks.
 
-    Of a sheet that the job fills, only its own columns count: the user and other jobs may change the others.
+    In a sheet that the job fills, only the job's columns count: the user and other jobs may change other columns.
     """
     if made is None or made.is_own(there):
         return made is not None
@@ -125,8 +125,8 @@ def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> boo
 
 
 def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
-    """Return whether each row with an answer in the sheet that the job fills is one that the job wrote, with the same
-    values in all columns that both have: then rows were deleted, moved or added, and no answer was edited. Blocks.
+    """Return whether the job wrote each answered row of the sheet that it fills, with the same values in all common
+    columns: then rows were deleted, moved or added, and no answer was edited. Blocks.
 
     Raises as `JobDatabase` does.
     """
@@ -145,7 +145,7 @@ def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
 
 
 def with_answers_of(spec: JobSpec, made: OutputRecord) -> OutputRecord:
-    """Return the record of a sheet that the job fills, with the answers that it has now. Blocks."""
+    """Return the record of the sheet that the job fills, updated with the sheet's present answers. Blocks."""
     now = stamp_of_answers(members.file_of(spec.output.path), spec)
     answers = made.answers if now is None else (now, *made.answers[:1])
     return made.model_copy(update={"answers": answers, "finished": False})
@@ -158,7 +158,7 @@ def _read_sheet(content: IO[bytes], name: str, header_row: int | None = None) ->
 
 
 def _valued(sheet: Sheet, names: Sequence[str], own: AbstractSet[str]) -> Counter[bytes]:
-    """Return how often a sheet has each row with a value in a column of `own`, as the digest of its columns `names`."""
+    """Count the rows of a sheet with a value in a column of `own`, by the digest of their columns `names`."""
     places, counts = [(sheet.header.index(name), name in own) for name in names], Counter[bytes]()
     for line in filter(None, sheet.rows):
         row = dict(enumerate(values.loads(line.encode())))

@@ -167,7 +167,7 @@ class _TypedColumns:
         if form.spec.input.format == "batch" or form.spec.input.kind.rows == "texts":
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
-            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # also without rows
+            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # types exist even without rows
             for row in form.stored():
                 self._types.include(self._own.of(row))
                 check_width(len(self._types))
@@ -188,7 +188,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
     if kinds.is_map(kind):
         column = [value and [tuple(pair) for pair in value] for value in column]
     if plain == kind or kinds.is_duration(kind):
-        with suppress(pa.ArrowException):  # a time that no value of Python can be is a text
+        with suppress(pa.ArrowException):  # a time that Python cannot represent is a text
             return pa.array(column, kind)
     if plain == kind and kinds.is_temporal(kind):
         return pa.array([unit_of(value, kind) if isinstance(value, str) else value for value in column], kind)
@@ -202,7 +202,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
     array = pa.array(column, plain)
-    if kinds.is_time(kind):  # by hand, because Arrow casts texts to timestamps, but not to times
+    if kinds.is_time(kind):  # converted by hand, because Arrow casts texts to timestamps, but not to times
         array = compute.binary_join_element_wise("1970-01-01", array, " ").cast(pa.timestamp("ns"))
     return array.cast(kind)
 

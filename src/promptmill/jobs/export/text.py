@@ -119,7 +119,7 @@ class AnswerValues:
         names = dict(zip(usual, usual, strict=True))
         if schema is not None and schema.names:
             fields = schema.names
-            if "probabilities" in known:  # each field's, next to the field; all of them on request
+            if "probabilities" in known:  # each field's probability is next to the field; all of them on request
                 fields = schema.columns(has_scores=SCORES in known)
                 known -= {"probabilities"} - self._chosen
             known.discard(SCORES)
@@ -223,8 +223,8 @@ class OutputForm:
         return self.own.names_in(self.stored())
 
     def fields_to_measure(self) -> Iterator[JsonDict]:
-        """Yield the `answer_fields` of all rows of the output whose answers may not fit into the usual types: those
-        with a number that may need more than 64 bits; all of a job with dates."""
+        """Yield the `answer_fields` of the output's rows whose answers may not fit into the usual types: rows with a
+        number that may need more than 64 bits; all rows of a job with dates."""
         schema = self.answers.schema
         where = statistics.DELIVERED if schema is not None and schema.has_dates else _HAS_LONG_NUMBER
         for store in self._stores:

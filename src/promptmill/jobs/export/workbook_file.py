@@ -1,4 +1,4 @@
-"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing one, whose other bytes stay unchanged.
+"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing workbook, whose other bytes stay.
 
 labels.xlsx              a new workbook with the sheet `answers`
 book.xlsx#Labels         the sheet `Labels`; the other sheets of the workbook stay
@@ -45,7 +45,7 @@ _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # rows below the header: Excel's limit
 _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile("[\\[\\]:*?/\\\\\0-\x1f\x7f\ud800-\udfff\ufffe\uffff]|^'|'$")
-"""Finds what Excel permits in no name of a sheet, and what XML cannot hold."""
+"""Finds characters that Excel permits in no name of a sheet, or that XML cannot hold."""
 _CUT = "… [cut]"
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -211,7 +211,7 @@ class _NewSheet:
         parts = xlsx.parts_of(packed)
         texts: dict[str, bytes] = {}
         part = next((sheet.part for sheet in parts.sheets if sheet.name == self._name), "")
-        removed = [xlsx.rels_of(part)] if part else []  # with its pictures and tables
+        removed = [xlsx.rels_of(part)] if part else []  # removed together with its pictures and tables
         if not part:
             part, texts = _with_sheet(packed, parts, self._name)
         texts[parts.book] = recalculated(texts.get(parts.book) or packed.read(parts.book))

@@ -29,7 +29,7 @@ _ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # needs an escape, because Exce
 _FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
 _EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
 _DAY = dt.timedelta(days=1)
-_PLACES = 10  # of a number of days: LibreOffice writes 15 digits
+_PLACES = 10  # decimals of a number of days: LibreOffice writes 15 digits
 _DATE, _TIME, _DATE_WITH_TIME = 14, 21, 22  # numbers of Excel's own formats
 _OF_DATES = frozenset(map(str, (*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59))))
 _XF = re.compile(rb"(?=<(?:[\w.-]+:)?xf\b)")  # the beginning of a style
@@ -110,8 +110,8 @@ class Dates:
         self._numbers: dict[tuple[int, str], str] = {}
 
     def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
-        """Return the style and the number of days of a cell that has the style `style`, `""` for the usual one; a text
-        if Excel has no number for the date, or the workbook no formats."""
+        """Return the style and the number of days of a cell that has the style `style`, `""` for the usual style;
+        a text if Excel has no number for the date, or if the workbook has no formats."""
         match value:
             case dt.time():
                 form, time, least = _TIME, dt.datetime.combine(self._first, value), self._first
@@ -137,7 +137,7 @@ class Dates:
         return self._numbers[form, style]
 
     def changed(self) -> Changed:
-        """Return the part of the styles, which is written behind all cells: these add styles."""
+        """Return the part of the styles. It is written after all cells, because cells add styles."""
         return {self._part: self._styles()} if self._part else {}
 
     def _styles(self) -> Iterator[bytes]:
@@ -205,7 +205,7 @@ def literal(text: str) -> str:
 
 
 def widths_of(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the width of each column, in characters: that of the longest line of a cell, within bounds.
+    """Return the width of each column in characters: the length of its longest line, within bounds.
 
     >>> widths_of([["id", "mail"], [1, "My parcel has not arrived."]])
     [8, 28]

@@ -34,7 +34,7 @@ from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
-_LOOKED_AT = 100  # first rows, whose fields are those of the prompt
+_LOOKED_AT = 100  # first rows, whose fields a prompt may use
 # The first bytes of files that have the suffix of a text file, but another format.
 _SIGNS = MappingProxyType(
     {
@@ -125,7 +125,7 @@ def _of_beginning(
 ) -> PromptmillError:
     """Return an error with the encoding of the file, if it is likely the cause.
 
-    It is the encoding in which the first line has the columns of the prompt, or that of the file's first bytes.
+    It is the encoding in which the first line has the prompt's columns, or the encoding of the file's first bytes.
     """
     if of_input(input_format).rows != "texts":
         return error
@@ -182,7 +182,7 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
 
 
 def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
-    """Yield the rows of a file; a table's columns become fields. `encoding`: of a text that is not UTF-8.
+    """Yield the rows of a file; a table's columns become fields. `encoding`: the encoding of a text that is not UTF-8.
 
     Raises `PromptmillError`, `OSError`.
     """

@@ -100,7 +100,7 @@ def loose_id(given: InputRows, config: ModelConfig, order: JobOrder) -> str:
 
 
 def _slug(name: str) -> str:
-    # short, because an id has at most 60 characters
+    # The slug is short, because an id has at most 60 characters.
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "rows"
 
 

@@ -74,8 +74,7 @@ def _lacks_prompts(question: JobPrompts, header: Sequence[str]) -> bool:
 
 
 def named_columns(question: JobPrompts) -> set[str]:
-    """Return the columns that a question names. Of templates with names of several words, whose columns are unknown
-    here, none."""
+    """Return the columns that a question names. Templates with names of several words give none."""
     names = {name for name in (question.column, question.image_column) if name is not None}
     for text in question.templates:
         with contextlib.suppress(PromptmillError):
@@ -150,7 +149,7 @@ def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
 
 
 def _has_missing(input_format: str) -> bool:
-    """Return whether an empty cell may stand for a missing value: not in a text, each of whose lines is a row."""
+    """Return whether an empty cell may mean a missing value; in a text with a row per line, it does not."""
     known = of_input(input_format)
     return known.rows == "texts" and known.has_header
 
@@ -211,12 +210,12 @@ def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> Pr
 
 
 def text_column(columns: Collection[str], rows: Sequence[JsonObject] = (), otherwise: str = "column") -> str:
-    """Return the column to suggest for a prompt: the one with the longest texts in the first `rows`; without rows, by
-    its name. `otherwise`: no column has a name that a prompt can have in braces."""
+    """Return the column to suggest for a prompt: the column with the longest texts in the first `rows`; without rows,
+    by its name. `otherwise`: the result if no column has a name that a prompt can have in braces."""
     named = [name for name in columns if _NAMED.fullmatch(name)]
     texts = [name for name in named if not _IDENTIFIES.search(name)]
     column = next((name for name in (*_USUAL, *texts, *named) if name in columns), otherwise)
-    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # of equal ones the first
+    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # the first of equal columns
 
 
 def _length_of(column: str, rows: Sequence[JsonObject]) -> int:

@@ -218,7 +218,7 @@ class Store:
         return fs, str(path)
 
     def _missing(self, protocol: str) -> PromptmillError:
-        """Return the error for a package that the URLs of a store need: `fsspec`, or that of the store."""
+        """Return the error for a missing package that a store's URLs need: `fsspec`, or the store's own package."""
         package, extra = "fsspec", self.extra or _EXTRAS.get(protocol, "")
         with contextlib.suppress(ImportError):
             from fsspec.registry import known_implementations

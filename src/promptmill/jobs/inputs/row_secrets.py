@@ -56,7 +56,7 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         if words:
             raise _refusal(part.path.name, f"{words} in line {line}" if line else words)
         marks = _MARKS.get(_codec(files.encoding), ())
-        if marks and blocks[0] and not blocks[0].startswith(marks):  # or text would become random letters
+        if marks and blocks[0] and not blocks[0].startswith(marks):  # otherwise text would become random letters
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     check_names(files, format_of_input(files), rule)
 

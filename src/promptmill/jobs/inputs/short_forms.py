@@ -55,7 +55,7 @@ class Labels(NamedTuple):
 
     texts: Sequence[str]
     definitions: Mapping[str, str] = MappingProxyType({})
-    """The definition of each label, `""` for a label without one; empty if no label has one."""
+    """The definition of each label (`""`: undefined); empty if no label has one."""
 
     @property
     def sampling(self) -> JsonDict:

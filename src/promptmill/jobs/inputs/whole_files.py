@@ -59,7 +59,7 @@ from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders of installed or generated code
-# In programs and prose, a value is a secret only in quotes: without, it is a variable or a word.
+# In programs and prose, a value is a secret only in quotes: without quotes, it is a variable or a word.
 _QUOTES_VALUES = re.compile(
     r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
@@ -100,7 +100,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence
         return any(map(_CONTENT.search, templates))
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = [reading(path) for path in paths if real_path(path) != real_path(output)]
-    # a text may be whole, and Windows stores the database `Thumbs.db` next to pictures
+    # A file of unknown format may be a text, and a database may be Windows' `Thumbs.db` next to pictures.
     return bool(kinds) and all(known is None or known.whole or known.database for known in kinds)
 
 
@@ -145,7 +145,7 @@ def _question_of(
 
 
 def _kind(path: Path) -> str:
-    """Return what a whole file is, see `Format.whole`; `""` for a file of another kind, which may be text."""
+    """Return the kind of a whole file, see `Format.whole`; `""` for a file of another kind, which may be text."""
     known = whole(path)
     return "" if known is None else known.whole
 
@@ -481,7 +481,7 @@ class WholeFiles(FoundFiles):
         is_auto = self._as_pdf is None
         has_text = any(page.text and not (page.is_image and is_auto) for page in pages)
         if not has_text and not is_auto:
-            return "", [pdf.text_of(source)], forms  # the reason why the row fails
+            return "", [pdf.text_of(source)], forms  # this source makes the row fail with the reason
         for number, page in enumerate(pages, 1):
             if is_auto and (page.is_image or not has_text):
                 form = "sent as image (scan or drawing)"
@@ -496,7 +496,7 @@ class WholeFiles(FoundFiles):
             if page.attached:
                 texts[-1] = f"Attachments (not sent): {page.attached}\n\n{texts[-1]}"
             forms[form] += is_auto or page.is_image
-        # a form feed after each page, as in pdftotext's output, so that a position in the text has a page
+        # Each page ends with a form feed, as in pdftotext's output, so that a position in the text has a page.
         is_sent = has_text or any(page.attached for page in pages)
         return "\n\f\n".join(texts) if is_sent else "", images, +forms
 

@@ -60,7 +60,7 @@ class PlainTemplate:
         >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
         'Classify: Great!'
         """
-        text = re.sub(r"\r\n?", "\n", text)  # one form of line ends, as in Jinja
+        text = re.sub(r"\r\n?", "\n", text)  # one form of line ends, as Jinja has it
         parts, end = list[str](), 0
         for place in _PLACE.finditer(text):
             parts += [text[end : place.start()], place["name"] or place["column"]]
@@ -72,7 +72,7 @@ class PlainTemplate:
 
     @property
     def names(self) -> frozenset[str]:
-        """The fields that it uses."""
+        """The fields that the prompt uses."""
         return frozenset(self.parts[1::2])
 
     @property

@@ -51,7 +51,7 @@ class Questions:
     are_texts: bool = False
     """Whether all cells are texts. Then lists are given as JSON, and empty settings are ignored."""
     has_missing: bool = False
-    """Whether some texts, such as `NaN`, stand for missing values."""
+    """Whether some texts, such as `NaN`, mean missing values."""
 
     @property
     def is_plain(self) -> bool:
@@ -74,7 +74,7 @@ class Questions:
 
     def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
         """Return the digest of the question of a stored row, see `row_lines.digest`; None if it has none. `line`: the
-        row's, perhaps for another prompt. `rows_set`: see `Question`."""
+        row's stored line, perhaps for another prompt. `rows_set`: see `Question`."""
         lacking = line[1:] if line is not None and line.startswith(_CELLS) else b""
         try:
             question, _ = self.asked(cells, "", lacking)

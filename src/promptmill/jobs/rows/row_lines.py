@@ -120,7 +120,7 @@ class RowReader:
     shown: Shown = NOT_SHOWN
     """The words about the form of answers, see `answers.shown`."""
     decided: str | None = None
-    """What of it each prompt of the template gets; None: it is decided by row."""
+    """The part of `shown` that each prompt of the template gets; None: it depends on the row."""
     images: RowImages = RowImages()
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
@@ -222,7 +222,7 @@ class RowReader:
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
     def _check_models(self, extra: JsonObject, allowed: frozenset[str], where: str) -> None:
-        # the configuration's names are the operator's
+        # The names in the configuration are allowed, because the operator chose them.
         if unknown := {*named_models(extra)} - {*named_models(self.extra)} - allowed:
             known = ", ".join(sorted(allowed))
             raise input_error(f"{where}: there is no model {min(unknown)[:60]!r}; models here: {known:.500}.")

@@ -77,8 +77,8 @@ def check_names_some(
 ) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a prompt without placeholders, which is equal for all rows.
 
-    `image_column` returns the column of the input that may hold paths of images, or `""`; `text_column` the one to
-    suggest.
+    `image_column` returns the column of the input that may hold paths of images, or `""`; `text_column` returns the
+    column to suggest.
     """
     if not template_of(text, places_in(text)).names:
         single = re.search(r"\{(\w+)\}", text)
@@ -113,7 +113,7 @@ def special_columns(text: str, columns: Iterable[str]) -> list[str]:
 def _special(columns: Iterable[str]) -> dict[str, str]:
     """Return the columns whose names are not plain identifiers, by their names and normalized names (`_name`).
 
-    Of several columns with one normalized name, a placeholder means the one with exactly this name.
+    If several columns have one normalized name, a placeholder means the column with exactly its name.
     """
     names = [column for column in columns if column.strip()]
     meant = {_name(column): column for column in reversed(names)}
@@ -134,7 +134,7 @@ def _name(text: str) -> str:
 
 
 def alike(name: str, columns: Iterable[str]) -> str:
-    """Return the column whose name looks like `name`, such as one with an invisible sign, or `""`.
+    """Return the column whose name looks like `name`, for example but for an invisible sign, or `""`.
 
     >>> alike("text", ["id", "\\u200btext"]) == "\\u200btext"
     True

@@ -11,9 +11,9 @@ identified by its digest, which an answer stores in `asked`:
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question get its answers in row order. Loose answers without a matched row become spare. A row that
-has none may take a part of what it was answered before, see `Former`. All this is one transaction: if the process is
-killed, the job is unchanged.
+Rows with the same question get its answers in row order. Loose answers without a matched row become spare. A row
+without an answer may take a part of its answer to an earlier question, see `Former`. All this is one transaction: if
+the process is killed, the job is unchanged.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _WANTED = f"""
         OR (answer.code IS NOT NULL AND :borrows)
     )
 """
-# first the answers without a row, then spare ones, the latest first
+# Answers without a row come first, then spare answers, the latest first.
 _AVAILABLE = f"""
     SELECT :base + key AS place, asked, key AS turn FROM answer JOIN temp.loose USING (key)
     WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
@@ -208,7 +208,7 @@ def begin(store: JobDatabase) -> None:
 
 
 def _take_rows(connection: Connection, window: dict[str, int]) -> None:
-    """Replace the rows in the window by those of `row_next`, and record which output blocks have changed."""
+    """Replace the rows in the window by the rows of `row_next`, and record which output blocks have changed."""
     run = connection.execute
     if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
         run(_EDITED, window)
@@ -224,8 +224,8 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
-    """Add another job's answers to wanted questions to `spare`, after all others, at the next of the descending
-    `places`. The copies have no cost. Return the place before the first and the one after the last."""
+    """Add another job's answers to wanted questions to `spare`, after all existing answers, at the next of the
+    descending `places`. The copies have no cost. Return the places before the first copy and after the last one."""
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -248,7 +248,7 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
 
 
 class _Source(NamedTuple):
-    """A record of which a row may take a part, and what the row takes along."""
+    """A record from which a row may take a part, and the cost that goes with it."""
 
     record: Record
     release: Callable[[], object] | None
@@ -268,14 +268,14 @@ def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
 
 
 def _release(connection: Connection, place: int | None, record: Record) -> None:
-    """Store a record without its cost. `place`: that of a spare answer."""
+    """Store a record without its cost. `place`: the place of a spare answer."""
     made = Provenance(record.settings, record.round, tuple(record.extras.get("changed", ())))
     values = bound(record_of(record.key, copied(record.outcome()), record.asked, made))
     connection.execute(*((PUT, values) if place is None else (_REPLACE_SPARE, (place, *values))))
 
 
 def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
-    """Return an outcome with the requests of another and what was paid for them."""
+    """Return an outcome with the requests and the cost of another outcome."""
     spent = Totals.of([paid]).on(replace(outcome, attempts=paid.attempts, latency_s=paid.latency_s))
     return replace(spent, made_of=paid.wanted) if isinstance(spent, Completion) else replace(spent, wanted=paid.wanted)
 
@@ -283,8 +283,8 @@ def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
 def _take_parts(
     connection: Connection, former: Former | None, sources: Iterable[_Source], made: Provenance
 ) -> tuple[int, int]:
-    """Give the rows without an answer to their question what they take of the records of a former one. Return the
-    number of rows that take a whole answer, and of those that take a part."""
+    """Give rows without an answer the parts that they take from the records of a former question. Return the number of
+    rows that take a whole answer, and of rows that take a part."""
     whole = partly = 0
     if former is None:
         return whole, partly

@@ -240,7 +240,7 @@ class JobDatabase:
     def write(
         self, records: Sequence[Record], replaced: Sequence[int] = (), *changes: tuple[str, Iterable[Any]]
     ) -> None:
-        """Store `records`, replacing records with equal keys. If this raises, none of them is stored.
+        """Store `records`, replacing records with equal keys. If this raises, no record is stored.
 
         The answers with the keys `replaced` become spare. `changes`: statements to run before, see `change`.
         """
@@ -258,7 +258,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield the records from key `first` on, in order, with damaged ones and perhaps some written meanwhile."""
+        """Yield the records from key `first` on, in order, also damaged ones and perhaps records written meanwhile."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -296,7 +296,7 @@ class JobDatabase:
 
     @property
     def added(self) -> dict[str, str]:
-        """The tables of ways and their indexes, those of missing features too: the statement that creates each."""
+        """The statement that creates each table and index of a way, including ways of missing features."""
         added = f"SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND {_IS_ADDED} ORDER BY type DESC"
         return dict(self.read(added))
 
@@ -351,7 +351,7 @@ class JobDatabase:
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # no exact decoding, which would take twice as long: the checksum detects this damage
+                # The decoding is not exact, which would take twice as long: the checksum detects this damage.
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -424,7 +424,7 @@ class JobDatabase:
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk; an event loop cannot wait that long."""
-        run("PRAGMA wal_autocheckpoint=0")  # off, because `sync` makes them, in a thread
+        run("PRAGMA wal_autocheckpoint=0")  # off: `sync` makes the checkpoints, in a thread
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -437,13 +437,13 @@ class JobDatabase:
 
 
 def _are_of_ways(added: Mapping[str, str]) -> bool:
-    """Return whether tables are those of ways. Of a missing feature, any plain table may be."""
+    """Return whether tables belong to ways. A missing feature may have any plain table."""
     known = {name: statement for way in ways().values() for name, statement in way.tables.items()}
     return all(known.get(name, text) == text and _PLAIN.fullmatch(text) for name, text in added.items())
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return the primary code of an error; 0 for one of the module `sqlite3`, such as that of a closed database."""
+    """Return the primary code of an error; 0 for an error of the module `sqlite3`, such as for a closed database."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 

@@ -66,7 +66,7 @@ def _sampling(config: ModelConfig) -> tuple[dict[str, object], dict[str, object]
 
 
 def without_lengths(values: Mapping[str, object]) -> dict[str, object]:
-    """Return the parameters without those that limit an answer's length."""
+    """Return the parameters without the limits of an answer's length."""
     return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 
 

@@ -172,7 +172,7 @@ class Folder:
 
     @property
     def had_job(self) -> bool:
-        """Whether a job has had its database here. A folder that another user planted says nothing."""
+        """Whether a job has had its database here. A folder that another user planted does not count."""
         try:
             self.check()
         except OSError:
@@ -223,7 +223,7 @@ class Folder:
         """Yield the database for reading, as it is now, even while another process writes. Raises as `reading`."""
         self.check()
         with contextlib.closing(JobDatabase(self.database)) as store:
-            store.read("BEGIN")  # its end is that of the connection
+            store.read("BEGIN")  # the transaction ends with the connection
             yield store
 
     def _get(self, *names: str) -> list[dict[str, Any] | None]:
@@ -310,7 +310,7 @@ class Folder:
 
     @property
     def awaited(self) -> str:
-        """What providers still work on for the job, such as `batch a, b`; `""` if nothing is known."""
+        """The unfinished work of providers for the job, such as `batch a, b`; `""` if nothing is known."""
         try:
             with self.reading() as store:
                 return rounds.names(store)
@@ -381,7 +381,7 @@ class Folder:
     def request_cancel(self, *, at_once: bool = False, even_if_it_runs_nowhere: bool = False) -> bool:
         """Request the end of a job if it runs or `even_if_it_runs_nowhere`. Return whether it was requested.
 
-        The job ends after its requests in flight; `at_once` if wanted, or if its end was requested before.
+        The job ends after its requests in flight; immediately with `at_once`, or if its end was requested before.
         """
         if not (even_if_it_runs_nowhere or self.alive):
             return False

@@ -17,7 +17,7 @@ _ENTRY = struct.Struct("<qiidd")
 _FREE = bytes(_ENTRY.size)
 _ENTRIES = 256
 _NONE_OPEN = 0, 0.0
-LAST_KEY_OF_ROW = 1 << 48  # the higher bits of a key number the choices of a request that wants several answers
+LAST_KEY_OF_ROW = 1 << 48  # the higher bits of a key hold the answer's number, for a request with several answers
 
 
 class _Entry(NamedTuple):

@@ -45,7 +45,7 @@ class JobFolders:
     root: Path
     beside_outputs: bool = field(default=False, kw_only=True)
     every: JobFolders | None = field(default=None, kw_only=True)
-    """All jobs of this user, if these are only the jobs of a series."""
+    """All jobs of this user, if this object has only the jobs of a series."""
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
@@ -80,21 +80,21 @@ class JobFolders:
         return []
 
     def make_root(self) -> None:
-        """Make the folder of all jobs, or of those of a series. Raises `OSError`."""
+        """Make the folder of all jobs, or of the jobs of a series. Raises `OSError`."""
         if self.every is not None:
             make_hidden(self.root.parent)
-        disk.make_private_folder(self.root)  # without changes to the folders above it
+        disk.make_private_folder(self.root)  # the folders above it stay unchanged
 
     def of_sheet(self, target: Path) -> Iterator[Folder]:
-        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Of jobs that
-        are not next to their outputs, only the one with the usual column."""
+        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Jobs that are
+        not next to their outputs are found only with the usual column."""
         plain = members.without_column(target)
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 
     def alike(self, target: Path) -> Path | None:
-        """Return the column, sheet or table of a job whose name differs in capitals alone from the resolved output
-        `target`, which has no job; else None. macOS and Windows take the folders of both for one."""
+        """Return the column, sheet or table of a job whose name differs only in case from the resolved output `target`,
+        which has no job; else None. macOS and Windows treat the folders of both as one."""
         file, _ = members.split(target)
         others = _parts(str(file)) if self.beside_outputs and file != target else ()
         if str(target) in others:
@@ -203,13 +203,12 @@ class JobFolders:
             known = Folder(self.root / text), self._pointed_at(self.root / f"{text}{_POINTER}")
             if any(folder is not None and folder.is_unreadable for folder in known):
                 return True
-        with contextlib.suppress(UnicodeEncodeError, ValueError):  # of a lone surrogate or \0
+        with contextlib.suppress(UnicodeEncodeError, ValueError):  # the name has a lone surrogate or \0
             return self.of(real_path(home_expanded(text))).is_unreadable
         return False
 
     def _names(self, text: str) -> Sequence[str | Named]:
-        """Return which jobs there are: those whose names are similar to `text`, else those of the folder, else how to
-        list them."""
+        """Return a text with jobs whose names are similar to `text`, else jobs in the folder, else how to list jobs."""
         here, names = self._outputs_beside(text), [path.stem for path in self.paths()]
         if near := close_matches(Path(text).name, [*here, *names], 3, _ALIKE):
             return [f"did you mean {' or '.join(near)}?"]

@@ -113,8 +113,8 @@ class Earlier(Stored):
     """Whether the job may replace a file at `output` that it did not make."""
 
     def may_change(self, status: Mapping[str, Any]) -> bool:
-        """Return whether rows of a finished job with this status may get other answers: those sent again, and failed
-        rows, whose answers another job may have."""
+        """Return whether rows of a finished job with this status may get other answers: rows that are sent again, and
+        failed rows, for which another job may have answers."""
         return self.again is not None or bool(self.from_jobs and status.get("failed", True))
 
 
@@ -265,7 +265,7 @@ class JobOrder(Stored):
     @property
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
-        if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # else it only names rows
+        if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # otherwise it only names rows
             return False
         (file, sheet), (source, member) = map(members.split, (self.output, self.inputs[0]))
         written = format_table.writing(file)

@@ -54,7 +54,7 @@ class Progress:
         self.figures: dict[str, Any] = {}
         """Figures of the output and its answers: during the run, of its plan and ways; after its end, all."""
         self.awaited: Callable[[], str] = lambda: ""
-        """Returns a text about what the current round awaits while it sends nothing."""
+        """Returns a text about the answers that the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
@@ -71,7 +71,7 @@ class Progress:
     def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
         """Replace the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added.
 
-        `has_ended`: every request, including those of this run, has its record in `counts`.
+        `has_ended`: every request, this run's included, has its record in `counts`.
         """
         for name, mark in status_record.COUNTS.items():
             if mark.over == "runs":

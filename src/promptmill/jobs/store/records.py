@@ -32,8 +32,8 @@ class Provenance(NamedTuple):
     changed: Sequence[str] = ()
     """The settings that have changed since the job's first run."""
     model: str = ""
-    """The model to name in each record: one that answered instead of the target's model, or the target's model if rows
-    get answers of several models; `""`: none."""
+    """The model to name in each record: a model that answered instead of the target's model, or the target's model if
+    rows get answers of several models; `""`: none."""
 
 
 FIRST = Provenance()
@@ -94,7 +94,7 @@ class Record(NamedTuple):
     def is_sound(self) -> bool:
         """Whether the outcome matches its checksum."""
         try:
-            # not the key, because an answer may move to another row with the same question
+            # The key is not checked, because an answer may move to another row with the same question.
             return self.checksum == checksum(self[1:11], self.vector)
         except TypeError:  # the damage has changed a value's type
             return False
@@ -215,8 +215,7 @@ def _further(outcome: Outcome) -> dict[str, Any]:
 
 
 def _probabilities(shown: JsonObject, text: str) -> JsonDict:
-    """Return the fields for the probabilities of an answer: `probability`, that of the given answer, and all if there
-    are others."""
+    """Return the fields for the probabilities of an answer: `probability`, and all if there are others."""
     own = {"probability": shown[text]} if text in shown else {}
     return own if len(shown) == len(own) else {**own, "probabilities": shown}
 

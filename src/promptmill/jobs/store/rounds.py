@@ -66,7 +66,7 @@ class Awaited(Protocol):
         ...
 
     def names(self, store: JobDatabase) -> str:
-        """Return the name at the provider of what is awaited, such as `batch a, b`; `""` if nothing is."""
+        """Return the provider's names of the awaited work, such as `batch a, b`; `""` without such work."""
         ...
 
     def slots(self, store: JobDatabase) -> Collection[int]:
@@ -123,7 +123,7 @@ def is_empty(store: JobDatabase) -> bool:
 
 
 def names(store: JobDatabase) -> str:
-    """Return the names at providers of what a job awaits; `""` if nothing. Raises as `JobDatabase` does."""
+    """Return the providers' names of the work that a job awaits, or `""`. Raises as `JobDatabase` does."""
     return ", ".join(filter(None, (way.names(store) for way in _used(store).values())))
 
 

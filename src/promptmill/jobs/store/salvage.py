@@ -55,7 +55,7 @@ def salvage(path: Path) -> None:
     except BaseException:  # removed: on a full disk, the incomplete file would take up space
         _remove(beside)
         raise
-    _remove(path, but_itself=True)  # or SQLite would apply the old log to the new file
+    _remove(path, but_itself=True)  # otherwise SQLite would apply the old log to the new file
     disk.replace(beside, path)
 
 
@@ -177,7 +177,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _add_unknown(new: JobDatabase) -> None:
-    """Reserve the ids of lost settings and rounds to which answers refer, so that new ones get other ids."""
+    """Reserve the ids of lost settings and rounds to which answers refer, so that they are not used again."""
     spec = new.get("spec") or {}
     targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
     known = [

@@ -24,7 +24,7 @@ LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
 NO_ANSWERS: Stamp = (0, 0)
-"""The stamp of the job's columns in a sheet that has none of its answers."""
+"""The stamp of the job's columns in a sheet without its answers."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
@@ -61,13 +61,13 @@ class InputSpec(Stored):
     blank: dict[str, int] = Field(default_factory=dict)
     """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
     packed: dict[str, int] = Field(default_factory=dict)
-    """For each column: the number of rows whose bytes are no text, and stand in the prompt in base64."""
+    """For each column: the number of rows whose bytes are no text, so that the prompt has them in base64."""
     twice: int = 0
     """The number of the first row with a text that was encoded twice; 0: none."""
 
     @property
     def above(self) -> int:
-        """The number of rows above the first one in the only sheet of the input; 0 for other inputs."""
+        """The number of rows above the first row in the only sheet of the input; 0 for other inputs."""
         return self.style.header_row + 1 if self.style.sheet and len(self.files) < 2 else 0
 
     @property
@@ -77,7 +77,7 @@ class InputSpec(Stored):
 
     @property
     def kind(self) -> Format:
-        """The format, which says what a row is."""
+        """The format, which determines the form of a row."""
         return format_table.of_input(self.format)
 
     @property
@@ -102,7 +102,7 @@ class OutputSpec(Stored):
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     choices: tuple[str, ...] = ()
-    """The labels that an answer may be."""
+    """The labels from which an answer is chosen."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
 
@@ -133,7 +133,7 @@ class OutputRecord(Stored):
     replaces: Stamp | None = None
     """The stamp of the job's previous output, which is still in place if the job was killed before replacing it."""
     answers: tuple[Stamp, ...] = ()
-    """The stamps of the job's columns in the sheet that it fills: the last one, and the one that it replaces."""
+    """The stamps of the job's columns in the sheet that it fills: the last stamp, and the stamp that it replaces."""
 
     @classmethod
     def of(

@@ -28,13 +28,13 @@ _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHOWN_LEVELS = 20
 _SHORT_VALUE = 40  # max characters of a shown value
-_ONLY_VALUE = 200  # … if all answers are the same
+_ONLY_VALUE = 200  # max characters of a shown value if all answers are the same
 _LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
 _SAMPLES = 65_536  # max answers in the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0 is the latency of a copied answer
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# with `JobSpec.chooses`, the later slots have paid candidates, which are never delivered
+# With `JobSpec.chooses`, the later slots have paid candidates, which are never delivered.
 DELIVERED = f"""answer.key < coalesce((
     SELECT CASE WHEN value ->> '$.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
@@ -43,7 +43,7 @@ DELIVERED = f"""answer.key < coalesce((
 # A row that wants several answers may send as many requests without a retry. Such rows are few, so JSON is read only
 # for them.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
-# `CASE`, because SQL may evaluate both sides of an `AND`: a record that the condition excludes may be damaged.
+# SQL may evaluate both sides of an `AND`, so `CASE` guards the JSON: an excluded record may be damaged.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
 """SQL for `Completion.shared` of a record."""
@@ -142,7 +142,7 @@ class JobCounts(Counts):
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
             return
-        if outcome.latency_s:  # not of a copied answer
+        if outcome.latency_s:  # a copied answer has none
             self.latencies.append(outcome.latency_s)
         self.truncated += outcome.finish_reason == "length"
         self.empty += outcome.is_empty
@@ -194,7 +194,7 @@ def is_failed(*, skips_empty: bool) -> str:
 
 
 def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
-    """Count the records of the rows below `before`. Of records that meet `is_open`, count only requests and tokens.
+    """Count the records of the rows below `before`. For records that meet `is_open`, count only requests and tokens.
 
     If the condition names a range of keys, only this range is read. `skips_empty`: rows without a prompt do not count
     as failures.
@@ -237,7 +237,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
     store.define("digest", _digest)
     text = _TRIMMED
     value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
-    # materialized, so that SQLite sorts digests, not texts
+    # `answers` is materialized, so that SQLite sorts digests, not texts.
     grouped = f"""
         WITH answers AS MATERIALIZED (
             SELECT {value} AS value, length({text}) AS length FROM answer
@@ -276,7 +276,7 @@ def _scales(schema: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
 
 
 def _by_level(levels: Sequence[str], values: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of rows by value: first those of all levels in their order, then those of other values."""
+    """Return the numbers of rows by value: first for all levels in their order, then for other values."""
     return {**dict.fromkeys(levels, 0), **values}
 
 
@@ -440,8 +440,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
-    """Return sums of the paid answers: whether they are of these rounds, and their slot. Copies and cached answers are
-    not paid."""
+    """Return sums of paid answers (no copies, nothing cached) by slot, and by whether they are of these rounds."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), key / {SLOT}, count(*),
@@ -457,7 +456,7 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Pa
 
 
 def prompts_paid(store: JobDatabase, slot: int, most: int) -> list[tuple[int, int]]:
-    """Return the number of the row, and the tokens of prompts, of the first paid answers of a slot."""
+    """Return the first paid answers of a slot: the row's number, and the tokens of the prompt."""
     query = f"""
         SELECT key % {SLOT}, prompt_tokens FROM answer
         WHERE key >= ? AND key < ? AND {ANSWERED} AND {_IS_PAID} AND prompt_tokens > 0 ORDER BY key LIMIT ?
@@ -473,9 +472,9 @@ def cost(store: JobDatabase) -> float:
 
 
 def vector_lengths(store: JobDatabase, before: int = ALL_ROWS) -> dict[int, int]:
-    """Return the number of vectors by the number of their numbers; `{}` unless all answers are vectors."""
+    """Return the number of vectors by their length; `{}` unless all answers are vectors."""
     answers = f"FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED}"
-    if store.read(f"SELECT vector IS NULL {answers} LIMIT 1", before) != [(0,)]:  # which spares a scan of texts
+    if store.read(f"SELECT vector IS NULL {answers} LIMIT 1", before) != [(0,)]:  # this spares a scan of texts
         return {}
     lengths = dict(store.read(f"SELECT length(vector) / 4, count(*) {answers} GROUP BY 1", before))
     return {} if None in lengths else lengths
@@ -499,7 +498,7 @@ def extra_fields(store: JobDatabase) -> set[str]:
 
 
 def formulas(store: JobDatabase, before: int = ALL_ROWS) -> int:
-    """Return the number of answers that a program for spreadsheets runs if they are cells of a CSV file: those that
-    begin with a formula's sign, or have such a text in their JSON."""
+    """Return the number of answers that a program for spreadsheets runs if they are cells of a CSV file: they begin
+    with a formula's sign, or have such a text in their JSON."""
     query = f"SELECT count(*) FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED} AND ({_IS_FORMULA})"
     return int(store.read(query, before)[0][0])

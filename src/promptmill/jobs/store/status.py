@@ -65,7 +65,7 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
         now |= _read(folder, lambda store: _stored_counts(store, spec, now)) or {}
     if not alive and now["state"] != FINISHED:
-        now["paused"] = folder.control.paused  # the next run's: no run follows it now
+        now["paused"] = folder.control.paused  # the setting of the next run
     output = str(spec.output.path) if spec.output.format else None
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
     job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
@@ -145,7 +145,7 @@ def examples(folder: Folder) -> dict[str, str]:
 
 def with_results(folder: Folder, found: Status) -> Status:
     """Return a status with `results`, the counts of the answers so far, see `statistics.results`; unchanged if the
-    database is unreadable. The counts of the rows of a running job are those of the same moment."""
+    database is unreadable. The row counts of a running job are from the same moment."""
     if (spec := folder.spec) is None:
         return found
     if not found["alive"]:

@@ -43,8 +43,8 @@ def summary(
 ) -> str:
     """Return the summary of a job from its status, for the job's end.
 
-    `examples`: a message for each failure code. `remedies`: by name of a count, what to do about its rows. `go_on`:
-    how to resume a stopped job. `output`: whether to name the output.
+    `examples`: a message for each failure code. `remedies`: by name of a count, the remedy for its rows. `go_on`: how
+    to resume a stopped job. `output`: whether to name the output.
     """
     state, reason = status["state"], status.get("reason")
     files = title(status)
@@ -142,7 +142,7 @@ def _latency(status: Status) -> str:
     latency = status.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
-    # the 99th percentile of few rows is simply the slowest row
+    # The 99th percentile of few rows is simply the slowest row, so it is left out.
     names = [name for name in latency if name != "p99" or status.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 

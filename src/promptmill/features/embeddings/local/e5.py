@@ -129,7 +129,7 @@ class Unigram:
         self._normal = {int(code): text for code, text in described["normal"].items()}
         self._longest = max(map(len, self._numbers))
         self._unknown = described["unknown"]
-        self._unknown_score = min(scores) - 10  # as SentencePiece does
+        self._unknown_score = min(scores) - 10  # the score that SentencePiece uses
         self._kept = functools.lru_cache(_KEPT_WORDS)(self._divided)
 
     def tokens(self, text: str, step: Step = lambda _: None) -> list[int]:

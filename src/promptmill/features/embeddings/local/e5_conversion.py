@@ -56,7 +56,7 @@ class ModelFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._at = 8  # after the name of the format
+        self._at = 8  # the first byte after the name of the format
         width, layers, heads, hidden, *_ = self._read("<7i")
         epsilon, _ = self._read("<fi")
         self.shape = ModelShape(width, layers, heads, hidden, epsilon)

@@ -40,7 +40,7 @@ class EmbeddedLabels:
     """The encoder and the engine as one backend."""
 
     def __init__(self, config: ModelConfig, engine: Backend, encoder: EncoderBackend) -> None:
-        """`config`: that of the engine."""
+        """`config`: the configuration of the engine."""
         self._sampling = config.settings.sampling_params
         self._engine, self._encoder = _Lazy(engine), _Lazy(encoder)
         self._why_no_encoder: PromptmillError | None = None
@@ -108,8 +108,8 @@ class EmbeddedLabels:
 
 
 def _is_for_encoder(error: PromptmillError | None) -> bool:
-    """Return whether a request goes to the encoder, given the reason against that. An error that asks for definitions
-    is the answer: yes and no of the engine are right as often as a coin (.51 and .52 of two tables)."""
+    """Return whether the encoder answers a request, given the reason against it. If definitions are missing, the
+    request fails: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
     return error is None or error.code is Code.INVALID_INPUT
 
 

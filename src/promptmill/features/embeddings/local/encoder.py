@@ -1,4 +1,4 @@
-"""What an encoder is, and what all encoders share: long texts in parts, and a check of the numbers."""
+"""The interface of encoders, and the code that they share: long texts in parts, and a check of the numbers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Encoder(Protocol):
     """Converts texts to vectors. It computes in the calling thread. Callers take turns, and change at a step."""
 
     temperature: float
-    """Divides the cosines of a text and its labels, so that their softmax has probabilities: of those tried on the
-    tables of `benchmarks/labels.py`, the one with the least calibration error."""
+    """The divisor of the cosines of a text and its labels before the softmax: of the values tried on the tables of
+    `benchmarks/labels.py`, the one with the least calibration error."""
 
     def version(self) -> str:
-        """Return what the numbers depend on: the file, the arithmetic and the prefix.
+        """Return the version of the numbers, which depend on the file, the arithmetic and the prefix.
 
         Vectors of different versions must not be compared.
         """
@@ -83,7 +83,7 @@ def check(encoder: Encoder, expected: Sequence[float], hint: str) -> None:
     On some processors, OpenVINO returned an empty array without an error.
     """
     start = encoder.encode([KNOWN])[:, : len(expected)]
-    if not (start.shape == (1, len(expected)) and bool((abs(start - expected) <= _CLOSE).all())):  # also if it is NaN
+    if not (start.shape == (1, len(expected)) and bool((abs(start - expected) <= _CLOSE).all())):  # NaN fails, too
         raise PromptmillError(
             Code.ENGINE_LOAD_FAILED,
             f"The encoder computes wrong numbers on this machine: {encoder.version()} returned another vector for a "

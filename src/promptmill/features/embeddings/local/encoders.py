@@ -45,7 +45,7 @@ def settings_of(block: Block | None) -> EncoderSettings:
 def settings_in(config: ModelConfig) -> EncoderSettings:
     """Return the settings of the encoder: the configuration's, or int8 on the best encoder that is installed.
 
-    Those of the whole file count: a named model has its own block alone.
+    The block of the whole file counts: a named model has only its own block.
     """
     if (block := getattr((config.file or config.operator).backend_configs, "encoder", None)) is not None:
         return settings_of(block)
@@ -69,7 +69,7 @@ def load(settings: EncoderSettings, report: Callable[[str], None]) -> Encoder:
     Raises `PromptmillError` (`missing_dependency`, `engine_load_failed`).
     """
     module = _module(settings)
-    threads = settings.threads or (1 if settings.model == "use" else usable_cores())  # of use, two threads are slower
+    threads = settings.threads or (1 if settings.model == "use" else usable_cores())  # use is slower with two
     encoder: Encoder = module.load(report, **_chosen(settings), threads=threads)
     return encoder
 

@@ -68,7 +68,7 @@ def _weights() -> Path:
 
 
 class _Tokens:
-    """Stands in for the tokenizer of `NumpyBackend`, whose texts are tokens already."""
+    """Replaces the tokenizer of `NumpyBackend`: its texts are already tokens."""
 
     def encode(self, tokens: Sequence[int], **_: Any) -> Sequence[int]:
         """Return the tokens."""
