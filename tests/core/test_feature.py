@@ -48,7 +48,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
             raise ImportError("no module")
 
     feature._features.cache_clear()
-    monkeypatch.setattr(feature, "entry_points", lambda group: [Broken()])
+    monkeypatch.setattr(feature, "entry_points", lambda: [Broken()])
     with pytest.raises(PromptmillError, match="'toy' of another package cannot be imported"):
         feature.features()
     feature._features.cache_clear()
@@ -58,7 +58,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
 def test_a_package_does_not_replace_a_feature_of_ours(monkeypatch):
     taken = importlib.metadata.EntryPoint("checks", "acme:FEATURE", feature.GROUP)
     feature._features.cache_clear()
-    monkeypatch.setattr(feature, "entry_points", lambda group: [taken])
+    monkeypatch.setattr(feature, "entry_points", lambda: [taken])
     with pytest.raises(PromptmillError, match=r"acme:FEATURE.*'checks'\. Give its entry point another name"):
         feature.features()
     feature._features.cache_clear()
@@ -79,7 +79,7 @@ def test_entry_points_are_those_of_the_first_package_of_a_name(tmp_path, monkeyp
             (about / "entry_points.txt").write_text(points)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
 
-    found = feature.entry_points(feature.GROUP)
+    found = feature.entry_points()
 
     assert [(entry.name, entry.value) for entry in found] == [("acme", "acme:FEATURE"), ("lake", "acme.lake:FEATURE")]
     assert found == [*importlib.metadata.entry_points(group=feature.GROUP)]
@@ -131,7 +131,7 @@ def test_names_of_features_are_those_of_a_module(installed, monkeypatch):
 
 def test_a_bug_is_told_of_the_package_that_has_it(monkeypatch):
     point = importlib.metadata.EntryPoint("acme", "acme_package.feature:FEATURE", feature.GROUP)
-    monkeypatch.setattr(feature, "entry_points", lambda group: [point])
+    monkeypatch.setattr(feature, "entry_points", lambda: [point])
 
     def raised(*modules: str) -> BaseException:
         spaces: list[dict[str, Any]] = [{"__name__": module} for module in modules]

@@ -349,7 +349,9 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
     add_bulk(parser)
     options = {action.dest for action in parser._actions} - _NOT_IN_PYTHON
     assert {_OTHERWISE.get(name, name) for name in options} <= known | {"output"}
-    assert (Sampling.model_fields.keys() | BESIDE) - {"definitions"} <= known, "`choices` takes labels with definitions"
+    assert (Sampling.model_fields.keys() | BESIDE) - {"definitions", "response_format"} <= known, (
+        "see `choices` and `schema`"
+    )
     text = pydoc.plain(pydoc.render_doc(promptmill.bulk))
     assert "**options: 'Unpack[BulkOptions]'" in text
     assert known - set(re.findall(r"`(\w+)", text)) == set()

@@ -34,14 +34,14 @@ from pathlib import Path
 
 from ingested import Ingested
 from promptmill.jobs.export import output
-from promptmill.files.files import InputFiles, Part
+from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.parquet import ParquetTable
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.plan import JobSpec
 
 source, step = Path(sys.argv[1]), sys.argv[2]
 if step == "open":
-    ParquetTable(InputFiles([Part(source)]))
+    ParquetTable(InputFiles([InputFile(source)]))
 elif step == "read":
     job = Ingested(source.parent, source.name, output_name="out.parquet")
     job.answer()

@@ -145,6 +145,23 @@ def test_an_option_in_python_that_cannot_take_effect_is_refused(options, said):
         promptmill.bulk(["France"], model="m", progress=False, **options)
 
 
+def test_a_field_may_have_the_name_of_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "invoice").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert named_schema("invoice") == schema_of_fields("invoice")
+
+
+def test_fields_is_the_short_name_of_schema(bench):
+    wanted = schema_of_fields("amount:number")
+    file = bench.path / "wanted.json"
+    file.write_text(json.dumps(wanted))
+    bench.prompts(1)
+    bench.upstream.reply = answer('{"amount": 1}')
+    for given in (str(file), json.dumps(wanted), "amount:number"):
+        bench.run("--fields", given, "--overwrite")
+        assert bench.upstream.seen[-1].json["response_format"]["json_schema"]["schema"] == wanted
+
+
 def test_python_has_the_same_short_forms(bench):
     bench.upstream.reply = answer(json.dumps({"name": "Paris", "people": 2}))
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}

@@ -1,4 +1,4 @@
-"""Backends of other packages, by entry point: a toy package is installed into a folder and answers."""
+"""Backends of other packages, which a feature names: a toy package is installed into a folder and answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config import backends
 from promptmill.config.configuration import Configuration, Overrides
+from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import APPLIED_NAMES, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 from talk import serving
 
+FEATURE = """
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(words="a backend", backends={BACKENDS})
+"""
 TOY = """
 from promptmill.backends.protocol import FixedShare
 from promptmill.config.backends import BackendRecord
@@ -61,13 +67,21 @@ def site(tmp_path, monkeypatch):
         about = tmp_path / f"{name}_package-1.0.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-package\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[promptmill.backends]\n{name} = {name}_package:BACKEND\n")
+        (about / "entry_points.txt").write_text(f"[promptmill.features]\n{name} = {name}_feature:FEATURE\n")
+        named(tmp_path, name, name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    backends.packages.cache_clear()
+    feature._features.cache_clear()
     yield tmp_path
-    backends.packages.cache_clear()
+    feature._features.cache_clear()
     for name in modules:
         sys.modules.pop(f"{name}_package", None)
+        sys.modules.pop(f"{name}_feature", None)
+
+
+def named(folder, package, *names):
+    """Write the feature of a package, whose backend has these names."""
+    parts = dict.fromkeys(names, f"{package}_package:BACKEND")
+    (folder / f"{package}_feature.py").write_text(FEATURE.replace("{BACKENDS}", repr(parts)))
 
 
 def configured(**more):
@@ -153,7 +167,7 @@ def test_a_call_may_choose_one_that_is_named_but_sets_nothing_of_it(site):
 @pytest.mark.parametrize(("name", "why"), [("broken", "a_package_that_is_not_there"), ("other", "BackendRecord")])
 def test_one_that_cannot_be_imported_is_said_by_name_only_when_it_is_asked_for(site, name, why):
     Configuration({"backend": "hf", "backend_configs": {name: {}}})
-    with pytest.raises(PromptmillError, match=rf"{name} of the package {name}-package .*{why}"):
+    with pytest.raises(PromptmillError, match=rf"{name}_package:BACKEND.*{why}"):
         Configuration({"backend": name})
 
 
@@ -165,9 +179,7 @@ def test_a_name_that_nobody_has_is_still_an_unknown_key_and_an_unknown_backend(s
 
 
 def test_our_own_names_stay_ours(site):
-    about = site / "toy_package-1.0.dist-info" / "entry_points.txt"
-    about.write_text("[promptmill.backends]\nopenai = toy_package:BACKEND\nauto = toy_package:BACKEND\n")
-    backends.packages.cache_clear()
+    named(site, "toy", "openai", "auto")
     assert not {"openai", "auto"} & backends.installed().keys()
 
 

@@ -1,20 +1,14 @@
-"""A record of each backend's properties, in promptmill and other packages, readable without their import."""
+"""A record of each backend's properties, promptmill's own and those of features, readable without their import."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError, config_error, words_of
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-GROUP = "promptmill.backends"
 EMBEDDED = "smollm2-135m-instruct"
 """The default model, see `promptmill.backends.engines.embedded_model`."""
 OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
@@ -88,47 +82,31 @@ _UNKNOWN = BackendRecord(module="")
 def record(name: str) -> BackendRecord:
     """Return the record of the backend `name`; an empty record for an unknown name.
 
-    This imports another package's backend, so call it only with names from the operator. Raises `PromptmillError`
-    (`invalid_config`) if the import fails.
+    This imports a feature's backend, perhaps of another package, so call it only with names from the operator. Raises
+    `PromptmillError` (`invalid_config`) if the import fails.
     """
     return BACKENDS.get(name) or (_imported(name) if name in installed() else _UNKNOWN)
 
 
-def installed() -> Mapping[str, EntryPoint]:
-    """Return the entry points of the backends of features and other packages by name, not imported.
-
-    Those of packages cannot replace promptmill's.
-    """
-    from importlib.metadata import EntryPoint
-
-    own = {name: EntryPoint(name, part, GROUP) for name, part in feature.backends().items()}
-    return {**packages(), **own}
-
-
-@cache  # cached: installed packages do not change during a process
-def packages() -> Mapping[str, EntryPoint]:
-    """Return the entry points of other packages' backends by name."""
-    return {found.name: found for found in feature.entry_points(GROUP) if found.name not in {*BACKENDS, AUTO}}
+def installed() -> Mapping[str, str]:
+    """Return the backends of features by name, each `"module:name"`, not imported. None replaces promptmill's own."""
+    return {name: where for name, where in feature.backends().items() if name not in {*BACKENDS, AUTO}}
 
 
 def is_named(name: object) -> bool:
-    """Return whether a backend of this name exists, in promptmill or in another package."""
+    """Return whether a backend of this name exists, in promptmill or in a feature."""
     return isinstance(name, str) and (name in BACKENDS or name in installed())
 
 
 def _imported(name: str) -> BackendRecord:
-    entry = installed()[name]
-    package = entry.dist.name if entry.dist is not None else entry.value
+    where = installed()[name]
     try:
-        loaded = entry.load()
+        loaded = feature.part(where)
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (another package may raise anything at import)
-        why = words_of(error, 300)
-        problem = f"{name} of the package {package} cannot be imported ({why}); update or remove the package."
+        problem = f"{name} ({where}) cannot be imported ({words_of(error, 300)}); update or remove its package."
         raise config_error("backend", problem) from None
     if not isinstance(loaded, BackendRecord):
-        raise config_error(
-            "backend", f"{name} of the package {package} is not a `BackendRecord`; update or remove the package."
-        )
+        raise config_error("backend", f"{name} ({where}) is not a `BackendRecord`; update or remove its package.")
     return loaded

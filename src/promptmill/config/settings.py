@@ -147,8 +147,8 @@ class _EndpointAddress(Block):
     dialect: Annotated[str | None, BY_CALL, OF_ENDPOINT] = Field(
         None,
         description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages), `gemini` "
-        "(generateContent), or an API of models that decide, `decisions`, `systemone` or `gemini-decisions`; null: the "
-        "provider's own.",
+        "(generateContent), or one that decides, such as `decisions`, `systemone` or `gemini-decisions`; "
+        "null: the provider's own.",
     )
     model_name: Annotated[str | None, BY_CALL] = Field(
         None, description="The model's name at the endpoint; null: the endpoint's only model."

@@ -282,7 +282,7 @@ class Feature:
     `promptmill.api`."""
 
     backends: Mapping[str, str] = field(default_factory=dict)
-    """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`, as a backend of another package."""
+    """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
     embedded: str = ""
     """`"module:function"`: takes the `ModelConfig` of the embedded model and its `Backend`, not yet loaded, and
     returns the backend that answers in its place."""
@@ -324,7 +324,8 @@ def part(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         if name.startswith("promptmill."):
             raise
-        raise config_error("", f"{name}, a part of a feature, cannot be imported ({error}).") from error
+        problem = f"{name}, a part of a feature, cannot be imported ({error}); update or remove its package."
+        raise config_error("", problem) from error
 
 
 def later(name: str) -> Callable[..., Any]:
@@ -334,7 +335,7 @@ def later(name: str) -> Callable[..., Any]:
 
 def bug(error: BaseException) -> str:
     """Return the message of an unexpected error: in promptmill, or in the package of a feature."""
-    others = {entry.module.partition(".")[0] for entry in entry_points(GROUP)} - {"promptmill"}
+    others = {entry.module.partition(".")[0] for entry in entry_points()} - {"promptmill"}
     frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     owners = [root for name in frames if (root := name.partition(".")[0]) in {"promptmill", *others}]
     if owners and owners[-1] in others:
@@ -342,10 +343,10 @@ def bug(error: BaseException) -> str:
     return f"A bug in promptmill ({type(error).__name__}); please report it."
 
 
-def entry_points(group: str) -> list[metadata.EntryPoint]:
-    """Return the entry points of a group. (`importlib.metadata` would parse those of all packages: 7 ms, not 2.)"""
-    named = {each.name for each in metadata.distributions() if group in (each.read_text("entry_points.txt") or "")}
-    return [entry for name in sorted(named) for entry in metadata.distribution(name).entry_points.select(group=group)]
+def entry_points() -> list[metadata.EntryPoint]:
+    """Return the entry points of features. (`importlib.metadata` would parse those of all packages: 7 ms, not 2.)"""
+    named = {each.name for each in metadata.distributions() if GROUP in (each.read_text("entry_points.txt") or "")}
+    return [entry for name in sorted(named) for entry in metadata.distribution(name).entry_points.select(group=GROUP)]
 
 
 def features() -> Mapping[str, Feature]:
@@ -447,7 +448,7 @@ def _installed() -> Iterator[tuple[str, Feature]]:
     own = [module.name for module in pkgutil.iter_modules([str(folder)])]
     for name in own:
         yield name, part(f"{GROUP}.{name}:FEATURE")
-    for entry in entry_points(GROUP):
+    for entry in entry_points():
         if entry.name in own:
             named = f"A package ({entry.value}) has a feature with the name of promptmill's own, {entry.name!r}"
             raise config_error("", f"{named}. Give its entry point another name, or uninstall the package.")

@@ -52,8 +52,6 @@ class AnswerOptions(TypedDict, total=False):
     """Allow only these answers; an object or a file also defines them."""
     schema: AnswerType | str | Path | None
     """A JSON Schema that every answer must satisfy; a file, or fields in one line: name,amount:number,day:date."""
-    response_format: Mapping[str, Any] | None
-    """`schema` in OpenAI's form."""
     fields: bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]
     """`schema` in one line: name!,amount:number,mood:low<high, where only `!` demands a value; False: a JSON text,
     not a column for each field."""
@@ -265,9 +263,9 @@ class LabelsOptions(TypedDict, total=False):
     """A column with right labels of random rows: `agree` is then the share of right labels."""
     certainty: float | str | None
     """The confidence of `agree`; default: 95%."""
-    student: bool | Literal["embeddings", "words", "scikit-learn"]
+    student: bool | Literal["embeddings", "words"]
     """In place of `model`: a classifier that learns from the strong model's answers, and costs nothing: embeddings
-    (the default where it can run), words or scikit-learn."""
+    (the default where it can run) or words."""
     embed_model: str | None
     """The model of the vectors for `student` embeddings; default: an encoder on this machine."""
     second: str | None

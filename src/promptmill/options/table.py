@@ -233,14 +233,6 @@ ANSWERS = (
         excludes=[_FIELDS],
     ),
     Option(
-        "response_format",
-        dict[str, Any],
-        "{schema} in OpenAI's form",
-        flag=None,
-        argument=None,
-        keyword=Keyword(type="Mapping[str, Any] | None"),
-    ),
-    Option(
         "fields",
         str | bool,
         "{schema} in one line: name!,amount:number,mood:low<high, where only `!` demands a value; False: a "
@@ -248,7 +240,7 @@ ANSWERS = (
         flag=Flag(
             metavar="A,B:TYPE,…",
             words="{schema} in one line: name!,amount:number,size:S|M|L,mood:low<high; a field without ! may be empty",
-            read="promptmill.jobs.inputs.short_forms:schema_of_fields",
+            read="promptmill.jobs.inputs.short_forms:named_schema",
             stored="schema",
             one_of="form",
         ),

@@ -15,7 +15,7 @@ from fakes import RequestSource, openai_config
 from promptmill.answers.form import form_of
 from promptmill.backends.openai.diagnosis import diagnose
 from promptmill.backends.openai.dialects import DIALECTS
-from promptmill.backends.openai.dialects.deciding import Deciding
+from promptmill.backends.openai.dialects.deciding import Deciding, image_of
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_of
@@ -185,8 +185,20 @@ def test_images_go_where_the_dialect_has_them() -> None:
         {"type": "text", "text": "Hi"},
         {"type": "image", "mime_type": "image/png", "data": "AAAA"},
     ]
-    with pytest.raises(PromptmillError, match="does not accept images"):
+    with pytest.raises(PromptmillError, match="does not accept images") as refused:
         written("systemone", request, data)
+    assert refused.value.hint == "Leave them out, or choose a model that reads images."
+    with pytest.raises(PromptmillError, match="does not accept the URL of an image") as refused:
+        image_of(b'"https://x/a.png"')
+    assert refused.value.hint == "Set `fetch_images: true`, so that promptmill downloads it."
+
+
+def test_who_asks_a_deciding_model_for_a_text_is_told_what_to_set() -> None:
+    encoder = RequestEncoder(endpoint("systemone"), "m", enable_thinking=None, stream=False)
+    request = Request(0, conversation_from_messages([{"role": "user", "content": "Hi"}], "it"), Sampling())
+    with pytest.raises(PromptmillError, match="write no text") as refused:
+        encoder.encode(encoder.head(request), request.conversation, {})
+    assert refused.value.hint.startswith("Set `choices` or a closed `schema`")
 
 
 # Replies

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -132,6 +134,14 @@ def answered(name: str, body: Any, **options: Any) -> Completion:
             "x-api-key",
         ),
         ({"base_url": "http://h:1", "dialect": "gemini"}, "gemini", "http://h:1/v1beta/models", "x-goog-api-key"),
+        ({"base_url": "http://h:1/x/responses"}, "responses", "http://h:1/x/responses", "Authorization"),
+        (
+            {"base_url": "http://h:1/v1/messages", "dialect": "openai"},
+            "openai",
+            "http://h:1/v1/chat/completions",
+            "Authorization",
+        ),
+        ({"base_url": "http://h:1/models"}, "openai", "http://h:1/models/chat/completions", "Authorization"),
     ],
 )
 def test_each_provider_is_spoken_to_in_its_own_api_unless_told_otherwise(block, dialect, url, key_header):
@@ -142,6 +152,47 @@ def test_each_provider_is_spoken_to_in_its_own_api_unless_told_otherwise(block, 
     assert (endpoint.dialect, endpoint.url) == (dialect, url)
     assert endpoint.headers[key_header].removeprefix("Bearer ") == KEY
     assert ("anthropic-version" in endpoint.headers) == (dialect == "anthropic")
+
+
+_FIFTH = {
+    "writes": """
+from promptmill.backends.openai.dialects.responses import *
+NAME, PATH = "fifth", "/fifth"
+def base(base):
+    return base
+""",
+    "decides": """
+from promptmill.backends.openai.dialects.systemone import DIALECT
+class _Fifth(type(DIALECT)):
+    NAME, PATH = "fifth", "/fifth"
+    def base(self, base):
+        return base
+DIALECT = _Fifth()
+""",
+}
+_WITH_IT = """
+import sys
+from importlib.util import find_spec, module_from_spec
+spec = find_spec("promptmill.backends.openai.dialects")
+spec.submodule_search_locations.append(sys.argv[1])
+package = sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(package)
+from promptmill.backends.openai.endpoint import endpoints
+from promptmill.config.configuration import Configuration
+for base_url in ("http://h", "http://h/", "http://h/v1", "http://h/v1/fifth", "http://h/v1/chat/completions"):
+    block = {"model_name": "m", "base_url": base_url, "dialect": "fifth"}
+    (found,) = endpoints(Configuration({"backend": "openai", "backend_configs": {"openai": block}}).config, {})
+    print(found.url, found.base_url)
+"""
+
+
+@pytest.mark.parametrize("kind", _FIFTH)
+def test_a_dialect_is_one_file(tmp_path, kind):
+    (tmp_path / "fifth.py").write_text(_FIFTH[kind])
+    command = [sys.executable, "-c", _WITH_IT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    bare, versioned = "http://h/fifth http://h", "http://h/v1/fifth http://h/v1"
+    assert done.stdout.splitlines() == [bare, bare, versioned, versioned, versioned], done.stderr
 
 
 def test_a_server_that_speaks_anthropics_api_gets_the_key_in_both_ways_that_servers_know():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.endpoint import parsed
+from fakes import openai_config
+from promptmill.backends.openai.endpoint import endpoints, parsed
 from promptmill.core.errors import PromptmillError
 
 
@@ -21,7 +22,8 @@ from promptmill.core.errors import PromptmillError
     ],
 )
 def test_a_base_url_as_users_write_it_becomes_the_url_of_chats(written, asked):
-    assert parsed(written).geturl() == (asked or f"{written}/chat/completions")
+    (endpoint,) = endpoints(openai_config(written), {})
+    assert endpoint.url == (asked or f"{written}/chat/completions")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.features.labels import student as classifier
 from promptmill.features.labels import student_answers, sure_work
 from promptmill.features.labels.cut import number
-from promptmill.features.labels.student import STUDENTS, LinearStudent, RowText, Student, buckets_of
+from promptmill.features.labels.student import STUDENTS, RowText, Student, VectorStudent, buckets_of
 from replies import answer, choose, status
 from topics import (
     MOST_WRONG,
@@ -117,10 +117,6 @@ def test_an_error_of_scikit_learn_is_not_lost_in_its_thread():
         classifier._abandonable(fail, lambda: None)
 
 
-def test_texts_without_words_teach_a_student_of_scikit_learn_nothing():
-    assert LinearStudent([(RowText("🙂"), "yes"), (RowText("🙁"), "no")]).answers([RowText("🙂")]) == [None]
-
-
 def test_texts_without_spaces_have_words_too():
     assert len(buckets_of("质量很好", 1 << 18)) == 7
     assert buckets_of("", 1 << 18) == []
@@ -157,23 +153,13 @@ def test_the_student_answers_rows_at_no_price(student):
     assert not student.upstream.seen
 
 
-@pytest.mark.thorough
-def test_the_student_of_scikit_learn_answers_rows_too(student):
-    student.succeed(*STUDENT[:-1], "scikit-learn", *named(student))
-    assert Counter(row["sure"] for row in student.answers())["student"] > ROWS / 2
-    assert wrong(student.answers()) <= MOST_WRONG
-    student.upstream.seen.clear()
-    student.succeed(*STUDENT[:-1], "scikit-learn", *named(student))
-    assert not student.upstream.seen
-
-
 def test_a_missing_extra_and_another_student_are_named(student, monkeypatch):
     done = student.run("--student", "oracle", *STUDENT[:-2], *named(student))
     assert done.returncode == 2
-    assert "oracle: give it one of embeddings, words, scikit-learn, or nothing" in done.stderr
+    assert "oracle: give it one of embeddings, words, or nothing" in done.stderr
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(PromptmillError, match="needs scikit-learn") as error:
-        LinearStudent.version()
+        VectorStudent.version()
     assert "student" in error.value.hint
 
 

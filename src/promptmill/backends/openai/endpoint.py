@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
-from promptmill.backends.openai.dialects.deciding import Deciding
+from promptmill.backends.openai.dialects.deciding import COMPLETE, Deciding
 from promptmill.backends.openai.key_text import key_problem
 from promptmill.backends.openai.providers import (
     LOCAL,
@@ -56,12 +56,15 @@ _SCHEME = re.compile(
     r"^(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE
 )  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
 _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
-_OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
+_LIST = "/models"  # every API lists its models there, so this path of requests tells no dialect
+_ANY_PATH = "|".join(sorted({dialect.PATH for dialect in DIALECTS.values()}))
+_REQUESTS = re.compile(f"({_ANY_PATH})$")
+_WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # else it may be the name of a gateway
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
+_OF_OPENAI = frozenset({"openai", "responses"})
+"""The dialects that OpenAI made. Their servers may constrain an answer by a schema that the model does not see."""
 # The placeholder of a renewed key in the headers of an endpoint.
-_CONSTRAINING = frozenset({"openai", "responses"})
-"""The dialects whose servers may constrain an answer by a schema that the model does not see."""
 _KEY = "{api_key_command}"
 _ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
 _ONLY_API_KEYS = frozenset({"api-key", "x-goog-api-key"})
@@ -110,13 +113,7 @@ class Endpoint:
     def base_url(self) -> str:
         """The common prefix of the endpoint's URLs, such as `http://localhost:8000/v1`."""
         parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(path=_base_of(parts.path, self.dialect), query=""))
-
-
-def _base_of(path: str, name: str) -> str:
-    """Return the path of the base URL, for the path of requests in a dialect."""
-    dialect = DIALECTS[name]
-    return dialect.base(path) if isinstance(dialect, Deciding) else path.removesuffix(dialect.PATH)
+        return urlunsplit(parts._replace(path=_REQUESTS.sub("", parts.path), query=""))
 
 
 def endpoints(config: ModelConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -143,8 +140,9 @@ def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
     """Return the provider and the dialect at each address of the settings. Raises as `endpoints` does."""
     found: set[tuple[str, str]] = set()
     for given in _required_urls(settings):
-        profile = _named_profile(settings.provider) if settings.provider else profile_at(parsed(given))
-        dialect = _dialect_of(given, settings, profile)
+        url = parsed(given)
+        profile = _named_profile(settings.provider) if settings.provider else profile_at(url)
+        dialect = _dialect_of(url.path, settings, profile)
         found.add((deciding(profile, dialect).name, dialect))
     return found
 
@@ -165,7 +163,7 @@ def decisions(settings: OpenAISettings) -> DecisionLimits | None:
 
 def shows_forms(settings: OpenAISettings) -> bool:
     """Return whether models at all addresses of the settings see the form of their answer. Raises as `endpoints`."""
-    return all(api not in _CONSTRAINING or profile_named(name).json.is_shown for name, api in apis(settings))
+    return all(api not in _OF_OPENAI or profile_named(name).json.is_shown for name, api in apis(settings))
 
 
 def _keys(settings: OpenAISettings) -> list[str]:
@@ -211,15 +209,14 @@ def _named_profile(provider: str) -> ProviderProfile:
         raise config_error(f"{_BLOCK}.provider", f"unknown provider; {error.args[0]}") from None
 
 
-def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
-    """Return the dialect of an endpoint: set by the configuration, by a complete URL, or by the provider."""
+def _dialect_of(path: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
+    """Return the dialect of an endpoint: set by the configuration, by a complete path, or by the provider."""
     if settings.dialect is not None:
         return _known_dialect(settings.dialect)
-    path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
     if isinstance(DIALECTS[profile.dialect], Deciding):
         return profile.dialect
     for name, dialect in DIALECTS.items():
-        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` also lists the models
+        if path.endswith(dialect.PATH) and dialect.PATH != _LIST:
             if isinstance(dialect, Deciding):
                 raise _no_dialect(path)
             return name
@@ -245,19 +242,14 @@ def _no_dialect(path: str) -> PromptmillError:
     return config_error(f"{_BLOCK}.dialect", said)
 
 
-def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
-    """Convert an endpoint's URL for chat completions to the URL for requests in its dialect."""
-    dialect = DIALECTS[name]
-    base = url.path.removesuffix(COMPLETIONS)
-    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # the user gave only a host
-        base = ""
-    if isinstance(dialect, Deciding):
-        return url._replace(path=dialect.path(base))
-    if dialect is not chat:
-        return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
-    if profile.dialect == "gemini":  # Gemini's chat completions have a separate path
-        return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
-    return url
+def _for_requests(path: str, name: str, profile: ProviderProfile) -> str:
+    """Return the path of requests in a dialect, for the path that the user wrote."""
+    dialect, base = DIALECTS[name], _WRITTEN_REQUESTS.sub("", path)
+    if dialect is chat and profile.dialect == "gemini":  # Gemini's chat completions have a separate path
+        return gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS
+    if path.endswith(dialect.PATH) or (isinstance(dialect, Deciding) and COMPLETE.search(path)):
+        return path
+    return dialect.base(base) + dialect.PATH
 
 
 def _endpoint(
@@ -271,9 +263,9 @@ def _endpoint(
     is_own = _is_own(url, profile)
     if profile is PLAIN and is_own:
         profile = LOCAL
-    name = _dialect_of(given, settings, profile)
+    name = _dialect_of(url.path, settings, profile)
     profile = deciding(profile, name)
-    url = _in_dialect(url, given, name, profile)
+    url = url._replace(path=_for_requests(url.path, name, profile))
     named = _origin(url) in trusted or config.trust_client
     for_environment = (
         named or (host_profile.site.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
@@ -319,7 +311,7 @@ def _of_openais_client(
         if environ.get(variable)
     }
     is_openais = has_key and bool(account)
-    is_gateway = named and not host_profile.site.public and dialect in {"openai", "responses"}
+    is_gateway = named and not host_profile.site.public and dialect in _OF_OPENAI
     if is_openais or is_gateway:
         custom = {
             _name(name, source=CUSTOM_HEADERS): _header(CUSTOM_HEADERS, value)
@@ -368,7 +360,7 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
         headers |= {"Authorization": f"Bearer {key}"}  # both: gateways may check either header
-    if not (is_azure and dialect in {"openai", "responses"}):
+    if not (is_azure and dialect in _OF_OPENAI):
         headers |= DIALECTS[dialect].headers(key)
     return headers
 
@@ -454,7 +446,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
     """Return the endpoint for requests that are not chats, such as `/embeddings`, in OpenAI's API."""
     url = urlsplit(endpoint.url)
-    base = _base_of(url.path.removesuffix("/"), endpoint.dialect)
+    base = _REQUESTS.sub("", url.path.removesuffix("/"))
     if endpoint.dialect == "gemini":
         keys = [value for name, value in endpoint.headers.items() if name.lower() == "x-goog-api-key"]
         more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
@@ -478,7 +470,7 @@ def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[s
             named.update(map(_origin, addresses(block)))
     is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & config.from_call)
     return [
-        f"{url.scheme}://{url.netloc}{url.path.removesuffix(COMPLETIONS)}"
+        f"{url.scheme}://{url.netloc}{_WRITTEN_REQUESTS.sub('', url.path) or '/v1'}"
         for url in addresses(config.settings.backend_configs.openai)
         if is_of_call
         or not (_origin(url) in named or _is_listed(url, environ) or _is_allowed(url, own.allowed_endpoints))
@@ -499,7 +491,7 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
 
 
 def parsed(url: str) -> SplitResult:
-    """Return the URL for chat completions from a user's `base_url`: a host, `…/v1`, or the complete URL.
+    """Return the URL of a user's `base_url`: a host, `…/v1`, or the complete URL of requests.
 
     Raises `PromptmillError` (`invalid_config`) for an invalid URL, and suggests the most likely URL.
     """
@@ -520,13 +512,9 @@ def parsed(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise config_error(WHERE, "contains a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
-    if own := _OTHER_DIALECT.search(path):
-        path = path.removesuffix(own[0])
     if (other := _OTHER_API.search(path)) and not path.endswith(COMPLETIONS) and "/v1/" in path:
         there = _display(f"{parts.scheme}://{parts.netloc}{path.removesuffix(other[1])}")
         raise config_error(WHERE, f"ends in {other[1]}, which is not the path of chats; write {there.rstrip()}.")
-    if not path.endswith(COMPLETIONS):
-        path = (path or "/v1") + COMPLETIONS
     return parts._replace(netloc=parts.netloc.lower(), path=path, fragment="")
 
 

@@ -21,6 +21,9 @@ from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
 from promptmill.backends.openai.http_connection import RequestTarget
 from promptmill.core.errors import config_error
 
+# uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. promptmill closes it earlier,
+# so that no request is lost.
+KEEPALIVE_S = 4.0
 _BLOCK = 1 << 18  # max bytes of a file that are sent at a time
 
 

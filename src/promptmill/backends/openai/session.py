@@ -9,13 +9,22 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 import aiohttp
 from yarl import URL
 
 from promptmill.backends.openai import failures
-from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
-from promptmill.backends.openai.route import FileBody, Route
+from promptmill.backends.openai.http_connection import (
+    BODIES_IN_FLIGHT,
+    SMALL_BODY,
+    Headers,
+    HttpResponse,
+    arrival_at,
+    check_body,
+)
+from promptmill.backends.openai.route import KEEPALIVE_S, FileBody, Route
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.images.fetch import FinalResponse, NotPublicError, public_socket
 from promptmill.system.memory import Held
@@ -51,8 +60,36 @@ class StreamedResponse:
         return b"".join(pieces)
 
 
+class _Use:
+    """How a request uses a connection: a new one if `is_fresh`. `is_kept`: an earlier request was answered on it."""
+
+    def __init__(self, *, is_fresh: bool) -> None:
+        self.is_fresh, self.is_kept = is_fresh, False
+
+
+_USE: ContextVar[_Use] = ContextVar("_USE")
+"""The use of the request that the present task sends."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections. It closes one on which data, or its end, has arrived between requests: aiohttp would take
+    the data for the next answer, and lose a request after the end."""
+
+    async def _get(self, key: Any, traces: Any) -> Any:
+        use = _USE.get()
+        use.is_kept = False  # aiohttp itself sends a GET again
+        while not use.is_fresh and (connection := await super()._get(key, traces)) is not None:
+            protocol, transport = connection.protocol, connection.transport
+            if protocol is not None and transport is not None and not protocol.should_close:
+                use.is_kept = not arrival_at(transport.get_extra_info("socket"))()
+            if use.is_kept:
+                return connection
+            connection.close()
+        return None
+
+
 class Session:
-    """Uses a connection per request, because data between requests would be taken for the next answer.
+    """Sends requests over aiohttp's connections, which it keeps as `RawHttpClient` keeps its own.
 
     All methods raise `TransportError` and the system's exceptions.
     """
@@ -62,8 +99,12 @@ class Session:
         self._limits_s = connect_s, silence_s
         self._session, self._public = (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=limit, ttl_dns_cache=300, force_close=True, ssl=trust, socket_factory=socket_factory
+                connector=_Connector(
+                    limit=limit,
+                    ttl_dns_cache=300,
+                    keepalive_timeout=KEEPALIVE_S,
+                    ssl=trust,
+                    socket_factory=socket_factory,
                 ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -82,15 +123,19 @@ class Session:
         url: URL | None = None,
         headers: Mapping[str, str] | None = None,
         only_public: bool = False,
+        fresh: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
-        """Send a request to the route's URL, or to `url`. The response is read within the context.
+        """Send a request to the route's URL, or to `url`, on a new connection if `fresh`. The response is read within
+        the context.
 
         The total time until the response starts is limited, because in aiohttp each interim response restarts the
         timeout, and a server could send them forever.
         """
         sent, length = _payload(body)
         session = self._public if only_public and route.proxy is None else self._session
-        with _our_errors(self._limits_s, route.proxy):
+        use = _Use(is_fresh=fresh)
+        _USE.set(use)
+        with _our_errors(self._limits_s, route.proxy, use):
             sending = session.request(
                 method,
                 url or route.url,
@@ -105,6 +150,7 @@ class Session:
                 begins_s
             ):  # not `wait_for`, which in Python 3.11 loses a cancellation that arrives together with the head
                 response = await sending
+            use.is_kept = False  # a byte of its answer has arrived
             async with response:
                 try:
                     yield StreamedResponse(response)
@@ -112,9 +158,12 @@ class Session:
                     response.close()
                     raise
 
-    async def post(self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None) -> HttpResponse:
-        """Post a body. `on_data` is called with each piece of the response's body as it arrives."""
-        async with self.exchange(route, "POST", body) as response:
+    async def post(
+        self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None, *, fresh: bool = False
+    ) -> HttpResponse:
+        """Post a body, on a new connection if `fresh`. `on_data` is called with each piece of the response's body as it
+        arrives."""
+        async with self.exchange(route, "POST", body, fresh=fresh) as response:
             content, held = await _read(response.content, on_data, self._limits_s[1])
             reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from the proxy
             return HttpResponse(response.status, response.headers, content, held, proxy=reader)
@@ -185,9 +234,13 @@ def _headers_of(response: aiohttp.ClientResponse) -> Headers:
 
 
 @contextlib.contextmanager
-def _our_errors(limits_s: tuple[float, float], proxy: URL | None = None) -> Iterator[None]:
+def _our_errors(limits_s: tuple[float, float], proxy: URL | None, use: _Use) -> Iterator[None]:
     try:
         yield
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        began = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)  # a head
+        is_stale = use.is_kept and not began
+        raise failures.StaleError if is_stale else translated(error, limits_s, _name(proxy)) from error
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
         raise translated(error, limits_s, _name(proxy)) from error
 

@@ -31,7 +31,7 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, RequestTarget
 from promptmill.backends.openai.renewed_key import KeyUse, RenewedKey, is_expired
-from promptmill.backends.openai.route import FileBody, Route, route_to, trust_of_environment
+from promptmill.backends.openai.route import KEEPALIVE_S, FileBody, Route, route_to, trust_of_environment
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
 
@@ -52,9 +52,6 @@ _SATURATED = 0.8
 _DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
-# uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. promptmill closes it earlier,
-# so that no request is lost.
-_KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
@@ -179,7 +176,7 @@ class Pool:
         route = last[1] if last is not None and last[0] is endpoint else self._route(endpoint)
         if route.target is not None and len(body) <= _DIRECT_BYTES and on_data is None:
             return self._client.post(route.target, body, fresh=fresh)
-        return self._post_over_session(route, body, on_data)
+        return self._post_over_session(route, body, on_data, fresh=fresh)
 
     async def _send_renewed(
         self,
@@ -216,12 +213,12 @@ class Pool:
         return keyed
 
     async def _post_over_session(
-        self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None
+        self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None, *, fresh: bool
     ) -> HttpResponse:
         if not self._throttle.pass_now():
             await self._throttle.turn()
         session = await self._opened()
-        return await session.post(route, body, on_data)
+        return await session.post(route, body, on_data, fresh=fresh)
 
     async def page(self, endpoint: Endpoint, url: str) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
@@ -368,7 +365,7 @@ class RawHttpClient:
             connection = idle.pop()
             if connection.closed:
                 continue
-            if connection.at >= now - _KEEPALIVE_S and not connection.has_arrived():
+            if connection.at >= now - KEEPALIVE_S and not connection.has_arrived():
                 connection.at = now
                 return connection
             connection.close()
@@ -495,7 +492,7 @@ class RawHttpClient:
         for connection in tuple(self._open):
             quiet_s = now - connection.at
             if connection.answer is None:
-                if quiet_s > _KEEPALIVE_S:
+                if quiet_s > KEEPALIVE_S:
                     connection.close()
             elif quiet_s > self._silence_s:
                 connection.fail(SilenceTimeoutError(f"for {self._silence_s:g} s"))

@@ -57,7 +57,6 @@ OPTIONS = (
         excludes=[
             Excluded("choices", _OWN),
             Excluded("schema", _OWN),
-            Excluded("response_format", _OWN),
             Excluded("fields", _OWN, when=lambda present: isinstance(present["fields"], str)),
             Excluded("embed", "; a vector answers no question"),
             _SEVERAL_PROMPTS,

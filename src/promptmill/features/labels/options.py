@@ -15,7 +15,7 @@ next to it."""
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
 _REPLACES_CHEAP = ": the student takes the cheap model's place"
-_STUDENTS = ("embeddings", "words", "scikit-learn")
+_STUDENTS = ("embeddings", "words")
 
 
 def student(kind: str) -> str:
@@ -95,7 +95,7 @@ OPTIONS = (
             "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
             "model, `student`: true, a classifier that takes the place of the cheap model (its kinds: "
-            '"embeddings", which understands texts, "words", "scikit-learn"), `embed_model` for its vectors, and '
+            '"embeddings", which understands texts, or "words"), `embed_model` for its vectors, and '
             "`recall` by label",
         ),
         keyword=Keyword(type="str | None"),
@@ -123,9 +123,9 @@ OPTIONS = (
     _of_sure(
         "student",
         "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing: embeddings "
-        "(the default where it can run), words or scikit-learn",
+        "(the default where it can run) or words",
         Flag(metavar="KIND", read="promptmill.features.labels.options:student", bare=True),
-        keyword='bool | Literal["embeddings", "words", "scikit-learn"]',
+        keyword='bool | Literal["embeddings", "words"]',
         needs=[_STRONG],
         excludes=[
             Excluded(TOGETHER, ": the strong model answers each row alone, and the student needs no requests"),

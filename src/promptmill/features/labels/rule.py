@@ -42,7 +42,7 @@ _IS_OPEN = "(answer.retryable AND answer.round <= {since})"
 _IS_UNLABELLED = "NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)"
 _HAS_SAMPLE = "EXISTS (SELECT 1 FROM chosen JOIN answer AS drawn ON drawn.key = chosen.n WHERE chosen.round > 0)"
 """Whether a sampled row has a label. From then on, the rows without a label depend on the draw."""
-Kind: TypeAlias = Literal["", "words", "scikit-learn", "embeddings"]
+Kind: TypeAlias = Literal["", "words", "embeddings"]
 
 
 class SureCut(Stored):

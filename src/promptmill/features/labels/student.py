@@ -5,7 +5,6 @@ The same examples in the same order give the same student, so a student need not
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from array import array
@@ -159,38 +158,6 @@ class Student(Classifier):
                     weights[bucket] -= step * error
 
 
-class LinearStudent(Classifier):
-    """A student with scikit-learn: logistic regression on TF-IDF of words, pairs of words and parts of words.
-
-    It needs the extra `student`. For a target of 90 %, it answers 2 to 5 points more rows than the plain student; for
-    95 %, the same number.
-    """
-
-    def __init__(self, examples: Sequence[Example], check: Callable[[], object] = lambda: None) -> None:
-        known = dict(Counter(label for _, label in examples).most_common(MOST_LABELS))
-        learned = [(row.text[:LONGEST_TEXT], label) for row, label in examples if label in known]
-        self._only = (next(iter(known)), 1.0) if len(known) == 1 else None
-        self._model: Any = None
-        if len(known) > 1:
-            text, pipeline = _sklearn(".feature_extraction.text"), _sklearn(".pipeline")
-            words = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-            parts = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2)
-            regression = _sklearn(".linear_model").LogisticRegression(C=20, max_iter=200)
-            model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
-            with contextlib.suppress(ValueError):  # the texts have no words, such as emoji: nothing to learn
-                texts, labels = zip(*learned, strict=True)
-                self._model = _abandonable(lambda: model.fit(texts, labels), check)
-
-    @staticmethod
-    def version() -> str:
-        return str(_sklearn("").__version__)
-
-    def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
-        if self._model is None or not texts:
-            return [self._only] * len(texts)
-        return _best(self._model, [row.text[:LONGEST_TEXT] for row in texts])
-
-
 class VectorStudent(Classifier):
     """A student with scikit-learn: logistic regression on the vector of a text, beside its words and their parts.
 
@@ -308,7 +275,6 @@ def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
 
 STUDENTS: Mapping[str, type[Classifier]] = {
     "words": Student,
-    "scikit-learn": LinearStudent,
     "embeddings": VectorStudent,
 }
 """The kinds of students, by the values of the option `student`."""

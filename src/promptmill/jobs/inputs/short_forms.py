@@ -146,14 +146,14 @@ def _levels(kind: str) -> list[str]:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return `text` as a path if the file exists or ends with `.json`; else parse it as a schema: JSON or fields.
+    """Return `text` as the path of a file if it exists or ends with `.json`; else parse it as a schema: JSON or fields.
 
     Raises `PromptmillError` (`invalid_input`).
     """
     if text.lstrip().startswith("{"):
         return _schema_of_json(text, "The schema")
     path = home_expanded(text)
-    is_file = text.lower().endswith(".json") or os.path.exists(path)  # noqa: PTH110 (long texts)
+    is_file = text.lower().endswith(".json") or os.path.isfile(path)  # noqa: PTH113 (long texts)
     return path if is_file else schema_of_fields(text)
 
 

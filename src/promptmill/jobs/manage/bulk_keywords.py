@@ -51,7 +51,6 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "model": ((str, Sequence), "a text or a list"),
         "fields": ((bool, str, Sequence, Mapping), "a text, a list, a dict or False"),
         "settings": ((Mapping,), 'a dict: `settings={"backend_configs.openai.rpm": 60}`'),
-        "response_format": ((Mapping,), 'a dict: `response_format={"type": "json_object"}`'),
         "columns": (_LISTS, 'a list of names: `columns=["answer", "error"]`'),
         "tools": (_LISTS, "a list of dicts, as OpenAI has them"),
         "check": (Callable, "a function that takes an answer and its row"),

@@ -245,7 +245,7 @@ def _block(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
     if isinstance(part, TextPart):
         return [orjson.dumps({"type": "text", "text": part.text, **(part.marks or {})})]
     if isinstance(part, AudioPart):
-        raise dialect.unsupported("sound")
+        raise dialect.unsupported("sound", "Send its words, or choose a model that takes sound.")
     marks = dialect.more_fields(part.marks)
     kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:

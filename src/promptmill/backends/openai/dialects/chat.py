@@ -13,7 +13,7 @@ import orjson
 from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage, finish_of, later_finish
 from promptmill.backends.openai.citations import LISTS
 from promptmill.backends.openai.dialects import dialect
-from promptmill.backends.openai.dialects.dialect import WrittenParameters, bearer, same_url
+from promptmill.backends.openai.dialects.dialect import WrittenParameters, bearer, in_v1, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.request import CACHE_MARKS, ROLES, AudioPart, Conversation, Message, TextPart
@@ -21,17 +21,12 @@ from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "openai"
 PATH = "/chat/completions"
-url, headers = same_url, bearer
+base, url, headers = in_v1, same_url, bearer
 STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
 FILLED: frozenset[str] = frozenset()
 MARKS, MARKED = CACHE_MARKS, ROLES
 _ERROR_TEXTS = ("message", "msg", "detail")
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
-
-
-def base(base: str) -> str:
-    """Return the path of the API's base URL."""
-    return base
 
 
 # Requests

@@ -21,7 +21,7 @@ from promptmill.answers.decision import Evidence, plain, words_of
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
-from promptmill.core.errors import Code, PromptmillError, without_controls
+from promptmill.core.errors import Code, Named, PromptmillError, without_controls
 from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo, adds_up
 from promptmill.core.request import Conversation
 from promptmill.core.values import JsonDict, JsonObject, json_text
@@ -31,8 +31,8 @@ _QUESTION = "answer"  # the name of a question that has none: its answer is the 
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
-# The ends of addresses that are complete: several APIs share these paths, so none tells the dialect.
-_COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
+COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
+"""Further ends of complete addresses. Several APIs share the path of requests, too, so none tells the dialect."""
 _PER_MODEL = re.compile(r"/ai/run$")
 # Parameters of chat completions that cannot change a decision, or that every model that decides obeys by itself.
 _NO_MATTER = dialect.set_of(
@@ -112,12 +112,8 @@ class Deciding:
         return self.LIMITS if profile.decisions is None else profile.decisions.limits
 
     def base(self, base: str) -> str:
-        """Return the path of the API's base URL: without the path of requests, which the user may have written."""
-        return base.removesuffix("/systemone").removesuffix("/decisions")
-
-    def path(self, base: str) -> str:
-        """Return the path of requests, for the path that the user wrote: a base, or a complete one."""
-        return base if _COMPLETE.search(base) else f"{base or '/v1'}{self.PATH}"
+        """Return the path of the API's base URL, see `Dialect.base`."""
+        return dialect.in_v1(base)
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
         """Return the URL of a request. At Cloudflare, it names the model."""
@@ -141,7 +137,8 @@ class Deciding:
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
         """Raise `PromptmillError` (`unsupported`): the API takes no conversations."""
         del conversation, images
-        raise dialect.unsupported("a conversation: its models decide, and answer `choices` and closed schemas")
+        remedy = ("Set ", Named("choices"), " or a closed ", Named("schema"), ", or choose a model that writes.")
+        raise dialect.unsupported("a conversation: its models decide, and write no text", remedy)
 
     def completion(self, payload: JsonDict, headers: Mapping[str, str], /) -> JsonDict | None:
         """Return None: no reply of this API is a completion."""
@@ -328,5 +325,5 @@ def image_of(encoded: bytes) -> tuple[bytes, bytes]:
     """Return the media type and the data of an image. Raises `PromptmillError` (`unsupported`) for one of the web."""
     found = dialect.data_url(encoded)
     if found is None:
-        raise dialect.unsupported("the URL of an image: set `fetch_images: true`, so that promptmill downloads it")
+        raise dialect.unsupported("the URL of an image", "Set `fetch_images: true`, so that promptmill downloads it.")
     return found

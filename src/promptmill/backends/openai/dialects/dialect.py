@@ -19,7 +19,7 @@ import orjson
 
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.core.bounds import MOST_TOKENS
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, Words
 from promptmill.core.request import SYSTEM_ROLES, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
@@ -45,7 +45,7 @@ class Dialect(Protocol):
     NAME: str
     """The name in the configuration."""
     PATH: str
-    """The path of requests, after the base URL."""
+    """The path of requests, after the base URL. An address with this end is complete, and tells the dialect."""
     STREAMED: JsonObject
     """Fields of the body that request a streamed reply."""
     FILLED: frozenset[str]
@@ -56,7 +56,7 @@ class Dialect(Protocol):
     """The roles of the messages whose parts may have cache marks."""
 
     def base(self, base: str) -> str:
-        """Return the path of the API's base URL, for the path that the user wrote."""
+        """Return the path of the API's base URL, for the path that the user wrote: `""` for a host alone."""
         ...
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
@@ -108,6 +108,11 @@ def same_url(url: str, model: str, *, stream: bool) -> str:
     return url
 
 
+def in_v1(base: str) -> str:
+    """Return the path of a base URL: that of a host alone is `/v1`."""
+    return base or "/v1"
+
+
 def versioned(base: str, version: str) -> str:
     """Return the path of a base URL with a version at its end: the present version, or else `version`."""
     return base if _VERSION.fullmatch(base.rpartition("/")[2]) else f"{base}/{version}"
@@ -136,7 +141,8 @@ def text_of_message(message: Message) -> str:
         return content or ""
     texts = [part.text for part in content if isinstance(part, TextPart)]
     if len(texts) < len(content):
-        raise unsupported(f"an image or sound in a message with the role {message.role}")
+        what = f"an image or sound in a message with the role {message.role}"
+        raise unsupported(what, "Move it into a message of the user.")
     return "".join(texts)
 
 
@@ -171,9 +177,9 @@ def _parts(message: Message) -> tuple[Part, ...]:
     return message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
 
 
-def unsupported(what: str) -> PromptmillError:
-    """Return the error for a request with a part that the API does not support."""
-    return PromptmillError(Code.UNSUPPORTED, f"The API of this endpoint does not accept {what}.", "Leave it out.")
+def unsupported(what: str, remedy: Words) -> PromptmillError:
+    """Return the error for a request with a part that the API does not support. `remedy`: the user's next step."""
+    return PromptmillError(Code.UNSUPPORTED, f"The API of this endpoint does not accept {what}.", remedy)
 
 
 def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:

@@ -73,8 +73,7 @@ _TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
 def base(base: str) -> str:
     """Return the path of the API's base URL, which ends with the version."""
-    base = base.removesuffix(OPENAI_LAYER)
-    return dialect.versioned(base, "v1beta")
+    return dialect.versioned(base.removesuffix(OPENAI_LAYER), "v1beta")
 
 
 def url(url: str, model: str, *, stream: bool) -> str:

@@ -25,9 +25,9 @@ class _GeminiDecisions(Deciding):
     NAME, PATH, HAS_IMAGES = "gemini-decisions", "/decisions", True
     LIMITS = DecisionLimits(questions=1000, levels=255)
 
-    def path(self, base: str) -> str:
-        """Return the path of requests; without a version, that of the API's first one."""
-        return super().path(base if base.endswith(self.PATH) else dialect.versioned(base, "v1beta"))
+    def base(self, base: str) -> str:
+        """Return the path of the API's base URL, which ends with the version."""
+        return dialect.versioned(base, "v1beta")
 
     def headers(self, key: str) -> dict[str, str]:
         """Return the header for a key."""

@@ -21,7 +21,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "responses"
 PATH = "/responses"
-url, headers = dialect.same_url, dialect.bearer
+base, url, headers = dialect.in_v1, dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
 MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *SYSTEM_ROLES})
@@ -39,11 +39,6 @@ _COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, 
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
 )
-
-
-def base(base: str) -> str:
-    """Return the path of the API's base URL."""
-    return base
 
 
 # Requests

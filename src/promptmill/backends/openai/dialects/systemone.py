@@ -24,7 +24,7 @@ class _SystemOne(Deciding):
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
         """Return `state` and `questions`."""
         if images:
-            raise dialect.unsupported("images in this form")
+            raise dialect.unsupported("images", "Leave them out, or choose a model that reads images.")
         return [b'"state":', orjson.dumps(evidence), b',"questions":', questions]
 
     def question(self, asked: Asked, words: str) -> JsonDict:
