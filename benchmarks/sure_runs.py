@@ -29,7 +29,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.features.labels import cut as cuts
 from promptmill.features.labels.panel import kind_of, place_of
 from promptmill.features.labels.rule import SurePart
-from promptmill.jobs.store.labels import label_of
+from promptmill.jobs.store.record_labels import label_of
 from promptmill.jobs.store.records import SLOT, record_of
 
 LABELS = ("positive", "negative", "neutral")

@@ -17,8 +17,8 @@ from promptmill.core.values import JsonDict
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS, Bound
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
-from promptmill.jobs.store.stored import Target
 from promptmill.system.runtime import HaltedError
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)

@@ -311,7 +311,7 @@ def test_a_single_mail_is_one_row(bench):
 
 def test_the_text_of_a_mail_with_a_key_is_not_sent_for_a_call(tmp_path):
     from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
-    from promptmill.jobs.store.stored import JobPrompts
+    from promptmill.jobs.store.description import JobPrompts
     from promptmill.system.call_files import FileRule
 
     mail = EmailMessage()

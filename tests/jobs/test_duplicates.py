@@ -15,9 +15,9 @@ from promptmill.jobs.run import duplicates
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.stored import Target
 from rounds_bench import PASSING, RoundsBench, order_of
 
 PAID = Completion("a", "stop", Usage(5, 6), attempts=2, latency_s=0.5, cost=1.0)

@@ -14,7 +14,7 @@ import pytest
 from ingested import Ingested, packed
 from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.files import cells, json_lines
+from promptmill.files import delimited, json_lines
 from promptmill.files.files import InputFile, opened
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
@@ -44,7 +44,7 @@ HEADER = {"csv": "prompt,k\n"}
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files of a few lines in several stretches."""
-    monkeypatch.setattr(cells, "_PIECE", 24)
+    monkeypatch.setattr(delimited, "_PIECE", 24)
     monkeypatch.setattr(json_lines, "_PIECE", 24)
 
 

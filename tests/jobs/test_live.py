@@ -19,11 +19,11 @@ from promptmill.jobs.run.open_rows import OpenRow, OpenRows
 from promptmill.jobs.run.row_source import RowSource
 from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.statistics import JobCounts
-from promptmill.jobs.store.stored import Target
 
 Ingest = Callable[..., Ingested]
 

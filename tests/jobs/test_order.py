@@ -7,10 +7,10 @@ import pytest
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.files.row import Style
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.order import FailureLimit, InputReading, JobOrder, Limits, OrderTexts, Shard
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import Origin
-from promptmill.jobs.store.stored import JobPrompts
 
 
 @pytest.mark.parametrize(

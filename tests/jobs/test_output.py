@@ -12,15 +12,15 @@ import pytest
 
 from ingested import Ingested
 from promptmill.backends.protocol import Completion
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, answered_rows, every_answer
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import SLOT, record_of
 from promptmill.jobs.store.spec import OutputRecord
-from promptmill.jobs.store.stored import Target
 from promptmill.system.runtime import HaltedError
 
 Ingest = Callable[..., Ingested]
@@ -46,7 +46,7 @@ def test_the_output_has_the_order_of_the_input_and_appears_by_a_rename(job):
     assert partial.parent == job.target.parent
     before = OutputRecord.of(output.stamp_of(partial, job.target), None)
     output.publish(partial, job.target, may_replace=False)
-    assert before.is_still(members.stamp(job.target))
+    assert before.is_still(table_paths.stamp(job.target))
     found = [json.loads(line) for line in job.target.read_text().splitlines()]
     assert [(row["prompt"], row["answer"]) for row in found] == [
         ("a", "answer 0"),
@@ -119,7 +119,7 @@ class Rewritten:
         made = job.store.get("output")
         own = None if made is None else OutputRecord.model_validate(made)
         written = output.write_output(job.store, job.spec, Work(), limit=limit, own=own)
-        record = OutputRecord.of(written.stamp, limit, members.stamp(job.target))
+        record = OutputRecord.of(written.stamp, limit, table_paths.stamp(job.target))
         job.store.put(output=record.model_dump(mode="json"), written=written.blocks)
         output.publish(written.partial, job.target, may_replace=True)
         job.store.change(("DELETE FROM edited", [()]))

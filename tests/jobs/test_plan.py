@@ -11,9 +11,9 @@ from hypothesis import strategies as some
 
 from promptmill.jobs.run.planning import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.stored import Target
 from rounds_bench import RoundsBench, order_of
 
 PLAIN, DEDUPE = order_of(), order_of(dedupe=True)

@@ -19,11 +19,11 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PartEntry
 from promptmill.files import format_table
 from promptmill.jobs.store import status
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.stored import Target
 from promptmill.options.table import Again
 from promptmill.service.service import Service
 from replies import answer, choose

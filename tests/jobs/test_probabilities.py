@@ -23,7 +23,7 @@ from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.store.labels import least_probable, probability
+from promptmill.jobs.store.record_labels import least_probable, probability
 from promptmill.jobs.store.records import FIRST, record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service

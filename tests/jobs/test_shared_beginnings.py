@@ -17,8 +17,8 @@ from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
 from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.shared_beginnings import in_groups
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.stored import Target
 from sure import sure
 
 LONG = 5000

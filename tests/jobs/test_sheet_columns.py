@@ -22,7 +22,7 @@ from bulk_calls import ran
 from fakes import KEY
 from promptmill.cli import foreground
 from promptmill.core.errors import PromptmillError
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.jobs.store.index import JobFolders
 from replies import answer, by_prompt, status
 from workbook_files import parts_in, sheet_xml, text_cell, write_parts
@@ -106,9 +106,9 @@ def test_another_question_without_a_column_is_refused_and_says_how_to_add_one(be
 
 @pytest.mark.parametrize("column", ["Größe 50 % [a/b]", "c:\\d|e*?", '"<#>"', "主题"])
 def test_any_name_of_a_column_is_the_name_of_a_file(column):
-    path = members.with_column(Path("book.xlsx#Reviews"), column)
+    path = table_paths.with_column(Path("book.xlsx#Reviews"), column)
     assert not {*path.name.removeprefix("book.xlsx#Reviews[").removesuffix("]")} & {*'/\\:*?"<>|#[]'}
-    assert (members.column_of(path), members.split(path)) == (column, (Path("book.xlsx"), "Reviews"))
+    assert (table_paths.column_of(path), table_paths.split(path)) == (column, (Path("book.xlsx"), "Reviews"))
 
 
 def test_an_output_that_names_a_column_needs_the_option(bench, sheet):

@@ -21,7 +21,7 @@ from promptmill.files.format_table import whole
 from promptmill.images import pdf
 from promptmill.jobs.inputs import whole_files
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
-from promptmill.jobs.store.stored import JobPrompts
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.system.call_files import FileRule
 from promptmill.system.subprocesses import Helper
 from sure import sure

@@ -22,7 +22,7 @@ from fakes import KEY
 from half_done import answers
 from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.files import find, opened
 from promptmill.files.formats import format_of_output
 from promptmill.files.workbook import SheetTable
@@ -332,7 +332,7 @@ def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench):
 def test_a_workbook_that_is_saved_while_a_part_of_it_is_written_is_not_replaced(tmp_path, book, name):
     partial, target = tmp_path / "partial", book.with_name(name)
     partial.write_bytes(b"a copy of the book, and the sheet")
-    copied = members.stamp_in(book, "")
+    copied = table_paths.stamp_in(book, "")
     book.write_bytes(b"saved by a user")
     with pytest.raises(PromptmillError, match=r"Another program changed \S+ during the job; repeat the command"):
         output.publish(partial, target, may_replace=True, copied=copied)
@@ -362,7 +362,7 @@ def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path, b
     partial.write_bytes(b"a copy of the book, and the sheet")
     before = book.read_bytes()
     with pytest.raises(PromptmillError, match=r"Another program made .*Notes"):
-        output.publish(partial, target, may_replace=False, copied=members.stamp_in(book, ""))
+        output.publish(partial, target, may_replace=False, copied=table_paths.stamp_in(book, ""))
     assert book.read_bytes() == before
 
 
@@ -443,9 +443,9 @@ def test_a_database_without_a_table_is_no_output(tmp_path):
 
 def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path):
     (tmp_path / "a.xlsx#b").touch()
-    assert members.split(tmp_path / "a.xlsx#b") == (tmp_path / "a.xlsx#b", "")
-    assert members.split(tmp_path / "a.xlsx#c") == (tmp_path / "a.xlsx", "c")
-    assert members.split(tmp_path / "notes#1.csv") == (tmp_path / "notes#1.csv", "")
+    assert table_paths.split(tmp_path / "a.xlsx#b") == (tmp_path / "a.xlsx#b", "")
+    assert table_paths.split(tmp_path / "a.xlsx#c") == (tmp_path / "a.xlsx", "c")
+    assert table_paths.split(tmp_path / "notes#1.csv") == (tmp_path / "notes#1.csv", "")
 
 
 def test_a_sheet_of_answers_has_widths_a_frozen_header_and_a_filter(bench):

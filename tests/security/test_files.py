@@ -31,9 +31,9 @@ from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.wanted_job import WantedJob
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.stored import JobPrompts
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.steps.cached import AnswerCache

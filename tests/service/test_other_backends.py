@@ -96,7 +96,7 @@ async def test_a_backend_of_another_package_answers_over_mcp(site):
 
 
 async def test_what_a_record_says_holds_for_a_backend_of_ours_too(site, monkeypatch):
-    monkeypatch.setattr("promptmill.steps.screened.BACKENDS", {"toy": backends.record("toy")})
+    monkeypatch.setattr("promptmill.steps.untaken_parameters.BACKENDS", {"toy": backends.record("toy")})
     async with serving(configured(sampling_params={"top_p": 0.5})) as talk:
         result = await talk("generate", prompt_ls=["you"])
     assert "cannot take top_p" in str(result.meta)

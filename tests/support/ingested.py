@@ -15,10 +15,10 @@ from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.store.database import JobDatabase, Row, Work
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, OutputSpec
-from promptmill.jobs.store.stored import JobPrompts
 
 
 class Ingested:

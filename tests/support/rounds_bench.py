@@ -20,10 +20,10 @@ from promptmill.jobs.run.open_rows import OpenRow, OpenRows
 from promptmill.jobs.run.phases import Change
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.stored import Target
 from promptmill.steps.chain import around
 
 _PLAN = openai_config("http://127.0.0.1:1/v1")

@@ -32,7 +32,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.formats import check_installed, compressed, compression_of, format_of_output, is_url
 from promptmill.jobs.door import MadeRows, NamedRows, OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -334,7 +334,7 @@ def _tell(text: str, *, quiet: bool) -> None:
 
 def _delivered(output: RemoteOutput, code: int, folders: JobFolders, tell: Say) -> int:
     made = folders.of(output.local).result
-    if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
+    if made is None or not made.finished or not made.is_still(table_paths.stamp(output.local)):
         return code
     try:
         with _patient(redact(str(output.url)), tell):

@@ -20,7 +20,7 @@ from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
 from promptmill.core.feature import features
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.format_table import writing
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
@@ -143,7 +143,7 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
 def _is_in_other_sheet(found: Status) -> bool:
     """Return whether the answers are in another sheet of the input workbook, which a correction also changes."""
     paths = (Path(found[name] or "") for name in ("input_file", "output_file"))
-    (source, read), (output, written) = map(members.split, paths)
+    (source, read), (output, written) = map(table_paths.split, paths)
     known = writing(output)
     return source == output and known is not None and known.has_sheets and written not in {"", read}
 

@@ -24,7 +24,7 @@ from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import is_there, join
 from promptmill.jobs.export.live_output import export
@@ -361,7 +361,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
     spec = job.spec
     prune.forget_ended(job, JobFolders.from_environ(), unfinished=unfinished)
-    has_output = spec is not None and bool(spec.output.format) and members.file_of(spec.output.path).exists()
+    has_output = spec is not None and bool(spec.output.format) and table_paths.file_of(spec.output.path).exists()
     return _report_removed([job.job_id], has_output=has_output, as_json=as_json)
 
 

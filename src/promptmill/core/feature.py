@@ -292,7 +292,7 @@ class Feature:
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
-    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.stored.JobPrompts`, the
+    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.description.JobPrompts`, the
     option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
     of these as lines of JSON."""
     client_command: str = ""

@@ -29,7 +29,7 @@ from promptmill.files import formats
 from promptmill.files.disk import why
 from promptmill.files.format_table import database, is_image
 from promptmill.files.formats import check_installed, compression_of, plain
-from promptmill.files.members import file_of, log_of, split
+from promptmill.files.table_paths import file_of, log_of, split
 from promptmill.system.runtime import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
 

@@ -49,7 +49,7 @@ _OWN = (
     Format(
         names=(".csv",),
         rows="texts",
-        input=f"{_FILES}.cells:CSV",
+        input=f"{_FILES}.delimited:CSV",
         lines=_LINES,
         delimiter=",",
         is_text=True,
@@ -61,7 +61,7 @@ _OWN = (
     Format(
         names=(".tsv",),
         rows="texts",
-        input=f"{_FILES}.cells:TSV",
+        input=f"{_FILES}.delimited:TSV",
         lines=_LINES,
         delimiter="\t",
         is_text=True,
@@ -73,7 +73,7 @@ _OWN = (
     Format(
         names=(".txt",),
         rows="texts",
-        input=f"{_FILES}.cells:TEXT",
+        input=f"{_FILES}.delimited:TEXT",
         whole="text",
         is_text=True,
         words="a line, which is the prompt, or `{{text}}` in a template",

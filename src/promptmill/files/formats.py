@@ -1,4 +1,4 @@
-"""The formats of paths: of a file, a table in a file or a compressed file, see `jobs.format_table`."""
+"""The formats of paths: of a file, a table in a file or a compressed file, see `files.format_table`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Literal, cast
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format
-from promptmill.files import format_table, members
+from promptmill.files import format_table, table_paths
 from promptmill.files.format_table import COMPRESSED
 from promptmill.system.installation import adding, command_for_package
 
@@ -81,7 +81,7 @@ def compression_of(path: Path) -> str:
 
 def plain(path: Path) -> Path:
     """Return the path without the name of a table and without the suffix of the compression."""
-    return path.with_suffix("") if compression_of(path) else members.file_of(path)
+    return path.with_suffix("") if compression_of(path) else table_paths.file_of(path)
 
 
 def format_of_output(path: Path, input_format: str) -> Format:
@@ -94,7 +94,7 @@ def format_of_output(path: Path, input_format: str) -> Format:
         problem = f"{suffix} is no format of an output" if suffix else f"The output {path.name} has no suffix"
         names = ", ".join(names_of_outputs())
         raise input_error(f"{problem}. An output ends with {names}; name it {plain(path).stem}.csv, not {path.name}.")
-    if found.database and not members.split(path)[1]:
+    if found.database and not table_paths.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
     is_batch = input_format == "batch" and found.key == "jsonl"
     return format_table.of_output("batch") if is_batch else found

@@ -18,12 +18,12 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
-from promptmill.files.cells import is_utf8, readable
 from promptmill.files.databases import all_of, connected, database_of, is_sqlite
+from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.encodings import NOT_UTF8
 from promptmill.files.files import InputFiles
-from promptmill.files.members import split
 from promptmill.files.row import WHOLE, Extent, InputRow, Stretch, Style, Window
+from promptmill.files.table_paths import split
 
 _AT_ONCE = 1024  # rows of a page
 _ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")

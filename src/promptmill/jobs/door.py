@@ -49,12 +49,12 @@ from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.wanted_job import WantedJob, check_output, with_query
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import InputReading, JobOrder, OrderTexts, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
-from promptmill.jobs.store.stored import Target
 from promptmill.options.table import errors_about, with_implied
 from promptmill.service import choosing
 from promptmill.service.service import Service

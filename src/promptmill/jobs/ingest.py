@@ -22,7 +22,7 @@ from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, holds_base64
 from promptmill.files import encodings, json_values
-from promptmill.files.cells import readable
+from promptmill.files.delimited import readable
 from promptmill.files.files import InputFiles, check_ratio
 from promptmill.files.formats import row_kind
 from promptmill.files.json_lines import is_array

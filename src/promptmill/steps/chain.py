@@ -39,9 +39,9 @@ from promptmill.steps.checked import CheckedAnswers, ChosenAnswers
 from promptmill.steps.costs import BudgetedAnswers, unknown_price
 from promptmill.steps.decided import DecidedRequests
 from promptmill.steps.flights import SameRequests
-from promptmill.steps.screened import ScreenedRequests
 from promptmill.steps.several import SeveralAnswers
 from promptmill.steps.step import Loading, Place, Sent, Step, steps_for
+from promptmill.steps.untaken_parameters import ScreenedRequests
 from promptmill.steps.warmed import WarmedAnswers
 
 STEPS: tuple[type[Step], ...] = (

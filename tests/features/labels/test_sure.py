@@ -19,7 +19,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.features.labels import label_status
 from promptmill.features.labels.cut import size_right
 from promptmill.features.labels.label_status import SureExpected, SureSample
-from promptmill.jobs.store.labels import probability
+from promptmill.jobs.store.record_labels import probability
 from promptmill.jobs.store.records import SLOT, record_of
 from replies import answer, choose, status
 from waiting import eventually

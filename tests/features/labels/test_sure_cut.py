@@ -25,7 +25,7 @@ from promptmill.features.labels.cut import (
     sample_size,
     size_right,
 )
-from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.label_shares import Stratum, shares
 
 
 def delivered_errors(wrong: Sequence[bool], sample: set[int], places: Sequence[Place], where: Place) -> int:

@@ -18,7 +18,7 @@ from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.labels.votes import Votes
 from promptmill.jobs.run.planning import Situation, next_round
-from promptmill.jobs.store.labels import Decision, majority
+from promptmill.jobs.store.record_labels import Decision, majority
 from promptmill.jobs.store.records import FIRST, SLOT, record_of
 from promptmill.jobs.store.rounds import Round
 from replies import answer, choose, status

@@ -30,7 +30,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.server_jobs import ServerJobs
-from promptmill.jobs.store import labels, progress, statistics
+from promptmill.jobs.store import progress, record_labels, statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec
@@ -224,7 +224,7 @@ class _Table:
 
     def labels(self, store: JobDatabase) -> list[str]:
         """Return the labels that a person may choose, see `labels_of_job`."""
-        every = labels.labels_of_job(store, self.spec.output)
+        every = record_labels.labels_of_job(store, self.spec.output)
         return [label for label in every[:MOST_SHOWN] if self._shown.may_show(label)]
 
     def bars(self, store: JobDatabase, results: Results) -> Iterator[tuple[str, str, list[tuple[str, int]], bool]]:

@@ -30,9 +30,9 @@ from promptmill.features.ask.questions import (
 )
 from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob, Taking
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.stored import JobPrompts
 
 
 class Ask(Plan):

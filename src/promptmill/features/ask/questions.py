@@ -13,7 +13,7 @@ from promptmill.core.values import JsonDict, read_json
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
 from promptmill.jobs.rows.template import places_in
-from promptmill.jobs.store.stored import Stored
+from promptmill.jobs.store.description import Stored
 
 ASK = Named("ask")
 SIGN = "\u2063"

@@ -12,8 +12,8 @@ from pydantic import Field
 from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.order_part import OrderPart
-from promptmill.jobs.store.stored import JobPrompts
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

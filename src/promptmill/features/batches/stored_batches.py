@@ -29,10 +29,10 @@ from promptmill.backends.batches import Reply
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Portion, Request
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Stored, Target
 from promptmill.jobs.store.in_flight import LAST_KEY_OF_ROW
 from promptmill.jobs.store.records import PERSON, SLOT
 from promptmill.jobs.store.rounds import NO_OUTCOME, join_of
-from promptmill.jobs.store.stored import Stored, Target
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"

@@ -14,7 +14,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare.answer_values import LABEL, Tolerance
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.format_table import of_output
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import MODEL, OURS, VARIANT
@@ -81,7 +81,7 @@ class ComparedFile:
         if folder is None or spec is None:
             return cls(label, home_expanded(what))
         output = spec.output.path
-        if not members.file_of(output).exists():
+        if not table_paths.file_of(output).exists():
             raise input_error(
                 f"Job {spec.job_id} has written no output yet: wait for its end",
                 Named("command", f"jobs {spec.job_id} --export FILE", ", or run {}"),
@@ -114,7 +114,7 @@ class ComparedFile:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows to compare."""
-        every = objects_in(members.without_column(self.path)) if self.job is None else _rows_of_input(self.job)
+        every = objects_in(table_paths.without_column(self.path)) if self.job is None else _rows_of_input(self.job)
         if self.only is None:
             return every
         column, value = self.only

@@ -19,7 +19,7 @@ from promptmill.features.compare.compared_file import ComparedFile
 from promptmill.features.compare.compared_rows import ComparedColumn, ComparedRows, heading_of
 from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.jobs.columns.column_order import by_worth, mean_lengths
-from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.label_shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
 _FEW = 20  # up to so many distinct answers are labels even for few rows, unless nearly all answers differ

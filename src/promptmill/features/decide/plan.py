@@ -13,8 +13,8 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.features.decide.fields import Divided, with_form
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import JobPrompts, Target
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
-from promptmill.jobs.store.stored import JobPrompts, Target
 from promptmill.steps.decided import check_plan
 
 
@@ -85,6 +85,6 @@ class Decide(Plan):
 
     def work(self, job: RunningJob) -> PlanWork:
         """Return the two requests of each row for one run."""
-        from promptmill.features.decide.both import BothModels
+        from promptmill.features.decide.two_models import BothModels
 
         return BothModels(job, self.model)

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from pydantic import Field
 
 from promptmill.config.model_config import ModelConfig
-from promptmill.jobs.store.stored import Stored
+from promptmill.jobs.store.description import Stored
 
 Count: TypeAlias = Callable[[str], int]
 """Returns the number of tokens in a text."""

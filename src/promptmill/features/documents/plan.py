@@ -29,9 +29,9 @@ from promptmill.features.documents.merging import may_conflict
 from promptmill.files.format_table import whole
 from promptmill.jobs.columns.column_names import SOURCES
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.stored import JobPrompts
 from promptmill.steps.likely import LikelyLengths
 
 AUTO = "auto"

@@ -34,7 +34,7 @@ from promptmill.jobs.rows.template import (
     special_columns,
     template_of,
 )
-from promptmill.jobs.store.stored import JobPrompts
+from promptmill.jobs.store.description import JobPrompts
 
 ROWS, COUNT = "rows", "row_count"
 _OPTION = Named("group_by")

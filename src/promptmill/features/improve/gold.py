@@ -11,7 +11,7 @@ from promptmill.core.values import JsonObject, text_of
 from promptmill.core.wording import counted
 from promptmill.jobs.inputs.question_columns import text_column
 from promptmill.jobs.rows.template import check_names, check_names_some, columns_of, special_columns, template_of
-from promptmill.jobs.store.labels import other_labels, right_label
+from promptmill.jobs.store.record_labels import other_labels, right_label
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100

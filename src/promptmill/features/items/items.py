@@ -21,9 +21,9 @@ from promptmill.features.items.item_counts import items_in, object_in
 from promptmill.jobs.columns.column_names import SOURCES
 from promptmill.jobs.inputs.short_forms import ListOfRows
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.shape import Shape
-from promptmill.jobs.store.stored import JobPrompts
 
 NUMBER, ROW = "item_number", "row"
 _OPTION = Named("rows_from")

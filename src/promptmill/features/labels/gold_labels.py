@@ -11,9 +11,9 @@ from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.rows.row_lines import NAMES
 from promptmill.jobs.rows.template import ROW, check_names, places_in, template_of
 from promptmill.jobs.store.database import Row
-from promptmill.jobs.store.labels import other_labels, right_label
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.stored import JobPrompts
+from promptmill.jobs.store.record_labels import other_labels, right_label
 
 
 def check_unasked(question: JobPrompts, gold: str) -> None:

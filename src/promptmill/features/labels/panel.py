@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from promptmill.features.labels.cut import Place, place
 from promptmill.features.labels.rule import SurePart
-from promptmill.jobs.store.labels import label_of, majority, probability
+from promptmill.jobs.store.record_labels import label_of, majority, probability
 from promptmill.jobs.store.records import Record
 
 Score: TypeAlias = Literal[

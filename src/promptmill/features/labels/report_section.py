@@ -10,8 +10,8 @@ from promptmill.features.labels.label_status import SureStatus, cheap_model, lab
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureRule
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.labels import label_of
 from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.record_labels import label_of
 from promptmill.jobs.store.records import SLOT
 
 _POINTS = 200

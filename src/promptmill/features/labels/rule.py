@@ -27,10 +27,10 @@ from promptmill.features.labels.comparable import SCORE, SURE
 from promptmill.features.labels.cut import LAST, NOTHING_SURE
 from promptmill.features.labels.options import MOST_VOTES
 from promptmill.features.labels.student import STUDENTS, default_student
+from promptmill.jobs.store.description import Stored, Target, Variant
 from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, IS_MISSING, LIVE, Round
-from promptmill.jobs.store.stored import Stored, Target, Variant
 from promptmill.options.table import Again
 
 STUDENT = "student"

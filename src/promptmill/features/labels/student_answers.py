@@ -24,8 +24,8 @@ from promptmill.features.labels.rule import STUDENT, VECTORS
 from promptmill.features.labels.student import Classifier, RowText
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Row
-from promptmill.jobs.store.labels import label_of
 from promptmill.jobs.store.plan import RunningJob
+from promptmill.jobs.store.record_labels import label_of
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
 from promptmill.jobs.store.spec import digest

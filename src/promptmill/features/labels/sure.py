@@ -22,13 +22,13 @@ from promptmill.features.labels.student_answers import taught_of
 from promptmill.features.labels.sure_figures import sure_status
 from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import JobPrompts, Target
 from promptmill.jobs.store.fingerprint import sampling_digest
-from promptmill.jobs.store.labels import label_of
 from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, RunningJob
+from promptmill.jobs.store.record_labels import label_of
 from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.stored import JobPrompts, Target
 from promptmill.steps.prices import BATCH, cost_of_many, price_of, tier_of
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"

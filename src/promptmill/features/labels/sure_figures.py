@@ -24,10 +24,10 @@ from promptmill.features.labels.label_status import SureExpected, SureSample, Su
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureCut, SurePart, SureRule
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
+from promptmill.jobs.store.label_shares import Stratum, label_counts, shares, value_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.shares import Stratum, label_counts, shares, value_of
 from promptmill.jobs.store.status_record import LabelShare
 
 

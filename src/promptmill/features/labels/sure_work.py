@@ -39,8 +39,8 @@ from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import StudentAnswers, taught_of
 from promptmill.features.labels.sure_figures import sample_status
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
-from promptmill.jobs.store.labels import label_of
 from promptmill.jobs.store.plan import Delivered, JobSpec, PlanWork, RunningJob
+from promptmill.jobs.store.record_labels import label_of
 from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import digest

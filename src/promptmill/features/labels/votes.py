@@ -22,11 +22,11 @@ from promptmill.core.wording import counted
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.labels import label_in, majority
+from promptmill.jobs.store.description import JobPrompts, Target, Variant
 from promptmill.jobs.store.plan import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.record_labels import label_in, majority
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.stored import JobPrompts, Target, Variant
 from promptmill.options.table import Again
 
 _KEYS = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))

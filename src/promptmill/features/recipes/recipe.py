@@ -26,7 +26,7 @@ from promptmill.features.recipes.command_words import (
     words_of,
 )
 from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, RecipeFile, RecipeLine
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.formats import is_url
 from promptmill.jobs.door import decided
 from promptmill.jobs.store.index import JobFolders
@@ -241,12 +241,12 @@ def _filled(name: str, step: RecipeStep, arguments: argparse.Namespace) -> str:
     column = getattr(arguments, "answer_column", None)
     if not column or _file(name) not in map(_file, step.reads(arguments)):
         return _path(name)
-    return _path(str(members.with_column(home_expanded(name), column)))
+    return _path(str(table_paths.with_column(home_expanded(name), column)))
 
 
 def _file(name: str) -> str:
     """Return the path of the file in which a table may be."""
-    return _path(str(members.file_of(home_expanded(name))))
+    return _path(str(table_paths.file_of(home_expanded(name))))
 
 
 def _check_order(step: RecipeStep, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep]) -> None:

@@ -17,7 +17,7 @@ import orjson
 from promptmill.cli.foreground import EndedJob
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
-from promptmill.files import disk, members
+from promptmill.files import disk, table_paths
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage.job_series import has_settings_of
 from promptmill.jobs.store import progress, status
@@ -162,12 +162,12 @@ class Spending:
 
     def is_own(self, output: Path) -> bool:
         """Return whether the file is unchanged since a step of this recipe wrote it."""
-        stamp = members.stamp(output)
+        stamp = table_paths.stamp(output)
         return stamp is not None and self.outputs.get(str(output)) == [*stamp]
 
     def keep_stamp(self, output: Path, digest: str = "") -> None:
         """Record how a step has left its output. `digest`: of a step that has finished a search for it."""
-        if (stamp := members.stamp(output)) is not None:
+        if (stamp := table_paths.stamp(output)) is not None:
             self.outputs[str(output)] = [*stamp]
             if digest:
                 self.searches[str(output)] = Search(digest, [_key(folder) for folder in self.step.folders])

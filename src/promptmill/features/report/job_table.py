@@ -23,8 +23,8 @@ from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.template import template_of
-from promptmill.jobs.store.labels import label_in
 from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.record_labels import label_in
 from promptmill.jobs.store.records import Record
 from promptmill.pages.page_rows import LENGTHS, OWN, Cell, Column, PageRows
 

@@ -10,10 +10,10 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.label_shares import Stratum, label_counts, shares, value_in, value_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.shares import Stratum, label_counts, shares, value_in, value_of
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.store.status_words import share_lines

@@ -31,7 +31,7 @@ from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED
 from promptmill.features.review.person import random_rows
-from promptmill.files import disk, members
+from promptmill.files import disk, table_paths
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
@@ -43,9 +43,9 @@ from promptmill.jobs.run import phases
 from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.plan import Doubt, JobSpec
+from promptmill.jobs.store.record_labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import stored_rounds
 
@@ -350,7 +350,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
         )
     if isinstance(spec.plan, Decides):
         spec.plan.check_reviewable(spec.job_id)
-    there = members.stamp(spec.output.path) if spec.output.format else None
+    there = table_paths.stamp(spec.output.path) if spec.output.format else None
     if there is not None and not output.is_own(spec, made, there):
         remedy = "repeat the command of the job, which sends nothing" if spec.fills_input else "move it away"
         raise input_error(f"{spec.output.path} has changed since the job wrote it; {remedy}, and take them again.")
@@ -510,7 +510,7 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
     if made is None or made.limit == 0 or last.get("state") != progress.FINISHED:
         return False
     if spec.output.format and not made.finished:
-        there = members.stamp(spec.output.path)
+        there = table_paths.stamp(spec.output.path)
         try:
             written = phases.export(Work(), folder, limit=made.limit)
         except UnansweredError:

@@ -26,7 +26,7 @@ from promptmill.core.values import json_text
 from promptmill.features.together.parameters import Together
 from promptmill.jobs.store.records import SLOT
 from promptmill.steps.decided import given_in
-from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000

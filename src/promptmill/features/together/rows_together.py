@@ -15,7 +15,7 @@ from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Fie
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
 from promptmill.jobs.store.records import SLOT
-from promptmill.steps.gathered import Bounds, Gathering, ReplyPart
+from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent, path_of
 
 _LONGEST_ROW = 8_000

@@ -19,7 +19,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.lists import QUOTES
-from promptmill.files import disk, format_table, members
+from promptmill.files import disk, format_table, table_paths
 from promptmill.files.formats import check_installed
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.series_file import SeriesFile
@@ -91,7 +91,7 @@ class TopicFile(SeriesFile):
             raise input_error(
                 f"The folder {path.absolute().parent} of the output is missing; make it, or name another."
             )
-        if real_path(path.absolute()) in {real_path(members.file_of(source).absolute()) for source in sources}:
+        if real_path(path.absolute()) in {real_path(table_paths.file_of(source).absolute()) for source in sources}:
             raise input_error("Input and output are the same file; name another output.")
         check_installed(path)
 

@@ -15,8 +15,8 @@ from promptmill.files import disk
 from promptmill.files.files import find, holds_output, opened
 from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_of
 from promptmill.jobs.inputs.whole_files import IS_OUTPUT, FileQuestion, OwnFiles, are_asked_whole, omitted
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.order import InputReading
-from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.safe_open import real_path
 
 _NOWHERE = Path("/")  # no file

@@ -11,7 +11,7 @@ from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.errors import Named, input_error
 from promptmill.core.feature import Format
 from promptmill.core.wording import no_column
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.databases import alike
 from promptmill.jobs.columns.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
 from promptmill.jobs.store.plan import JobSpec
@@ -71,7 +71,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     If several jobs may fill a sheet, they begin with the name of the job's answers: `Topic_error`.
     """
     ours = (*OURS, *variant_fields(spec), *spec.plan.fields)
-    column, begin = spec.output.form.column, f"{name}_" if (name := members.column_of(spec.output.path)) else ""
+    column, begin = spec.output.form.column, f"{name}_" if (name := table_paths.column_of(spec.output.path)) else ""
     wanted = {name: column if name == "answer" else f"{begin}{name}" for name in ours}
     schema = schema_columns(spec.in_output)
     if schema is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.errors import Named, input_error
-from promptmill.files import members, xlsx
+from promptmill.files import table_paths, xlsx
 from promptmill.jobs.columns import remarks
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
@@ -62,8 +62,8 @@ def join(
     target = real_path(path)
     parts = _parts(folders, target)
     spec = parts[0][1]
-    file, member = members.split(target)
-    book = members.stamp_in(file, "") if member and not members.is_table(target) else None
+    file, member = table_paths.split(target)
+    book = table_paths.stamp_in(file, "") if member and not table_paths.is_table(target) else None
     with output.storage_errors(target), contextlib.ExitStack() as opened:
         stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
         rows = output.noted(joined_rows(stores, spec), Work(note=passed))
@@ -87,16 +87,16 @@ def join(
 
 def is_there(path: Path) -> bool:
     """Return whether there is an output at `path`. In a workbook, the sheet is the output."""
-    file, sheet = members.split(target := real_path(path))
-    if not sheet or members.is_table(target):
-        return members.stamp(target) is not None
+    file, sheet = table_paths.split(target := real_path(path))
+    if not sheet or table_paths.is_table(target):
+        return table_paths.stamp(target) is not None
     return file.exists() and sheet in xlsx.sheet_names(file)
 
 
 def _is_equal(partial: Path, target: Path) -> bool:
     """Return whether the temporary file `partial` has the rows of the output at `target`."""
-    if members.split(target)[1]:
-        return output.stamp_of(partial, target) == members.stamp(target)
+    if table_paths.split(target)[1]:
+        return output.stamp_of(partial, target) == table_paths.stamp(target)
     return filecmp.cmp(partial, target, shallow=False)
 
 
@@ -105,7 +105,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
     shards: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
-        if match := members.PART.fullmatch(path.name.removeprefix(target.name)):
+        if match := table_paths.PART.fullmatch(path.name.removeprefix(target.name)):
             shards[int(match[1])] = path
             counts.add(int(match[2]))
     if not shards:
@@ -128,7 +128,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         spec, made = folder.spec, folder.result
         if spec is None or made is None:
             raise input_error(f"The database of {path.name} is not at {folder.path}; move it there with its part.")
-        if not made.finished or not made.is_still(members.stamp(path)):
+        if not made.finished or not made.is_still(table_paths.stamp(path)):
             raise input_error(f"{path.name} is not what its shard made last; run the shard again.")
         parts.append((folder, spec))
     first = parts[0][1]

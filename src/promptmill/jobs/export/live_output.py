@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import IO
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.files import disk, formats, members
+from promptmill.files import disk, formats, table_paths
 from promptmill.jobs.columns.column_names import compared_in, possible_names, unusual_names, wanted_names
 from promptmill.jobs.columns.remarks import notes
 from promptmill.jobs.export import output
@@ -141,7 +141,7 @@ def export(
     job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
     """
     spec, target = folder.known_spec(), real_path(target)
-    if members.stamp(target) is not None:
+    if table_paths.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
     kind = formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)

@@ -30,7 +30,7 @@ from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
-from promptmill.files import disk, formats, members, xlsx
+from promptmill.files import disk, formats, table_paths, xlsx
 from promptmill.files.databases import Stamp, database_of, quoted, taken
 from promptmill.files.format_table import of_output
 from promptmill.jobs.columns.column_names import EXTRA_FIELDS
@@ -84,7 +84,7 @@ def write_output(
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
     lines = spec.output.kind.lines
     if spec.input.format == "batch" or not lines or formats.compression_of(target):
-        copied = members.stamp_in(members.file_of(target), "") if spec.keeps_sheets else None
+        copied = table_paths.stamp_in(table_paths.file_of(target), "") if spec.keeps_sheets else None
         partial, warning = write([store], spec, target, rows, end)
         answers = stamp_of_answers(partial, spec) if spec.fills_input else None
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied, answers=answers)
@@ -97,11 +97,11 @@ def write_output(
 
 def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have when `partial` is published there. Raises `OSError`."""
-    file, member = members.split(target)
-    if members.is_table(target):
+    file, member = table_paths.split(target)
+    if table_paths.is_table(target):
         stamp = database_of(file).stamp_of_rows(partial, member)
     else:
-        stamp = members.stamp_in(partial, member)
+        stamp = table_paths.stamp_in(partial, member)
     if stamp is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return stamp
@@ -121,7 +121,7 @@ def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> boo
     """
     if made is None or made.is_own(there):
         return made is not None
-    return bool(made.answers) and stamp_of_answers(members.file_of(spec.output.path), spec) in made.answers
+    return bool(made.answers) and stamp_of_answers(table_paths.file_of(spec.output.path), spec) in made.answers
 
 
 def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
@@ -133,7 +133,7 @@ def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
     form, name = OutputForm([store], spec, spec.output.kind), spec.input.style.sheet
     with tempfile.TemporaryFile(dir=store.path.parent) as written:
         write_rows(written, form, answered_rows(store, spec, outcomes_so_far))
-        known, (file, _) = _read_sheet(written, ""), members.split(spec.output.path)
+        known, (file, _) = _read_sheet(written, ""), table_paths.split(spec.output.path)
     try:
         with file.open("rb") as content:
             there = _read_sheet(content, name, spec.input.header_row)
@@ -146,7 +146,7 @@ def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
 
 def with_answers_of(spec: JobSpec, made: OutputRecord) -> OutputRecord:
     """Return the record of the sheet that the job fills, updated with the sheet's present answers. Blocks."""
-    now = stamp_of_answers(members.file_of(spec.output.path), spec)
+    now = stamp_of_answers(table_paths.file_of(spec.output.path), spec)
     answers = made.answers if now is None else (now, *made.answers[:1])
     return made.model_copy(update={"answers": answers, "finished": False})
 
@@ -182,7 +182,7 @@ def check_target(
     Called before the first request. `spec`: a job that has read its input. `extra`: the optional fields that answers
     may have. Raises as `JobDatabase` does. Blocks.
     """
-    kind, file = formats.format_of_output(target, spec.input.format), members.file_of(target)
+    kind, file = formats.format_of_output(target, spec.input.format), table_paths.file_of(target)
     if not kind.has_tables:  # reading has checked the width of other tables
         return
     own, added = OutputForm(stores, spec, kind).possible_columns(extra)
@@ -193,7 +193,7 @@ def check_target(
         except OSError as error:
             raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
     if kind.database:
-        database_of(file).check(file, members.split(target)[1], [*own, *added])
+        database_of(file).check(file, table_paths.split(target)[1], [*own, *added])
     else:
         from promptmill.jobs.export import workbook_file  # imported on use: few jobs write a workbook
 
@@ -209,7 +209,7 @@ def write(
     """
     kind = formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
-        kind = of_output(database_of(members.file_of(target)).form)
+        kind = of_output(database_of(table_paths.file_of(target)).form)
     if kind.has_sheets and (shape := spec.output_shape) is not None:
         from promptmill.jobs.export.workbook_file import check_fits  # imported on use: few jobs write a workbook
 
@@ -217,7 +217,7 @@ def write(
     form = OutputForm(stores, spec, kind)
     with partial_file(spec, target) as (partial, out):
         if kind.database:
-            _write_table(partial, members.split(target)[1], form, answered)
+            _write_table(partial, table_paths.split(target)[1], form, answered)
             return partial, _notes(stores, spec, kind, end)
         with formats.compressed(out, formats.compression_of(target)) as content:
             warning = write_rows(content, form, answered, target)
@@ -314,7 +314,7 @@ class _Blocks:
         self._identity = hashlib.blake2b(self._text.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
         self._known: Mapping[int, tuple[int, int, int]] = {}
-        if stored is not None and own is not None and own.is_still(members.stamp(spec.output.path)):
+        if stored is not None and own is not None and own.is_still(table_paths.stamp(spec.output.path)):
             self._known = self._read(stored)
 
     def _read(self, stored: JsonObject) -> dict[int, tuple[int, int, int]]:
@@ -407,19 +407,19 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
     """
     check_folder(target)
     if copied is not None:
-        file, sheet = members.split(target)
-        if members.stamp_in(file, "") != copied:
+        file, sheet = table_paths.split(target)
+        if table_paths.stamp_in(file, "") != copied:
             raise input_error(f"Another program changed {target} during the job; repeat the command.")
         if not may_replace and (not sheet or sheet in xlsx.sheet_names(file)):
             raise taken(target)
-    if members.is_table(target):
-        file, table = members.split(target)
+    if table_paths.is_table(target):
+        file, table = table_paths.split(target)
         database_of(file).copy(partial, file, table, may_replace=may_replace)
         partial.unlink()
     elif may_replace or copied is not None:
-        partial.replace(members.file_of(target))
+        partial.replace(table_paths.file_of(target))
     else:
-        _place(partial, members.file_of(target))
+        _place(partial, table_paths.file_of(target))
     disk.sync_folder(target.parent)
 
 

@@ -15,7 +15,7 @@ from promptmill.backends.vectors import floats_of
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.columns.column_names import PROBABILITY, check_width
 from promptmill.jobs.columns.schema_columns import PROBABILITY_OF, SCORE_OF
@@ -48,7 +48,7 @@ def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredR
     the errors of `answered`."""
     from pyarrow import parquet
 
-    schema, tables = _tables(form, answered, is_for_database=target is not None and members.is_table(target))
+    schema, tables = _tables(form, answered, is_for_database=target is not None and table_paths.is_table(target))
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         for table in tables:
             writer.write_table(table)

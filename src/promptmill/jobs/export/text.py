@@ -24,7 +24,7 @@ from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.files import json_values
-from promptmill.files.cells import readable
+from promptmill.files.delimited import readable
 from promptmill.files.formats import plain
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, check_width

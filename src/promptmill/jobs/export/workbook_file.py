@@ -21,7 +21,7 @@ from xml.sax.saxutils import quoteattr
 
 from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import input_error
-from promptmill.files import members, xlsx
+from promptmill.files import table_paths, xlsx
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.filled_sheet import FilledSheet
 from promptmill.jobs.export.text import OutputForm
@@ -78,7 +78,7 @@ def check_target(spec: JobSpec, target: Path, own: Sequence[str], added: Sequenc
 
     The check writes the sheet without rows and discards the result.
     """
-    file, name = members.split(target)
+    file, name = table_paths.split(target)
     if name:
         _check_name(name)
     fills_input = spec.fills_input and target == spec.output.path
@@ -146,7 +146,7 @@ class WorkbookWriter:
 
         `target` is the final path. If a workbook exists there, its other sheets and columns are copied.
         """
-        file, name = (Path(), "") if target is None else members.split(target)
+        file, name = (Path(), "") if target is None else table_paths.split(target)
         if target == self._spec.output.path and self._spec.fills_input:
             answers = self._form.answers
             numbered = ((each.row.n, self._cells(answers.in_order(each))) for each in answered)

@@ -15,7 +15,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
 from promptmill.core.values import JsonObject
 from promptmill.files import encodings, formats, json_values
-from promptmill.files.cells import is_utf8
+from promptmill.files.delimited import is_utf8
 from promptmill.files.files import InputFiles, find, opened
 from promptmill.files.format_table import all_formats, image_suffixes, of_input
 from promptmill.files.formats import compression_of
@@ -30,7 +30,7 @@ from promptmill.jobs.inputs.question_columns import (
 )
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.batch_lines import is_batch
-from promptmill.jobs.store.stored import JobPrompts
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20

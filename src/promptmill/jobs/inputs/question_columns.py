@@ -12,14 +12,14 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed, no_column
 from promptmill.files import encodings
-from promptmill.files.cells import is_utf8, readable
+from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.format_table import of_input
 from promptmill.files.json_lines import rows_inside_error
 from promptmill.files.row import Headed, Input
 from promptmill.jobs.rows.questions import Questions
 from promptmill.jobs.rows.row_lines import CONTENT, IMAGES, NAMES
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
-from promptmill.jobs.store.stored import JobPrompts
+from promptmill.jobs.store.description import JobPrompts
 
 _LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
 _PROMPTS = frozenset({"prompt", "messages"})

@@ -24,7 +24,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error, re
 from promptmill.core.feature import part
 from promptmill.core.values import JsonDict
 from promptmill.files import disk, files, format_table
-from promptmill.files.members import stamp
+from promptmill.files.table_paths import stamp
 from promptmill.jobs.inputs.input_rows import InputRows, root_of, temporary_folder
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

@@ -45,14 +45,14 @@ from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.files import documents, encodings
-from promptmill.files.cells import is_utf8, readable
+from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.files import all_files, is_several
 from promptmill.files.format_table import all_formats, is_image, whole
 from promptmill.files.formats import reading
 from promptmill.images import pdf
 from promptmill.images.pages import tiff_pages
+from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.stored import JobPrompts
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, real_path
 from promptmill.system.subprocesses import Halt

@@ -10,7 +10,7 @@ from pathlib import Path
 from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.errors import input_error
 from promptmill.files import files as input_files
-from promptmill.files import format_table, formats, members
+from promptmill.files import format_table, formats, table_paths
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
 from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError
@@ -70,7 +70,7 @@ class CallPaths:
             raise input_error(f"{name} is a URL; name a file on the server's machine.")
         rule, path = self.rule, home_expanded(text)
         try:
-            file, member = members.split(rule.placed(path))
+            file, member = table_paths.split(rule.placed(path))
             real = rule.resolved(file)
             real = real.with_name(f"{real.name}#{member}") if member else real
         except (OSError, ValueError, RuntimeError):

@@ -8,19 +8,19 @@ from typing import Any
 
 from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import input_error
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.databases import Stamp
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.export.output import is_own
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
+from promptmill.jobs.store.description import AnswerForm
 from promptmill.jobs.store.folder import ID, Folder
 from promptmill.jobs.store.index import JobFolders, no_job
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_record import Status
-from promptmill.jobs.store.stored import AnswerForm
 from promptmill.system.safe_open import home_expanded, real_path
 
 
@@ -119,7 +119,7 @@ class VisibleJobs:
         `source`, `column`: `input_file` and `answer_column` of the call. Raises as `CallPaths.allowed` does.
         """
         output = self.paths.allowed(text, "output_file")
-        there = members.stamp(output)
+        there = table_paths.stamp(output)
         inputs = (real_path(self.paths.rule.placed(home_expanded(source))),) if isinstance(source, str) else ()
         form = AnswerForm(column=column) if isinstance(column, str) else AnswerForm()
         folder = self.folders.of(JobOrder.target_of(inputs, output, form))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.files import disk, members
+from promptmill.files import disk, table_paths
 from promptmill.files.databases import Stamp
 from promptmill.files.xlsx import sheet_names
 from promptmill.jobs.columns import column_names
@@ -25,6 +25,7 @@ from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -32,7 +33,6 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import OutputRecord
-from promptmill.jobs.store.stored import Target
 
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
 _NO_LOCKS = ("Its file system has no locks; keep the job in a folder of another one: ", Named("state", "DIR"), ".")
@@ -68,7 +68,7 @@ def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedO
             empty = f"The database {folder.database} is empty, so the answers of its job are lost. Restore it, or "
             raise input_error(empty, SEND_ALL, " sends all rows again.")
         if not damage:  # else its repair shows whose output it is
-            _check_output(folder, new, order, members.stamp(new.output.path))
+            _check_output(folder, new, order, table_paths.stamp(new.output.path))
     return CheckedOrder(files, new)
 
 
@@ -200,7 +200,7 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
     has_written = made is not None and made.limit != 0
     if new.fills_input and not has_written:
         return  # the answers become new columns of the input
-    file, member = members.split(output)
+    file, member = table_paths.split(output)
     if not is_own(begun or new, made, there):
         overwrite = Named("overwrite", text="; {} replaces it")
         if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
@@ -259,7 +259,7 @@ def _begun(
     opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
-    begun, made, there, adds = folder.spec, folder.result, members.stamp(new.output.path), False
+    begun, made, there, adds = folder.spec, folder.result, table_paths.stamp(new.output.path), False
     _check_output(folder, new, order, there)  # the output as it is now
     if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
         if begun is not None and begun.fills_input and made and made.limit != 0 and not order.earlier.overwrite:

@@ -14,9 +14,9 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import ANSWERED, LIVE, Round, join_of
-from promptmill.jobs.store.stored import Target
 from promptmill.steps.flights import Flight, OneFlight, is_repeatable
 from promptmill.steps.step import Place
 

@@ -12,7 +12,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.files import files as input_files
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.files import InputFiles
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import phases
@@ -57,7 +57,7 @@ class Job:
         result, spec, earlier = self.folder.result, self.spec, self.order.earlier
         if result is None or not spec.is_read or earlier.may_change(self.folder.status):
             return False
-        is_there = not spec.output.format or result.is_still(members.stamp(spec.output.path))
+        is_there = not spec.output.format or result.is_still(table_paths.stamp(spec.output.path))
         return result.finished and result.holds(self.order.limits.limit) and is_there
 
     def put(self, spec: JobSpec, **values: Any) -> None:
@@ -89,7 +89,7 @@ class Job:
         if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
             return None  # none is needed: the job has the rows, and the user may have deleted the input
         made = self.folder.result
-        has_written = made is not None and made.limit != 0 and made.is_still(members.stamp(spec.output.path))
+        has_written = made is not None and made.limit != 0 and made.is_still(table_paths.stamp(spec.output.path))
         if has_written and spec.fills_input and spec.is_read:
             return None  # the workbook to which this job added its answers, unchanged
         files = input_files.opened(spec.input.parts, known=self.change.before is not None, reading=spec.input)

@@ -21,12 +21,12 @@ from promptmill.jobs.run.open_rows import Between, OpenRow
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import PAGE, Work
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.plan import JobSpec, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.stored import Target
 from promptmill.steps.step import Step
 
 

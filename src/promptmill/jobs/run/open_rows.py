@@ -14,10 +14,10 @@ from promptmill.core.request import NOTHING_SHARED, Shared
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, JobDatabase, check_rows, limited
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.plan import PlanWork
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.stored import Target
 
 _NO_QUESTION = bytes(16)
 Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]

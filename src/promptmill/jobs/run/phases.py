@@ -1,7 +1,7 @@
-"""The steps of a job that read the input and write the output.
+"""The phases of a job that read the input and write the output.
 
-The steps need only the job's database. For a call, a server runs them in a child process (`manage.child_step`), because
-a template or a foreign file may take unlimited memory and time.
+They need only the job's database. For a call, a server runs them in a child process (`manage.child_step`), because a
+template or a foreign file may take unlimited memory and time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import listed
 from promptmill.files import files as input_files
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.files.databases import Stamp
 from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.columns import column_names
@@ -151,7 +151,7 @@ def check_output(_: Work, folder: Folder) -> None:
     """Raise the errors of `output.check_target`. Of a shard, the output of all shards is checked. Blocks."""
     spec = folder.known_spec()
     target = spec.output.path
-    output.check_target([folder.store], spec, target.with_name(members.PART.sub("", target.name)))
+    output.check_target([folder.store], spec, target.with_name(table_paths.PART.sub("", target.name)))
 
 
 def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:

@@ -13,13 +13,13 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.changed_form import ChangedForm
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, option_of
 from promptmill.jobs.store.records import PERSON
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import OutputRecord
-from promptmill.jobs.store.stored import Target
 
 SEND_ALL = Named("again", "all")
 _KEEP = Named("keep", text="{} keeps the old answers, and asks the other rows; ")

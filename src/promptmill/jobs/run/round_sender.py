@@ -23,9 +23,9 @@ from promptmill.jobs.run.run_state import RunState
 from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
-from promptmill.jobs.store.stored import Target
 
 _HELD_BYTES = 64 << 20
 # Enough to tell a limit that is too low from a few long answers, and few to pay for.

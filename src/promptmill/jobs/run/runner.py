@@ -18,7 +18,7 @@ from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.feature import bug
 from promptmill.core.wording import counted
-from promptmill.files import disk, members
+from promptmill.files import disk, table_paths
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.run import phases, ways
@@ -221,7 +221,7 @@ class Runner:
         if not spec.keeps_sheets:
             yield
             return
-        path = folder.lock_of(members.file_of(spec.output.path))
+        path = folder.lock_of(table_paths.file_of(spec.output.path))
         while (lock := await self._run.in_thread(lambda: Lock.take(path))) is None:
             self._run.status.enter(states.MERGING, "waiting for another job, which writes into the workbook")
         try:
@@ -255,7 +255,7 @@ class Runner:
                 return False
             folder.put(output=OutputRecord(size=0, mtime_ns=0, limit=limit))
         else:
-            there = await self._run.in_thread(lambda: members.stamp(spec.output.path))
+            there = await self._run.in_thread(lambda: table_paths.stamp(spec.output.path))
             try:
                 written = await self._run.do(functools.partial(phases.export, limit=limit))
             except UnansweredError:

@@ -16,7 +16,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.files import disk, formats, members
+from promptmill.files import disk, formats, table_paths
 from promptmill.files import files as input_files
 from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.format_table import database, of_input, writing
@@ -25,6 +25,7 @@ from promptmill.jobs.columns.column_names import OURS, chosen_keys
 from promptmill.jobs.inputs.any_format import format_of_input, image_column, suggested_column
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.rows.template import check_names_some, places_in, template_of
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -32,7 +33,6 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, option_of, plans_in
 from promptmill.jobs.store.shape import shape_in
 from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
-from promptmill.jobs.store.stored import Target
 from promptmill.steps.step import path_of
 from promptmill.system.safe_open import real_path
 
@@ -97,7 +97,7 @@ class OrderFiles:
         source, parts = _input_of(order, target, given, folder if is_known else None)
         is_named = bool(parts) and given is None
         named = [target, *(part.path for part in parts if is_named)]
-        expected = [order.target, *(members.file_of(path) for path in order.inputs if is_named)]
+        expected = [order.target, *(table_paths.file_of(path) for path in order.inputs if is_named)]
         if wanted.is_of_call and named != expected:
             raise input_error("Input or output became a link or a folder while the job was started.")
         for part in parts:
@@ -133,7 +133,7 @@ def _input_of(
         parts = ()
     if not parts or (is_read and not all(part.path.exists() for part in parts)):
         return real_path(order.inputs[0]), ()
-    is_file = not parts[0].columns and not members.split(order.inputs[0])[1]
+    is_file = not parts[0].columns and not table_paths.split(order.inputs[0])[1]
     return parts[0].path if is_file else real_path(order.inputs[0]), parts
 
 
@@ -163,12 +163,12 @@ def check_output(order: JobOrder, target: Path) -> None:
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
     formats.format_of_output(order.whole_output, "")
-    if (column := members.column_of(target)) and column != order.form.column:
+    if (column := table_paths.column_of(target)) and column != order.form.column:
         name = Named("answer_column", column)
         raise input_error(
             "The output names the column ", repr(column), "; name its sheet, and the column by ", name, "."
         )
-    own = [path for path in order.inputs if real_path(members.file_of(path)) == members.file_of(target)]
+    own = [path for path in order.inputs if real_path(table_paths.file_of(path)) == table_paths.file_of(target)]
     if not all(_may_hold_both(path, target) for path in own):
         raise input_error("Input and output are the same file; name another output.")
     try:  # missing folders are made at admission
@@ -184,16 +184,16 @@ def _check_alike(other: Path | None, target: Path) -> None:
     if other is None:
         return
     same = f"{other.name} is a job, and macOS and Windows do not tell its name from {target.name}; "
-    if column := members.column_of(other):
+    if column := table_paths.column_of(other):
         raise input_error(same, Named("answer_column", column, text="{} continues it, or name another column."))
     raise input_error(f"{same}write it so, or choose another name.")
 
 
 def _may_hold_both(path: Path, target: Path) -> bool:
     """Return whether a file may be input and output: as two tables, or as a workbook that gets answer columns."""
-    if members.is_table(target):
-        return members.split(target)[1] != members.split(path)[1]
-    known = writing(members.file_of(path))
+    if table_paths.is_table(target):
+        return table_paths.split(target)[1] != table_paths.split(path)[1]
+    known = writing(table_paths.file_of(path))
     return known is not None and known.has_sheets
 
 

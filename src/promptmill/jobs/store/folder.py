@@ -34,6 +34,7 @@ from promptmill.files.files import InputFile
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.lock import is_held
 from promptmill.jobs.store.order import JobOrder
@@ -41,7 +42,6 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
-from promptmill.jobs.store.stored import Target
 
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"

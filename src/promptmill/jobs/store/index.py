@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches, listed
-from promptmill.files import disk, members
+from promptmill.files import disk, table_paths
 from promptmill.jobs.store.folder import HIDDEN, ID, SERIES, SUFFIX, Folder, make_hidden, new_id
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
@@ -88,14 +88,14 @@ class JobFolders:
     def of_sheet(self, target: Path) -> Iterator[Folder]:
         """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Jobs that are
         not next to their outputs are found only with the usual column."""
-        plain = members.without_column(target)
+        plain = table_paths.without_column(target)
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 
     def alike(self, target: Path) -> Path | None:
         """Return the column, sheet or table of a job whose name differs only in case from the resolved output `target`,
         which has no job; else None. macOS and Windows treat the folders of both as one."""
-        file, _ = members.split(target)
+        file, _ = table_paths.split(target)
         others = _parts(str(file)) if self.beside_outputs and file != target else ()
         if str(target) in others:
             return None

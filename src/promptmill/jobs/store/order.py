@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from promptmill.core.errors import Named, input_error, redact
-from promptmill.files import format_table, members
-from promptmill.files.members import PART
+from promptmill.files import format_table, table_paths
+from promptmill.files.table_paths import PART
+from promptmill.jobs.store.description import AnswerForm, JobPrompts, Stored, Variant
 from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
 from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
-from promptmill.jobs.store.stored import AnswerForm, JobPrompts, Stored, Variant
 from promptmill.options.table import Again
 from promptmill.system.safe_open import real_path
 
@@ -258,8 +258,8 @@ class JobOrder(Stored):
         shard, column = self.parsed_shard, self.form.column
         if shard is not None and not PART.search(self.output.name):
             return shard.of(self.output)
-        if column != AnswerForm().column and self.fills_input and not members.column_of(self.output):
-            return members.with_column(self.output, column)
+        if column != AnswerForm().column and self.fills_input and not table_paths.column_of(self.output):
+            return table_paths.with_column(self.output, column)
         return self.output
 
     @property
@@ -267,7 +267,7 @@ class JobOrder(Stored):
         """Whether the answers become columns of the sheet that has the rows."""
         if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # otherwise it only names rows
             return False
-        (file, sheet), (source, member) = map(members.split, (self.output, self.inputs[0]))
+        (file, sheet), (source, member) = map(table_paths.split, (self.output, self.inputs[0]))
         written = format_table.writing(file)
         is_workbook = written is not None and written.has_sheets
         return is_workbook and real_path(source) == real_path(file) and sheet in {"", member}

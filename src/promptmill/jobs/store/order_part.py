@@ -19,8 +19,8 @@ from promptmill.backends.protocol import Backend
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.feature import order_parts, part
+from promptmill.jobs.store.description import JobPrompts, Stored
 from promptmill.jobs.store.rounds import LIVE
-from promptmill.jobs.store.stored import JobPrompts, Stored
 
 Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
 

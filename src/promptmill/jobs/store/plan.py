@@ -21,16 +21,16 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
-from promptmill.files import members
+from promptmill.files import table_paths
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
-from promptmill.jobs.store.labels import least_probable, probability
+from promptmill.jobs.store.description import JobPrompts, Stored, Target, Variant
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
+from promptmill.jobs.store.record_labels import least_probable, probability
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import LIVE, Round
 from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
-from promptmill.jobs.store.stored import JobPrompts, Stored, Target, Variant
 from promptmill.options.table import Again
 from promptmill.steps.step import Step
 
@@ -380,7 +380,7 @@ class JobSpec(Stored):
     @property
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
-        source, (file, sheet) = self.input, members.split(self.output.path)
+        source, (file, sheet) = self.input, table_paths.split(self.output.path)
         if not (source.kind.has_sheets and self.output.kind.has_sheets) or len(source.parts) > 1:
             return False
         return source.parts[0].path == file and sheet in {"", source.parts[0].member}
@@ -388,7 +388,7 @@ class JobSpec(Stored):
     @property
     def keeps_sheets(self) -> bool:
         """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
-        return self.output.kind.has_sheets and (self.fills_input or bool(members.split(self.output.path)[1]))
+        return self.output.kind.has_sheets and (self.fills_input or bool(table_paths.split(self.output.path)[1]))
 
     @property
     def image_folders(self) -> tuple[str, ...]:

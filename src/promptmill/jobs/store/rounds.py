@@ -24,8 +24,8 @@ from pydantic import Field, TypeAdapter
 from promptmill.core.errors import Code, Named, input_error
 from promptmill.core.feature import order_parts, part, ways
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import PERSON, SLOT
-from promptmill.jobs.store.stored import Target
 
 NEVER = "0"
 LIVE, COPY = "live", "copy"

@@ -18,7 +18,7 @@ from promptmill.files import format_table
 from promptmill.files.databases import Stamp
 from promptmill.files.files import InputFile
 from promptmill.files.row import Style
-from promptmill.jobs.store.stored import AnswerForm, Stored
+from promptmill.jobs.store.description import AnswerForm, Stored
 
 LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})

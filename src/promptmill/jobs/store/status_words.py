@@ -16,7 +16,7 @@ from promptmill.config.backends import EMBEDDED
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration, in_percent, paced
-from promptmill.files import format_table, members
+from promptmill.files import format_table, table_paths
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, Status
@@ -203,7 +203,7 @@ def one_line(value: str) -> str:
 
 
 def _without_rows(status: Status) -> str:
-    if shard := members.PART.search(status["output_file"] or ""):
+    if shard := table_paths.PART.search(status["output_file"] or ""):
         return f"shard {int(shard[1])} of {int(shard[2])} holds no rows; that is all right"
     return f"the input holds no rows{', and so does the output' if status['output_file'] else ''}"
 

@@ -13,7 +13,7 @@ import pytest
 
 from ingested import Ingested, packed
 from promptmill.core.errors import PromptmillError
-from promptmill.files import cells
+from promptmill.files import delimited
 from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.rows import row_lines
 
@@ -45,7 +45,7 @@ def test_cells_stay_cells(ingested, tmp_path, target, delimiter):
 )
 def test_a_tsv_file_without_tabs_has_the_delimiter_of_its_lines(tmp_path, text, header):
     (tmp_path / "in.tsv").write_text(text)
-    assert cells.CellTable(InputFiles([InputFile(tmp_path / "in.tsv")]), "tsv").header == header
+    assert delimited.CellTable(InputFiles([InputFile(tmp_path / "in.tsv")]), "tsv").header == header
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -55,7 +55,7 @@ def test_line_ends_and_a_byte_order_mark_are_no_part_of_cells(ingested, tmp_path
     for ending in ("", end, end * 3):
         (tmp_path / "in.csv").write_text(start + end.join(lines) + ending, encoding="utf-8", newline="")
         for piece in (1 << 18, 7):
-            monkeypatch.setattr(cells, "_PIECE", piece)
+            monkeypatch.setattr(delimited, "_PIECE", piece)
             job = ingested("in.csv")
             assert [row.cells for row in job.rows] == [b'["a","1"]', b'["b\\nc","2"]', b'["d",""]']
             assert [row.n for row in job.rows] == [0, 1, 2]
@@ -84,7 +84,7 @@ def test_a_file_is_read_in_any_pieces(ingested, tmp_path, kind, monkeypatch):
         (tmp_path / f"in.{kind}").write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
         found = []
         for piece in (1, 13, 1 << 18):
-            monkeypatch.setattr(cells, "_PIECE", piece)
+            monkeypatch.setattr(delimited, "_PIECE", piece)
             found.append(ingested(f"in.{kind}", encoding="utf-8").rows)
         assert found[0] == found[1] == found[2]
         if kind == "csv":
@@ -125,7 +125,7 @@ def test_a_quote_inside_a_plain_cell_leaves_the_cells_around_it_whole(ingested, 
     first, *others = (row["prompt"] for row in table(ingested("in.csv")))
     assert (first, others) == ('"a"b', ["two\nlines", "last", "end"])
 
-    monkeypatch.setattr(cells, "_PIECE", 36)  # ends between the two lines
+    monkeypatch.setattr(delimited, "_PIECE", 36)  # ends between the two lines
     (tmp_path / "cut.csv").write_text(text.replace('"a"b', "a"))
     assert [row["prompt"] for row in table(ingested("cut.csv"))] == ["a", "two\nlines", "last", "end"]
 
@@ -138,8 +138,8 @@ def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quo
             read.append(1)
             return super().popleft()
 
-    monkeypatch.setattr(cells, "deque", Counted)
-    monkeypatch.setattr(cells, "MOST_LINES", 1000)
+    monkeypatch.setattr(delimited, "deque", Counted)
+    monkeypatch.setattr(delimited, "MOST_LINES", 1000)
     rows_of_quotes = 3000
     (tmp_path / "in.csv").write_text("id,prompt\n1,fine\n" + 'a","b\n' * rows_of_quotes)
     first, *others = ingested("in.csv").asked
@@ -217,17 +217,17 @@ def test_text_in_another_encoding_is_read_as_the_user_says(ingested, tmp_path):
     ],
 )
 def test_no_table_has_a_line_beyond_measure(ingested, tmp_path, monkeypatch, name, content, said, suffix):
-    monkeypatch.setattr(cells, "LONGEST_ROW", 3000)
-    monkeypatch.setattr(cells, "LONGEST_HEADER", 3000)
-    monkeypatch.setattr(cells, "_PIECE", 500)
+    monkeypatch.setattr(delimited, "LONGEST_ROW", 3000)
+    monkeypatch.setattr(delimited, "LONGEST_HEADER", 3000)
+    monkeypatch.setattr(delimited, "_PIECE", 500)
     packed(tmp_path / (name + suffix), (content % ("a" * 9000)).encode())
     with pytest.raises(PromptmillError, match=said):
         ingested(name + suffix)
 
 
 def test_the_header_of_a_table_is_only_so_long(ingested, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "LONGEST_HEADER", 1000)
-    monkeypatch.setattr(cells, "_PIECE", 500)
+    monkeypatch.setattr(delimited, "LONGEST_HEADER", 1000)
+    monkeypatch.setattr(delimited, "_PIECE", 500)
     for text in ("x" * 2000 + ",prompt\n", '"' + "x\n" * 501):
         (tmp_path / "in.csv").write_text(text)
         with pytest.raises(PromptmillError, match="is longer than"):
@@ -237,8 +237,8 @@ def test_the_header_of_a_table_is_only_so_long(ingested, tmp_path, monkeypatch):
 
 
 def test_a_cell_over_many_lines_is_only_so_long(ingested, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "LONGEST_ROW", 3000)
-    monkeypatch.setattr(cells, "_LONGEST_PIECE", 3000)
+    monkeypatch.setattr(delimited, "LONGEST_ROW", 3000)
+    monkeypatch.setattr(delimited, "_LONGEST_PIECE", 3000)
     (tmp_path / "a.csv").write_text('prompt\n"' + "a" * 900 + ("\n" + "b" * 900) * 9 + '"\nc\n')
     first, *_, last = ingested("a.csv").asked
     assert "the cell is longer than 64 MiB" in first[row_lines.PROBLEM]

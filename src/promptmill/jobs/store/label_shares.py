@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from promptmill.core.values import json_text, read_json
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.labels import label_in
+from promptmill.jobs.store.record_labels import label_in
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.statistics import chance

