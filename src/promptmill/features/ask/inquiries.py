@@ -137,7 +137,7 @@ def sections_of(parts: Sequence[str]) -> list[PromptSection]:
     """Return the sections of a row's prompt with these parts: a text, the name of a column, a text, ….
 
     >>> sections_of(("Which tone? ", "text", "\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063?"))[1]
-    Section(parts=('Why ', 'Tone', '?'), sources=('Tone',))
+    PromptSection(parts=('Why ', 'Tone', '?'), sources=('Tone',))
     """
     sections: list[tuple[list[str], list[int | str]]] = [([""], [])]
     for at, part in enumerate(parts):
