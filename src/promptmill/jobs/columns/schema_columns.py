@@ -88,7 +88,7 @@ class SchemaColumns:
         return self.names | self.probability_names | self.score_names
 
     def in_json(self, fields: JsonObject) -> JsonDict:
-        """Convert the result of `columns.answer_fields` for a row of JSON."""
+        """Convert the result of `column_values.answer_fields` for a row of JSON."""
         changed = dict(fields)
         if fields["error"] is not None and not fields["answer"]:
             return changed | {"answer": None if self._by_field else ""}
@@ -104,7 +104,7 @@ class SchemaColumns:
         return changed
 
     def in_table(self, fields: JsonObject) -> JsonDict:
-        """Convert the result of `columns.answer_fields` for a row of a table: one value for each column."""
+        """Convert the result of `column_values.answer_fields` for a row of a table: one value for each column."""
         changed = self.in_json(fields)
         value = changed["answer"]
         if not self.names:

@@ -63,7 +63,7 @@ class Record(NamedTuple):
     more: str | None
     """Optional fields as JSON: `tool_calls`, `logprobs`, `came`, …; for a failure, `response`, `part`, …."""
     asked: bytes | None
-    """The digest of the question (see `rows.digest`), which connects a moved row with its answer; None without a
+    """The digest of the question (see `row_lines.digest`), which connects a moved row with its answer; None without a
     question."""
     checksum: int
     """The checksum of the columns `attempts` to `more`, and of `vector`."""
