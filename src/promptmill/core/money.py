@@ -30,8 +30,8 @@ class Budget:
     def reserve(self, amount: float, excess: float = 0.0) -> bool:
         """Reserve `amount`; return False if the limit does not allow it.
 
-        `excess`: the additional cost if the model's answer exceeds its form. The limit must allow the excesses of all
-        open requests together, or only one such request is open.
+        `excess`: the additional cost if the model's answer exceeds its form. If the limit does not allow the
+        excesses of all open requests together, only one request with an excess may be open.
         """
         room = self.limit + _CLOSE - self.spent - self.set_aside - self._reserved - amount
         if room < 0 or (excess and self._excess and self._excess + excess > room):

@@ -31,8 +31,8 @@ class EitherResponse:
     """A response that becomes one JSON body or a stream of events when its first message is sent.
 
     If the result is the first message, the response is JSON. It must be a stream if the client requested progress, or
-    if the connection would be silent for too long. A call with a large request, or a call without progress from a
-    client known to have the limit, is always JSON: blanks keep its connection alive.
+    if the connection would be silent for too long. The response is always JSON for a large request, and for a
+    client with that limit if it requested no progress; then blanks keep the connection alive.
     """
 
     def __init__(self, body: bytes, *, is_limited: bool) -> None:

@@ -533,8 +533,8 @@ class _Attribution:
     A refusal because of key or model is held until a later request is answered: then the item caused the refusal. An
     answer to an earlier request shows nothing about the key now.
 
-    While the call has no answers, every final failure is held: an unsupported parameter makes every item fail, whatever
-    the message. `SEVERAL` equal failures then end the call.
+    While the call has no answers, its final failures are compared: with an unsupported parameter, every item fails.
+    `SEVERAL` equal failures end the call.
     """
 
     def __init__(self, *, answered: bool) -> None:

@@ -48,7 +48,7 @@ def read_message(message: JsonObject) -> tuple[str, str | None]:
 
 
 def _is_value(content: JsonDict | list[Any]) -> bool:
-    """Return whether a content is the object or list that was requested as JSON, not its text (Workers AI)."""
+    """Return whether a content is an object or a list, in place of the text of the requested JSON (Workers AI)."""
     if isinstance(content, dict):
         return bool(content) and "type" not in content and not content.keys() <= set(_INNER)
     return bool(content) and all(isinstance(part, dict) and _is_value(part) for part in content)

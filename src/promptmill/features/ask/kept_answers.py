@@ -91,7 +91,9 @@ class KeptAnswers:
         value = orjson.dumps(mended(kept)).decode()
         unneeded, self._unneeded = self._unneeded, []
         self._names.setdefault(request.key, []).append(name)
-        with contextlib.suppress(OSError, DamagedError):  # the commit of the row fails in the same way, and reports it
+        with contextlib.suppress(
+            OSError, DamagedError
+        ):  # not reported here: the commit of the row fails, too, and reports it
             await asyncio.to_thread(
                 self._store.change,
                 ("INSERT OR REPLACE INTO job VALUES (?, ?)", [(name, value)]),

@@ -151,7 +151,7 @@ def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[PromptSection
 
 
 def _evidence(filled: Sequence[Fields]) -> Fields:
-    """Return the columns and answers of some prompts, each once, without the words around them."""
+    """Return the values that prompts insert, columns and earlier answers, each value once."""
     texts = {name: text for one in filled for name, text in zip(one.parts[1::2], one.texts, strict=True)}
     parts = [""]
     for name in texts:

@@ -1,7 +1,7 @@
 """The batches in a job's database: their plan, their state at the provider, and the replies.
 
     batch    id → JSON: the batches, see `Batch`
-    batched  the rows of requests in batches that have no outcome yet, with the replies as they arrive
+    batched  rows without an outcome whose requests are in batches, and the replies as they arrive
 
 A request may be for several rows. Its reply is stored at the row whose `custom` is the request's `line`; each row has
 its own `Portion` of it (`name`, `at`, `among`), and may be moved, edited or removed without the others.

@@ -56,7 +56,7 @@ class Drawn:
     chosen: Sequence[DrawnRow] = ()
     """Rows of an earlier pool that differ from the sample and from each other; topics are found in them, too."""
     covered: int = 0
-    """The number of random rows that the sample and the chosen rows cover: the sample and the pool."""
+    """The number of random rows from which the sample and the chosen rows come: the sample and the pool together."""
     seed: str = _SEED
     """The seed of all random choices of the search."""
 

@@ -23,7 +23,9 @@ from promptmill.jobs.store.description import JobPrompts
 
 _LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
 _PROMPTS = frozenset({"prompt", "messages"})
-_NAMED = re.compile(r"[^\W_][\w .-]{0,59}")  # a name that a prompt can have in braces, and a message in full
+_NAMED = re.compile(
+    r"[^\W_][\w .-]{0,59}"
+)  # names that a prompt may write in braces, and that are short enough for messages
 _IDENTIFIES = re.compile(r"(?i)(^|[\W_])(id|index|key|nr|no|number|row)$")  # a column that no prompt is about
 # Common names of the field with a row's text; an error suggests the first that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")

@@ -159,7 +159,7 @@ class RowReader:
         return where
 
     def request_of(self, row: int, value: Any, where: str, attempts: int) -> Request:
-        """Return the request of the JSON value of line `row`, whose name is `where`.
+        """Return the request of line `row`. `value`: the JSON of the line; `where`: its name in errors.
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) that names the line.
         """

@@ -440,7 +440,7 @@ class Computed(NamedTuple):
 
 
 class ComputedTexts:
-    """The last texts about which several questions are asked; each question begins as the first one about its text."""
+    """The last texts with several questions. Questions about one text share its computed beginning."""
 
     def __init__(self, tokens: int | None) -> None:
         """`tokens`: the most tokens of all texts together, unless one alone has more."""

@@ -29,7 +29,7 @@ class ChoiceSteps:
 
     search: ChoiceSearch
     vocabulary: int
-    """The number of tokens that the model gives a probability."""
+    """The number of tokens to which the model assigns a probability."""
     draws: bool
     """Whether the alternatives to the likeliest token are needed."""
     random: random.Random

@@ -86,7 +86,7 @@ class _Count:
 class _Rounds:
     """The present round, and earlier rounds whose refusals may still arrive.
 
-    A round ends when a request sent in it is answered, or when it stays quiet.
+    A round of the limit ends when one of its requests is answered, or after a time without an answer.
     """
 
     __slots__ = ("_kept", "full", "in_a_row", "lag", "now", "number")
