@@ -70,7 +70,7 @@ _OF_OPENAI = frozenset({"openai", "azure"})
 
 
 class ReplyRequest(NamedTuple):
-    """How to read the reply to a request."""
+    """How the reply to a request is read."""
 
     has_form: bool = False
     """Whether the answer is JSON or a choice, in which numbers are no citations."""

@@ -1,4 +1,4 @@
-"""The first part of a run: reads the input, if it is new or has changed, and says what becomes of earlier answers."""
+"""The first part of a run: reads the input, if it is new or has changed, and notes which earlier answers are kept."""
 
 from __future__ import annotations
 

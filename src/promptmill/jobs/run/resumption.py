@@ -216,7 +216,7 @@ def _settings_conflict(
 
 
 def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool) -> Sequence[str | Named]:
-    """Return what the user may do about other settings."""
+    """Return the remedies for other settings."""
     other_output = _NEW_COLUMN if wanted.fills_input else _OTHER_OUTPUT if may_keep else _OTHER_OUTPUT.capitalize()
     ways = [SEND_ALL, *([_WAYS[1], _KEEP] if may_keep else [" asks all rows again. "]), other_output]
     output = begun.output

@@ -11,7 +11,7 @@ from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.records import SLOT
 
 Complain: TypeAlias = Callable[[str, Row], str | None]
-"""Returns what is wrong with the answer to a row, or None."""
+"""Returns the problem of the answer to a row, or None."""
 
 
 class RowCheck(Check):

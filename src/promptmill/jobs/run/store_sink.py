@@ -1,4 +1,4 @@
-"""The sink of a round: says what an outcome means, and records it."""
+"""The sink of a round: records outcomes, and ends the run if one concerns all rows."""
 
 from __future__ import annotations
 

@@ -180,11 +180,14 @@ class Deciding:
         return {one.name: answers.get(name_of(one)) for one in asked}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return what an answer says. Raises `UnreadableReplyError`, `LookupError` or `TypeError` for others."""
+        """Return the given value with its probabilities, or the refusal.
+
+        Raises `UnreadableReplyError`, `LookupError` or `TypeError` for another answer.
+        """
         raise NotImplementedError
 
     def blocked(self, payload: JsonDict) -> str:
-        """Return why the API declines the whole request; `""` if it does not."""
+        """Return the reason why the API declines the whole request, or `""`."""
         del payload
         return ""
 

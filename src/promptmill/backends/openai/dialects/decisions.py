@@ -58,7 +58,7 @@ class _Decisions(Deciding):
         return {one.name: _checked(answer, one) for one, answer in zip(asked, answers, strict=True)}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return what an answer says."""
+        """Return the given value with its probabilities, or the refusal."""
         if answer.get("type") == "refusal":
             return Refused("the model declined to answer")
         deciding.wanted(asked, answer, "predicate")

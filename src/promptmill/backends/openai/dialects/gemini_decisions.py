@@ -53,7 +53,7 @@ class _GeminiDecisions(Deciding):
         return {"type": "choice", "instructions": words, "criteria": deciding.described(asked, without="")}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return what an answer says."""
+        """Return the given value with its probabilities, or the refusal."""
         return systemone.told(asked, answer)
 
     def blocked(self, payload: JsonDict) -> str:

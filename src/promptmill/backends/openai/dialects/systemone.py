@@ -38,12 +38,12 @@ class _SystemOne(Deciding):
         return {"type": "choice", "instructions": words, "criteria": deciding.described(asked)}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return what an answer says."""
+        """Return the given value with its probabilities, or the refusal."""
         return told(asked, answer)
 
 
 def told(asked: Asked, answer: JsonDict) -> Told | Refused:
-    """Return what an answer says. Some gateways add refusals to the API."""
+    """Return the given value with its probabilities, or the refusal. Some gateways add refusals to the API."""
     if answer.get("type") == "refusal" or answer.get("refusal"):
         return Refused("the model declined to answer")
     deciding.wanted(asked, answer, "noul")
