@@ -180,10 +180,7 @@ class Deciding:
         return {one.name: answers.get(name_of(one)) for one in asked}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the given value with its probabilities, or the refusal.
-
-        Raises `UnreadableReplyError`, `LookupError` or `TypeError` for another answer.
-        """
+        """Return the value with its probabilities, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
         raise NotImplementedError
 
     def blocked(self, payload: JsonDict) -> str:
