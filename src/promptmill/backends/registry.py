@@ -172,7 +172,7 @@ def provider_named(name: str) -> str | None:
 
 
 def check_batches(config: ModelConfig) -> None:
-    """Raise `PromptmillError` (`unsupported`) if the backend of `config` has no Batch API. That of `auto` is open."""
+    """Raise `PromptmillError` (`unsupported`) if the backend of `config` has no Batch API; `auto` may have one."""
     if config.backend != AUTO and not config.record.needs_endpoint:
         raise PromptmillError(
             Code.UNSUPPORTED, f"The {config.backend} backend has no Batch API.", "Leave `batch` out: it answers live."

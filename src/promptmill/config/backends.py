@@ -1,4 +1,4 @@
-"""A record of each backend's properties, promptmill's own and those of features, readable without their import."""
+"""A record of each backend's properties, in promptmill and in features, readable without importing the backend."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Events:
             self._bytes -= oldest.size
 
     def forget_ended(self) -> None:
-        """Drop the events of sessions that have ended. It takes 0.1 µs for each event of any session."""
+        """Drop the events of sessions that have ended. If there are any, this takes 0.3 µs for each event."""
         if ended := {session for session, is_over in self.sessions.items() if is_over()}:
             for event_id in [each for each in self._events if each.partition("-")[0] in ended]:
                 self._bytes -= self._events.pop(event_id).size

@@ -61,7 +61,7 @@ class StreamedResponse:
 
 
 class _Use:
-    """How a request uses a connection: a new one if `is_fresh`. `is_kept`: an earlier request was answered on it."""
+    """The connection of a request. `is_fresh`: it must be new. `is_kept`: an earlier request was answered on it."""
 
     def __init__(self, *, is_fresh: bool) -> None:
         self.is_fresh, self.is_kept = is_fresh, False

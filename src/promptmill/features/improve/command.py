@@ -121,7 +121,7 @@ def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
 
 
 def _strong(arguments: argparse.Namespace, model: StepModel) -> StepModel:
-    """Return the strong model. `model`: the one that labels the rows."""
+    """Return the strong model. `model`: the model that labels the rows."""
     limit = longest_of(model.models.config, arguments.max_cost)
     try:
         return step_model(arguments, model=arguments.strong, choices=None, temperature=None, max_tokens=limit)

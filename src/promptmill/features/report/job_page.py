@@ -205,7 +205,7 @@ def _of_shares(found: Status) -> Iterator[JsonDict]:
 
 
 def _shares_giver(status: Mapping[str, Any]) -> str:
-    """Return who would give these shares, such as `the person`, or a plan's `model` (`""`: the job's, row by row)."""
+    """Return the labeller of these shares: `the person`, or a plan's `model` (`""`: the job's model, row by row)."""
     if status.get("shares"):
         return "the person"
     plans = (value for value in status.values() if isinstance(value, Mapping) and value.get("shares"))

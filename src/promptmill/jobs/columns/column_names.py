@@ -85,7 +85,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
 
 
 def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
-    """Return the keys of the columns that the output keeps, each given by its usual name or by that in the output.
+    """Return the keys of the columns that the output keeps, each given by its usual name or its name in the output.
 
     Raises `PromptmillError` (`invalid_input`) for a name of no column.
     """
@@ -122,7 +122,7 @@ def unusual_names(
 def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
     """Return the function from a name to the form in which outputs of a format compare it with others.
 
-    `fills_sheet`: the columns are those of a sheet, which may be a table of Excel.
+    `fills_sheet`: the columns are written into a sheet, which may be a table of Excel.
     """
     return alike if output.database else str.casefold if fills_sheet else str
 

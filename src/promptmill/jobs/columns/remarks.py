@@ -1,4 +1,4 @@
-"""Remarks about the columns of a job: renamed ones, settings, and what is unusual in those of the input."""
+"""Remarks about columns: new names, columns that are read as settings, and oddities of the input."""
 
 from __future__ import annotations
 

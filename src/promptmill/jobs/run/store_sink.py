@@ -15,7 +15,7 @@ from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Provenance, record_of
 from promptmill.jobs.store.statistics import JobCounts
 
-# Errors that always concern all rows: those of the configuration, a deadline, the end of the process.
+# Errors that concern all rows: a wrong configuration, a deadline, the end of the process.
 _ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
 # Errors that end the run if no request was sent for the row.
 _ENDS_UNSENT = frozenset(

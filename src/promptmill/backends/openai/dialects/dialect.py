@@ -109,7 +109,7 @@ def same_url(url: str, model: str, *, stream: bool) -> str:
 
 
 def in_v1(base: str) -> str:
-    """Return the path of a base URL: that of a host alone is `/v1`."""
+    """Return the path of a base URL; a host without a path means `/v1`."""
     return base or "/v1"
 
 
