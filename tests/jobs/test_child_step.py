@@ -12,7 +12,10 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.manage import child_step
 
 _MODULE = """
+import time
 from pathlib import Path
+
+from promptmill.jobs.store.database import Work
 
 def of_stranger(path: Path, words: list[str]) -> dict[str, int]:
     return {word: path.read_text().count(word) for word in words}
@@ -20,6 +23,14 @@ def of_stranger(path: Path, words: list[str]) -> dict[str, int]:
 def endless() -> int:
     while True:
         pass
+
+def step(work: Work, computing_s: list[float]) -> int:
+    for count, seconds in enumerate(computing_s):
+        work.done(count)
+        start = time.process_time()
+        while time.process_time() - start < seconds:
+            pass
+    return len(computing_s)
 """
 
 
@@ -46,3 +57,14 @@ async def test_a_call_that_computes_too_long_is_ended(stranger, tmp_path):
     environment = {"PYTHONPATH": str(tmp_path)}
     with pytest.raises(PromptmillError, match=r"rows\.txt cannot be read: .*too much memory or time"):
         await child_step.done_apart(functools.partial(stranger.endless), "rows.txt", environment, computing_s=1)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+async def test_a_step_may_compute_for_the_limit_after_each_look_at_its_work(stranger, tmp_path):
+    environment, counts = {"PYTHONPATH": str(tmp_path)}, list[int]()
+    step = functools.partial(child_step.done_apart, environment=environment, note=counts.append, computing_s=1)
+    assert await step(functools.partial(stranger.step, computing_s=[0.6, 0.6, 0.0]), "rows.txt") == 3
+    assert counts == [0, 1, 2]
+    with pytest.raises(PromptmillError, match=r"rows\.txt cannot be read: .*too much memory or time"):
+        await step(functools.partial(stranger.step, computing_s=[60.0]), "rows.txt")

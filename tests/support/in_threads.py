@@ -58,12 +58,12 @@ async def _done_here(
     call: functools.partial[T],
     name: str,
     environment: Mapping[str, str] | None = None,
-    note: Callable[[int], None] | None = None,
     *,
-    computing_s: float | None = None,
+    computing_s: float,
+    note: Callable[[int], None] | None = None,
 ) -> T:
     """Do a step as `child_step.done_apart` does, its arguments packed and unpacked."""
-    del environment
+    del environment, computing_s
     loop, halt = asyncio.get_running_loop(), threading.Event()
 
     def noted(count: int) -> None:
@@ -77,7 +77,7 @@ async def _done_here(
                 opened.callback(folder.close)
                 folder.open()
             try:
-                return call.func(*([Work(noted, halt)] if computing_s is None else ()), **arguments)
+                return call.func(*([Work(noted, halt)] if child_step.takes_work(call.func) else ()), **arguments)
             except OSError as error:
                 raise disk.unusable(error, folder and str(folder.path)) from None
 

@@ -79,7 +79,7 @@ class OtherProcess(Apart):
         try:
             async with self._places:
                 on_folder = functools.partial(step, folder=folder.path)
-                return await done_apart(on_folder, job.spec.input.path.name, note=note)
+                return await done_apart(on_folder, job.spec.input.path.name, computing_s=_STUCK_S, note=note)
         finally:
             folder.open()
 
@@ -88,13 +88,14 @@ async def done_apart(
     call: functools.partial[T],
     name: str,
     environment: Mapping[str, str] | None = None,
-    note: Callable[[int], None] | None = None,
     *,
-    computing_s: float | None = None,
+    computing_s: float,
+    note: Callable[[int], None] | None = None,
 ) -> T:
     """Call a function in a process with limited memory and time, and return its result.
 
-    `computing_s`: seconds of processor time; without them, the function is a step, and its first argument a `Work`.
+    A function whose first parameter is a `Work` gets one, which calls `note`. `computing_s`: the seconds of processor
+    time until the process is ended; each look at the `Work` restarts them, and the first one starts them.
 
     Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
     """
@@ -126,10 +127,14 @@ async def done_apart(
 
 
 class _Watched(threading.Event):
-    """A never-set event. If too much processor time passes between two checks, the system ends this process."""
+    """A never-set event. The system ends this process `computing_s` of processor time after the last check."""
+
+    def __init__(self, computing_s: float) -> None:
+        super().__init__()
+        self._computing_s = computing_s
 
     def is_set(self) -> bool:
-        runtime.limit_computing(_STUCK_S)
+        runtime.limit_computing(self._computing_s)
         return super().is_set()
 
 
@@ -152,6 +157,11 @@ def _check_columns(order: JobOrder, rule: FileRule) -> None:
     source = input_of(files, kind)
     row_secrets.check_columns(files.parts[0].path.name, source.header, source.style, rule)
     questions_in(order.question, kind, source)
+
+
+def takes_work(function: Callable[..., object]) -> bool:
+    """Return whether a function is a step, which reports to a `Work`."""
+    return Work in get_type_hints(function).values()
 
 
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
@@ -178,15 +188,15 @@ def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -
     runtime.limit_memory(_MOST_BYTES)
     try:
         with contextlib.ExitStack() as opened:
-            function = part(called["call"])
+            function, computing_s = part(called["call"]), called["computing_s"]
             arguments = arguments_of(function, called["arguments"])
             if isinstance(folder := arguments.get("folder"), Folder):
                 opened.callback(folder.close)
                 folder.open()
-            if (seconds := called.get("computing_s")) is None:
-                function = functools.partial(function, Work(lambda count: send(note=count), _Watched()))
+            if takes_work(function):
+                function = functools.partial(function, Work(lambda count: send(note=count), _Watched(computing_s)))
             else:
-                runtime.limit_computing(seconds)
+                runtime.limit_computing(computing_s)
             result = plain(function(**arguments))
     except PromptmillError as error:
         failure = error
