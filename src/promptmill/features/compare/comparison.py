@@ -21,6 +21,7 @@ from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import VERDICTS, JudgedPairs, JudgeOrder, judgement_of
 from promptmill.features.compare.matched_rows import NoCommonRowError
+from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
@@ -170,7 +171,7 @@ def _judgement(pairs: JudgedPairs, asked: JudgeOrder, options: Mapping[str, Any]
     from promptmill.jobs.manage import bulk_call  # imported on use: few comparisons have a judge
 
     watch = bulk_call.watch_of(show=options.get("progress")) if pairs.others else None
-    model = bulk_call.step_model({**options, "choices": [*VERDICTS]}, watch)
+    model = bulk_call.step_model({**options, "choices": Labels(VERDICTS)}, watch)
     config = model.models.config
     if pairs.others:
         with asked.opened(pairs.rows(asked.settings(config)), model.models, folders) as job:

@@ -96,7 +96,7 @@ def improve(
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         watch, again = watch_of(show=options.get("progress")), given.get("again")
         target = None if output is None else SeriesFile(home_expanded(output), overwrite, sends_again=again is not None)
-        model = step_model(given | labels.sampling, watch)
+        model = step_model({**given, "choices": labels}, watch)
         limit = longest_of(model.models.config, max_cost)
         writer = step_model(of_strong | {"model": strong, "max_tokens": limit}, watch)
         series = JobSeries(folders, "improve", max_cost, target=target)

@@ -54,7 +54,7 @@ def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | 
 
 
 def settings_of(form: Form, limit: int | None) -> JsonDict:
-    """Return the options, as in `bulk`, for answers of a form. `limit`: of the tokens of a list."""
+    """Return the options of `step_model` for answers of a form. `limit`: of the tokens of a list."""
     if isinstance(form, Labels):
         return {"choices": form, "schema": None}
     return {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}

@@ -18,7 +18,6 @@ from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, StepQuestions, TopicJobs, check_form, longest_of, settings_of
 from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.jobs.door import decided
-from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.bulk_call import step_model, warning_caller, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
@@ -168,8 +167,7 @@ def topics(
         limit = longest_of(configuration.config, max_cost, most)
 
         def model(form: Form) -> StepModel:
-            of_form = settings_of(form, limit)
-            return step_model(given | of_form | (form.sampling if isinstance(form, Labels) else {}), watch)
+            return step_model(given | settings_of(form, limit), watch)
 
         series = JobSeries(folders, "topics", max_cost, target=target)
         questions, warn = StepQuestions(prompt, given.get("system", ""), again), warning_caller()

@@ -212,13 +212,15 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     return long
 
 
-def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
+def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str] | Labels) -> Labels:
     """Return labels from a list, a text with commas, a file, or an object that maps labels to definitions. A list or an
     object may be JSON text.
 
     A file has the labels in the column `label` and the definitions in `definition` or a neighbouring column; in JSON
     and Parquet the two columns may have any names. Raises `PromptmillError` (`invalid_input`).
     """
+    if isinstance(choices, Labels):
+        return choices
     if isinstance(choices, Mapping):
         return _labels(choices.items())
     if isinstance(choices, str) and _JSON.match(choices):

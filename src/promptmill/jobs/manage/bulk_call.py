@@ -90,7 +90,8 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unp
 
 def step_model(options: Mapping[str, Any], watch: Watch | None) -> StepModel:
     """Return the model of a step of a series, by options as in `bulk` (None: unset). Raises `PromptmillError`."""
-    configuration = decided(configuration_of({name: value for name, value in options.items() if value is not None}))
+    given = {name: value for name, value in options.items() if value is not None}
+    configuration = decided(configuration_of(given | answer_forms(given)))
 
     async def run(opened: OpenJob) -> None:
         call = _Call(opened, configuration, watch)
