@@ -13,12 +13,11 @@ from pathlib import Path
 import orjson
 
 from promptmill.backends import registry
-from promptmill.cli import foreground
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.foreground import OF_THE_MODEL, remembered_step
+from promptmill.cli.foreground import OF_THE_MODEL, StoppedError, step_model
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, amount, at_least_one
-from promptmill.cli.terminal import OK, columns, say
+from promptmill.cli.terminal import OK, SOME_FAILED, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
 from promptmill.features.compare.compared_file import ComparedFile, ComparisonOrder
@@ -27,8 +26,10 @@ from promptmill.features.compare.comparison import WIDTH, order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import JudgedPairs, JudgeOrder
 from promptmill.files import disk
-from promptmill.jobs import door
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.manage.job_series import StepModel
+from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.pages import page as report_page
 from promptmill.system.safe_open import home_expanded
@@ -158,18 +159,25 @@ def _judgement(
     arguments: argparse.Namespace, asked: JudgeOrder, rows: ComparedRows, folders: JobFolders
 ) -> tuple[Judgement, int]:
     """Run or resume a job that judges the pairs. Return its verdicts and its exit code."""
-    arguments = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
     configuration = configuration_of(arguments)
     try:
-        registry.check_key(configuration.config)
-        configuration = door.decided(configuration)
-        config, pairs, code = configuration.config, JudgedPairs.of(rows, asked.limit), OK
-        words_ = ["pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}"]
-        command = remembered_step(words_, arguments, configuration)
+        model = step_model(arguments, choices=Labels(judge.VERDICTS))
+        config, pairs, code = model.models.config, JudgedPairs.of(rows, asked.limit), OK
+        registry.check_key(config)
+        settings = asked.settings(config)
+        folder = folders.loose(pairs.job_id(settings))
         if pairs.others:
-            with asked.opened(pairs.rows(asked.settings(config)), configuration, folders, command=command) as job:
-                code = foreground.run(arguments, configuration, job, is_step=True)
+            with asked.opened(pairs.rows(settings), model.models, folders, command=model.command) as job:
+                code = _exit_code(model, job)
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
-    folder = folders.loose(pairs.job_id(asked.settings(config)))
     return judge.judgement_of(pairs, asked, config.model, folder), code
+
+
+def _exit_code(model: StepModel, job: OpenJob) -> int:
+    """Run the judge's job and return its exit code."""
+    try:
+        model.run(job)
+    except StoppedError as error:
+        return int(error.args[0])
+    return SOME_FAILED if job.loose is not None and status.read(job.loose).get("failed") else OK
