@@ -5,7 +5,7 @@ A job never renames a column of the input. If the input has `answer`, the job's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.errors import Named, input_error
@@ -54,7 +54,16 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
     names = spec.output.names or {}
-    return {names.get(key, _usual(key)) for key in wanted_names(spec)}
+    return {names.get(key, usual_name(key)) for key in wanted_names(spec)}
+
+
+def keys_in_order(spec: JobSpec, extra: Collection[str], schema: SchemaColumns | None) -> list[str]:
+    """Return the keys of the columns of a table, in its order. `extra`: the optional fields of its answers."""
+    keys = [key for key in IN_ORDER if key in extra or key in ANSWER_FIELDS]
+    keys[keys.index("error") : keys.index("error")] = spec.plan.fields
+    if schema is not None and schema.names:
+        keys = [*schema.columns(extra), *(key for key in keys if key not in {"answer", SCORES})]
+    return [*variant_fields(spec), *keys]
 
 
 def schema_columns(spec: JobSpec) -> SchemaColumns | None:
@@ -92,7 +101,7 @@ def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
     if not spec.output.form.columns:
         return ()
     usual, wanted = (*IN_ORDER, *spec.plan.fields), wanted_names(spec)
-    fields = [key for key in wanted if key != _usual(key)] if spec.output.kind.is_table else []
+    fields = [key for key in wanted if key != usual_name(key)] if spec.output.kind.is_table else []
     named = {wanted.get(key, key): key for key in (*fields, *usual)} | {key: key for key in usual}
     for name in spec.output.form.columns:
         if name not in named:
@@ -116,7 +125,7 @@ def unusual_names(
             raise input_error(f"The input has 100 columns `{name}`, `{name}_1`, …; rename some of them.")
         names[key] = free
         used.add(compared(free))
-    return {key: name for key, name in names.items() if name != _usual(key)}
+    return {key: name for key, name in names.items() if name != usual_name(key)}
 
 
 def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
@@ -144,7 +153,12 @@ def candidates(name: str) -> Iterator[str]:
         yield f"{name}_{number}"
 
 
-def _usual(key: str) -> str:
+def usual_name(key: str) -> str:
+    """Return the name of a column that no column of the input has.
+
+    >>> usual_name("answer.city"), usual_name("probability.city"), usual_name("error")
+    ('city', 'city_probability', 'error')
+    """
     for prefix, ending in ((PROBABILITY_OF, "_probability"), (SCORE_OF, "_score")):
         if key.startswith(prefix):
             return key.removeprefix(prefix) + ending

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from promptmill.answers.form import form_of_schema
@@ -74,13 +74,13 @@ class SchemaColumns:
         """Whether a field has dates or times."""
         return any(self._formats.values())
 
-    def columns(self, *, has_scores: bool) -> dict[str, str]:
-        """Return the usual names of the columns of fields, each with its probability and its expected level, if any."""
-        names = dict[str, str]()
-        for field in self._fields:
-            keys = f"{FIELD}{field}", f"{PROBABILITY_OF}{field}", *([f"{SCORE_OF}{field}"] if has_scores else [])
-            names |= {key: self.every[key] for key in keys if key in self.every}
-        return names
+    def columns(self, extra: Collection[str]) -> dict[str, str]:
+        """Return the usual names of the columns of fields, each with its probability and its expected level, if any and
+        if `extra`, the optional fields of answers, has `probabilities` and `scores`."""
+        optional = [(PROBABILITY_OF, "probabilities"), (SCORE_OF, SCORES)]
+        prefixes, every = [FIELD, *(prefix for prefix, source in optional if source in extra)], self.every
+        keys = (f"{prefix}{field}" for field in self._fields for prefix in prefixes)
+        return {key: every[key] for key in keys if key in every}
 
     @property
     def every(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ from promptmill.files import json_values
 from promptmill.files.delimited import readable
 from promptmill.files.formats import plain
 from promptmill.jobs.columns import column_names
-from promptmill.jobs.columns.column_names import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, check_width
+from promptmill.jobs.columns.column_names import ANSWER_FIELDS, MODEL, PROBABILITY, VARIANT, check_width, usual_name
 from promptmill.jobs.columns.column_values import answer_fields
 from promptmill.jobs.columns.schema_columns import LabelList
 from promptmill.jobs.export.answered import AnsweredRow, divided
@@ -114,20 +114,10 @@ class AnswerValues:
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = column_names.schema_columns(spec)
         self._variants = column_names.variant_fields(spec)
-        known = {*ANSWER_FIELDS, *extra}
-        usual = [name for name in IN_ORDER if name in known]
-        names = dict(zip(usual, usual, strict=True))
-        if schema is not None and schema.names:
-            fields = schema.names
-            if "probabilities" in known:  # each field's probability is next to the field; all of them on request
-                fields = schema.columns(has_scores=SCORES in known)
-                known -= {"probabilities"} - self._chosen
-            known.discard(SCORES)
-            names = {**fields, **{name: name for name in usual if name in known and name != "answer"}}
-        order = [*self._variants, *names]
-        order[order.index("error") : order.index("error")] = spec.plan.fields
-        names = {key: names.get(key, key) for key in order if self._has(key)}
-        self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
+        keys = column_names.keys_in_order(spec, {*extra}, schema)
+        if schema is not None and schema.names and "probabilities" not in self._chosen:
+            keys = [key for key in keys if key != "probabilities"]  # each field's probability is next to the field
+        self.names = {key: self._renamed.get(key, usual_name(key)) for key in keys if self._has(key)}
         """The names of the columns in a table, by key."""
         self._is_usual = schema is None and not self._variants and not spec.plan.fields
         """Whether the record alone gives all values of a row."""

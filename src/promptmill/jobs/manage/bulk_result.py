@@ -29,7 +29,7 @@ from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut, shape
 from promptmill.files import json_values
-from promptmill.jobs.columns.column_names import OURS, PROBABILITY, VARIANT
+from promptmill.jobs.columns.column_names import EXTRA_FIELDS, OURS, PROBABILITY, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store.records import SCORES
@@ -149,7 +149,7 @@ class BulkResult:
         ]
         own = {self.columns.get(key, name) for key, name in of_schema.names.items()}
         found = {name: column for name, column in columns.items() if name not in own}
-        for key, name in of_schema.columns(has_scores=True).items():
+        for key, name in of_schema.columns(EXTRA_FIELDS).items():
             called = self.columns.get(key, name)
             if key in of_schema.names:
                 found[called] = columns[called]
