@@ -8,6 +8,7 @@ import pytest
 
 from promptmill.cli import main as cli
 from promptmill.cli.listings import uses_of
+from promptmill.core import feature
 from promptmill.core.feature import WITHOUT, Command, Face, Feature, Format, Observation
 
 
@@ -33,8 +34,17 @@ def test_each_feature_is_listed_with_what_one_types_and_hidden_ones_are_named(ca
     assert found["batches"]["hidden"] is False
 
 
+def test_a_backend_of_a_feature_with_the_name_of_ours_is_reported(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(feature, "backends", lambda: {"mill": "acme:MILL", "hf": "acme:HF"})
+    error = "A package (acme:HF) has a backend with the name of promptmill's own, 'hf'. Give it another name, or"
+    for words in (["features"], ["models"]):
+        assert cli.main(words) == 2
+        assert error in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_uses_of_a_feature_are_those_of_all_its_parts():
-    feature = Feature(
+    lake = Feature(
         words="lakes",
         commands=[Command("fish", "fish in a lake", "lakes:fish")],
         tools="lakes:add",
@@ -46,7 +56,7 @@ def test_the_uses_of_a_feature_are_those_of_all_its_parts():
         observation=Observation("LAKE_", "lakes"),
         query="lakes:query",
     )
-    assert uses_of(feature) == {
+    assert uses_of(lake) == {
         "commands": ["promptmill fish"],
         "options": ["--sql"],
         "backends": ["frog"],

@@ -18,6 +18,7 @@ from promptmill.cli.options import add_shared
 from promptmill.cli.parser import Parser
 from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
+from promptmill.config import backends
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError, config_error, redact
@@ -59,6 +60,7 @@ def _show_features(arguments: argparse.Namespace) -> int:
     from promptmill.steps.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
     steps_of_features()
+    backends.installed()  # both raise an error for a feature of another package that clashes
     found, without = features(), hidden()
     if arguments.json:
         shown = [(name, each, name in without) for name, each in {**found, **without}.items()]

@@ -89,8 +89,15 @@ def record(name: str) -> BackendRecord:
 
 
 def installed() -> Mapping[str, str]:
-    """Return the backends of features by name, each `"module:name"`, not imported. None replaces promptmill's own."""
-    return {name: where for name, where in feature.backends().items() if name not in {*BACKENDS, AUTO}}
+    """Return the backends of features by name, each `"module:name"`, not imported.
+
+    Raises `PromptmillError` (`invalid_config`) if one has the name of promptmill's own.
+    """
+    found = feature.backends()
+    for name in found.keys() & {*BACKENDS, AUTO}:
+        problem = f"A package ({found[name]}) has a backend with the name of promptmill's own, {name!r}"
+        raise config_error("", f"{problem}. Give it another name, or uninstall the package.")
+    return found
 
 
 def is_named(name: object) -> bool:

@@ -168,6 +168,7 @@ class Configuration:
         `values` did not set the key.
         """
         ADDED.check()
+        backends.installed()  # checks their names
         if path is None or content is None:
             path = find(path, environ)
             content = read(path)

@@ -18,7 +18,7 @@ FEATURE = Feature(
     tools="promptmill.features.review.tools:add",
     names={"review": "promptmill.features.review.python_review:review"},
     figures=(
-        Figure(
+        Figure(  # for all jobs, because a person may label any job: 0.1 µs for each row, 4% of the other counts
             name="person",
             record="builtins:int",
             facts="promptmill.features.review.person:facts",
