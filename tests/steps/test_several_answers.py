@@ -11,10 +11,10 @@ from fakes import openai_configuration
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.configuration import Configuration
-from promptmill.core.errors import Code
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from promptmill.steps.several import Copies, SeveralAnswers
+from promptmill.steps.several import Copies, SeveralAnswers, together
 from replies import answer, choose, status
 
 
@@ -147,3 +147,49 @@ async def test_the_details_of_all_answers_are_kept_where_they_are_wanted(keep_ra
     assert outcome.details["body"] == {"id": "x"}, "the usage of one answer is not that of all"
     kept = [(one["index"], one["text"], one["finish_reason"], one["details"]) for one in outcome.details["choices"]]
     assert kept == [(0, "0", "stop", {"refusal": 0}), (1, "1", "stop", {"refusal": 1})]
+
+
+async def test_an_error_of_one_request_ends_the_others_and_is_raised():
+    call, ended = Call(), []
+    error = PromptmillError(Code.UNAUTHORIZED, "The key is refused.")
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(call.waits.forked)
+
+    async def refused() -> None:
+        raise error
+
+    with pytest.raises(PromptmillError) as raised:
+        await together([endless, refused, endless], call)
+    assert raised.value is error
+    assert ended == [1, 0]
+    assert call.waits.forked == 0
+
+
+@pytest.mark.parametrize(
+    ("characters", "in_image", "peak"), [(40_000, False, 2), (40_000, True, 2), (16_384, False, 4)]
+)
+async def test_the_first_answer_to_a_long_prompt_waits_for_no_copy(characters, in_image, peak):
+    in_flight, most = 0, 0
+
+    async def answer_one(request, call):
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        in_flight -= 1
+        return Completion("a")
+
+    text, image = ("x", "a" * characters) if in_image else ("a" * characters, "")
+    content = [{"type": "text", "text": text}, *([{"type": "image_url", "image_url": {"url": image}}] if image else [])]
+    several, call = SeveralAnswers(), Call(preview=lambda *_: None)
+    several._copies = Copies(most=1)
+    request = Request(0, conversation_from_prompt({"content": content}, "a prompt"), Sampling(n=4))
+    outcome = await several.wrap(answer_one)(request, call)
+    assert isinstance(outcome, Completion)
+    assert (outcome.answers, most) == (("a",) * 4, peak)
+    assert call.preview is None, "pieces of four answers at a time make no text"

@@ -427,3 +427,12 @@ def test_a_dry_run_counts_the_requests_of_each_model(bench, upstream, packs):
     found = json.loads(done.stdout)
     assert found["requests"] == 3_000 + 150
     assert not upstream.seen
+
+
+def test_the_estimate_of_the_cost_alone_counts_bytes(bench, packs):
+    saved = []
+    for word in ("words", "词" * 5):  # the server counts words, so both jobs cost the same
+        packs(40)
+        found = bench.succeed(*PROMPT, "--together", "20", "--system", f"{word} " * 100, "--again", "all")
+        saved.append(found["together"]["saved"])
+    assert saved[1] > 1.2 * saved[0]
