@@ -15,8 +15,8 @@ from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
+from promptmill.jobs.run.live import RowSource
 from promptmill.jobs.run.open_rows import OpenRow, OpenRows
-from promptmill.jobs.run.row_source import RowSource
 from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.description import Target

@@ -154,11 +154,7 @@ def candidates(name: str) -> Iterator[str]:
 
 
 def usual_name(key: str) -> str:
-    """Return the name of a column that no column of the input has.
-
-    >>> usual_name("answer.city"), usual_name("probability.city"), usual_name("error")
-    ('city', 'city_probability', 'error')
-    """
+    """Return the name of the column with this key, unless a column of the input has the name."""
     for prefix, ending in ((PROBABILITY_OF, "_probability"), (SCORE_OF, "_score")):
         if key.startswith(prefix):
             return key.removeprefix(prefix) + ending

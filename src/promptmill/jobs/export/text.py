@@ -29,7 +29,7 @@ from promptmill.files.formats import plain
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import ANSWER_FIELDS, MODEL, PROBABILITY, VARIANT, check_width, usual_name
 from promptmill.jobs.columns.column_values import answer_fields
-from promptmill.jobs.columns.schema_columns import LabelList
+from promptmill.jobs.columns.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, LabelList
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.inputs.question_columns import distinct
@@ -41,6 +41,7 @@ from promptmill.jobs.store.records import SCORES, SLOT
 CUSTOM_ID, INDEX = "custom_id", "index"
 _INFINITE = b"Infinity"  # as `values.dumps` writes it
 _QUOTE, _TWO = '"', '""'
+_OF_FIELDS = ((FIELD, "answer"), (PROBABILITY_OF, PROBABILITY), (SCORE_OF, SCORES))
 _HAS_LONG_NUMBER = f"{statistics.DELIVERED} AND (text GLOB '*{16 * '[0-9]'}*' OR text GLOB '*[0-9][eE][0-9+]*')"
 """The SQL condition for answers with 16 digits, which a float may not hold, or with an exponent."""
 
@@ -126,11 +127,7 @@ class AnswerValues:
         """Return whether the output has a column. Columns that distinguish several answers to a row are always kept."""
         if not self._chosen or key in self._variants:
             return True
-        usual = key
-        if self.schema is not None:
-            usual = "answer" if key in self.schema.names else usual
-            usual = PROBABILITY if key in self.schema.probability_names else usual
-            usual = SCORES if key in self.schema.score_names else usual
+        usual = next((name for prefix, name in _OF_FIELDS if key.startswith(prefix)), key)
         return not self._chosen.isdisjoint((key, usual))
 
     @property

@@ -6,21 +6,23 @@ import codecs
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from promptmill.core import values
-from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.feature import part
+from promptmill.core.bounds import LONGEST_ROW
+from promptmill.core.errors import Named, PromptmillError, input_error, words_of
+from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonObject
 from promptmill.files import encodings, formats, json_values
 from promptmill.files.delimited import is_utf8
-from promptmill.files.files import InputFiles, find, opened
+from promptmill.files.files import InputFile, InputFiles, find, opened
 from promptmill.files.format_table import all_formats, image_suffixes, of_input
 from promptmill.files.formats import compression_of
-from promptmill.files.json_lines import first_objects, is_array
-from promptmill.files.row import Input
+from promptmill.files.json_lines import first_objects, is_array, row_of, with_columns
+from promptmill.files.row import WHOLE, Extent, Input, Stretch, Style, Window
+from promptmill.jobs.inputs.input_rows import lines_of
 from promptmill.jobs.inputs.question_columns import (
     check_first_objects,
     distinct,
@@ -35,6 +37,7 @@ from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
 _LOOKED_AT = 100  # first rows, whose fields a prompt may use
+_AT_ONCE = 256  # rows of a page of a feature's format
 # The first bytes of files that have the suffix of a text file, but another format.
 _SIGNS = MappingProxyType(
     {
@@ -148,13 +151,7 @@ def _of_beginning(
 def input_of(files: InputFiles, input_format: str) -> Input:
     """Return the rows of files. Raises `PromptmillError` (`invalid_input`)."""
     known = of_input(input_format)
-    rows_of: Callable[[InputFiles], Input]
-    if known.read:
-        from promptmill.jobs.inputs.read_rows import ReadRows  # imported on use: only formats of features need it
-
-        rows_of = functools.partial(ReadRows, known)
-    else:
-        rows_of = part(known.input)
+    rows_of: Callable[[InputFiles], Input] = functools.partial(ReadRows, known) if known.read else part(known.input)
     return rows_of(files)
 
 
@@ -254,3 +251,36 @@ def _is_by_column(only: JsonObject) -> bool:
 def _as_read(path: Path) -> str:
     known = formats.format_of_input(path)
     return known.read_as or known.key
+
+
+class ReadRows:
+    """The rows that `Format.read` of a feature yields as mappings, with the columns that a file's path adds."""
+
+    header: Sequence[str] = ()
+    style = Style()
+
+    def __init__(self, known: Format, files: InputFiles) -> None:
+        self._files, self._read = files, part(known.read)
+
+    def stretches(self, columns: Sequence[tuple[int, str]] = (), window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows; see `Input`. Files are always read from the beginning."""
+        del columns, window
+        n = 0
+        for at, file in enumerate(self._files.parts):
+            lines = self._lines(at, file)
+            while page := list(itertools.islice(lines, _AT_ONCE)):
+                given = (line if len(line) <= LONGEST_ROW else None for line in page)
+                whole = [line and with_columns(line, file.columns) if file.columns else line for line in given]
+                yield Stretch([row_of(*each) for each in enumerate(whole, n)], Extent(rows=len(page)))
+                n += len(page)
+
+    def _lines(self, at: int, file: InputFile) -> Iterator[bytes]:
+        """Yield the rows of a file as JSON. Raises `OSError`; `PromptmillError` for all errors of the feature."""
+        name = file.path.name
+        try:
+            with self._files.local(at) as path:
+                yield from (line.rstrip(b"\n") for line in lines_of(self._read(path), "prompt", name, str))
+        except (PromptmillError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (each package has its own exceptions)
+            raise input_error(f"{name} cannot be read ({words_of(error, 200)}).") from None

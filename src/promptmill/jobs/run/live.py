@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import LOOKED_AT, Call, Failure, Source
 from promptmill.config.model_config import ModelConfig
-from promptmill.jobs.run.open_rows import OpenRows
-from promptmill.jobs.run.row_source import RowSource
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.files import disk
+from promptmill.jobs.run.commits import GATHER_S
+from promptmill.jobs.run.open_rows import OpenRow, OpenRows
 from promptmill.jobs.run.store_sink import StoreSink
+from promptmill.service.driver import record_outcome
 from promptmill.service.service import Service
 from promptmill.steps.step import Step
+
+_LARGE = 32 * 1024  # bytes; a larger question is parsed in a thread, not on the event loop
 
 
 async def answer_rows(
@@ -57,3 +65,95 @@ async def answer_rows(
             await asyncio.wait({syncing})
     if commits.error is not None:
         raise commits.error
+
+
+class RowSource(Source):
+    """Reads the open rows in a thread, one page ahead. A row without a valid request fails in this class."""
+
+    def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
+        """`sink` receives the taken rows and the failures."""
+        self._rows, self._sink, self._call = rows_, sink, call
+        self._pages = rows_.in_groups() if rows_.sharing else rows_.pages()
+        self._ready: deque[OpenRow] = deque()
+        self._ahead: asyncio.Future[list[OpenRow] | None] | None = None
+        self._has_ended = False
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests. Raises `PromptmillError` (`storage`, or the sink's error) and `DamagedError`."""
+        requests: list[Request] = []
+        while not requests and await self._fill():
+            while self._ready and len(requests) < n:
+                row = self._ready[0]
+                is_large = row.size > _LARGE
+                if is_large and not await self._has_space(row, waits=not requests):
+                    break
+                self._ready.popleft()
+                self._sink.taken[row.key] = row
+                try:
+                    requests.append(await asyncio.to_thread(self._request, row) if is_large else self._request(row))
+                except PromptmillError as error:
+                    outcome = Failure(error, row.attempts)
+                    record_outcome(row.key, outcome, self._sink.without_request, self._call)
+        return requests
+
+    async def has_images(self) -> bool:
+        """Return whether one of the first rows has an image. Raises as `take` does."""
+        await self._fill()
+        first = [*itertools.islice(self._ready, LOOKED_AT)]
+        return await asyncio.to_thread(lambda: any(map(self._has_images, first)))
+
+    async def aclose(self) -> None:
+        """Wait until this source's thread has finished reading."""
+        if self._ahead is not None:
+            await asyncio.wait({self._ahead})
+
+    def _has_images(self, row: OpenRow) -> bool:
+        try:
+            return bool(self._request(row).conversation.images)
+        except PromptmillError:  # recorded by `take`
+            return False
+
+    def _request(self, row: OpenRow) -> Request:
+        request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
+        request.key, request.shared, request.question = row.key, row.shared, row.asked
+        return request
+
+    async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
+        """Return whether a large row may be in flight with the others. With `waits`, wait until it may."""
+        most = self._rows.held_bytes
+        if most is None:
+            return True
+        while (held := sum(taken.size for taken in self._sink.taken.values() if taken.size > _LARGE)) and (
+            held + row.size > most
+        ):
+            if not waits:
+                return False
+            for send in tuple(self._call.waits.starved):
+                send()
+            await asyncio.sleep(GATHER_S)
+        return True
+
+    async def _fill(self) -> bool:
+        """Load open rows if none is ready; return whether there are any."""
+        if self._rows.enough():
+            self._ready.clear()
+            return False
+        while not self._ready and not self._has_ended:
+            ahead = self._ahead or self._read_ahead()
+            page = await asyncio.shield(ahead)
+            self._has_ended = page is None
+            self._ready.extend(page or ())
+            self._ahead = None if self._has_ended else self._read_ahead()
+        return bool(self._ready)
+
+    def _read_ahead(self) -> asyncio.Future[list[OpenRow] | None]:
+        future = asyncio.ensure_future(asyncio.to_thread(self._page))
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    def _page(self) -> list[OpenRow] | None:
+        try:
+            return next(self._pages, None)
+        except OSError as error:
+            unreadable = f"The job's database {self._rows.store.path} cannot be read: {disk.why(error)}."
+            raise PromptmillError(Code.STORAGE, unreadable) from None
