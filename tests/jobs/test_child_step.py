@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.manage import child_step
 
@@ -31,6 +32,9 @@ def step(work: Work, computing_s: list[float]) -> int:
         while time.process_time() - start < seconds:
             pass
     return len(computing_s)
+
+def text(length: int) -> str:
+    return "a" * length
 """
 
 
@@ -68,3 +72,11 @@ async def test_a_step_may_compute_for_the_limit_after_each_look_at_its_work(stra
     assert counts == [0, 1, 2]
     with pytest.raises(PromptmillError, match=r"rows\.txt cannot be read: .*too much memory or time"):
         await step(functools.partial(stranger.step, computing_s=[60.0]), "rows.txt")
+
+
+@pytest.mark.processes
+async def test_a_result_that_takes_too_much_memory_is_an_error(stranger, tmp_path):
+    environment = {"PYTHONPATH": str(tmp_path)}
+    call = functools.partial(stranger.text, length=MOST_SHARED + 1)
+    with pytest.raises(PromptmillError, match="more than 64 MiB; choose fewer rows"):
+        await child_step.done_apart(call, "rows.txt", environment, computing_s=60)

@@ -21,7 +21,7 @@ from promptmill.core.request import conversation_from_prompt
 from promptmill.jobs.caller import Caller, CallWork
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import prune
-from promptmill.jobs.manage.call_job import write
+from promptmill.jobs.manage.deferred_call import write
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

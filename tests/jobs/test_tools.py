@@ -40,7 +40,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage import call_job, child_step
+from promptmill.jobs.manage import child_step, deferred_call
 from promptmill.jobs.manage.call_limits import JobPlace
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.run import detached, round_sender, runner
@@ -637,7 +637,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
     service = closing(_local())
     board = ServerJobs(service, FileRule)
     items = [conversation_from_prompt(f"p{at}", "prompt") for at in range(9)]
-    job = call_job.write(CallWork(items, protocol.Call(), "", service.config, USER), board.folders)
+    job = deferred_call.write(CallWork(items, protocol.Call(), "", service.config, USER), board.folders)
     job_id, launched = job.spec.job_id, 0
     job.close()
 

@@ -106,7 +106,7 @@ async def test_a_prompt_without_a_request_counts_once_where_no_job_can_be_writte
     def write(*_, **__):
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr("promptmill.jobs.manage.call_job.write", write)
+    monkeypatch.setattr("promptmill.jobs.manage.deferred_call.write", write)
     async with serve(top=LIMIT) as talk:
         result = await talk(
             "multimodal_generate", prompt_ls=["<i> <i>", "b"], multimodal_path=[["a.png"], []], image_tag="<i>"

@@ -6,9 +6,9 @@
                      job call-… ◀── tasks/get: its status, at the end the result; resumes it after a kill
                                 ◀── tasks/cancel: ends it
 
-A task is the job of a call (`jobs.manage.call_job`), and its id is the job's id, which is random. The job's folder has
-all data about the task, so any server of the same user can answer the job's owner about it. A task never has the status
-`failed`, which means a protocol error: a job that stopped has a result, with the answers so far.
+A task is the job of a call (`jobs.manage.deferred_call`), and its id is the job's id, which is random. The job's folder
+has all data about the task, so any server of the same user can answer the job's owner about it. A task never has the
+status `failed`, which means a protocol error: a job that stopped has a result, with the answers so far.
 
 In the 2025-11-25 form, the client makes a call a task by `task` in its parameters, and fetches the result with
 `tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` writes the reply after the SDK.
@@ -44,7 +44,7 @@ from promptmill.server.tool_calls import owner_of
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
-    from promptmill.jobs.manage.call_job import CallTask
+    from promptmill.jobs.manage.deferred_call import CallTask
     from promptmill.jobs.manage.server_jobs import ServerJobs
     from promptmill.jobs.store.folder import Folder
 
@@ -96,7 +96,7 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
 
 def task_of(ctx: Context, prompts: int, config: ModelConfig) -> CallTask:
     """Return the task that the call may become."""
-    from promptmill.jobs.manage.call_job import CallTask
+    from promptmill.jobs.manage.deferred_call import CallTask
 
     context = ctx.request_context
     note: _Note = {

@@ -248,7 +248,7 @@ def sampling_of_call(
 
 def _import_jobs() -> None:
     """Import the code that continues long calls as jobs, for few servers. It would block the event loop for 0.4 s."""
-    importlib.import_module("promptmill.jobs.manage.call_job")
+    importlib.import_module("promptmill.jobs.manage.deferred_call")
 
 
 def _call(total: int, max_cost: float | None) -> Call:
@@ -303,9 +303,9 @@ class _Answers:
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             await asyncio.to_thread(_import_jobs)
-            from promptmill.jobs.manage import call_job
+            from promptmill.jobs.manage import deferred_call
 
-            return await call_job.keep(self._server_jobs(), replace(work, config=config), outcomes)
+            return await deferred_call.keep(self._server_jobs(), replace(work, config=config), outcomes)
 
         limit_s, task_s = config.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
         if task_s is not None:
@@ -315,7 +315,7 @@ class _Answers:
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, call, answering)
             return await result_of(ctx, outcomes, call, config, keep), None
         await asyncio.to_thread(_import_jobs)
-        from promptmill.jobs.manage.call_job import DeadlineCall
+        from promptmill.jobs.manage.deferred_call import DeadlineCall
 
         config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
         task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)

@@ -28,7 +28,8 @@ from promptmill.jobs.columns.column_names import SCORE, SOURCES
 from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import AnswerValues, cell
-from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
+from promptmill.jobs.manage.call_results import LEFT_OUT, WITHHELD, ShownRows
+from promptmill.jobs.manage.job_rows import asked_names, image_columns
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store import progress, record_labels, statistics
 from promptmill.jobs.store.database import JobDatabase

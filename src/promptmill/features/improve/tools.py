@@ -88,7 +88,7 @@ def add(socket: ToolSocket) -> None:
         `outcome` is `gain`, `cannot tell` or `worse`. Takes minutes and about twelve requests per row; while `state`
         is `running`, make the same call again: no answer is paid for twice.
         """
-        from promptmill.features.improve.call_search import CallModel, CallSearch, SearchOrder, strong_config
+        from promptmill.features.improve.server_search import SearchModel, SearchOrder, ServerSearch, strong_config
         from promptmill.jobs.inputs.short_forms import labels_of
 
         running, labels = await socket.jobs(), labels_of(choices)
@@ -99,11 +99,11 @@ def add(socket: ToolSocket) -> None:
         )
         writing = strong_config(await service.job_config(strong, "strong"), labelling, max_cost)
 
-        async def checked(config: ModelConfig) -> CallModel:
+        async def checked(config: ModelConfig) -> SearchModel:
             config = await service.resolved_config(config)
             await questions.check_endpoint(ctx, config)
             cost = questions.cost(ctx, config, max_cost, "This step of the search")
-            return CallModel(config, None if cost is None else cost.approve)
+            return SearchModel(config, None if cost is None else cost.approve)
 
         order = SearchOrder(
             input_file,
@@ -117,7 +117,7 @@ def add(socket: ToolSocket) -> None:
             again=again,
             max_cost=max_cost,
         )
-        search = CallSearch(running, caller_of(ctx, service), order)
+        search = ServerSearch(running, caller_of(ctx, service), order)
         work = search.figures(service.config.settings.max_call_s)
         found = await with_progress(ctx, service, Call(Facts()), work, lambda: search.words)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)

@@ -14,7 +14,9 @@ FEATURE = Feature(
         ),
     ),
     controls=(
-        StatusArgument("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),
+        StatusArgument(
+            "promptmill.features.report.options:CONTROL", "promptmill.features.report.job_page:write_of_call"
+        ),
     ),
     after_job={"report": "promptmill.features.report.command:after_job"},
 )

@@ -32,9 +32,12 @@ from promptmill.features.report.job_table import (
 from promptmill.files import disk
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
+from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns.column_names import MODEL
 from promptmill.jobs.columns.schema_columns import FIELD
-from promptmill.jobs.manage.job_rows import JobRow, JobRows, ShownRows, shown_results
+from promptmill.jobs.manage.call_results import ShownRows, shown_results
+from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -45,6 +48,7 @@ from promptmill.jobs.store.status_words import by_size, figure, rounded, took
 from promptmill.pages import page
 from promptmill.pages.page import Report, when
 from promptmill.pages.page_rows import Filter
+from promptmill.system.call_files import FileRule
 
 _SEED = 1
 _BINS = 24
@@ -79,6 +83,21 @@ def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Repo
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
         raise PromptmillError(Code.STORAGE, f"The report of {folder.job_id} cannot be written: {why}.", "") from None
     return Report(target, *shown)
+
+
+async def write_of_call(jobs: ServerJobs, caller: Caller, job_id: str, report: str) -> JsonDict:
+    """Write the report of a job to the file `report`, and return its path and the number of its rows. A child process
+    with limited memory and time reads the rows and images that the file rule permits.
+
+    Raises `PromptmillError`, for example if the file exists and is not an earlier report of this job.
+    """
+    target, folder = jobs.paths.allowed_of(report, "report", (".html",)), jobs.visible.find(job_id, caller)
+    call = functools.partial(_write, path=folder.path, target=target, rule=jobs.paths.rule)
+    return await jobs.apart(call, folder.job_id)
+
+
+def _write(path: Path, target: Path, rule: FileRule) -> dict[str, object]:
+    return write(Folder(path), target, ImageRules(rule)).as_dict()
 
 
 def _title(spec: JobSpec) -> str:

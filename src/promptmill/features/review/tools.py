@@ -94,16 +94,16 @@ def add(socket: ToolSocket) -> None:
         With `decisions` or `take`, store the user's labels in the job and its output. Never make labels up. Sends
         nothing to a model.
         """
-        from promptmill.features.review import call_review  # imported on use: most servers review nothing
+        from promptmill.features.review import server_review  # imported on use: most servers review nothing
 
         running, caller = await jobs(), caller_of(ctx, service)
         if decisions is not None or take is not None:
             if (rows, sample, output_file) != (None,) * 3:
                 raise input_error("`decisions` and `take` cannot be used with `rows`, `sample` or `output_file`.")
-            taking = call_review.taken(running, caller, job_id, file=take, decisions=decisions, choices=choices)
+            taking = server_review.taken(running, caller, job_id, file=take, decisions=decisions, choices=choices)
             taken = await with_progress(ctx, service, Call(Facts()), taking, lambda: "writing the output")
             return ToolResult(structured_content=taken)
-        reviewing = call_review.reviewed(
+        reviewing = server_review.reviewed(
             running, caller, job_id, rows=rows, sample=sample, choices=choices, output_file=output_file
         )
         found = await with_progress(ctx, service, Call(Facts()), reviewing, lambda: "reading the rows")

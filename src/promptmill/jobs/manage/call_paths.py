@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from promptmill.core.bounds import LONGEST_PATH
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.files import files as input_files
 from promptmill.files import format_table, formats, table_paths
+from promptmill.images import load as images
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
 from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError
@@ -99,3 +100,18 @@ class CallPaths:
         except (OutsideError, RefusedError):
             return False
         return True
+
+
+def resolved_image(source: str, rule: FileRule) -> Path | None:
+    """Return the path of a local image. Raises `PromptmillError` (`invalid_image`) if the rule refuses it."""
+    if images.is_web(source) or images.is_data(source):
+        return None
+    try:
+        return rule.resolved(rule.placed(images.local_path(source)))
+    except OutsideError:
+        problem = f"is outside {rule.words}."
+    except RefusedError as error:
+        problem = f"{error}, so calls may not use it."
+    except (OSError, RuntimeError, ValueError):
+        problem = "has a path that cannot be used."
+    raise PromptmillError(Code.INVALID_IMAGE, f"An image {problem}", "")

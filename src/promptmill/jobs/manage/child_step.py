@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar, get_type_hints
 from pydantic import TypeAdapter
 
 from promptmill.config.model_config import ModelConfig
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.feature import bug, part
 from promptmill.files import disk
@@ -94,8 +95,8 @@ async def done_apart(
 ) -> T:
     """Call a function in a process with limited memory and time, and return its result.
 
-    A function whose first parameter is a `Work` gets one, which calls `note`. `computing_s`: the seconds of processor
-    time until the process is ended; each look at the `Work` restarts them, and the first one starts them.
+    A function whose first parameter is a `Work` gets one, which calls `note`. The process is ended after `computing_s`
+    seconds of processor time, counted from the start of a function without a `Work`, or from each look at the `Work`.
 
     Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
     """
@@ -198,6 +199,8 @@ def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -
             else:
                 runtime.limit_computing(computing_s)
             result = plain(function(**arguments))
+        if len(frames.packed({"result": result})) > MOST_SHARED:
+            raise input_error(f"The result takes more than {MOST_SHARED >> 20} MiB; choose fewer rows.")
     except PromptmillError as error:
         failure = error
     except OSError as error:

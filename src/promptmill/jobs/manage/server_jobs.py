@@ -22,7 +22,7 @@ from promptmill.jobs.door import CallFiles, OpenJob, Rows, open_job, reopened
 from promptmill.jobs.manage import child_step, prune
 from promptmill.jobs.manage.call_limits import JobPlace, JobPlaces, Readers
 from promptmill.jobs.manage.call_paths import CallPaths
-from promptmill.jobs.manage.job_rows import shown_results
+from promptmill.jobs.manage.call_results import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run import detached
 from promptmill.jobs.run.job import Hooks, Job

@@ -13,7 +13,7 @@ from promptmill.files.databases import Stamp
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.export.output import is_own
 from promptmill.jobs.manage.call_paths import CallPaths
-from promptmill.jobs.manage.job_rows import Only, results_page
+from promptmill.jobs.manage.call_results import Only, results_page
 from promptmill.jobs.store import status
 from promptmill.jobs.store.description import AnswerForm
 from promptmill.jobs.store.folder import ID, Folder

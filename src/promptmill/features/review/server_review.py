@@ -15,18 +15,19 @@ import orjson
 
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import argument_name, input_error, worded
-from promptmill.core.secret_text import SecretFinder, may_hold_secrets
-from promptmill.core.values import JsonDict, exact, json_text
+from promptmill.core.secret_text import SecretFinder
+from promptmill.core.values import JsonDict, exact
 from promptmill.core.wording import cut
 from promptmill.features.review import review_page
-from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROW, ROWS, Review, ReviewRow, review, take
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.manage.call_results import left_out
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.store.folder import Folder
-from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
+from promptmill.system.call_files import FileRule
 
 _SEVERAL = "The job has several answers to each row and stores no labels"
 
@@ -125,9 +126,7 @@ def _call(found: Review) -> str:
 
 def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     cells = row.cells()
-    if finder is not None and may_hold_secrets(finder, row.own, json_text(cells)):
-        return {ROW: row.number, "left_out": f"The row {MAY_HOLD_SECRETS}."}
-    return {
+    return left_out(row.number, row.own, cells, finder) or {
         name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else exact(value)
         for name, value in cells.items()
         if name != LABEL or value

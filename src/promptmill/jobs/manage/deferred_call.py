@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -28,13 +27,13 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Shown
 from promptmill.files import disk
 from promptmill.files.row import Lines
-from promptmill.images import load as images
 from promptmill.jobs import door
 from promptmill.jobs.caller import CallModels, CallWork
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import JobPlace
+from promptmill.jobs.manage.call_paths import resolved_image
 from promptmill.jobs.manage.server_jobs import ServerJobs
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress
@@ -44,8 +43,7 @@ from promptmill.jobs.store.records import record_of
 from promptmill.service.driver import record_outcome
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
-from promptmill.system.call_files import FileRule, RefusedError
-from promptmill.system.safe_open import OutsideError
+from promptmill.system.call_files import FileRule
 
 # Time outside of the tool (dispatch, sending the result): twice the measured values.
 _LEAST_MARGIN_S = 1.0
@@ -291,21 +289,6 @@ def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, obje
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():
-            if part["type"] == "image_url" and (path := _resolved(part["image_url"]["url"], rule)) is not None:
+            if part["type"] == "image_url" and (path := resolved_image(part["image_url"]["url"], rule)) is not None:
                 part["image_url"]["url"] = str(path)
     return messages
-
-
-def _resolved(source: str, rule: FileRule) -> Path | None:
-    """Return the path of a local image. Raises `PromptmillError` (`invalid_image`) if the rule refuses it."""
-    if images.is_web(source) or images.is_data(source):
-        return None
-    try:
-        return rule.resolved(rule.placed(images.local_path(source)))
-    except OutsideError:
-        problem = f"is outside {rule.words}."
-    except RefusedError as error:
-        problem = f"{error}, so calls may not use it."
-    except (OSError, RuntimeError, ValueError):
-        problem = "has a path that cannot be used."
-    raise PromptmillError(Code.INVALID_IMAGE, f"An image {problem}", "")

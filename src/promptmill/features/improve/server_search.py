@@ -19,8 +19,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
-from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHARED
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.bounds import LONGEST_SHOWN
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut
 from promptmill.features.improve.gold import GoldRow, GoldRows
@@ -40,7 +40,7 @@ _LOOK_S = 0.2  # seconds between polls; a poll takes a millisecond, and a search
 _RESUMES = "The same call resumes the search, and pays for no answer again."
 
 
-class CallModel(NamedTuple):
+class SearchModel(NamedTuple):
     """A model of the search: its plan, and a function that is called with the cost of each of its jobs."""
 
     config: ModelConfig
@@ -55,8 +55,8 @@ class SearchOrder:
     gold: str
     prompt: str
     labels: Labels
-    model: CallModel
-    strong: CallModel
+    model: SearchModel
+    strong: SearchModel
     system_prompt: str = ""
     encoding: str | None = None
     again: Again | None = None
@@ -69,7 +69,7 @@ def strong_config(config: ModelConfig, model: ModelConfig, max_cost: float | Non
     return (config if limit is None else config.with_sampling({"max_tokens": limit})).capped
 
 
-class CallSearch:
+class ServerSearch:
     """A search for which a call waits."""
 
     def __init__(self, jobs: ServerJobs, caller: Caller, order: SearchOrder) -> None:
@@ -143,10 +143,10 @@ class CallSearch:
     def _tell(self, text: str) -> None:
         self._step, self._counts = text, ""
 
-    def _run(self, model: CallModel, job: OpenJob) -> None:
+    def _run(self, model: SearchModel, job: OpenJob) -> None:
         asyncio.run_coroutine_threadsafe(self._ran(model, job), self._loop).result()
 
-    async def _ran(self, model: CallModel, job: OpenJob) -> None:
+    async def _ran(self, model: SearchModel, job: OpenJob) -> None:
         """Run the job of a step until it ends."""
         if self._is_cancelled:
             raise asyncio.CancelledError
@@ -167,9 +167,6 @@ class CallSearch:
 def _gold(*, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule) -> GoldRows:
     found = gold_in(path, column, prompt, labels, encoding=encoding, rule=rule)
     rows = [*found.seen, *found.held_out]
-    cells = [orjson.dumps(row.cells, default=str) for row in rows]
-    if sum(map(len, cells)) > MOST_SHARED:
-        raise input_error(f"The labelled rows of {path.name} have more than {MOST_SHARED >> 20} MiB; label fewer.")
-    plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
+    plain = [GoldRow(row.key, orjson.loads(orjson.dumps(row.cells, default=str)), row.label) for row in rows]
     seen = len(found.seen)
     return GoldRows(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)
