@@ -12,7 +12,7 @@ import pytest
 import promptmill
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Format, part
-from promptmill.files import format_table, formats
+from promptmill.files import format_table, path_formats
 
 SOURCE = Path(promptmill.__file__).parent
 TABLE = SOURCE / "files" / "format_table.py"
@@ -97,7 +97,7 @@ def test_each_format_of_the_core_is_found_by_its_suffixes_and_its_name():
             assert format_table.writing(f"Rows{suffix.upper()}") is each
             assert format_table.of_output(each.key) is each
         for suffix in (*each.names, *each.only_read) if each.is_read else ():
-            assert formats.reading(Path(f"rows.2024{suffix}.gz")) is each
+            assert path_formats.reading(Path(f"rows.2024{suffix}.gz")) is each
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_a_suffix_of_two_parts_is_more_than_its_end(acme):
 
 def test_a_module_of_another_package_is_installed_without_an_extra(acme):
     with pytest.raises(PromptmillError, match="need no-such-module") as caught:
-        formats.check_installed(Path("rows.anno.json"))
+        path_formats.check_installed(Path("rows.anno.json"))
     assert caught.value.hint.endswith("-m pip install no-such-module")
 
 

@@ -11,7 +11,7 @@ import pytest
 from ingested import packed
 from promptmill.core.errors import PromptmillError
 from promptmill.files import files as input_files
-from promptmill.files import formats
+from promptmill.files import path_formats
 from promptmill.jobs.rows import row_lines
 
 ROWS = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 3, "prompt": "c"}]
@@ -134,7 +134,7 @@ def test_equal_content_is_compressed_to_equal_bytes(tmp_path, kind):
     found = []
     for name in ("a", "b"):
         with (tmp_path / name).open("wb") as out:
-            with formats.compressed(out, kind) as file:
+            with path_formats.compressed(out, kind) as file:
                 file.write(b"content")
             assert not out.closed
         found.append((tmp_path / name).read_bytes())

@@ -179,9 +179,9 @@ def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested
 def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested, tmp_path, suffix):
     table = pa.table({"prompt": pa.array([], pa.string()), "n": pa.array([], pa.int8())})
     target = tmp_path / f"in.parquet{suffix}"
-    from promptmill.files import formats
+    from promptmill.files import path_formats
 
-    with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:
+    with target.open("wb") as out, path_formats.compressed(out, path_formats.compression_of(target)) as file:
         parquet.write_table(table, file)
     out_table = parquet.read_table(io.BytesIO(ingested(target.name).write("out.parquet")))
     assert (out_table.num_rows, out_table.schema.field("n").type) == (0, pa.int8())

@@ -5,7 +5,7 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.files import json_values
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.rows.questions import cells_of, joined, question_of
+from promptmill.jobs.rows.row_questions import cells_of, joined, question_of
 
 
 def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):

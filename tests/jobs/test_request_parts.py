@@ -12,8 +12,8 @@ import pytest
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
-from promptmill.jobs.rows.questions import Questions, RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import Questions, RowRequests
 from promptmill.steps.flights import request_digest
 from replies import answer, choose, status
 

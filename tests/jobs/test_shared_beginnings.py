@@ -11,8 +11,8 @@ import pytest
 
 from promptmill.core.request import Shared
 from promptmill.jobs.rows.plain_template import PlainTemplate
-from promptmill.jobs.rows.questions import Questions, RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import Questions, RowRequests
 from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
 from promptmill.jobs.run.open_rows import OpenRows

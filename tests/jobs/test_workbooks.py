@@ -24,7 +24,7 @@ from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import table_paths
 from promptmill.files.files import find, opened
-from promptmill.files.formats import format_of_output
+from promptmill.files.path_formats import format_of_output
 from promptmill.files.workbook import SheetTable
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.any_format import objects_in

@@ -7,13 +7,13 @@ from typing import Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.files import files as input_files
-from promptmill.files import formats, json_values
+from promptmill.files import json_values, path_formats
 from promptmill.jobs.export import output
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.plan import JobSpec
@@ -88,7 +88,7 @@ class Ingested:
         """How the rows become requests."""
         (questions,) = questions_of(self.spec.question, self.spec.input.format, self.spec.input.header)
         column = self.spec.question.column if self.spec.input.format == "jsonl" else None
-        return RowRequests(RowReader(formats.row_kind(self.spec.input.format), prompt_column=column), questions)
+        return RowRequests(RowReader(path_formats.row_kind(self.spec.input.format), prompt_column=column), questions)
 
     def answer(self) -> None:
         """Answer row n by `An`."""
@@ -111,7 +111,7 @@ class Ingested:
         """Have an output of this name."""
         self.target = self.folder / name
         self.spec = self.spec.with_output(
-            path=self.target, format=formats.format_of_output(self.target, self.spec.input.format).key
+            path=self.target, format=path_formats.format_of_output(self.target, self.spec.input.format).key
         )
 
 
@@ -119,5 +119,5 @@ def packed(path: Path, data: bytes) -> None:
     """Write `data` to `path`, compressed as its name says, in two members as tools that work in parallel write it."""
     with path.open("wb") as out:
         for part in (data[:9], data[9:]):
-            with formats.compressed(out, formats.compression_of(path)) as file:
+            with path_formats.compressed(out, path_formats.compression_of(path)) as file:
                 file.write(part)

@@ -33,7 +33,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error, redact, 
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.files import table_paths
-from promptmill.files.formats import check_installed, compressed, compression_of, format_of_output, is_url
+from promptmill.files.path_formats import check_installed, compressed, compression_of, format_of_output, is_url
 from promptmill.jobs.door import MadeRows, NamedRows, OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput

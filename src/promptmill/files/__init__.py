@@ -1,4 +1,4 @@
 """Files as rows: the formats of files, and their readers. No module here knows a job.
 
-path ─▶ `formats` (by its suffix) ─▶ `files` (its bytes) ─▶ a reader: cells, json_lines, parquet, … ─▶ `row` (InputRow)
+path ─▶ `path_formats` ─▶ `files` (its bytes) ─▶ a reader: cells, json_lines, parquet, … ─▶ `row` (InputRow)
 """

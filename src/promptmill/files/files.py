@@ -25,10 +25,10 @@ from urllib.parse import unquote
 from promptmill.core.bounds import MOST_RATIO
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
-from promptmill.files import formats
+from promptmill.files import path_formats
 from promptmill.files.disk import why
 from promptmill.files.format_table import database, is_image
-from promptmill.files.formats import check_installed, compression_of, plain
+from promptmill.files.path_formats import check_installed, compression_of, plain
 from promptmill.files.table_paths import file_of, log_of, split
 from promptmill.system.runtime import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
@@ -98,7 +98,7 @@ def find(given: Sequence[Path], output: Path) -> list[InputFile]:
         if not new and not is_folder and not known:
             raise input_error(f"No file matches {path}: check the folder and the pattern.")
         if not new:
-            kinds = ", ".join(formats.read_names())
+            kinds = ", ".join(path_formats.read_names())
             holds = f"There is no file of rows at {path}; it may hold {kinds} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         members_and_columns += new
@@ -292,7 +292,7 @@ def opened(parts: Sequence[InputFile], *, known: bool = False, reading: ReadBy |
     check_installed(*(part.path for part in parts))
     try:
         files = InputFiles(parts) if reading is None else InputFiles(parts, reading.encoding, reading.header_row)
-        found = formats.reading(source)
+        found = path_formats.reading(source)
         if files.encoding is None and found is not None and found.rows == "texts" and _is_utf_16(files):
             files.encoding = "utf-16"  # proved by the byte-order mark
         return files
@@ -321,7 +321,7 @@ def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
 
 
 def _is_known(path: Path) -> bool:
-    return formats.reading(path) is not None
+    return path_formats.reading(path) is not None
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:

@@ -18,7 +18,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.files import json_values
 from promptmill.files.files import InputFiles
-from promptmill.files.formats import format_of_input
+from promptmill.files.path_formats import format_of_input
 from promptmill.files.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _LOOKED_AT = 100  # first rows, among which objects are searched for

@@ -19,7 +19,7 @@ from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import input_error
 from promptmill.core.values import cell_text
 from promptmill.files.files import InputFile, InputFiles, check_ratio
-from promptmill.files.formats import compression_of
+from promptmill.files.path_formats import compression_of
 from promptmill.files.row import WHOLE, InputRow, Stretch, Style, Window
 
 _MAGIC = b"PAR1"

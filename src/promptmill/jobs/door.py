@@ -28,7 +28,7 @@ from promptmill.core.feature import query, replacement
 from promptmill.files.files import InputFiles, find, holds_output
 from promptmill.files.files import opened as opened_files
 from promptmill.files.format_table import of_input
-from promptmill.files.formats import is_url
+from promptmill.files.path_formats import is_url
 from promptmill.files.sql_table import is_query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote_files

@@ -24,14 +24,14 @@ from promptmill.core.values import JsonObject, holds_base64
 from promptmill.files import encodings, json_values
 from promptmill.files.delimited import readable
 from promptmill.files.files import InputFiles, check_ratio
-from promptmill.files.formats import row_kind
 from promptmill.files.json_lines import is_array
+from promptmill.files.path_formats import row_kind
 from promptmill.files.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import check_width
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.questions import Questions, cells_of, joined, question_json
+from promptmill.jobs.rows.row_questions import Questions, cells_of, joined, question_json
 from promptmill.jobs.rows.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound

@@ -22,7 +22,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
 from promptmill.files.format_table import has_tables
-from promptmill.files.formats import names_for_calls
+from promptmill.files.path_formats import names_for_calls
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table

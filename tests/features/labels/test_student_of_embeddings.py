@@ -23,8 +23,8 @@ from promptmill.features.labels.row_texts import fields_of
 from promptmill.features.labels.rule import VECTORS, SureRule
 from promptmill.features.labels.student import RowText, VectorStudent
 from promptmill.jobs.rows.plain_template import PlainTemplate
-from promptmill.jobs.rows.questions import Questions, RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import Questions, RowRequests
 from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.store.records import SLOT
 from replies import answer, choose, status

@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends import vectors
-from promptmill.backends.engines import hardware, questions
+from promptmill.backends.engines import hardware, several_questions
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.configuration import TRUST_SWITCH
 from promptmill.config.model_config import ModelConfig
@@ -168,14 +168,14 @@ class EngineHost:
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Let the engine answer a request. Raises `PromptmillError` (`engine_died`, `shutdown`) if it has ended."""
-        if request.form is None or not questions.is_asked(request):
+        if request.form is None or not several_questions.is_asked(request):
             return await self._exchanged(request, call)
         text = next(self._numbers)
 
         def ask(question: Request, of_form: Frame) -> Awaitable[Outcome]:
             return self._exchanged(question, call, {**of_form, "text": text})
 
-        outcome = await questions.answered(request, request.form, ask)
+        outcome = await several_questions.answered(request, request.form, ask)
         return await self._exchanged(request, call) if outcome is None else outcome
 
     async def _exchanged(self, request: Request, call: Call, of_form: Frame | None = None) -> Outcome:

@@ -13,9 +13,9 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict, cell_text, json_text
+from promptmill.features.ask.asked_questions import values_of
 from promptmill.features.ask.inquiries import Inquiry, check_columns
 from promptmill.features.ask.kept_answers import KeptAnswers
-from promptmill.features.ask.questions import values_of
 from promptmill.features.ask.row_inquiries import Parted, RowInquiries, RowPart
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT

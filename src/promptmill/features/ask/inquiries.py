@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Fields
 from promptmill.core.wording import listed
-from promptmill.features.ask.questions import ASK, SIGN, AskedQuestion
+from promptmill.features.ask.asked_questions import ASK, SIGN, AskedQuestion
 from promptmill.jobs.rows.template import places_in
 from promptmill.jobs.store.spec import InputSpec
 
@@ -104,7 +104,7 @@ def check_columns(levels: Sequence[Sequence[Inquiry]], source: InputSpec) -> Non
 def template_of(levels: Sequence[Sequence[Inquiry]]) -> str:
     """Return the template of a row's prompt: a section for each inquiry, with marks in place of answers.
 
-    >>> from promptmill.features.ask.questions import questions_of
+    >>> from promptmill.features.ask.asked_questions import questions_of
     >>> asked = questions_of(["Tone=Which tone? {{text}}", "Why=Why {{Tone}}? {{text}}"])
     >>> template_of(inquiries_of(asked, ""))
     'Which tone? {{text}}\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063? {{text}}'

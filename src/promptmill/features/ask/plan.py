@@ -18,8 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.core.values import json_text
 from promptmill.core.wording import counted
-from promptmill.features.ask.inquiries import Inquiry, check_columns, inquiries_of, template_of
-from promptmill.features.ask.questions import (
+from promptmill.features.ask.asked_questions import (
     ASK,
     AskedQuestion,
     definitions_of,
@@ -28,6 +27,7 @@ from promptmill.features.ask.questions import (
     schema_of,
     values_of,
 )
+from promptmill.features.ask.inquiries import Inquiry, check_columns, inquiries_of, template_of
 from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.description import JobPrompts

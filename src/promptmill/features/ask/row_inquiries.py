@@ -27,8 +27,8 @@ from promptmill.core.request import (
     once,
 )
 from promptmill.core.values import JsonDict
+from promptmill.features.ask.asked_questions import ASK, definitions_of, schema_of
 from promptmill.features.ask.inquiries import Inquiry, PromptSection, sections_of, template_of, text_of
-from promptmill.features.ask.questions import ASK, definitions_of, schema_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import NAME, JudgedPairs, JudgeOrder, judgement_of
 from promptmill.files.files import InputFile
-from promptmill.files.formats import reading
+from promptmill.files.path_formats import reading
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import input_rows as given

@@ -23,7 +23,14 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Question, YesNo
 from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Message, Request, Sampling, TextPart
 from promptmill.core.values import JsonDict, text_of
-from promptmill.features.decisions.questions import ClientQuestion, Decision, Evidence, Refusal, is_bare, shares_of
+from promptmill.features.decisions.client_questions import (
+    ClientQuestion,
+    Decision,
+    Evidence,
+    Refusal,
+    is_bare,
+    shares_of,
+)
 from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 
@@ -167,7 +174,7 @@ def labels_of(asked: Asked) -> list[str]:
 def question_text(asked: Asked, labels: Sequence[str]) -> str:
     """Return a question with its options as text.
 
-    >>> from promptmill.features.decisions.questions import yes_no
+    >>> from promptmill.features.decisions.client_questions import yes_no
     >>> print(question_text(yes_no(None, "Is it late?").asked, ["yes", "no"]))
     Is it late?
     Answer with one of:

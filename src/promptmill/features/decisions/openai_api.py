@@ -10,7 +10,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_messages
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.features.decisions.questions import (
+from promptmill.features.decisions.client_questions import (
     DIGITS,
     MOST_LEVELS,
     MOST_OPTIONS,

@@ -18,9 +18,9 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.decisions import openai_api, system_one
 from promptmill.features.decisions.bodies import UnreadableBodyError, object_in
+from promptmill.features.decisions.client_questions import ClientQuestion, Evidence
 from promptmill.features.decisions.deciding import Decided, decided
 from promptmill.features.decisions.patience import WAIT_S, NotYetError, Patience
-from promptmill.features.decisions.questions import ClientQuestion, Evidence
 from promptmill.features.decisions.system_one import InvalidBodyError, problem
 from promptmill.features.openai_server import api_errors
 from promptmill.features.openai_server.api_errors import ApiError, as_api_error, as_written

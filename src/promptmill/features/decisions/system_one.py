@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PlainValidator, Strict, ValidationError, 
 from promptmill.backends.protocol import Usage
 from promptmill.core.request import Conversation, Fields, Message
 from promptmill.core.values import JsonDict, JsonObject, text_of
-from promptmill.features.decisions.questions import (
+from promptmill.features.decisions.client_questions import (
     DIGITS,
     MOST_LEVELS,
     MOST_OPTIONS,

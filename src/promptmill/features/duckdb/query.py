@@ -26,7 +26,7 @@ from promptmill.features.duckdb.duckdb_tables import CLOSED, SUFFIX, alone, conn
 from promptmill.files.databases import quoted
 from promptmill.files.files import InputFile, missing
 from promptmill.files.format_table import all_formats
-from promptmill.files.formats import check_installed, is_url, reading
+from promptmill.files.path_formats import check_installed, is_url, reading
 from promptmill.files.table_paths import file_of
 from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder

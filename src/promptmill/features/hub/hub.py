@@ -26,7 +26,7 @@ import yaml
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.files.format_table import writing
-from promptmill.files.formats import plain, reading
+from promptmill.files.path_formats import plain, reading
 from promptmill.system.installation import adding
 
 SCHEME = "hf://"

@@ -8,7 +8,7 @@ from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import SYSTEM_ROLES, Request, TextPart
 from promptmill.jobs.rows.plain_template import Template
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.store.database import PAGE, Row
 from promptmill.jobs.store.plan import RunningJob
 

@@ -22,7 +22,7 @@ from promptmill.features.labels.cut import number
 from promptmill.features.labels.row_texts import fields_of, prompt_of, rows_of, texts_of
 from promptmill.features.labels.rule import STUDENT, VECTORS
 from promptmill.features.labels.student import Classifier, RowText
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.record_labels import label_of

@@ -27,7 +27,7 @@ from promptmill.features.recipes.command_words import (
 )
 from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, RecipeFile, RecipeLine
 from promptmill.files import table_paths
-from promptmill.files.formats import is_url
+from promptmill.files.path_formats import is_url
 from promptmill.jobs.door import decided
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import digest

@@ -20,7 +20,7 @@ from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.lists import QUOTES
 from promptmill.files import disk, format_table, table_paths
-from promptmill.files.formats import check_installed
+from promptmill.files.path_formats import check_installed
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.system.safe_open import real_path

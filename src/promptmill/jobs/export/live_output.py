@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import IO
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.files import disk, formats, table_paths
+from promptmill.files import disk, path_formats, table_paths
 from promptmill.jobs.columns.column_names import compared_in, possible_names, unusual_names, wanted_names
 from promptmill.jobs.columns.remarks import notes
 from promptmill.jobs.export import output
@@ -60,7 +60,7 @@ class LiveOutput:
         `replaced`: the keys of the records that the run will replace. If the stream is closed, `give_up` is called
         with the error. Needs a running event loop.
         """
-        output_format = formats.format_of_output(self._name, spec.input.format)
+        output_format = path_formats.format_of_output(self._name, spec.input.format)
         if self._thread is not None or not output_format.is_followed or not spec.plan.follows:
             return
         self._replaced, self._renewed = {*replaced}, frozenset(replaced)
@@ -68,7 +68,7 @@ class LiveOutput:
 
         def write() -> None:
             try:
-                with formats.compressed(self._out, formats.compression_of(self._name)) as content:
+                with path_formats.compressed(self._out, path_formats.compression_of(self._name)) as content:
                     find = partial(self._find, folder, content)
                     rows = answered_rows(folder.store, spec, find, 0, end)
                     output.write_rows(content, OutputForm([folder.store], spec, output_format), rows)
@@ -143,8 +143,8 @@ def export(
     spec, target = folder.known_spec(), real_path(target)
     if table_paths.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
-    kind = formats.format_of_output(target, spec.input.format)
-    formats.check_installed(target)
+    kind = path_formats.format_of_output(target, spec.input.format)
+    path_formats.check_installed(target)
     with output.storage_errors(target), folder.reading() as store:
         spec = folder.spec_in(store)
         if spec.output.names is None:

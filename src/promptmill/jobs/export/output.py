@@ -30,7 +30,7 @@ from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
-from promptmill.files import disk, formats, table_paths, xlsx
+from promptmill.files import disk, path_formats, table_paths, xlsx
 from promptmill.files.databases import Stamp, database_of, quoted, taken
 from promptmill.files.format_table import of_output
 from promptmill.jobs.columns.column_names import EXTRA_FIELDS
@@ -83,7 +83,7 @@ def write_output(
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
     lines = spec.output.kind.lines
-    if spec.input.format == "batch" or not lines or formats.compression_of(target):
+    if spec.input.format == "batch" or not lines or path_formats.compression_of(target):
         copied = table_paths.stamp_in(table_paths.file_of(target), "") if spec.keeps_sheets else None
         partial, warning = write([store], spec, target, rows, end)
         answers = stamp_of_answers(partial, spec) if spec.fills_input else None
@@ -182,7 +182,7 @@ def check_target(
     Called before the first request. `spec`: a job that has read its input. `extra`: the optional fields that answers
     may have. Raises as `JobDatabase` does. Blocks.
     """
-    kind, file = formats.format_of_output(target, spec.input.format), table_paths.file_of(target)
+    kind, file = path_formats.format_of_output(target, spec.input.format), table_paths.file_of(target)
     if not kind.has_tables:  # reading has checked the width of other tables
         return
     own, added = OutputForm(stores, spec, kind).possible_columns(extra)
@@ -207,7 +207,7 @@ def write(
 
     Raises as `answered`, and `OSError`.
     """
-    kind = formats.format_of_output(target, spec.input.format)
+    kind = path_formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
         kind = of_output(database_of(table_paths.file_of(target)).form)
     if kind.has_sheets and (shape := spec.output_shape) is not None:
@@ -219,7 +219,7 @@ def write(
         if kind.database:
             _write_table(partial, table_paths.split(target)[1], form, answered)
             return partial, _notes(stores, spec, kind, end)
-        with formats.compressed(out, formats.compression_of(target)) as content:
+        with path_formats.compressed(out, path_formats.compression_of(target)) as content:
             warning = write_rows(content, form, answered, target)
         return partial, " ".join(filter(None, [warning, _notes(stores, spec, kind, end)]))
 

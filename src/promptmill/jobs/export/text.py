@@ -25,7 +25,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.files import json_values
 from promptmill.files.delimited import readable
-from promptmill.files.formats import plain
+from promptmill.files.path_formats import plain
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import ANSWER_FIELDS, MODEL, PROBABILITY, VARIANT, check_width, usual_name
 from promptmill.jobs.columns.column_values import answer_fields

@@ -15,12 +15,12 @@ from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonObject
-from promptmill.files import encodings, formats, json_values
+from promptmill.files import encodings, json_values, path_formats
 from promptmill.files.delimited import is_utf8
 from promptmill.files.files import InputFile, InputFiles, find, opened
 from promptmill.files.format_table import all_formats, image_suffixes, of_input
-from promptmill.files.formats import compression_of
 from promptmill.files.json_lines import first_objects, is_array, row_of, with_columns
+from promptmill.files.path_formats import compression_of
 from promptmill.files.row import WHOLE, Extent, Input, Stretch, Style, Window
 from promptmill.jobs.inputs.input_rows import lines_of
 from promptmill.jobs.inputs.question_columns import (
@@ -249,7 +249,7 @@ def _is_by_column(only: JsonObject) -> bool:
 
 
 def _as_read(path: Path) -> str:
-    known = formats.format_of_input(path)
+    known = path_formats.format_of_input(path)
     return known.read_as or known.key
 
 

@@ -16,8 +16,8 @@ from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.format_table import of_input
 from promptmill.files.json_lines import rows_inside_error
 from promptmill.files.row import Headed, Input
-from promptmill.jobs.rows.questions import Questions
 from promptmill.jobs.rows.row_lines import CONTENT, IMAGES, NAMES
+from promptmill.jobs.rows.row_questions import Questions
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.description import JobPrompts
 

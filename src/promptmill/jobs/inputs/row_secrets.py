@@ -21,7 +21,7 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
 from promptmill.core.values import JsonObject, json_text
-from promptmill.files import formats
+from promptmill.files import path_formats
 from promptmill.files.files import InputFiles
 from promptmill.files.format_table import of_input
 from promptmill.files.row import Style
@@ -46,7 +46,7 @@ OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a s
 
 def check_beginning(files: InputFiles, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the first megabytes of the text contain secrets."""
-    if not formats.format_of_input(files.parts[0].path).is_text:
+    if not path_formats.format_of_input(files.parts[0].path).is_text:
         return
     block = max(_SMALL_BLOCK, _BLOCK // len(files.parts))
     for at, part in enumerate(files.parts):

@@ -48,7 +48,7 @@ from promptmill.files import documents, encodings
 from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.files import all_files, is_several
 from promptmill.files.format_table import all_formats, is_image, whole
-from promptmill.files.formats import reading
+from promptmill.files.path_formats import reading
 from promptmill.images import pdf
 from promptmill.images.pages import tiff_pages
 from promptmill.jobs.store.description import JobPrompts

@@ -10,7 +10,7 @@ from pathlib import Path
 from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.files import files as input_files
-from promptmill.files import format_table, formats, table_paths
+from promptmill.files import format_table, path_formats, table_paths
 from promptmill.images import load as images
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
 from promptmill.jobs.run.wanted_job import check_name
@@ -41,14 +41,14 @@ class CallPaths:
         if input_files.is_several(real):
             folders = "name folders and patterns in `files`" if name == "input_file" else "name a file"
             raise input_error(f"{name} is a folder or a pattern; {folders}.")
-        is_output, file = name == "output_file", formats.plain(real)
+        is_output, file = name == "output_file", path_formats.plain(real)
         read, written = format_table.reading(file), format_table.writing(file)
         is_usable = read is not None and read.is_read_by_calls and (name == "input_file" or not read.database)
         if is_output:
             is_usable = written is not None and written.is_written_by_calls
         if not is_usable:
             usable = ", ".join(
-                formats.names_for_calls("write" if is_output else "read", with_databases=name == "input_file")
+                path_formats.names_for_calls("write" if is_output else "read", with_databases=name == "input_file")
             )
             is_known = (written if is_output else read) is not None or (read is not None and not read.is_read_by_calls)
             why = ": others may be a program's" if is_known else ""

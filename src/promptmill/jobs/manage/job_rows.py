@@ -14,7 +14,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import unescaped
-from promptmill.files.formats import row_kind
+from promptmill.files.path_formats import row_kind
 from promptmill.images.load import is_data
 from promptmill.jobs.columns.column_names import variant_values
 from promptmill.jobs.columns.column_values import shown_fields

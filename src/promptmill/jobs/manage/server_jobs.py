@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
-from promptmill.files import formats
+from promptmill.files import path_formats
 from promptmill.files.files import InputFiles
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
@@ -327,7 +327,7 @@ class ServerJobs:
         """
         order = opened.order
         path = order.inputs[0]
-        known = formats.format_of_input(path) if path.is_absolute() else None
+        known = path_formats.format_of_input(path) if path.is_absolute() else None
         if known is None or known.is_text:
             return False
         folder = self.folders.of(order.target)

@@ -10,11 +10,11 @@ from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import NOT_SHOWN, OF_FORM
-from promptmill.files.formats import row_kind
+from promptmill.files.path_formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
-from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowImages, RowLimits, RowReader
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.open_rows import Between, OpenRow

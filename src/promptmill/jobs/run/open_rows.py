@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from promptmill.answers.check import Check
 from promptmill.core.request import NOTHING_SHARED, Shared
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, JobDatabase, check_rows, limited
 from promptmill.jobs.store.description import Target

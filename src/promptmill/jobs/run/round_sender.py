@@ -13,8 +13,8 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import counted
-from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.open_rows import OpenRows

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Shared
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 
 Row = TypeVar("Row")
 

@@ -36,7 +36,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut_inside
-from promptmill.files.formats import row_kind
+from promptmill.files.path_formats import row_kind
 from promptmill.images import load as images
 from promptmill.jobs.columns import column_names, remarks
 from promptmill.jobs.export.batch_output import Ids
@@ -45,7 +45,7 @@ from promptmill.jobs.export.text import AnswerValues, OutputForm
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.phases import Change

@@ -16,7 +16,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.files import disk, formats, table_paths
+from promptmill.files import disk, path_formats, table_paths
 from promptmill.files import files as input_files
 from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.format_table import database, of_input, writing
@@ -107,7 +107,7 @@ class OrderFiles:
             _check_alike(folders.alike(target), target)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         for part in parts:  # each is there
-            formats.format_of_input(part.path)
+            path_formats.format_of_input(part.path)
         return cls(source, target, folder, is_loose, opened)
 
 
@@ -162,7 +162,7 @@ def check_output(order: JobOrder, target: Path) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
-    formats.format_of_output(order.whole_output, "")
+    path_formats.format_of_output(order.whole_output, "")
     if (column := table_paths.column_of(target)) and column != order.form.column:
         name = Named("answer_column", column)
         raise input_error(
@@ -176,7 +176,7 @@ def check_output(order: JobOrder, target: Path) -> None:
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
-    formats.check_installed(order.whole_output)
+    path_formats.check_installed(order.whole_output)
 
 
 def _check_alike(other: Path | None, target: Path) -> None:
@@ -255,7 +255,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
         facts = {"format": format_of_input(source)}
-        is_list = formats.format_of_input(source.parts[0].path).is_list
+        is_list = path_formats.format_of_input(source.parts[0].path).is_list
         facts["has_lines"] = not is_list and (wanted.source is None or wanted.source.has_lines)
         if files.source.is_absolute():
             facts["files"] = tuple(part for part in source.parts if part.columns or part.within)
@@ -273,7 +273,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             )
     for part in order.parts.values():
         part.check(config, order.question)
-    output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
+    output_format = "" if files.is_loose else path_formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
     has_form = not path_of(config.settings.sampling_params)  # a vector has none

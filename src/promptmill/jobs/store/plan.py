@@ -22,7 +22,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
 from promptmill.files import table_paths
-from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.description import JobPrompts, Stored, Target, Variant
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.features.decisions.questions import above_chance, closeness, place_of, shares_of
+from promptmill.features.decisions.client_questions import above_chance, closeness, place_of, shares_of
 
 SHARE = st.one_of(st.none(), st.floats(0, 1))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.engines import questions
+from promptmill.backends.engines import several_questions
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Choice, Form, Question, Scale, Value, YesNo
@@ -56,7 +56,7 @@ def asked(form: Form, outcome_of: Callable[[Frame], Outcome]) -> tuple[Outcome |
         await asyncio.sleep(0)
         return outcome_of(of_form["field"])
 
-    return asyncio.run(questions.answered(request(form), form, ask)), seen, fields
+    return asyncio.run(several_questions.answered(request(form), form, ask)), seen, fields
 
 
 def test_each_question_is_asked_behind_the_text_with_its_options_alone():
@@ -79,7 +79,7 @@ def test_a_text_that_names_the_field_and_its_options_is_left_alone():
         return answer(of_form["field"])
 
     given = request(form).changed(conversation=conversation_from_prompt(text, ""))
-    asyncio.run(questions.answered(given, form, ask))
+    asyncio.run(several_questions.answered(given, form, ask))
     assert seen[0].conversation.texts == given.conversation.texts
 
 
@@ -109,7 +109,7 @@ def test_the_words_follow_parts_and_other_turns():
             seen.append(question)
             return answer(of_form["field"])
 
-        asyncio.run(questions.answered(given, form, ask))
+        asyncio.run(several_questions.answered(given, form, ask))
         return seen[0].conversation.messages
 
     parts = conversation({"role": "user", "content": [{"type": "text", "text": "a"}]})[-1].content
@@ -152,8 +152,10 @@ def test_a_model_that_reasons_first_writes_the_whole_answer():
         return answer(of_form["field"], reasoning="Hm.")
 
     given = replace(request(form), sampling=Sampling(response_format={"type": "json_object"}))
-    assert asyncio.run(questions.answered(given, form, ask)) is None
-    assert asyncio.run(questions.answered(request(form), form, ask)) is not None, "nothing else holds it to the form"
+    assert asyncio.run(several_questions.answered(given, form, ask)) is None
+    assert asyncio.run(several_questions.answered(request(form), form, ask)) is not None, (
+        "nothing else holds it to the form"
+    )
 
 
 def test_empty_and_equal_looking_options_are_told_apart():
@@ -169,12 +171,12 @@ def test_empty_and_equal_looking_options_are_told_apart():
 
 
 def test_only_closed_forms_with_fields_are_answered_so():
-    assert questions.is_asked(request())
-    assert not questions.is_asked(request(None))
-    assert not questions.is_asked(request(Form((Question("", "", Choice(("a", "b"))),))))
-    assert not questions.is_asked(request(Form((*FORM.questions, Question("sum", "", Value({}))))))
-    assert not questions.is_asked(request(logprobs=True))
-    assert not questions.is_asked(request(tools=[{}]))
+    assert several_questions.is_asked(request())
+    assert not several_questions.is_asked(request(None))
+    assert not several_questions.is_asked(request(Form((Question("", "", Choice(("a", "b"))),))))
+    assert not several_questions.is_asked(request(Form((*FORM.questions, Question("sum", "", Value({}))))))
+    assert not several_questions.is_asked(request(logprobs=True))
+    assert not several_questions.is_asked(request(tools=[{}]))
 
 
 def test_four_hundred_questions_are_at_the_engine_a_few_at_a_time():
@@ -189,7 +191,7 @@ def test_four_hundred_questions_are_at_the_engine_a_few_at_a_time():
         now -= 1
         return answer(of_form["field"])
 
-    outcome = asyncio.run(questions.answered(request(form), form, ask))
+    outcome = asyncio.run(several_questions.answered(request(form), form, ask))
     assert isinstance(outcome, Completion)
     assert (len(outcome.probabilities or ()), most) == (400, 16)
 
