@@ -9,12 +9,12 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.response_format import asking_for
-from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from promptmill.steps.several import Copies, SeveralAnswers, together
+from promptmill.steps.several import Copies, SeveralAnswers, failure_in, sums_of, together
 from replies import answer, choose, status
 
 
@@ -150,7 +150,8 @@ async def test_the_details_of_all_answers_are_kept_where_they_are_wanted(keep_ra
 
 
 async def test_an_error_of_one_request_ends_the_others_and_is_raised():
-    call, ended = Call(), []
+    call, ended, freed = Call(), [], []
+    call.waits.freed = lambda: freed.append(call.waits.forked)
     error = PromptmillError(Code.UNAUTHORIZED, "The key is refused.")
 
     async def endless() -> None:
@@ -166,6 +167,7 @@ async def test_an_error_of_one_request_ends_the_others_and_is_raised():
         await together([endless, refused, endless], call)
     assert raised.value is error
     assert ended == [1, 0]
+    assert freed == [1, 0, -1]
     assert call.waits.forked == 0
 
 
@@ -193,3 +195,23 @@ async def test_the_first_answer_to_a_long_prompt_waits_for_no_copy(characters, i
     assert isinstance(outcome, Completion)
     assert (outcome.answers, most) == (("a",) * 4, peak)
     assert call.preview is None, "pieces of four answers at a time make no text"
+
+
+def test_of_several_failures_that_of_the_budget_comes_first():
+    refused = Failure(PromptmillError(Code.BAD_REQUEST, "no"), latency_s=1.0)
+    spent = Failure(PromptmillError(Code.BUDGET, "spent"), latency_s=3.0)
+    answered = Completion("a", latency_s=2.0)
+    assert failure_in([answered]) is None
+    assert failure_in([answered, refused, Failure(refused.error)]) is refused
+    assert failure_in([refused, spent, answered]) is spent
+    assert sums_of([refused, spent, answered])["latency_s"] == 3.0
+
+
+async def test_a_failure_of_all_answers_has_their_number():
+    async def answer_one(request, call):
+        return Failure(PromptmillError(Code.BAD_REQUEST, "no"))
+
+    request = Request(0, conversation_from_prompt("x", "a prompt"), Sampling(n=3))
+    outcome = await SeveralAnswers().wrap(answer_one)(request, Call())
+    assert isinstance(outcome, Failure)
+    assert outcome.wanted == 3
