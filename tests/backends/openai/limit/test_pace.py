@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from promptmill.backends.openai.limit import pace
 from promptmill.backends.openai.limit.pace import Pace
 from simulation import Bucket, Call, Endpoint, Fixed, PacedCall, Rate, Sliding
 
@@ -132,3 +133,104 @@ def test_without_adaptation_there_is_no_pace():
         pace.taken(number, 64, number / 100, is_idle=False)
         pace.refused(number, 1, number / 100, newest=number, size=64, now=number / 100)
     assert (pace.rate, pace.wait_s(20.0)) == (math.inf, 0.0)
+
+
+# ---- one cut
+
+
+def cut(accepted: int, seconds: float, share: float = 0.1, **before: float) -> Pace:
+    """Return a pace after a cut, whose endpoint accepted `accepted` requests in the `seconds` before its last refusal.
+
+    `share`: the share of refusals. `before`: fields of the pace, without their underscores.
+    """
+    restored: list[int] = []
+    made = Pace(restored.append)
+    for name, value in before.items():
+        setattr(made, name if name == "rate" else f"_{name}", value)
+    made._exhausted, made._before = pace._Since(0, 0.0), pace._Period(-10.0, 0, 64)
+    made._period = pace._Period(0.0, 0, 32, sent=accepted, last=(accepted, seconds))
+    made._cut(share, seconds)
+    assert restored == ([64] if math.isfinite(made.rate) and "rate" not in before else [])
+    return made
+
+
+def test_the_first_cut_is_to_the_rate_of_accepted_requests():
+    found = cut(200, 2.0)
+    assert found.rate == found._cut_to == pace._CUT * 100
+    assert (found._cut_from, found._cuts, found._share) == (math.inf, 1, 0.1)
+    assert found.wait_s(2.0) == pytest.approx(1 / found.rate), "no credit is left"
+    assert (found._exhausted.serial, found._exhausted.at) == (200, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "seconds", "is_cut"),
+    [
+        (pace._A_RUN, 1.0, True),
+        (pace._A_RUN - 1, 1.0, False),
+        (100, pace._PERIOD_S / 4, True),
+        (100, pace._PERIOD_S / 5, False),
+    ],
+)
+def test_an_endpoint_that_accepts_nothing_yet_gets_no_pace(accepted, seconds, is_cut):
+    assert (cut(accepted, seconds).rate < math.inf) is is_cut
+
+
+@pytest.mark.parametrize(
+    ("accepted", "rate", "step", "resting"),
+    [
+        (90, pace._CUT * 90, pace._STEP, 2),
+        (150, 100.0, pace._STEP, 2),
+        (80, pace._CUT * 80, pace._LARGE_STEP, 1),
+    ],
+    ids=["near", "above", "far below"],
+)
+def test_a_pace_far_above_the_accepted_rate_rises_fast_again(accepted, rate, step, resting):
+    found = cut(accepted, 1.0, rate=100.0, rest=2, cut_to=100.0)
+    assert (found.rate, found._cut_from, found._cut_to) == (rate, 100.0, rate)
+    assert (found._step, found._resting, found._rest) == (step, resting, 4)
+
+
+def test_the_rest_after_a_cut_grows_to_its_bound_and_begins_again_where_the_limit_rose():
+    assert cut(90, 1.0, rate=100.0, rest=pace._LONGEST_REST)._rest == pace._LONGEST_REST
+    risen = cut(90, 1.0, rate=100.0, rest=pace._LONGEST_REST, cut_to=76.0)
+    assert (risen._resting, risen._rest) == (1, 2)
+    equal = cut(90, 1.0, rate=130.0, rest=pace._LONGEST_REST, cut_to=100.0)
+    assert equal._rest == pace._LONGEST_REST
+
+
+@pytest.mark.parametrize(("lower", "rate"), [(80.0, 100.0), (140.0, 110.0), (20.0, 70.0), (0.0, 60.0)])
+def test_a_cut_after_a_step_looks_at_the_present_period_too(lower, rate):
+    """The endpoint accepted 60 a second since the last refusals, and 110 in the present period."""
+    found = Pace(lambda _: None)
+    found.rate, found._lower, found._exhausted = 120.0, lower, pace._Since(0, 0.0)
+    found._period = pace._Period(3.0, 120, 32, sent=120, refused=10, last=(240, 4.0))
+    found._cut(0.1, 4.0)
+    assert found.rate == pytest.approx(pace._CUT * rate)
+    assert found._lower is None
+
+
+@pytest.mark.parametrize(
+    ("share", "earlier", "cuts", "cuts_after", "random"),
+    [
+        (0.2, 0.1, 2, 0, 0.15),
+        (0.5, 0.4, 2, 3, 0.0),
+        (0.45, 0.4, 2, 0, pace._MOST_RANDOM),
+        (0.03, 0.1, 2, 1, 0.0),
+        (0.2, 0.1, 1, 2, 0.0),
+        (0.03, 0.1, 1, 1, 0.0),
+    ],
+    ids=["similar", "half", "many", "fewer", "second", "second, fewer"],
+)
+def test_as_many_refusals_at_the_third_cut_are_random(share, earlier, cuts, cuts_after, random):
+    found = Pace(lambda _: None)
+    found.rate, found._cuts, found._share, found._exhausted = 100.0, cuts, earlier, pace._Since(0, 0.0)
+    found._period = pace._Period(0.0, 0, 32, sent=90, last=(90, 1.0))
+    found._cut(share, 1.0)
+    assert (found._cuts, found._random) == (cuts_after, pytest.approx(random))
+    assert (found.rate == math.inf) is bool(random)
+
+
+def test_after_a_stop_the_periods_are_half_as_long_as_it():
+    stopped = cut(90, 1.0, rate=100.0, stop_s=60.0)
+    assert (stopped._period_s, stopped._stop_s) == (30.0, 0.0)
+    assert cut(90, 1.0, rate=100.0, stop_s=0.1)._period_s == pace._PERIOD_S
