@@ -236,3 +236,24 @@ async def test_answers_beside_unanswered_questions_are_kept_with_their_cost(step
     assert await step.send(row(), Call()) == failure, "it is of one row, which keeps its failure"
     failure = Failure(error, 2)
     assert await step.send(step.joined(members).changed(members=members), Call()) == failure
+
+
+@pytest.mark.parametrize(("block", "part"), [({"dialect": "systemone"}, 1 / 4), ({}, 1.0)])
+def test_an_estimate_shares_requests_at_endpoints_that_decide(block, part):
+    assert EvidenceTogether.sending(openai_config(URL, **block), by_batch=False)(row()).part == part
+
+
+def test_a_row_whose_answer_alone_is_in_a_reply_keeps_it(step):
+    rows = step.named([row("x"), row("y", 1)])
+    name = rows[0].portion.name
+    own, other = step.divided(rows, Completion(json.dumps({name: "a"}), probabilities={name: {"a": 0.9, "b": 0.1}}))
+    assert own.answer.text == "a"
+    assert own.answer.probabilities == {"": {"a": 0.9, "b": 0.1}}
+    assert other.answer is None
+
+
+def test_the_columns_of_a_row_are_one_text_of_the_evidence(step):
+    fields = Fields(("", "title", " ", "text", ""), ("A", "b"))
+    named = step.named([row(fields=fields), row(key=1, fields=fields)])
+    evidence = json.loads(step.joined(named).conversation.messages[0].content)
+    assert evidence["r1"] == evidence["r2"] == '{"title":"A","text":"b"}'

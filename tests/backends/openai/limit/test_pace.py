@@ -158,6 +158,7 @@ def test_the_first_cut_is_to_the_rate_of_accepted_requests():
     found = cut(200, 2.0)
     assert found.rate == found._cut_to == pace._CUT * 100
     assert (found._cut_from, found._cuts, found._share) == (math.inf, 1, 0.1)
+    assert (found._step, found._resting) == (pace._STEP, 1)
     assert found.wait_s(2.0) == pytest.approx(1 / found.rate), "no credit is left"
     assert (found._exhausted.serial, found._exhausted.at) == (200, 2.0)
 
@@ -203,7 +204,7 @@ def test_a_cut_after_a_step_looks_at_the_present_period_too(lower, rate):
     """The endpoint accepted 60 a second since the last refusals, and 110 in the present period."""
     found = Pace(lambda _: None)
     found.rate, found._lower, found._exhausted = 120.0, lower, pace._Since(0, 0.0)
-    found._period = pace._Period(3.0, 120, 32, sent=120, refused=10, last=(240, 4.0))
+    found._period = pace._Period(3.5, 180, 32, sent=60, refused=5, last=(240, 4.0))
     found._cut(0.1, 4.0)
     assert found.rate == pytest.approx(pace._CUT * rate)
     assert found._lower is None
