@@ -30,8 +30,8 @@ from promptmill.files.files import InputFile, InputFiles
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run.live import answer_rows
 from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.store_sink import StoreSink
