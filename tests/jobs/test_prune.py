@@ -120,7 +120,7 @@ def test_one_job_is_forgotten_and_its_output_stays(bench):
     assert len(bench.answers()) == 3
     assert not bench.folder.path.exists()
     said = bench.jobs(str(bench.output)).stderr
-    assert f"{bench.output} has no job: none has written it, or its job was removed." in " ".join(said.split())
+    assert f"{bench.output} has no job: no job has written it, or its job was removed." in " ".join(said.split())
 
 
 def test_a_job_without_an_output_is_forgotten_without_a_word_about_one(bench):

@@ -96,7 +96,7 @@ class Choices:
 
 
 class FieldChoices(Choices):
-    """The values of a field from which one is chosen, each with a text. The answer is a JSON object with the field."""
+    """The values that a field may have, each with a text. The answer is a JSON object with this field."""
 
     def __init__(self, name: str, values: Iterable[tuple[str, str | int | None]]) -> None:
         texts, self._name = dict(values), name

@@ -1,4 +1,4 @@
-"""The evidence and the instructions of a request to a model that decides, made of the parts of the request.
+"""The evidence and the instructions of a request to a deciding model, made from the parts of the request.
 
 columns of the row ─▶ evidence         system prompt, words of the template ─▶ instructions
                                        form ─▶ questions (`core.form.Form.asked`)

@@ -46,7 +46,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 
 
 def _with_open(form: Form, fields: JsonObject) -> Form:
-    """Return a form whose questions have different names: fields whose names would collide become open.
+    """Return a form whose questions have different names: fields with colliding names become open.
 
     The field `a: b` is named like the label `b` of the field `a`, and a field without a name like an option itself.
     """

@@ -193,7 +193,7 @@ def unknown_end(text: str) -> str:
     ('<|end_of_utterance|>', '')
     """
     end = text.rstrip()[-80:]
-    if not end.endswith(_LAST_CHARACTERS):  # mostly so
+    if not end.endswith(_LAST_CHARACTERS):  # the usual case
         return ""
     found = _UNKNOWN_END.search(end) if end.endswith((">", "]")) else None
     mark = found[1] if found is not None else next((opening for opening in _TAG_OPENINGS if end.endswith(opening)), "")
@@ -249,7 +249,7 @@ def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None,
 
 
 def _closed_again(text: str) -> tuple[list[str], str]:
-    """Return `(thoughts, answer)` of a text behind a thought, which a model may close a second time."""
+    """Return `(thoughts, answer)` of a text after a thought, which a model may close a second time."""
     thoughts: list[str] = []
     while (found := _closed_in(text, _CLOSING_AGAIN)) is not None:
         thoughts.append(found[0].strip())
@@ -324,7 +324,7 @@ def split_marked(text: str) -> tuple[str | None, str]:
 
 
 def without_turn_end(text: str) -> str:
-    """Return a text without the mark of its end, and without the turns that a model has written behind it.
+    """Return a text without the mark of its end, and without the turns that a model has written after it.
 
     A mark belongs to the answer if it is in prose, or if the text also has its opening mark.
 

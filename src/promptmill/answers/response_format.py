@@ -1,4 +1,4 @@
-"""The `response_format` of a request: made from a schema, and the schema in it, which is compiled once."""
+"""Makes the `response_format` of a request from a schema, and compiles the schema in a `response_format` once."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MOST_SCHEMAS = MOST_KEPT // 4
 """The most compiled schemas in a cache; each takes thirty times the memory of its text."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # comparing an integer of thousands of digits takes a millisecond
-# Keywords with which a check's time, or a compiled schema's memory, exceeds a product of two lengths.
+# Keywords that let the time of a check, or the memory of a schema, exceed a product of two lengths.
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
 )

@@ -24,9 +24,9 @@ from typing import NamedTuple, Protocol
 from promptmill.core.errors import PromptmillError
 
 LIST_LAG_S = 30.0
-"""Seconds after an unclear `create` until `find` is reliable, because providers' lists lag behind."""
+"""Seconds after an unclear `create` until `find` is reliable. Providers' lists lag behind."""
 CLOCK_SKEW_S = 3600.0
-"""`find` accepts a batch that was created this long before it was planned, because clocks differ."""
+"""`find` accepts a batch that was created up to this long before it was planned, because clocks differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class BatchState:
 
     id: str
     is_ended: bool
-    """Whether it is completed, failed, expired or cancelled. In all four cases, results may be read."""
+    """Whether the batch is completed, failed, expired or cancelled. In all four cases, results may be read."""
     said: str
     """The provider's word for the state, in lower case."""
     done: int | None = None
@@ -69,7 +69,7 @@ class BatchState:
     problem: PromptmillError | None = None
     """The reason why the provider refused the whole batch."""
     is_full: bool = False
-    """Whether the reason is a full queue: submit the same rows again later, with another key."""
+    """Whether the provider refused it because a queue is full: submit the same rows again later, with another key."""
 
 
 class Reply(NamedTuple):

@@ -1,4 +1,4 @@
-"""Models that a provider runs, and no engine, by their names."""
+"""Models that only a provider runs, not an engine, by their names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOSTS = (
 
 
 def host_of(model: str) -> Host | None:
-    """Return the provider of a model; None if its name tells none.
+    """Return the provider of a model; None if the model's name does not show its provider.
 
     >>> host_of("gpt-5-mini").provider, host_of("gpt2")
     ('openai', None)

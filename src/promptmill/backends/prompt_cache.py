@@ -15,8 +15,8 @@ marks        up to a `cache_control` in a request of the provider's dialect; wri
 breakpoints  up to a `prompt_cache_breakpoint`, for requests with the same key; writing costs more than the prompt
 """
 BYTES_PER_TOKEN = 4
-"""Of English text; less accurate for other scripts."""
-# Of OpenAI, Azure, Gemini and most models of Anthropic. Shorter beginnings are not cached, at no cost.
+"""Bytes per token of English text; less accurate for other scripts."""
+# The limit of OpenAI, Azure, Gemini and most models of Anthropic. Shorter beginnings are not cached, at no cost.
 _LEAST_TOKENS = 1024
 
 
@@ -26,7 +26,7 @@ class ModelCache:
 
     way: CacheWay
     least: int
-    """The fewest bytes of a beginning that it caches."""
+    """The fewest bytes of a beginning that the provider caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class PromptCache:
     """The way in which a provider caches the beginnings of prompts."""
 
     way: CacheWay | None = None
-    """None: unknown."""
+    """The way of the cache; None: unknown."""
     breakpoints: re.Pattern[str] | None = None
     """Matches the models with the way `breakpoints`."""
     marks: frozenset[str] = frozenset()
     """The `CACHE_MARKS` that parts of a chat completion may have with any model."""
     least: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """The fewest tokens of a beginning that models cache; other models: 1,024."""
+    """The fewest tokens of a beginning that a model caches, by its name; for other models: 1,024."""
 
     def has_breakpoints(self, model: str) -> bool:
         """Return whether `model` caches up to breakpoints."""
@@ -58,4 +58,4 @@ class PromptCache:
 
 
 UNKNOWN = PromptCache()
-"""Of providers whose cache of prompts is not known."""
+"""The cache of providers about which nothing is known."""

@@ -59,7 +59,7 @@ class Usage:
     searches: int = 0
     """Searches of the web by the provider, which have a price of their own."""
     stated_cost: int = 0
-    """The cost of the request as the endpoint states it, in `TICKS`; 0: it states none."""
+    """The cost of the request as the endpoint states it, in `TICKS`; 0: the endpoint states none."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -76,8 +76,8 @@ class Usage:
 
 NO_USAGE = Usage()
 Came: TypeAlias = Literal["", "shared", "copied", "cached"]
-"""How an item's answer came: by its own request, by a request about several items, as a copy of the answer to another
-item with the same question, or from the cache."""
+"""How an item's answer came: by its own request, by a request for several items, as a copy of the answer to an item
+with the same question, or from the cache."""
 Spent: TypeAlias = tuple[Usage, str]
 """The usage of one attempt, and the service tier that the endpoint reported for it."""
 
@@ -100,12 +100,12 @@ class Completion:
     logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
     probabilities: Mapping[str, Mapping[str, float]] | None = None
-    """By question, the probabilities of the likeliest allowed answers and of the given one, as reported. The name of
+    """By question: the probabilities of the likeliest allowed answers and of the given answer, as reported. The name of
     the only question of `choices` is `""`."""
     details: JsonObject | None = None
     """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
-    """The name of the answering model, if the call could use several."""
+    """The name of the answering model, if the call could use several models."""
     cost: float | None = None
     """The cost in US dollars, including failed attempts; None if the price is unknown."""
     answers: tuple[str, ...] = ()
@@ -115,22 +115,22 @@ class Completion:
     warnings: tuple[str, ...] = ()
     """Deviations from the request that the backend reported to the call. They apply to every copy of the answer."""
     unmetered: int = 0
-    """The number of requests that may be billed but have no reported usage."""
+    """The number of requests without a reported usage that may be billed."""
     spent: tuple[Spent, ...] = ()
-    """The usages of the attempts that reported one, if there were several. `usage` is their sum."""
+    """The usages of the attempts, if several attempts reported one. `usage` is their sum."""
     made_of: int = 1
-    """The number of answers from which it was merged, such as answers about pieces of a text."""
+    """The number of answers from which this answer was merged, such as answers about pieces of a text."""
     is_refusal: bool = False
-    """Whether the text is the model's refusal to answer, in a field of its own."""
+    """Whether the text is the model's refusal to answer, which the endpoint sent in a separate field."""
     came: Came = ""
     shared: int = 0
-    """The number of `attempts` that were requests of another item, so that their sum counts each request once."""
+    """The number of `attempts` that were requests for other items, so that a sum counts each request once."""
     sources: Sources = None
     """The places of the answer's values, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
     reply: str = ""
-    """The model's own words, if a step has made `text` of them; a request that asks again shows them to the model."""
+    """The model's own words, if a step has made `text` from them. A repeated request shows these words to the model."""
 
     @property
     def shown_probabilities(self) -> JsonObject:
@@ -139,13 +139,13 @@ class Completion:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it is the answer to another item, with the same question."""
+        """Whether this is the answer to another item with the same question."""
         return self.came == "copied"
 
     @property
     def is_metered(self) -> bool:
         """Whether the usage is enough for a cost: it has the tokens of the prompt and of the answer, if any."""
-        writes = self.probabilities is None  # a model that decides may count no tokens of answers
+        writes = self.probabilities is None  # a deciding model may report no answer tokens
         says = writes and (self.text or self.tool_calls or self.reasoning or self.finish_reason == "length")
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
@@ -156,9 +156,9 @@ class Completion:
 
     @property
     def unanswered(self) -> PromptmillError | None:
-        """The error of a completion that ended before its first word: by its limit, during its reasoning, or for an
-        unknown reason. None for an answer, also for one that was cut off after some words, as its finish reason
-        shows."""
+        """The error of a completion that ended before its first word: at its limit, during its reasoning, or for an
+        unknown reason. None for an answer, even if it was cut off after some words: its finish reason shows
+        this."""
         if not self.is_empty:
             return None
         if self.finish_reason == "length":
@@ -181,7 +181,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An item without an answer. `usage`: that of rejected answers.
+    """An item without an answer. `usage`: the usage of rejected answers.
 
     `text`: the model's rejected answer, if any. `concerns_all`: all later items would fail in the same way (a refused
     key, an unusable endpoint).
@@ -202,7 +202,7 @@ class Failure:
     spent: tuple[Spent, ...] = ()
     """See `Completion.spent`."""
     part: str = ""
-    """A partial answer, in the form of an answer; an output shows it together with the error."""
+    """A partial answer, in the form of an answer. An output shows it together with the error."""
     details: JsonObject | None = None
     """See `Completion.details`."""
     reasoning: str = ""
@@ -211,9 +211,9 @@ class Failure:
     shared: int = 0
     """See `Completion.shared`."""
     sources: Sources = None
-    """Those of `part`."""
+    """The sources of `part`."""
     probabilities: Mapping[str, Mapping[str, float]] | None = None
-    """Those of `part`, see `Completion.probabilities`."""
+    """The probabilities of `part`, see `Completion.probabilities`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
@@ -259,7 +259,7 @@ def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
 
 
 def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
-    """Copy the outcome of another item. The copy has no cost. `attempts`: the requests of the item itself.
+    """Copy the outcome of another item. The copy has no cost. `attempts`: the requests that the item itself sent.
 
     >>> copied(Completion("a", attempts=2, cost=0.5)).cost
     0.0
@@ -282,7 +282,7 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
 
 
 def portion_of(outcome: Outcome, portion: Portion) -> Outcome:
-    """Return an item's portion of the outcome of a request for several: their usages add up to its usage.
+    """Return an item's portion of the outcome of a request for several items: the usages of all portions add up.
 
     >>> portion_of(Completion("", usage=Usage(10, 5)), Portion("r2", 1, 3)).usage.prompt_tokens
     3
@@ -290,13 +290,13 @@ def portion_of(outcome: Outcome, portion: Portion) -> Outcome:
     at, of = portion.at, portion.of
     usage = Usage(*(count * (at + 1) // of - count * at // of for count in astuple(outcome.usage)))
     spent: tuple[Spent, ...] = ()
-    if isinstance(outcome, Completion) and outcome.is_metered:  # a portion may have no token of the answer
+    if isinstance(outcome, Completion) and outcome.is_metered:  # a portion may contain no token of the answer
         spent = ((usage, outcome.tier),)
     return replace(outcome, usage=usage, spent=spent, came="shared", shared=int(at > 0))
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
-    """Return the sum of two costs, where None counts as 0; None if both are None."""
+    """Return the sum of two costs. None counts as 0; the sum is None if both costs are None."""
     return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None
 
 
@@ -308,11 +308,11 @@ class Totals(NamedTuple):
     shared: int = 0
 
     def and_(self, outcome: Outcome) -> Totals:
-        """Return the sums with those of another outcome."""
+        """Return the sums with an outcome added."""
         return self.joined(Totals(outcome.usage, outcome.cost, outcome.shared))
 
     def joined(self, other: Totals) -> Totals:
-        """Return the sums of both."""
+        """Return the sums of both objects."""
         return Totals(self.usage + other.usage, sum_of(self.cost, other.cost), self.shared + other.shared)
 
     @staticmethod
@@ -321,7 +321,7 @@ class Totals(NamedTuple):
         return functools.reduce(Totals.and_, outcomes, Totals())
 
     def on(self, outcome: _O) -> _O:
-        """Return an outcome with these sums in place of its own."""
+        """Return an outcome with these sums instead of its own values."""
         return replace(outcome, **self._asdict())
 
 
@@ -367,7 +367,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckStage:
-    """A stage of a check: its result, and the error code of a problem."""
+    """A stage of a check, with its result and the error code of a problem."""
 
     step: str
     ok: bool
@@ -406,7 +406,7 @@ class Flow(Protocol):
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests; `""` without requests."""
+        """The names of the endpoints that have requests in flight; `""` without requests."""
         ...
 
     def waiting(self) -> str:
@@ -415,32 +415,32 @@ class Flow(Protocol):
 
 
 def ignored() -> None:
-    """Do nothing. It is the callback if there is no driver."""
+    """Do nothing. The callback of a call without a driver."""
 
 
 @dataclass(slots=True)
 class Waits:
-    """The requests of a call that wait without using its share, counted for its driver."""
+    """The requests of a call that wait and do not use its share, counted for the call's driver."""
 
     parked: int = 0
-    """The number of requests that wait for a time, such as a back-off."""
+    """The number of requests that wait for a time to pass, such as a back-off."""
     held: int = 0
     """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
     """The number of answers in flight in addition to one per worker, because a request may want several answers."""
     starved: set[Callable[[], None]] = field(default_factory=set)
-    """Called when no further items come: the source has ended, or waits for answers in flight. Set by steps in which
-    items wait for further items."""
+    """Called when no further items come: the source has ended, or waits for answers in flight. Set by steps whose items
+    wait for further items."""
     inside: int = 0
-    """The number of items in such steps."""
+    """The number of items that wait in such steps."""
     most: int = sys.maxsize
     """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
-    """Set by the driver; called when a part of the share becomes free."""
+    """Set by the driver. Called when a part of the share becomes free."""
 
 
 class _Wait:
-    """While the block runs, counts a request as waiting, so that the driver can start another request instead."""
+    """While the block runs, the request counts as waiting, so that the driver can start another request instead."""
 
     __slots__ = ("_name", "_waits")
 
@@ -456,7 +456,7 @@ class _Wait:
 
 
 LOOKED_AT = 20
-"""The first items of a call, which decide whether it has images."""
+"""The number of first items of a call that decide whether the call has images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,7 +478,7 @@ class Facts:
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, next to those that the parameters of a request want."""
     vector_bytes: int = 0
-    """The length that the vectors of the call's earlier runs have; 0 if there are none, or they may differ."""
+    """The length of the vectors from the call's earlier runs; 0 if there are none, or their lengths may differ."""
     has_portions: bool = False
     """Whether the call reads replies of a batch to several items, see `Call.portion_of`."""
 
@@ -491,7 +491,7 @@ class Histogram:
     def __init__(self, bounds: Sequence[float] = DURATIONS_S) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(self.bounds) + 1)
-        """The number of values for each bound that they did not exceed; the last number is of larger values."""
+        """The number of values in each interval that ends at a bound; the last number counts larger values."""
         self.total: float = 0.0
         """The sum of the values."""
 
@@ -514,7 +514,7 @@ class Histogram:
 
 
 class Durations(defaultdict[str, Histogram]):
-    """Histograms by key, which can be added."""
+    """Histograms by key. They can be added."""
 
     def __add__(self, other: Durations) -> Durations:
         return self._with(other, operator.add)
@@ -550,7 +550,7 @@ class Counts:
     cost: float | None = None
     """The cost so far in US dollars; None if the price is unknown."""
     durations: Durations = field(default_factory=lambda: Durations(Histogram))
-    """The seconds from request to outcome, by the code of a failure (`""`: answered)."""
+    """The seconds from request to outcome, by the code of the failure (`""`: an answer)."""
     requests: int = 0
     retries: int = 0
     refused: int = 0
@@ -633,7 +633,7 @@ class Ledger:
 
 
 def _shares(request: Request, amount: float) -> Iterable[tuple[Request, float]]:
-    """Return the requests that share a request, each with its part of an amount."""
+    """Return the requests that share one request, each with its part of an amount."""
     members = request.members or (request,)
     return [(one, amount / len(members)) for one in members]
 
@@ -649,30 +649,30 @@ class Call:
     warnings: dict[str, None] = field(default_factory=dict)
     """Deviations from the request, in order and without duplicates."""
     in_flight: int = 0
-    """The number of requests that are sent and not yet answered."""
+    """The number of requests that were sent and are not answered yet."""
     flow: Flow | None = None
     """Set while requests are sent to endpoints."""
     model: str = ""
     """The name of the answering model, if there are several models."""
     chosen: str = ""
-    """The backend and model that promptmill chose, if the configuration does not name them."""
+    """The backend and model that promptmill chose if the configuration names none."""
     started: float = field(default_factory=time.monotonic)
     """The start of the call, in seconds of `time.monotonic`."""
     exchange: Exchange | None = None
     """Replaces HTTP requests in a call whose replies arrive by batch."""
     portion_of: Callable[[Request], Portion | None] | None = None
     """Set while replies of a batch are read. Returns an item's portion of the reply that it shares; None if the reply
-    is to the item alone."""
+    is for this item only."""
     preview: Callable[[Growing], None] | None = None
-    """Called with the answer so far while it grows, for a call of one item if the backend supports it. An answer that
-    does not continue the previous one belongs to another attempt."""
+    """Called with the growing answer, for a call of one item if the backend supports it. An answer that does not
+    continue the previous one belongs to another attempt."""
 
     def park(self) -> AbstractContextManager[None]:
-        """Free a request's place while it waits for a back-off."""
+        """Free the place of a request while it waits for a back-off."""
         return _Wait(self.waits, "parked")
 
     def hold(self) -> AbstractContextManager[None]:
-        """Free a request's place while it waits for other requests."""
+        """Free the place of a request while it waits for other requests."""
         return _Wait(self.waits, "held")
 
     @property
@@ -727,9 +727,9 @@ class Call:
             self.ledger.sent(request)
 
     def charge(self, request: Request, cost: float) -> None:
-        """Count the cost of an item's ended requests.
+        """Count the cost of an item's requests that have ended.
 
-        A job's journal instead reserves the cost until the outcome includes it.
+        In a job, the journal instead reserves the cost until the outcome includes it.
         """
         if self.ledger.journal is not None:
             for one, part in _shares(request, cost):
@@ -738,7 +738,7 @@ class Call:
             self.counts.cost = (self.counts.cost or 0.0) + cost
 
     def cut_off(self, cost: float) -> None:
-        """Count the highest possible cost of interrupted requests. A job's journal reserves this cost instead."""
+        """Count the highest possible cost of interrupted requests. In a job, the journal reserves this cost instead."""
         if self.ledger.journal is None:
             self.counts.cost = (self.counts.cost or 0.0) + cost
 
@@ -781,7 +781,7 @@ class Stoppable:
         self._tasks.discard(task)
         if task in self._stopped:
             self._stopped.discard(task)
-            if task.uncancel() == 0:  # or the caller would be cancelled, too
+            if task.uncancel() == 0:  # otherwise the caller would be cancelled, too
                 assert self._reason is not None
                 raise self._reason from None
 
@@ -797,14 +797,14 @@ class Share(Protocol):
     grown: Callable[[], None]
     """Set by the driver; called when `most` has grown."""
     gathered: int
-    """The number of items that use no place: they wait for other items, or are in the request of another."""
+    """The number of items without a place: they wait for other items, or are in the request of another item."""
 
     def want(self, items: int | None) -> None:
         """Set the number of items that remain for the call; None if unknown."""
         ...
 
     def idle(self) -> None:
-        """Decide about held items, because all remaining items of the call wait for others."""
+        """Decide about held items, because all remaining items of the call wait for other items."""
         ...
 
 
@@ -890,12 +890,12 @@ class Key(NamedTuple):
 
 
 class KeyHolder(Protocol):
-    """The key of a backend that is renewed: `fetch` brings a new one, given the one before."""
+    """The key of a backend, which is renewed: `fetch` gets the previous key and returns a new one."""
 
     fetch: Callable[[str], Awaitable[Key]]
 
     async def after(self, key: str) -> Key:
-        """Return the key in hand if it is not `key`, else a new one. Raises `PromptmillError`."""
+        """Return the present key if it is not `key`, else a new key. Raises `PromptmillError`."""
         ...
 
 

@@ -75,7 +75,7 @@ async def diagnose(config: ModelConfig, report: Callable[[CheckStage], None]) ->
 
 
 def check_key(config: ModelConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Before any request: raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set."""
+    """Raise `PromptmillError` (`invalid_config`), before any request, if `provider` needs a key and none is set."""
     block = config.settings.backend_configs.openai
     if not config.record.needs_endpoint or block.base_url or any(getattr(block, name) for name in _BRING_A_KEY):
         return
@@ -114,7 +114,7 @@ def renewed_key(config: ModelConfig) -> KeyHolder | None:
 
 
 def key_variables(config: ModelConfig) -> set[str]:
-    """Return the environment variables from which the configuration's backend may read a key, or headers beside it."""
+    """Return the environment variables from which the configuration's backend may read a key, or further headers."""
     block = config.block
     if config.backend == AUTO:
         return {*USUAL_KEYS, *(row[2] for row in providers()), *_header_variables()} - {""}
@@ -206,12 +206,12 @@ def prompt_cache_of(config: ModelConfig) -> ModelCache | None:
         return None
     try:
         return next(filter(None, (profile.prompt_cache.of(config.model) for profile in _profiles(config))), None)
-    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
+    except PromptmillError:  # an unknown provider or a missing URL: creating the endpoint reports it
         return None
 
 
 def keeps_schemas(config: ModelConfig) -> bool:
-    """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
+    """Return whether every answer follows the schema of its request, as at engines and at providers that promise it."""
     if not config.record.needs_endpoint:
         return config.record.keeps_schemas
     profiles = _working(config)
@@ -219,12 +219,12 @@ def keeps_schemas(config: ModelConfig) -> bool:
 
 
 def takes_schemas(config: ModelConfig) -> bool:
-    """Return whether the configuration's endpoints get the schema of a request as such, not only in words."""
+    """Return whether the configuration's endpoints get the schema of a request as a schema, not only as words."""
     return bool(profiles := _working(config)) and all(not profile.json.is_in_words for profile in profiles)
 
 
 def may_think(config: ModelConfig, model: str, sampling: Sampling) -> bool:
-    """Return whether models at the endpoints of `config` are known to think before they answer, so asked."""
+    """Return whether models at the endpoints of `config` are known to think before they answer such a request."""
     wanted, effort = sampling.enable_thinking, sampling.reasoning_effort
     return any(profile.may_think(model, wanted=wanted, effort=effort) for profile in _working(config))
 
@@ -236,12 +236,12 @@ def shows_forms(config: ModelConfig) -> bool:
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     try:
         return cast("bool", module.shows_forms(config.block))
-    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
+    except PromptmillError:  # an unknown provider or a missing URL: creating the endpoint reports it
         return True
 
 
 def shown_by(config: ModelConfig, sampling: Sampling | None = None) -> Shown:
-    """Return what prompts show the model of `config` of the form of its answer. `sampling`: other parameters."""
+    """Return the words on its answer's form that prompts show the model of `config`. `sampling`: other parameters."""
     sampling = sampling or config.settings.sampling_params
     if not sampling.sets(OF_FORM) or decides(config):
         return NOT_SHOWN
@@ -268,8 +268,8 @@ def _answering(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def _working(config: ModelConfig) -> list[ProviderProfile]:
-    """Return the profiles as `_answering` does; none for an unknown provider or a missing URL, which making the
-    endpoint reports."""
+    """Return the profiles as `_answering` does; none for an unknown provider or a missing URL: creating the endpoint
+    reports these."""
     try:
         return _answering(config)
     except PromptmillError:
@@ -277,7 +277,7 @@ def _working(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def known_provider(config: ModelConfig) -> str:
-    """Return the provider that the configuration names, or else the one at all its addresses; `""` if it is unknown."""
+    """Return the provider that the configuration names, or else the provider at all its addresses; `""` if unknown."""
     names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
 
@@ -310,8 +310,8 @@ def apis_of(config: ModelConfig) -> set[tuple[str, str]]:
 
 
 def decisions_of(config: ModelConfig) -> DecisionLimits | None:
-    """Return the limits of a request to the endpoints of `config`, if their models decide; None if they write,
-    and for an engine. Raises `PromptmillError` (`invalid_config`) if some decide and others write."""
+    """Return the limits of a request to the endpoints of `config` if their models decide; None for an engine, and
+    if the models write. Raises `PromptmillError` (`invalid_config`) if some models decide and others write."""
     if not config.record.needs_endpoint:
         return None
     module = importlib.import_module("promptmill.backends.openai.endpoint")
@@ -322,16 +322,16 @@ def decides(config: ModelConfig) -> bool:
     """Return whether the models at the configuration's endpoints decide, and write no text."""
     try:
         return decisions_of(config) is not None
-    except PromptmillError:  # an endpoint that cannot work, which making it reports
+    except PromptmillError:  # an endpoint that cannot work: creating it reports the error
         return False
 
 
 def decision_price(config: ModelConfig, model: str) -> float | None:
-    """Return the price of a million tokens of input of a model that decides, in US dollars; None: unknown."""
+    """Return the price of a million input tokens of a deciding model, in US dollars; None: unknown."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         rows = [module.profile_named(name).decisions for name, _ in apis_of(config)]
-    except PromptmillError:  # an endpoint that cannot work, which making it reports
+    except PromptmillError:  # an endpoint that cannot work: creating it reports the error
         return None
     prices = {None if row is None else row.price(model) for row in rows}
     return cast("float | None", prices.pop()) if len(prices) == 1 else None

@@ -1,4 +1,4 @@
-"""Whether a request may have its endpoint search the web, by its parameters and its model."""
+"""Whether the endpoint may search the web for a request, according to the request's parameters and model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from promptmill.config.model_config import named_models
 from promptmill.core.values import JsonObject
 
 SEARCHING_MODEL = r"-search-(?:preview|api)"
-"""The pattern of OpenAI's models that search the web for each chat completion, without a count in `Usage.searches`;
-others refuse `web_search_options`."""
+"""Matches OpenAI's models that search the web for each chat completion, without a count in `Usage.searches`. Other
+models refuse `web_search_options`."""
 _SEARCHES_OF_A_TOOL = re.compile(r"(?i)^(?!tool_search).*(?:search|fetch|url_?context)")
 _WEB_SEARCH = re.compile(r"(?i)(?:web|google)_?search")
 _SEARCHES_OF_A_MODEL = re.compile(rf"{SEARCHING_MODEL}|:online$|(?:^|/)sonar")
@@ -19,8 +19,8 @@ _SEARCHES_OF_A_BODY = ("web_search_options", "search_parameters", "enable_search
 
 
 def may_search(extra: JsonObject, model: str) -> bool:
-    """Return whether the endpoint may search the web or read pages for a request with these parameters, which goes to
-    `model` unless they name others.
+    """Return whether the endpoint may search the web or read pages for a request with these parameters. The request
+    goes to `model`, unless the parameters name other models.
 
     >>> may_search({"tools": [{"type": "web_search"}]}, "m"), may_search({"tools": [{"type": "function"}]}, "m")
     (True, False)
@@ -34,7 +34,7 @@ def may_search(extra: JsonObject, model: str) -> bool:
 
 
 def has_web_search(extra: JsonObject) -> bool:
-    """Return whether these parameters ask for a search of the web; one of files, or the reading of a page, is none.
+    """Return whether these parameters ask for a web search. A search of files or the reading of a page does not count.
 
     >>> has_web_search({"tools": [{"googleSearch": {}}]}), has_web_search({"tools": [{"type": "file_search"}]})
     (True, False)
@@ -46,7 +46,7 @@ def has_web_search(extra: JsonObject) -> bool:
 
 
 def tools_in(extra: JsonObject) -> list[str]:
-    """Return the names of the tools that the endpoint runs."""
+    """Return the names of the tools that the endpoint itself runs."""
     return [name for tool in _objects(extra.get("tools")) for name in _names_of(tool)]
 
 

@@ -2,8 +2,8 @@
 
     reply to `/embeddings`   {"data": [{"index": 0, "embedding": "…" or […]}, …]}   ─▶   (vector of text 0, …)
 
-A reply holds numbers by the hundred thousand, so they never become a list of Python's floats, which take eight times
-the memory of 32-bit floats.
+A reply holds hundreds of thousands of numbers. They never become a list of Python's floats, which take eight times the
+memory of 32-bit floats.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from promptmill.core.wording import counted
 _NUMBERS = re.compile(rb'"embedding"\s*:\s*\[([^\[\]"{}]*)\]')
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
 _BELOW_2_TO_65 = bytes(top for top in range(256) if top & 0x7F < 0x60)
-"""The top bytes of numbers below 2^65. 32 bits do not hold the square of a larger one, so its vector has no similarity
-to any other. A quarter of the halves of a 64-bit float are that large, the numbers of a model never: a server that
-sends 64-bit floats in base64 sends no vector."""
+"""The top bytes of numbers below 2^65. 32 bits cannot hold the square of a larger number, so a vector with one has no
+similarity to other vectors. A model never writes such numbers. Among the halves of 64-bit floats, a quarter are that
+large, so no vector is read from a server that sends 64-bit floats in base64."""
 
 
 def vector_of(numbers: Iterable[float]) -> bytes:
-    """Return numbers as a vector; `b""` if one of them is no number, or 2^65 or more.
+    """Return numbers as a vector; `b""` if a value is not a number, or is 2^65 or more.
 
     >>> [*floats_of(vector_of([0.5, -2]))]
     [0.5, -2.0]
@@ -74,7 +74,7 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
 
     def taken(numbers: re.Match[bytes]) -> bytes:
         lists.append(numbers[1])
-        return b'"embedding":[%d]' % (len(lists) - 1)  # as a list, of which there are no others then
+        return b'"embedding":[%d]' % (len(lists) - 1)  # the only lists then
 
     payload = orjson.loads(_NUMBERS.sub(taken, body))
     if not isinstance(payload, dict):
@@ -90,9 +90,9 @@ def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
 
 
 def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
-    """Return the vector of each text, `b""` where the reply has none, or one of another length than most.
+    """Return the vector of each text; `b""` for a text without a vector, or with a vector of another length than most.
 
-    `lists`: the texts of the lists of numbers, in whose places their numbers stand; None: the lists are in `data`.
+    `lists`: the JSON texts of the lists of numbers, whose indices are in the payload; None: the lists are in `data`.
     """
     if not isinstance(data, list):
         return ()
@@ -105,12 +105,12 @@ def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tup
 
 
 def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
-    """Return the number of each item's text; `()` if one of them is in doubt.
+    """Return the number of each item's text; `()` if a number is in doubt.
 
     A server that leaves out a text, splits one, or makes one vector of several may number its vectors anew, from 0 or
-    from 1. So each number must belong to a text and be there once. Fewer vectors than texts must all have a number, and
-    the first and the last text a vector: a list that was numbered anew would lack one of the two. Order is no number:
-    of as many vectors as texts, one alone may lack its number (0 is left out where JSON leaves out zeros).
+    from 1. So each number must belong to a text and occur only once. If vectors are missing, each vector must have a
+    number, and the first and the last text must have a vector: a list that was numbered anew would lack one of the two.
+    Order is no number: if there are as many vectors as texts, only one may lack its number (JSON may leave out zeros).
     """
     given = [_number(item.get("index")) for item in items]
     numbers = [place if number is None else number for place, number in enumerate(given)]
@@ -121,7 +121,7 @@ def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
 
 
 def _number(value: Any) -> int | None:
-    """Return the number in an index, which some servers write as a text or with a decimal point; -1: it is none.
+    """Return the number in an index, which some servers write as text or with a decimal point; -1: no number.
 
     >>> [_number(value) for value in (2, "2", 2.0, None, 1.5, True)]
     [2, 2, 2, None, -1, -1]
@@ -136,7 +136,7 @@ def _number(value: Any) -> int | None:
 
 
 def _vector(value: Any, lists: Sequence[bytes] | None) -> bytes:
-    """Return a vector; `b""` for a value that is none, or only zeros, which have no direction."""
+    """Return a vector; `b""` for a value that is no vector, or for zeros only, which have no direction."""
     vector = b""
     match value:
         case str():

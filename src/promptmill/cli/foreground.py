@@ -100,8 +100,8 @@ class StoppedError(Exception):
 
 
 def step_model(arguments: argparse.Namespace, *, names_failures: bool = True, **changes: Any) -> StepModel:
-    """Return the model of a step of a series, by the command's arguments with changes. Its `run` raises `StoppedError`,
-    both raise `PromptmillError`."""
+    """Return the model of a step of a series, by the command's arguments with changes. Raises `PromptmillError`; its
+    `run` also raises `StoppedError`."""
     its = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
     changed = argparse.Namespace(**{**vars(its), **changes})
     configuration = door.decided(configuration_of(changed))

@@ -38,7 +38,7 @@ _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072
 _IN_FLIGHT = 256
 """Requests in flight per process, unless `num_workers` is set."""
 _KEPT_BYTES = 4 * 1024 * 1024  # bytes of images that a worker keeps; few, because there may be many workers
-# After it was on so many lost workers, a request is sent alone; many, because a request is seldom the cause.
+# A request that was on this many lost workers is sent alone. Many, because a request is seldom the cause.
 _SUSPECTED = 4
 _REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys", "pace")
 

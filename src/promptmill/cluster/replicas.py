@@ -24,11 +24,11 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
 
-# A request that was on so many replicas when they were lost may be the cause, and then runs alone.
+# A request that was on this many lost replicas may be the cause of their loss; it then runs alone.
 _SUSPECTED = 2
-# A request that was alone on so many lost replicas is the cause, and fails.
+# A request that was alone on this many lost replicas is the cause, and fails.
 _CERTAIN = 2
-# A replica that was lost so many times in a row before it answered is abandoned.
+# A replica that was lost this many times in a row without an answer is abandoned.
 _FALSE_STARTS = 3
 
 

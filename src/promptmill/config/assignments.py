@@ -17,24 +17,24 @@ _DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # the depth
 
 
 def assigned(texts: Iterable[str]) -> JsonObject:
-    """Return the values of assignments (`key.path=value`, with `value` in YAML) by key path, the last ones last."""
+    """Return the values of assignments (`key.path=value`, with `value` in YAML) by key path, in order."""
     values: JsonDict = {}
     for assignment in texts:
         path, equals, text = assignment.partition("=")
         if not equals or not (path := path.strip()):
             raise config_error(SETTINGS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
-        values.pop(path, None)  # applied last, also after one of the block above it
+        values.pop(path, None)  # moved to the end, so that it is applied after its block
         try:
             values[path] = parsed(text)
         except (yaml.YAMLError, ValueError):
-            values[path] = text  # no valid YAML: the text itself is the value
+            values[path] = text  # not valid YAML, so the text itself is the value
         except RecursionError:
             raise config_error(SETTINGS, f"{path} is nested too deeply.") from None
     return values
 
 
 def keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the value of each key that an assignment sets: several, if it assigns a whole block."""
+    """Yield the path and the value of each key that an assignment sets; an assigned block sets several keys."""
     if isinstance(value, Mapping) and len(path) < _DEPTHS.get(path[0], 1):
         for key, below in value.items():
             yield from keys_in((*path, str(key)), below)
@@ -43,7 +43,7 @@ def keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
 
 
 def set_key(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set a key of the file; a sampling parameter of the file then applies to all its models."""
+    """Set a key of the file. A sampling parameter of the file then applies to all models of the file."""
     put(raw, path, value)
     if path[0] == "sampling_params":  # one parameter, or several as a mapping
         for name in path[1:2] or (value if isinstance(value, Mapping) else ()):

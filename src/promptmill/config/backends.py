@@ -1,4 +1,4 @@
-"""A record of each backend's properties, in promptmill and in features, readable without importing the backend."""
+"""A record of each backend's properties, for backends of promptmill and of features. Imports no backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BackendRecord:
     model_key: str = "model_name"
     """The key for the model in the backend's block."""
     is_engine: bool = False
-    """Whether it runs on this machine: `vllm_shutdown` frees its memory, and its jobs end with the server."""
+    """Whether the backend runs on this machine: `vllm_shutdown` frees its memory, and its jobs end with the server."""
     needs_endpoint: bool = False
     """Whether its block has `base_url`, `provider` and keys."""
     any_model: bool = False
@@ -36,19 +36,19 @@ class BackendRecord:
     diagnosis: str = ""
     """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True
-    """Whether any of its models reads images. If not, items with images are refused earlier."""
+    """Whether any model of the backend reads images. If not, items with images are refused earlier."""
     weighs_choices: bool = False
-    """Whether it reports the probability of each choice by itself, without log probabilities."""
+    """Whether the backend itself reports the probability of each choice, without log probabilities."""
     decides: bool = False
-    """Whether it answers all questions of a closed `Request.form` at once, each with the probability of its options."""
+    """Whether the backend answers all questions of a closed `Request.form` at once, with each option's probability."""
     compares: bool = False
-    """Whether it compares texts and follows no words, so that a yes or no needs the meanings of both."""
+    """Whether the backend compares texts and follows no words: a yes or no then needs the meanings of both answers."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True
     """Whether its model sees the schema or the choices of a request. If not, the prompt names them."""
     sampling: frozenset[str] | None = None
-    """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
+    """The supported sampling parameters; others are dropped with a warning. None: the backend itself reports them."""
 
 
 _ENGINE = BackendRecord(
@@ -60,7 +60,7 @@ _ENGINE = BackendRecord(
     shows_forms=False,
 )
 AUTO = "auto"
-"""The name that leaves the choice of the backend to promptmill."""
+"""The name by which the user leaves the choice of the backend to promptmill."""
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
     {
         "openai": BackendRecord(

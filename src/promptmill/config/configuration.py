@@ -1,6 +1,6 @@
 """The configuration: `parameter.yaml`, overridden by the command line; a call overrides both.
 
-Parameters and blocks with names of other programs are moved to promptmill's places, with a warning.
+Parameters and blocks with the names of other programs are converted to promptmill's names, with a warning.
 
 file (`${NAME}` expanded) ← command line (options, assignments) ← `generation_init` (never expanded or trusted)
 """
@@ -65,7 +65,7 @@ class Configuration:
     ) -> None:
         """`raw`: the content of the file, with `${…}` expanded.
 
-        `calls_replace` is for pipelines: blocks and parameters of a call replace those of the file instead of merging,
+        `calls_replace` is for pipelines: a call's blocks and parameters replace those of the file instead of merging,
         unknown keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
         `keyless` and `call_files`, see `ModelConfig`. Raises `PromptmillError` (`invalid_config`).
         """
@@ -97,7 +97,7 @@ class Configuration:
         raw, file = model_config.raw_of(self._raw, name), None
         if name in model_config.named(raw):
             named = _backend_of(self._raw)
-            # the backend decides whether the file has a model `default`
+            # whether the file has a model `default` depends on the backend
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
             file, _ = self._settings_of(whole, named)
         try:
@@ -120,14 +120,14 @@ class Configuration:
         )
 
     def with_choice(self, values: JsonObject, chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration with `values`, by dotted path, instead of `backend: auto`."""
+        """Return the configuration with `values`, by dotted path, in the place of `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
             put(raw, path.split("."), value)
         return self._copy(raw, chosen=chosen, keyless=keyless)
 
     def for_clients(self, secrets: Iterable[str] = (), *, is_shared: bool = False) -> Configuration:
-        """Return the configuration for calls of clients, which may not use all files of this machine.
+        """Return the configuration for calls of clients. These may not use all files of this machine.
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment. A trusted client may
         use the files that the operator may use. `is_shared`: see `FileRule`.
@@ -182,7 +182,7 @@ class Configuration:
                 set_key(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # the file's own backend takes the place of its default model
+                raw["default_model"] = None  # the file's own backend replaces its default model
             options = values(raw)
             for keys, value in options.items():
                 set_key(raw, keys, value)
@@ -245,7 +245,7 @@ class Configuration:
         return config
 
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
-        """Raise if a call chooses or configures another package's backend that the operator has not allowed.
+        """Raise if a call chooses or configures a backend of another package that the operator has not allowed.
 
         A call may choose a backend that the configuration names. Only a trusted client may set its keys, because
         promptmill does not know which keys are harmless.
@@ -288,14 +288,14 @@ class Configuration:
 
 
 def _owner_of(key: str, chosen: str) -> str:
-    """Return the backend whose block may have `key`: the chosen one, or the first that has it."""
+    """Return the backend whose block may have `key`: the chosen backend, or else the first that knows the key."""
     blocks = BackendConfigs()
     owners = [name for name in BackendConfigs.model_fields if key in type(getattr(blocks, name)).model_fields]
     return chosen if chosen in owners or not owners else owners[0]
 
 
 def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
-    """Return whether a call's address differs from the operator's, whose parameters may contain keys."""
+    """Return whether a call's address differs from the operator's. The operator's parameters may contain keys."""
     if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
         return False
     own = operator.backend_configs.openai
@@ -313,7 +313,7 @@ def _is_right(content: JsonObject, environ: Mapping[str, str]) -> bool:
 
 
 def _backend_of(raw: JsonObject) -> str:
-    """Return the backend's name. Raises `PromptmillError` (`invalid_config`) if it is no text."""
+    """Return the backend's name. Raises `PromptmillError` (`invalid_config`) if it is not text."""
     name = raw.get("backend")
     if name is None or name == "":
         name = Settings.model_fields["backend"].default

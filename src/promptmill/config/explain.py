@@ -1,4 +1,4 @@
-"""Explains validation errors of the configuration: each key's path, the problem, and the likely intended key."""
+"""Explains validation errors of the configuration: the path of each key, the problem, and the key that was meant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHOULD = "should be "
 
 
 def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "") -> str:
-    """Return the problems of `error`, key by key. Of the values, only numbers are quoted.
+    """Return the problems of `error`, key by key. Only numbers are quoted from the values.
 
     For an unknown key, the most similar known key is named. `above`: the path of the block that `model` describes.
     """
@@ -71,14 +71,14 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
 
 
 def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[int | str]]) -> bool:
-    """Return whether a problem is a wrong type for one branch of a union, while another branch's type matches."""
+    """Return whether a problem is a wrong type for one branch of a union, although another branch's type matches."""
     *above, branch = location or ("",)
     is_branch = isinstance(branch, str) and _BRANCH.fullmatch(branch) is not None
     return is_branch and any(len(other) > len(location) and list(other[: len(above)]) == above for other in others)
 
 
 def _names_branch(problem: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
-    """Return whether a problem's location ends with a type of a union and not a key: other types fail, too."""
+    """Return whether a problem's location ends with a type of a union instead of a key: then other types fail, too."""
     *above, branch = problem["loc"] or ("",)
     if _BRANCH.fullmatch(str(branch)) is None:
         return False
@@ -124,7 +124,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
-    """Return the right place for a key in the wrong block, or `""`."""
+    """Return the right place for a key that is in the wrong block; `""` if no block has it."""
     if key in Sampling.model_fields and key not in known:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:

@@ -26,7 +26,7 @@ _PROVIDERS = {
     "volcengine": "doubao",
     "zai": "glm",
 }
-# LiteLLM's addresses that differ from promptmill's: a region refuses keys of another region.
+# LiteLLM's addresses that differ from promptmill's: a region refuses keys of other regions.
 _ADDRESSES = {
     "dashscope": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
     "moonshot": "https://api.moonshot.ai/v1",
@@ -74,7 +74,7 @@ def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
             "`backend: openai` and `backend_configs: {openai: {base_url: …, model_name: …, api_key: …}}`. Known "
             f"prefixes: {', '.join(sorted({*_PROVIDERS, *_ANY_SERVER}))}.",
         )
-    if has_address:  # identified by its address
+    if has_address:  # the address identifies the provider
         return {"model_name": model}
     address = {"base_url": _ADDRESSES[prefix]} if prefix in _ADDRESSES else {}
     return {"model_name": model, "provider": _PROVIDERS[prefix], **address}

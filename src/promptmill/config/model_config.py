@@ -1,4 +1,4 @@
-"""Resolves the configuration of each named model, and applies the command line's choices to it."""
+"""Resolves the configuration of each named model, and applies choices from the command line to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 OF_ANOTHER_ENDPOINT: JsonObject = MappingProxyType(
     {name: OpenAISettings.model_fields[name].default for name in OpenAISettings.marked(OF_ENDPOINT)}
 )
-"""The settings of an endpoint, each unset: another endpoint does not inherit them."""
+"""The settings of an endpoint, all unset: another endpoint does not inherit them."""
 _NO_KEY: JsonObject = MappingProxyType(dict.fromkeys(OpenAISettings.marked(KEY_SOURCE)))
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
@@ -56,11 +56,11 @@ class ModelConfig:
     chosen: str = ""
     """The backend or model that promptmill chose because the configuration leaves it open, with the reason."""
     keyless: bool = False
-    """Whether promptmill itself found the endpoint. Then no key from the environment is sent to it."""
+    """Whether promptmill itself found the endpoint: then no key from the environment is sent to it."""
     name: str = DEFAULT
     """The model's name in calls and rows."""
     file: Settings | None = None
-    """The settings of the whole file, if `operator` has the settings of a single model."""
+    """The settings of the whole file, if `operator` has only the settings of a single model."""
     call_files: FileRule | None = None
     """The rule for files in a client's calls; None for the operator's own programs."""
 
@@ -71,7 +71,7 @@ class ModelConfig:
 
     @cached_property
     def fallback(self) -> list[str]:
-        """The models that answer, in this order, items that this model could not answer."""
+        """The models that answer the items that this model could not answer, in this order."""
         model = self.operator.models.get(self.name)
         return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
 
@@ -202,7 +202,7 @@ def names(raw: JsonObject) -> list[str]:
 def raw_of(raw: JsonObject, name: str) -> JsonDict:
     """Return the content of the file as if `name` were its only model.
 
-    A named model has its own block and inherits nothing from the file's, whose key and price are another model's.
+    A named model has its own block and inherits nothing from the file's block, whose key and price are another model's.
     """
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
@@ -221,17 +221,17 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
 
 
 def _merged(below: Any, above: Any) -> Any:
-    """Return `above` over `below`; a value of another type stays unchanged, and the settings refuse it."""
+    """Return `above` merged over `below`. A value of another type is kept, and the settings refuse it later."""
     wrong = [value for value in (above, below) if not isinstance(value, Mapping | None)]
     return wrong[0] if wrong else {**(below or {}), **(above or {})}
 
 
 def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
-    """Return the `openai` keys in `given`, which override the file's block `own`.
+    """Return the `openai` keys in `given`. They override the file's block `own`.
 
-    A provider in `given` replaces the file's address by the provider's, and an address replaces the file's provider.
-    Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have a provider
-    and an address. A key in `given` replaces the file's key, whatever the source of that key.
+    A provider in `given` replaces the file's address by the provider's address; an address in `given` replaces the
+    file's provider. Then the file's key and headers are not sent: they belong to the other endpoint. `given` may have
+    both a provider and an address. A key in `given` replaces the file's key, whatever the source of that key.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")
@@ -241,7 +241,7 @@ def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
     return {**none, **no_key, **given}
 
 
-# Waits for flex: an answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource
+# The timeouts for flex: an answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource
 # Unavailable", which costs nothing).
 _FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
 
@@ -256,7 +256,7 @@ def settings_of(
     tier: str | None = None,
     price: object = None,
 ) -> dict[tuple[str, ...], Any]:
-    """Return the settings for the command line's choices, by path.
+    """Return the settings for choices on the command line, by path.
 
     `raw`: the file's content. `endpoint`: keys of `openai`. `tier`: a service tier. `price`: see `prices_in`. `model`:
     a name in the file's `models`; with `backend` or `endpoint`, or without `models` in the file, a model of that
@@ -304,13 +304,13 @@ def settings_of(
     for key, value in replacing_choices(sampling).items():
         if key not in BESIDE:
             values["sampling_params", key] = value
-        else:  # stored with a named model, which inherits none of these from the file
+        else:  # a named model inherits none of these from the file, so they are stored with it
             values[*(("models", name) if is_named else ()), "extra_params", key] = value
     return values
 
 
 def _own(block: Any, record: BackendRecord) -> str:
-    """Return the model that a block of the file names, or `""`."""
+    """Return the model that a block of the file names; `""` if it names none."""
     named_model = block.get(record.model_key) if isinstance(block, Mapping) else None
     return named_model if isinstance(named_model, str) and "$" not in named_model else ""
 

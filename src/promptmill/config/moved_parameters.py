@@ -1,4 +1,4 @@
-"""Parameters with names or places of other programs are moved to promptmill's, with a warning."""
+"""Converts parameters with the names or places of other programs to promptmill's, with a warning."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from promptmill.core.wording import close_matches, listed, synonym
 
 _SAMPLING = frozenset(Sampling.model_fields)
 _KNOWN = _SAMPLING | BESIDE
-# Options of the `openai` package's methods, which are no part of a request (`extra_body` is both).
+# Options of the `openai` package's methods that are no part of a request (`extra_body` is both).
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
     "extra_headers": "set `backend_configs.openai.headers`",
     "extra_query": "put it into `backend_configs.openai.base_url`",
 }
 _BODY = "extra_body"
-# Parameters that stay in `extra_params`, where the endpoint defines their meaning.
+# Parameters that remain in `extra_params`, where the endpoint defines their meaning.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 
 
 def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
     """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
 
-    Unknown `sampling_params` move to `extra_params`, whose own values take precedence. For a local engine, known
+    Unknown `sampling_params` move to `extra_params`, unless `extra_params` already sets them. For a local engine, known
     parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) with `unsupported: error` and,
     unless `of_pipeline`, for a misspelt name of promptmill (`extra_params` may have such a name).
 
@@ -48,7 +48,7 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
     ]
     for feature, each in hidden().items():
         parameters = part(each.sampling).model_fields if each.sampling else {}
-        if name := next((name for name in parameters if name in others), ""):  # an endpoint may ignore it
+        if name := next((name for name in parameters if name in others), ""):  # an endpoint may ignore the parameter
             raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
     if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(
@@ -69,7 +69,7 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
 
 
 def _is_ours(name: object, value: object) -> bool:
-    # OpenRouter's own parameter `reasoning` is an object, so it is not ours.
+    # OpenRouter's parameter `reasoning` is an object, so it is not promptmill's parameter.
     return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
 
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel, SecretStr
 SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 """Matches names of fields whose values are secrets."""
 CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
-"""The environment variable with headers that OpenAI's client adds to its requests, one `NAME: VALUE` a line."""
+"""The environment variable with headers that OpenAI's client adds to its requests: `NAME: VALUE` on each line."""
 _VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
-_NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # no secret: a path, a URL or a sentence
+_NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # matches texts that are no secrets: a path, a URL or a sentence
 _RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
 _RANDOM_IN_TEXT = re.compile(r"(?<![\w.~/])(?=[^\s\d]*\d)[A-Za-z0-9_][A-Za-z0-9._~+/=-]{19,}")
 _PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # separates the parts of `Bearer KEY` and `session=…; id=…`
@@ -21,7 +21,7 @@ _SHORTEST_PART = 12
 
 
 def is_secret(name: str) -> bool:
-    """Return whether the field `name` holds a secret: not the name of a variable, or of a program that prints it."""
+    """Return whether the field `name` holds a secret. The name of a variable, or of a program for keys, is none."""
     return SECRET_NAME.search(name) is not None and not name.endswith(("_env", "_command"))
 
 
@@ -51,7 +51,7 @@ def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def custom_headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read as OpenAI's client does: other lines are ignored."""
+    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read like OpenAI's client does: other lines are ignored."""
     lines = (line.partition(":") for line in environ.get(CUSTOM_HEADERS, "").split("\n"))
     return {name.strip(): value.strip() for name, colon, value in lines if colon}
 
@@ -66,12 +66,12 @@ def _headers(headers: Any) -> Iterator[str]:
 
 
 def without_random(text: str) -> str:
-    """Return a program's message without words that may be a key: long, with a digit, and no path."""
+    """Return a program's message without words that may be a key: long words with a digit that are no path."""
     return _RANDOM_IN_TEXT.sub("[redacted]", text)
 
 
 def without_secrets(value: Any) -> Any:
-    """Return parameters without texts whose names indicate secrets."""
+    """Return parameters without the texts whose names indicate secrets."""
     match value:
         case Mapping():
             return {

@@ -20,7 +20,7 @@ FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
-)  # as in shells; `$${name}` means a literal `${name}`
+)  # as in shells; but `$${name}` means a literal `${name}`
 # PyYAML's problems → promptmill's messages. `line` has the problem; `began` starts the value or block around it.
 _PROBLEMS = (
     (r"but got '{'", "Line {line} needs quotes: inside {{…}}, put `${{…}}` between quotes."),
@@ -101,7 +101,7 @@ def _shipped() -> list[Path]:
 
 
 def is_shipped(file: Path) -> bool:
-    """Return whether promptmill ships `file`, so that the user has not seen it and should not edit it."""
+    """Return whether promptmill ships `file`: the user has not seen such a file, and should not edit it."""
     return file.is_absolute() and file in _shipped()
 
 
@@ -119,7 +119,7 @@ def parsed(text: str, duplicates: list[str] | None = None) -> Any:
 
 
 def composed(file: Path) -> yaml.Node | None:
-    """Return a YAML file as nodes, whose scalars have the text as it was written; None for an empty file.
+    """Return a YAML file as nodes. Their scalars have the text as it was written. None for an empty file.
 
     Raises `PromptmillError` (`invalid_config`) with the line.
     """
@@ -179,13 +179,13 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Unset:
-    """Replaces `${name}` of an unset variable. It is an error only if its block is used."""
+    """Replaces `${name}` of an unset variable. It is an error only if the block around it is used."""
 
     name: str
 
 
 def expand(value: Any, environ: Mapping[str, str]) -> Any:
-    """Return a configuration's `value` with each `${NAME}` replaced. For unset variables, see `without_unset`."""
+    """Return `value`, a part of a configuration, with each `${NAME}` replaced. Unset variables: see `without_unset`."""
     if isinstance(value, dict):
         return {key: expand(inner, environ) for key, inner in value.items()}
     if isinstance(value, list):
@@ -214,7 +214,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
     variable elsewhere.
     """
-    # The keys of unused models. The used model is also outside of `models`.
+    # The keys of unused models. The content of the used model is also outside of `models`.
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:
@@ -234,7 +234,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """Explain a PyYAML error in a sentence with the line and the remedy."""
+    """Explain a PyYAML error in one sentence, with the line and the remedy."""
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:
         return "It is not valid YAML."

@@ -46,13 +46,13 @@ def _one_or_many(value: object) -> object:
 
 
 def _words(command: object) -> object:
-    """Split a command given as text as a shell would, but without its other meanings: variables, pipes, wildcards."""
+    """Split a command that is given as text, like a shell, but without variables, pipes and wildcards."""
     if not isinstance(command, str):
         return command
     lexer = shlex.shlex(command, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters = True, ""
     if sys.platform == "win32":
-        lexer.escape, lexer.quotes = "", '"'  # a backslash separates folders, and only double quotes group
+        lexer.escape, lexer.quotes = "", '"'  # a backslash separates folders, and only double quotes group words
     try:
         words = [*lexer]
     except ValueError:
@@ -103,7 +103,7 @@ _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    # `defer_build`: otherwise the whole of the settings would build the schema of each block once more
+    # `defer_build`: otherwise the whole settings would build the schema of each block a second time
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
@@ -127,7 +127,7 @@ class Block(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` and `false` as numbers; Python would read them as 1 and 0."""
+        """Refuse `true` and `false` as numbers. Python would read them as 1 and 0."""
         annotation = str(cls.model_fields[info.field_name or ""].annotation)
         given = value if isinstance(value, list | tuple) else [value]
         numeric = ("int" in annotation or "float" in annotation) and "bool" not in annotation
@@ -137,7 +137,7 @@ class Block(BaseModel):
 
 
 class _EndpointAddress(Block):
-    """Which endpoint, with which key."""
+    """The address and the key of an endpoint."""
 
     provider: Annotated[str | None, BY_CALL, OF_ENDPOINT] = Field(
         None,
@@ -196,7 +196,7 @@ class _EndpointAddress(Block):
 
 
 class _EndpointLimits(Block):
-    """How much an endpoint gets at a time."""
+    """The limits of an endpoint: requests and tokens at one time and per minute."""
 
     concurrency: Annotated[int, BY_CALL, OF_EFFORT] = Field(
         64,
@@ -390,8 +390,8 @@ _IN_OUT = ("input", "output", "batch")
 
 
 class PriceSettings(Block):
-    """Prices per million tokens. `IN/OUT` is short for those of prompts and of answers, `IN/OUT/BATCH` for `batch`,
-    too."""
+    """Prices per million tokens. `IN/OUT` is short for the prices of prompts and answers; `IN/OUT/BATCH` also sets
+    `batch`."""
 
     input: float = Field(ge=0, description="For prompts.")
     output: float = Field(ge=0, description="For answers, including reasoning.")
@@ -421,7 +421,7 @@ class PriceSettings(Block):
 
 
 class OtherSettings(Block):
-    """The block of another package's backend; that backend checks it when it is created."""
+    """The block of another package's backend. That backend checks the block when it is created."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 

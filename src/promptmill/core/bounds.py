@@ -151,7 +151,7 @@ LONGEST_COLUMN = 200
 MOST_NAMES = 10_000
 """Distinct fields of rows that become columns of a table, because each row repeats all of them."""
 LONGEST_HEADER = 2 << 20
-"""Bytes of a header with the names of all columns, because a file that is not a table may have any number."""
+"""Bytes of a header with the names of all columns: a file that is not a table may have any number of columns."""
 MOST_LINES = 10_000
 """Lines of a quoted cell, because an unclosed quote would take the rest of the file."""
 MOST_REPORT_ROWS, LARGEST_REPORT = 100_000, 12_000_000

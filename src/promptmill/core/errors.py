@@ -164,7 +164,7 @@ class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
     `message` states the problem and where it is; `hint` states the remedy. They never contain keys, prompts or images.
-    Both contain names of arguments and keys. A surface (the command line, a tool) replaces them by its own names, and
+    These contain names of arguments and keys. A surface (the command line, a tool) replaces them by its own names, and
     omits the text around names that it lacks (`worded`).
     """
 

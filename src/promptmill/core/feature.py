@@ -127,7 +127,7 @@ class Format:
     """
 
     names: Sequence[str] = ()
-    """Suffixes and schemes, such as `".yaml"` and `"lake://"`. The first one is that of examples."""
+    """Suffixes and schemes, such as `".yaml"` and `"lake://"`. The first suffix is used in examples."""
     only_read: Sequence[str] = ()
     """Further suffixes, of files that are read and not written."""
     name: str = ""
@@ -162,13 +162,13 @@ class Format:
     rows: Literal["objects", "cells", "texts", "requests"] = "objects"
     """What a row is: an object, values under a header (`cells`), texts under a header (`texts`), or a whole request."""
     read_as: str = ""
-    """The name of the format in whose way the rows of an input are read; by default its own."""
+    """The name of the format whose reader reads the rows of an input; by default this format."""
     is_text: bool = False
     """Whether a file is text, whose encoding is checked, and which is searched for keys before it is read."""
     is_list: bool = False
     """Whether rows are elements of a list, not lines, so that messages count them as rows."""
     has_header: bool = False
-    """Whether a line or row of the file has the names of the columns, so that the user may name another one."""
+    """Whether a line or row of the file has the names of the columns, so that the user may name another header row."""
     has_sheets: bool = False
     """Whether a file has sheets, one of which is read or written and whose others are kept."""
     delimiter: str = ""
@@ -176,7 +176,7 @@ class Format:
     is_followed: bool = False
     """Whether standard output gets each row while the job runs. The columns must not depend on all rows."""
     is_read_by_calls: bool = False
-    """Whether calls of clients may name inputs. Without it, such a file may be one of a program."""
+    """Whether calls of clients may name inputs. Without this, such a file may belong to a program."""
     is_written_by_calls: bool = False
     """Whether calls of clients may name outputs."""
 
@@ -398,7 +398,7 @@ def _parts(names: Sequence[str]) -> Sequence[Any]:
 
 
 def order_parts() -> Sequence[Sequence[PartEntry]]:
-    """Return the parts of orders that features add, those of each feature together."""
+    """Return the parts of orders that features add, grouped by feature."""
     return [feature.order_parts for feature in features().values()]
 
 

@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     """Whether null is an answer, too."""
     least: int = 0
     most: int | None = None
-    """How many labels an answer has at least and at most, if it may have `many`; None: any number."""
+    """The fewest and the most labels of an answer, if it may have `many`; None: any number."""
 
 
 class YesNo(NamedTuple):
@@ -104,7 +104,7 @@ class Asked(NamedTuple):
     """A closed question as it is sent: a question about many labels becomes a yes or no for each label."""
 
     name: str
-    """The field, or the field and the label; `""`: the only question. Each is there once."""
+    """The field, or the field and the label; `""`: the only question. Each name occurs once."""
     words: str
     kind: Closed
     options: tuple[AllowedAnswer, ...]

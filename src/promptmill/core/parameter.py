@@ -24,11 +24,11 @@ Such a parameter is not sent to an endpoint, no backend lacks it, and a row does
 
 
 REPEATABLE: Final = _Mark()
-"""The mark of a parameter with which equal requests have equal answers, whatever the temperature is."""
+"""The mark of a parameter that makes answers to equal requests equal at any temperature."""
 
 
 OF_FIELDS: Final = _Mark()
-"""The mark of a parameter with which an answer depends on the fields in its prompt, see `Request.fields`."""
+"""The mark of a parameter that makes an answer depend on the fields in its prompt, see `Request.fields`."""
 
 
 OF_OPERATOR: Final = _Mark()
@@ -37,7 +37,7 @@ it."""
 
 
 SOURCED: Final = _Mark()
-"""The mark of a parameter with which answers have sources, see `core.sources`."""
+"""The mark of a parameter that gives answers sources, see `core.sources`."""
 
 
 class Parameters(BaseModel):

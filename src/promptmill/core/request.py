@@ -607,9 +607,9 @@ OF_FORM = frozenset({"choices", "definitions", "response_format"})
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)
-"""The parameters with which an answer depends on the fields in its prompt."""
+"""The parameters that make an answer depend on the fields in its prompt."""
 SOURCED_NAMES = Sampling.marked(SOURCED)
-"""The parameters with which answers have sources."""
+"""The parameters that give answers sources."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 """The parameters that an untrusted client may not set."""
 
@@ -756,7 +756,7 @@ class Request:
     shared: Shared | None = None
     """Set if the provider caches beginnings of prompts, and the beginning that other requests share is known."""
     question: bytes | None = None
-    """Set for a row of a job: the digest of its question, which rows with the same question share."""
+    """Set for a row of a job: the digest of its question, which is equal for rows with the same question."""
     is_part: bool = False
     """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
     required: frozenset[str] = frozenset()

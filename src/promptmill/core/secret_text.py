@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from promptmill.core.bounds import DEEPEST_TEXT
 
 _SHORTEST_KEY = 8
-_TAIL = 64 << 10  # bytes; longer than any key, even one whose letters are all escaped as \u0041
+_TAIL = 64 << 10  # bytes; longer than any key, even if all letters of the key are escaped as \u0041
 _BEFORE = 16  # letters: the length of the longest key prefix
 _PIECE = 128 << 10  # bytes that are searched at a time: at most 0.06 s for each form
 _SHORTEST_PART, _LONGEST_PART = 12, 1002  # bytes of the first part of a JSON Web Token, without its dot

@@ -143,7 +143,7 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 
 
 def as_json(value: object) -> Any:
-    """Return a value that `orjson` can write for a value that it cannot: a text, or the digits of an exact number."""
+    """Convert a value that `orjson` cannot write to one that it can: a text, or the digits of an exact number."""
     if isinstance(value, array):
         return orjson.Fragment(floats_text(value))
     return orjson.Fragment(str(value)) if isinstance(value, ExactNumber) else plain_text(value)

@@ -46,7 +46,7 @@ _BEHIND_DIGIT = re.compile(
     rf"|[{_SPACES}]?{_TIMES}[{_SPACES}]?{_POWER}|[eE][+{_DASHES}]?\d+(?![^\W_])"
     rf"|(?!\u00b9(?![{_RAISED}]))[{_RAISED}]"  # one raised 1 is a footnote: no power is 1
 )
-"""The rest of a number behind one of its digits."""
+"""The rest of a number after one of its digits."""
 _NO_RANGE = (
     rf"(?![^\W_])(?![{_DASHES}%\u2030\u00b0.)\]}}])(?![{_CURRENCY}][{_SPACES}]?\d)"
     r"(?![\"'\u2018-\u201d\u2032\u2033\u00ab\u00bb]\w)"

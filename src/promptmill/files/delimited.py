@@ -38,7 +38,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a quoted cell, in which a delimit
 _MOST_DOUBTFUL_LINES = 32
 """The likely encoding of a file that is not UTF-8. For printable text it equals Latin-1."""
 _PIECE = 1 << 18  # bytes read at a time: thousands of rows, so that the overhead of a piece is small
-_LONGEST_PIECE = 4 << 20  # max bytes of a piece; one that ends inside quotes even then is parsed line by line
+_LONGEST_PIECE = 4 << 20  # max bytes of a piece; a piece that still ends inside quotes is parsed line by line
 _MANY = 5  # lines of a cell with the delimiters of rows: an address or a short list has fewer
 _NUMBER = re.compile(r"\d+")
 _AT_ONCE = 1024  # rows of a page
@@ -212,7 +212,7 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # a .tsv file may have a .csv file's delimiter, if the next line has it as often
+        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons, if the next line has equally many
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
@@ -460,7 +460,7 @@ def _is_endless(cells: list[str]) -> bool:
 
 
 def _are_rows(row: str, delimiter: str) -> bool:
-    """Return whether the lines of a row that has line breaks look like rows of their own.
+    """Return whether the lines of a row with line breaks look like separate rows.
 
     All have equally many delimiters, and begin with a number or an id of one form, or are many.
     """

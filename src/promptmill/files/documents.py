@@ -66,7 +66,7 @@ def mails_in(data: bytes) -> list[bytes]:
 
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
-    from promptmill.files.web_pages import TOO_LONG  # imported in the process alone: the parsers are heavy
+    from promptmill.files.web_pages import TOO_LONG  # imported only in the child process, because the parsers are heavy
 
     data = incoming.read(asked["size"])
     runtime.limit_computing(_COMPUTING_S * (1 + len(data) / _SIZE))

@@ -66,9 +66,9 @@ _PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2
 
 
 def text_of(data: bytes, *charsets: str) -> str:
-    """Return a text as mailers and browsers read it. `charsets`: the names that it gives itself, maybe wrong ones."""
+    """Return a text as mailers and browsers read it. `charsets`: the names in the text, maybe wrong."""
     named = [_encoding(charset) for charset in charsets if charset and charset.lower() not in _NO_NAMES]
-    named += ["big5hkscs"] if "cp950" in named else []  # browsers read both as one
+    named += ["big5hkscs"] if "cp950" in named else []  # browsers read both encodings as one
     # A key in such a text would have zeros between its letters.
     wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):

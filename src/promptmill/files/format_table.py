@@ -5,7 +5,7 @@
                                                └─▶ `whole`: what the whole file is, if it is one row
     the job's database ─ name ─▶ `of_input`, `of_output`
 
-A suffix may have one format for each of the three, and the three are independent. `path_formats` applies it to
+The formats of a suffix for `reading`, `writing` and `whole` are independent. `path_formats` applies the table to
 paths. A job looks a format up once, not for each row.
 """
 

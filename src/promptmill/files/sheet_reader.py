@@ -315,7 +315,7 @@ class _Look:
         self.masked: dict[int, dict[int, Sequence[_Section]]] = {}
         """The formats with leading zeros, by row and column."""
         self.texts: dict[int, dict[int, str]] = {}
-        """Texts by row and column: with tabs and line breaks (of an .ods file), or written where numbers are."""
+        """Texts by row and column: with tabs and line breaks (of an .ods file), or in cells for numbers."""
         self.merged: list[tuple[tuple[int, int], tuple[int, int]]] = []
         """The first and the last row and column of merged cells (of an .ods file)."""
         self.uncomputed: set[int] = set()

@@ -33,7 +33,7 @@ _FONTS: Mapping[str, Mapping[int, str]] = MappingProxyType(
 
 
 def shown(text: str, font: str = "") -> str:
-    """Return a text as it is shown in a font. A sign of a private code that is unknown is U+FFFD.
+    """Return a text as it is shown in a font. An unknown sign with a private code becomes U+FFFD.
 
     >>> shown("\\uf0fe", "Wingdings"), shown("J", "Wingdings"), shown("m", "Symbol"), shown("a", "Arial")
     ('☑', '☺', 'μ', 'a')

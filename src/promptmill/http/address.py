@@ -89,7 +89,7 @@ def _listening(family: int, kind: int, protocol: int, where: tuple[object, ...])
     try:
         if sys.platform == "win32":  # not SO_REUSEADDR, which on Windows would let another program take over the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # without it, the port stays in use for a minute after this process ends
+        else:  # without this option, the port stays in use for a minute after this process ends
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             both = where[0] == "::"  # `::` listens on IPv4 too, on every platform

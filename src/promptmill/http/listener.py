@@ -15,7 +15,7 @@ from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
 from promptmill.http.app import MonitoringPages
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections: they never reuse one that the server is closing
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections: they reuse no closing one
 
 
 class Listener(uvicorn.Server):

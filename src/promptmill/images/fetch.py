@@ -143,7 +143,7 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 def _check(url: str) -> None:
     """Refuse URLs that are not http(s)."""
     try:
-        parts = URL(url)  # aiohttp's own parser, because another one might find another host
+        parts = URL(url)  # aiohttp's own parser, because another parser might find another host
         host = parts.raw_host if parts.scheme in {"http", "https"} else None
     except ValueError:
         host = None

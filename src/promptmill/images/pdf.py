@@ -99,7 +99,7 @@ def check_installed(problem: str = "PDF files need pypdfium2.") -> None:
 
 
 class PdfReader:
-    """Reads PDF files in its child process, which the first file starts. Any thread may use it, one at a time."""
+    """Reads PDF files in its child process, which the first file starts. Only one thread may use it at a time."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()

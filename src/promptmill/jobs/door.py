@@ -1,4 +1,4 @@
-"""The door of jobs: rows from anywhere and the options of a job become a job that can be run.
+"""The entry to jobs: turns rows from anywhere and the options of a job into a job that can be run.
 
     `open_job`: paths, URLs, a query, rows ─┐              ┌─▶ validate
     `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
@@ -74,7 +74,7 @@ class Telling:
     warn: Say = lambda _: None
     """Called with each warning."""
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-    """The context that is entered while the store of a URL has not answered."""
+    """The context to enter while the store of a URL has not answered yet."""
 
 
 SILENT = Telling()
@@ -91,12 +91,12 @@ class Opening(NamedTuple):
     telling: Telling
     is_of_call: bool
     source: InputRows | None = None
-    """Rows that are not in the user's files."""
+    """Rows that are not in the user's files; None if there are none."""
     files: WholeFiles | None = None
-    """If each file is a row: these files."""
+    """The files, if each file is a row."""
 
     def having(self, source: InputRows | None, **changes: Any) -> Opening:
-        """Return the order with its rows. `changes`: other values of the order."""
+        """Return the order with the rows `source`. `changes`: other values of the order."""
         return self._replace(order=self.order.model_copy(update=changes), source=source)
 
     @property
@@ -106,7 +106,7 @@ class Opening(NamedTuple):
         return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
 
     def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
-        """Return the order with rows that are fetched from elsewhere, which `text` names. `changes`: as above."""
+        """Return the order with rows that were fetched from the place `text`. `changes`: other values of the order."""
         shown = self.order.shown.model_copy(update={"urls": {**self.order.shown.urls, "input_file": text}})
         return self.having(source, shown=shown, **changes)
 
@@ -122,16 +122,16 @@ class Opening(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a job, wherever they come from. These are in a temporary file, or in the job's database already."""
+    """The rows of a job, wherever they come from. This class: rows in a temporary file or in the job's database."""
 
     given: InputRows | None = None
     """The rows in the temporary file."""
     name: str = "rows"
-    """In messages and ids: the name of rows that are not in the user's files."""
+    """The name of rows that are not in the user's files, for messages and ids."""
     owned_by: str | None = None
-    """If two owners send equal rows, each owner gets a job. None: equal rows share one job."""
+    """The owner of the rows: if two owners send equal rows, each gets a job. None: equal rows share one job."""
     job_id: str = ""
-    """The id of a job without an output; `""`: derive the id from the rows, question and settings."""
+    """The id of a job without an output; `""`: derive it from the rows, question and settings."""
     halt: Halt | None = None
     """Set when the call was cancelled."""
 
@@ -161,7 +161,7 @@ class MadeRows(Rows):
     suffix: str = ".jsonl"
     """The format of `blocks`."""
     has_lines: bool = True
-    """Whether the user knows a row as a line; False: as a row, such as one of a list."""
+    """Whether the user knows a row as a line of text; False: as an element, for example of a list."""
 
     @contextlib.contextmanager
     def opened(self, opening: Opening) -> Iterator[Opening]:
@@ -216,7 +216,7 @@ class NamedRows(Rows):
                 folder, command = folders.of(real_path(opening.order.output)), opening.order.shown.command
                 before, last = folder.spec, folder.order
                 is_same = command and last is not None and last.shown.command == command
-                # with another command, whose question may be another, the rows are read again
+                # another command may have another question: the rows are read again
                 known = before.input.sha256 if is_same and before is not None and before.is_read else ""
                 pinned = remote_files.pinned(self.names, folder, telling.warn)
                 source = opened.enter_context(remote_files.fetched(folders, pinned, telling.say, known))
@@ -244,7 +244,7 @@ class OpenJob(WantedJob):
     remote: RemoteOutput | None = None
     """The output by URL."""
     files: WholeFiles | None = None
-    """If each file is a row: these files."""
+    """The files, if each file is a row."""
 
     @property
     def notes(self) -> Sequence[Words]:
@@ -319,8 +319,8 @@ def decided(configuration: Configuration) -> Configuration:
 
 
 def check_budget(options: Mapping[str, Any], configuration: Configuration) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if a model of a job, whose rows may be missing yet, lacks what a
-    budget needs."""
+    """Raise `PromptmillError` (`invalid_config`) if a model of a job lacks a value that a budget needs. The rows may
+    still be missing."""
     order = JobOrder.of((), Path("-"), {**with_implied(options), "from_job": None})
     first, named = configuration.config, configuration.names
     models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
@@ -404,7 +404,7 @@ def open_job(
 
 @contextlib.contextmanager
 def _replaced(opening: Opening) -> Iterator[Opening]:
-    """Yield an order with its rows, or with those that a feature puts in their place, see `Feature.replaced`.
+    """Yield an order with its rows, or with the rows that a feature replaces them by, see `Feature.replaced`.
 
     Raises `PromptmillError`.
     """
@@ -431,7 +431,7 @@ def _replaced(opening: Opening) -> Iterator[Opening]:
 
 
 def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
-    """Return the files with the rows of an order, of a query without the order's limit. Raises `PromptmillError`."""
+    """Return the files with the rows of an order; for a query, without the order's limit. Raises `PromptmillError`."""
     if source is not None:
         return opened_files(source.parts, reading=order.reading)
     target = real_path(order.target)

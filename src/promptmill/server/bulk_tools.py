@@ -403,7 +403,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         largest = min(LARGEST_PAGE, _READ_AHEAD * characters)
         results = functools.partial(running.visible.results, with_input=with_input, largest=largest)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
-        job_status = job_status | rows  # the rows' `state` is the newer one
+        job_status = job_status | rows  # the rows' `state` is newer
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.config)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)

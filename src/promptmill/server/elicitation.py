@@ -41,7 +41,7 @@ async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
 
     `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
-    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # the answer is to this question alone
+    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # the answer is only to this question
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
     asked = ElicitRequestFormParams(message=question, requested_schema={**form, "required": [_ANSWER]})

@@ -1,4 +1,4 @@
-"""The answer cache: a request with a cached answer is not sent, and of identical requests in flight, one is sent.
+"""The answer cache: a request with a cached answer is not sent; of identical requests in flight, only one is sent.
 
 The position of the cache depends on the clients of the process:
 
@@ -6,8 +6,8 @@ The position of the cache depends on the clients of the process:
     several clients  several ─▶ checked ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
 
 No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
-hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache
-check, count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
+hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache check,
+count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
 because a call that waits for another call's request would get its answer too soon. Only requests at temperature 0 are
 cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
 (checked and unchecked), and never find each other's answers.
@@ -51,7 +51,7 @@ from promptmill.system.safe_open import home_expanded, make_private
 from promptmill.system.state import cache_folder
 
 FILE_NAME = "answers.sqlite"
-_LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
+_LOOK_AFTER = 1000  # written answers between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
 _READ_AT_ONCE = 32  # max answers, each of at most `LONGEST_ANSWER` bytes, that are read together
 _DELETE_OLDEST = """
@@ -70,7 +70,7 @@ _Warn: TypeAlias = Callable[[str], None]
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
     """Returns cached answers, and sends only one of identical requests; with several clients, only within a call.
 
-    It keeps complete answers to requests at temperature 0; with `everything`, of all requests of a single user.
+    It keeps complete answers to requests at temperature 0; with `everything`, to all requests of a single user.
     """
 
     one_by_one = False  # if the first request fails, the others would fail one after another
@@ -100,7 +100,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         """Answer a request. A request whose answer may vary is passed on.
 
         With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
-        and an invalid answer would be kept. A decision is checked as it is read.
+        so an invalid answer would be kept. A decision is checked when it is read.
         """
         if not (self._everything or self._decides or is_repeatable(request)):
             return self.following(request, call)
@@ -110,7 +110,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         return self.once(request, call)
 
     async def leave(self, call: Call) -> None:
-        """Return when all answers received so far are on disk, so that the next process finds them."""
+        """Return when all answers so far are on disk, so that the next process finds them."""
         del call
         await asyncio.shield(self._batches.flush())
 
@@ -119,7 +119,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         await self._batches.aclose()
 
     async def question(self, request: Request, call: Call) -> tuple[Call | None, bytes] | None:
-        """Return the cache key of a request, with several clients together with its call; None for an answer that must
+        """Return the cache key of a request (with several clients, together with the call); None if the answer must
         not be cached."""
         key = await self._key(request, call)
         return None if key is None else (call if self._is_shared else None, key)
@@ -162,10 +162,10 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         """Return the cache key of a request; None if its answer must not be cached."""
         sources = [image.source for image in request.conversation.images]
         if any(images.is_web(source) for source in sources):
-            return None  # no digest: the image at a URL may change
+            return None  # not cached, because the image at a URL may change
         try:
             context = [self._of_config, call.facts.keep_raw]
-            if self._is_shared:  # the tier is part of the question, because the reply's price depends on it
+            if self._is_shared:  # the tier is a part of the question, because it affects the price of the reply
                 context.append(request.extra.get("service_tier"))
             asked = request_digest(request, *context, decides=self._decides)
             files = [source for source in sources if not images.is_data(source)]
@@ -242,7 +242,7 @@ class _Batches:
                 keys = list(itertools.islice(wanted, _READ_AT_ONCE))
                 answers = await asyncio.to_thread(self._read, keys)
                 for key in keys:
-                    future = wanted.pop(key)  # `wanted` would keep the answer in memory until all are read
+                    future = wanted.pop(key)  # otherwise `wanted` would keep all answers in memory
                     if not future.done():
                         future.set_result(answers.get(key))
         except PromptmillError as error:
@@ -267,7 +267,7 @@ class _Batches:
 
 
 def _serves(answer: Outcome | None, request: Request) -> TypeGuard[Completion]:
-    """Return whether there is an answer that honours all parameters that `request` requires."""
+    """Return whether there is an answer, and the answer honours all parameters that `request` requires."""
     return isinstance(answer, Completion) and not (answer.warnings and request.required)
 
 
@@ -280,7 +280,7 @@ def _is_of_one_request(answer: Completion, request: Request) -> bool:
 
 
 def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
-    """Return a digest of the position and of the settings that affect answers. Settings in a request do not count."""
+    """Return a digest of the position and of the settings that affect answers. Settings of a request do not count."""
     block = config.block
     assert block is not None
     # A block of another package has parameters with the usual names.
@@ -319,7 +319,7 @@ class AnswerCache:
         try:
             _make_private(path)
             self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-            # `synchronous` is off, because an answer that a power failure loses is simply requested again
+            # `synchronous` is off: an answer that a power failure loses is simply requested again
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None

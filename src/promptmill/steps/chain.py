@@ -18,7 +18,7 @@
     backend ────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 `STEPS` lists the steps of the core, and `Feature.answers` adds the features' steps. A request skips the steps that do
-not want it. The cache is outside of the checks, so that it keeps only answers that pass them (`cached.py`). Prices and
+not want it. The cache is outside of the checks, so it keeps only answers that pass these (`cached.py`). Prices and
 budgets are inside of all steps that send a request again, so that they see every request.
 """
 
@@ -68,7 +68,7 @@ class Chain:
         self._backend, self._loading = backend, Loading(config, budget, is_shared)
         self._steps: list[Step] = []
         self._of_calls: list[Step] = []
-        """The steps that record when a call starts or ends."""
+        """The steps that need to know when a call starts or ends."""
         self._is_priced = False
         self.answer: protocol.Answer = backend.answer
         """Answers one request of an entered call. Complete after `load`."""
@@ -99,7 +99,7 @@ class Chain:
         return share
 
     def widen(self, most: int) -> None:
-        """Allow `most` requests in flight, if the backend is what limits them."""
+        """Allow `most` requests in flight, if the backend is the part that limits them."""
         if isinstance(self._backend, protocol.Widening):
             self._backend.widen(most)
 
@@ -146,8 +146,8 @@ def steps_of_features() -> list[type[Step]]:
 
 
 def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
-    """Return the function from an item to the request that is sent for it, after the features' steps that want the
-    item. The function raises `PromptmillError` for an item that cannot be sent."""
+    """Return a function that converts an item to the request that is sent for it, after the features' steps that want
+    it. The function raises `PromptmillError` for an item that cannot be sent."""
     made: dict[type[Step], Callable[[Request], Sent]] = {}
 
     def sent(request: Request) -> Sent:

@@ -65,9 +65,9 @@ def is_checked(sampling: Sampling) -> bool:
 
 
 class ChosenAnswers(Step):
-    """Gives a request its form and, if it has choices, their schema, and their probabilities from log probabilities.
+    """Gives a request its form and, if it has choices, their schema; reads probabilities from log probabilities.
 
-    A backend that decides reads the form; an engine constrains its answer to `choices`; others use `response_format`.
+    A deciding backend reads the form; an engine constrains its answer to `choices`; others use `response_format`.
     """
 
     place, wanted_by = Place.CHOSEN, _FORM
@@ -93,7 +93,7 @@ class ChosenAnswers(Step):
 
 
 async def _with_chances(request: Request, call: protocol.Call, answer: protocol.Answer) -> protocol.Outcome:
-    """Answer a request with `top_choices` by `answer`, and read probabilities from an endpoint's log probabilities: of
+    """Answer a request with `top_choices` by `answer`. Read probabilities from the endpoint's log probabilities: of
     the likeliest choices, or of the answer's fields."""
     choices = None if request.sampling.choices is None else _choices(request.sampling)
     asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
@@ -131,9 +131,9 @@ class _Complaint(NamedTuple):
     """The problem of an answer."""
 
     turn: str
-    """The message with which the request is sent again; `""`: it is not sent again, because that would not help."""
+    """The message with which the request is sent again; `""` if it is not, because that would not help."""
     error: PromptmillError
-    """The failure if it is not sent again."""
+    """The failure, if the request is not sent again."""
 
 
 class _Form(NamedTuple):
@@ -144,7 +144,7 @@ class _Form(NamedTuple):
     wanted: str
     """`choices`, or the type of the `response_format`."""
     known: dict[str, tuple[str, bool]]
-    """The choices of the answers so far, and whether each is valid as it was written. Most rows repeat them."""
+    """The choices of the answers so far, and whether each is valid as written. Most rows repeat these choices."""
 
 
 class CheckedAnswers(Step):
@@ -159,7 +159,7 @@ class CheckedAnswers(Step):
         return cls(config, decides=config.record.compares or registry.decides(config))
 
     def __init__(self, config: ModelConfig, *, decides: bool = False) -> None:
-        """`decides`: the model would give the same answer to the complaint."""
+        """`decides`: whether the model decides. It would give the same answer to a complaint."""
         self._is_endpoint = config.record.needs_endpoint
         self._decides = decides
         self._retries = config.settings.check_retries
@@ -185,7 +185,7 @@ class CheckedAnswers(Step):
         if request.is_part:
             checks = []  # the checks are about the row's whole answer
         if form is not None or checks:
-            call.preview = None  # an answer that was shown while it grew cannot be taken back
+            call.preview = None  # a preview of an answer cannot be taken back
         first = outcome = await self.following(request, call)
         if form is None and not checks:
             return outcome
@@ -216,7 +216,7 @@ class CheckedAnswers(Step):
         return outcome if outcome is first else replace(outcome, latency_s=latency_s, **totals._asdict())
 
     def _known(self, request: Request, call: protocol.Call) -> tuple[_Form | None, list[Check]] | None:
-        """Return the form and the checks of a request that has the parameters of the request before; else None."""
+        """Return the form and the checks of a request with the same parameters as the request before; else None."""
         sampling, facts, wanted = self._last
         return wanted if request.sampling is sampling and call.facts is facts else None
 
@@ -250,7 +250,7 @@ class CheckedAnswers(Step):
         checker = self._checker = self._checker or Checker()
         if form is not None:
             is_complete = outcome.finish_reason != "length"
-            is_written = outcome.probabilities is None  # the answer of a model that decides is made here
+            is_written = outcome.probabilities is None  # this package writes the answer of a deciding model
             right, problem = await _in_form(form, answer, call, checker, is_complete=is_complete, is_written=is_written)
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
@@ -263,7 +263,7 @@ class CheckedAnswers(Step):
 async def _in_form(
     form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool, is_written: bool
 ) -> tuple[str, str]:
-    """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
+    """Return an answer, repaired if necessary, and its problem (`""`: none). A valid choice becomes its exact text."""
     chosen, is_valid = (form.known.get(answer) if is_complete else None) or ("", False)
     if not chosen:
         chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
@@ -285,16 +285,16 @@ async def _in_form(
 
 
 async def _without_reasoning(text: str, request: Request) -> str:
-    """Return the text without inline reasoning, which stays in front of the answer, but is no part of it."""
+    """Return the text without inline reasoning. Inline reasoning precedes the answer, but is no part of it."""
     if request.sampling.reasoning != "inline":
         return text
     return (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
 
 
 def as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
-    """Return an answer whose text a schema can check: not a refusal, and not a call that the request has no tool for.
+    """Return an answer whose text a schema can check: no refusal, and no call of a tool that the request lacks.
 
-    The arguments of such a call are the answer: LiteLLM, for one, translates a schema to a tool.
+    The arguments of such a call are the answer: LiteLLM, for example, converts a schema to a tool.
     """
     if answer.is_refusal:
         error = PromptmillError(Code.CONTENT_FILTER, f"The model refused to answer: {answer.text[:400]}")
@@ -337,7 +337,7 @@ async def _words_of(check: Check, answer: str, request: Request, call: protocol.
 
 
 async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
-    """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
+    """Return an answer that was merged from answers to parts of `request`; a failure if a check has a complaint."""
     checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.is_wanted(request.sampling)]
     if not checks:
         return answer
@@ -371,9 +371,9 @@ def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: boo
 
 
 def problem_of_form(error: str) -> str:
-    """Return the problem in the text of an error about an answer's schema; `""` for another error.
+    """Return the problem in the text of an error about an answer's schema; `""` for an error about something else.
 
-    The text's remedies are left out, for a command whose schema no user can change.
+    The remedies in the text are left out, for commands whose schema the user cannot change.
     """
     start, _, problem = error.partition(_NOT_IN_FORM)
     for remedy in (*_CUT_OFF.values(), PromptmillError(Code.INVALID_ANSWER, "").hint):

@@ -1,12 +1,12 @@
 """The cost of answers: adds the cost to each outcome, and sends a request only if all budgets allow it.
 
 Before an item is sent, the highest possible cost of one request is reserved. If a failed attempt may be billed, it uses
-this reservation, so the sender reserves the amount again before a retry (`Account.reserve_again`). If a budget does not
-allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
+up this reservation, so the sender reserves the amount again before a retry (`Account.reserve_again`). If a budget does
+not allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
 
-An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. The name of a model
-does not show this for certain. So the first such request is sent alone, each answer lets one more be in flight, and the
-rest of the budget must allow `_UNLIMITED` tokens for each of them, or only one is in flight. The first answer that is
+An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. A model's name does
+not reliably show this. So the first such request is sent alone. Each answer lets one more be in flight if the rest of
+the budget allows `_UNLIMITED` tokens for each; otherwise, only one is in flight. The first answer that is
 longer than its form ends this trial: no form bounds a request to this model any more, and the next request fails
 because it has no limit.
 """
@@ -57,12 +57,12 @@ _UNKNOWN_SEARCHES = (
 )
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
-# The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
-# most Qwen-VL's count for the largest (16,384; others count less, even for a photo of 12 million pixels).
+# The most tokens of a prompt. A text has at most one token per byte; each turn adds roles and marks; an image has at
+# most Qwen-VL's count for the largest (16,384; other models count less, even for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # The most tokens that a second attempt adds to the invalid answer: a complaint, the words around it, and two turns.
 _PER_COMPLAINT = LONGEST_COMPLAINT + 200
-# gpt-4o-mini counts 2,833 tokens, and 5,667 for each of up to eight tiles, so that an image costs the same as with
+# gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs the same as with
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
@@ -110,10 +110,10 @@ class BudgetedAnswers(Step):
         self._tier = tier_of(config.settings.extra_params)
         self._usual_tiers = Tiers("", self._tier)
         self._line = asyncio.Lock()
-        """First come, first served: otherwise small requests could overtake a large one forever."""
+        """A queue, first come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
-        """The room for requests whose form alone bounds the answer: it grows with each answer, so that a model that
-        thinks is found before many are paid. `Budget.reserve` bounds their cost."""
+        """The room for requests whose form alone bounds the answer. It grows with each answer, so that a model that
+        thinks is found before many answers are paid. `Budget.reserve` bounds their cost."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -143,7 +143,7 @@ class BudgetedAnswers(Step):
         return self._prices.longest(request) is not None
 
     async def _on_trial(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        """Answer a request whose form bounds its answer, as far as the answers so far show that forms are kept."""
+        """Answer a request that its form bounds, when the answers so far show well enough that forms are kept."""
         with call.hold():
             await self._trial.acquire()
         try:
@@ -233,7 +233,7 @@ class BudgetedAnswers(Step):
                 else:
                     no_room = self._failure(full, worst, fitting)
                 if no_room is not None and not request.attempts:
-                    return no_room  # one object for all unsent items, of which there may be hundreds of thousands
+                    return no_room  # one object for all unsent items: there may be hundreds of thousands
                 if no_room is not None:
                     return replace(totals.on(no_room), attempts=request.attempts)
             try:
@@ -248,7 +248,7 @@ class BudgetedAnswers(Step):
                 return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
             known = charge(spent, price, tiers)
-            if known is None:  # the endpoint may search unasked
+            if known is None:  # the endpoint may search without being asked
                 call.warn(_UNKNOWN_SEARCHES)
                 known = len(spent) * worst
             self._learn(spent, most, is_by_form=not has_limit)
@@ -261,7 +261,7 @@ class BudgetedAnswers(Step):
             request = replace(request, attempts=outcome.attempts)
 
     def _learn(self, spent: Sequence[Spent], most: Usage, *, is_by_form: bool) -> None:
-        """Learn whether the model keeps to forms, from the answers to a request whose form bounds them to `most`."""
+        """Learn whether the model keeps to forms, from answers to a request whose form bounds them to `most`."""
         if spent and is_by_form:
             self._prices.compare(max(usage.completion_tokens for usage, _ in spent), most.completion_tokens)
             self._trial.release()
@@ -291,7 +291,7 @@ class BudgetedAnswers(Step):
                         return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
-        if account.excess and self._prices.why:  # another request has learned it meanwhile
+        if account.excess and self._prices.why:  # meanwhile, another request has learned why
             account.charge(0.0)
             return Failure(_breaks_form(self._prices.why))
         return None
@@ -300,7 +300,7 @@ class BudgetedAnswers(Step):
         """Return the largest `max_tokens` with which a request costs at most `room`; 0 if there is none."""
         sampling = request.sampling
         if sampling.max_tokens is None:
-            return 0  # another limit counts
+            return 0  # another limit applies
 
         def cost(tokens: int) -> float:
             lower = request.changed(sampling=sampling.model_copy(update={"max_tokens": tokens}))
@@ -341,7 +341,7 @@ def _advise(call: Call, most: Usage, why: str, cost: Callable[[Usage], float]) -
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
         return
     enough = 10 * math.ceil(_TIMES_AVERAGE * call.counts.completion_tokens / answered / 10) or 10
-    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # an answer that costs nothing has room
+    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # a free answer always has room
     if times > 1:
         call.warn(
             f"{_RESERVES}: each reserves {dollars(cost(most))} for {why}; a `max_tokens` of {enough:,} lets {times:,} "
@@ -397,7 +397,7 @@ class _BudgetAccount(Account):
             budget.set_reserved_aside(self.reserved, self._excesses)
 
     def never_fits(self) -> Budget | None:
-        """Return a budget that would not allow the request even without other reservations; None if all would."""
+        """Return a budget that would refuse the request even without other reservations; None if none would."""
         return next((budget for budget in self._budgets if not budget.fits(self.worst)), None)
 
     async def changed(self) -> None:
@@ -407,8 +407,8 @@ class _BudgetAccount(Account):
 
 
 def lacking(configs: Iterable[model_config.ModelConfig], *, rows_set: bool = False) -> PromptmillError | None:
-    """Return the error for a budget on models, with all that it lacks: prices, and a limit of the answers. None if it
-    lacks nothing. `rows_set`: rows may have limits of their own. Blocks."""
+    """Return the error for a budget on models, with the missing prices and limits of answers; None if none is missing.
+    `rows_set`: rows may set limits. Blocks."""
     by_name = {_named(config): config for config in configs}
     unpriced = {name: config for name, config in by_name.items() if price_of(config) is None}
     unlimited = {name: config for name, config in by_name.items() if _lacks_limit(config)}
@@ -435,8 +435,8 @@ def _unpriced(
     limit: str = "",
     add: Sequence[Named] = (),
 ) -> PromptmillError:
-    """Return the error for a budget on models without a price. `keys`: the keys of their prices. `limit`: words about a
-    missing limit of answers. `add`: the options that set this limit."""
+    """Return the error for a budget on models without a price. `keys`: the keys of their prices. `limit`: a text about
+    a missing limit of answers. `add`: the options that set this limit."""
     prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
     its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
     prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)
@@ -466,7 +466,7 @@ def _thinks(config: model_config.ModelConfig) -> bool:
 
 
 def advised_limit(config: model_config.ModelConfig) -> int:
-    """Return a `max_tokens` that is enough for most answers: the most tokens of the form, else four times the likely
+    """Return a `max_tokens` that is enough for most answers: the most tokens of the form, or else four times the likely
     length. Thinking needs more."""
     if _thinks(config):
         return _FOR_THINKING
@@ -493,7 +493,7 @@ def _highest(
 ) -> float:
     """Return the highest cost of an attempt with the usage `most`, at any of `tiers`. `writes`: see `Prices`.
 
-    Writing the beginning that a request shares to the provider's cache may cost more than the prompt itself.
+    Writing the beginning that a request shares into the provider's cache may cost more than the prompt itself.
     """
     usages = [most]
     if request.shared or (writes and request.shared is None):
@@ -588,11 +588,11 @@ def worst_case(
     by_form: Callable[[Request], int | None] = _unbounded,
     why: str = "",
 ) -> Usage:
-    """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others. `decides`:
-    the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: the reason why no
-    form bounds an answer.
+    """Return the highest usage of one attempt at `request`. The request goes to `model` unless it names others.
+    `decides`: the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: the reason
+    why no form bounds an answer.
 
-    The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
+    The longest answer is the largest of the request's limits, because endpoints differ in the limit that they use.
     Without a limit, the form of the answer may bound it. Raises `PromptmillError` for a request without either
     (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
     """
@@ -631,7 +631,7 @@ def worst_case(
 
 
 def _breaks_form(why: str) -> PromptmillError:
-    """Return the error for a request that no form bounds any more. The job waits for the paid requests in flight."""
+    """Return the error for a request that no form bounds any more. The job waits for its paid requests in flight."""
     return PromptmillError(Code.BUDGET, why, ("Limit the answers: ", _ENOUGH_FOR_THINKING, "."))
 
 

@@ -1,9 +1,9 @@
-"""Requests to endpoints whose models decide: the form is checked before the first request, and divided if necessary.
+"""Requests to deciding models: the form is checked before the first request, and divided if necessary.
 
     request ─▶ form ─▶ more questions than a request may have ─▶ several requests ─▶ one outcome
 
-An endpoint that decides answers closed questions, and writes no text. A question that it cannot answer ends a call
-before its first request, because each row would fail in the same way.
+A deciding endpoint answers closed questions, and writes no text. A question that it cannot answer ends a call before
+its first request, because every row would fail in the same way.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from promptmill.backends.openai.providers import DecisionLimits
 
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
-_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that refer to changing models
-# Words of an option for all that fits no other.
+_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
+# Words of an option for every row that fits no other option.
 _NONE = re.compile(
     r"(?i)\b(?:other\w*|none|neither|unknown|unclear|nothing|misc\w*|else|n/?a|irrelevant|not applicable|uncertain|"
     r"andere\w*|sonstig\w*|kein\w*|autres?|aucune?|otr[oa]s?|ningun[oa]?|altr[oi]|nessun[oa]?)\b|其他|其它|その他|기타"
@@ -40,7 +40,7 @@ _NO_TOOLS = frozenset({"tools", "functions"})
 
 
 def tokens_of(request: Request, questions: int = 0) -> int:
-    """Return the likely number of tokens of a request to a model that decides: its evidence and its questions.
+    """Return the likely number of tokens of a request to a deciding model: its evidence and its questions.
     `questions`: see `bytes_of`."""
     return -(-bytes_of(request, questions) // _BYTES_PER_TOKEN)
 
@@ -53,19 +53,19 @@ def bytes_of(request: Request, questions: int = 0) -> int:
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return the number of requests into which the questions of a request are divided, so many in each (0: all)."""
+    """Return the number of requests into which the questions of a request are divided. `questions`: in each; 0: all."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
 
 def check_plan(config: ModelConfig) -> str:
-    """Return a note on the answers that a plan's parameters allow, if its model decides, or `""`.
+    """Return a note on the answers that the parameters of `config` allow, if its model decides; else `""`.
 
-    Raises `PromptmillError` (`invalid_input`) for fields that it cannot decide.
+    Raises `PromptmillError` (`invalid_input`) for fields that the model cannot decide.
     """
     limits = registry.decisions_of(config)
     form = None if limits is None else form_of(config.settings.sampling_params)
-    if limits is None or form is None:  # rows may have choices of their own
+    if limits is None or form is None:  # rows may set choices
         return ""
     decidable(form, options=limits.options, levels=limits.levels)
     closed = [one for one in form.asked if isinstance(one.kind, Choice) and not any(map(_may_be_none, one.options))]
@@ -83,7 +83,7 @@ def _may_be_none(option: AllowedAnswer) -> bool:
 
 
 class DecidedRequests(Step):
-    """Sends questions that a model can decide, in as many requests as the endpoint's limit requires."""
+    """Sends questions to a deciding model, in as many requests as the endpoint's limit requires."""
 
     place = Place.DIVIDED
 
@@ -97,7 +97,7 @@ class DecidedRequests(Step):
         self._config, self._limits = config, limits
         self._moves = _MOVES.search(config.model) is not None
         self._forms: Made[Sequence[Form]] = {}
-        """The forms of the requests for a form."""
+        """The forms of the divided requests, by the form of the item."""
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request with a form."""
@@ -123,7 +123,7 @@ class DecidedRequests(Step):
         return [*map(_form_of, _groups(whole.asked, limits.questions))]
 
     def _is_of_all(self, request: Request) -> bool:
-        """Return whether the parameters that cannot be decided belong to the whole call, and not to one row."""
+        """Return whether the parameters that cannot be decided belong to the whole call, not to one row."""
         own, usual = request.sampling, self._config.settings.sampling_params
         if (
             request.conversation.has_audio
@@ -158,12 +158,12 @@ def _groups(asked: Sequence[Asked], size: int) -> Iterable[Sequence[Asked]]:
 
 
 def _form_of(asked: Sequence[Asked]) -> Form:
-    """Return the form with these questions; each of many labels becomes a field."""
+    """Return the form with these questions. Each of many labels becomes a field."""
     return Form(tuple(Question(one.name, one.words, one.kind, bool(one.title)) for one in asked))
 
 
 def _unanswerable(request: Request) -> tuple[str, Words] | None:
-    """Return why a model that decides cannot answer a request, and the remedy; None if it can."""
+    """Return the reason why a deciding model cannot answer a request, and the remedy; None if it can."""
     out: Words = "Leave it out, or answer with a chat model", Named("model", text=" ({})"), "."
     if not _NO_TOOLS.isdisjoint(request.extra):
         return "A model that decides calls no tools.", out

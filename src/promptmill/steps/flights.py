@@ -1,11 +1,11 @@
-"""One flight for equal requests: of the requests with one question, one is sent, and the others get its outcome.
+"""One flight for equal requests: of all requests with the same question, one is sent; the others copy its outcome.
 
-    known        a copy of the known outcome
-    in flight    waits for the outcome of the request that is sent, then a copy
+    known        copies the known outcome
+    in flight    waits for the outcome of the request that was sent, then copies it
     new          is sent; its outcome is shared, and known from then on
 
-Three steps do this, with different questions and sources: the cache reads answers from a file, `dedupe` of a call uses
-the call's outcomes, and `dedupe` of a job the job's database. A copy costs nothing.
+Three steps do this, with different questions and sources. The cache reads answers from a file; `dedupe` of a call uses
+the call's outcomes; `dedupe` of a job uses the job's database. A copy costs nothing.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from promptmill.steps.step import Loading, Place, Step
 _REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")
 Flight: TypeAlias = "asyncio.Future[Outcome | None]"
-"""A request that is sent: its outcome; None if there is no outcome to share."""
+"""A sent request. Its result: the outcome; None if there is no outcome to share."""
 
 
 class OneFlight(Step, Generic[K]):
     """Sends one request for each question at a time, and gives copies of its outcome to the others."""
 
     one_by_one = True
-    """Whether requests that waited in vain are sent one after another; otherwise, all are sent at once."""
+    """Whether requests that waited in vain are sent one after another instead of all at once."""
 
     def __init__(self) -> None:
         self._flights: dict[K, Flight] = {}
 
     async def once(self, request: Request, call: Call) -> Outcome:
-        """Return the outcome of a request: its own, or a copy."""
+        """Return the outcome of a request: from the request itself, or copied."""
         began = time.monotonic()
         if (question := await self.question(request, call)) is None:
             return await self.following(request, call)
@@ -69,11 +69,11 @@ class OneFlight(Step, Generic[K]):
                 flight.set_result(None)
 
     async def question(self, request: Request, call: Call) -> K | None:
-        """Return the key that equal requests have in common; None for a request that is sent in any case."""
+        """Return the key that equal requests share; None for a request that is sent in any case."""
         raise NotImplementedError
 
     async def shared(self, flight: Flight, call: Call) -> Outcome | None:
-        """Wait for the outcome of an equal request. Meanwhile, this request does not use its place."""
+        """Wait for the outcome of an equal request. Meanwhile, this request takes no place."""
         with call.hold():
             return await asyncio.shield(flight)
 
@@ -84,7 +84,7 @@ class OneFlight(Step, Generic[K]):
     def learn(self, question: K, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
         """Keep the outcome of a sent request. Return whether waiting requests get a copy.
 
-        `is_second`: the request itself has waited in vain.
+        `is_second`: the request itself had waited in vain.
         """
         raise NotImplementedError
 
@@ -134,7 +134,7 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
     def learn(
         self, question: tuple[Call, bytes], outcome: Outcome, request: Request, call: Call, *, is_second: bool
     ) -> bool:
-        """Keep an outcome for the call. A temporary failure may not recur, so one more request is sent before it is
+        """Keep an outcome for the call. A temporary failure may not recur: one more request is sent before it is
         shared."""
         del request
         if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_second:
@@ -152,7 +152,7 @@ def is_repeatable(request: Request) -> bool:
 def request_digest(request: Request, *context: Any, decides: bool = False) -> bytes:
     """Return a digest of a request's contents and of its `context`.
 
-    `decides`: the answering model decides: columns, definitions and questions then count, too.
+    `decides`: the answering model decides. Then columns, definitions and questions count, too.
 
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """

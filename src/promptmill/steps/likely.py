@@ -1,4 +1,4 @@
-"""The likely and the highest length of an answer that does not exist yet, from the form that its request asks for."""
+"""The likely and the highest length of an answer that does not exist yet, from the requested form."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from promptmill.core.request import Request, Sampling
 from promptmill.core.values import JsonObject
 
 ASSUMED = "an assumption"
-"""The source of a length that nothing supports: the request asks for a text."""
+"""The source of a length that is only assumed, because the request asks for a text."""
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
-_BYTES_PER_TOKEN = 3  # bytes of JSON, whose quotes and braces are tokens of their own
+_BYTES_PER_TOKEN = 3  # of JSON: its quotes and braces are separate tokens
 _BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens; a schema has longer names, too
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
 _DEEPEST = 50
-_DEEPEST_CLOSED = 8  # levels of a form that bounds an answer; a form that refers to itself is deeper
-_AROUND = 16  # tokens: a fence, and the marks of the turn, which some endpoints count
+_DEEPEST_CLOSED = 8  # levels of a form that bounds an answer; a form that refers to itself has more
+_AROUND = 16  # tokens of a code fence and of the turn's marks, which some endpoints count
 _INDENTED = 8  # bytes around a field or an item: the end of a line, spaces, a colon, a comma
 _LONGEST_FLOAT = 24  # -2.2250738585072014e-308
 _FIXED, _NUMBERS = frozenset({"boolean", "null"}), frozenset({"integer", "number", "null"})
 
 
 class Likely(NamedTuple):
-    """The likely number of tokens of an answer, and where it comes from, in words."""
+    """The likely number of tokens of an answer, and the source of this number, in words."""
 
     tokens: int
     source: str
@@ -69,7 +69,7 @@ def _schema(sampling: Sampling) -> JsonObject | None:
         form = choices_of(tuple(sampling.choices)).response_format
     try:
         return schema_of(form) if form is not None and form.get("type") == "json_schema" else None
-    except PromptmillError:  # the answer's check reports it
+    except PromptmillError:  # the check of the answer reports it
         return None
 
 
@@ -80,7 +80,7 @@ def form_tokens(sampling: Sampling) -> int:
 
 
 def most_tokens_of(sampling: Sampling) -> int | None:
-    """Return the most tokens of an answer by its form: a token has at least a byte. None if the form bounds nothing."""
+    """Return the most tokens of an answer by its form: a token has at least one byte. None if the form has no bound."""
     if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None
     return size + _AROUND
@@ -91,7 +91,7 @@ def _most_bytes(
 ) -> int | None:
     """Return the most bytes of a value with a schema, indented, without escapes; None without a bound.
 
-    `known`: the sizes of definitions, each at its depth; schemas that name each other would take exponential time.
+    `known`: the sizes of definitions, by depth. Without them, schemas that name each other would take exponential time.
     """
     if not isinstance(schema, Mapping) or depth > _DEEPEST_CLOSED:
         return None
@@ -122,7 +122,7 @@ def _most_bytes(
 
 
 def _joined(sizes: Iterable[int | None], join: Callable[[list[int]], int]) -> int | None:
-    """Return the joined sizes; None if one of them has no bound."""
+    """Return the joined sizes; None if one of them is unbounded."""
     known = [*sizes]
     return None if None in known else join([size for size in known if size is not None])
 
@@ -159,7 +159,7 @@ class _Sizes:
 
     def _named(self, name: str, depth: int) -> int:
         if name not in self._known:
-            self._known[name] = 0  # a definition that contains itself ends there
+            self._known[name] = 0  # the size of a definition inside itself
             self._known[name] = self.of(self._definitions[name], depth + 1)
         return self._known[name]
 

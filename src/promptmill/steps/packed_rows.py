@@ -1,4 +1,4 @@
-"""The step that gathers items: it sends several as one request, and gives each item its own outcome.
+"""The step that gathers items: it sends several items as one request, and gives each item a separate outcome.
 
     items     a ─┐ held             one request           ┌▶ a   its part of the reply, of the usage and of the cost
               b ─┤ held      ─▶     of a, b and c    ─▶   ├▶ b   the same
@@ -8,8 +8,8 @@ Items of one kind wait in a pack. No timer sends it: a pack goes when it is full
 (`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
 that completes a pack sends it. The driver and the endpoint's limits see only this item: the others use no place.
 
-A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved, down to single
-items. A server that is down fails in the same way, and must not be sent twice as many requests as there are items:
+A pack may fail as a whole, because it is too long or has an item that the endpoint refuses. It is then halved, down to
+single items. A server that is down fails in the same way, but must not get twice as many requests as there are items:
 
     a pack fails; another request was answered since the pack was sent     the pack is halved
     a pack fails; no request was                                           up to eight of its items are sent alone:
@@ -21,7 +21,7 @@ single items, all but the first only two, and the others fail at once. So a serv
 for a hundred packs.
 
 By a batch, a pack is a line of its file. Each item later reads its own part of the reply, by the name that was stored
-with it, so the items of a pack need not come together again. An item that has failed has a line of its own.
+with it, so the items of a pack need not come together again. An item that has failed gets a separate line.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _OF_ITEMS = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
     | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
-"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text; a refused key is
-found by refusing the halves, too.)"""
+"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text. If the key is
+refused, the halves are refused, too.)"""
 _OF_SERVER = frozenset(
     {Code.SERVER_ERROR, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST, Code.OUT_OF_MEMORY}
     | {Code.EMPTY_ANSWER, Code.OPEN_REASONING, Code.INVALID_ANSWER}
@@ -65,7 +65,7 @@ _GIVEN_UP = (
     "sent alone, not together."
 )
 _OUTPUT = 4
-"""The approximate price of a token of an answer, in tokens of a prompt."""
+"""The approximate price of an answer token, in prompt tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ReplyPart(NamedTuple):
     """An item's part of a reply."""
 
     answer: Completion | None
-    """None: the reply has no answer to the item, which is sent alone."""
+    """The answer to the item; None: the reply has no answer to it, and the item is sent alone."""
     prompt: int = 1
     """The size of the item in the prompt, in any unit."""
     said: int = 0
@@ -91,7 +91,7 @@ class _Gathered(NamedTuple):
     """The result of a pack for one of its items."""
 
     outcome: Outcome | None
-    """None: the item is sent alone; `spent` is added to its outcome then."""
+    """The outcome; None: the item is sent alone, and `spent` is added to that outcome."""
     spent: Totals = Totals()
     attempts: int = 0
     """The number of requests for the item so far, including earlier runs."""
@@ -101,7 +101,7 @@ class _Gathered(NamedTuple):
 class _Pack:
     requests: list[Request] = field(default_factory=list)
     waiting: list[asyncio.Future[_Gathered | None]] = field(default_factory=list)
-    """A future for each item except the item that completes the pack. None as a result: this item sends the pack."""
+    """A future for each item except the last, which completes the pack. The result None: this item sends the pack."""
     size: int = 0
 
 
@@ -110,7 +110,7 @@ class Gathering(Step):
 
     place = Place.GATHERED
     packs_batches = False
-    """Whether a line of a batch may be for several items. Then `named` gives each its portion."""
+    """Whether a line of a batch may be for several items. If so, `named` gives each item its portion."""
 
     def __init__(self, loading: Loading) -> None:
         self._shares = loading.shares
@@ -126,7 +126,7 @@ class Gathering(Step):
         raise NotImplementedError
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for items of this one's kind."""
+        """Return the bounds of a request for items of the same kind as `request`."""
         raise NotImplementedError
 
     def size(self, request: Request) -> int:
@@ -138,12 +138,12 @@ class Gathering(Step):
         return requests
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for several items, which `named` has returned, or for one. Raises `PromptmillError` for an
-        item that cannot be sent."""
+        """Return the request for several items from `named`, or for one item. Raises `PromptmillError` for an item that
+        cannot be sent."""
         raise NotImplementedError
 
     def send(self, joined: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request that `joined` has made. A reply without an answer to a single item is a failure."""
+        """Answer a request from `joined`. A reply without an answer to any item is a failure."""
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
@@ -151,7 +151,7 @@ class Gathering(Step):
         raise NotImplementedError
 
     def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
-        """Return the part of the item `name` of a reply by batch. `request`: the item's own."""
+        """Return the part of the item `name` from a reply by batch. `request`: the item's own request."""
         raise NotImplementedError
 
     async def answer(self, request: Request, call: Call) -> Outcome:
@@ -169,7 +169,7 @@ class Gathering(Step):
         if packs.unread >= _ENOUGH:
             call.warn(_GIVEN_UP)
             return await self._alone(request, call)
-        is_first = request.choice == 0  # of several answers to an item, only the first counts
+        is_first = request.choice == 0  # only the first of several answers to an item counts
         call.waits.inside += is_first
         try:
             gathered = await self._gathered(request, kind, packs, call)
@@ -181,7 +181,7 @@ class Gathering(Step):
         return gathered.spent.and_(alone).on(alone)
 
     async def _from_batch(self, request: Request, portion: Portion, call: Call) -> Outcome:
-        """Return the outcome of an item from a batch's reply to several."""
+        """Return the outcome of an item from a batch's reply to several items."""
         outcome = await self.send(self.joined([request]).changed(portion=portion), call)
         if isinstance(outcome, Failure):
             if outcome.concerns_all or outcome.error.code not in _OF_ITEMS:
@@ -223,7 +223,7 @@ class Gathering(Step):
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
         """Send a pack, and give its other items their results. Return the result of its last item."""
         others = len(pack.waiting)
-        call.waits.held -= others  # they no longer wait for items, but for this request
+        call.waits.held -= others  # they now wait for this request, not for items
         call.waits.forked -= others
         items = _Items(pack.requests, call, packs)
         try:
@@ -244,7 +244,7 @@ class Gathering(Step):
         return items.found[-1]
 
     async def _answer_part(self, items: _Items, part: Sequence[int], packs: _Packs, *, is_again: bool = False) -> None:
-        """Answer a part of a pack by one request; if it fails as a whole, by requests for fewer items. `is_again`: an
+        """Answer a part of a pack by one request; if that fails as a whole, by requests for fewer items. `is_again`: an
         earlier request for these items has failed, too."""
         if len(part) > packs.most_items:
             for first in range(0, len(part), packs.most_items):
@@ -256,7 +256,7 @@ class Gathering(Step):
             return
         left = await self._left(items, part, failure, packs, before)
         if len(left) < len(part) and failure.error.code in _OF_SERVER and not is_again:
-            size = len(part)  # the endpoint was perhaps down, and is up again
+            size = len(part)  # perhaps the endpoint was down, and is up again
         else:
             size = -(-len(left) // 2)
         for first in range(0, len(left), max(1, size)):
@@ -316,8 +316,8 @@ class Gathering(Step):
     async def _tried(
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, *, most: int = _ENOUGH
     ) -> Sequence[int]:
-        """Send `most` items of a part alone, until a request is answered. Return the others; if all sent items have
-        failed like the part, the remaining items fail, too."""
+        """Send up to `most` items of a part alone, until a request is answered. Return the other items; if all sent
+        items have failed like the part, the other items fail, too."""
         before, tried = packs.answered, list[int]()
         for at in random.Random(0).sample(part, min(len(part), most)):  # noqa: S311 (any items)
             if packs.answered > before:
@@ -341,7 +341,7 @@ class _Items:
         self._spent = [Totals()] * len(requests)
 
     def put(self, part: Sequence[int], found: Sequence[_Gathered]) -> None:
-        """Set the results of a part, to which the items' earlier requests are added."""
+        """Set the results of a part, with the items' earlier requests added."""
         for at, one in zip(part, found, strict=True):
             self.found[at] = _with(self._spent[at], one)
 
@@ -357,7 +357,7 @@ class _Items:
 
 
 class _Packs:
-    """The packs of a call that are not sent."""
+    """The packs of a call that are not sent yet."""
 
     def __init__(self, share: Share, call: Call) -> None:
         self.share, self._call = share, call
@@ -365,14 +365,14 @@ class _Packs:
         self.answered = 0
         """The number of answered requests."""
         self.in_vain = 0
-        """The number of packs that failed, since the last answer, before anything was answered."""
+        """The number of packs that failed since the last answer, before any request was answered."""
         self.line = asyncio.Lock()
-        """Held by the pack that finds out whether the endpoint answers anything."""
+        """Held by the pack that finds out whether the endpoint answers any request."""
         self.most_items = sys.maxsize
-        """The largest pack that was answered after a larger one was refused."""
+        """The size of the largest pack that was answered after a larger pack was refused."""
         self._halved = self._half = 0
         self.unread = 0
-        """The number of the last packs whose replies had no answer to any of their items."""
+        """The number of latest packs whose replies had no answer to any item."""
 
     def count(self, members: Sequence[Request], *, has_answers: bool) -> None:
         """Count a reply to some items."""
@@ -384,21 +384,21 @@ class _Packs:
             self.unread = 0 if has_answers else self.unread + 1
 
     def was_halved(self, half: int, code: Code) -> None:
-        """Count items that were answered in halves after a failure with this code. A server may fail once by chance, so
-        it takes two failures without an answer to as many items to make packs smaller."""
+        """Count items that were answered in halves after a failure with this code. A server may fail once by chance. So
+        packs become smaller only after two failures without an answer to as many items."""
         self._halved += 1
         self._half = half
         if code not in _OF_SERVER or self._halved > 1:
             self.most_items = min(self.most_items, half)
 
     def opened(self, kind: Hashable) -> _Pack:
-        """Return a new pack, which waits for items."""
+        """Return a new pack that waits for items."""
         pack = self.open[kind] = _Pack()
         self._call.waits.starved.add(self.send_all)
         return pack
 
     def closed(self, kind: Hashable) -> _Pack:
-        """Return a pack, which waits no longer."""
+        """Return a pack that no longer waits for items."""
         pack = self.open.pop(kind)
         if not self.open:
             self._call.waits.starved.discard(self.send_all)
@@ -415,7 +415,7 @@ class _Packs:
         self.closed(kind).waiting.pop().set_result(None)
 
     async def wait(self, pack: _Pack, kind: Hashable, request: Request) -> _Gathered | None:
-        """Wait until the pack is sent. Return its result for the item; None: the caller is to send the pack."""
+        """Wait until the pack is sent. Return its result for the item; None: the caller must send the pack."""
         future: asyncio.Future[_Gathered | None] = asyncio.get_running_loop().create_future()
         pack.waiting.append(future)
         self._call.waits.held += 1
@@ -430,7 +430,7 @@ class _Packs:
                 pack.requests.remove(request)
                 if not pack.requests:
                     self.closed(kind)
-            elif future not in pack.waiting:  # the item was to send the pack, and another item does
+            elif future not in pack.waiting:  # this item should send the pack, but another item does
                 pack.requests.remove(request)
                 if pack.waiting:
                     self._released()
@@ -443,7 +443,7 @@ class _Packs:
 
 
 def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillError | None:
-    """Return the common error of items that have all failed like the request for all of them; None if one has not."""
+    """Return the common error of items that have all failed like the request for all of them; else None."""
     errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
     if len(errors) < len(outcomes):
         return None
@@ -461,7 +461,7 @@ def _failed(failure: Failure, gathered: _Gathered, came: Came) -> _Gathered:
 
 
 def _with(spent: Totals, gathered: _Gathered) -> _Gathered:
-    """Return a result, with the sums of the item's earlier requests."""
+    """Return a result with the sums of the item's earlier requests added."""
     if (outcome := gathered.outcome) is not None:
         return gathered._replace(outcome=spent.and_(outcome).on(outcome))
     return gathered._replace(spent=spent.joined(gathered.spent))
@@ -480,7 +480,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[ReplyPart], reply: Out
         )
     )
     completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
-    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # counts the request
+    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # the item to count the request
     costs: list[float | None] = [None] * count
     if reply.cost is not None:
         weights = [one + _OUTPUT * other for one, other in zip(asked, completion, strict=True)]

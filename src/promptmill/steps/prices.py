@@ -1,7 +1,7 @@
 """The price of a model: from its operator, or from `genai-prices`; it is never guessed.
 
-The price of a batch or service tier, as a share of the price, comes from the operator, the provider's documents, or
-`tier_prices.json`. `scripts/prices.py` writes this table of batch prices that differ, and of `flex` and `priority`.
+The price of a batch or service tier is a share of the price. It comes from the operator, the provider's documents, or
+`tier_prices.json`. `scripts/prices.py` writes this table of deviating batch prices, and of `flex` and `priority`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
-# US dollars for 1,000 searches of the web, by provider and beginnings of models; the first that fits counts. As others
+# US dollars for 1,000 web searches, by provider and beginnings of model names; the first that fits counts. As others
 # quoted the providers' pages by November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
 # platform.claude.com, ai.google.dev/gemini-api/docs/pricing (without the free allowance),
 # docs.perplexity.ai/docs/getting-started/pricing. `search` in `price` overrides them.
@@ -51,16 +51,16 @@ _LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below th
 # The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 BATCH = "batch"
-"""The tier of requests in batches. No request may name it."""
+"""The tier of requests in batches. A request must not name it."""
 
 
 def is_here(config: model_config.ModelConfig) -> bool:
-    """Return whether all endpoints of the configuration are servers on this machine, which no list of prices has."""
+    """Return whether all endpoints of the configuration are servers on this machine. No list of prices has these."""
     return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(config))
 
 
 def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Words:
-    """Return a sentence that no price is known for the models `names`, and for a provider how to give one.
+    """Return a sentence: no price is known for the models `names`. For a provider, it tells how to give a price.
 
     A server on this machine seldom has a price.
     """
@@ -102,7 +102,7 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
     """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
-    # The name of a fine-tuned model is `ft:`, a model, an organisation and an id.
+    # The name of a fine-tuned model consists of `ft:`, a model, an organisation and an id.
     name = ":".join(model.rpartition("/")[2].split(":")[:2])
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():
@@ -132,7 +132,7 @@ class Price(Protocol):
         ...
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of the tokens at a service tier: `flex` or `priority`; other tiers have the standard
+        """Return the cost of the tokens at a service tier: `flex` or `priority`. Other tiers have the standard
         price."""
         ...
 
@@ -173,7 +173,7 @@ class FlatPrice:
 
 
 class _ListedPrice:
-    """A model's price in `genai-prices`, which may depend on the prompt's length."""
+    """A model's price in `genai-prices`. It may depend on the prompt's length."""
 
     def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> None:
         """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
@@ -215,7 +215,7 @@ def price_of(config: model_config.ModelConfig) -> Price | None:
 
 
 def _said(config: model_config.ModelConfig, model: str) -> PriceSettings | None:
-    """Return the operator's price of a model by its name."""
+    """Return the price that the operator gives for a model's name."""
     prices = config.settings.prices
     return (prices.get(config.name) if model == config.operator_model else None) or prices.get(model)
 
@@ -269,9 +269,9 @@ class Prices:
         self._ours = {config.model, config.name, *model_config.named_models(config.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
         self.why = ""
-        """The reason why no form bounds an answer of this model any more; `""`: it may."""
+        """The reason why forms no longer bound answers of this model; `""` if they do."""
         self._last: tuple[Sampling, int | None] | None = None
-        """The last sampling parameters, and the most tokens of an answer by its form: many requests have the same."""
+        """The last sampling parameters, and the most tokens of an answer by their form: many requests have the same."""
 
     def of(self, request: Request) -> Price | None:
         """Return the price of the model in `request`, None if unknown. The most expensive of several models counts.
@@ -291,7 +291,7 @@ class Prices:
         return _UnknownSearch(price) if self._is_preview(extra) else price
 
     def _is_preview(self, extra: JsonObject) -> bool:
-        """Return whether a request has a search whose price only the operator may give."""
+        """Return whether a request has a search whose price only the operator can give."""
         said = _said(self._config, self._config.model) or self._config.settings.price
         return (said is None or said.search is None) and _has_preview(extra)
 
@@ -302,7 +302,7 @@ class Prices:
 
     @functools.cached_property
     def questions(self) -> int:
-        """The most questions of a request to models that decide; 0 for others."""
+        """The most questions of a request to deciding models; 0 for other models."""
         limits = registry.decisions_of(self._config) if self.decides else None
         return 0 if limits is None else limits.questions
 
@@ -329,7 +329,7 @@ class Prices:
         return None if any(registry.may_think(self._config, model, sampling) for model in others) else self._last[1]
 
     def compare(self, tokens: int, most: int) -> None:
-        """Learn the length of an answer, whose form has `most` tokens at most: if it is longer, no form is certain."""
+        """Learn from the length of an answer whose form allows `most` tokens: if it is longer, no form is certain."""
         if tokens > most:
             self.why = (
                 f"An answer of {self._config.model} had {tokens:,} tokens where its form has {most:,} at most, as if "
@@ -354,13 +354,13 @@ class Prices:
 
     @functools.cached_property
     def _dearest(self) -> Mapping[str, str]:
-        """The most expensive tier that may serve a request for another tier: with `auto`, the provider's account
+        """The most expensive tier that may serve a request for another tier. With `auto`, the provider's account
         decides, and at OpenAI and Azure `auto` is the default."""
         return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._config) else ("auto",), "priority")
 
     @functools.cached_property
     def writes(self) -> bool:
-        """Whether the provider writes whole prompts to its cache, at a price, unless a job prevents it."""
+        """Whether the provider writes whole prompts to its cache, at a price, if a job does not prevent it."""
         cache = registry.prompt_cache_of(self._config)
         return cache is not None and cache.way == "breakpoints"
 
@@ -393,7 +393,7 @@ class _UnknownSearch:
 
 @dataclass(frozen=True, slots=True)
 class _DearestPrice:
-    """The highest price of several models, one of which will serve the request."""
+    """The highest price of several models. One of them will serve the request."""
 
     prices: Sequence[Price]
 
@@ -415,7 +415,7 @@ class _DearestPrice:
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
-    """Return the cost of `rows` rows that share `usage` equally, so that their sum is not priced as a long prompt."""
+    """Return the cost of `rows` rows that share `usage` equally. (Their sum must not be priced as one long prompt.)"""
     counts = astuple(usage)
     each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
@@ -439,7 +439,7 @@ class Tiers(NamedTuple):
         A discount applies only if the request or the operator named it. The request's own discount applies only if the
         answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
         """
-        if self.requested == BATCH:  # the tier that the reply reports does not count
+        if self.requested == BATCH:  # the tier in the reply does not count
             return BATCH
         tier = served or self.requested
         is_named = tier in self if served else tier == self.operators
@@ -451,7 +451,7 @@ def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bo
     unknown price. `may_search`: they may have searched without a count."""
     cost = 0.0
     for usage, served in spent:
-        if usage.stated_cost and (usage.searches or may_search):  # exact: it includes tools of which nothing is known
+        if usage.stated_cost and (usage.searches or may_search):  # exact: includes tools without a known price
             cost += usage.stated_cost / TICKS
             continue
         cost += price.cost(usage, tiers.charged(served))

@@ -1,4 +1,4 @@
-"""Several answers to one request, and the means for steps that send several requests."""
+"""Several answers to one request, and tools for steps that send several requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.core.request import Made, Request, Sampling, once
 from promptmill.steps.step import Place, Step
 
 T = TypeVar("T")
-_LONG = 1 << 16  # characters of all copies of a prompt, from which they wait for room
+_LONG = 1 << 16  # characters; if all copies of a prompt have more, they wait for room
 
 
 class SeveralAnswers(Step):
@@ -31,7 +31,7 @@ class SeveralAnswers(Step):
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request with `n`."""
         n = request.sampling.n or 1
-        call.preview = None  # a preview shows one answer
+        call.preview = None  # a preview shows only one answer
         texts, images = request.conversation.texts, request.conversation.images
         size = sum(map(len, texts)) + sum(len(image.source) for image in images)
 
@@ -51,10 +51,10 @@ class SeveralAnswers(Step):
 
 
 class Copies:
-    """The copies of prompts in flight, beyond the first of each: a prompt of 7 MB with `n: 128` would take 1.4 GB."""
+    """The copies of prompts in flight, without the first of each: a prompt of 7 MB with `n: 128` would take 1.4 GB."""
 
     def __init__(self, most: int = MOST_SHARED) -> None:
-        """`most`: the characters that all copies may have together. A longer prompt is sent once at a time."""
+        """`most`: the characters that all copies may have together. Of a longer prompt, one copy is sent at a time."""
         self._most, self._held, self._freed = most, 0, asyncio.Condition()
 
     @contextlib.asynccontextmanager
@@ -75,7 +75,7 @@ class Copies:
 
 
 async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:
-    """Run the parts of one answer concurrently; return their results. Raises the first error, cancelling the rest."""
+    """Run the parts of one answer concurrently; return their results. Raises the first error, and cancels the rest."""
 
     async def one(part: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -102,7 +102,7 @@ def sums_of(parts: Sequence[protocol.Outcome]) -> dict[str, Any]:
 
 
 def failure_in(parts: Sequence[protocol.Outcome]) -> protocol.Failure | None:
-    """Return the failure of an outcome that needs all parts; None if none has failed. A failure of the budget comes
+    """Return the failure of an outcome that needs all parts; None if no part failed. A failure of the budget comes
     first: a larger budget sends the item again."""
     failed = [one for one in parts if isinstance(one, protocol.Failure)]
     return next((one for one in failed if one.error.code is Code.BUDGET), failed[0] if failed else None)
@@ -123,7 +123,7 @@ def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.
 
 
 def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> dict[str, Any]:
-    """Return the details of several answers: `body` of the first without its usage, and `choices` of all."""
+    """Return the details of several answers: the `body` of the first without its usage, and the `choices` of all."""
     body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
     choices = [
         {

@@ -18,7 +18,7 @@ class Place(IntEnum):
     """The place of a step, from the outside in. A step sees only requests that the steps outside of it pass on."""
 
     PIECES = auto()
-    """A job's plan makes several requests of a row, before a model and its fallbacks are chosen."""
+    """A job's plan makes several requests from a row, before a model and its fallbacks are chosen."""
     CACHED = auto()
     """Each answer is kept; a hit costs nothing."""
     EQUAL = auto()
@@ -32,15 +32,15 @@ class Place(IntEnum):
     FORMED = auto()
     """An answer of another form is requested, and brought into the request's form."""
     GATHERED = auto()
-    """Several items become one request, whose outcome is divided among them."""
+    """Several items become one request. The outcome is divided among them."""
     DIVIDED = auto()
     """A request for more than the endpoint takes becomes several, with one joined outcome."""
     PRICED = auto()
-    """Each request that is sent is paid, within budgets."""
+    """Each request that is sent is paid, within the budgets."""
     SCREENED = auto()
     """The request keeps only the parts that the backend takes."""
     SENT = auto()
-    """The step takes the place of the backend: a hit is reported like a sent request."""
+    """The step replaces the backend: a hit is reported like a sent request."""
     WARMED = auto()
     """The request waits until a provider's cache has its beginning."""
 
@@ -64,9 +64,9 @@ class Sent(NamedTuple):
     request: Request
     """The item's request, or its part of a request for several items."""
     part: float = 1.0
-    """The item's part of the number of requests."""
+    """The item's share of the number of requests."""
     alone: Request | None = None
-    """The request that is sent, too, if the reply to several items has no answer to this one."""
+    """The request that is also sent if the reply to several items has no answer to this item."""
     around: int = 0
     """The tokens of the reply around the item's answer."""
 
@@ -80,7 +80,7 @@ class Step:
     path: str = ""
     """The path of the requests that the step sends, see `Request.path`; `""`: it keeps the path of its request."""
     following: Answer
-    """Answers a request by the steps inside of this one."""
+    """Answers a request with the steps inside of this one."""
 
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
@@ -90,7 +90,7 @@ class Step:
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to the request that the step would send for it, see `chain.sending`."""
+        """Return a function that converts an item to the request that the step would send, see `chain.sending`."""
         del config, by_batch
         return Sent
 

@@ -1,4 +1,4 @@
-"""Requests to backends that do not take everything, such as the backends of other packages."""
+"""Requests to backends that do not take all parameters or parts, such as backends of other packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ScreenedRequests(Step):
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
-        """Return the step for a backend of another package, or one that does not take everything."""
+        """Return the step for a backend of another package, or for a backend that does not take everything."""
         config = loading.config
         takes_all = config.backend in BACKENDS and config.record.sampling is None and config.record.takes_images
         return None if takes_all else cls(config)

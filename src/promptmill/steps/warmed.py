@@ -1,7 +1,7 @@
-"""Sends one request of each shared beginning first, so that the next ones find it in the provider's cache.
+"""Sends only one request of each shared beginning first, so that later requests find it in the provider's cache.
 
 A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
-would each pay its full price.
+would each pay the full price of the beginning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from promptmill.core.bounds import MOST_WARMED
 from promptmill.core.request import Request, Shared
 from promptmill.steps.step import Loading, Place, Step
 
-_KEPT_S = 240.0  # after the last use; shorter than the five minutes for which every provider keeps a beginning
-_LONGEST_WAIT_S = 60.0  # bound: the others wait no longer for a first request that is slow or repeated
+_KEPT_S = 240.0  # seconds after the last use; every provider keeps a beginning for five minutes
+_LONGEST_WAIT_S = 60.0  # other requests wait no longer for a first request that is slow or repeated
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
 
@@ -30,7 +30,7 @@ class _Beginning:
     """A beginning, and its state in the provider's cache."""
 
     until: float = 0.0
-    """The time until which the cache certainly has it."""
+    """The time until which the cache certainly has the beginning."""
     first: asyncio.Future[None] | None = None
     """Done when the request that writes the beginning has ended."""
     failures: int = 0

@@ -73,7 +73,7 @@ def quiet_fastmcp() -> None:
     os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
     os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
     os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # promptmill's own log has the failed calls
-    # Not DEBUG, at which both libraries log arguments and whole messages, with prompts and keys.
+    # Not DEBUG: at that level, both libraries log arguments and whole messages, with prompts and keys.
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)

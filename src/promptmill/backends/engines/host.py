@@ -40,7 +40,7 @@ from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 from promptmill.system.state import cache_folder
 
-_NEARLY_EQUAL = 0.8  # from this similarity on, a key counts as misspelt; high, as it may be the engine's own
+_NEARLY_EQUAL = 0.8  # a key this similar to a known one counts as misspelt; high, because it may be the engine's own
 _CHILD = "promptmill.backends.engines.child"
 _READ_AT_ONCE = 8  # max items of a call whose images are in memory, between the disk and the pipe
 
@@ -69,12 +69,12 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     elif replicas > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPUs get the numbers of nvidia-smi
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # numbers GPUs as nvidia-smi does
     environment.setdefault("TQDM_DISABLE", "1")
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # without this, transformers asks a service of Hugging Face to convert a model that has no safetensors
     environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # compiled code is kept: the temporary folder, its usual place, is removed with the engine
+    # keeps compiled code: its usual place is the temporary folder, which is removed with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
@@ -95,7 +95,7 @@ class EngineHost:
         self._closed = False
         self._calls: dict[Call, EngineShare] = {}
         self._open: dict[int, tuple[asyncio.Future[Frame | PromptmillError], Call]] = {}
-        """Requests whose outcome is awaited, by their number in messages, which is unique over all calls."""
+        """Requests that await their outcome, by their number in messages, which is unique over all calls."""
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
@@ -138,7 +138,7 @@ class EngineHost:
         return process
 
     def _deliver(self, message: Frame | PromptmillError) -> None:
-        """Pass an outcome or a preview to its request, or the error of the process's end to all requests."""
+        """Pass an outcome or a preview to its request, or pass the error of the process's end to all requests."""
         if isinstance(message, PromptmillError):
             for arrived, _ in self._open.values():
                 if not arrived.done():
@@ -179,7 +179,7 @@ class EngineHost:
         return await self._exchanged(request, call) if outcome is None else outcome
 
     async def _exchanged(self, request: Request, call: Call, of_form: Frame | None = None) -> Outcome:
-        """Let the engine answer a request. `of_form`: the fields of its message if it is a question of a form."""
+        """Let the engine answer a request. `of_form`: further fields of the message for a question of a form."""
         share, number = self._calls[call], next(self._numbers)
         arrived: asyncio.Future[Frame | PromptmillError] = asyncio.get_running_loop().create_future()
         self._open[number] = arrived, call
@@ -318,7 +318,7 @@ class EngineProcess:
         raise self.end
 
     def write(self, message: Frame) -> None:
-        """Write a small message without waiting. If the process has ended, do nothing."""
+        """Write a small message without waiting. If the process has ended, write nothing."""
         self._child.write(frames.packed(message))
 
     async def finish(self) -> None:
@@ -329,7 +329,7 @@ class EngineProcess:
 
 
 async def _group_gone(pid: int) -> None:
-    """Wait a short time until the children of a killed process have ended and freed their memory and ports."""
+    """Wait a short time until the children of a killed process have ended and have freed their memory and ports."""
     for _ in range(100):
         if not subprocesses.group_exists(pid):
             return
@@ -353,7 +353,7 @@ class EngineShare(FixedShare):
         self.writing = asyncio.Lock()
         self.reading = asyncio.Semaphore(_READ_AT_ONCE)
         self.abandoned = False
-        """Whether submitted items are no longer wanted."""
+        """Whether the submitted items are no longer wanted."""
         self._images = images
         self._live = live
 
@@ -418,7 +418,7 @@ def _packed(message: frames.Frame) -> bytes:
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, object]]:
-    """Return the turns as OpenAI messages in which numbers, counted over all turns, replace the images."""
+    """Return the turns as OpenAI messages. Numbers, counted over all turns, replace the images."""
     index = 0
     turns = []
     for message in messages:

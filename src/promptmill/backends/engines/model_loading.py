@@ -26,7 +26,7 @@ from promptmill.system.safe_open import home_expanded
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
 _BACKENDS = {"cpu": "openvino"}  # names of extras that differ from the backend's
-# LiteLLM writes PROVIDER/MODEL; on the hub, only the owner `openai` has such a name.
+# LiteLLM writes PROVIDER/MODEL; only `openai` is also an owner on the hub.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
@@ -50,7 +50,7 @@ _KNOWN = {
     "ignore_mismatched_sizes": ("The shapes of the model's weights differ from its config.json.", _AGAIN),
     "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
 }
-"""Parts of transformers' messages, each with promptmill's message and hint."""
+"""Parts of transformers' messages, each with the message and hint that promptmill shows instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def locate(
     require: Callable[[], None],
     form: ModelFormat = TRANSFORMERS,
 ) -> Location:
-    """Find the model `name` in the engine's format, before heavy packages are imported.
+    """Find the model `name` in the engine's format. Called before heavy packages are imported.
 
     `require` raises an error if the engine's packages are missing. It is called after a path is checked and before the
     network is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
@@ -156,7 +156,7 @@ def _in_folder(folder: Path, gguf_file: str | None, form: ModelFormat) -> Locati
 
 
 def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
-    """Raise an error if the hub lacks `name`; if the hub is unreachable and the model cached, go offline.
+    """Raise an error if the hub lacks `name`; go offline if the hub is unreachable and the model is cached.
 
     The hub's own client would retry for more than 20 seconds per file.
     """
@@ -262,7 +262,7 @@ def require_packages(extra: str, *names: str, size: str = "", instead: str = "")
 
 
 def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
-    """Return promptmill's error for `text`, the message of an exception; None if the message is unknown.
+    """Return promptmill's error for `text`, the message of an exception; None for an unknown message.
 
     `trusted`: whether the model's own code may run.
     """

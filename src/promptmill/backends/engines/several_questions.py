@@ -1,6 +1,6 @@
-"""A form of several questions: each is asked after the same text, and the engine computes that text once.
+"""A form of several questions: each question is asked after the same text, which the engine computes once.
 
-The questions do not see each other's answers. The first one goes ahead, so that the others find the text computed.
+The questions do not see each other's answers. The first question goes ahead, so the others find the text computed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from promptmill.core.values import text_of
 from promptmill.system.frames import Frame
 
 Ask: TypeAlias = Callable[[Request, Frame], Awaitable[Outcome]]
-"""Answers one question. The second argument: the fields `field` and `follows` of its message, see `channel`."""
+"""Answers one question. The second argument has the fields `field` and `follows` of its message, see `channel`."""
 _WRITTEN = frozenset({"tools", "logprobs", "top_logprobs"})  # parameters that concern the text of an answer
-_AT_ONCE = 16  # questions of an item that the engine has at a time
+_AT_ONCE = 16  # questions of an item that the engine gets at a time
 
 
 def is_asked(request: Request) -> bool:
@@ -35,7 +35,7 @@ def is_asked(request: Request) -> bool:
 
 
 async def answered(request: Request, form: Form, ask: Ask) -> Outcome | None:
-    """Return the answer to all questions of a `form`; None if the model reasons before it answers one."""
+    """Return the answer to all questions of a `form`; None if the model reasons before it answers."""
     began, questions = time.monotonic(), form.asked
     first = await _ask(request, questions[0], ask, follows=False)
     if isinstance(first, Completion) and first.reasoning and request.sampling.response_format is not None:
@@ -74,7 +74,7 @@ def _field(question: Asked) -> str:
 
 
 def _with_question(conversation: Conversation, question: Asked) -> Conversation:
-    """Return the conversation with the question behind it, unless its texts name the field and its options."""
+    """Return the conversation with the question at its end, unless its texts already name the field and its options."""
     shown = _shown(question).beside(conversation.texts)
     if not shown:
         return conversation
@@ -87,8 +87,8 @@ def _with_question(conversation: Conversation, question: Asked) -> Conversation:
 
 
 def _shown(question: Asked) -> Shown:
-    """Return the words of a question, and the names without which a text does not tell it. Thousands of options are
-    left out, as in `answers.shown`."""
+    """Return the words of a question, and the names that the text must contain if it replaces these words. Thousands of
+    options are left out, as in `answers.shown`."""
     values = [text_of(option.value) if option.value is not None else "null" for option in question.options]
     title = question.title and f"{question.title}:"
     every = f"One of {', '.join(values)}."
@@ -96,7 +96,7 @@ def _shown(question: Asked) -> Shown:
     defined = zip(values, question.options, strict=True)
     lines = [f"- {value}: {option.definition}" for value, option in defined if option.definition]
     options = (option.value for option in question.options if isinstance(option.value, str))
-    names = (question.title, *options) if title else ()  # the words of a question without a name are nowhere else
+    names = (question.title, *options) if title else ()  # without a name, no text can replace the words of a question
     return Shown("\n".join([said, *lines]), names)
 
 

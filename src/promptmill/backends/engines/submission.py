@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHARACTERS_PER_TOKEN = 16
-"""An upper bound: if a text has more characters per token of context, only its beginning is measured."""
+"""An upper bound: only the beginning of a text with more characters per token of context is measured."""
 
 USUAL_TOKENS = 1024
-"""The limit of an answer's tokens if neither the request nor the model's generation defaults set one."""
+"""The limit of an answer's tokens, if neither the request nor the model's generation defaults set a limit."""
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
-"""Names in `extra_params` for the token limit; the second is OpenAI's newer name, the third transformers'."""
+"""Names in `extra_params` for the token limit. The second is OpenAI's newer name, the third transformers' name."""
 
 LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 """The names in `extra_params` that request log probabilities."""
@@ -83,10 +83,10 @@ def wanted_logprobs(extra: JsonObject) -> int | None:
 
 
 def chances_of(extra: JsonObject, choices: Choices | None, unasked: int | None = None) -> tuple[Chances, int] | None:
-    """Return the object that sums the probabilities of the `choices`, and the number to report beside the given one;
-    None without.
+    """Return the object that sums the probabilities of the `choices`, and how many to report besides that of the given
+    choice; None without choices.
 
-    `unasked`: this number if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
+    `unasked`: the number to report if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
     """
     most = unasked if (asked := top_choices_of(extra)) is None else asked
     return None if most is None or choices is None else (Chances(), most)
@@ -125,7 +125,7 @@ def template_options(
             continue
         if knows(name):
             options[name] = value
-        elif value is not False:  # an unknown option; False needs none, because a model without it does not think
+        elif value is not False:  # an unknown option; False is harmless: a model without the option does not think
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
 
@@ -133,7 +133,7 @@ def template_options(
 def choices_after(prompt: str, message: Frame, tools: tool_use.ToolUse | None) -> Choices | None:
     """Return the request's choices if the answer may begin with their opening directly after `prompt`; else None.
 
-    If an answer may begin with reasoning or call tools, its `response_format` constrains or checks it instead.
+    If an answer may begin with reasoning or call tools, its `response_format` constrains or checks the answer instead.
     """
     choices = message["sampling"].get("choices")
     if not choices or tools is not None or opened_by(prompt) is not None:
@@ -149,7 +149,7 @@ def is_known_format(wanted: JsonObject | None) -> bool:
 
 
 def penalties_in(sampling: Mapping[str, Any]) -> list[str]:
-    """Return the names of the penalties in a request, which a search among choices does not have."""
+    """Return the names of the penalties in a request. A search among choices cannot apply penalties."""
     neutral = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
     return [name for name, value in neutral.items() if sampling.get(name, value) not in {None, value}]
 
@@ -167,7 +167,7 @@ def split_stops(
 
 
 LIKELIEST_ALONE = 1e-6
-"""The `top_p` that keeps the likeliest token alone; OpenVINO and vLLM refuse 0."""
+"""The `top_p` that keeps only the likeliest token. OpenVINO and vLLM refuse 0."""
 
 
 def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
@@ -223,7 +223,7 @@ def too_long(size: str, context: int, unit: str = "tokens", *, images: bool = Fa
 def check_tokens(count: int, context: int | None, description: str = "", *, images: bool) -> None:
     """Raise `PromptmillError` if a prompt of `count` tokens is empty, or leaves no room for an answer.
 
-    `description` describes the number, where it is not exact.
+    `description`: a text about the number, if it is not exact.
     """
     if context is not None and count >= context:
         raise too_long(description or str(count), context, images=images)
@@ -250,7 +250,7 @@ def _decode(encoded: str, place: int) -> Image:
 
     try:
         with catch_warnings():
-            simplefilter("ignore")  # a warning about the size, which the server has checked
+            simplefilter("ignore")  # the server has checked the size, about which Pillow warns
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
                 return on_white(image)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):

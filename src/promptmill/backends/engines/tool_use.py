@@ -1,7 +1,7 @@
 """Tools of a request: checks them, passes them to the chat template, and reads the calls from the answer's text.
 
-A model writes calls in one of the forms of `_FORMS`. The form is recognized by marks in the model's chat template,
-which shows the model its calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes, GLM,
+A model writes calls in one of the forms of `_FORMS`. Marks in the model's chat template identify the form, because the
+template shows the model its calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes, GLM,
 Mistral, DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; the tool parsers of vLLM 0.32 and SGLang 0.5.23;
 OpenAI's Harmony (github.com/openai/harmony, docs/format.md).
 """
@@ -124,7 +124,7 @@ class ToolUse:
         return {"type": "json_schema", "json_schema": {"name": "calls", "schema": schema}}
 
     def before_calls(self, text: str) -> str:
-        """Return the beginning of an unfinished answer that is certainly not part of a call."""
+        """Return the beginning of an unfinished answer, as far as it certainly belongs to no call."""
         if self.must or self.form is BARE_FORM:
             return ""
         marks = self.form.marks or (_RECIPIENT_MARK,)
@@ -239,8 +239,8 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
 
 
 def _moved(node: Any, tool: int, *, by_name: bool = False) -> Any:
-    """Return a part of a tool's schema with its references to definitions of all tools: other tools may have the same
-    names. `by_name`: the keys are names, for example of properties."""
+    """Return a part of a tool's schema, with its references changed to definitions of all tools, because other tools
+    may have the same names. `by_name`: the keys are names, for example of properties."""
     if not isinstance(node, dict):
         return [_moved(inner, tool) for inner in node] if isinstance(node, list) else node
     moved = {
@@ -254,7 +254,7 @@ def _moved(node: Any, tool: int, *, by_name: bool = False) -> Any:
 
 
 class UnreadableCallError(Exception):
-    """The text has the mark of a call, but no call that can be read."""
+    """The text has the mark of a call, but no readable call."""
 
 
 class CallForm(NamedTuple):
@@ -267,7 +267,7 @@ class CallForm(NamedTuple):
     read: Callable[[str, Tools], Found]
     """Returns the calls in a text. Raises `UnreadableCallError`, `ValueError`, `KeyError` or `TypeError`."""
     before_reasoning: bool = False
-    """Whether calls are read before the reasoning is separated, because both are channels (Harmony)."""
+    """Whether calls are read before the reasoning is separated, because calls and reasoning are channels (Harmony)."""
 
 
 def _between(
@@ -280,7 +280,7 @@ def _between(
 ) -> CallForm:
     """Return the form for calls between two marks. At the end of the text, the closing mark may be missing.
 
-    `around`: further marks of such calls, which are not part of the text. `lone`: the beginning of a call, for models
+    `around`: further marks of such calls that do not belong to the text. `lone`: the beginning of a call, for models
     that omit the opening mark.
     """
     blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
@@ -323,7 +323,7 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _invoked(text: str, tools: Tools) -> list[tuple[str, object]]:
-    """Read `<invoke name="…"><parameter name="…">`. Declared texts stay texts; some models write JSON inside."""
+    """Read `<invoke name="…"><parameter name="…">`. Parameters declared as texts stay texts; others may be JSON."""
     return [
         (
             name,
@@ -530,7 +530,7 @@ def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
 
 
 def _expressions(block: str) -> list[ast.expr]:
-    """Return the items of a list, an expression, or one of each line. A text in it may have line breaks."""
+    """Return the expressions of a list, of a single expression, or of one on each line. Texts may have line breaks."""
     escaped = _PYTHON_TEXT.sub(lambda text: text[0].replace("\r", "\\r").replace("\n", "\\n"), block)
     for text in (block, escaped):
         for parts in ([text], [line.strip() for line in text.split("\n") if line.strip()]):

@@ -86,7 +86,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str) -> float |
 
 
 def exhausted_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the reset of a limit that is used up according to an answer's headers; else None."""
+    """Return the seconds until the reset of a limit that is used up, according to an answer's headers; else None."""
     waits: list[float] = []
     for remaining, resets in _LIMITS:
         if headers.get(remaining) == "0":
@@ -156,7 +156,7 @@ def _from_words(text: str, now: float) -> float | None:
                 continue
             if pattern is _SPAN:
                 waits.append(_span_sum_s(match[0]))
-            elif pattern is _CLOCK:  # a wait only after "in" or "after"; else a time of day
+            elif pattern is _CLOCK:  # a wait if "in" or "after" precedes it; else a time of day
                 waits += [_clock_s(match)] if before.endswith((" in ", " after ")) else []
             elif (wait := _until_s(match[0], now, local=not text.isascii())) is not None:
                 waits.append(wait)

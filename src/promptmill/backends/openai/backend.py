@@ -4,8 +4,8 @@
 make an attempt, classify, wait, repeat.
 
 An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt is classified:
-it concerns only the item (final), only this attempt (retry, counted against `retries`), or the endpoint (retry when the
-endpoint can take it; not counted while other items are not answered either). An item fails after `retries` counted
+it concerns only the item (final), only this attempt (retry, counted against `retries`), or the endpoint (retry when it
+can take the request; not counted while other items are not answered either). An item fails after `retries` counted
 attempts, and in any case after five times that number.
 
 A prompt that crashes its server loses the requests of its neighbours, too. An item whose connection was lost after
@@ -57,7 +57,7 @@ _HARD_CAP = 5
 _LOSS_CAP = 2
 # … with waits of up to this many seconds from `retries` losses on, so that an outage of 10 s is over by then.
 _LOST_WAIT_S = 5.0
-_NOTHING_BEHIND = 502  # a proxy's answer if its server is down
+_NOTHING_BEHIND = 502  # the status of a proxy whose server is down
 # Failures with these codes are caused by the item's content, even if many items have them.
 _OWN = frozenset(
     {
@@ -80,7 +80,7 @@ class OpenAIBackend:
     """All calls share one pool and one limiter, so `concurrency` limits all of them together."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """`config` chooses endpoints, keys and limits. Nothing is opened yet."""
+        """`config` chooses endpoints, keys and limits. No connection is opened yet."""
         self._config = config
         self._settings = config.settings.backend_configs.openai
         if not self._settings.model_name:
@@ -104,7 +104,7 @@ class OpenAIBackend:
         return ImageRules.of(self._config.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Create the pool. Nothing is sent."""
+        """Create the pool. No request is sent."""
         settings, model = self._settings, self._settings.model_name or ""
         report(f"using {model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         wanted = most_in_flight(settings, self._endpoints)
@@ -130,7 +130,7 @@ class OpenAIBackend:
         await self._limiter.lease(most, rates)
 
     def widen(self, most: int) -> None:
-        """From now on, allow `most` requests in flight, if this is more than before."""
+        """From now on, allow `most` requests in flight, if this raises the limit."""
         if self._limiter is None or self._pool is None or most <= self._concurrency:
             return
         self._concurrency = max(self._concurrency, min(most, room_for_connections(most)))
@@ -248,7 +248,7 @@ class Attempts(ConcurrencyShare):
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which requests are held back, for all calls together; 0: none are."""
+        """The limit of requests per second, for all calls together, after refusals; 0: no limit."""
         return self._limiter.pace
 
     @property
@@ -266,7 +266,7 @@ class Attempts(ConcurrencyShare):
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:
-        """Decide on the held failures, because no other item is left that could show whether they concern all items."""
+        """Decide on the held failures: no other item remains that could show whether they concern all items."""
         if self._attribution is not None:
             self._attribution.release()
 
@@ -368,7 +368,7 @@ class Attempts(ConcurrencyShare):
             raise
 
     def _counts(self, item: Item, permit: Permit, decision: RetryDecision) -> bool:
-        """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
+        """Report a failure to the endpoint's state. Return whether the failure counts against the item's `retries`."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
             endpoint_state.succeeded(permit)  # the endpoint answered: the response concerns only this item
@@ -396,7 +396,7 @@ class Attempts(ConcurrencyShare):
     async def _after_failure(
         self, item: Item, permit: Permit, decision: RetryDecision, *, counts: bool
     ) -> Failure | None:
-        """Return the failure of an item; None after putting the item back to be sent again."""
+        """Return the failure of an item; None if the item was put back to be sent again."""
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         if not decision.may_be_billed:
@@ -443,8 +443,8 @@ class Attempts(ConcurrencyShare):
         return None
 
     def _attempts_of(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> str:
-        """Return the next attempt and the most attempts of an item that failed repeatedly; `""` if these do not end it,
-        but `patience`."""
+        """Return a text with the next and the last possible attempt of an item that failed repeatedly; `""` if
+        `patience` ends the attempts instead."""
         retries = self._settings.retries
         if decision.is_loss and endpoint_state.answered_about(item.since):
             failed, most, setting = item.losses, _LOSS_CAP * retries, "twice the setting `retries`"
@@ -471,7 +471,7 @@ class Attempts(ConcurrencyShare):
         return is_lost or not endpoint_state.health.successes
 
     def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
-        """Return the wait of an item that is put back, in addition to pauses of its endpoint."""
+        """Return the wait of an item that is put back. Pauses of its endpoint come on top."""
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
@@ -483,7 +483,7 @@ class Attempts(ConcurrencyShare):
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
         if item.losses >= settings.retries:
             wait_s = max(wait_s, min(settings.base_delay * 2**item.losses, settings.max_delay, _LOST_WAIT_S))
-        if not self._limiter.elsewhere(endpoint_state):  # the next attempt can go nowhere else
+        if not self._limiter.elsewhere(endpoint_state):  # no other endpoint can take the next attempt
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s
 
@@ -496,7 +496,7 @@ def _estimated_tokens(request: Request) -> int:
 def _failure(
     item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
 ) -> Failure:
-    """Return the failure of an item. `last`: the decision on its last attempt, if it is not yet charged."""
+    """Return the failure of an item. `last`: the decision on its last attempt, if its cost is not yet counted."""
     if last is not None:
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
@@ -530,20 +530,20 @@ class _Held:
 class _Attribution:
     """Determines whether the items or the endpoint caused the final failures of a call.
 
-    A refusal because of key or model is held until a later request is answered: then the item caused the refusal. An
-    answer to an earlier request shows nothing about the key now.
+    A refusal because of key or model is held until a later request is answered: this shows that the item caused the
+    refusal. An answer to an earlier request shows nothing about the present key.
 
     While the call has no answers, its final failures are compared: with an unsupported parameter, every item fails.
     `SEVERAL` equal failures end the call.
     """
 
     def __init__(self, *, answered: bool) -> None:
-        """`answered`: an item of the call has already been answered."""
+        """`answered`: whether an item of the call has already been answered."""
         self._held: list[_Held] = []
         self._answered = answered
         self._pages = 0
         self.ended: PromptmillError | None = None
-        """The error that ends the call, after which no request is sent."""
+        """The error that ends the call: no request is sent after it."""
 
     def takes(self, decision: RetryDecision) -> bool:
         """Return whether a final failure must be held."""
@@ -568,7 +568,7 @@ class _Attribution:
     def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
         """Hold a final failure of the request with `permit`. Return its verdict: whether it concerns all items."""
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
-        self._held = [one for one in self._held if not one.verdict.done()]  # the cancelled ones are dropped
+        self._held = [one for one in self._held if not one.verdict.done()]  # drops cancelled failures
         self._held.append(held)
         if permit.endpoint_state.health.blocked:
             self.ended = permit.endpoint_state.health.blocked

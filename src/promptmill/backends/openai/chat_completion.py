@@ -1,6 +1,6 @@
-"""The format of chat completions, to which replies of all dialects are converted, with all variants of its fields.
+"""The format of chat completions with all variants of its fields. Replies of all dialects are converted to it.
 
-`read_message`, `read_finish` and `details_of` read its fields. `GrowingMessage` collects those of a stream.
+`read_message`, `read_finish` and `details_of` read its fields. `GrowingMessage` collects the fields of a stream.
 
 Formats: platform.openai.com, chat completions, streaming; html.spec.whatwg.org, server-sent events; the providers' own
 reasoning fields.
@@ -26,7 +26,7 @@ from promptmill.core.values import JsonDict, JsonObject
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
-# Fields that are not kept: `Completion` has them, or they are equal in every answer.
+# Fields that are left out: `Completion` has them, or they are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _NO_TEXT = frozenset({"role", "tool_calls"})
@@ -48,7 +48,7 @@ def read_message(message: JsonObject) -> tuple[str, str | None]:
 
 
 def _is_value(content: JsonDict | list[Any]) -> bool:
-    """Return whether a content is an object or a list, in place of the text of the requested JSON (Workers AI)."""
+    """Return whether a content is an object or a list instead of the text of the requested JSON (Workers AI)."""
     if isinstance(content, dict):
         return bool(content) and "type" not in content and not content.keys() <= set(_INNER)
     return bool(content) and all(isinstance(part, dict) and _is_value(part) for part in content)
@@ -158,7 +158,7 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, ReplyEnd.WHOLE
-    # characters; a longer one would block the event loop during the search
+    # characters; searching a longer reason would block the event loop
     reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # of Python
     if word in _STOP:
@@ -175,7 +175,7 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
 
 
 def finish_of(choice: JsonObject) -> object:
-    """Return the finish reason of a choice, or the model's own one if only that reports a cut or a failure.
+    """Return the finish reason of a choice, or the model's own reason if only that reports a cut or a failure.
 
     OpenRouter has it as `native_finish_reason`, gateways of Anthropic as `stop_reason`; vLLM has a stop string there.
     """
@@ -185,7 +185,7 @@ def finish_of(choice: JsonObject) -> object:
 
 
 def later_finish(reason: object, later: object) -> object:
-    """Return the finish reason after a later event, which takes back neither a cut nor a filter nor a failure.
+    """Return the finish reason after a later event. A later event revokes neither a cut nor a filter nor a failure.
 
     >>> later_finish("length", "stop"), later_finish("stop", "tool_calls"), later_finish("stop", None)
     ('length', 'tool_calls', 'stop')
@@ -194,7 +194,7 @@ def later_finish(reason: object, later: object) -> object:
 
 
 def loss_of(reason: object) -> int:
-    """Return the loss that a finish reason reports: 0 for none, 1 for the end of the answer, 2 for all of it."""
+    """Return the loss that a finish reason reports: 0: no loss; 1: the end of the answer; 2: the whole answer."""
     finish, ending = read_finish(reason)
     return 2 if ending is not ReplyEnd.WHOLE else int(finish == "length")
 
@@ -214,7 +214,7 @@ def _rest(value: JsonObject, known: frozenset[str]) -> JsonDict:
 
 
 def can_go_on(value: Any) -> bool:
-    """Return whether files, frames and results can hold `value`: it is valid JSON without too deep nesting."""
+    """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
     try:
         text = orjson.dumps(value)
         # quick test: with at most 32 brackets, at most 32 levels, which is safe; the rest is measured exactly
@@ -228,7 +228,7 @@ def can_go_on(value: Any) -> bool:
 
 
 ENDED: JsonDict = {}
-"""The end of a stream, as one of its events."""
+"""The end of a stream, as an event."""
 
 
 class CutOffError(Exception):
@@ -254,14 +254,14 @@ def first_event(body: bytes) -> Any:
 
 
 def is_end(data: bytes) -> bool:
-    """Return whether the data of an event mark the end of the stream. Some servers add quotes or blanks to the mark."""
+    """Return whether the data of an event mark the end of the stream. Some servers put quotes or spaces around it."""
     return data.strip(b" \t\"'").lower() == _END
 
 
 def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the name and the data of each event; an event's data lines are joined by a line break.
 
-    An object or end mark after a whole object is an event of its own, also without the empty line between them. A field
+    An object or end mark after a whole object is a separate event, even without an empty line between them. A field
     `error` (older llama-server) is an event with this name.
     """
     name, lines = b"", list[bytes]()
@@ -290,11 +290,11 @@ def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 _OLDER = -1
-"""The place of a call in the older form, which some gateways send in addition to the call in the newer form."""
+"""The index of a call in the older form, which some gateways send in addition to the call in the newer form."""
 
 
 class UnreadableEventError(ValueError):
-    """An event of a stream is not usable. The text describes it."""
+    """An event of a stream is not usable. The text describes the event."""
 
 
 class GrowingMessage:
@@ -312,7 +312,7 @@ class GrowingMessage:
     def add(self, delta: JsonDict) -> None:
         """Add the next pieces. Raises `TypeError` if the content is not text.
 
-        A delta may have, instead: `message`, which is like a delta, or repeats all deltas; `start`, the beginning of
+        Instead, a delta may have: `message`, which is like a delta, or repeats all deltas; `start`, the beginning of
         texts that the next pieces may repeat; `again`, the name of a text that the next pieces may repeat from its
         beginning; `hidden`, the number of an item whose pieces are not added.
         """
@@ -333,7 +333,7 @@ class GrowingMessage:
                 self._has_deltas = bool(self._calls) or any(map(any, self._texts.values()))
 
     def _add_message(self, message: JsonDict) -> None:
-        """Add a whole message. It replaces a text or calls of which not all deltas arrived."""
+        """Add a whole message. It replaces a text or calls whose deltas are incomplete."""
         calls = message.get("tool_calls")
         if isinstance(calls, list) and len(calls) > sum(map(len, self._calls.values())):
             self._calls.clear()
@@ -360,7 +360,7 @@ class GrowingMessage:
 
     def _add(self, delta: JsonDict) -> None:
         for name, value in delta.items():
-            if type(value) is str and name not in _NO_TEXT:  # nearly every piece
+            if type(value) is str and name not in _NO_TEXT:  # the case of nearly every piece
                 self._text(name).append(value)
             elif name == "tool_calls":
                 for piece in value or ():
@@ -406,7 +406,7 @@ class GrowingMessage:
 
 
 def distinct(calls: list[JsonDict]) -> list[JsonDict]:
-    """Return tool calls, in which repeated ids are made different: results are matched by id. Numbers become texts.
+    """Return tool calls, with repeated ids changed: results are matched by id. Numbers become texts.
 
     >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": 1}, {"id": ""}, {"id": " "}])]
     ['a', 'a-3', 'a-2', '1', '', '']
@@ -437,7 +437,7 @@ def continued(start: str, pieces: str) -> str:
     return pieces if pieces.startswith(start) else start + pieces
 
 
-# Characters of arguments that are parsed with each piece that may begin another call: 64 KiB in pieces of 20 bytes take
+# Parse arguments of at most this length with each piece that may begin another call: 64 KiB in pieces of 20 bytes take
 # 0.2 s.
 _LONGEST_COMPARED = 64 * 1024
 
@@ -455,10 +455,10 @@ class _Call:
         self._is_custom = False
 
     def is_followed_by(self, piece: JsonDict) -> bool:
-        """Return whether `piece` begins another call: parallel calls may all have the index 0, or none.
+        """Return whether `piece` begins another call. Parallel calls may all have the index 0, or no index.
 
-        It does if it has another id and a name, or if it has no id, but a name after whole arguments. Without arguments
-        so far, it also needs another name.
+        It does if it has another id and a name; or if it has a name but no id, and follows complete arguments. If there
+        are no arguments so far, it also needs another name.
         """
         function = _function_in(piece)
         name, identity = function.get("name"), self._fields.get("id")
@@ -474,7 +474,7 @@ class _Call:
 
     @property
     def _is_whole(self) -> bool:
-        """Whether the arguments are a whole object. They are not parsed with each piece if they are long."""
+        """Whether the arguments are a complete object. Long arguments are not parsed with each piece."""
         if self._length > _LONGEST_COMPARED:
             return False
         try:
@@ -512,14 +512,14 @@ class _Call:
 
 
 def _function_in(piece: JsonDict) -> JsonDict:
-    """Return the name and arguments in a piece of a call: some servers do not put them into `function`."""
+    """Return the name and arguments in a piece of a call. Some servers do not put them into `function`."""
     for name in ("function", "custom"):
         if isinstance(inner := piece.get(name), dict):
             return inner
     return piece
 
 
-# Showing takes at most one part in eleven of the time. A short answer is shown in microseconds, so with nearly every
+# Showing takes at most one eleventh of the time. A short answer is shown in microseconds, so with nearly every
 # piece; an answer of a megabyte takes milliseconds, and is shown some times per second.
 _REST_PER_SHOWING = 10
 
@@ -554,7 +554,7 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         end = piece.rfind(b"\n")
-        if end < 0:  # joined only at its end: a line in many pieces would be copied with each of them
+        if end < 0:  # joined only when the line ends: otherwise, each piece would copy the line again
             self._line.append(piece)
             return
         lines = b"".join((*self._line, piece[:end])).split(b"\n")

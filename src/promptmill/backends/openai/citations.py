@@ -1,8 +1,8 @@
-"""Reads the web pages that an answer cites, and takes the marks of citations out of its text.
+"""Reads the web pages that an answer cites, and removes the marks of citations from its text.
 
-A reply names pages in one of three ways, of which the first counts: `search_results`, a list to which numbers in the
-text refer (Perplexity); `annotations` of the message, which say what the text cites (OpenAI's chat completions, to
-which the dialects convert citations of other APIs); `citations`, a list of all pages that were read (xAI, gateways).
+A reply names pages in one of three ways, of which the first that it uses counts: `search_results`, a list to which
+numbers in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI's chat
+completions, and dialects that convert citations to these); `citations`, a list of all read pages (xAI, gateways).
 
 Formats: the types of openai 3.57.0 and perplexityai; docs.x.ai/developers/tools/citations.
 """
@@ -22,7 +22,7 @@ from promptmill.core.values import JsonDict, JsonObject
 LISTS = frozenset({"search_results", "citations"})
 """The fields of a reply with lists of pages."""
 SEARCHING = frozenset({"openai", "anthropic", "google", "perplexity"})
-"""The providers whose replies name pages only of their own search; others pass on what a server in between names."""
+"""The providers whose replies name only pages of their own search. Others pass on pages from a server behind them."""
 # OpenAI's models mark a citation by private characters (lidge-jun/opencodex#3150): U+E200 "cite" U+E202 "turn0search0"
 # U+E201. Without these characters "citeturn0search0" is left. Assistants and gpt-oss write 【4:0†source】.
 _MARK = re.compile(
@@ -32,13 +32,13 @@ _MARK = re.compile(
 )
 # OpenAI adds it to the cited URLs, also in the text.
 _TRACKED = re.compile(r"(\?)utm_source=openai&|[?&]utm_source=openai(?![\w.%&-])|&utm_source=openai(?=&)")
-# numbers such as [1], [1, 3], [2-4] or [ref_1], or code, in which a number is no citation
+# numbers such as [1], [1, 3], [2-4] or [ref_1]; or code, in which numbers are no citations
 _NUMBERS = re.compile(
     r"(?s)(```|~~~).*?(?:\1|\Z)|`[^`\n]*`"
     r"|(?P<before>[ \t]?(?<!\[)[\[【](?:ref_)?)(?P<numbers>\d{1,3}(?:\s?[,;\u2013-]\s?\d{1,3}){0,9})"
     r"(?P<behind>[\]】])(?![(\]])"
 )
-_WIDEST = 10  # numbers; a wider range is an interval of values, and many of them would take long
+_WIDEST = 10  # numbers; a wider range is an interval of values, and would take long
 _RANGE = re.compile(r"(\d+)(?:\s?[\u2013-]\s?(\d+))?")
 _ID = re.compile(r"\[?(?:ref_)?(\d{1,9})\]?")
 _WEB = re.compile(r"(?i)https?://[^\s\x00-\x1f]+")
@@ -53,14 +53,14 @@ class _Page(NamedTuple):
     """A page that a reply names."""
 
     url: str
-    """As the reply has it; `""` if it is not of the web."""
+    """The URL as in the reply; `""` if the page is not on the web."""
     title: str
     number: int | None = None
-    """The number that the reply gives to it."""
+    """The number that the reply gives to the page."""
 
 
 class Citations(NamedTuple):
-    """The pages that a reply names, in its order."""
+    """The pages that a reply names, in the reply's order."""
 
     pages: Sequence[_Page]
     has_numbers: bool
@@ -68,7 +68,7 @@ class Citations(NamedTuple):
 
     @property
     def sources(self) -> list[ValueSource] | None:
-        """The pages of the web, each once; None without pages."""
+        """The pages on the web, each once; None without pages."""
         found: dict[str, ValueSource] = {}
         for page in self.pages:
             url = _untracked(page.url)
@@ -79,8 +79,8 @@ class Citations(NamedTuple):
     def renumbered(self, text: str) -> str:
         """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations.
 
-        A number refers to the page to which the reply gives it or, if the text has no such number, to the place of the
-        page. A number that refers to no source is taken out if it would refer to another page now.
+        A number refers to the page to which the reply gives it; if no page has it, to the page at this position. It is
+        removed if it refers to no source, and would now refer to another page.
         """
         if not self.has_numbers:
             return text
@@ -100,7 +100,7 @@ class Citations(NamedTuple):
         return text
 
     def unmarked(self, text: str, *, is_openai: bool) -> str:
-        """Return the text without OpenAI's marks: those of citations, if the reply is of OpenAI, and in cited URLs."""
+        """Return the text without OpenAI's marks: marks of citations, if the reply is OpenAI's, and in cited URLs."""
         tracked = {page.url[: match.start()] for page in self.pages if (match := _TRACKED.search(page.url))}
         return without_marks(text, tracked) if tracked or (is_openai and self.pages) else text
 
@@ -122,7 +122,7 @@ def _numbers(match: re.Match[str]) -> Iterator[int]:
 
 
 def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
-    """Return a match of `_NUMBERS` in which numbers are `changed`, or taken out: None."""
+    """Return a match of `_NUMBERS` with its numbers `changed`; a number changed to None is removed."""
     numbers = [*_numbers(match)]
     new = [changed.get(number, number) for number in numbers]
     if new == numbers:
@@ -132,7 +132,7 @@ def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
 
 
 def without_marks(text: str, tracked: Set[str] = frozenset()) -> str:
-    """Return the text of an answer without marks of citations, also in the URLs that begin with one of `tracked`.
+    """Return the text of an answer without marks of citations, also in URLs that begin with one of `tracked`.
 
     >>> without_marks("Open (http://a.org/?utm_source=openai). \\ue200cite\\ue202turn0search0\\ue201", {"http://a.org/"})
     'Open (http://a.org/).'
@@ -164,7 +164,7 @@ def _cited(annotations: Any) -> list[_Page]:
 
 
 def _pages(listed: Any) -> list[_Page]:
-    """Return the pages of a list. Numbers in the text refer also to those that are not of the web."""
+    """Return the pages of a list. Numbers in the text also refer to pages that are not on the web."""
     return [
         _page(page if isinstance(page, Mapping) else {"url": page})
         for page in (listed if isinstance(listed, list) else ())
@@ -172,7 +172,7 @@ def _pages(listed: Any) -> list[_Page]:
 
 
 def _page(page: Mapping[str, Any]) -> _Page:
-    """Return a page. An address such as `javascript:` or the name of a file is not of the web."""
+    """Return a page. A page whose address is, for example, `javascript:` or a file name is not on the web."""
     url, title, number = page.get("url"), page.get("title"), page.get("id")
     url = url.strip() if isinstance(url, str) and len(url) <= LONGEST_SOURCE else ""
     title = title.strip()[:LONGEST_SOURCE] if isinstance(title, str) else ""

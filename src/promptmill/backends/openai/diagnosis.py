@@ -219,7 +219,7 @@ class _Trial:
             stage.warn(f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a chat model?")
 
     async def _decides(self, model: str) -> None:
-        """Ask a model that decides one question."""
+        """Ask a deciding model one question."""
         stage, endpoint = self._stage, self._endpoint
         request = Request(0, conversation_from_prompt("Say yes.", "the trial prompt"), Sampling(), form=_TRIAL)
         encoder = RequestEncoder(endpoint, model, enable_thinking=None, stream=False)
@@ -276,7 +276,7 @@ class _Trial:
             return False
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # a test whether the port speaks TLS; nothing is sent
+        context.verify_mode = ssl.CERT_NONE  # only tests whether the port speaks TLS; nothing is sent
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)

@@ -30,7 +30,7 @@ _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 _NATIVE_S = 2.0
-# Explicit page sizes, because by default Anthropic lists 20 models per page, Google 50.
+# Explicit page sizes: by default, Anthropic lists 20 models per page, Google 50.
 _ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
@@ -48,7 +48,7 @@ async def connected(config: ModelConfig) -> AsyncIterator[Pool]:
 async def with_model(config: ModelConfig) -> ModelConfig:
     """Return `config` with the endpoint's model if the configuration names no model.
 
-    Raises `PromptmillError` that lists the models if the endpoint has several, or that explains a missing list.
+    Raises `PromptmillError` with the list of models if the endpoint has several, or with the reason for a missing list.
     """
     first = endpoints(config)[0]
     async with connected(config) as pool:
@@ -116,7 +116,7 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> AutoChoice:
-    """Return the first working endpoint, and the reasons against earlier candidates. If none works, it is empty.
+    """Return the first working endpoint (empty if none works), and the reasons against earlier candidates.
 
     The order: the configuration's endpoint; servers at their usual addresses on this machine; providers whose key is
     set and that have the named model.
@@ -142,7 +142,7 @@ async def choose(
 
 
 async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Return the address of an answering server on this machine, and a provider with a key; `""` for a missing one."""
+    """Return the address of an answering server on this machine, and a provider with a key; `""` if there is none."""
     servers = _local(configuration, environ, PROFILES)
     async with connected(configuration.config) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
@@ -214,7 +214,7 @@ def _providers(
         )
         for profile in profiles
         if profile.site.public and profile.site.base_url and environ.get(profile.site.key_env, "").strip()
-        if profile.decisions is None  # which answers no prompts
+        if profile.decisions is None  # a row of deciding models answers no prompts
     ]
 
 
@@ -362,7 +362,7 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 def _entries(payload: Any) -> list[JsonObject] | None:
     """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together.
 
-    An entry may be the name alone. Load balancers list a model once for each of its replicas.
+    An entry may be only the name. Load balancers list a model once for each of its replicas.
     """
     entries = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
     if not isinstance(entries, list):

@@ -1,4 +1,4 @@
-"""URL, key and provider profile of an endpoint, and the rule that decides which key it gets."""
+"""URL, key and provider profile of an endpoint, and the rule for the key that it gets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Headers that only the operator may set: several servers may share an address, and the key belongs to one of them.
+# Headers that only the operator may set: several servers may share an address, but the key belongs to one of them.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
@@ -56,14 +56,14 @@ _SCHEME = re.compile(
     r"^(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE
 )  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
 _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
-_LIST = "/models"  # every API lists its models there, so this path of requests tells no dialect
+_LIST = "/models"  # every API lists its models there, so this path shows no dialect
 _ANY_PATH = "|".join(sorted({dialect.PATH for dialect in DIALECTS.values()}))
 _REQUESTS = re.compile(f"({_ANY_PATH})$")
-_WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # else it may be the name of a gateway
+_WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # other ends may be the name of a gateway
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
 _OF_OPENAI = frozenset({"openai", "responses"})
-"""The dialects that OpenAI made. Their servers may constrain an answer by a schema that the model does not see."""
+"""The dialects that OpenAI made. Their servers may constrain an answer by a schema without showing it to the model."""
 # The placeholder of a renewed key in the headers of an endpoint.
 _KEY = "{api_key_command}"
 _ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
@@ -91,7 +91,7 @@ class Endpoint:
     dialect: str = "openai"
     """The API of the endpoint: a name in `dialects.DIALECTS`."""
     renewed: RenewedKey | None = None
-    """The key that replaces `_KEY` in `headers`; None: they are complete."""
+    """The renewed key, which replaces `_KEY` in `headers`; None: `headers` are complete."""
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class Endpoint:
     def with_key(self, key: str) -> Endpoint:
         """Return the endpoint with the renewed key `key` in its headers.
 
-        Azure and Google take a token of their accounts only as a bearer token, not in place of an API key.
+        Azure and Google take a token of their accounts only as a bearer token, not in the place of an API key.
         """
         headers = {name: value.replace(_KEY, key) for name, value in self.headers.items()}
         if _ACCOUNT_TOKEN.match(key):
@@ -148,8 +148,8 @@ def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
 
 
 def decisions(settings: OpenAISettings) -> DecisionLimits | None:
-    """Return the limits of a request, if the models at the addresses decide: of several, the smallest; None if they
-    write. Raises as `endpoints` does, and if some decide and others write."""
+    """Return the limits of a request if the models at the addresses decide (of several limits, the smallest); None if
+    the models write. Raises as `endpoints` does, and if some models decide and others write."""
     limits: list[DecisionLimits] = []
     for name, api in (found := apis(settings)):
         if isinstance(dialect := DIALECTS[api], Deciding):
@@ -210,7 +210,7 @@ def _named_profile(provider: str) -> ProviderProfile:
 
 
 def _dialect_of(path: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
-    """Return the dialect of an endpoint: set by the configuration, by a complete path, or by the provider."""
+    """Return the dialect of an endpoint: from the configuration, from a complete path, or from the provider."""
     if settings.dialect is not None:
         return _known_dialect(settings.dialect)
     if isinstance(DIALECTS[profile.dialect], Deciding):
@@ -243,7 +243,7 @@ def _no_dialect(path: str) -> PromptmillError:
 
 
 def _for_requests(path: str, name: str, profile: ProviderProfile) -> str:
-    """Return the path of requests in a dialect, for the path that the user wrote."""
+    """Return the path of requests in a dialect, from the path that the user wrote."""
     dialect, base = DIALECTS[name], _WRITTEN_REQUESTS.sub("", path)
     if dialect is chat and profile.dialect == "gemini":  # Gemini's chat completions have a separate path
         return gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS
@@ -299,10 +299,10 @@ def _endpoint(
 def _of_openais_client(
     environ: Mapping[str, str], host_profile: ProviderProfile, *, has_key: bool, named: bool, dialect: str
 ) -> dict[str, str]:
-    """Return the headers that OpenAI's client reads from the environment, for an endpoint that they may be meant for.
+    """Return the headers that OpenAI's client reads from the environment, if they may be meant for this endpoint.
 
-    Organization and project go to OpenAI, beside a key. Custom headers go there too, and to an endpoint of the operator
-    that speaks OpenAI's API and is not another provider's, such as a gateway.
+    Organization and project go to OpenAI, together with a key. Custom headers go there too, and to an endpoint of the
+    operator that speaks OpenAI's API and belongs to no other provider, such as a gateway.
     """
     account = host_profile.site.header_env
     headers = {
@@ -392,7 +392,7 @@ def _block(config: ModelConfig) -> str:
 
 
 def _variable(name: str) -> str:
-    # a name that looks like a key is not shown: the user may have written the key in place of the variable's name
+    # a name that looks like a key is not shown: the user may have written the key instead of the variable's name
     shows = _VARIABLE.fullmatch(name) and not looks_like_key(name)
     return f"the environment variable {name}" if shows else "the environment variable that it names"
 
@@ -434,7 +434,7 @@ def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
 
 def _is_loopback(url: SplitResult) -> bool:
     address = ip_address_of(url.hostname or "")
-    # no other name: x.localhost may resolve to another machine
+    # no other names: x.localhost may resolve to another machine
     return url.hostname == "localhost" or (address is not None and address.is_loopback)
 
 
@@ -444,7 +444,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for requests that are not chats, such as `/embeddings`, in OpenAI's API."""
+    """Return the endpoint for requests in OpenAI's API that are not chats, such as `/embeddings`."""
     url = urlsplit(endpoint.url)
     base = _REQUESTS.sub("", url.path.removesuffix("/"))
     if endpoint.dialect == "gemini":
@@ -534,7 +534,7 @@ def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 
 
 def _slip(url: str) -> str:
-    """Return the mistake in a mistyped or badly copied URL, with a suggested URL; `""` for a correct URL."""
+    """Return the mistake in a mistyped or badly copied URL, with a suggested URL; `""` for a URL without a mistake."""
     if not url:
         return "is empty; write the server's address, like http://localhost:8000/v1."
     if variable := re.search(r"\$\{?(\w+)", url):

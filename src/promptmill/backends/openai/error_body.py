@@ -28,7 +28,7 @@ _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "lin
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
-# An unclosed script extends to the end of the text, so that the search does not restart inside it.
+# A script without an end extends to the end of the text, so that the search does not restart inside it.
 _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 
 
@@ -94,7 +94,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     if depth > 6 or left[0] < 0:
         return value
     if isinstance(value, str):
-        # the longest JSON text in a string that is read
+        # the longest string that is parsed as JSON
         value = value[: 64 * 1024]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
@@ -137,7 +137,7 @@ def _message(value: Any) -> str:
     """Return the message of a body. It may be nested, as in FastAPI's list of errors with locations."""
     if isinstance(value, dict):
         fields = {str(name).lower(): inner for name, inner in itertools.islice(value.items(), MOST_LEAVES)}
-        inner = _message(fields.get("inner"))  # read once: two reads per level would double the time with each level
+        inner = _message(fields.get("inner"))  # read once: a second read would double the time with each level
         message = next((text for name in _MESSAGES if (text := _message(fields.get(name)))), "")
         if not message:
             nested = ("base_resp", "header", "response", "inner", "body")
@@ -191,7 +191,7 @@ class Cause(Enum):
     DAY = auto()
     """A limit for a day or longer, without the time of its reset."""
     RATE = auto()
-    """A limit that passes within minutes."""
+    """A limit that resets within minutes."""
     BUSY = auto()
     """The endpoint is overloaded or broken."""
 
@@ -328,7 +328,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
 
 # Sentences that refer to money at one provider, and to a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
-# A limit of requests in flight, which some gateways call a quota; and words that always refer to money.
+# A limit of requests in flight (some gateways call it a quota), and words that always refer to money.
 IN_FLIGHT = re.compile(
     r"concurren|in[ -]flight|(?:parallel|simultaneous|active|pending|outstanding) requests|at the same time"
     r"|limit of .{0,40}requests|并发"
@@ -341,7 +341,7 @@ PER_DAY = re.compile(
 )
 NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
-# With a 5xx status, these words still refer to the request; all other words describe a failure of the server.
+# With a 5xx status, these words still refer to the request. All other words then describe a failure of the server.
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"

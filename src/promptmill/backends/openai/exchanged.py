@@ -1,4 +1,4 @@
-"""Requests of a call whose replies arrive by a batch, hours later, instead of by HTTP requests.
+"""Requests of a call whose replies arrive hours later by a batch, instead of by HTTP requests.
 
 Bodies are the same as in live requests, and replies are read in the same way.
 """
@@ -20,7 +20,7 @@ _IN_FLIGHT = 64  # max bodies at a time: images are read while other bodies are 
 
 
 class ExchangedAnswers(FixedShare):
-    """One call's share. It writes each request's body, and reads the reply that the call's `exchange` returns."""
+    """The share of one call. It writes each request's body, and reads the reply that the call's `exchange` returns."""
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ class FailureKind(Enum):
     LOST = auto()
     """The endpoint may be down (lost or refused connection, 503)."""
     ENDPOINT = auto()
-    """It concerns the key, the account, the model or the host: all items, if others are refused in the same way."""
+    """The failure concerns the key, the account, the model or the host: all items, if others are refused, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def longest_wait_s(settings: OpenAISettings) -> float:
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision on an attempt that ended with `exc`, whose frames may hold large bodies."""
+    """Return the decision on an attempt that ended with `exc`. (Its frames may hold large bodies.)"""
     without_frames(exc)
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision
@@ -150,7 +150,7 @@ class TransportError(Exception):
 
     code = Code.CONNECTION_LOST
     was_sent = True
-    """Whether the request had been sent. Then it may be billed."""
+    """Whether the request had been sent, so that it may be billed."""
 
 
 class StaleError(TransportError):

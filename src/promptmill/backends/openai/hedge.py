@@ -19,7 +19,7 @@ _TWIN_SHARE = 0.05
 
 
 class Hedge:
-    """Wraps the `answer` that brings an item of one call to its outcome."""
+    """Wraps the function `answer`, which brings an item of one call to its outcome."""
 
     def __init__(self, answer: Callable[[Item], Awaitable[Outcome]]) -> None:
         self._answer = answer
@@ -27,7 +27,7 @@ class Hedge:
         self._sent = self._twins = 0
 
     async def answer(self, item: Item) -> Outcome:
-        """Return the first answer to `item` or to its copy; without an answer, return the failure of `item`."""
+        """Return the first answer to `item` or its copy; without an answer, the failure of `item`."""
         self._sent += 1
         times = sorted(self._times)
         slow_s = _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
@@ -68,7 +68,7 @@ class Hedge:
 
 
 async def _twin_of(item: Item) -> Item | None:
-    """Return the same request again, for another endpoint if possible; None if the item waits or lacks budget."""
+    """Return a copy of the request, for another endpoint if possible; None if the item waits or lacks budget."""
     account = item.request.account
     if item.permit is None or not (account is None or await account.reserve_again()):
         return None

@@ -79,7 +79,7 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
-# One for all backends and event loops, because it limits the memory of the process.
+# One object for all backends and event loops, because it limits the memory of the process.
 BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
 """The bytes of response bodies larger than `SMALL_BODY` that are not yet read."""
 
@@ -193,7 +193,7 @@ class _Response:
         return {"content-length", "transfer-encoding"}.isdisjoint(self.headers or ())
 
     def on_message_begin(self) -> None:
-        if self.last >= 0:  # a second response to the same request
+        if self.last >= 0:  # this is a second response to the same request
             self.keep = False
 
     def on_headers_complete(self) -> None:
@@ -216,7 +216,7 @@ class _Response:
 
 
 class ConnectionOwner(Protocol):
-    """The owner of connections, to which they report."""
+    """The owner of connections. Connections report to it."""
 
     clock: Callable[[], float]
 
@@ -231,7 +231,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It closes if data arrives between requests, which would be taken for the next answer.
+    """One connection. It closes if data arrives between requests, because the data would pass for the next answer.
 
     HTTP/1.1 matches responses to requests only by their order. So a second response to a request cannot be detected if
     it arrives after the next request was sent: it is taken for the answer to that request.
@@ -314,14 +314,14 @@ class Connection(asyncio.Protocol):
         pieces = self._pieces = self._pieces or _Pieces()
         pieces.received += size
         if response.last >= 0:
-            del body[response.last :]  # drops the pieces of a second response
+            del body[response.last :]  # drops pieces of a second response
         if response.headers is not None and (len(body) > pieces.counted or not pieces.before):
             pieces.before = pieces.received
         if len(body) > pieces.counted:
             self._grow(pieces, body[pieces.counted :])
         if response.last >= 0:
             return
-        # all interim responses together may have the size of one head
+        # all interim responses together may be as large as one head
         if pieces.received - pieces.before > LARGEST_HEAD:
             raise InvalidResponseError("a head, a trailer or a size of a chunk without an end")
         if pieces.received - pieces.body_size > LARGEST_BODY:
@@ -422,7 +422,7 @@ class Connection(asyncio.Protocol):
         if response.keep and not self.closed:
             response.headers, response.last = None, -1
             response.body.clear()
-            response.head.clear()  # drops a trailer, which comes after the body
+            response.head.clear()  # drops a trailer, which follows the body
             self._owner.release(self)
         else:
             self.close()

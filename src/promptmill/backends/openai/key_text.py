@@ -1,4 +1,4 @@
-"""The text of a key: mistakes of copying and typing, names of variables, and placeholders."""
+"""The text of a key: mistakes in copying and typing, names of variables, and placeholders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles of providers and servers as rows of a table, with lookups by name, host or port.
+"""Profiles of providers and servers, as rows of a table that is searched by name, host or port.
 
 `READ` the date on which addresses, keys and options were last compared with it. An
 unlisted host gets all parameters unchanged. No profile has a default model, because models change every year.
@@ -45,11 +45,11 @@ class Site:
     more_hosts: tuple[str, ...] = ()
     """The provider's hosts in addition to the host of a public `base_url`."""
     header_env: Mapping[str, str] = field(default_factory=dict)
-    """Headers that are sent to these hosts beside a key of the operator, with the variable of each."""
+    """Headers that are sent to these hosts next to a key of the operator, with the environment variable of each."""
     regions: re.Pattern[str] | None = None
-    """Matches the provider's hosts if the name of a region is inside them."""
+    """Matches the provider's hosts whose names contain the name of a region."""
     example: str = ""
-    """An address, for a provider that has several and no `base_url`."""
+    """An example address, if the provider has several addresses and no `base_url`."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class ProviderParameters:
-    """The parameters that a provider does not take under OpenAI's name."""
+    """The parameters that a provider does not accept under OpenAI's name."""
 
     refused: frozenset[str] = frozenset()
     """Body keys that cause a 4xx or have no effect."""
@@ -93,14 +93,14 @@ class Thinking:
     on: str = "enabled"
     """The type that switches thinking on if `switch` is `type_object`."""
     always: re.Pattern[str] | None = None
-    """The provider's models whose thinking cannot be switched off, in addition to those that always think."""
+    """The provider's models whose thinking cannot be switched off, besides those that think at every provider."""
 
     def is_fixed(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""
         return bool((self.always is not None and self.always.search(model)) or _ALWAYS_THINKING.search(model))
 
     def write(self, body: dict[str, Any], model: str, *, wanted: bool) -> bool:
-        """Write `enable_thinking` into a body. Return False if the provider or the model lacks this choice."""
+        """Write `enable_thinking` into a body. Return False if the provider or the model cannot switch thinking."""
         if self.is_fixed(model):
             return wanted
         if self.switch == "template":
@@ -132,7 +132,7 @@ class JsonSupport:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the model sees a schema: the provider shows it, or the prompt has it."""
+        """Whether only the prompt contains the schema."""
         return self.shows or self.is_in_words
 
 
@@ -153,7 +153,7 @@ class ErrorWords:
     codes: Mapping[str, Cause] = field(default_factory=dict)
     """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
-    """The provider's phrases, in lower case, and their causes, if they mean something else at other providers."""
+    """The provider's phrases, in lower case, and their causes, if other providers use them with another meaning."""
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return the cause that this provider's codes and phrases give for an error body, or None."""
@@ -165,7 +165,7 @@ class ErrorWords:
 
 @dataclass(frozen=True, slots=True)
 class DecisionLimits:
-    """The most that a request to a model that decides may have."""
+    """The limits of a request to a model that decides."""
 
     questions: int
     options: int = 255
@@ -178,10 +178,10 @@ class DecisionProfile:
 
     limits: DecisionLimits
     prices: Mapping[str, float] = field(default_factory=dict)
-    """US dollars for a million tokens of input, by a part of the model's name; `""`: of all others. Output is free."""
+    """US dollars for a million input tokens, by a part of the model's name; `""`: all other models. Output is free."""
 
     def price(self, model: str) -> float | None:
-        """Return the price for a model: that of the first part that its name has; None: unknown."""
+        """Return the price for a model: the price for the first part that its name contains; None: unknown."""
         return next((price for part, price in self.prices.items() if part in model), None)
 
 
@@ -201,12 +201,12 @@ class ProviderProfile:
     cuts_prompts: bool = False
     """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
     account_tier: bool = False
-    """Whether the account determines the service tier of a request that names no tier."""
+    """Whether the account determines the service tier of requests that name no tier."""
     prompt_cache: PromptCache = UNKNOWN
     batch: BatchProfile | None = None
     """The provider's Batch API; None: unknown."""
     decisions: DecisionProfile | None = None
-    """Set if the row is about the provider's models that decide; its dialect is then that of their API."""
+    """Set if the row is for the provider's deciding models; its dialect is then that of their API."""
 
     def may_think(self, model: str, *, wanted: bool | None, effort: str | None) -> bool:
         """Return whether `model` is known to think. `wanted`, `effort`: the parameters for its thinking."""
@@ -289,7 +289,7 @@ _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES: tuple[ProviderProfile, ...] = (
     _OPENAI,
-    # not `public`, because any customer can have a host there: the key is sent only if the user asks for it
+    # not `public`, because any customer can have a host there: the key is sent only on the user's request
     replace(
         _OPENAI,
         name="azure",
@@ -553,7 +553,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         prompt_cache=PromptCache(None, _BREAKPOINTS, frozenset({"cache_control"})),
         batch=BatchProfile(
             family="openrouter",
-            # a fifth of what it takes: all results come in one body, of which 64 KB for each can be read
+            # a fifth of the provider's limit: all results come in one body, of which each result can take 64 KB
             limits=BatchLimits(requests=1_000, takes_local_images=False),
             names_path=False,
             label="",
@@ -609,7 +609,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site(
             "http://127.0.0.1:11434/v1", page="docs.ollama.com/api/openai-compatibility", public=False, ports=(11434,)
         ),
-        # parameters that are ignored without an error
+        # parameters that have no effect and cause no error
         parameters=ProviderParameters(
             frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"})
         ),
@@ -911,16 +911,16 @@ def _agreed() -> Mapping[str, Cause]:
     return MappingProxyType({code: cause for code, cause in causes.items() if code not in differing})
 
 
-# The profile of an unlisted host, which gets all parameters unchanged. It may be a gateway, which passes on the codes
-# of other providers.
+# The profile of an unlisted host, which gets all parameters unchanged. The host may be a gateway, which passes on the
+# codes of other providers.
 PLAIN = ProviderProfile(
     "plain",
     Site(public=False),
     errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES),
     prompt_cache=PromptCache(marks=CACHE_MARKS),
 )
-# The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
-# features that llama.cpp lacks. An image that it cannot read may be dropped without a word.
+# The profile of an unknown server on this machine or in its network. It is probably llama.cpp; other servers work
+# without the features that llama.cpp lacks. An image that the server cannot read may be dropped without a word.
 LOCAL = replace(
     PLAIN,
     name="local",
@@ -950,7 +950,7 @@ def _profile_at(host: str, port: int | None) -> ProviderProfile:
 
 
 def deciding(profile: ProviderProfile, dialect: str) -> ProviderProfile:
-    """Return the row about the models that decide at the provider of `profile`, in a dialect; `profile` without one."""
+    """Return the row for the deciding models of the provider of `profile`, in a dialect; `profile` if there is none."""
     if profile.decisions is not None or not profile.site.hosts:
         return profile
     rows = (row for row in PROFILES if row.decisions is not None and row.dialect == dialect)

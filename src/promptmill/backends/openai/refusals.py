@@ -27,8 +27,8 @@ _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
 # and Azure, and load balancers send 444, 460 and 499 when their own client has disconnected.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
-# The endpoint or its gateway stopped waiting for the model (408, 504, 524) or got an unusable response (502;
-# Cloudflare's 520): the answer is lost, but may be billed.
+# The endpoint or its gateway stopped waiting for the model (408, 504, 524), or got an unusable response (502,
+# Cloudflare's 520). The answer is lost, but may be billed.
 _LOST_ANSWERS = frozenset({408, 502, 504, 520, 524})
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again after its reset, or use another key."
@@ -64,11 +64,11 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     wait_s = asked_wait_s(headers, body.payload, body.words)
     meant = status if status >= 300 else body.status or 0
     cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
-    if cause is Cause.INPUT and meant < 500:  # looks closer, because a provider may have one code for many mistakes
+    if cause is Cause.INPUT and meant < 500:  # examined further, because a provider may use one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.CUT, Cause.TOO_LARGE, Cause.MODEL) or cause
     if cause in {Cause.INPUT, Cause.BUSY} and meant < 500 and _says(body, Cause.SAMPLE):
         cause = Cause.SAMPLE
-    is_own = isinstance(payload, dict) and bool(payload.get("error"))  # the API itself says that it failed
+    is_own = isinstance(payload, dict) and bool(payload.get("error"))  # the API itself reports the failure
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s, is_own=is_own), status=meant)
     if meant in _LOST_ANSWERS or cause is Cause.CUT:
         decision = replace(decision, unmetered=True)
@@ -82,7 +82,7 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
 
 
 def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecision:
-    """Return the decision that a server asks for with `x-should-retry`, as OpenAI and Anthropic do."""
+    """Return the decision, changed as a server requests with `x-should-retry` (OpenAI, Anthropic)."""
     word = should_retry.strip().lower() if should_retry else ""
     if word == "false" and decision.kind is not FailureKind.ENDPOINT:
         return replace(decision, kind=FailureKind.ITEM)
@@ -92,7 +92,7 @@ def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecisio
 
 
 def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
-    """Return the fields of the endpoint's error object that OpenAI and vLLM define."""
+    """Return the fields of OpenAI's and vLLM's error object, from the endpoint's error."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(inner, dict):
@@ -131,7 +131,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None, *, i
 
 
 def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` as final, with a hint that states when its wait ends. `now`: Unix time."""
+    """Return `decision` as final, with a hint that states the end of its wait. `now`: Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600
@@ -243,7 +243,7 @@ def _hint_of(
 def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
     """Add a hint to a refusal's error about the key that was sent, or about a missing key.
 
-    Only 401 and 403 may mean a missing key. An account error with another status implies an accepted key.
+    Only 401 and 403 may mean a missing key. An account error with another status implies that the key was accepted.
     """
     if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
         return error
@@ -275,10 +275,10 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
 
 
 def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
-    """Add a hint about the scheme to the error of a lost connection, if the endpoint has never answered."""
+    """Add a hint about the scheme to the error of a lost connection if the endpoint has never answered."""
     if endpoint.url.startswith("http:"):
         hint: Words = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
-    elif not endpoint.own:  # not for a provider: no hint may make the user send a key unencrypted over the internet
+    elif not endpoint.own:  # never for a provider: the user would send a key unencrypted over the internet
         return error
     else:
         hint = (

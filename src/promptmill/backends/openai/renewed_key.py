@@ -1,4 +1,4 @@
-"""A key that expires, such as a cloud's token of an hour: `api_key_command` prints it, and is run again when needed.
+"""A key that expires, such as a cloud's token of an hour. `api_key_command` prints it, and runs again when needed.
 
 The key in hand is used until its expiry, if the command states one; the command is run again shortly before. A refused
 key (401, or a refusal that calls it expired) is renewed too. However many requests need a new key, the command runs
@@ -36,7 +36,7 @@ from promptmill.system.subprocesses import Output, how_it_ended, output_of
 _LIMIT_S = 30.0  # google-auth's limit for such programs; on a cold machine, `az` needs up to 10 s
 _LARGEST_OUTPUT = 256 << 10  # bytes; the largest tokens, of Entra ID with many groups, have 20 KB
 _EXCERPT = 300  # characters of a failed command's messages, which end with the cause
-_FIRST_TRIES = 3  # before the first key: the cause is more likely a mistake than an outage
+_FIRST_TRIES = 3  # attempts before the first key: a mistake is then likelier than an outage
 # azure-identity renews 5 minutes ahead; a key that is valid for minutes only is renewed after four fifths of them.
 _AHEAD_S, _AHEAD = 300.0, 0.2
 # The names of key and expiry in JSON: kubectl's ExecCredential, `gcloud config config-helper`, `az`, OAuth 2.0.
@@ -157,7 +157,7 @@ def _key_in_object(value: Mapping[str, Any], now: float) -> Key:
 
 
 def _seconds(value: object) -> float | None:
-    """Return a number, also as a text; None for another value."""
+    """Return a number, which may be given as text; None for another value."""
     with contextlib.suppress(ValueError, OverflowError):
         if isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value)):
             return float(value)
@@ -199,7 +199,7 @@ class RenewedKey:
         failed_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`fetch` returns a new key, given the last one; it raises `PromptmillError`, which holds for `failed_s`.
+        """`fetch` gets the last key and returns a new key. It may raise `PromptmillError`, which holds for `failed_s`.
 
         `clock`: Unix time.
         """
@@ -208,14 +208,14 @@ class RenewedKey:
         self._key = Key("", -math.inf)
         self._renew_at = -math.inf
         self._begun = self._ended = 0
-        """The numbers of the fetches that began last and ended last."""
+        """The numbers of the fetch that began last and of the fetch that ended last."""
         self._fetching: asyncio.Task[None] | None = None
         self._failed: PromptmillError | None = None
         self._failed_until = -math.inf
         self.secrets: tuple[str, ...] = ()
-        """The key in hand and the one before. No message may contain them."""
+        """The present key and the one before. No message may contain them."""
         self.accepted = 0
-        """The number of requests that were accepted with any key."""
+        """The number of requests that were accepted, with any key."""
         self.in_flight = 0
         self._news = asyncio.Event()
 
@@ -229,9 +229,9 @@ class RenewedKey:
         return self._key.text
 
     async def after(self, key: str) -> Key:
-        """Return the key in hand if it is not `key`, else a new one, which may be the same. Raises as `fetch`.
+        """Return the present key if it is not `key`; else a new key, which may be the same. Raises as `fetch`.
 
-        A fetch in progress may still bring the old key; then another one follows.
+        A fetch in progress may still return the old key. Then another fetch follows.
         """
         later = self._begun + 1
         while self._key.text == key and self._ended < later:
@@ -260,7 +260,7 @@ class RenewedKey:
         left_s = key.expires_at - now
         if left_s <= 0:  # this machine's clock is wrong, or the program prints an old key: the endpoint decides
             key, left_s = Key(key.text), math.inf
-        # a program that prints its key until the end is run again then
+        # a program that prints a key until the key expires is run again after that
         ahead_s = 0.0 if key.text == self._key.text else min(_AHEAD_S, _AHEAD * left_s)
         if key.text != self._key.text:
             self.secrets = (key.text, *self.secrets[:1])

@@ -73,7 +73,7 @@ class ReplyRequest(NamedTuple):
     """How the reply to a request is read."""
 
     has_form: bool = False
-    """Whether the answer is JSON or a choice, in which numbers are no citations."""
+    """Whether the answer is JSON or a choice, whose numbers are no citations."""
     may_search: bool = False
     """Whether the endpoint may search the web for the answer."""
     inline: bool = False
@@ -90,7 +90,7 @@ USUAL = ReplyRequest()
 
 
 class _Spent(TypedDict):
-    """The fields of a `RetryDecision` about the cost of a failed reply."""
+    """The fields of a `RetryDecision` for the cost of a failed reply."""
 
     usage: Usage
     tier: str
@@ -116,12 +116,12 @@ def answer_in(response: HttpResponse, endpoint: Endpoint, wanted: ReplyRequest =
     if not wanted.inline and may_have_marks(reading.text):
         reading = with_reasoning_apart(reading)
     if wanted.has_form and reading.reasoning and reading.is_empty and reading.finish_reason == "stop":
-        reading.text = value_at_end(reading.reasoning)  # vLLM and others may leave the answer there
+        reading.text = value_at_end(reading.reasoning)  # vLLM and others may leave the answer in the reasoning
     return reading
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
-    """Return `completion` with the reasoning in its text moved to the field `reasoning`."""
+    """Return `completion`, with the reasoning moved from its text to the field `reasoning`."""
     reasoning, text = split_marked(completion.text)
     if text == completion.text:
         return completion
@@ -174,8 +174,8 @@ def read_response(
 def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, texts: int = 0
 ) -> Completion | RetryDecision:
-    """Return the reply to a request that is not a chat: its text, if any, and its payload; for a request for the
-    embeddings of so many `texts`, their vectors instead."""
+    """Return the reply to a request that is not a chat: its text, if any, and its payload. For a request for the
+    embeddings of `texts` texts, return their vectors instead."""
     if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
     payload: Any = None
@@ -264,9 +264,9 @@ def _read_other_form(
 def _decided(
     payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest, questions: FormQuestions
 ) -> Completion | RetryDecision:
-    """Return the answers of a model that decides, or the failure that names the fields without one.
+    """Return the answers of a deciding model, or a failure that names the fields without an answer.
 
-    The failure has the other fields, and is final: the model would answer in the same way again.
+    The failure contains the other fields. It is final: the model would answer in the same way again.
     """
     api = DIALECTS[endpoint.dialect]
     assert isinstance(api, Deciding)
@@ -296,7 +296,7 @@ def _decided(
 
 
 def _only_decisions(decision: RetryDecision) -> RetryDecision:
-    """Return the decision on an error of an API that decides: 408 and 429 alone of all 4xx are tried again."""
+    """Return the decision on an error of an API for decisions: of all 4xx, only 408 and 429 are retried."""
     is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
     if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
         return decision
@@ -379,7 +379,7 @@ def _read_stream(
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
-        # repaired last, because a surrogate pair may be split over two events
+        # repaired last, because a surrogate pair may be split between two events
         completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, wanted)
     except chat_completion.CutOffError:
@@ -396,7 +396,7 @@ def _read_stream(
 def _objects(body: bytes) -> Iterator[JsonDict]:
     """Yield the events of a stream. Raises `ValueError` if one is not readable.
 
-    An event without an object, such as an empty one or a word, only keeps the connection open. An object that is cut
+    An event without an object, such as an empty event or a word, only keeps the connection open. An object that is cut
     off at the end of the body is the stream's end.
     """
     events = chat_completion.events_in(body)
@@ -413,7 +413,7 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
             if following is None and has_object:
                 return
             raise
-        if type(value) is dict and name != b"error":  # nearly every event
+        if type(value) is dict and name != b"error":  # the case of nearly every event
             has_object = True
             yield value
             continue
@@ -442,7 +442,7 @@ def read_payload(
     usage, tier = _usage(payload.get("usage")), _tier(payload)
     spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if not choices or not isinstance(choices[0], dict):
-        unread = _prompt_filtered(payload)  # no tokens were read: the prompt was filtered first
+        unread = _prompt_filtered(payload)  # the prompt was filtered, so no tokens were read
         return replace(_filtered(endpoint, spent), unmetered=False) if unread else _empty(endpoint, spent)
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # from OpenRouter, if the provider failed while it answered
@@ -485,10 +485,10 @@ def read_payload(
 def _read_sources(
     answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, wanted: ReplyRequest
 ) -> None:
-    """Set the pages that an answer cites, and the searches behind them; if there were any, take the marks of citations
-    out of the text.
+    """Set the pages that an answer cites, and the number of searches for them. If there are pages, remove the marks of
+    citations from the text.
 
-    A provider of whose searches nothing is known may name pages without one, unless the request allowed a search.
+    If a provider's searches are unknown, its pages may come without a search, unless the request allowed searches.
     """
     cited = citations.read(payload, message)
     answer.sources = cited.sources
@@ -498,17 +498,17 @@ def _read_sources(
         (answer.sources and may_search) or _ALWAYS_SEARCHES.search(str(payload.get("model")))
     ):
         answer.usage = replace(answer.usage, searches=1)
-    if answer.usage.searches and not wanted.keep_raw:  # else the positions of the kept annotations would not fit
+    if answer.usage.searches and not wanted.keep_raw:  # otherwise the positions of kept annotations would be wrong
         text = answer.text if wanted.has_form else cited.renumbered(answer.text)
         answer.text = cited.unmarked(text, is_openai=provider in _OF_OPENAI)
 
 
 class _ShapeError(Exception):
-    """An answer has something else instead of a message; the text describes it."""
+    """An answer does not contain a message. The text describes the content."""
 
 
 def _message(choice: JsonObject) -> JsonObject:
-    """Return the message of a choice; the choice may be of a stream or of a text completion. Raises `_ShapeError`."""
+    """Return the message of a choice, which may be of a stream or of a text completion. Raises `_ShapeError`."""
     for name in ("message", "delta"):
         if isinstance(message := choice.get(name), dict):
             return message
@@ -548,12 +548,12 @@ def _call(call: JsonObject) -> JsonDict:
 
 
 def _called(call: JsonObject) -> object:
-    """Return the name and arguments of a call, which a second choice may repeat with another id."""
+    """Return the name and arguments of a call. (A second choice may repeat them with another id.)"""
     return call.get("function") or call.get("custom")
 
 
 def _joined(choices: list[Any]) -> tuple[str, str | None, tuple[JsonObject, ...]]:
-    """Return the contents of an answer in several choices: some gateways put its text and its calls into several."""
+    """Return the contents of an answer in several choices: some gateways split its text and its calls."""
     contents = [_contents(_message(choice)) for choice in choices if isinstance(choice, dict)]
     texts, thoughts, calls = zip(*contents, strict=True)
     different: list[JsonObject] = []
@@ -599,7 +599,7 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         return NO_USAGE
     prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
     if (
-        usage.keys() <= _PLAIN_USAGE  # no details
+        usage.keys() <= _PLAIN_USAGE  # the usage has no details
         and type(prompt) is type(completion) is int
         and total in (None, prompt + completion)
         and 0 <= completion < prompt + completion <= MOST_TOKENS
@@ -627,11 +627,11 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     written = written or an_hour + _count_of_any(("ephemeral_5m_input_tokens",), *kinds)
     reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
     beside, rest = cached + written, total - prompt - completion
-    if beside > prompt or (beside and rest == beside != reasoning):  # counted beside the prompt, as Anthropic does
+    if beside > prompt or (beside and rest == beside != reasoning):  # not part of the prompt's count, as at Anthropic
         prompt += beside
     if not prompt:
         return NO_USAGE
-    # the larger: xAI and Gemini bill reasoning as output, but count it only in the total
+    # the larger count: xAI and Gemini bill reasoning as output, but include it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     counts = (prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
@@ -639,13 +639,13 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
 
 
 def _searches(usage: JsonObject) -> int:
-    """Return the number of searches of the web: Anthropic's count, which OpenRouter and the dialects have, too."""
+    """Return the number of web searches: Anthropic's count, which OpenRouter and the dialects have, too."""
     return _count(_details(usage, "server_tool_use"), "web_search_requests") or 0
 
 
 def _stated_cost(usage: JsonObject) -> int:
-    """Return the cost of the request that the usage states: of xAI, OpenRouter (without a key of one's own, whose
-    provider sends a bill, too) or Perplexity."""
+    """Return the cost of the request that the usage states: xAI's, Perplexity's, or OpenRouter's (unless the user's own
+    key was used, whose provider sends a bill, too)."""
     ticks, cost = usage.get("cost_in_usd_ticks"), usage.get("cost")
     if type(ticks) is int and 0 < ticks < MOST_TOKENS * TICKS:
         return ticks
@@ -656,8 +656,8 @@ def _stated_cost(usage: JsonObject) -> int:
     return round(cost * TICKS) if 0 < cost < MOST_TOKENS else 0
 
 
-# Names of what was read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others. Gateways pass on
-# the last four names: of Gemini's SDK, vLLM, Bedrock, Gemini.
+# Names for tokens that were read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others. Gateways
+# pass on the last four names: of Gemini's SDK, vLLM, Bedrock, Gemini.
 _CACHED = (
     "cached_tokens",
     "prompt_cache_hit_tokens",
@@ -670,7 +670,7 @@ _CACHED = (
     "cacheReadInputTokens",
     "cachedContentTokenCount",
 )
-# … and written to it: OpenAI; Anthropic, DashScope; LiteLLM.
+# … and for tokens that were written to it: OpenAI; Anthropic, DashScope; LiteLLM.
 _WRITTEN = (
     "cache_write_tokens",
     "cache_creation_input_tokens",
@@ -688,13 +688,13 @@ def _count_of_any(names: tuple[str, ...], *parts: JsonObject) -> int:
 
 
 def _details(usage: JsonObject, name: str, other: str = "") -> JsonObject:
-    """Return the details of a count, which have another name in usage of the Responses API."""
+    """Return the details of a count, whose name in usage of the Responses API is `other`."""
     details = usage.get(name) or usage.get(other)
     return details if isinstance(details, dict) else _NO_DETAILS
 
 
 def _largest(usage: JsonObject, *names: str) -> int | None:
-    """Return the largest of these counts, which some gateways repeat; None if none is given or one is invalid."""
+    """Return the largest of these counts, which some gateways repeat; None if all are missing or one is invalid."""
     given = [name for name in names if usage.get(name) is not None]
     counts = [count for name in given if (count := _count(usage, name)) is not None]
     return max(counts, default=None) if len(counts) == len(given) else None
@@ -740,7 +740,7 @@ def _unreadable(endpoint: Endpoint, problem: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else problem}.",
         wrong_address(endpoint) if page else None,
     )
-    # perhaps billed: a proxy's page may have replaced an answer
+    # perhaps billed: a proxy's page may replace an answer
     return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 

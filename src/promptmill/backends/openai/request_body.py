@@ -50,8 +50,8 @@ _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 
 
-# Refusals of a `response_format`, but not of its schema: DeepSeek's, Groq's, pydantic's of FastAPI, and others. Then
-# the schema is written into the prompt.
+# Refusals of a `response_format`, but not of its schema: from DeepSeek, Groq, pydantic in FastAPI, and others. After
+# such a refusal, the schema is written into the prompt.
 _FORM = r"(?:response[_ ]?format|json_schema|structured[_ ]output)"
 _NO_FORM = re.compile(
     rf"(?<!schema for ){_FORM}.{{0,80}}(?:support|unavailable|unknown|unrecogni|type expected|extra inputs"
@@ -59,13 +59,13 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
-# Of chat templates without a system turn, such as Gemma's, at servers that apply them: vLLM, SGLang, llama.cpp, TGI.
-# Mistral's take one: "After the optional system message, conversation roles must alternate".
+# Refusals from chat templates without a system turn, such as Gemma's, at servers that apply them: vLLM, SGLang,
+# llama.cpp, TGI. Mistral's template takes one: "After the optional system message, conversation roles must alternate".
 _NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt)s? (?:is |are )?not supported"
     r"|(?<!optional system message, conversation )roles must alternate"
 )
-# The names of promptmill's parameters for each way of `ModelCache`, in a refusal.
+# The names of promptmill's parameters for each way of `ModelCache`, as they appear in a refusal.
 _CACHE_NAMES = {
     "key": re.compile("prompt_cache_key"),
     "breakpoints": re.compile("prompt_cache_(?:key|options|breakpoint)"),
@@ -80,7 +80,7 @@ _MARKS: Mapping[tuple[str, bool], JsonObject] = {
     ("marks", True): {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
 }
 _WAYS = {"key": ("openai", "responses"), "breakpoints": ("openai", "responses"), "marks": ("anthropic",)}
-"""The dialects in which a request can ask for each way of `ModelCache`."""
+"""The dialects whose requests can ask for each way of `ModelCache`."""
 
 
 class Head(NamedTuple):
@@ -94,7 +94,7 @@ class Head(NamedTuple):
     parameters: tuple[Sampling, JsonObject]
     wanted: ReplyRequest
     endpoint: Endpoint
-    """The endpoint for these requests, because some APIs have the model in the URL."""
+    """The endpoint for requests with a complete answer. It is part of the head: some APIs have the model in the URL."""
     streaming: Endpoint
     """The endpoint for requests with a streamed answer."""
     cache: ModelCache | None
@@ -123,15 +123,15 @@ class RequestEncoder:
         self._head_bytes = 0
         self._last: Head | None = None
         self._questions: dict[tuple[int, str], FormQuestions] = {}
-        """The questions of a form with some instructions, by the form's identity."""
+        """The questions of a form, by the identity of the form and by the instructions."""
 
     @property
     def decides(self) -> bool:
-        """Whether the endpoint takes evidence and questions, which `decision` writes, and no conversations."""
+        """Whether the endpoint takes evidence and questions, which `decision` writes, instead of conversations."""
         return isinstance(self._dialect, Deciding)
 
     def decision(self, head: Head, request: Request, images: Mapping[str, bytes]) -> tuple[bytes, FormQuestions]:
-        """Return the body of a request to a model that decides, and its questions. Raises as `encode` does, and
+        """Return the body of a request to a deciding model, and its questions. Raises as `encode` does, and
         `PromptmillError` (`unsupported`) for a part that the API does not take."""
         assert isinstance(self._dialect, Deciding)
         evidence, instructions = evidence_of(request), instructions_of(request)
@@ -165,8 +165,8 @@ class RequestEncoder:
         """Return the body of a chat.
 
         `images` maps sources to JSON strings, which are inserted unchanged. `stream` requests a streamed answer even if
-        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: for how long.
-        A conversation with cache marks of its own gets no others.
+        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: how long.
+        A conversation that has cache marks gets no further marks.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot represent.
         """
@@ -192,7 +192,7 @@ class RequestEncoder:
             raise _unencodable() from None
 
     def lost_marks(self, head: Head, conversation: Conversation) -> list[str]:
-        """Return the cache marks of a conversation that the endpoint does not take, at least at one of its places."""
+        """Return the cache marks of a conversation that the endpoint does not take in at least one of their places."""
         lost = [self._lost(head, one) for one in conversation.messages if one.extra or type(one.content) is not str]
         return sorted(frozenset[str]().union(*lost)) if lost else []
 
@@ -201,8 +201,8 @@ class RequestEncoder:
         if isinstance(message.content, tuple):
             names = (name for part in message.content for name in part.marks or ())
             lost = {*names} - self._marks_of(head, message)
-        if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends all fields of a message
-            of_messages = self._dialect.MARKS & {"cache_control"}  # the only mark that a message may have
+        if message.extra and self._dialect is not DIALECTS["openai"]:  # chat completions send all fields of a message
+            of_messages = self._dialect.MARKS & {"cache_control"}  # a message itself may have only this mark
             lost |= CACHE_MARKS & message.extra.keys() - of_messages
         return lost
 
@@ -240,7 +240,7 @@ class RequestEncoder:
                 *self._caching(self._model_of(extra)),
                 self._model_of(extra) not in self._without_system,
             )
-            # cleared when full: each request may have different parameters, and these may include a large schema
+            # emptied when full: each request may have other parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
                 self._head_bytes = 0
@@ -275,7 +275,7 @@ class RequestEncoder:
             corrected = replace(sent, prompt_cache=known)
         if corrected is None:
             return False
-        if self._endpoint.profile is sent:  # else another request's refusal has corrected it
+        if self._endpoint.profile is sent:  # otherwise the refusal of another request has corrected it
             self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
@@ -328,10 +328,10 @@ def _unencodable() -> PromptmillError:
 
 
 def _with_cache_options(text: bytes, cache: ModelCache, shared: Shared) -> bytes:
-    """Return the head of a body with the parameters of the provider's cache that it lacks.
+    """Return the head of a body, with missing parameters of the provider's cache added.
 
     Without `mode: explicit`, a model with breakpoints also writes the rest of each prompt to the cache, at 1.25 times
-    its price. OpenAI refuses this parameter next to `prompt_cache_retention`.
+    the price of the prompt. OpenAI refuses this parameter next to `prompt_cache_retention`.
     """
     if shared and cache.way in {"key", "breakpoints"} and b'"prompt_cache_key":' not in text:
         text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])

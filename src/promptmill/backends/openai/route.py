@@ -38,7 +38,7 @@ class FileBody:
     before: bytes = b""
     after: bytes = b""
     is_list: bool = False
-    """Whether to send JSON Lines as items of a JSON list, without its brackets: commas replace line feeds."""
+    """Whether to send JSON Lines as items of a JSON list, without brackets: commas replace line feeds."""
 
     @property
     def length(self) -> int:
@@ -63,7 +63,7 @@ class FileBody:
 
 
 class Route(NamedTuple):
-    """The route to one endpoint: address, headers, proxy. Without a `target`, only the session can send."""
+    """The route to one endpoint: address, headers, proxy. Without a `target`, only aiohttp's session can send."""
 
     url: URL
     headers: CIMultiDict[str]
@@ -90,7 +90,7 @@ def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
 
 
 def proxy_of(url: str, *, trust_env: bool) -> URL | None:
-    """Return the proxy that the environment names for `url`, or None; None for requests to this machine.
+    """Return the proxy that the environment names for `url`, or None. Requests to this machine use no proxy.
 
     Raises `PromptmillError` (`invalid_config`) for a SOCKS proxy.
     """
@@ -139,7 +139,7 @@ def trust_of_environment() -> ssl.SSLContext:
 
     Blocks for about 50 ms.
     """
-    context = ssl.create_default_context()  # this includes SSL_CERT_FILE
+    context = ssl.create_default_context()  # this loads SSL_CERT_FILE, too
     context.set_alpn_protocols(["http/1.1"])
     named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
     for path in named[:1]:

@@ -55,7 +55,7 @@ def _strictly(wanted: JsonObject) -> JsonObject:
     if not block.get("strict"):
         return wanted
     schema = strict_form(block["schema"])
-    # a schema that strict mode cannot represent is sent as guidance; promptmill validates every answer
+    # a schema that strict mode cannot represent only guides the model; promptmill validates every answer
     block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
     return {**wanted, "json_schema": block}
 
@@ -80,7 +80,7 @@ _STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "
 _ANNOTATIONS = _SILENT | {"description", "deprecated"}
 _SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _DEFINITIONS = ("$defs", "definitions")
-# No subset can represent two of these in one schema: each closes its object, or replaces the other.
+# No subset can represent two of these keywords in one schema: each closes its object, or replaces the other.
 _EXCLUSIVE = frozenset({"$ref", "anyOf", "oneOf", "allOf", "properties"})
 
 
@@ -91,7 +91,7 @@ class _InexpressibleError(Exception):
 def strict_form(schema: JsonObject) -> JsonDict | None:
     """Return `schema` in the form for strict mode; None if strict mode cannot represent it.
 
-    Every answer that matches the result matches `schema`, but for two exceptions: optional fields may be null, and
+    Every answer that matches the result matches `schema`, with two exceptions: optional fields may be null, and
     keywords that strict mode lacks are only described to the model in words.
     """
     try:
@@ -131,7 +131,7 @@ def _node(schema: Any) -> JsonDict:
         elif key not in _SILENT:
             node[key] = value
     if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
-        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no sibling keywords, `anyOf` may
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no sibling keywords, but `anyOf` may
     if words:
         node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
     if "properties" in node or node.get("type") == "object":
@@ -241,7 +241,7 @@ def _as_openapi(form: Any) -> JsonDict:
         node["items"] = _as_openapi(node["items"])
     if "properties" in node:
         node["properties"] = {name: _as_openapi(inner) for name, inner in node["properties"].items()}
-        if len(node["properties"]) > 1:  # without it, the fields are answered in alphabetical order
+        if len(node["properties"]) > 1:  # without an order, fields are answered alphabetically
             node.setdefault("propertyOrdering", [*node["properties"]])
     if "anyOf" in node:
         parts = [_as_openapi(inner) for inner in node["anyOf"]]
@@ -329,7 +329,7 @@ def _reference(schema: JsonObject, subset: _Subset) -> JsonDict:
 
 
 def _keywords(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Return the keywords of a schema in the subset; those that it lacks are words in the description."""
+    """Return the keywords of a schema in the subset. Keywords that it lacks are described in words."""
     node: JsonDict = {}
     words = []
     for key, value in schema.items():
@@ -379,7 +379,7 @@ def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
     named = schema.get("type")
     types = named if isinstance(named, list) else [named, "null"]
     if len(types) > 1 + ("null" in types) and not schema.keys().isdisjoint({"anyOf", "oneOf"}):
-        raise _InexpressibleError  # each level of such a schema would multiply the next one
+        raise _InexpressibleError  # each level of such a schema would multiply the next level
     values = schema.get("enum")
     options = []
     for kind in types:
@@ -399,7 +399,7 @@ def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
 
 
 def _close_literals(node: JsonDict, subset: _Subset) -> None:
-    """Add the type that Google requires to a list of values. (Anthropic accepts values without a type.)"""
+    """Add the type that Google requires for a list of values. (Anthropic accepts values without a type.)"""
     if subset.closes:
         node.pop("type", None)
         return
@@ -428,14 +428,14 @@ def _close_fields(node: JsonDict) -> None:
 # an answer without any schema. Rules: common/json-schema-to-grammar.cpp and src/llama-grammar.cpp of llama.cpp (July
 # 2026): a pattern needs both anchors and supports few escapes, a schema is not a boolean, a reference stays.
 
-# More than 2,000 repetitions of a rule are refused; a list's item with its comma takes up to four rules.
+# More than 2,000 repetitions of a rule are refused; a list's item and its comma take up to four rules.
 _REPETITIONS = 2000
 _REPEATED = {"minLength": 1, "maxLength": 1, "minItems": 4, "maxItems": 4}
 _GRAMMAR_PATTERN = re.compile(
     r"""\^(?:[^\\\[(]|\\[\^$.\[\](){}|*+?\\nrt"-]|\[(?:[^\\\]]|\\[\\nrt"\[\]-])*\]|\((?:\?:|(?!\?)))*\$"""
 )
 _COUNTS = re.compile(r"\{(\d*+),?(\d*+)\}")
-# Any value. llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has only annotations.
+# A schema for any value. llama.cpp reads `{}` as an object; earlier versions refuse a schema of only annotations.
 _ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 
 

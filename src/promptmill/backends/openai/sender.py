@@ -25,12 +25,12 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, check_left_out
 
 NOTHING: Mapping[str, bytes] = {}
-# If an item is refused because of load while this many other requests succeed per refusal, the item itself is the
+# If an item is refused because of load although this many other requests succeed per refusal, the item itself is the
 # cause: by chance, one item in a million gets five such refusals in a row.
 _SUCCESSES_PER_REFUSAL = 10
 _SMALLEST_CONTEXT = 2048  # Ollama's default until 2025: the smallest usual context
 _FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts otherwise
-_SHORT_TOKEN = 5  # characters per token at most; English texts have 4.3, spaces included
+_SHORT_TOKEN = 5  # max characters per token; English texts have 4.3, spaces included
 _LONG_TOKEN = 16  # max bytes per token
 _TOOLS = frozenset({"tools", "functions"})
 _UNASKED_CALL = (
@@ -45,7 +45,7 @@ _LOST_CHARACTER = (
 
 @dataclass(slots=True)
 class Billed:
-    """Attempts that may be billed: the reported usage of some, and the number of the others."""
+    """The attempts that may be billed: the reported usage of some attempts, and the number of the other attempts."""
 
     spent: tuple[Spent, ...] = ()
     unmetered: int = 0
@@ -59,7 +59,7 @@ class Billed:
 class Item:
     """A request and the record of its attempts: `attempts` sent in total, `counted` against `retries`."""
 
-    # defaults on the class: for most items, the first attempt is the only one and changes few of these
+    # defaults on the class: for most items, the first attempt is the only one, and changes few of these
     permit: Permit | None = None
     """The permit of the last attempt."""
     tokens: int = 0
@@ -71,15 +71,15 @@ class Item:
     failed_at: EndpointState | None = None
     failed_serial: int = 0
     losses: int = 0
-    """The number of attempts that ended without an answer, although the endpoint had accepted the connection."""
+    """The number of attempts that ended without an answer although the endpoint had accepted the connection."""
     is_suspect: bool = False
-    """Whether the item may crash its server, so that it is sent while no other suspect is."""
+    """Whether the item may crash its server. Such an item is sent while no other suspect is in flight."""
     stale: bool = False
     """Whether the next attempt needs a new connection."""
     since: float = 0.0
-    """The time when the item first got a place at an endpoint; 0: not yet."""
+    """The time when the item first got a place at an endpoint; 0: it has not got one."""
     billed: Billed | None = None
-    """The attempts that brought no answer and may be billed."""
+    """The attempts without an answer that may be billed."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -95,7 +95,7 @@ class Item:
             self.billed.spent += ((decision.usage, decision.tier),)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether load really caused the refusals: not if other requests are hardly ever refused."""
+        """Return whether load really caused the refusals: it did not if other requests are hardly ever refused."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
             self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
@@ -154,7 +154,7 @@ class Sender:
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
                 _note_cache(head, encoder.head(request), call)
-                call.preview = preview if corrected else None  # the endpoint may only refuse streaming
+                call.preview = preview if corrected else None  # perhaps the endpoint refuses only streaming
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
             return reading
@@ -177,7 +177,7 @@ class Sender:
         return reading
 
     def _check_is_file(self, request: Request, endpoint: Endpoint) -> None:
-        """Raise `PromptmillError` (`invalid_image`) for an image whose URL the endpoint would have to follow."""
+        """Raise `PromptmillError` (`invalid_image`) for an image whose URL the endpoint would have to download."""
         if self._images.passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
@@ -188,7 +188,7 @@ class Sender:
     async def _decide(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
-        """Post evidence and questions, and read the answers of a model that decides."""
+        """Post evidence and questions, and read the answers of a deciding model."""
         encoder, request, call = endpoint_state.encoder, item.request, self._call
         head = encoder.head(request)
         warnings = left_out(encoder, head, request, call, is_error=self._unsupported_is_error)
@@ -223,7 +223,7 @@ class Sender:
     async def _send_elsewhere(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
-        """Post the unchanged body of a request that is not a chat, and keep the response unchanged, or its vectors."""
+        """Post the unchanged body of a request that is not a chat. Keep the response unchanged, or only its vectors."""
         del prepared
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
         body = endpoint_state.encoder.encode_body(item.request)
@@ -265,7 +265,7 @@ def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, 
 
 
 def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:
-    """Return warnings about what a server may have shortened or lost without an error, or has answered unasked."""
+    """Return warnings about text that a server may have shortened or lost without an error, or answered unasked."""
     cut = _cut_prompt(request.conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
     is_unasked = answer.tool_calls and not answer.text and not request.has_form and _TOOLS.isdisjoint(request.extra)
     return [
@@ -296,7 +296,7 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
 
 
 def _note_cache(sent: Head, now: Head, call: Call) -> None:
-    """Warn if the endpoint has refused a parameter of the prompt cache, which is no longer sent."""
+    """Warn if the endpoint has refused a parameter of the prompt cache. This parameter is no longer sent."""
     if now.cache != sent.cache:
         call.warn(f"{sent.endpoint.name} refuses OpenAI's parameters for the prompt cache; they were left out.")
 

@@ -29,9 +29,9 @@ from promptmill.core.bounds import LARGEST_BODY
 from promptmill.images.fetch import FinalResponse, NotPublicError, public_socket
 from promptmill.system.memory import Held
 
-# The slowest permitted upload. Its duration is added to the timeouts.
+# The slowest permitted upload. The time that a body takes at this speed is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
-# The part of a stream that is shown before other work of the event loop goes on. The shortest events, of 7 bytes, take
+# The part of a stream that is shown before the event loop does other work. The shortest events, of 7 bytes, take
 # 3 microseconds each: 7 milliseconds.
 _MOST_PER_TURN = 16 * 1024
 
@@ -72,12 +72,12 @@ _USE: ContextVar[_Use] = ContextVar("_USE")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps connections. It closes one on which data, or its end, has arrived between requests: aiohttp would take
+    """Keeps connections. It closes a connection if data, or its end, has arrived between requests: aiohttp would take
     the data for the next answer, and lose a request after the end."""
 
     async def _get(self, key: Any, traces: Any) -> Any:
         use = _USE.get()
-        use.is_kept = False  # aiohttp itself sends a GET again
+        use.is_kept = False  # aiohttp itself repeats a GET
         while not use.is_fresh and (connection := await super()._get(key, traces)) is not None:
             protocol, transport = connection.protocol, connection.transport
             if protocol is not None and transport is not None and not protocol.should_close:
@@ -148,7 +148,7 @@ class Session:
             begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
             async with asyncio.timeout(
                 begins_s
-            ):  # not `wait_for`, which in Python 3.11 loses a cancellation that arrives together with the head
+            ):  # in Python 3.11, `wait_for` loses a cancellation that arrives together with the head
                 response = await sending
             use.is_kept = False  # a byte of its answer has arrived
             async with response:
@@ -174,7 +174,7 @@ class Session:
             return HttpResponse(response.status, response.headers, await response.read(LARGEST_BODY))
 
     async def aclose(self) -> None:
-        """Close all connections, also if the first close is cancelled."""
+        """Close all connections, even if the first close is cancelled."""
         try:
             await self._session.close()
         finally:
@@ -203,7 +203,7 @@ async def _read(
     size = 0
     held: Held | None = None
     while not content.at_eof():
-        chunk = await content.readany()  # small chunks are joined, up to 512 KiB
+        chunk = await content.readany()  # joins small chunks, up to 512 KiB
         if not chunk:
             continue
         size += len(chunk)

@@ -48,7 +48,7 @@ _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
 # The load is averaged over this time, so that one pause of the endpoint does not look like idle time.
 _LOAD_MEMORY_S = 0.25
 _SATURATED = 0.8
-# Larger bodies are written in pieces, with waits while the endpoint reads slowly.
+# Larger bodies are written in pieces. The writer waits while the endpoint reads slowly.
 _DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
@@ -69,7 +69,7 @@ class LoopThrottle:
         self._left = _STARTS_PER_TURN
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ticking = False
-        self._since = clock()  # the time since which requests have been waiting to start, or since which none has
+        self._since = clock()  # the time since which requests have been waiting to start, or since which none waits
         self._idle_s = 0.0
         self._load = 0.0
 
@@ -146,11 +146,11 @@ class Pool:
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
         self._last: tuple[Endpoint, Route] | None = None
         self._with_keys: dict[str, tuple[str, Endpoint]] = {}
-        """By URL: the renewed key in hand, and the endpoint with it."""
+        """The current renewed key and the endpoint with it, by URL."""
         self._renewed: set[RenewedKey] = set()
 
     def widen(self, connections: int) -> None:
-        """Allow `connections` connections, which is more than before, unless `max_connections` is set."""
+        """Allow `connections` connections, more than before, unless `max_connections` is set."""
         if self._max_connections is None:
             self._client.widen(connections)
 
@@ -187,7 +187,7 @@ class Pool:
         fresh: bool,
         on_data: Callable[[bytes], None] | None,
     ) -> HttpResponse:
-        """Send with the renewed key. After a refusal, send again with a newer key, which is no further attempt."""
+        """Send with the renewed key. After a refusal, send again with a newer key; this counts as the same attempt."""
         use = self._use(renewed)
         while True:
             keyed = self._keyed(endpoint, await use.key())
@@ -197,14 +197,14 @@ class Pool:
             if not is_expired(response.status, response.body) or not await use.is_renewed():
                 return response
             if on_data is not None:
-                on_data(b"\n")  # ends the refusal, which no event of the answer may continue
+                on_data(b"\n")  # ends the refusal, so that no event of the answer continues it
 
     def _use(self, renewed: RenewedKey) -> KeyUse:
         self._renewed.add(renewed)
         return KeyUse(renewed)
 
     def _keyed(self, endpoint: Endpoint, key: str) -> Endpoint:
-        """Return `endpoint` with a renewed key, and forget the routes with the key before."""
+        """Return `endpoint` with a renewed key, and forget the routes with the previous key."""
         before, keyed = self._with_keys.get(endpoint.url, ("", endpoint))
         if before != key:
             self._routes.pop((keyed.url, keyed.secrets), None)
@@ -334,7 +334,7 @@ class RawHttpClient:
         self._closed = False
 
     def widen(self, limit: int) -> None:
-        """Allow `limit` connections, which is more than before."""
+        """Allow `limit` connections, more than before."""
         more, self._limit = limit - self._limit, limit
         for _ in range(min(more, len(self._waiting))):
             self._wake()
@@ -354,7 +354,7 @@ class RawHttpClient:
         try:
             return await answer
         except BaseException:
-            if connection.answer is answer:  # not another's: this caller was cancelled
+            if connection.answer is answer:  # the caller was cancelled, and the connection still has its answer
                 connection.close()
             raise
 
@@ -372,7 +372,7 @@ class RawHttpClient:
         return None
 
     async def _new(self, target: RequestTarget, *, fresh: bool) -> Connection:
-        """Return a new connection, or one that became idle while this call waited because of the limit."""
+        """Return a new connection, or a connection that became idle while this call waited because of the limit."""
         while len(self._open) + self._connecting >= self._limit:
             if not self._close_an_idle_one():
                 waiter = self._loop.create_future()
@@ -380,7 +380,7 @@ class RawHttpClient:
                 try:
                     await waiter
                 except asyncio.CancelledError:
-                    if not waiter.cancelled():  # the place was given to this waiter: another one gets it
+                    if not waiter.cancelled():  # the place of this waiter goes to another waiter
                         self._wake()
                     raise
                 if not fresh and (connection := self._idle(target)) is not None:

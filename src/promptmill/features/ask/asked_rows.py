@@ -39,7 +39,7 @@ class AskedRows(PlanWork, Step):
         self.steps = [self]
         self.kept = KeptAnswers(job)
         self._renews = False
-        """Whether the round sends all requests again, also those that were answered in failed rows."""
+        """Whether the round sends all requests again, even requests that were answered in failed rows."""
         self.has_parts = False
         """Whether rows have a part of their answers from before their first request."""
 

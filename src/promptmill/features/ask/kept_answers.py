@@ -1,4 +1,4 @@
-"""The answers to some questions of a row that waits for others, kept in the job's database for the next run.
+"""Answers of rows that still wait for other answers, kept in the job's database for the next run.
 
 A row is recorded when all of its requests have ended. Without this, a kill would lose the answers so far, which are
 paid. After the row is recorded, they are deleted.

@@ -29,7 +29,7 @@ def implied(value: object) -> dict[str, Any]:
 
 
 def _are_apart(present: Mapping[str, Any]) -> bool:
-    """Return whether the questions need requests of their own."""
+    """Return whether the questions need separate requests."""
     from promptmill.features.ask.plan import Ask
 
     return Ask.of(present, ()) is not None

@@ -1,7 +1,7 @@
 """The requests for a row: each inquiry with its prompt, its parameters and the words about the form of its answer.
 
-For a model that decides, closed questions about the same columns are one request: the columns once, and the words of
-each prompt as the words of its question.
+For a deciding model, closed questions about the same columns become one request, which has the columns once. The words
+of each prompt become the words of its question.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class BatchFiles:
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
         self._batches_of: dict[int, list[int]] = {}
-        """The batch of each request of the rows whose cost is not yet known, by the row's key."""
+        """For each row, by its key: the batches of its requests whose cost is not yet known."""
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
         """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""

@@ -92,7 +92,7 @@ def items(value: str) -> list[str] | None:
 
 
 def canonical(value: str, kind: Kind) -> str:
-    """Return a text that is equal for all values that are the same without a tolerance.
+    """Return one text for all values that count as the same without a tolerance.
 
     Midnight of a date (the form in Parquet and pandas) becomes the date alone. Texts get one Unicode form.
 

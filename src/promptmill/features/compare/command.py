@@ -1,4 +1,4 @@
-"""`promptmill compare` compares the answers of several files to the same rows, and with right answers.
+"""`promptmill compare` compares the answers of several files to the same rows, also with right answers.
 
 `figures` computes the figures. The text shows the most important figures, `--json` prints all, and
 `--report` writes a page with all rows side by side. A judge is an ordinary job; its rows are the pairs of answers.
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _width() -> int:
-    """Return the width of a terminal; for a program, that of the same text in Python."""
+    """Return the width of a terminal; for a program, the width of the same text in Python."""
     return columns(sys.stdout) if sys.stdout.isatty() else WIDTH
 
 
@@ -144,7 +144,7 @@ def show_variants(output: Path, column: str) -> None:
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ())
         found = figures.figures(ComparedRows.of(file.parts(column), ComparisonOrder()), most=_ROWS)
-    except PromptmillError as error:  # for example, no row has an answer, or the answers are fields
+    except PromptmillError as error:  # for example if no row has an answer, or if the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
     say("\n".join(["", *comparison_text.lines(found, _width())]), wrap=True)

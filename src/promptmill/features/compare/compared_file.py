@@ -1,4 +1,4 @@
-"""The order of a comparison, and a file of answers with the job that made it."""
+"""The order of a comparison, and the compared files of answers, each with the job that made it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ComparisonOrder:
 
 @dataclass(frozen=True, slots=True)
 class ComparedFile:
-    """A file of answers. `label` is its name in the text."""
+    """A file of answers. `label` is its short name in the text, such as `A`."""
 
     label: str
     path: Path
@@ -58,7 +58,7 @@ class ComparedFile:
     """The fields of the answers, each with the table's column that holds it."""
     error: str = "error"
     ours: Collection[str] = OURS
-    """The columns that promptmill added; the other columns are the input's."""
+    """The columns that promptmill added; all other columns come from the input."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """The status of the job that made the file."""
     made: Mapping[str, str] = field(default_factory=dict)
@@ -67,11 +67,11 @@ class ComparedFile:
     has_persons: bool = False
     """Whether some answers are labels from a person's review."""
     only: tuple[str, str] | None = None
-    """The column and its value that select the rows to compare; None: all rows."""
+    """The column, and its value, that select the rows to compare; None: all rows."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """`made` for each variant, if the job has several answers to each row."""
+    """`made` for each variant, if the job gives several answers to each row."""
     job: Folder | None = None
-    """The job that has the rows, if the file has a row for each item of an answer."""
+    """The job that has the rows of the input, if the file has a row for each item of an answer."""
 
     @classmethod
     def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
@@ -146,12 +146,12 @@ class ComparedFile:
             return text_of(answer).strip()
         if (fields := object_in(answer)) is not None:
             return text_of(fields.get(name)).strip()
-        is_lost = answer is None and self.answer in row  # then the input has a column of this name
+        is_lost = answer is None and self.answer in row  # in that case, the input has a column of this name
         return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
 
 
 def object_in(answer: Any) -> Mapping[str, Any] | None:
-    """Return an answer that is an object, or the JSON text of one (from a job without `fields`); else None."""
+    """Return an answer that is an object, or an object in JSON text (from a job without `fields`); else None."""
     if isinstance(answer, str) and answer.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)
@@ -160,7 +160,7 @@ def object_in(answer: Any) -> Mapping[str, Any] | None:
 
 def _rows_of_input(folder: Folder) -> Iterator[Row]:
     """Yield the rows of a job with their whole answers, as in JSON Lines."""
-    # imported on use: other comparisons do not need it
+    # imported on use: other comparisons do not need this module
     from promptmill.jobs.export.answered import answered_rows
     from promptmill.jobs.export.text import OutputForm
 
@@ -175,7 +175,7 @@ def _fields(spec: JobSpec) -> dict[str, str]:
     if spec.output.answer_schema is None:
         return {}
     from promptmill.jobs.columns.schema_columns import (
-        SchemaColumns,  # imported on use: other comparisons do not need it
+        SchemaColumns,  # imported on use: other comparisons do not need this module
     )
 
     names = spec.output.names or {}

@@ -1,6 +1,6 @@
 """The answers of several files to the same rows.
 
-    files ──► Scan ──► identity_of, places_of ──► ComparedRows: the values of each field, by file, and the right ones
+    files ──► Scan ──► identity_of, places_of ──► ComparedRows: the values of each field, by file, and the right values
 
 The files are read twice, so that their texts are never all in memory.
 """
@@ -36,9 +36,9 @@ class ComparedColumn:
     right: Sequence[str]
     """The right value of each row in the files' spelling (`""` if missing); empty without right answers."""
     capitals: Mapping[str, str]
-    """The right values that differ from the files only in case, with the files' spelling."""
+    """The right values that differ from the files' values only in case, each with the spelling in the files."""
     other_kind: Mapping[str, None]
-    """The distinct right values, in order, whose kind is not that of the answers, such as `12,50` for numbers."""
+    """The distinct right values, in order, that are of another kind than the answers, such as `12,50` for numbers."""
     tolerance: Tolerance
 
     @classmethod
@@ -57,7 +57,7 @@ class ComparedColumn:
 
     @property
     def is_exact(self) -> bool:
-        """Whether two values must be equal texts to count as the same."""
+        """Whether two values count as the same only if their texts are equal."""
         return self.kind != "number" or not self.tolerance.amount
 
     def same(self, value: str, other: str) -> bool:
@@ -68,7 +68,7 @@ class ComparedColumn:
 
 
 def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return the spelling in `values` of each right answer that differs from them only in case.
+    """Return the spelling in `values` for each right answer that differs from it only in case.
 
     Case is significant if two answers, or two right answers, differ only in case.
     """
@@ -90,7 +90,7 @@ class ComparedRows:
 
     files: Sequence[ComparedFile]
     columns: Sequence[ComparedColumn]
-    """The compared fields; or the whole answers, as one column."""
+    """The compared fields, or the whole answers as one column."""
     places: Sequence[int]
     """The number of each row in the first file, from 0."""
     sizes: Sequence[int]
@@ -100,11 +100,11 @@ class ComparedRows:
     gold_matched: str
     """The rule by which a separate file of right answers was matched, such as `by id`; else `""`."""
     gold_columns: Collection[str]
-    """The columns with right answers, which are not shown as columns of the rows."""
+    """The columns with right answers. They are not shown among the columns of the rows."""
     matched: str
     """The rule by which rows of several files were matched, such as `by id`."""
     groups: Sequence[str] = ()
-    """The group of each row, by which right answers are counted; empty without groups."""
+    """The group of each row: right answers are counted for each group; empty without groups."""
 
     @classmethod
     def of(
@@ -181,7 +181,7 @@ class ComparedRows:
         return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
 
     def is_right(self, at: int, file: int) -> bool:
-        """Return whether an answer is right in all fields with a known right value."""
+        """Return whether an answer is right in all fields whose right value is known."""
         return all(
             column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
         )
@@ -227,7 +227,7 @@ def _shared_fields(scans: Sequence[Scan]) -> list[str]:
 
 
 def heading_of(own: Mapping[str, str]) -> str:
-    """Return the id of a row or, if it has none, its first text; `""` without either."""
+    """Return the id of a row or, without an id, its first text; `""` without either."""
     named = next((own[name] for name in IDS if own.get(name)), None)
     if named is None:
         named = next((text for text in own.values() if text and kind_of([text]) == "text"), "")

@@ -47,7 +47,7 @@ def rows_of(
 ) -> ComparedRows:
     """Return the rows of files or jobs side by side. `may_read_gold`: whether `gold` may name a file.
 
-    If there are right answers and the parts of a file hold different rows (such as those by the column `sure`), the
+    If there are right answers and the parts of a file hold different rows (such as the parts by the column `sure`), the
     rows of each part form a group.
 
     Raises `PromptmillError` (`invalid_input`), `OSError`."""
@@ -67,7 +67,7 @@ def rows_of(
         if order.gold is None:
             counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
             raise input_error(*error.parts, *error.remedy, counts) from None
-    else:  # refused: a few common rows may be due to chance
+    else:  # refused, because a few common rows may be due to chance
         if order.gold is None or 2 * len(parts.places) >= min(parts.sizes):
             return parts
     return ComparedRows.of(compared, order, gold_folders)

@@ -17,7 +17,7 @@ from promptmill.pages.page import Report
 from promptmill.pages.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
-_ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with the file's label
+_ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's key ends with the file's label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
 _TABLE_WIDTH = 500  # max characters of a table's width; a wider table scrolls
 
@@ -52,7 +52,7 @@ def write(
 
 
 def _made(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the location and origin of the answers: first the facts that all files share, then those of each file."""
+    """Yield the location and origin of the answers: the facts that all files share, then the facts of each file."""
     shared = words.shared(found)
     if shared:
         yield "all", _facts(shared)
@@ -82,7 +82,7 @@ def _rows(shown: PageRows, found: Mapping[str, Any], rows: Iterator[Mapping[str,
         verdicts = set(row.get("verdicts", {}).values())
         state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
         state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
-        # the column of the heading comes first, because it is to be among those that are shown
+        # the column of the heading comes first, because it must be among the columns that are shown
         own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
         values = {OWN + name: text for name, text in own if shown.has_own(name)}
         values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}

@@ -22,15 +22,15 @@ from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 from promptmill.jobs.store.label_shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
-_FEW = 20  # up to so many distinct answers are labels even for few rows, unless nearly all answers differ
+_FEW = 20  # few rows: up to this many distinct answers count as labels, unless nearly all answers differ
 _MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
 SHOWN_VALUES = 12
 """The most answers that a cross-tabulation shows by name."""
-_NOISE_S, _NOISE = 0.1, 0.05  # smaller differences (seconds; share) are ignored: two runs of one job differ by as much
+_NOISE_S, _NOISE = 0.1, 0.05  # smaller differences (seconds; share) are ignored: two runs of a job differ as much
 TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
-"""Verdicts without a winner: a tie in both orders; a different winner in each order; a winner in only one order."""
+"""The verdicts without a winner: a tie in both orders; another winner in each order; a winner in only one order."""
 Change = TypedDict("Change", {"from": str, "to": str, "rows": int})
 ClassFigures = TypedDict("ClassFigures", {"class": str, "rows": int, "precision": float, "recall": float, "f1": float})
 
@@ -47,16 +47,16 @@ class Paired(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdicts of a judge, who sees each pair of answers in both orders."""
+    """The verdicts of a judge. The judge sees each pair of answers in both orders."""
 
     about: Mapping[str, object]
-    """`criterion`, and facts about the judge's job: `model`, `cost`, …"""
+    """`criterion`, and facts about the judge's job, such as `model` and `cost`."""
     said: Mapping[tuple[int, int], tuple[str, str]]
-    """The verdicts by row and file. Each file is compared with the first file: the verdict when the first file's answer
-    is shown first, and when it is shown second. A verdict is `first`, `second`, `tie`, or `""` if it is missing."""
+    """By row and file: the verdicts on this file and the first file, once with the first file's answer shown first,
+    once with it shown second. A verdict is `first`, `second`, `tie`, or `""` if it is missing."""
 
     def verdict(self, at: int, other: int, letters: tuple[str, str]) -> str:
-        """Return the letter of the file whose answer wins in both orders, else another verdict, or `""`."""
+        """Return the letter of the file whose answer wins in both orders; else another verdict, or `""`."""
         one, swapped = self.said.get((at, other), ("", ""))
         if not one or not swapped:
             return ""
@@ -146,7 +146,7 @@ def _is_same(column: ComparedColumn, at: int) -> bool:
 
 
 def at_random(rows: Iterable[int]) -> list[int]:
-    """Return rows in a pseudo-random order in which the order of two rows does not depend on the other rows."""
+    """Return rows in a pseudo-random order. The order of two rows does not depend on the other rows."""
     return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
 
 
@@ -169,7 +169,7 @@ def tabulated(changes: Sequence[Change], kept: Collection[str]) -> Counter[tuple
 
 
 def _changes(pairs: Counter[tuple[str, str]]) -> list[Change]:
-    """Return a cross-tabulation. If it would be too long, it names the most frequent answers, and `""` is the rest."""
+    """Return a cross-tabulation. A long one names only the most frequent answers, and `""` stands for the rest."""
     changes: list[Change] = [{"from": a, "to": b, "rows": count} for (a, b), count in pairs.most_common()]
     if len(changes) <= _MOST_CHANGES:
         return changes
@@ -222,7 +222,7 @@ def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> d
 
 
 def _are_labels(values: Sequence[str], rows: int) -> bool:
-    """Return whether answers repeat often enough to count as labels."""
+    """Return whether answers repeat often enough to be labels."""
     different = len(set(values))
     return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
 
@@ -273,7 +273,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, obj
             found["classes"] = by_class[:50]
             if (
                 len(known) < len(column.right) and not file.has_persons
-            ):  # not with a person's labels, which are always right and on rows that are no random sample
+            ):  # not with a person's labels: they are always right, and their rows are no random sample
                 found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, Counter(zip(own, truth, strict=True)))
@@ -292,7 +292,7 @@ def _counted(values: Mapping[str, None]) -> dict[str, int | str]:
 
 
 def _shares(values: Sequence[str], reviewed: Sequence[tuple[str, str]]) -> dict[str, LabelShare]:
-    """Return the share of each label among all rows, if the reviewed rows are a random sample of them."""
+    """Return the share of each label among all rows, as if the reviewed rows were a random sample of all rows."""
     found = shares([Stratum(Counter(values), reviewed)])
     known = {label for pair in reviewed for label in pair}
     return {label: share for label, share in found.items() if label and (share["share"] or label in known)}
@@ -304,7 +304,7 @@ def _share(hits: Sequence[bool]) -> dict[str, float | tuple[float, float]]:
 
 
 def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
-    """Return for each file whether it is the best, or whether its difference from the best may be due to chance."""
+    """Return, for each file, whether it is the best, or differs from the best by no more than chance explains."""
     best = max(hits, key=sum)
     lows = [paired_interval(*_both_right(best, own))[0] for own in hits]
     return [
@@ -314,7 +314,7 @@ def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
 
 
 def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
-    """Return the numbers of rows that both have right, only the first, only the second, and neither."""
+    """Return the numbers of rows that both, only the first, only the second, and neither of the files has right."""
     table = Counter(zip(ours, theirs, strict=True))
     return table[True, True], table[True, False], table[False, True], table[False, False]
 
@@ -340,7 +340,7 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 def _difference(
     one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]
 ) -> dict[str, object]:
-    """Return the differences `other` minus `one`: in accuracy, in cost, and in time if that is large enough."""
+    """Return the differences `other` minus `one`: in accuracy, in cost, and, if it is large enough, in time."""
     both, only_other, only_one, neither = _both_right(theirs, ours)
     paired = _paired(both, only_other, only_one, neither)
     found: dict[str, object] = {"of": [one.label, other.label], **paired, "only_right": [only_one, only_other]}
@@ -356,7 +356,7 @@ def _difference(
 
 
 def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, object]:
-    """Return the verdicts on a file and the first file. An answer wins a row if it wins in both orders."""
+    """Return the verdicts on a file and the first file. An answer wins a row only if it wins in both orders."""
     letters = rows.files[0].label, rows.files[other].label
     texts = zip(rows.texts(0), rows.texts(other), strict=True)
     both = [(at, rows.same(at, 0, other)) for at, (ours, theirs) in enumerate(texts) if ours and theirs]
@@ -381,7 +381,7 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, o
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> Paired:
-    """Return the difference of two proportions over the same rows. `first`: hits of only the first."""
+    """Return the difference of two proportions over the same rows. `first`: the number of hits of only the first."""
     return {
         "difference": (first - second) / (both + first + second + neither),
         "interval": paired_interval(both, first, second, neither),

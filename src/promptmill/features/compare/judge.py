@@ -88,7 +88,7 @@ class JudgeOrder:
         return _SYSTEM.format(criterion=self.criterion)
 
     def settings(self, config: ModelConfig) -> dict[str, Any]:
-        """Return digests of the judge's settings. `config`: the plan of the judge's model."""
+        """Return digests of the judge's settings. `config`: the configuration of the judge's model."""
         return fingerprint(config, self.system_prompt, "jsonl")
 
     def opened(
@@ -106,7 +106,7 @@ class JudgeOrder:
             "system_prompt": self.system_prompt,
             "max_cost": self.max_cost,
             "again": self.again,
-            "keep": True,  # most answers may differ from those of the last comparison, because a file was remade
+            "keep": True,  # most answers may be new, because a file was made again
         }
         shown = OrderTexts(command=[*command], reason="judge")
         return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
@@ -118,11 +118,11 @@ class JudgedPairs:
 
     compared: ComparedRows
     others: Mapping[int, Sequence[int]]
-    """By row: the files whose answer differs from the first file's."""
+    """By row: the files whose answer differs from the answer in the first file."""
     named: str
-    """The digest of the files' names, so that the same files are judged by the same job."""
+    """The digest of the files' names, so that the same job judges the same files."""
     tagged: int
-    """The number of pairs that are left out because an answer contains the tag."""
+    """The number of pairs that are left out because an answer contains the closing tag."""
 
     @classmethod
     def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> JudgedPairs:
@@ -149,12 +149,12 @@ class JudgedPairs:
         return [(at, other) for at, others in self.others.items() for other in others]
 
     def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> JudgedPairs:
-        """Return the pairs without refused rows. `is_refused` is called with the columns and the line of a pair."""
+        """Return the pairs without refused rows. `is_refused` gets the columns and the line of a pair."""
         refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the judge's rows. They are read in this order, and sent in another."""
+        """Yield the lines of the judge's rows in the order in which they are read. (They are sent in another order.)"""
         return (line for _, _, line in self._lines())
 
     def rows(self, settings: Mapping[str, Any]) -> Rows:
@@ -162,7 +162,7 @@ class JudgedPairs:
         return MadeRows(self.lines(), name=NAME, job_id=self.job_id(settings))
 
     def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
-        """Return the id of the judge's job. `session`: of a client that shares the server and has its own jobs.
+        """Return the id of the judge's job. `session`: of a client that shares the server but not its jobs.
 
         `settings`: see `JudgeOrder.settings`.
         """
@@ -176,7 +176,7 @@ class JudgedPairs:
 
 
 def _tag(named: str) -> str:
-    """Return the suffix for the names of the tags around answers. The author of an answer cannot know it."""
+    """Return the suffix for the names of the tags around answers. The author of an answer cannot know the suffix."""
     return named[:8]
 
 

@@ -1,6 +1,6 @@
-"""Finds the rows that several files of answers have in common, by hashes of their cells.
+"""Finds the rows that several files of answers share, by hashes of their cells.
 
-files ──► Scan: a hash of each cell ──► identity_of: the columns that make rows the same ──► places_of
+files ──► Scan: a hash of each cell ──► identity_of: the columns that identify rows ──► places_of
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from promptmill.jobs.columns.column_names import VARIANT
 
 NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
-_MOST_COLUMNS = 1_000  # max columns: more are other names in each row, and each cell's hash takes 8 bytes
+_MOST_COLUMNS = 1_000  # max columns: more columns mean that each row has other names; a cell's hash takes 8 bytes
 _EMPTY = hash("")
 IDS = ("id", "custom_id")
 """Columns that identify rows."""
@@ -58,7 +58,7 @@ class Scan:
         return cls(rows, columns, fields)
 
     def keys(self, names: Sequence[str]) -> Sequence[int]:
-        """Return the key of each row: the hash of these columns, or without columns the row's number."""
+        """Return the key of each row: the hash of its cells in these columns; without columns, the row's number."""
         cells = (self.columns[name] for name in names)
         return [hash(row) for row in zip(*cells, strict=True)] if names else range(self.rows)
 
@@ -95,12 +95,12 @@ def identity_of(files: Sequence[ComparedFile], scans: Sequence[Scan], key: str |
     same = [name for name in own if len({sum(scan.columns[name]) for scan in scans}) == 1]
     are_as_many = len({scan.rows for scan in scans}) == 1
     is_sure = are_as_many and same == own
-    # tested together: the files may have the same values in each column, but in other combinations
+    # the columns are tested together: files may have the same values in each column, but in other combinations
     if is_sure and len({frozenset(scan.keys(same)) for scan in scans}) == 1:
         return Identity(same, is_sure)
     if unique := _unique(scans, [name for name in own if name != gold]):
         return Identity([unique])
-    are_parts = files[0].only is not None  # in parts of one file, rows with the same right answer are not the same row
+    are_parts = files[0].only is not None  # in parts of one file, an equal right answer does not mean the same row
     if are_as_many and (same or is_sure) and not (are_parts and same == [gold]):
         return Identity(same, is_sure)
     counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
@@ -132,7 +132,7 @@ def listed(names: Collection[str]) -> str:
 
 
 def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Identity) -> list[list[int]]:
-    """Return for each file the numbers of the rows that all files have, in the order of the first file.
+    """Return, for each file, the numbers of the rows that all files have, in the order of the first file.
 
     Raises `PromptmillError` (`invalid_input`) if there is no such row.
     """
@@ -146,7 +146,7 @@ def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Id
                 is_grid = file.only is None and VARIANT in scan.columns
                 names = _NAME_VARIANTS if is_grid else NAME_A_COLUMN
                 raise input_error(f"{several}, the second is row {at + 1}.", *names)
-            every[-1][own, seen[own]] = at  # the n-th of several equal rows matches the n-th in each file
+            every[-1][own, seen[own]] = at  # of several equal rows, the n-th matches the n-th in each file
             seen[own] += 1
     shared = [key for key in every[0] if all(key in own for own in every[1:])]
     if not shared:

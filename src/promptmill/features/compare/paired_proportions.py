@@ -48,8 +48,8 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 
 def exact_interval(hits: int, rows: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of a proportion: for every proportion, at least 95 of 100 intervals have it, where
-    of Wilson's only 91 may.
+    """Return the exact 95 % interval of a proportion: whatever the proportion, at least 95 of 100 intervals contain it.
+    Of Wilson's intervals, only 91 may.
 
     C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
     Biometrika 26 (1934), 404-413.
@@ -106,7 +106,7 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def mcnemar_more(first: int, second: int) -> float:
-    """Return the p-value of the exact one-sided McNemar test, which asks if the second of two is right more often.
+    """Return the p-value of the exact one-sided McNemar test: is the second of two right more often?
 
     >>> round(mcnemar_more(2, 10), 4)
     0.0193
@@ -116,7 +116,7 @@ def mcnemar_more(first: int, second: int) -> float:
 
 
 def _at_most(hits: int, rows: int, share: float = 0.5) -> float:
-    """Return the probability of at most `hits` heads in `rows` tosses of a coin that shows `share` heads."""
+    """Return the probability of at most `hits` heads in `rows` tosses of a coin with heads in a `share` of tosses."""
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0

@@ -1,4 +1,4 @@
-"""The right answers to the rows of files: a column of one of them, or a file of their own."""
+"""The right answers to the rows of files: a column of one of the files, or a separate file."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _right_column(gold: Gold, own: Collection[str]) -> str:
 
 
 def keys_of_gold(gold: Gold, file: ComparedFile, scan: Scan, fields: Sequence[str], key: str | None) -> list[list[str]]:
-    """Return the candidates for the key columns that match right answers to the rows of `file`."""
+    """Return the candidates for the key columns, by which right answers are matched to the rows of `file`."""
     if key is not None:
         check_column(gold.file, gold.scan, key)
         return [[key]]
@@ -152,7 +152,7 @@ def looked_up(
 
 
 def _table(keys: Sequence[int], rights: Sequence[list[str]]) -> tuple[dict[int, list[str]], int]:
-    """Return the right answers by key, and the number of the first row that contradicts an earlier one, else 0."""
+    """Return the right answers by key, and the number of the first row that contradicts an earlier row; else 0."""
     table: dict[int, list[str]] = {}
     for number, (own, right) in enumerate(zip(keys, rights, strict=True), 1):
         if any(right) and table.setdefault(own, right) != right:

@@ -1,4 +1,4 @@
-"""The comparison for a call: it reads foreign files in a child process with limited memory and time.
+"""The comparison for a call. A child process with limited memory and time reads the foreign files.
 
 **The attacker** is an agent that has read a poisoned page, and that chooses files and columns. **The harm**: the agent
 reads keys and passwords in rows, or sends them to a judge. So files must pass the file rule, rows with secrets are left
@@ -43,7 +43,7 @@ _PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The judge of a call: its order, its model, and a function that is called with the cost of its job."""
+    """The judge of a call: its order, its model, and a function that gets the cost of the judge's job."""
 
     asked: JudgeOrder
     config: ModelConfig
@@ -120,7 +120,7 @@ class _Judging:
 
 
 def _resolved(jobs: ServerJobs, gold: str) -> tuple[str, bool]:
-    """Return `gold` with the resolved path of its file, and whether it names a file. Otherwise it is a column.
+    """Return `gold` with the resolved path of its file, and whether it names a file. If not, `gold` names a column.
 
     Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.
     """
@@ -190,7 +190,7 @@ def _judgement(
             content.update(line)
             file.write(line)
     key, folder = content.hexdigest() if pairs.others else "", folders.loose(job_id)
-    if folder.spec is not None and folder.spec.input.sha256 != key:  # its verdicts are on other rows
+    if folder.spec is not None and folder.spec.input.sha256 != key:  # the job has verdicts on other rows
         return Judgement({"criterion": judging.asked.criterion, "model": judging.model}, {}), (job_id, key)
     return judgement_of(pairs, judging.asked, judging.model, folder), (job_id, key)
 

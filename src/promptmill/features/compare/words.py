@@ -73,7 +73,7 @@ class Section:
     bars: Sequence[tuple[str, float, float, float]] = ()
     tables: Sequence[Table] = ()
     folded: bool = False
-    """Whether the page shows it only after a click, and the text only its title, which it omits above tables alone."""
+    """Whether the page shows the section only after a click, and the text shows only its title, if it has lines."""
 
 
 def sections(
@@ -171,7 +171,7 @@ def overview(found: JsonObject) -> Table:
         share, won = right.get(file["name"]), wins.get(file["name"])
         rows.append(
             {
-                own_name: named(file),  # then the key figure, which a phone shows without a move
+                own_name: named(file),  # then the key figure, which a phone shows without scrolling
                 "right in all fields" if "fields" in gold else "right": ""
                 if share is None
                 else _with_interval(share["accuracy"], share["interval"]),
@@ -206,7 +206,7 @@ def facts_of(file: JsonObject) -> dict[str, str]:
 
 
 def shared(found: JsonObject) -> dict[str, str]:
-    """Return the facts that are equal for all files: their file, command, model, prompt, …"""
+    """Return the facts that are equal for all files: their file, command, model, prompt and others."""
     facts = [facts_of(file) for file in found["files"]]
     models = {file["model"] for file in found["files"] if file.get("model")}
     same = {name: text for name, text in facts[0].items() if all(one.get(name) == text for one in facts)}
@@ -273,7 +273,7 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
 
 
 def is_free_text(found: JsonObject) -> bool:
-    """Return whether almost all answers differ, in which case a judge is more useful than counts."""
+    """Return whether almost all answers differ. A judge is then more useful than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 
@@ -298,7 +298,7 @@ def have_right(gold: JsonObject) -> str:
 
 
 def spelled(gold: JsonObject) -> Iterator[str]:
-    """Yield notes on right answers that differ from the answers in case or in kind."""
+    """Yield notes on right answers that differ from the answers only in case, or that are of another kind."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
@@ -338,7 +338,7 @@ def _near(share: float, figures: JsonObject) -> str:
 
 
 def _shares_of_labels(gold: JsonObject, most: int) -> Iterator[Section]:
-    """Yield the shares of labels among all rows, corrected for errors that the right answers reveal.
+    """Yield the shares of labels among all rows, corrected for the errors that the right answers reveal.
 
     `most`: the most labels of a field.
     """
@@ -368,7 +368,7 @@ def _ends(share: LabelShare) -> tuple[float, float]:
 
 
 def _differences(gold: JsonObject) -> Iterator[Table]:
-    """Yield the differences between files, and in each field, in right answers; and those in cost and time."""
+    """Yield the differences between files in right answers, in all fields and in each; and those in cost and time."""
     every = [("", each) for each in gold["differences"]]
     every += [
         (f"{cut(field['field'], 24)}: ", each) for field in gold.get("fields", ()) for each in field["differences"]
@@ -426,7 +426,7 @@ def judged(pair: JsonObject) -> Iterator[str]:
 
 
 def one_text(answer: Any, row: JsonObject) -> str:
-    """Return an answer as text, with a mark at the fields in which the answers to the row differ."""
+    """Return an answer as text. A mark shows the fields in which the answers to the row differ."""
     if isinstance(answer, str):
         return answer
     differing = row["differing_fields"]
@@ -468,7 +468,7 @@ def _p(found: JsonObject) -> str:
 
 
 def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
-    """Yield the names of the statistical methods of the figures, as footnotes. `shown`: the displayed sections."""
+    """Yield the names of the statistical methods behind the figures, as footnotes. `shown`: the displayed sections."""
     gold, judge = found.get("gold", {}), found.get("judge", {})
     if gold.get("differences") or any("difference" in pair for pair in judge.get("pairs", ())):
         yield f"interval: {INTERVAL}"

@@ -63,7 +63,7 @@ def yes_no(name: str | None, words: str, definition: str = "", opposite: str = "
 
 
 def is_bare(question: Question) -> bool:
-    """Return whether a question asks for a yes or no without saying what both mean."""
+    """Return whether a question asks for a yes or no without a definition of both."""
     return isinstance(question.kind, YesNo) and not (question.kind.definition and question.kind.opposite)
 
 

@@ -135,7 +135,7 @@ def _tokenizer_file(model: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(model, _TOKENIZER)
-    except (ImportError, ValueError):  # the model's name is no name of the hub
+    except (ImportError, ValueError):  # the hub has no model of this name
         return None
     return Path(found) if isinstance(found, str) else None
 

@@ -54,8 +54,8 @@ class Document(NamedTuple):
 
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
-        """Return the document in a message with unknown fields, as in a prompt with expressions: the longest text of
-        the row's `cells` or, if it is no cell (the content of a file), all text that replaces the fields of the prompt.
+        """Return the document in a message with unknown fields, as in a prompt with expressions. It is the longest of
+        the row's `cells`; or, if that is not in the message, all text that replaces the fields of the prompt.
         """
         longest = _longest(cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:

@@ -317,7 +317,7 @@ class PieceReading:
             "is_part": is_part,
             "fields": fields,
             "shared": self.request.shared_system,
-            "question": None,  # not the row's question, which would make its pieces duplicates of each other
+            "question": None,  # with the row's question, its pieces would be duplicates of each other
         }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
@@ -336,7 +336,7 @@ class PieceReading:
             outcome: Outcome = self._failure(found)
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
-        else:  # the row's checks apply to a whole answer, so that a wrong one is requested again
+        else:  # the row's checks apply to each whole answer, so that a wrong answer is requested again
             no_text = Fields((draft.question,), ())  # the answers about pieces are no text of the row
             outcome = await self._answer(draft.question, draft.sampling, 0, no_text, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):

@@ -1,4 +1,4 @@
-"""The step that answers rows with vectors, many rows by one request."""
+"""The step that answers rows with vectors, many rows in one request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _AT_ONCE = Bounds(items=256, size=600_000)
-"""The size is in bytes of UTF-8: at two bytes a token, the 300,000 tokens that OpenAI takes in a request."""
+"""The size in bytes of UTF-8. At two bytes a token, it stands for the 300,000 tokens that OpenAI takes in a request."""
 _BOUNDS: Mapping[str, Bounds] = {
     "cohere": Bounds(96, 600_000),
     "dashscope": Bounds(10, 160_000),
@@ -28,7 +28,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "voyage": Bounds(256, 240_000),
     "zhipu": Bounds(64, 380_000),
 }
-"""The bounds by provider. A request that an endpoint refuses as too large is halved in any case."""
+"""The bounds by provider. A request that an endpoint refuses as too large is divided into halves in any case."""
 _OTHER_NAMES: Mapping[str, str] = {"mistral": "output_dimension", "voyage": "output_dimension"}
 """The name of the parameter `dimensions`, by provider."""
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
@@ -36,8 +36,8 @@ _ENCODING = "encoding_format"
 _OF_ENCODING = re.compile(r"encoding.?format|base64", re.IGNORECASE)
 _PERHAPS_OF_ENCODING = frozenset({Code.BAD_REQUEST, Code.INVALID_INPUT, Code.BAD_RESPONSE, Code.SERVER_ERROR})
 _DOUBTS = 2
-"""Enough for a pack that fails for another reason, and for one of its items sent alone. An endpoint that is down gets
-no more requests in vain."""
+"""The limit: enough for a pack that fails for another reason, and for one of its items sent alone. An endpoint that is
+down gets no more useless requests."""
 
 
 class Embedding(Gathering):
@@ -48,7 +48,7 @@ class Embedding(Gathering):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from a row to the request for its vector, and the row's part of a request for many."""
+        """Return a function that converts a row to the request for its vector, and to its part of a shared request."""
         step = cls(Loading(config, None, is_shared=False))
         return lambda request: Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
 
@@ -56,15 +56,15 @@ class Embedding(Gathering):
         super().__init__(loading)
         self._config = config = loading.config
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
-        """The parameter that requests base64, a third of the bytes of numbers; `{}` if the endpoint refuses it."""
+        """The parameter that requests base64 (a third of the bytes of numbers); `{}` if the endpoint refuses it."""
         self._doubts = _DOUBTS
-        """How many failed requests may still be sent again without base64, which may be the cause."""
+        """How many failed requests may still be sent again without base64, in case base64 is the cause."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
         provider = config.settings.backend_configs.openai.provider or ""
         self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
         self._bounds = _BOUNDS.get(provider, _AT_ONCE) if config.record.needs_endpoint else _AT_ONCE
         self._lengths: WeakKeyDictionary[Call, dict[int | None, int]] = WeakKeyDictionary()
-        """The bytes of the first vectors of each call, by the wanted number of dimensions."""
+        """The length in bytes of the first vectors of each call, by the wanted number of dimensions."""
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a row of a job with its vector."""
@@ -82,7 +82,7 @@ class Embedding(Gathering):
         outcome = await super().answer(request, call)
         is_live = call.exchange is None
         if is_live and isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
-            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # all rows need this path
+            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # every row needs this path
         return outcome
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
@@ -116,13 +116,13 @@ class Embedding(Gathering):
         return first.changed(**changes, extra=body, path=self.path)
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request for embeddings, as numbers if the endpoint sends none in base64. A reply without any usable
+        """Answer a request for embeddings; as numbers, if the endpoint does not send base64. A reply without a usable
         vector is a failure."""
         outcome = self._checked(await self.following(joined, call), joined, call)
         if not isinstance(outcome, Failure):
             self._doubts = 0
             return outcome
-        had_encoding = _ENCODING in joined.extra or call.exchange is not None  # the batch was sent with it
+        had_encoding = _ENCODING in joined.extra or call.exchange is not None  # the batch was sent with base64
         is_named = had_encoding and _OF_ENCODING.search(f"{outcome.error} {outcome.error.said}") is not None
         is_doubted = had_encoding and call.exchange is None and outcome.error.code in _PERHAPS_OF_ENCODING
         if outcome.concerns_all or not (is_named or (is_doubted and self._doubts)):
@@ -136,7 +136,7 @@ class Embedding(Gathering):
         return Totals().and_(outcome).and_(again).on(again)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return an outcome without vectors of another length than requested, or than the call's first vector."""
+        """Return an outcome without vectors of another length than requested, or than the call's first vector has."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})
@@ -148,7 +148,7 @@ class Embedding(Gathering):
             outcome.vectors = tuple(vector if len(vector) == length else b"" for vector in outcome.vectors)
             return outcome
         error = _other_length(max(lengths), length, wanted) if lengths else _unusable()
-        # Without this error, each request would be paid, and no row answered.
+        # Without this error, each request would cost money, and no row would get an answer.
         is_ignored = bool(lengths and wanted and not known) and call.exchange is None
         failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
         return Totals().and_(outcome).on(failure)
@@ -168,7 +168,7 @@ def _unusable() -> PromptmillError:
 
 
 def _other_length(found: int, length: int, wanted: int | None) -> PromptmillError:
-    """Return the error of a vector that has `found` bytes in place of `length`. `wanted`: the requested dimensions."""
+    """Return the error for a vector of `found` bytes instead of `length`. `wanted`: the requested dimensions."""
     sent = f"The endpoint sends vectors of {found // 4:,} numbers"
     if wanted:
         remedy = "Leave ", Named("dimensions"), " out, or choose a model that shortens its vectors."

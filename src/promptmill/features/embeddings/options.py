@@ -16,7 +16,7 @@ _NO_ANSWERS = [
 
 
 def implied(value: object) -> dict[str, Any]:
-    """Return the options that `embed` implies: its text is the prompt."""
+    """Return the options that `embed` implies: its text becomes the prompt."""
     prompt = {"prompt": value} if isinstance(value, str) else {}
     return {**prompt, "answer_column": COLUMN}
 

@@ -10,12 +10,12 @@ from promptmill.core.parameter import APPLIED, REPEATABLE, Parameters
 
 
 def _is_wanted(value: object) -> object:
-    """Return True for the text of the vectors: the option `embed` sets the parameter, too."""
+    """Return True for the text of the vectors, because the option `embed` also sets the parameter."""
     return True if isinstance(value, str) and value else value
 
 
 class Embedded(Parameters):
-    """Whether a vector is wanted in place of an answer, and how long it is."""
+    """Whether a vector is wanted instead of an answer, and the length of the vector."""
 
     embed: Annotated[bool | None, BeforeValidator(_is_wanted), APPLIED, REPEATABLE] = Field(
         None, description="Whether the rows of a job get vectors."

@@ -87,7 +87,7 @@ def grouped(
 
 
 def _with_lines(prompt: str) -> str:
-    """Return a prompt whose lists of rows have lines of their own.
+    """Return a prompt whose lists of rows are on separate lines.
 
     >>> _with_lines("Guests say: {{rows}} Summarise it.")
     'Guests say:\\n{{rows}}\\nSummarise it.'

@@ -291,7 +291,7 @@ def digests_of(file: Path) -> Sequence[str]:
 
 
 def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -> None:
-    """Write the data file and the card in one commit; do nothing if both exist unchanged. A new dataset is private.
+    """Write the data file and the card in one commit; do nothing if they exist unchanged. A new dataset is private.
 
     `card` returns the new card for the present card (`""` if there is none). Raises `PromptmillError`.
     """

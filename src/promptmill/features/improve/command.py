@@ -1,4 +1,4 @@
-"""`promptmill improve`: a strong model writes prompts, and rows with right labels decide whether a prompt is better."""
+"""`promptmill improve`: a strong model writes prompts, and rows with right labels show whether a prompt is better."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from promptmill.options import table
 from promptmill.system.safe_open import home_expanded
 
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
-"""The options with a value that are not passed to the command `bulk`."""
+"""The options with a value that the proposed command `bulk` does not get."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     try:
         if write_prompt(target, found):
             found["prompt_file"] = str(target.path)
-    finally:  # shown also if the file cannot be written, because the result was paid
+    finally:  # the result was paid, so it is shown even if the file cannot be written
         if arguments.json:
             say(orjson.dumps(found).decode())
         else:

@@ -1,4 +1,4 @@
-"""Gold rows, which have a right label: one half is seen by the search, the other half is held out for one test."""
+"""Gold rows, which have a right label. The search sees one half; the other half is held out for one test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptmill.jobs.store.record_labels import other_labels, right_label
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
-"""The fewest gold rows. With fewer rows, chance alone may cause a gain of 15 points."""
+"""The fewest gold rows. With fewer rows, a gain of 15 points may be due to chance alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class GoldRows:
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> GoldRows:
-        """Return the gold rows for `prompt`. The digest of all cells of a row determines its half, so another prompt
-        gets the same halves.
+        """Return the gold rows for `prompt`. The digest of all cells of a row determines its half, so other prompts
+        get the same halves.
 
         Raises `PromptmillError` (`invalid_input`) for unusable columns or labels, and for fewer than `FEWEST` rows.
         """

@@ -4,7 +4,7 @@
                                                                                                        │
                           "gain", "cannot tell" or "worse" ◀── both prompts on the held-out rows ◀─────┘
 
-The figures of the seen rows are too high, because they chose the winner; those of the held-out rows are unbiased.
+The figures of the seen rows are too high, because they chose the winner. The figures of the held-out rows are unbiased.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from promptmill.features.improve.gold import GoldRow, GoldRows
 GAIN, CANNOT_TELL, WORSE = "gain", "cannot tell", "worse"
 """The outcomes of the test on held-out rows: the winner is better; the rows do not decide; the winner is worse."""
 YOURS = "yours"
-"""The name of the prompt to be improved."""
+"""The name of the prompt that the search improves."""
 LEVEL = 0.05
 """The probability of a gain by chance alone in the first test on held-out rows. Each later test halves it."""
 _POWER = 0.8
@@ -73,7 +73,7 @@ def search(
             generation = _asked(written, gold, asker) if written else []
             found += generation
             generation = sorted(generation, key=lambda one: -one.right)[:_PARENTS]
-    winner = max(found, key=lambda one: one.right)  # of equal candidates, `max` returns the first
+    winner = max(found, key=lambda one: one.right)  # `max` returns the first of equal candidates
     figures: JsonDict = {
         "outcome": CANNOT_TELL,
         "winner": winner.name,
@@ -116,7 +116,7 @@ def _written(
     system: str,
     notes: list[str],
 ) -> list[tuple[str, str, str]]:
-    """Return the name, prompt and parent of each new candidate, alternating between parents. Add notes to `notes`.
+    """Return the name, prompt and parent of each new candidate, alternating between the parents. Add notes to `notes`.
 
     If a reply is not a valid candidate, it is requested once more, with the reason.
     """
@@ -148,7 +148,7 @@ def _written(
 
 
 def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> JsonDict:
-    """Return the outcome and figures of a test, from whether each of two prompts was right on each row."""
+    """Return the outcome and figures of a test. `before`, `after`: whether each of two prompts was right, by row."""
     rows, pairs = len(before), list(zip(before, after, strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     both, p = pairs.count((True, True)), mcnemar_more(lost, won)

@@ -20,36 +20,36 @@ _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held
 
 
 def longest_of(config: ModelConfig, max_cost: float | None) -> int | None:
-    """Return the token limit for the strong model's replies: the configured limit is meant for labels, and a budget
-    requires a limit. None otherwise, because a small model may not have the room."""
+    """Return the token limit for the strong model's replies if the configuration has a limit (which is meant for
+    labels) or a budget requires one; else None, because a small model may lack the room."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 
 
 @dataclass
 class JobSteps:
-    """An `Asker` whose answers come from a series of jobs."""
+    """A `PromptAsker` whose answers come from a series of jobs."""
 
     series: JobSeries
     model: StepModel
     strong: StepModel
     system_prompt: str
     again: Again | None = None
-    """Which rows to send again; `prompts`: the strong model writes other prompts."""
+    """The rows to send again; `prompts`: the strong model writes other prompts."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
-        """Return the labels, see `Asker.labels`."""
+        """Return the labels, see `PromptAsker.labels`."""
         return answers_in(self._labelled(_SEEN, prompts, rows), len(rows), len(prompts))
 
     def replies(self, requests: Sequence[str]) -> list[str]:
-        """Return the replies, see `Asker.replies`."""
+        """Return the replies, see `PromptAsker.replies`."""
         again = "all" if self.again == "prompts" else self.again
         options = {"prompt": "{{request}}", "system_prompt": SYSTEM, "again": again}
         folder = self.series.run(_WRITTEN, [{"request": text} for text in requests], options, self.strong)
         return answers_in(folder, len(requests))[0]
 
     def tested(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> tuple[list[list[str]], int]:
-        """Return the labels and the number of earlier tests, see `Asker.tested`."""
+        """Return the labels and the number of earlier tests, see `PromptAsker.tested`."""
         folder = self._labelled(_HELD_OUT, prompts, rows)
         known = folder.tested
         if known is None:

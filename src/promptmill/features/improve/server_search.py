@@ -3,7 +3,7 @@
     the file ─▶ child process: the gold rows ─▶ thread: the search ─▶ this server's jobs, one per step
 
 The child process has limited memory and time, because an agent that has read a poisoned page may have named the file
-and written the prompt. Each step is a job, so a repeated call resumes the search and pays no answer twice.
+and written the prompt. Each step is a job: a repeated call resumes the search and pays for no answer twice.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SearchOrder:
 
 
 def strong_config(config: ModelConfig, model: ModelConfig, max_cost: float | None) -> ModelConfig:
-    """Return the plan of the strong model, whose replies are prompts and may exceed the labels of `model`."""
+    """Return the configuration of the strong model: its replies, prompts, may be longer than labels of `model`."""
     limit = longest_of(model, max_cost)
     return (config if limit is None else config.with_sampling({"max_tokens": limit})).capped
 
@@ -89,7 +89,7 @@ class ServerSearch:
     async def figures(self, limit_s: float | None) -> JsonDict:
         """Return the search's figures with the state `finished`; after `limit_s`, return the state `running`.
 
-        The state is `running` only if the job of an unfinished step is running, so each repeated call makes progress.
+        The state is `running` only if the job of an unfinished step still runs, so each repeated call makes progress.
         If this call is cancelled, the job ends. Raises `PromptmillError`.
         """
         order = self._order
@@ -152,7 +152,7 @@ class ServerSearch:
             raise asyncio.CancelledError
         self._job, self._job_id = asyncio.current_task(), job.order.output.parent.name
         now = await self._jobs.start(job, self._caller, model.approve)
-        while now["alive"] or now["state"] in progress.ALIVE:  # the search opens the job's database afterwards
+        while now["alive"] or now["state"] in progress.ALIVE:  # afterwards, the search opens the job's database
             if self._is_late:
                 raise asyncio.CancelledError
             await asyncio.sleep(_LOOK_S)

@@ -63,7 +63,7 @@ class SureCut(Stored):
     bad: int = 0
     """With right labels: sampled rows on which the strong model is wrong."""
     mended: int = 0
-    """Sampled rows before the cut on which only the strong model is wrong."""
+    """The number of sampled rows before the cut on which only the strong model is wrong."""
     classes: dict[str, tuple[int, int]] = Field({})
     """By label: the number of sampled rows with this label (from the strong model, or right), and how many of them the
     cheap model labels so."""
@@ -180,7 +180,7 @@ class SureRule(Plan):
     agree: float = Field(0.95, gt=0, lt=1)
     certainty: float = Field(0.95, gt=0, lt=1)
     second: str = ""
-    """A second cheap model. A label is surer if both models give it."""
+    """A second cheap model. A label is surer if both models agree on it."""
     votes: int = Field(0, ge=0, le=MOST_VOTES)
     """The number of the cheap model's answers that vote on each label; 0: a single answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}

@@ -143,7 +143,7 @@ class Sure(SureRule):
     def _range(
         self, sure: Mapping[str, Any], alone: float, of_models: Mapping[str, Any], way: str, *, is_whole: bool
     ) -> tuple[float, float]:
-        """Return the cost if the strong model answers no further row than the sample, and if it answers all.
+        """Return the cost if the strong model answers only the sample, and the cost if it answers all rows.
 
         `alone`: the cost of all rows with the strong model. `is_whole`: see `SurePart.is_whole`.
         """

@@ -141,7 +141,7 @@ class BatchRuns:
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
         if file.bytes > LARGEST_BATCH:
             raise ApiError(400, f"A batch file has at most {LARGEST_BATCH >> 20} MiB.", "input_file_id")
-        self._files.check_room(owner)  # raises if there is no room for its results
+        self._files.check_room(owner)  # raises if there is no room for the results of the batch
         if self._store.amount("batch", owner, of_open=True)[0] >= MOST_BATCHES:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})

@@ -1,4 +1,4 @@
-"""A recipe: commands in a file, whose outputs are inputs of later ones, with one budget and one way to resume."""
+"""A recipe: commands in a file; their outputs are inputs of later commands, with one budget and one way to resume."""
 
 from promptmill.core.feature import Command, Feature
 

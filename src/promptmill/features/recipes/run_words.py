@@ -25,7 +25,7 @@ def summary(found: JsonObject) -> Iterator[str]:
 
 
 def plan(found: JsonObject) -> Iterator[str]:
-    """Yield a line for each step with its estimate, the reasons for missing ones, and the sums."""
+    """Yield a line for each step with its estimate, the reasons for missing estimates, and the sums."""
     steps = found["steps"]
     yield from _table(["step", "rows", "requests", "about"], [_estimate(step) for step in steps])
     for step in steps:

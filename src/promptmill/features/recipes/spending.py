@@ -190,7 +190,7 @@ class Spending:
             self.elsewhere = {path: float(cost) for path, cost in record["elsewhere"].items()}
             self.outputs = {path: [*map(int, stamp)] for path, stamp in record["outputs"].items()}
             self.searches = {path: Search(**search) for path, search in record["searches"].items()}
-        self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older ones
+        self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older files
 
     def _write(self) -> None:
         beside = self.file.with_name(f"{self.file.name}.new")

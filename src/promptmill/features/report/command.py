@@ -16,7 +16,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 
 _BESIDE = Path()
-"""The value for `--html` without a file: next to the output."""
+"""The value for `--html` without a file name: a file next to the output."""
 
 
 def add_options(options: argparse._ActionsContainer) -> None:

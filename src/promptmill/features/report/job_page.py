@@ -52,12 +52,12 @@ from promptmill.system.call_files import FileRule
 
 _SEED = 1
 _BINS = 24
-_LEAST_SPREAD = 200  # answers: of fewer, most of the bars of a histogram have one or none
-_SHOWN_SHARE = 0.99  # share of the values in a histogram: one answer may take a hundred times as long as the others
+_LEAST_SPREAD = 200  # answers; with fewer, most bars of a histogram count one answer or none
+_SHOWN_SHARE = 0.99  # share of the values in a histogram; one answer may take a hundred times as long as the others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
-"""A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
+"""A bar: a value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
-"""A title, the column whose values are counted, the bars, and a sentence."""
+"""Bars: a title, the column whose values are counted, the bars, and a sentence."""
 _PICTURES = 1_000_000  # max characters of all thumbnails together
 
 
@@ -72,7 +72,7 @@ def default_path(folder: Folder) -> Path:
 def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
     """Write the report of a job to `target` atomically. Raises `PromptmillError`.
 
-    `rules`: for the images that are shown, and whether rows that may hold secrets are; None: all, as for the operator's
+    `rules`: decide which images are shown, and whether rows that may hold secrets are. None: all, as for the operator's
     own programs.
     """
     page.check(target, _title(folder.known_spec()))
@@ -119,7 +119,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         labels = {
             name: _values_by_slot(store, name, ShownRows(spec, rule)) if spec.is_grid else {}
             for name, facts in fields.items()
-            if "values" in facts and not facts.get("is_list")  # a bar of a variant counts rows with one label
+            if "values" in facts and not facts.get("is_list")  # a variant's bar counts rows with one label
         }
         sections = _sections(found, store, spec)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
@@ -224,7 +224,7 @@ def _of_shares(found: Status) -> Iterator[JsonDict]:
 
 
 def _shares_giver(status: Mapping[str, Any]) -> str:
-    """Return the labeller of these shares: `the person`, or a plan's `model` (`""`: the job's model, row by row)."""
+    """Return the labeller of the shares: `the person`, or a plan's `model` (`""`: the job's model of each row)."""
     if status.get("shares"):
         return "the person"
     plans = (value for value in status.values() if isinstance(value, Mapping) and value.get("shares"))
@@ -301,7 +301,7 @@ def _of_labels(
     labels: Mapping[str, Mapping[str, Mapping[int, int]]],
     by_slot: Mapping[int, tuple[int, int]],
 ) -> Iterator[Bars]:
-    """Yield bars that show each label's number of answers by variant. `labels`: the counts by field and value.
+    """Yield bars with the number of answers for each label, by variant. `labels`: the counts by field and value.
     `by_slot`: the numbers of answers and failures of each variant."""
     if not spec.is_grid:
         return
@@ -327,7 +327,7 @@ def _of_field(table: JobTable, name: str, field: FieldResults, answered: int) ->
     column = table.name_of(FIELD + name)
     if "values" in field:
         bars: list[Bar] = [(value, count, _of_all(count, answered)) for value, count in field["values"].items()]
-        searched = "" if field.get("is_list") else column  # no cell of lists is one of their items
+        searched = "" if field.get("is_list") else column  # a cell with a list equals none of its items
         return name, searched, bars, status_words.mean(field) if "mean" in field else ""
     return name, column, [], status_words.span(field)
 
@@ -347,7 +347,7 @@ def _example(code: str, text: str) -> tuple[str, str]:
 
 
 def _is_closed(spec: JobSpec, results: Results) -> bool:
-    """Return whether labels or numbers, whose lengths say nothing, are all that the answers have."""
+    """Return whether all answers are labels or numbers, whose lengths say nothing."""
     schema = spec.output.answer_schema
     if schema is None:
         return "values" in results and not status_words.not_shown(results)
@@ -406,7 +406,7 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
 
 
 class _Thumbnails:
-    """Thumbnails of the first image in each of the first answered rows with images that the job could read."""
+    """Thumbnails for the first answered rows with images: of the first image, if the job could read it."""
 
     def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
         self.found: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """The rows of a job as a table: the input's columns, prompt, variant, answer or its fields, and figures.
 
-A prompt from a template takes no space in the file: the page builds it from the cells.
+A prompt made by a template takes no space in the file: the page builds it from the cells.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-MOST_LABELS = 50  # as many as a comparison shows; answers of more kinds are texts, which equal a column by chance
-_ROOMY = 4  # so many turns of a conversation may each have the full length
-_SAFE = 1 << 53  # as text from here on, because JavaScript represents larger whole numbers inexactly
+MOST_LABELS = 50  # as many as a comparison shows; more different answers are texts, which equal a column only by chance
+_ROOMY = 4  # turns of a conversation that may all have the full length
+_SAFE = 1 << 53  # from here on, whole numbers are texts: JavaScript represents them inexactly
 
 
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
@@ -49,19 +49,19 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 class Right(NamedTuple):
-    """The answers of several variants that equal a column of the input, which has the same labels."""
+    """For each variant, its answers that equal a column of the input with the same labels."""
 
     column: str
     counts: Mapping[str, tuple[int, int]]
-    """By variant: the number of equal answers, and of rows with a label in the column."""
+    """By variant: the number of equal answers, and the number of rows with a label in the column."""
 
 
 @runtime_checkable
 class HasCut(Protocol):
-    """A plan that leaves the rows below a cut to another model."""
+    """A plan that leaves the rows below a threshold (the cut) to another model."""
 
     def is_near(self, beside: Sequence[Record | None]) -> bool:
-        """Return whether a row is close to the cut, where labels are most often wrong. `beside`: its answers in the
+        """Return whether a row is close to the cut, where labels are most often wrong. `beside`: the row's answers in
         later slots."""
 
 
@@ -81,7 +81,7 @@ class JobTable:
         question = spec.question
         is_read = not question.templates
         self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
-        """The columns of the input that the prompt column shows."""
+        """The input's columns that the prompt column shows."""
         self._image_columns = image_columns(spec)
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
@@ -133,8 +133,8 @@ class JobTable:
         return rows
 
     def _right(self) -> Right | None:
-        """Return the right answers by variant if one column of the input has labels such as the answers, and the
-        prompts do not show it; mark the other answers as wrong."""
+        """Return the right answers by variant if one column of the input has labels like the answers, and the
+        prompts do not show it. Mark all other answers as wrong."""
         rows, asked = self.rows, asked_names(self.spec)
         cells = dict(zip((column.key for column in rows.columns), rows.cells, strict=True))
         answers = [label_in(str(value or "")).casefold() for value in cells[_ANSWER]]
@@ -174,7 +174,7 @@ class JobTable:
         return any(column.has_images for column in self.rows.columns)
 
     def _own_cells(self, own: JsonObject) -> dict[str, Cell]:
-        """Return the input's values of a row by the keys of their columns. New columns are added."""
+        """Return the input's values in a row, by the keys of their columns. Adds new columns."""
         cells: dict[str, Cell] = {}
         for name, value in own.items():
             is_image = name in self._image_columns
@@ -209,7 +209,7 @@ class JobTable:
 
 
 def _last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
-    """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
+    """Return the last 40 turns of a conversation, shortened: the more turns, the shorter each turn."""
     left_out = max(0, len(turns) - MOST_SHOWN)
     kept = turns[left_out:]
     each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))

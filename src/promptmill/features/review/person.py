@@ -1,4 +1,4 @@
-"""The labels of a person in a job: rows drawn at random for them, and figures about them in the status."""
+"""A person's labels in a job: rows drawn at random for the person, and figures about the labels in the status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shares: TypeAlias = dict[str, dict[str, LabelShare]]
 def figures(
     store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return `person`, the number of a person's delivered labels, and `shares`, if their rows were drawn at random."""
+    """Return `person`, the number of a person's delivered labels, and `shares` if the rows were drawn at random."""
     del configs
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if not persons:
@@ -43,8 +43,8 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
-    """Yield delivered answers of a job, drawn at random. The order is fixed, so a larger number includes the answers of
-    a smaller number."""
+    """Yield up to `most` delivered answers of a job, drawn at random. The order is fixed, so a larger `most` includes
+    the answers of a smaller one."""
     seed = int(digest(spec.job_id, "review"), 16)
     yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
 
@@ -54,7 +54,7 @@ def reviewed_shares(
 ) -> dict[str, dict[str, LabelShare]]:
     """Return, by field, the estimated share of each label if a person labelled every row below `before`.
 
-    `{}` unless the rows with a person's label are the `random_rows` of a review: other rows are no random sample.
+    `{}` unless the rows with a person's label are the `random_rows` of a review. Other rows are no random sample.
     Raises the errors of `JobDatabase`.
     """
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}

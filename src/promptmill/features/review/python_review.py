@@ -1,4 +1,4 @@
-"""`promptmill.review`, for programs: the rows of a job that a person should check, and the person's labels."""
+"""`promptmill.review` for programs: the rows of a job that a person should check, and the person's labels."""
 
 from __future__ import annotations
 

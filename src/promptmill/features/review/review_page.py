@@ -12,7 +12,7 @@ from promptmill.pages.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
 PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"
-"""The suffixes of review files. A .csv file would be opened in Excel, which runs texts that begin with `=`."""
+"""The suffixes of review files. Excel would open a .csv file and run texts that begin with `=`."""
 
 
 def saved_as(found: Review) -> str:

@@ -55,7 +55,7 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, and the beginning of the question's
 digest."""
 NO_LABEL = "-"
-"""This label takes an earlier label back, as an empty label does."""
+"""This label, or an empty one, takes an earlier label back."""
 NO_DOUBT = (
     "Doubt shows with ",
     Named("votes"),
@@ -91,7 +91,7 @@ class ReviewRow:
     label: str = ""
     """The person's label, if the row has one."""
     answers: Mapping[str, str] = field(default_factory=dict)
-    """The other answers to the row, by model or name."""
+    """The other answers to the row, by the name of the model or variant."""
 
     def cells(self) -> JsonDict:
         """Return the values for a row of a table, by column name."""
@@ -109,9 +109,9 @@ class Review:
     job_id: str
     rows: Sequence[ReviewRow]
     labels: Sequence[str]
-    """The labels of the job, its choices first, in their order; empty if the answers are objects."""
+    """The labels of the job: first its choices, in order; empty if the answers are objects."""
     can_take: bool
-    """Whether the job can store decisions; a job that delivers several answers per row cannot."""
+    """Whether the job can store decisions: a job that delivers several answers per row cannot."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -130,7 +130,7 @@ class Decides(Protocol):
     """A plan that decides which rows have a label."""
 
     def check_reviewable(self, job_id: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a job has not decided, so that no label of a person may stay."""
+        """Raise `PromptmillError` (`invalid_input`) if a job has not decided: a person's label might not stay."""
 
 
 class _Candidate(NamedTuple):
@@ -196,7 +196,7 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
 
 
 def _doubt(spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-    """Return the reason why a person should check a row, of a feature or of the plan; see `Plan.doubt`."""
+    """Return the reason why a person should check a row, given by a feature or by the plan; see `Plan.doubt`."""
     functions = (item for feature in features().values() for item in feature.doubts.items())
     found = (part(function)(record) for option, function in functions if spec.may_have(option))
     return next(filter(None, found), None) or spec.plan.doubt(spec, record, beside)
@@ -239,19 +239,19 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
 
 
 def _answers(spec: JobSpec) -> dict[str, str]:
-    """Return the answers of the schema by their labels; `{}` without a schema."""
+    """Return the schema's answers by their labels; `{}` without a schema."""
     return {} if spec.output.answer_schema is None else answers_of_labels(spec.output.answer_schema)
 
 
 def _names(spec: JobSpec) -> list[str]:
-    """Return the names of a row's answers, by slot: the models, or `vote 1`, …"""
+    """Return the names of a row's answers, by slot: the models, or `vote 1`, `vote 2`, …."""
     if spec.is_grid:
         return [target.name for target in spec.targets]
     first, *beside = [target.model or spec.model or spec.backend for target in spec.targets]
     names = [slot.name for slot in spec.plan.slots[1:]]
     if len({*beside}) < len(beside) and not any(map(str.isdigit, names)):
         return [first, *names]
-    # a plan that only numbers its repeats has no better names than the models
+    # a plan that only numbers repeated answers has no better names than the models
     return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
 
@@ -259,7 +259,7 @@ def _names(spec: JobSpec) -> list[str]:
 
 
 def write_workbook(target: Path, found: Review) -> None:
-    """Write a review as a new workbook, whose column `label` offers the labels. Raises `PromptmillError`."""
+    """Write a review as a new workbook. Its column `label` offers the labels. Raises `PromptmillError`."""
     if target.exists():
         raise input_error(f"{target} exists, perhaps with a person's labels; name another file.")
     choices, rules = f'"{",".join(found.labels)}"', ""
@@ -293,7 +293,7 @@ class Taken:
     changed: int
     """The number of stored labels that differ from the answer they replace."""
     taken_back: int
-    """The number of labels taken back, whose rows have their earlier outcome again."""
+    """The number of labels that were taken back. Their rows have their earlier outcome again."""
     is_written: bool
     """Whether the output has the labels; otherwise the job is not finished."""
     refused: Sequence[str] = ()
@@ -374,7 +374,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
 
 
 def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
-    """Yield the changes that replace labels by the earlier outcomes and delete the labels.
+    """Yield the changes that replace labels by the earlier outcomes and delete these labels.
 
     A row without an earlier outcome becomes open again; for example, if its label came from another job.
     """
@@ -387,7 +387,7 @@ def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str,
         known.setdefault(asked, []).append((key, place))
     places = []
     for record in back:
-        # the row with this question, which may have moved; without a question, the row with this key
+        # the row with this question, which may have moved; without a question, the row with the same key
         of_question = known.get(record.asked, [])
         mine = [one for one in of_question if one[0] == record.key] or (of_question if record.asked else [])
         if mine:
@@ -473,8 +473,8 @@ def _text(value: Any) -> str:
 
 
 def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the answer for the label in each text, and its problem: it is not `known`, or does not match the schema.
-    With a schema, a label may be a whole answer as JSON."""
+    """Return, for each text, the answer for its label, and its problem: the label is not `known`, or does not match the
+    schema. With a schema, a label may also be a whole answer as JSON."""
     schema, answers, problems = spec.output.answer_schema, _answers(spec), dict[str, str]()
     if schema is not None:
         problems = asyncio.run(_problems(schema, (text for text in texts if text and text not in answers)))
@@ -482,7 +482,7 @@ def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -
     for text in texts:
         alike = [label for label in known if composed(label).casefold() == composed(text).casefold()]
         if not text or label_in(text) in known or (not known and schema is None):
-            found[text] = answers.get(text, text), ""  # without labels, answers are free texts
+            found[text] = answers.get(text, text), ""  # a job without labels has free texts
         elif len(alike) == 1:
             found[text] = answers.get(alike[0], alike[0]), ""
         elif schema is not None and not problems[text]:
@@ -520,6 +520,6 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
         folder.put(output=made.model_copy(update={"finished": True}))
     end = output.end_of(folder.store, made.limit)
     counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty)
-    kept = {name: value for name, value in last.items() if name != "shares"}  # the shares may no longer be known
+    kept = {name: value for name, value in last.items() if name != "shares"}  # the shares may be unknown now
     folder.put(status={**kept, **counts.of_rows(), **status.figures_of(folder.store, spec, end)})
     return True

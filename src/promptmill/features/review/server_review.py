@@ -1,7 +1,7 @@
 """A review for a call: a child process with limited memory and time reads the rows and stores the decisions.
 
-An agent gets no row that may contain secrets, because it may have read a poisoned page that asks for them. The file of
-a review is for the person and has all rows, as the job's output does.
+An agent gets no row that may contain secrets, because it may have read a poisoned page that asks for them. The review's
+file is for the person and has all rows, like the job's output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sources of an answer: quotes that are looked up in the row's text, or pages of the provider's web search."""
+"""The sources of an answer: quotes that are found in the row's text, or pages from the provider's web search."""
 
 from promptmill.core.feature import Feature, Figure
 

@@ -1,4 +1,4 @@
-"""Quotes that are missing in the texts of a job: they are counted, and their rows are reviewed first."""
+"""Quotes that the texts of a job do not contain: they are counted, and their rows are reviewed first."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COUNTS = f"""
                 WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"quote":"')
             )
         )
-"""  # noqa: S608 (fixed texts); in a text of JSON, a quotation mark has a backslash
+"""  # noqa: S608 (fixed texts); inside a JSON text, a quotation mark has a backslash
 _SHOWN, _LONGEST = 3, 300
 
 
@@ -35,22 +35,22 @@ class QuoteStatus(TypedDict):
 
     quotes: int
     missing: int
-    """The quotes that are empty, or that the row's text does not have."""
+    """The number of quotes that are empty or not in the row's text."""
     rows: int
-    """Rows with missing quotes."""
+    """The number of rows with missing quotes."""
 
 
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the counts of the rows below `before`; none without quotes. Blocks."""
+    """Return the counts of the rows below `before`; `{}` if there are no quotes. Blocks."""
     del spec, labels, configs
     ((quotes, missing, rows),) = store.read(_COUNTS, before)
     return {"quotes": QuoteStatus(quotes=int(quotes), missing=int(missing), rows=int(rows))} if quotes else {}
 
 
 def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
-    """Return the section of a report: how many quotes are in the texts of their rows."""
+    """Return the section of a report: how many quotes the texts of their rows contain."""
     del store, spec
     its: QuoteStatus = found["quotes"]
     line = f"{its['quotes'] - its['missing']:,} of {counted(its['quotes'], 'quote')} found in the texts of their rows"
@@ -69,7 +69,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def doubt_of(record: Record) -> Doubt | None:
-    """Return the reason to check a row with missing quotes: their fields."""
+    """Return the reason to check a row with missing quotes: the fields that lack them."""
     if _MARK not in (record.more or ""):
         return None
     missing = [(name, its["quote"]) for name, its in leaves(record.extras.get("sources")) if its.get("is_missing")]

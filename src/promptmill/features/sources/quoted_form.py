@@ -33,9 +33,9 @@ _LONGEST = 600  # characters of a quote, because a small model may write until `
 _FURTHER = frozenset(
     ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
 )
-"""Keywords whose schemas are about values without quotes: such an object or list has one quote."""
+"""Keywords whose schemas describe values without quotes: an object or list with these keywords has one quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
-"""The places of values in an answer: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
+"""The places of values in an answer: an object's parts by field; `"list"` for items with a quote each; or `"value"`."""
 Place: TypeAlias = Callable[[str, Any], ValueSource | None]
 """Returns the source of a value with this quote."""
 
@@ -48,12 +48,12 @@ class QuotedForm:
     """The parameters with the schema of replies."""
     parts: Parts
     is_choice: bool
-    """Whether an answer is one of the request's choices, and not JSON."""
+    """Whether an answer is one of the request's choices instead of JSON."""
 
     @classmethod
     def of(cls, sampling: Sampling) -> QuotedForm:
         """Return the form. Raises `PromptmillError` (`invalid_input`) for parameters without a schema or choices, and
-        for a schema that cannot become part of another."""
+        for a schema that cannot become a part of another schema."""
         if sampling.choices is not None:
             schema: JsonObject | None = {"type": "string", "enum": [*sampling.choices]}
         else:
@@ -72,7 +72,7 @@ class QuotedForm:
     def answer(self, reply: str, place: Place) -> tuple[str, Sources] | None:
         """Return the answer in a reply, and its sources; None if the reply has no JSON.
 
-        Words around the JSON stay: whether they are allowed is not decided here.
+        Words around the JSON are kept; other steps decide whether such words are allowed.
         """
         if (found := _json_in(reply, "[]" if self.parts == "list" else "{}")) is None:
             return None
@@ -90,8 +90,8 @@ class _Quoting:
         self._parts, self._characters = MOST_PARTS, LONGEST_FORM
 
     def of(self, schema: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
-        """Return the schema of replies for a part of the schema, and its parts. `open_`: the references on the way to
-        it. Raises `PromptmillError` (`invalid_input`) for too many parts."""
+        """Return the schema of replies for a part of the schema, and that part's parts. `open_`: the references that
+        led to it. Raises `PromptmillError` (`invalid_input`) for too many parts."""
         own, references = resolved(schema, self._whole), _references(schema)
         kind, fields = kind_of(own, self._whole), own.get("properties")
         self._parts -= 1
@@ -116,7 +116,7 @@ class _Quoting:
 
 
 def _references(schema: JsonObject) -> frozenset[str]:
-    """Return the references that `resolved` may follow from a schema."""
+    """Return the references in a schema that `resolved` may follow."""
     every = (schema, *(one for name in ("anyOf", "oneOf", "allOf") for one in _list_in(schema, name)))
     return frozenset(str(one["$ref"]) for one in every if isinstance(one, Mapping) and "$ref" in one)
 
@@ -126,7 +126,7 @@ def _list_in(schema: JsonObject, name: str) -> list[Any]:
 
 
 def _is_plain(schema: JsonObject) -> bool:
-    """Return whether only the fields or items of a schema describe its values."""
+    """Return whether only fields or items of a schema describe its values."""
     return not schema.keys() & _FURTHER
 
 
@@ -165,8 +165,8 @@ def _divided(parts: Parts, value: Any, place: Place) -> tuple[Any, Sources]:
 
 
 def _json_in(text: str, brackets: str) -> tuple[Any, int, int] | None:
-    """Return the JSON from the first opening bracket to the last closing one, and its place; in a short text also JSON
-    with slips, or in prose."""
+    """Return the JSON from the first opening bracket to the last closing bracket, and its place. A short text may also
+    have JSON with slips, or JSON in prose."""
     start, end = text.find(brackets[0]), text.rfind(brackets[1]) + 1
     if not 0 <= start < end:
         return None

@@ -1,6 +1,6 @@
 """The step that asks for a quote with each value, and looks it up in the row's text.
 
-A quote that the text does not have is no source: the value is kept, and its source says that the quote is missing.
+A quote that the text does not contain is no source. The value is kept, and its source says that the quote is missing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from promptmill.steps.checked import as_text
 from promptmill.steps.step import Loading, Place, Sent, Step
 
 _SOON = 1 << 19
-"""The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up: 0.1 s for quotes
+"""The event loop looks up quotes while the product of the lengths of text and reply is at most this: 0.1 s for quotes
 of one letter."""
-_AT_ONCE = 2  # threads for long texts: other work keeps its threads, and a second answer need not wait
+_AT_ONCE = 2  # threads for long texts: so other work has threads left, and a second answer need not wait
 
 
 class QuotedAnswers(Step):
@@ -35,7 +35,7 @@ class QuotedAnswers(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to the request for an answer with quotes, which raises `PromptmillError`
+        """Return a function that converts an item to the request for an answer with quotes, or raises `PromptmillError`
         (`invalid_input`)."""
         del config, by_batch
         step = cls()
@@ -52,7 +52,7 @@ class QuotedAnswers(Step):
         return cls()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request with quotes; the answer has no quotes if the request has no text of the row."""
+        """Answer a request with quotes. The answer has no quotes if the request has no text from the row."""
         if request.fields is not None and not request.fields.texts:
             return self.following(request, call)
         return self._quoted(request, call)
@@ -86,12 +86,12 @@ class QuotedAnswers(Step):
 
 class _Column(NamedTuple):
     name: str
-    """The name of the column with the text; `""` if the text is no column."""
+    """The name of the column with the text; `""` if the text is not from a column."""
     text: Text
 
 
 class RowTexts:
-    """The texts of a row, in which its quotes are looked up."""
+    """The texts of a row in which quotes are looked up."""
 
     def __init__(self, columns: list[_Column]) -> None:
         self._columns = columns
@@ -99,12 +99,12 @@ class RowTexts:
         self._left = MOST_SEARCHED
         self._is_stopped = False
         self._ends: dict[tuple[str, str], int] = {}
-        """The end of the last equal quote, by column and quote, because equal items follow one another."""
+        """The end of the last equal quote, by column and quote: equal items follow one another."""
 
     @classmethod
     def of(cls, request: Request) -> RowTexts:
-        """Return the texts of a request: its fields or, without fields, its messages apart from the model's, the
-        system's and complaints."""
+        """Return the texts of a request: its fields or, without fields, its messages except those of the model and
+        the system, and complaints."""
         if request.fields is not None:
             named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
             return cls([_Column(name, Text(text)) for name, text in named.items()])
@@ -113,11 +113,11 @@ class RowTexts:
         return cls([_Column("", Text(text)) for text in own.texts])
 
     def stop(self) -> None:
-        """Search for no further quotes: the client has left. May be called from any thread."""
+        """Stop the search for quotes, because the client has left. May be called from any thread."""
         self._is_stopped = True
 
     def source(self, quote: str, value: Any) -> ValueSource | None:
-        """Return the source of a value with this quote; None for no value."""
+        """Return the source of a value with this quote; None for a null value."""
         if value is None or value in ("", [], {}):
             return None
         is_searched = self._left > 0 and not self._is_stopped and quote.strip()
@@ -137,7 +137,7 @@ class RowTexts:
 
 
 def _asking(request: Request, form: QuotedForm) -> Request:
-    """Return the request for an answer with quotes: its last message, before any correction, defines a quote."""
+    """Return the request for an answer with quotes. Its last message before any correction explains quotes."""
     (*before, last), corrections = _turns(request)
     note = f"\n\n{NOTE}"
     content = (*last.content, TextPart(note)) if isinstance(last.content, tuple) else (last.content or "") + note
@@ -150,20 +150,20 @@ def _asking(request: Request, form: QuotedForm) -> Request:
 
 
 def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:
-    """Return the messages of a request, and those that ask again after them."""
+    """Return the messages of a request, and the later messages that ask again."""
     messages = request.conversation.messages
     end = len(messages) - request.corrections
     return messages[:end], messages[end:]
 
 
 def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: RowTexts) -> Completion:
-    """Return the answer without its quotes, and with its sources; a reply without JSON unchanged."""
+    """Return the answer without its quotes, and with its sources. A reply without JSON is unchanged."""
     reply = outcome.text
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply
     if (found := form.answer(own, texts.source)) is None:
         return replace(outcome, sources=texts.source("", own), logprobs=None) if form.is_choice else outcome
     text, sources = found
-    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # they would include the quote
+    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # these would include the quote
     return replace(outcome, text=reply[: len(reply) - len(own)] + text, reply=reply, sources=sources, **changes)
 
 

@@ -1,7 +1,7 @@
-"""A text in which quotes are searched for: the places where it has their words.
+"""A text in which quotes are searched for, and the places where it has the words of a quote.
 
-Spaces, case, hyphens at the ends of lines, forms of quotation marks and dashes, and full-width forms make no
-difference. Every other character does, and a quote begins and ends with a whole word or number.
+Differences in spaces, case, hyphens at line ends, forms of quotation marks and dashes, and full-width forms are
+ignored. Every other character counts, and a quote begins and ends with a whole word or number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from promptmill.core.bounds import MOST_PLACES
 from promptmill.core.whole_words import is_whole
 
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
-"""A hyphen at the end of a line. In its word, it is left out or kept."""
+"""A hyphen at the end of a line. The word may be compared with or without it."""
 _SOFT = "\u00ad"
 _ALIKE = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u2039\u203a`\u00b4", "'"),
@@ -46,7 +46,7 @@ class Text:
     def __init__(self, text: str) -> None:
         self.text = text
         self.compared = 0
-        """The places that were compared with quotes."""
+        """The number of places in the text that were compared with quotes."""
 
     def find(self, quote: str, start: int = 0) -> Span | None:
         """Return the first place of a quote that begins at `start` or later; None if the text does not have it there.
@@ -111,16 +111,16 @@ def _bare(quote: str) -> str:
 
 
 class _Folded:
-    """A text in the form by which quotes are compared, and where each part of it comes from."""
+    """A text in the form in which quotes are compared, with the origin of each part."""
 
     def __init__(self, text: str) -> None:
         folds = [*itertools.chain.from_iterable(_folds_of(text))]
         self.folded = "".join(folds)
         self._ends = array("I", itertools.accumulate(map(len, folds)))
-        """By character of the text: where it ends in the folded text. (An array, as a list takes 36 bytes for each.)"""
+        """By character of the text: its end in the folded text. (An array, because a list takes 36 bytes for each.)"""
 
     def origin(self, start: int, end: int) -> Span | None:
-        """Return the place in the text of a part of the folded text; None if it begins or ends within a letter."""
+        """Return the place in the text for a part of the folded text; None if that begins or ends within a letter."""
         ends = self._ends
         first, last = bisect_right(ends, start), bisect_left(ends, end)
         begins_at = ends[first - 1] if first else 0
@@ -139,7 +139,7 @@ def _folds_of(text: str) -> Iterator[Iterable[str]]:
 
 
 class _Folds(dict[int, str]):
-    """The folded form of each character, made on first use; for `str.translate`."""
+    """The folded form of each character, made on first use. For `str.translate`."""
 
     def __missing__(self, code: int) -> str:
         sign = chr(code)
@@ -157,7 +157,7 @@ _FOLDS = _Folds()
 
 
 def _fold(text: str) -> str:
-    """Return a text in the form by which quotes are compared.
+    """Return a text in the form in which quotes are compared.
 
     >>> _fold("\uff21\uff22 \u201cc\u201d")
     'ab"c"'
@@ -166,5 +166,5 @@ def _fold(text: str) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """Return the numbers in a text. Numbers are divided at spaces and ends of lines, which `_fold` leaves out."""
+    """Return the numbers in a text. Spaces and line ends, which `_fold` leaves out, separate numbers."""
     return re.findall(r"\d+", unicodedata.normalize("NFKC", text))

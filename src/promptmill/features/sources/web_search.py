@@ -1,7 +1,7 @@
-"""The step that asks for the provider's own web search, in the form of its API.
+"""The step that requests the provider's own web search, in the form of the provider's API.
 
-The search is a part of `Request.extra`, as if `extra_params` had it, so prices and sources are handled as for every
-search.
+The search becomes a part of `Request.extra`, as if `extra_params` contained it. So its prices and sources are handled
+like those of every search.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OF_RESPONSES: JsonObject = {"tools": [{"type": "web_search"}]}
 _SEARCHES: Mapping[tuple[str, str], JsonObject] = {
     ("openai", "responses"): _OF_RESPONSES,
     _CHAT: {"web_search_options": {}},
-    # All models and platforms take this version of the tool.
+    # All models and platforms support this version of the tool.
     ("anthropic", "anthropic"): {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
     ("google", "gemini"): {"tools": [{"google_search": {}}]},
     ("openrouter", "openai"): {"tools": [{"type": "openrouter:web_search"}]},
@@ -52,7 +52,7 @@ class WebSearch(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to the request with the search. The function raises `PromptmillError` if the
+        """Return a function that converts an item to a request with the search. It raises `PromptmillError` if the
         endpoint has no search."""
         del by_batch
         step = cls(config)
@@ -78,7 +78,7 @@ class WebSearch(Step):
         search."""
         wanted = request.sampling
         assert isinstance(wanted, Sourced)
-        if not wanted.web:  # False counts as set
+        if not wanted.web:  # False counts as set, so the step is called
             return request
         extra = request.extra
         return request.changed(extra=once(self._extras, lambda: self._extra(extra), extra))

@@ -329,7 +329,7 @@ class Telemetry:
 
 
 class _Observed(Sink):
-    """Forwards outcomes, and records those that took time: a copied answer is not an operation of a model."""
+    """Forwards outcomes, and records all except copied answers, which are no operations of a model."""
 
     def __init__(self, telemetry: Telemetry, counted: Counted, sink: Sink, span: Span) -> None:
         from opentelemetry.trace import set_span_in_context

@@ -1,9 +1,9 @@
-"""The step that asks a model that decides about several rows in one request.
+"""The step that asks a deciding model about several rows in one request.
 
     state        {"task": "Which team?", "r1": "My card …", "r2": "Wrong size"}
     questions    "r1": of `r1` alone, …     "r2": of `r2` alone, …
 
-The instructions are in the evidence once; each question names the row that it is about.
+The evidence contains the instructions once; each question names its row.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000
-"""Characters of all evidence of a request: about 8,000 tokens, an eighth of TypeSafe's limit."""
+"""The most characters of all evidence in a request: about 8,000 tokens, an eighth of TypeSafe's limit."""
 _TASK = "task"
 _ALONE = "Judge `{}` alone, as if the others were not there, by the `task`. "
 
 
 class EvidenceTogether(Gathering):
-    """Asks about up to `together` rows in one request. Rows share one if they differ in nothing but their evidence."""
+    """Asks about up to `together` rows in one request. Rows may share a request if only their evidence differs."""
 
     wanted_by = ("together",)
 
@@ -47,7 +47,7 @@ class EvidenceTogether(Gathering):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from a row to its part of a request."""
+        """Return a function that converts a row to its part of a request."""
         del by_batch  # no API that decides has batches
         step = cls(Loading(config, None, is_shared=False)) if registry.decides(config) else None
         return lambda request: Sent(request) if step is None else step.sent_for(request)
@@ -57,10 +57,10 @@ class EvidenceTogether(Gathering):
         limits = registry.decisions_of(loading.config)
         self._most_questions = 1 if limits is None else limits.questions
         self._questions: dict[str, Made[Sequence[Question]]] = {}
-        """The questions about a row, by its name."""
+        """The questions about a row, by the row's name."""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a request: rows with equal keys may share it; None for a row that is sent alone."""
+        """Return the key of a request: rows with equal keys may share a request; None for a row that is sent alone."""
         form = request.form
         if form is None or form.open_fields or request.path or request.corrections or request.is_part:
             return None
@@ -71,14 +71,14 @@ class EvidenceTogether(Gathering):
         return request.key // SLOT, request.choice, instructions_of(request), form, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for rows like this one."""
+        """Return the bounds of a request for rows such as this one."""
         form, wanted = request.form, request.sampling
         assert form is not None
         assert isinstance(wanted, Together)
         return Bounds(max(1, min(wanted.together or 1, self._most_questions // len(form.asked))), _LONGEST)
 
     def size(self, request: Request) -> int:
-        """Return the characters of a row's evidence."""
+        """Return the number of characters in a row's evidence."""
         return len(_text(evidence_of(request)))
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
@@ -105,7 +105,7 @@ class EvidenceTogether(Gathering):
         )
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request. If some questions have no answer, the rows of the answered questions keep their answers."""
+        """Answer a request. If some questions get no answer, the rows of the other questions keep their answers."""
         outcome = await self.following(joined, call)
         if not joined.members or not isinstance(outcome, Failure) or not outcome.part:
             return outcome

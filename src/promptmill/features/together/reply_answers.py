@@ -5,7 +5,7 @@
     {"r1": "delivery", …}                                      an object whose ids can be guessed: bare only
 
 A reply may have several lists or objects: a draft and the final answers, or a list that is cut off and written anew.
-The words around them do not show for certain which of them counts. So a row has an answer if all of them agree on it.
+The words around them do not show reliably which list counts. So a row has an answer only if all of them agree on it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _OPENING, _CLOSING = re.compile(r"[{\[]"), re.compile(r"[}\]]")
 _JSON_LIKE = re.compile(r"""[{\[]\s*["'{\[]""")
 _FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _END = re.compile(r"\s*[,}]")
-"""The end of a field: a number before the end of the text may be cut off."""
+"""The end of a field. At the end of the text, a number may be cut off."""
 _MARKS = " \t\r\n`]}"
 _LONGEST_MENDED = 64 << 10
-"""Characters of a reply: twice the records of a request. Mending takes half a microsecond a character."""
+"""The most characters of a reply: twice the records of a request. Mending takes half a microsecond per character."""
 _DEEPEST = 3
-"""Names or texts around a list or object: more would be another answer's JSON."""
+"""The most names or texts around a list or object. With more of them, the JSON belongs to an answer."""
 
 
 class _Doubled(dict[str, Any]):
-    """An object with several fields of one name."""
+    """An object in which several fields have the same name."""
 
     pairs: _Pairs
 
@@ -51,30 +51,30 @@ def _object(pairs: _Pairs) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _OF_TEXTS = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str)
-"""Keeps the text of a number, which is the answer: `1.50` is not 1.5."""
+"""Keeps the text of a number, because the text is the answer: `1.50` is not 1.5."""
 
 
 class ReplyAnswers:
     """The lists and objects with answers in a reply."""
 
     def __init__(self, text: str, names: Sequence[str], ids: str, *, are_texts: bool, is_object: bool) -> None:
-        """`names`: the ids of the wanted rows. `ids`: a regular expression of the ids of all rows. `are_texts`: whether
-        answers are texts. `is_object`: whether ids can be guessed, and answers are the fields of one object."""
+        """`names`: the ids of the wanted rows. `ids`: a regular expression of the ids of all rows. `are_texts`:
+        whether answers are texts. `is_object`: whether ids can be guessed, and answers are the fields of one object."""
         self._text, self._names = text, frozenset(names)
         self._ids, self._id, self._word = re.compile(ids), re.compile(rf'"{ids}"'), re.compile(rf"\b{ids}\b")
         self._decoder, self._is_object = _OF_TEXTS if are_texts else _DECODER, is_object
         self._whole: list[_Pairs] = []
         self._pieces: list[_Pairs] = [[]]
-        """The answers before the broken place of each unreadable list or object, and items outside of lists."""
+        """The answers before the error in each unreadable list or object, and items outside of lists."""
         self._is_broken = False
-        """Whether a list or object ends before an answer that it begins."""
+        """Whether a list or object ends within an answer."""
         self._end = 0
         """The end of the last answer."""
         self._read()
 
     def of_each(self, read: Callable[[Any], str | None], *, is_cut: bool = False) -> dict[str, str]:
-        """Return the answers of rows, by id, as far as they are certain. `read` returns a value as an answer; None for
-        a value that is no answer. `is_cut`: the reply was cut off at its end."""
+        """Return the answers of rows, by id, as far as they are certain. `read` converts a value to an answer; None if
+        the value is no answer. `is_cut`: the reply was cut off at its end."""
         groups = [group for group in (*self._whole, *self._pieces) if group]
         behind = self._text[self._end :]
         if self._whole and (self._is_broken or (is_cut and behind.strip(_MARKS))):
@@ -118,7 +118,7 @@ class ReplyAnswers:
             self._end = end
 
     def _read_broken(self, start: int) -> int:
-        """Read the beginning of a list or object that is broken. Return the place of the next character to read."""
+        """Read the beginning of a broken list or object. Return the position of the next character to read."""
         text, at = self._text, start + 1
         if not _JSON_LIKE.match(text, start):
             return at
@@ -141,7 +141,7 @@ class ReplyAnswers:
         return at
 
     def _mend(self) -> None:
-        """Read a reply with slips of notation only, such as single quotes."""
+        """Read a reply that has only slips of notation, such as single quotes."""
         first, last = _OPENING.search(self._text), max(self._text.rfind("]"), self._text.rfind("}")) + 1
         if first is not None and last - first.start() <= _LONGEST_MENDED:
             self._add(mended(self._text[first.start() : last]), last)
@@ -155,7 +155,7 @@ class ReplyAnswers:
             yield [pair for one in value for pair in self._item(one)]
         elif isinstance(value, dict) and not self._names.isdisjoint(value):
             yield self._fields(value)
-        elif isinstance(value, dict) and depth and "id" not in value:  # the fields of a record are data
+        elif isinstance(value, dict) and depth and "id" not in value:  # a record has an id, and its fields are data
             for inner in value.values():
                 yield from self._groups(inner, depth - 1)
 
@@ -171,7 +171,7 @@ class ReplyAnswers:
             yield from self._fields(value)
 
     def _fields(self, value: Any) -> _Pairs:
-        """Return the fields of an object that are answers."""
+        """Return the fields of an object that hold answers."""
         if not isinstance(value, dict):
             return []
         pairs = value.pairs if isinstance(value, _Doubled) else value.items()

@@ -19,15 +19,15 @@ from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent, path_of
 
 _LONGEST_ROW = 8_000
-"""Characters of a row's fields; a longer row gains nothing by sharing its instructions."""
+"""The most characters of a row's fields. A longer row gains nothing if it shares its instructions."""
 _LONGEST = 32_000
-"""Characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
+"""The most characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
 _SIGNS = 16
 """Characters of words that take as many tokens as the JSON around a field."""
 _CHARACTERS = 3
 """The fewest characters of a token, for texts that are not mostly of rare signs."""
 _CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
-"""Left out of a request for several rows, unless a row demands them: they would be of all answers."""
+"""Left out of a request for several rows unless a row demands them, because they would be about all answers."""
 _ALONE = frozenset(
     {"tools", "tool_choice", "functions", "function_call", "stop", "n", "best_of", "response_format"}
     | {"prediction", "modalities", "audio", "guided_json", "guided_choice", "structured_outputs", "stream"}
@@ -36,20 +36,20 @@ _ALONE = frozenset(
 
 
 class RowsTogether(Gathering):
-    """Sends up to `together` rows in one request. Rows share one if they differ in nothing but their fields."""
+    """Sends up to `together` rows in one request. Rows can share a request if they differ only in their fields."""
 
     wanted_by = ("together", "has_portions")
     packs_batches = True
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
-        """Return the step of a model that writes; see `EvidenceTogether` for those that decide."""
+        """Return the step for a model that writes; see `EvidenceTogether` for deciding models."""
         return None if registry.decides(loading.config) else cls(loading)
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from a row to its part of a request for as many rows as possible."""
-        del by_batch  # a line of a batch holds as many rows
+        """Return a function that converts a row to its part of a request for as many rows as possible."""
+        del by_batch  # a line of a batch holds as many rows as a live request
         return Sent if registry.decides(config) else cls(Loading(config, None, is_shared=False))._sent_for
 
     def __init__(self, loading: Loading) -> None:
@@ -58,11 +58,11 @@ class RowsTogether(Gathering):
         window = getattr(loading.config.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
-        """By the values of parameters, because rows may set some of their own; a text: why such rows go alone."""
+        """The form by parameters, because rows may set some of them; or a text: why such rows are sent alone."""
         self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a request: rows with equal keys may share it; None for a row that is sent alone."""
+        """Return the key of a request: rows with equal keys may share a request; None for a row that is sent alone."""
         if call.facts.keep_raw or call.preview is not None or _was_refused(request):
             return None
         form = self._form(request.sampling)
@@ -74,11 +74,11 @@ class RowsTogether(Gathering):
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
         _, wanted, _ = self._last  # compared by value, because equal parameters may get a new form
-        slot, choice = request.key // SLOT, request.choice  # two answers to a row are never in one request
+        slot, choice = request.key // SLOT, request.choice  # a request never has two answers to a row
         return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for rows like this one."""
+        """Return the bounds of a request for rows such as this one."""
         wanted = request.sampling
         assert isinstance(wanted, Together)
         return Bounds(wanted.together or 1, self._size)
@@ -103,7 +103,7 @@ class RowsTogether(Gathering):
         first, form = requests[0], self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return first
-        # Sort by name: rows that are sent again, as for a vote, then have another order.
+        # Sort by name, so that rows that are sent again, for example for a vote, have another order.
         rows = sorted(zip(_names(requests), map(_fields, requests), strict=True), key=_place)
         *before, last = first.conversation.messages
         text = form.text([fields for _, fields in rows], [name for name, _ in rows])
@@ -159,7 +159,7 @@ class RowsTogether(Gathering):
         text = " " * (common // count) + "".join(fields.texts) + " " * (_SIGNS * names)
         most = form.sampling_for(count).max_tokens
         sampling = request.sampling.model_copy(
-            # a refused answer is requested again alone, not with the others
+            # a refused answer is requested again for its row alone
             update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
         )
         part = request.changed(
@@ -192,7 +192,7 @@ def _place(named: tuple[str, Fields]) -> tuple[int, str]:
 
 
 def _was_refused(request: Request) -> bool:
-    """Return whether the request follows a refused answer: it repeats the question with the complaint."""
+    """Return whether the request follows a refused answer: then it repeats the question together with the complaint."""
     return any(message.role == "assistant" for message in request.conversation.messages)
 
 

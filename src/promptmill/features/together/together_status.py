@@ -1,14 +1,14 @@
-"""The figures of a job whose rows share requests, and their text, with its cost and its estimated cost without sharing.
+"""The figures of a job whose rows share requests, and their text: the cost, and the estimated cost without sharing.
 
-The cost of a row alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter
-or longer texts. Otherwise it is estimated from the requests that rows shared:
+The cost of rows alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter or
+longer texts. Otherwise it is estimated from the requests that rows shared:
 
     in     by the bytes of all requests: with the words of the prompt and the system prompt for each row; without the
            words about records in each request, and the JSON around each row
     out    by the bytes of the answers: without the id and the JSON around each
 
 A row sent alone has its own schema and message marks. The tokens that an endpoint counts for these are unknown; for
-short rows, they are half of the cost. So an estimate is the least and the most that it may be.
+short rows, they are half of the cost. So an estimate has a lower and an upper end.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _BYTES_PER_TOKEN = 4  # estimated for English text
 _DENSER = 1.6
 """How many times more tokens the JSON around short texts has than words of the same length."""
 _AROUND_QUESTION = 64
-"""Bytes by which a question to a model that decides names its row."""
+"""The bytes by which a question to a deciding model names its row."""
 _AROUND_MESSAGE = 12, 40
-"""The least and the most bytes that an endpoint counts around a message: its role, and the marks of a turn."""
+"""The fewest and the most bytes that an endpoint counts around a message: its role, and the marks of a turn."""
 _UNSURE = 5
-"""Percent by which the cost of rows sent alone may be wrong."""
+"""The possible error, in percent, of the cost of rows sent alone."""
 _LOOKED_AT = 200
-"""The most rows whose fields are measured: their mean is within a few percent of the mean of all rows."""
+"""The most rows whose fields are measured. Their mean is within a few percent of the mean of all rows."""
 _FEWEST_SAMPLED = 20
-"""Rows of a sample sent alone, whose mean counts for all rows."""
+"""The size of a sample of rows sent alone whose mean counts for all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
-"""Bytes around a choice in an answer alone, which an endpoint writes as an object."""
+"""The bytes around a choice in an answer alone, which an endpoint writes as an object."""
 _MEAN_ANSWER = f"""
     SELECT total(length(text)) / max(1, count(*)) FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED}
 """  # noqa: S608 (fixed names of columns)
@@ -79,24 +79,24 @@ class TogetherStatus(TypedDict):
     """The rows that shared requests, and the savings."""
 
     rows: int
-    """Rows whose answer came in a reply to several rows."""
+    """The number of rows whose answer came in a reply to several rows."""
     requests: int
-    """The requests for these rows."""
+    """The number of requests for these rows."""
     alone: int
-    """Rows whose answer came in a reply of their own."""
+    """The number of rows whose answer came in a separate reply."""
     unread: bool
-    """Whether no reply to several rows had an answer that could be read."""
+    """Whether no reply to several rows had a readable answer."""
     saved: int
-    """About how many prompt tokens fewer the job had than with each row alone; below 0: more."""
+    """About how many fewer prompt tokens the job had than with each row alone; negative: more tokens."""
     added: NotRequired[int]
-    """About how many more tokens the answers had. Missing if the model thinks: the length of its reasoning for a row
-    alone is unknown."""
+    """About how many more tokens the answers had. Missing if the model thinks, because its reasoning about a row alone
+    has an unknown length."""
     cost: NotRequired[float]
     """The cost, in US dollars, of the requests that are compared."""
     cost_alone: NotRequired[float]
-    """About what each row alone would have cost, in US dollars."""
+    """The approximate cost of each row alone, in US dollars."""
     cost_alone_between: NotRequired[list[float]]
-    """The least and the most that `cost_alone` may be. Missing if it is measured."""
+    """The lower and the upper end of `cost_alone`. Missing if `cost_alone` is measured."""
     checked: NotRequired[bool]
     """Whether rows were also sent alone, to measure how often the answers agree. `saved` and `cost` include these."""
 
@@ -116,7 +116,7 @@ class _Paid(NamedTuple):
         return _Paid(int(rows), *sums)
 
     def times(self, number: float) -> _Paid:
-        """Return `number` times the sums."""
+        """Return the sums multiplied by `number`."""
         return _Paid(self.rows, *(number * each for each in self[1:]))
 
 
@@ -126,8 +126,8 @@ _NO_FIELDS = Fields(("",), ())
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the figures of the rows below `before`; none for a job whose rows share no requests, and none after the
-    run. Blocks."""
+    """Return the figures of the rows below `before`; `{}` after the run, and for a job whose rows share no requests.
+    Blocks."""
     del labels
     found, left_out = TogetherStatus(rows=0, requests=0, alone=0, unread=False, saved=0), 0
     compared = list[_Compared]()
@@ -148,14 +148,14 @@ def count(
 
 
 class _Compared(NamedTuple):
-    """The cost of rows together, and the least and the highest cost of the same rows alone."""
+    """The cost of rows together, and the lowest and the highest cost of the same rows alone."""
 
     together: _Paid
     least: _Paid
     most: _Paid
     has_costs: bool
     is_checked: bool = False
-    """Whether a sample was sent alone, too; its requests are included."""
+    """Whether a sample was also sent alone. Its requests are included."""
 
     @property
     def is_measured(self) -> bool:
@@ -200,7 +200,7 @@ class _Slot:
         return _Compared(together, least, most, has_costs)
 
     def _sample(self) -> _Paid | None:
-        """Return the rows that the same model answered alone, too; None if there are few."""
+        """Return the rows that the same model also answered alone; None if there are few."""
         target = self.spec.targets[self.slot]
         for slot, other in enumerate(self.spec.targets):
             is_same = other.model == target.model and other.prompt == target.prompt
@@ -210,7 +210,7 @@ class _Slot:
         return None
 
     def _priced(self, together: _Paid, alone: _Paid) -> _Paid:
-        """Return the tokens of rows alone with their cost. Tokens cost as much as in the requests together."""
+        """Return the tokens of rows alone, with their cost at the price of tokens in shared requests."""
         if (price := price_of(self.config)) is None:
             return alone
         before, after = (
@@ -224,7 +224,7 @@ class _Slot:
         return _Paid(int(rows), *sums)
 
     def _estimated(self, together: _Paid, requests: int, few: _Paid, end: int) -> _Paid:
-        """Estimate the tokens that the rows of `requests` requests have alone, without their cost: from `few` rows that
+        """Estimate the tokens (not their cost) that the rows of `requests` requests need alone: from `few` rows that
         were sent alone, or else the least (`end` 0) or the most (1) possible tokens."""
         rows, sampling = together.rows, self.config.settings.sampling_params
         system = _bytes(str((self.store.get("order") or {}).get("system_prompt") or ""))
@@ -256,7 +256,7 @@ class _Slot:
         return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
 
     def _answers_alone(self, form: RecordForm) -> float:
-        """Return the share of a reply to several rows that its answers take alone."""
+        """Return the share of a reply to several rows that its answers would take alone."""
         first, sampling = self.slot * SLOT, self.config.settings.sampling_params
         ((length,),) = self.store.read(_MEAN_ANSWER, first, first + self.before - 1)
         is_written = sampling.choices is not None and not self.config.record.is_engine
@@ -264,8 +264,8 @@ class _Slot:
         return float((length + _DENSER * around) / (length + _DENSER * form.bytes_around))
 
     def _bytes_of_fields(self, template: PlainTemplate | None, *, alone: bool = False) -> float:
-        """Return the mean bytes of the fields in the prompts of some rows, or of some that were sent `alone`; 0 if they
-        are unknown."""
+        """Return the mean bytes of the fields in the prompts of some rows, or of rows that were sent `alone`; 0 if
+        unknown."""
         if template is None:
             return 0.0
         ((last,),) = self.store.read("SELECT coalesce(max(n), 0) FROM row")
@@ -321,7 +321,7 @@ def _money(its: TogetherStatus) -> str:
 
 
 def _compared(least: int, most: int | None = None) -> str:
-    """Return how many percent more rows cost together than alone. `least`, `most`: the ends of an estimate, or one
+    """Return how many percent more rows cost together than alone. `least`, `most`: both ends of an estimate, or one
     measured value."""
     most = least if most is None else most
     if least < 0 < most:

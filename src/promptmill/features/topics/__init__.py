@@ -1,4 +1,4 @@
-"""Topics: the labels that nobody knows yet, found in a sample of rows and tried on others."""
+"""Topics: unknown labels of a table, found in a sample of rows and tried on other rows."""
 
 from promptmill.core.feature import Command, Feature
 

@@ -1,4 +1,4 @@
-"""`promptmill topics`: the labels that nobody knows yet, found in a sample of rows and tried on others."""
+"""`promptmill topics`: unknown labels of a table, found in a sample of rows and tried on other rows."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from promptmill.steps.prices import no_price_known
 from promptmill.system.safe_open import home_expanded, real_path
 
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
-"""The options with a value that are not passed to the command `bulk`."""
+"""The options with a value that the proposed command `bulk` does not get."""
 _LABELS = Path("labels.csv")
-"""The output that the command for all rows proposes."""
+"""The output of the proposed command for all rows."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     try:
         target.write(found)
         found["output_file"] = str(target.path)
-    finally:  # shown also if the file cannot be written, because the result was paid
+    finally:  # the result was paid, so it is shown even if the file cannot be written
         if arguments.json:
             say(orjson.dumps(found).decode())
         else:
@@ -175,7 +175,7 @@ def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:
 
 
 def _estimated(drawn: Drawn, most: int, estimates: Sequence[TopicEstimate]) -> JsonDict:
-    likely = with_chosen(drawn, range(chosen_rows(drawn)))  # other rows, of the same number
+    likely = with_chosen(drawn, range(chosen_rows(drawn)))  # rows of the same number stand for the chosen ones
     for estimate in estimates:
         Finding(likely, estimate.questions.prompt, most, estimate, is_estimate=True).figures()
     return figures_of(*estimates)
@@ -192,7 +192,7 @@ def _show_estimate(found: JsonObject, configuration: Configuration, *, as_json: 
 
 
 def _estimate_lines(found: JsonObject, width: int) -> Iterator[str]:
-    """Yield lines about the steps of a search and their costs, of which some depend on the trial of the topics."""
+    """Yield lines about the steps of a search and their costs. Some costs depend on the trial of the topics."""
     rows = [
         [step["step"] + ("" if step["is_certain"] else " *"), f"{step['requests']:,}", _dollars(step["estimated_cost"])]
         for step in found["steps"]
@@ -220,8 +220,8 @@ def _costs(found: JsonObject) -> str:
 
 
 def _labels_of(folders: JobFolders, prompt: str, found: JsonObject) -> tuple[Path, str]:
-    """Return the output of the command for all rows, and what the command does. A file that is there is the output if
-    its job has the same prompt."""
+    """Return the output of the command for all rows, and a text about the command. The usual file is the output if
+    it does not exist, or if its job has the same prompt."""
     labelled = found["topics"][0]["rows"]
     if _LABELS.exists():
         spec = folders.of(real_path(_LABELS)).spec
@@ -235,7 +235,7 @@ def _labels_of(folders: JobFolders, prompt: str, found: JsonObject) -> tuple[Pat
 
 
 def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject, labels: Path) -> list[str]:
-    """Return a command that labels all rows with the topics, and takes the labels that the search has paid."""
+    """Return a command that labels all rows with the topics, and reuses the labels that the search has paid."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     for name in (*arguments.input, arguments.output):
         kept.remove(name)

@@ -1,9 +1,9 @@
-"""Rows that cover the texts: random rows, and rows of a larger pool that differ most from them and from each other.
+"""Rows that cover the texts: random rows, and those rows of a larger pool that differ most from them and each other.
 
     random rows and pool ─▶ vectors, by an encoder of this machine ─▶ the row farthest from all others so far ─▶ …
 
-A topic of few rows is seldom in the sample, and often in such a row, as its text is unlike the texts of other topics.
-The vectors come from a job, which stores them, so that a repeated search chooses the same rows. They cost no request.
+A topic of few rows is seldom in the sample, but often in such a row: the text of the row is unlike texts of other
+topics. The vectors come from a job that stores them, so a repeated search chooses the same rows. They cost no request.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import Watch
 from promptmill.jobs.store.rounds import ANSWERED
 
-_SHARE = 2  # for so many random rows a chosen one
-_LONGEST = 300  # characters of a text for its vector: the beginning tells the topic, and more take more time
+_SHARE = 2  # random rows for each chosen row
+_LONGEST = 300  # characters of a text for its vector: the beginning shows the topic, and saves time
 _TINY = 1e-6  # the length of a vector without direction: all texts are equal
 
 
 def chosen_rows(drawn: Drawn) -> int:
-    """Return the number of rows to choose from the pool: half as many as the sample, at most every other one."""
+    """Return the number of rows to choose from the pool: half as many as the sample, and at most half of the pool."""
     has_encoder = False
     if "embeddings" in features():
         from promptmill.features.embeddings.local import encoders  # imported on use: the feature may be missing
@@ -40,14 +40,14 @@ def chosen_rows(drawn: Drawn) -> int:
 
 
 def with_chosen(drawn: Drawn, numbers: Sequence[int]) -> Drawn:
-    """Return drawn rows with the rows at these positions of the pool as the chosen ones."""
+    """Return the drawn rows, with the rows at these positions of the pool as chosen rows."""
     covered = len(drawn.sample) + len(drawn.pool)
     return replace(drawn, chosen=[drawn.pool[at] for at in numbers], pool=(), covered=covered)
 
 
 def farthest(vectors: Any, count: int, more: int) -> list[int]:
-    """Return the positions of `more` unit vectors behind the first `count`: in turn, the vector with the largest
-    distance to the nearest of the first ones and the vectors before it.
+    """Return the positions of `more` unit vectors after the first `count`. Each is the vector farthest from the nearest
+    one among the first vectors and the vectors chosen before it.
 
     >>> import numpy as np
     >>> farthest(np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]]), 1, 2)
@@ -72,13 +72,13 @@ class Covering:
     config: ModelConfig
     """The configuration of the search, which may have settings of the encoder."""
     config_path: str | Path | None
-    """The path of its file."""
+    """The path of the input file."""
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
-    """The reason, if an encoder made no vectors."""
+    """Notes: the reason, if an encoder made no vectors."""
 
     def of(self, drawn: Drawn, tell: Callable[[str], object] = lambda _: None) -> Drawn:
-        """Return the drawn rows with chosen ones; the same rows if there are no vectors. `tell` is called with the
+        """Return the drawn rows with chosen rows added; without vectors, the same rows. `tell` is called with the
         step. Raises `PromptmillError` if the job of the vectors was stopped."""
         more, rows = chosen_rows(drawn), [*drawn.sample, *drawn.pool]
         if not more:
@@ -94,14 +94,14 @@ class Covering:
             self.notes.append(f"topics are found in random rows only: {error.message.rstrip('.')}")
             return drawn
         known: Any = np.array([np.frombuffer(vector, "<f4") for vector in found.values()])
-        known -= known.mean(axis=0)  # the vectors of an encoder are all similar
+        known -= known.mean(axis=0)  # all vectors of an encoder are similar
         known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), _TINY)
         places, count = [*found], len(drawn.sample)
         of_sample = sum(at < count for at in places)
         return with_chosen(drawn, sorted(places[at] - count for at in farthest(known, of_sample, more)))
 
     def _vectors(self, rows: Sequence[DrawnRow]) -> Mapping[int, bytes]:
-        """Return the vectors of rows by their places, as 32-bit floats. Raises `PromptmillError`."""
+        """Return the vectors of rows by their positions, as 32-bit floats. Raises `PromptmillError`."""
         from promptmill.features.embeddings.local import encoders
 
         settings = {
@@ -113,7 +113,7 @@ class Covering:
         }
         model = step_model({"config": self.config_path, "backend": "encoder", "settings": settings}, self.watch)
         texts = ({"text": "\n".join(row.texts)[:_LONGEST]} for row in rows)
-        series = JobSeries(self.folders, "topics")  # of its own: vectors are no requests of the search
+        series = JobSeries(self.folders, "topics")  # a separate series: vectors are no requests of the search
         folder = series.run("topics-vectors", texts, {"prompt": "{{text}}"}, model)
         with folder.reading() as store:
             return {record.row: record.vector for record in store.records(where=ANSWERED) if record.vector}

@@ -15,10 +15,10 @@ from promptmill.jobs.inputs.question_columns import text_column
 from promptmill.jobs.rows.template import check_names_some, columns_of
 
 FEWEST = 50
-"""The fewest rows with text. Of fewer rows, the sample misses topics of one row in ten, and a person reads them all."""
+"""The fewest rows with text. With fewer rows, the sample misses topics of one row in ten, and a person can read all."""
 _TIMES, _MOST_COVERED = 5, 2_000
-"""The sample and the pool have 5 times as many rows as the sample, but at most 2,000, whose vectors take 25 s."""
-_LOOKED_AT = 100  # first rows, whose fields are the columns, as for a job
+"""Sample and pool together have 5 times as many rows as the sample, but at most 2,000: their vectors take 25 s."""
+_LOOKED_AT = 100  # first rows; their fields are the columns, as for a job
 _SEED = "promptmill topics"  # fixed, so that the same command draws the same rows and pays for nothing again
 
 
@@ -33,7 +33,7 @@ class DrawnRow:
 
     @property
     def texts(self) -> list[str]:
-        """The texts of the cells, each with single blanks as its white space."""
+        """The texts of the cells, with white space replaced by single spaces."""
         return [" ".join(text_of(cell).split()) for cell in self.cells.values()]
 
 
@@ -42,7 +42,7 @@ class Drawn:
     """The drawn rows of an input."""
 
     rows: int
-    """The number of rows of the input, of which `empty` are left out."""
+    """The number of rows of the input, including `empty` rows."""
     empty: int
     """The number of rows without text in any cell that the prompt names."""
     sample: Sequence[DrawnRow]
@@ -50,21 +50,21 @@ class Drawn:
     held_out: Sequence[DrawnRow]
     """Rows on which topics are tried."""
     fresh: Sequence[DrawnRow]
-    """Further rows, on which topics are tried that were found in held-out rows."""
+    """Further rows. Topics that were found in held-out rows are tried on these rows."""
     pool: Sequence[DrawnRow] = ()
-    """Further random rows, of which some may be chosen."""
+    """Further random rows, some of which may be chosen."""
     chosen: Sequence[DrawnRow] = ()
     """Rows of an earlier pool that differ from the sample and from each other; topics are found in them, too."""
     covered: int = 0
-    """The number of random rows from which the sample and the chosen rows come: the sample and the pool together."""
+    """The number of random rows behind the sample and the chosen rows: the sample and the pool together."""
     seed: str = _SEED
     """The seed of all random choices of the search."""
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
-        """Draw `sample` rows, `held_out` others, as many fresh ones, and a pool; of fewer rows with text, all rows,
-        divided in the same proportion, at least one in each part, without fresh ones. Only the drawn rows are kept in
-        memory.
+        """Draw `sample` rows, `held_out` other rows, as many fresh rows, and a pool. If fewer rows have text, draw all
+        these rows, divided in the same proportion, with at least one in each part, but no fresh rows. Only the drawn
+        rows are kept in memory.
 
         Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
         `FEWEST` rows with text.
@@ -98,7 +98,7 @@ class Drawn:
                 "nor their shares can be told; read them, or name a larger file."
             )
         if usable < sample + held_out:
-            sample = max(1, usable * sample // (sample + held_out))  # less than `usable`
+            sample = max(1, usable * sample // (sample + held_out))  # always less than `usable`
             return cls(count, empty, drawn[:sample], drawn[sample:], (), seed=seed)
         end = sample + held_out
         fresh, rest = drawn[end:end_of_fresh], drawn[end_of_fresh:]
@@ -106,5 +106,5 @@ class Drawn:
 
     @property
     def is_all(self) -> bool:
-        """Whether the sample and the held-out rows are all rows with text."""
+        """Whether all rows with text are in the sample or held out."""
         return len(self.sample) + len(self.held_out) == self.rows - self.empty

@@ -4,7 +4,7 @@
                 ▲                                        │ many rows are "other"
                 └──────── topics of the other rows ◀─────┘   (once; tried on fresh rows)
 
-Rows in which topics were found never measure them: they would fit better than other rows.
+Rows in which topics were found never measure these topics, which would fit them better than other rows.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from promptmill.jobs.inputs.short_forms import Labels, labels_of
 
 T = TypeVar("T")
 LARGE = 0.05
-"""The share of held-out rows without a topic above which topics are searched in them once more."""
-_FEWEST_OTHER = 3  # rows; fewer have nothing in common
-_FEWEST_FRESH = 50  # rows; of fewer, an interval is wider than 10 points to each side
+"""If more than this share of held-out rows has no topic, topics are searched in these rows once more."""
+_FEWEST_OTHER = 3  # rows; fewer rows cannot show a common topic
+_FEWEST_FRESH = 50  # rows; with fewer rows, an interval is wider than 10 points to each side
 _FAILED = 0.5
 _LONGEST_ERROR = 300  # characters
-_MISSED = 0.05  # the probability that a sample misses a topic of the share `may_miss`
+_MISSED = 0.05  # the probability that a sample misses a topic with the share `may_miss`
 
 
 class SearchStep(NamedTuple):
@@ -57,7 +57,7 @@ class SearchStep(NamedTuple):
     """The name of its jobs: `lists`, `merged`, `defined` or `labels`."""
     words: str
     is_certain: bool = True
-    """False: it is taken only if many held-out rows have no topic."""
+    """False: the step is only taken if many held-out rows have no topic."""
 
 
 class TopicAsker(Protocol):
@@ -78,7 +78,7 @@ class TopicAsker(Protocol):
 
 
 def share_of(hits: int, rows: int) -> JsonDict:
-    """Return a share with its 95 % interval. The rows are a random sample; of no rows, both are None."""
+    """Return a share with its 95 % interval, as the rows are a random sample; without rows, both are None."""
     share, interval = (None, None) if not rows else (hits / rows, exact_interval(hits, rows))
     return {"rows": rows, "hits": hits, "share": share, "interval": interval}
 
@@ -93,7 +93,7 @@ def may_miss(rows: int) -> float:
 
 
 def other_order(items: Sequence[T], seed: str) -> list[T]:
-    """Return two or more different items in a random order that is not theirs. Equal arguments give equal orders.
+    """Return two or more different items in another, random order. Equal arguments give equal orders.
 
     >>> other_order(["price", "other"], "any seed")
     ['other', 'price']
@@ -114,9 +114,9 @@ class Finding:
     """The most topics, without `OTHER`."""
     asker: TopicAsker
     tell: Callable[[str], object] = lambda _: None
-    """Called with the words of each step."""
+    """Called with a text about each step."""
     is_estimate: bool = False
-    """Whether all steps are taken, also the uncertain ones for which a list may have no room."""
+    """Whether all steps are taken, even uncertain steps for which a list may lack room."""
     notes: list[str] = field(default_factory=list)
     """Remarks for the user."""
     _seen: int = 0
@@ -168,7 +168,7 @@ class Finding:
     def _proposed(
         self, rows: Sequence[DrawnRow], chosen: Sequence[DrawnRow] = (), *, is_certain: bool = True
     ) -> tuple[list[list[Topic]], int]:
-        """Return lists of the topics of rows, and the number of random `rows` whose request did not fail."""
+        """Return lists of the topics of rows, and the number of random `rows` whose request succeeded."""
         parts = batches(rows)
         count = len(parts)
         parts += batches(chosen)
@@ -181,7 +181,7 @@ class Finding:
             proposed(part, reply) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None
         ]
         for part, reply in zip(parts[count:], replies[count:], strict=True):
-            if reply is not None:  # such a row shows that there is a topic, and not how many rows it has
+            if reply is not None:  # such a row shows that a topic exists, but not how many rows it has
                 found.append([replace(topic, rows=1) for topic in proposed(part, reply)])
         if not any(found) and is_certain:
             raise input_error(
@@ -193,11 +193,11 @@ class Finding:
         return [each for each in found if each], searched
 
     def _merged(self, lists: Sequence[Sequence[Topic]], *, is_certain: bool = True) -> list[Topic]:
-        """Merge lists, in rounds, until they are one."""
+        """Merge lists in rounds until one list is left."""
         while True:
             parts = groups(lists)
             is_last = len(parts) == 1
-            most = self.most if is_last else 2 * self.most  # rare topics of a part may be frequent in others
+            most = self.most if is_last else 2 * self.most  # rare topics of one part may be frequent in another
             asked = [merge(self.prompt, part, most) for part in parts]
             words = f"{counted(len(lists), 'list')} merged into {len(parts):,}, of {most:,} topics at most"
             replies = self._replies(SearchStep("merged", words, is_certain), asked)
@@ -257,7 +257,7 @@ class Finding:
         return found
 
     def _split(self, topics: Sequence[Topic], rows: Sequence[DrawnRow], labels: Sequence[str]) -> list[Topic] | None:
-        """Return the topics with those of the rows without a topic; None if these are few, or have no new topic."""
+        """Return the topics and new topics of the rows without one; None if such rows are few or have no new topic."""
         others = [row for row, label in zip(rows, labels, strict=True) if label == OTHER]
         answered = len(labels) - labels.count("")
         if len(others) < _FEWEST_OTHER or len(others) <= LARGE * answered:
@@ -279,7 +279,7 @@ class Finding:
         if {topic.label for topic in found} == {topic.label for topic in topics}:
             self.notes.append(f"{counted(len(others), 'held-out row')} without a topic have no new one in common")
             return None
-        self._seen += answered - len(others) + searched  # rows with a topic, and rows in which one was searched
+        self._seen += answered - len(others) + searched  # rows with a topic, and rows in which topics were searched
         return self._defined(found, is_certain=False)
 
     def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[DrawnRow, str]]) -> JsonDict:

@@ -1,9 +1,9 @@
-"""Lists of topics: the requests that make them, and what the program makes of the replies.
+"""Lists of topics: the requests for them, and the topics that the program reads from the replies.
 
     rows ─▶ `proposal` ─▶ a list for each batch ─▶ `merge` ─▶ one list ─▶ `definitions`
 
-A model may forget a topic, name it twice or copy a quote wrongly. So each list keeps its topics by number, and the
-program counts, unites and checks.
+A model may forget a topic, name it twice or copy a quote wrongly. So topics are numbered in each list, and the program
+counts, unites and checks them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SYSTEM = (
 )
 QUOTES = 2
 """The number of quotes of a topic in the output."""
-_IN_BATCH, _LONGEST_BATCH = 20, 24_000  # rows and characters of a request: as `together` has them, or fewer
+_IN_BATCH, _LONGEST_BATCH = 20, 24_000  # rows and characters of a request, at most as many as for `together`
 _LONGEST_CELL, _LONGEST_DEFINITION, _LONGEST_QUOTE, _LONGEST_LABEL = 1_500, 400, 200, 60  # characters
 _KEPT_QUOTES = 4
-_IN_MERGE = 150  # topics of a request: a list of 12 topics from 300 rows is merged in one or two
+_IN_MERGE = 150  # topics of a request: 12 topics for each 20 of 300 rows are merged in one or two requests
 _IN_DEFINITIONS = 40
-_LIKELY_TOPICS = 8  # of a batch, for the estimate of costs
+_LIKELY_TOPICS = 8  # topics of a batch, for the estimate of costs
 _FORMULA = "=+-@ \t"  # the signs with which a spreadsheet's formulas begin
 _AROUND = " \t\r\n\"'`*_.,;:…\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 _BETWEEN_WORDS = re.compile(r"\s+|(?<=\S)[-\u2010\u2011](?=\S)")
@@ -43,8 +43,8 @@ _BETWEEN_WORDS = re.compile(r"\s+|(?<=\S)[-\u2010\u2011](?=\S)")
 def _list_of(most: int, **fields: JsonDict) -> JsonDict:
     """Return the JSON Schema of an object with the list `topics` of at most `most` objects with these fields.
 
-    Lists and texts have bounds, because a small model may repeat itself without end; they are wider than what is asked
-    for, because a reply beyond them is refused.
+    Lists and texts have bounds, because a small model may repeat itself without end. The bounds are wider than the
+    prompt asks for, because a reply beyond them is refused.
     """
     item = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
     topics = {"type": "array", "items": item, "maxItems": most}
@@ -115,7 +115,7 @@ class Topic:
 
     label: str
     rows: int = 0
-    """The number of rows in which it was found; a row counts for each list that names it."""
+    """The number of rows in which the topic was found; a row counts once for each list that names it."""
     quotes: Sequence[Quote] = ()
     definition: str = ""
 
@@ -126,11 +126,11 @@ class ListRequest(NamedTuple):
     text: str
     schema: JsonDict
     likely: JsonDict
-    """A reply of the likely length, for the estimate of costs."""
+    """A reply of likely length, for the estimate of costs."""
 
 
 def key_of(label: str) -> str:
-    """Return what labels have in common that differ in case, hyphens, punctuation or plural only.
+    """Return a key that is equal for labels that differ only in case, hyphens, punctuation or plural.
 
     Other signs are kept, because they tell labels apart: C, C++ and C#.
 
@@ -142,7 +142,7 @@ def key_of(label: str) -> str:
 
 
 def _singular(word: str) -> str:
-    """Return the singular of an English word, and another word as it is."""
+    """Return the singular of an English word; any other word unchanged."""
     if not (word.isascii() and word.isalpha()):
         return word
     if len(word) > 4 and word.endswith("ies"):
@@ -153,18 +153,18 @@ def _singular(word: str) -> str:
 
 
 def _label_of(text: str) -> str:
-    """Return a label in one line, without quotation marks and signs that begin a formula; `""` if it names no topic."""
+    """Return a label on one line, without quotation marks and signs that begin a formula; `""` if it names no topic."""
     label = cut(" ".join(text.split()).strip(_AROUND).lstrip(_FORMULA), _LONGEST_LABEL)
     return "" if key_of(label) == OTHER else label
 
 
 def _searched(row: DrawnRow) -> list[Text]:
-    """Return the cells of a row, as long as a request has them, for `quote_of`."""
+    """Return the cells of a row for `quote_of`, as far as a request contains them."""
     return [Text(text[:_LONGEST_CELL]) for text in row.texts]
 
 
 def quote_of(text: str, cells: Sequence[Text]) -> str:
-    """Return the words of `text` as they are in a cell, on one line; `""` if no cell has them as whole words."""
+    """Return the words of `text` as a cell has them, on one line; `""` if no cell has them as whole words."""
     for words in (text, text.strip(_AROUND)):
         for cell in cells:
             if (span := cell.find(words)) is not None:
@@ -178,7 +178,7 @@ def beginning_of(row: DrawnRow) -> str:
 
 
 def _shortened(text: str) -> str:
-    """Return at most `_LONGEST_QUOTE` characters of a text, which end with a word, unless the first one is longer."""
+    """Return a text shortened to at most `_LONGEST_QUOTE` characters. It ends with a whole word if one fits."""
     if len(text) <= _LONGEST_QUOTE:
         return text
     start = text[: _LONGEST_QUOTE + 1]
@@ -186,7 +186,7 @@ def _shortened(text: str) -> str:
 
 
 def united(topics: Sequence[Topic]) -> list[Topic]:
-    """Return topics in which equal labels (`key_of`) are one topic under its first label, the most frequent first."""
+    """Return the topics, the most frequent first. Equal labels (`key_of`) are joined under the first of them."""
     found = dict[str, Topic]()
     for topic in topics:
         key = key_of(topic.label)
@@ -216,13 +216,13 @@ def batches(rows: Sequence[DrawnRow]) -> list[list[DrawnRow]]:
 
 
 def _record(name: str, number: int, row: DrawnRow) -> str:
-    """Return a row as a line of JSON, whose long cells are cut, with its number under `name`."""
+    """Return a row as a line of JSON, with long cells shortened, and with its number under `name`."""
     cells = {name: cut(text, _LONGEST_CELL) for name, text in zip(row.cells, row.texts, strict=True)}
     return json_text({name: number, **cells})
 
 
 def _number_name(batch: Sequence[DrawnRow]) -> str:
-    """Return the name of a record's number: `id`, `record_id` or a longer one, which no cell has."""
+    """Return a name for the number of a record that no cell has: `id`, `record_id` or a longer name."""
     name, used = "id", {name for row in batch for name in row.cells}
     while name in used:
         name = f"record_{name}"
@@ -230,7 +230,7 @@ def _number_name(batch: Sequence[DrawnRow]) -> str:
 
 
 def proposal(prompt: str, batch: Sequence[DrawnRow]) -> ListRequest:
-    """Return the request for the topics of a batch of rows. A record's number is its place in the batch, from 1."""
+    """Return the request for the topics of a batch of rows. A record's number is its position in the batch, from 1."""
     name = _number_name(batch)
     records = "\n".join(_record(name, number, row) for number, row in enumerate(batch, 1))
     likely = [
@@ -242,7 +242,7 @@ def proposal(prompt: str, batch: Sequence[DrawnRow]) -> ListRequest:
 
 
 def proposed(batch: Sequence[DrawnRow], reply: JsonObject) -> list[Topic]:
-    """Return the topics in a reply to `proposal`, with those quotes that are in a row of the batch."""
+    """Return the topics in a reply to `proposal`, with the quotes that a row of the batch really has."""
     found, cells = [], [_searched(row) for row in batch]
     for each in reply["topics"]:
         named = [n for n in dict.fromkeys(n - 1 for n in each["records"]) if 0 <= n < len(batch)]
@@ -258,7 +258,7 @@ def proposed(batch: Sequence[DrawnRow], reply: JsonObject) -> list[Topic]:
 
 
 def groups(lists: Sequence[Sequence[Topic]]) -> list[list[Topic]]:
-    """Unite lists into groups, each for one request: at least two lists, and no more than fit into a request."""
+    """Unite lists into groups, each for one request: at least two lists, and no more than a request can hold."""
     found, counts = list[list[Topic]](), list[int]()
     for each in lists:
         joined = united([*found[-1], *each]) if found else []
@@ -275,7 +275,7 @@ def groups(lists: Sequence[Sequence[Topic]]) -> list[list[Topic]]:
 
 
 def merge(prompt: str, topics: Sequence[Topic], most: int) -> ListRequest:
-    """Return the request to merge topics into at most `most`."""
+    """Return the request to merge topics into at most `most` topics."""
     lines = "\n".join(json_text(line) for line in _lines(topics))
     likely = [{"label": topic.label, "ids": [n]} for n, topic in list(enumerate(topics, 1))[-most:]]
     schema = _list_of(2 * most, label=_LABEL, ids=_numbers_of(2 * _IN_MERGE))
@@ -289,9 +289,9 @@ def _lines(topics: Sequence[Topic], first: int = 1) -> Iterator[JsonDict]:
 
 
 def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[Topic], list[Topic]]:
-    """Return the topics in a reply to `merge`, at most `most`, the most frequent first; and topics that found no room.
+    """Return the topics in a reply to `merge`, at most `most`, the most frequent first; and the topics without room.
 
-    A topic that the reply forgets stays while there is room.
+    A topic that the reply forgets is kept while there is room.
     """
     remaining, found = dict(enumerate(topics, 1)), []
     for each in reply["topics"]:
@@ -307,7 +307,7 @@ def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[
 
 
 def definitions(prompt: str, topics: Sequence[Topic]) -> list[ListRequest]:
-    """Return the requests to define topics. Each has all labels, and defines `_IN_DEFINITIONS` of them at most."""
+    """Return the requests to define topics. Each request contains all labels, and defines at most `_IN_DEFINITIONS`."""
     labels = ", ".join(topic.label for topic in topics)
     longest = _text_of(_LONGEST_DEFINITION)
     schema = _list_of(min(len(topics), _IN_DEFINITIONS), id={"type": "integer"}, definition=longest)
@@ -322,8 +322,8 @@ def definitions(prompt: str, topics: Sequence[Topic]) -> list[ListRequest]:
 
 
 def defined(topics: Sequence[Topic], replies: Sequence[JsonObject]) -> list[Topic]:
-    """Return topics with the definitions in the replies to `definitions`, which begin no formula; a missing one is
-    `""`."""
+    """Return topics with the definitions in the replies to `definitions`, without signs that begin a formula; `""` for
+    a missing definition."""
     known = {
         each["id"]: " ".join(each["definition"].split()).lstrip(_FORMULA)
         for reply in replies

@@ -69,7 +69,7 @@ _WRITERS: Mapping[str, Callable[[IO[bytes], Sequence[JsonObject]], None]] = Mapp
         "xlsx": _write_sheet,
     }
 )
-"""The writers of promptmill's own formats, see `Format.key`. Other jobs write rows of a database."""
+"""The writers of promptmill's own formats, see `Format.key`. (Other jobs write the rows of a database.)"""
 
 
 def _is_for_topics(its: Format | None) -> bool:
@@ -98,7 +98,7 @@ class TopicFile(SeriesFile):
     def write(self, figures: JsonObject) -> None:
         """Write the topics. Raises `PromptmillError`, also if the file has another content and must stay."""
         its = format_table.writing(self.path.name)
-        assert its is not None  # `check` has looked
+        assert its is not None  # `check` has made sure of it
         with self.new(its.names[0]) as path:
             _write(its, [_row(topic) for topic in figures["topics"]], path)
 

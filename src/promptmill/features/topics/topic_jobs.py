@@ -1,4 +1,4 @@
-"""The steps of a search for topics, as a series of jobs, or as an estimate of what these would cost."""
+"""The steps of a search for topics, as a series of jobs, or as an estimate of their cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from promptmill.steps.prices import cost_of_many, price_of, tier_of
 Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
-_BYTES_PER_TOKEN = 3  # of JSON, as for likely lengths
+_BYTES_PER_TOKEN = 3  # bytes of JSON per token, as for likely lengths
 _REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "reasoning"})  # of the answers' form
 _COSTS = ("estimated_cost", "most_cost")
 _NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 0.0), "unpriced": ()})
@@ -37,8 +37,8 @@ _ALONE = {"n": 1, "together": 1}  # values that change nothing
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for a parameter that would give the answers of all steps another
-    number or form, such as `n`, `quote`, `web` or `together`."""
+    """Raise `PromptmillError` (`invalid_config`) for a parameter that would change the answers of all steps in
+    their number or form, such as `n`, `quote`, `web` or `together`."""
     for name in _REFUSED:
         value = getattr(config.settings.sampling_params, name, None)
         if value and value != _ALONE.get(name):
@@ -47,8 +47,8 @@ def check_form(config: ModelConfig) -> None:
 
 
 def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | None:
-    """Return the token limit for lists of at most `most` topics: the configured limit is meant for labels, and a budget
-    requires a limit. None otherwise, because a small model may not have the room."""
+    """Return the token limit for lists of at most `most` topics if the configuration has a limit (which is meant for
+    labels) or a budget requires one; else None, because a small model may lack the room."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
 
@@ -66,7 +66,7 @@ class StepQuestions:
 
     prompt: str
     system_prompt: str = ""
-    """The system prompt of the rows that are labelled."""
+    """The system prompt for the rows to label."""
     again: Literal["failed"] | None = None
 
     def of_lists(self) -> JsonDict:
@@ -84,15 +84,15 @@ def _rows_of(asked: Sequence[ListRequest]) -> list[JsonDict]:
 
 @dataclass(slots=True)
 class TopicJobs:
-    """An `Asker` whose answers come from a series of jobs."""
+    """A `TopicAsker` whose answers come from a series of jobs."""
 
     series: JobSeries
     model: Callable[[Form], StepModel]
     questions: StepQuestions
     error: str = ""
-    """See `Asker.error`."""
+    """See `TopicAsker.error`."""
     _labelled: list[tuple[Labels, str]] = field(default_factory=list)
-    """The labels of each job that labelled rows, and the job's id."""
+    """The labels in each job that labelled rows, and the job's id."""
 
     def labelled_with(self, topics: Sequence[JsonObject]) -> list[str]:
         """Return the ids of the jobs that labelled rows with these topics, in this order."""
@@ -100,7 +100,7 @@ class TopicJobs:
         return [job_id for its, job_id in self._labelled if its == labels]
 
     def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
-        """Return the replies, see `Asker.replies`."""
+        """Return the replies, see `TopicAsker.replies`."""
         model = self.model(asked[0].schema)
         folder = self.series.run(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
         replies = self._answers(folder, len(asked))
@@ -109,7 +109,7 @@ class TopicJobs:
         return _parsed(replies)
 
     def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
-        """Return the labels, see `Asker.labels`."""
+        """Return the labels, see `TopicAsker.labels`."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
         folder = self.series.run(_job_of(step), cells, options, self.model(labels))
         self._labelled.append((labels, folder.job_id))
@@ -131,20 +131,20 @@ def _job_of(step: SearchStep) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TopicEstimate:
-    """An `Asker` that sends nothing. It takes the answers of finished jobs, and estimates the cost of the other steps,
-    with replies of the likely length."""
+    """A `TopicAsker` that sends nothing. It takes the answers of finished jobs, and estimates the cost of the other
+    steps, with replies of likely length."""
 
     series: JobSeries
     model: Callable[[Form], StepModel]
     questions: StepQuestions
     fits: bool
-    """Whether each row has a topic; if not, topics are searched once more."""
+    """Whether each row has a topic. If not, topics are searched once more."""
     steps: list[JsonDict] = field(default_factory=list)
-    """For each step its words, whether it is certain, its requests, and its likely and highest cost; None without."""
+    """For each step: its text, whether it is certain, its requests, and its likely and highest cost (None: unknown)."""
     unpriced: list[str] = field(default_factory=list)
     """The models without a known price."""
     error: str = ""
-    """See `Asker.error`; no step has one."""
+    """See `TopicAsker.error`; no step has an error here."""
 
     def replies(self, step: SearchStep, asked: Sequence[ListRequest]) -> list[JsonDict | None]:
         """Return likely replies."""
@@ -187,8 +187,8 @@ class TopicEstimate:
 
 
 def figures_of(once: TopicEstimate, twice: TopicEstimate) -> JsonDict:
-    """Return the steps of a search and their sums. `once`: its estimate if the topics fit. `twice`: its estimate if
-    topics are searched once more; its last trial has other rows."""
+    """Return the steps of a search and their sums. `once`: the estimate if the topics fit. `twice`: the estimate if
+    topics are searched once more: then the last trial has other rows."""
     return {
         "steps": [*once.steps, *(step for step in twice.steps if not step["is_certain"])],
         "certain": once.sums(),

@@ -1,4 +1,4 @@
-"""`promptmill.topics`: the labels that nobody knows yet, for Python programs."""
+"""`promptmill.topics`: the unknown labels of a table, for Python programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded, real_path
 
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
-"""The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
+"""The default numbers of topics (at most), of rows in which they are found, and of rows on which they are tried. 300
 random rows contain a topic of 1 % of all rows with a probability of 95 %."""
 _WIDTH = 100  # characters of a line
 
@@ -42,13 +42,13 @@ class TopicShare(NamedTuple):
 
     share: float
     interval: tuple[float, float]
-    """The 95 % interval; twice the share if all rows are labelled."""
+    """The ends of the 95 % interval; if all rows are labelled, the share itself twice."""
     rows: int
     """The number of labelled rows."""
 
     @classmethod
     def of(cls, figures: JsonObject) -> TopicShare | None:
-        """Return the share in these figures; None without rows."""
+        """Return the share in these figures; None if no rows are labelled."""
         low, high = figures["interval"] or (0.0, 0.0)
         return None if figures["share"] is None else cls(figures["share"], (low, high), figures["rows"])
 
@@ -60,7 +60,7 @@ class FoundTopic(NamedTuple):
     definition: str
     share: TopicShare | None
     quotes: Sequence[str]
-    """Words of rows, as they are there."""
+    """Quotes from rows, exactly as in the rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +72,7 @@ class Topics:
 
     @property
     def topics(self) -> Sequence[FoundTopic]:
-        """The topics, the most frequent first; the last is "other", for rows that fit none."""
+        """The topics, the most frequent first. The last is "other", for rows that fit no topic."""
         return [
             FoundTopic(
                 each["label"], each["definition"], TopicShare.of(each), [quote["text"] for quote in each["quotes"]]
@@ -98,12 +98,12 @@ class Topics:
 
     @property
     def stability(self) -> TopicShare | None:
-        """The share of held-out rows with the same label if the labels are in another order."""
+        """The share of held-out rows that get the same label if the labels are in another order."""
         return TopicShare.of(self.figures["stability"])
 
     @property
     def cost(self) -> float | None:
-        """The cost of all steps in US dollars; None without a known price."""
+        """The cost of all steps in US dollars; None if a price is unknown."""
         cost: float | None = self.figures.get("cost")
         return cost
 
@@ -125,7 +125,7 @@ def topics(
     overwrite: bool = False,
     **options: Unpack[TopicOptions],
 ) -> Topics:
-    """Find the topics of the answers to a question about each row: the labels that nobody knows yet.
+    """Find the topics of the answers to a question about each row: labels that nobody knows yet.
 
     `rows`: a file, a folder, a pattern, a table or a list of rows as in `bulk`. `prompt`: the question, with the
     columns in double braces. At most `most` topics are found in `sample` random rows and, with an encoder on this

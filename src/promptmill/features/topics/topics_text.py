@@ -48,7 +48,7 @@ def lines(found: JsonObject, width: int, sent: int | None = None) -> Iterator[st
 
 
 def by_share(topics: Sequence[JsonObject]) -> list[JsonObject]:
-    """Return topics, the most frequent first; the last one, for rows that fit no other, stays the last."""
+    """Return topics, the most frequent first. The topic of rows that fit no other topic stays the last."""
     return [*sorted(topics[:-1], key=lambda topic: -(topic["share"] or 0)), topics[-1]]
 
 

@@ -21,7 +21,7 @@ ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 SOURCES = "sources"
 """The column for the places of the answer's values, see `core.sources`."""
 PROBABILITY = "probability"
-"""The column for the probability of the given answer, of a job whose answers are `choices`."""
+"""The column for the probability of the given answer, in a job whose answers are `choices`."""
 EXTRA_FIELDS = (
     *("answers", PROBABILITY, "probabilities", SCORES, SOURCES, "reasoning", "tool_calls", "logprobs", "cost"),
     *("answered_by", "changed"),
@@ -52,7 +52,7 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 def own_names(spec: JobSpec) -> set[str]:
-    """Return the names that the columns of a job may have in its output."""
+    """Return all names that the columns of a job may have in its output."""
     names = spec.output.names or {}
     return {names.get(key, usual_name(key)) for key in wanted_names(spec)}
 
@@ -74,10 +74,10 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of all columns that the job may add, by key; of two columns with one name, the first one
-    gets it.
+    """Return the usual names of all columns that the job may add, by key. Of two columns with one name, the first gets
+    it.
 
-    If several jobs may fill a sheet, they begin with the name of the job's answers: `Topic_error`.
+    If several jobs may fill a sheet, the names begin with the name of the job's answer column: `Topic_error`.
     """
     ours = (*OURS, *variant_fields(spec), *spec.plan.fields)
     column, begin = spec.output.form.column, f"{name}_" if (name := table_paths.column_of(spec.output.path)) else ""
@@ -86,7 +86,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     if schema is None:
         return wanted
     if spec.output_shape is not None:
-        del wanted["row"]  # each row of the output has it among its fields
+        del wanted["row"]  # each row of the output has it already
     if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         wanted |= schema.names | {"answer": answer}
@@ -129,7 +129,7 @@ def unusual_names(
 
 
 def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
-    """Return the function from a name to the form in which outputs of a format compare it with others.
+    """Return a function that converts a name to the form in which outputs of a format compare names.
 
     `fills_sheet`: the columns are written into a sheet, which may be a table of Excel.
     """

@@ -9,7 +9,7 @@ from typing import Any
 from promptmill.jobs.columns.column_names import MODEL, PROBABILITY, SCORE, VARIANT
 
 _LAST = ("id", "custom_id", "index", MODEL, VARIANT, PROBABILITY, SCORE, "answered_by")
-"""Columns that a reader needs last; those whose names end with `id` count as `id`."""
+"""Columns that a reader needs last. A name that ends with `id` counts as `id`."""
 
 
 def by_worth(names: Sequence[str], answers: Collection[str], lengths: Mapping[str, float]) -> list[str]:

@@ -42,7 +42,7 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
 
 
 def shown_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Return `answer_fields` for people: of a vector, its length and its first numbers."""
+    """Return `answer_fields` for people: a vector is shown as its length and its first numbers."""
     fields = answer_fields(record, names)
     return {name: words_of(value) if isinstance(value, array) else value for name, value in fields.items()}
 

@@ -1,4 +1,4 @@
-"""Remarks about columns: new names, columns that are read as settings, and oddities of the input."""
+"""Remarks about columns: changed names, columns that are read as settings, and oddities of the input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (of_input, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
-    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # several models: it is data
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # of several models: data
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:

@@ -121,7 +121,7 @@ class SchemaColumns:
         return changed
 
     def beside(self, answer: JsonObject, probabilities: Any, scores: Any) -> JsonDict:
-        """Return the values of the columns of `probability_names` and `score_names` that an answer has."""
+        """Return an answer's values for the columns of `probability_names` and `score_names`."""
         shares: JsonObject = probabilities if isinstance(probabilities, Mapping) else {}
         known = {name: shares[name] for name in self._fields if isinstance(shares.get(name), Mapping)}
         own = {f"{PROBABILITY_OF}{name}": by_value.get(text_of(answer.get(name))) for name, by_value in known.items()}
@@ -153,7 +153,7 @@ class SchemaColumns:
         return date_of(value, name) if name and isinstance(value, str) else None
 
     def widen(self, fields: JsonObject) -> None:
-        """Make columns columns of texts if their Arrow type cannot hold the value in the row `fields`, from `in_table`:
+        """Turn a column into texts if its Arrow type cannot hold its value in the row `fields`, from `in_table`:
         a number for which 64 bits are too few, or a time in another zone than that of other rows.
 
         Called for all rows that may have such values before the first use of a type."""
@@ -169,7 +169,7 @@ class SchemaColumns:
                 self._as_texts.add(key)
 
     def _holds(self, key: str, date: dt.date | dt.time | None) -> bool:
-        """Return whether the Arrow type of a column can hold a date or a time, besides those that it holds."""
+        """Return whether the Arrow type of a column can hold a date or a time as well as the column's other values."""
         match date:
             case dt.datetime(tzinfo=zone):
                 return zone in {None, dt.UTC} and self._zones.setdefault(key, zone) == zone

@@ -119,7 +119,7 @@ def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
 
     def kept(source: ValueSource) -> ValueSource:
         name = source.get("column")
-        if name is None or (name not in columns and row.line is not None):  # the text of a file is no column
+        if name is None or (name not in columns and row.line is not None):  # the text of a whole file is no column
             return source
         is_there = cell_text(columns.get(name, ""))[source["start"] : source["end"]] == source["quote"]
         return source if is_there else ValueSource(quote=source["quote"])

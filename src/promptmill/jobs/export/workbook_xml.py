@@ -150,7 +150,7 @@ class Dates:
 
 
 def _styles_of_dates(packed: zipfile.ZipFile, part: str) -> frozenset[str]:
-    """Return the numbers of the styles that show dates: in a format of Excel's own, or one with letters of dates."""
+    """Return the numbers of the styles that show dates: by Excel's own formats, or formats with letters of dates."""
     codes, styles = xlsx.number_formats(packed, part)
     own = {number for number, code in codes.items() if re.search("[dmyhs]", _LITERAL.sub("", code), re.IGNORECASE)}
     return frozenset(str(at) for at, number in enumerate(styles) if number in own or number in _OF_DATES)

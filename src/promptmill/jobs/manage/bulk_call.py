@@ -209,13 +209,13 @@ class _Call:
 
     @cached_property
     def schema(self) -> AnswerType | None:
-        """The schema or the class of the answers, also one that another option implies, or None."""
+        """The schema or the class of the answers, given directly or implied by another option; None without one."""
         schema: AnswerType | None = with_implied(self.given).get("schema")
         return schema
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        # open during the run, which reads the rows from a temporary file
+        # kept open, because the run reads the rows from a temporary file
         with self.written, contextlib.closing(await self.job.admitted()) as job:
             self.folder = job.folder
             async with contextlib.aclosing(job.service(self.configuration)) as service:
@@ -272,7 +272,7 @@ class _Call:
         running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # answers are bound to the rows first
+            await bound.wait()  # first, the answers of earlier runs are bound to the rows
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row

@@ -58,7 +58,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
     }
 )
-"""The types of values, and what to write, for options whose values are not plain."""
+"""For options whose values are not plain: the types of the values, and words for an error about another type."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
@@ -127,8 +127,8 @@ def argument_of(named: Named) -> str:
 
 
 def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert options that have another form in Python (a list of prompts; a list or dict of fields) to the common
-    form. Raises `PromptmillError`.
+    """Convert options that have another form in Python (a list of prompts; a list or dict of fields) to the command
+    line's form. Raises `PromptmillError`.
 
     >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
@@ -155,7 +155,7 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted_kind(name: str, value: object) -> str:
-    """Return what to write for an option, if the value has another type; else `""`."""
+    """Return what to write for an option if the value has another type; `""` if its type is right."""
     option = table.options().get(name)
     if name in _KINDS:
         kinds, words = _KINDS[name]

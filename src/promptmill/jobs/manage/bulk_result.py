@@ -57,10 +57,10 @@ class BulkResult:
     given: Any = None
     answer_schema: AnswerType | None = None
     numbers: Sequence[int] = ()
-    """The index of each row in the given rows: `skip_empty`, `limit` and `sample` leave rows out, and variants repeat a
+    """The index of each row in the input: `skip_empty`, `limit` and `sample` leave rows out, and variants repeat a
     row."""
     variants: Sequence[str] = ()
-    """If each row has several answers, the names of the variants (models and prompts); field `variant` has the name."""
+    """If each row has several answers, the names of the variants (models and prompts). Field `variant` names one."""
 
     @cached_property
     def answers(self) -> list[Any]:
@@ -71,7 +71,7 @@ class BulkResult:
 
     @cached_property
     def vectors(self) -> Any:
-        """The vectors of `embed`, as one array of numpy with 32-bit floats: a line for each row, in order.
+        """The vectors of `embed`, as one numpy array of 32-bit floats: a line for each row, in order.
 
         A failed row has NaN. Raises `ImportError` without numpy, `ValueError` if vectors differ in length.
         """
@@ -105,7 +105,7 @@ class BulkResult:
         return by_field.get("", by_field)
 
     def table(self) -> Any:
-        """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with answer columns added.
+        """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with the answer columns added.
 
         A single column of rows becomes the first column of a table. With a schema, each field of the answers is a
         column. With several models or prompts, each row is repeated for each variant; `variant` has its name.
@@ -142,7 +142,7 @@ class BulkResult:
     def _with_numbers(
         self, of_schema: SchemaColumns, answers: Sequence[JsonObject], columns: Mapping[str, _Column]
     ) -> dict[str, _Column]:
-        """Return the columns of fields, each with those of its probability and of its expected level, if any."""
+        """Return the columns of fields, each followed by its probability and its expected level, if it has them."""
         beside = [
             of_schema.beside(*one)
             for one in zip(answers, self._cells("probabilities"), self._cells(SCORES), strict=True)
@@ -161,7 +161,7 @@ class BulkResult:
         """Return the result as HTML for a notebook: counts and first rows, without external resources."""
         elements = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
-        # the rows that a notebook shows
+        # a notebook shows only these rows
         shown = self.rows[:10]
         inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
         names = [
@@ -206,9 +206,9 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 
 
 def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] | None:
-    """Return the error of a row whose answer a validator of the schema's class refuses, with the answer; else None.
+    """Return the error of a row, with its answer, if a validator of the schema's class refuses the answer; else None.
 
-    Validators may check more than the schema does. A job may have answers from before it had the class.
+    Validators may check more than the schema does, and the job may have answers from before it had the class.
     """
     if not isinstance(answer_schema, type):
         return None
@@ -262,7 +262,7 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
     if hasattr(rows, "iter_rows"):  # polars
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
-        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # else rows with equal names lose fields
+        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # rows with repeated names would lose fields
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
@@ -301,7 +301,7 @@ class _Column(NamedTuple):
 
 
 def like(table: Any, rows: Sequence[JsonObject]) -> Any:
-    """Return rows as a table of the kind of `table`; as they are if it is no table."""
+    """Return rows as a table of the same kind as `table`; unchanged if `table` is no table."""
     if _is_column(table):
         table = table.to_frame()
     for function in ("from_pylist", "from_list"):  # of pyarrow and of `datasets`
@@ -341,15 +341,15 @@ def _joined(
 
 
 def _of_pandas(values: list[Any]) -> Any:
-    """Return the values of a column for pandas. Dates become those of numpy: pandas compares no others with texts, and
-    has no `.dt` for them."""
+    """Return the values of a column for pandas. Dates become numpy's dates, because pandas does not compare other dates
+    with texts, and has no `.dt` for them."""
     dates = [value for value in values if value is not None]
     if not dates or not all(isinstance(value, dt.date) for value in dates):
         return values
     import numpy as np
 
     if isinstance(dates[0], dt.datetime) and dates[0].tzinfo is not None:
-        return values  # times in UTC, of which pandas knows the zone
+        return values  # times in UTC: pandas knows their zone
     return np.array(values, "datetime64[us]")
 
 

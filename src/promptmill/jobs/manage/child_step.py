@@ -1,7 +1,7 @@
 """A step of a job in a child process with limited memory and time: `python -m promptmill.jobs.manage.child_step`.
 
-A server lets it read a call's files or template, because a crafted file can crash its reader, and a template may
-compute for ever. The process calls a function, ends then or with the server, and has keys only to validate a job.
+A server runs steps that read a call's files or template here: a crafted file can crash its reader, and a template may
+compute for ever. The process calls one function, ends then or with the server, and has keys only to validate a job.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from promptmill.system.call_files import FileRule
 T = TypeVar("T")
 _MODULE = "promptmill.jobs.manage.child_step"
 _MOST_BYTES = 2 << 30
-COMPUTING_S = 300  # of processor time for a call, such as the validation of a file
-_STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
+COMPUTING_S = 300  # seconds of processor time for a call, such as the validation of a file
+_STUCK_S = 30  # seconds of processor time between two checks: a call's template may compute for hours
 
 
 # ---- in the parent process
@@ -67,7 +67,7 @@ async def check_columns(order: JobOrder, rule: FileRule) -> None:
 
 
 class OtherProcess(Apart):
-    """Runs the steps of a job in another process, which owns the job's database meanwhile."""
+    """Runs the steps of a job in another process, which alone uses the job's database meanwhile."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         """`places` limits the number of processes."""
@@ -104,7 +104,7 @@ async def done_apart(
         _MODULE, subprocesses.bare_environment(()) if environment is None else environment
     )
     try:
-        await child.send(packed(call.func, computing_s, **call.keywords))  # the pipe stays open: its end is the call's
+        await child.send(packed(call.func, computing_s, **call.keywords))  # closing the pipe would end the call
         while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
@@ -180,7 +180,7 @@ def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -
         except OSError:
             subprocesses.end_own_group()
 
-    def end_with_other() -> None:  # for systems where `end_with_parent` does nothing
+    def end_with_other() -> None:  # needed where `end_with_parent` does nothing
         os.read(incoming.fileno(), 1)
         subprocesses.end_own_group()
 

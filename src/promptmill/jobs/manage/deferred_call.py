@@ -1,7 +1,7 @@
-"""A call as a job: its prompts are on disk so that any process can resume it; its answers are stored at its end.
+"""A call as a job: its prompts are on disk, so any process can resume it; its answers are stored when it ends.
 
 A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. Without a
-place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is a task.
+place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is also a task.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class CallTask(NamedTuple):
     """The task that a call can become."""
 
     note: Mapping[str, object]
-    """The data about the task that its job stores."""
+    """The task's data, stored by its job."""
     is_required: bool
-    """Whether the client accepts only the handle of a task, not a result."""
+    """Whether the client accepts only a task's handle, and no result."""
 
 
 class DeadlineCall:
@@ -149,7 +149,7 @@ class DeadlineCall:
         """Close the job, which got no place in time. Return the error for its items."""
 
         def close() -> None:
-            job.folder.put(status={"state": progress.INTERRUPTED})  # without a stored state, the job would look killed
+            job.folder.put(status={"state": progress.INTERRUPTED})  # the job would look killed without a stored state
             _make_durable(job)
             job.close()
 
@@ -216,7 +216,7 @@ def write(
         items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
         job.put(spec)
-        made = spec.targets[0].made(1)  # not of an earlier run, so no failure is sent again
+        made = spec.targets[0].made(1)  # made by this run, so no failure is sent again
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
     except BaseException as error:
         if job is not None:

@@ -30,7 +30,7 @@ from promptmill.jobs.store.records import Record
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A row to show. `asked`: texts for people, with labels. `values`: the row for programs."""
+    """A row to show. `asked`: the question as texts with labels, for people. `values`: the row for programs."""
 
     number: int
     """The row's number, from 1."""
@@ -44,7 +44,7 @@ class JobRow:
     images: Sequence[str] = ()
     """The sources of the row's images."""
     variant: Sequence[tuple[str, str]] = ()
-    """If a row has several answers: the model and the variant of this answer, by the names of their columns."""
+    """If a row has several answers: the model and the variant of this answer, by the names of the two columns."""
     thought: str = ""
     answered: AnsweredRow | None = None
     """The row as the job stores it; None if the job has not read the row, or if the file was not made by a job."""

@@ -2,7 +2,7 @@
 
 The id of a step depends on its rows, prompts and settings; its rows may depend on answers of earlier steps. So a
 repeated series starts or resumes the same jobs in the same order: after a kill, finished steps and their answers are
-reused. If rows have changed, a new job takes the answers of earlier ones to equal requests.
+reused. If rows have changed, a new job takes the answers to equal requests from earlier jobs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
 
-_EARLIER = 20  # jobs of a step, the newest ones, whose answers are looked through
+_EARLIER = 20  # newest jobs of a step whose answers are searched
 
 
 class SeriesOptions(ModelOptions, total=False):
-    """The options of a Python function that runs a series of jobs; options that `bulk` has too mean the same."""
+    """The options of a Python function that runs a series of jobs. Options that `bulk` has too mean the same here."""
 
     system: str
     temperature: float | None
@@ -68,15 +68,15 @@ class JobSeries:
     caller: Caller | None = None
     """The caller of the series. Another owner's equal series has separate jobs."""
     target: SeriesFile | None = None
-    """The file that the series writes at its end. Before a step sends anything, it must be free."""
+    """The file that the series writes at its end. Its path must be free before a step sends anything."""
     spent: JsonDict = field(default_factory=dict)
     """The summed counts and costs of the jobs so far."""
     sent: int = 0
-    """The number of requests that this series has sent. Those of finished jobs were sent before."""
+    """The number of requests that this series has sent, without those of jobs that had finished before."""
 
     taken: dict[Path, int] = field(default_factory=dict)
-    """By the output of another series, the number of its answers that new jobs of this one have taken from equal ones
-    without a request."""
+    """By the output of another series: the number of answers that new jobs of this series took from it without a
+    request, because the requests were equal."""
 
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
         """Run the job `name` for rows and options of `JobOrder.of`, and return its folder. Raises `PromptmillError`."""
@@ -117,8 +117,8 @@ class JobSeries:
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 
     def _with_earlier(self, job: OpenJob, folder: Folder) -> OpenJob:
-        """Return a new job with the answers that earlier jobs of its step have to equal requests: if rows have changed,
-        only theirs are sent."""
+        """Return a new job with the answers that earlier jobs of its step have to equal requests, so only changed
+        rows are sent."""
         if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
             return job
         step = folder.path.name.rpartition("-")[0]
@@ -136,7 +136,7 @@ class JobSeries:
         if "cost" in now:  # without a price, there is no cost
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
         new = now.get("requests", 0) - before
-        self.sent += max(0, min(new, now.get("run_requests", new)))  # a kill cuts requests off, which count later
+        self.sent += max(0, min(new, now.get("run_requests", new)))  # requests that a kill interrupted count later
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)
 
@@ -158,12 +158,12 @@ def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
 
 
 def _requests(folder: Folder) -> int:
-    """Return the number of a job's requests with a record; after a kill, its last status may lack some."""
+    """Return the number of a job's requests with a record; the last status may lack some of them after a kill."""
     return 0 if folder.spec is None else status.read(folder).get("requests", 0)
 
 
 def _changed(folder: Folder) -> float:
-    """Return when the job has changed last; 0.0 if it was removed meanwhile."""
+    """Return the time of the job's last change; 0.0 if the job was removed meanwhile."""
     with suppress(OSError):
         return folder.database.stat().st_mtime
     return 0.0

@@ -24,7 +24,7 @@ from promptmill.jobs.store.lock import Lock
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
-"""The time of the next check for jobs of calls, by the folder of all jobs."""
+"""The time of the next check of the jobs of calls, by the folder of all jobs."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -114,7 +114,7 @@ def _removed(folder: Folder, may: Callable[[], bool]) -> bool:
     finally:
         lock.release()
     if sys.platform == "win32":
-        with contextlib.suppress(OSError):  # in use: another process checks the lock, or has started the job again
+        with contextlib.suppress(OSError):  # another process checks the lock, or has started the job again
             folder.lock.unlink()
             folder.remove()
     return True

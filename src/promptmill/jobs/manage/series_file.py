@@ -1,4 +1,4 @@
-"""The file that a series of jobs writes, and when it may replace a file that is there."""
+"""The file that a series of jobs writes, and the rule for replacing an existing file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MARK = "written.json"
 
 @dataclass
 class SeriesFile:
-    """The file that a series of jobs writes. It replaces no other file, unless the user wishes it.
+    """The file that a series of jobs writes. It replaces another file only if the user wishes it.
 
-    With `sends_again`, the results may differ from those of an earlier run of the series, whose file is replaced if it
-    is unchanged.
+    With `sends_again`, the results may differ from those of an earlier run of the series; the file of that run is
+    replaced if it is unchanged.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class SeriesFile:
         """Raise `PromptmillError` (`invalid_input`) before the first request of a step if another file would be
         replaced.
 
-        A series all of whose jobs are there may have written the file itself; one with a new job has not.
+        A series whose jobs all exist may have written the file itself; a series with a new job has not.
         """
         assert job.loose is not None
         self._first = self._first or job.loose
@@ -57,7 +57,7 @@ class SeriesFile:
 
     @contextlib.contextmanager
     def new(self, suffix: str = "") -> Iterator[Path]:
-        """Yield the path to write to, which then takes the place of the file.
+        """Yield the path of a new file to write, which then replaces the file of the series.
 
         Raises `PromptmillError` (`invalid_input`) if the file has another content and must stay, (`storage`) if it
         cannot be written.
@@ -74,7 +74,7 @@ class SeriesFile:
                         Named("overwrite", text="; {} replaces it"),
                         ". The answers are kept: the same search pays for nothing again.",
                     )
-                if not is_same:  # an equal file keeps its time, so that nobody reads it again
+                if not is_same:  # an equal file keeps its time, so that no program reads it again
                     disk.replace(beside, self.path)
             finally:
                 beside.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ class SeriesFile:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.", "") from None
 
     def is_equal(self, written: Path) -> bool:
-        """Return whether the file, which exists, has the content of another. Raises `OSError`."""
+        """Return whether the existing file has the same content as `written`. Raises `OSError`."""
         return filecmp.cmp(self.path, written, shallow=False)
 
     def _may_replace(self) -> bool:
@@ -99,7 +99,7 @@ class SeriesFile:
         return ""
 
     def _marks(self) -> JsonDict:
-        """Return the digests of the files that this series wrote, by their names."""
+        """Return the digests of the files that this series wrote, by file name."""
         assert self._first is not None
         with suppress(OSError, orjson.JSONDecodeError):
             marks: JsonDict = orjson.loads((self._first.path / _MARK).read_bytes())

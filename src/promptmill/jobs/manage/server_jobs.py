@@ -40,7 +40,7 @@ from promptmill.system.subprocesses import Halt
 T = TypeVar("T")
 _WAIT_S = 1.0
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
-"""Called with the estimated and the highest cost of a job (None: unknown). It raises an error to prevent the job."""
+"""Called with the estimated and the highest cost of a job (None: unknown). Raises an error to prevent the job."""
 
 
 class ServerJobs:
@@ -81,7 +81,7 @@ class ServerJobs:
     ) -> AsyncGenerator[OpenJob]:
         """Yield the job of a call: `open_job` in a thread. `CallPaths` has checked the paths of the call.
 
-        Calls with files read them in turn, see `Readers`. A cancelled call ends its reading. Raises `PromptmillError`.
+        Calls with files read these in turn, see `Readers`. A cancelled call ends its reading. Raises `PromptmillError`.
         """
         halt = Halt()
         door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
@@ -137,7 +137,7 @@ class ServerJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            # read now, because the rows and the query of a call are not kept after it
+            # read now, because a call's rows and query are not kept after the call
             is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
             if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
@@ -165,7 +165,7 @@ class ServerJobs:
             raise
 
     def _running(self, order: JobOrder) -> Status | None:
-        """Return the status of the job of an order if a process runs the job with the same order. Blocks."""
+        """Return the status of the job of an order, if a process runs this job with the same order. Blocks."""
         folder = self.folders.of(order.target)
         if order != folder.order:  # with `again` they never equal, because `earlier` is not stored
             return None
@@ -178,8 +178,8 @@ class ServerJobs:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
-        """Call `approve` with the known costs: the estimate and the highest cost of the rows that an earlier job of
-        these files has not answered, and the cost of the sample, if a sample will be drawn."""
+        """Call `approve` with the known costs: the estimated and the highest cost of the rows that no earlier job of
+        these files has answered, and the cost of the sample if one will be drawn."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = checked.get("first_cost")
         if order.earlier.again != "all":
@@ -197,7 +197,7 @@ class ServerJobs:
         """Resume the job of a call with its last order and the `config` of its model, or let it wait for a place.
 
         If the runs of a job die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError`
-        like `start`; also if another process runs the job; `rate_limited` if too many jobs are in progress.
+        as `start` does, also if another process runs the job; `rate_limited` if too many jobs are in progress.
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
@@ -246,7 +246,7 @@ class ServerJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: JobPlace | None = None) -> None:
-        """Run an admitted job: in a `place` here if it is the job of a call or needs the engine, else in a process."""
+        """Run an admitted job: here, in `place`, if it is the job of a call or needs the engine, else in a process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             if place is None and job.config.record.is_engine:
@@ -321,7 +321,7 @@ class ServerJobs:
         return ended
 
     async def _are_columns_checked(self, opened: OpenJob) -> bool:
-        """Check the columns of a file that is no text, or of a query, in another process.
+        """Check the columns of a query, or of a file that is not text, in another process.
 
         A crafted file can crash its reader, and a query may run forever.
         """
@@ -344,7 +344,7 @@ class ServerJobs:
     async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
         """End a running job; see `Folder.request_cancel`. Its answers are kept.
 
-        `is_call`: nobody waits for the job's call any more. The job ends at once, and is marked even if no process
+        `is_call`: no client waits for the job's call any more. The job ends at once. It is marked even if no process
         runs it, so that its task is not resumed.
         """
         folder, spec = self.visible.found(job_id, caller)
@@ -393,9 +393,9 @@ class ServerJobs:
 
 
 async def _closed(opening: asyncio.Future[OpenJob], close: Callable[[], Awaitable[object]]) -> None:
-    """Wait for the end of an opening, and close what it has opened.
+    """Wait until a job is open, then close it.
 
-    Its error is not raised: FastMCP cancels a call again while it waits here, and then nobody would receive it.
+    An error of the opening is not raised: FastMCP cancels a call again while it waits here, so no caller would get it.
     """
     with contextlib.suppress(PromptmillError):
         await opening

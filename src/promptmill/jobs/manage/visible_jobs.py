@@ -88,7 +88,7 @@ class VisibleJobs:
         if not self._is_owner(spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
-            if job_id != spec.job_id:  # or a client could learn which files exist in other folders
+            if job_id != spec.job_id:  # otherwise a client could learn which files exist elsewhere
                 raise no_job(job_id)
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
@@ -110,11 +110,11 @@ class VisibleJobs:
         return all(map(self.paths.passes, paths))
 
     def _is_loose(self, spec: JobSpec) -> bool:
-        """Return whether the answers of a job are only in its database, because its rows came in a call."""
+        """Return whether the answers of a job are only in its database, because the rows came in a call."""
         return self.folders.owner(spec.output.path) is not None
 
     def foreign_output(self, text: str, source: object, column: object) -> tuple[Path, Stamp] | None:
-        """Return the file at a job's output, and its stamp, if the job did not make the file; else None. Blocks.
+        """Return the file at a job's output and its stamp, if the job did not make this file; else None. Blocks.
 
         `source`, `column`: `input_file` and `answer_column` of the call. Raises as `CallPaths.allowed` does.
         """

@@ -52,7 +52,7 @@ _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such 
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _VALUE = re.compile(r"[-+]?[\d.,]+%?|\d{4}-\d\d-\d\d.*")
-_LONGEST_COLUMN = 80  # characters of a name; a longer one is a text of a row
+_LONGEST_COLUMN = 80  # characters of a name; a longer name is a text of a row
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # bounds, because nothing can stop Python while it compiles a template
 
 
@@ -149,7 +149,7 @@ def _hidden_signs(name: str) -> str:
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the column and the filters of a placeholder. The column is the whole text, or the text before a `|`."""
+    """Return the column and the filters of a placeholder. The text before the first `|` is the column."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
         place = "|".join(pieces[:end])
@@ -210,7 +210,7 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
 
 
 def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
-    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) if one is not in `header`."""
+    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) for a name not in `header`."""
     names = {*template_of(prompt, header).names}
     check_names(names, header)
     if _WHOLE_ROW.search(prompt):

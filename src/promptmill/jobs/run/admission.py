@@ -67,13 +67,13 @@ def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedO
         if damage == "empty" and order.earlier.again != "all":
             empty = f"The database {folder.database} is empty, so the answers of its job are lost. Restore it, or "
             raise input_error(empty, SEND_ALL, " sends all rows again.")
-        if not damage:  # else its repair shows whose output it is
+        if not damage:  # after a repair, the database shows whose output it is
             _check_output(folder, new, order, table_paths.stamp(new.output.path))
     return CheckedOrder(files, new)
 
 
 def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: bool = False) -> Job:
-    """Lock and return the wanted job, new or existing. `are_columns_checked`: whether the prompt's columns are.
+    """Lock the wanted job, new or existing, and return it. `are_columns_checked`: the prompt's columns were checked.
     `is_trial`: the order is not stored, because the job will not run.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
@@ -109,7 +109,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
                 folder.put(output=made.model_copy(update={"finished": False}))
             folders.register(folder)
         if getattr(config.block, "dedupe", False):
-            dedupe = not order.plan.chooses  # never, if the plan needs a separate answer for each slot and row
+            dedupe = not order.plan.chooses  # not if the plan needs a separate answer for each slot and row
             # the backend's own `dedupe` keeps answers in memory, whereas a job handles duplicates on disk
             settings = config.settings.with_block(config.backend, dedupe=False)
             job.config, job.order = replace(config, settings=settings), order.with_limits(dedupe=dedupe)
@@ -121,7 +121,7 @@ def check(wanted: WantedJob) -> None:
     """Raise the errors of `admit`, and of reading the input of an existing job again. Change nothing. Blocks."""
     folder = checked(wanted).files.folder
     with _usable(folder):
-        is_repaired = bool(folder.damage())  # by an order that is not only checked
+        is_repaired = bool(folder.damage())  # if the order runs, it repairs the database
     if is_repaired or not folder.database.exists():
         return
     with contextlib.closing(admit(wanted, are_columns_checked=True, is_trial=True)) as job:
@@ -146,8 +146,8 @@ def _usable(folder: Folder) -> Iterator[None]:
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order; if the order resumes an interrupted `again`, before that
-    order."""
+    """Return the id of the last round before the order. An order that resumes an interrupted `again` counts from the
+    last round before that `again`."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -220,7 +220,7 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
 
 
 def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
-    """Return whether the sheet that the job fills has no answers but its own, though it lacks rows."""
+    """Return whether all answers in the sheet that the job fills are its own, although the sheet lacks rows."""
     if not begun.fills_input:
         return False
     with folder.reading() as store:
@@ -228,8 +228,8 @@ def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
 
 
 def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
-    """Return the order; that of a new column with the answers of another column of its sheet, if this has the same
-    question and settings: nothing is paid twice. `folder`: that of the job."""
+    """Return the order. If another answer column of the sheet has the same question and settings, a new column takes
+    the answers of that column: nothing is paid twice. `folder`: the folder of the job."""
     is_read = folder.spec is not None and folder.spec.is_read
     if not new.fills_input or is_read or new.parts or order.earlier != Earlier():
         return order
@@ -241,7 +241,7 @@ def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folde
 
 
 def _identity(spec: JobSpec) -> tuple[object, ...]:
-    """Return the values that are equal for jobs with equal answers to equal rows."""
+    """Return the settings that determine the answers of a job: jobs with equal settings answer equal rows equally."""
     return spec.question, spec.parts, [target.fingerprint for target in spec.targets]
 
 
@@ -267,7 +267,7 @@ def _begun(
         else:
             made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = rounds.is_empty(folder.store)  # False: it has answers, and its description was damaged
+        is_new = rounds.is_empty(folder.store)  # False: the job has answers, and its description was damaged
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
@@ -291,7 +291,7 @@ def _begun(
 
 
 def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
-    """Return whether an order asks what the job has asked before, and more, with the same settings."""
+    """Return whether an order asks all that the job has asked, and more, with the same settings."""
     if (taking := new.plan.taking(begun)) is None or not taking.is_whole:
         return False
     order, config = wanted.order, wanted.config.with_sampling(taking.sampling)
@@ -300,8 +300,8 @@ def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
 
 
 def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:
-    """Return the columns of other jobs in the sheet that the job fills, if its prompts have whole rows and do not name
-    the columns: with each answer of another job, all rows would be paid again."""
+    """Return the columns of other jobs in the sheet that the job fills, if its prompts contain whole rows and do not
+    name these columns. With them in the prompt, each answer of another job would change all rows."""
     prompts = [text for text in spec.question.templates if spec.fills_input]
     others = [other.spec for other in folders.of_sheet(spec.output.path)] if prompts else []
     names = {

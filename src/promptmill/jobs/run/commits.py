@@ -1,4 +1,4 @@
-"""Outcomes on their way to the disk: gathers them, and writes them in commits."""
+"""Gathers outcomes, and writes them to the job's database in commits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Commits:
     def __init__(
         self, store: JobDatabase, write: Callable[[KeyedOutcomes], None], written: Callable[[KeyedOutcomes], None]
     ) -> None:
-        """`write`: writes outcomes into the store, perhaps in a thread. `written`: called in the loop afterwards."""
+        """`write`: writes outcomes into the store, perhaps in a thread. `written`: then called in the event loop."""
         self._store, self._write_batch, self._written = store, write, written
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None

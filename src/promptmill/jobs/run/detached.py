@@ -33,7 +33,7 @@ from promptmill.system import runtime, subprocesses
 
 _MODULE = "promptmill.jobs.run.detached"
 _MOST_BYTES = 4 << 30
-_STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
+_STUCK_S = 30  # of processor time without a turn of the event loop: a call's template may compute for hours
 _LOOK_S, _DEAF_S = 1.0, 5.0
 
 
@@ -99,7 +99,7 @@ def _run_job(
 ) -> int:
     """Run an admitted job; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = configuration_of(config)
-    if config.backend in {*BACKENDS, AUTO}:  # the backend of another package may need more
+    if config.backend in {*BACKENDS, AUTO}:  # a backend of another package may need more memory
         runtime.limit_memory(_MOST_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:

@@ -33,10 +33,10 @@ class Duplicates(OneFlight[_Question]):
     """Sends each question of a job once; the other rows get a copy of its outcome.
 
     If the outcome is not known yet, because the question is in a batch or because many rows wait for it, the row gets a
-    copy of the failure `batched`. It is not recorded, so the row is open, and the next pass of the round asks again.
+    copy of the failure `batched`, which is not recorded: the row stays open, and the next pass of the round asks again.
 
-    The temporary table `repeated` has the questions of several rows by slot, with the key of the row (`first`) whose
-    outcome counts. If it `waits`, its answer comes by another way.
+    The temporary table `repeated` has each question that several rows of a slot share, and the key of the row (`first`)
+    whose outcome counts. `waits`: the answer to that row comes by another way.
     """
 
     place = Place.EQUAL
@@ -74,7 +74,7 @@ class Duplicates(OneFlight[_Question]):
         store.change(*work)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. One whose answer may vary is passed on, and so is one whose reply is there and paid."""
+        """Answer a request. A request whose answer may vary, or whose paid reply is stored, is passed on."""
         is_known = request.question is not None and not request.path and call.ledger.deferred is None
         has_columns = request.fields is not None and len(request.fields.texts) > 1
         is_same = not has_columns if self._decides else is_repeatable(request)
@@ -94,22 +94,22 @@ class Duplicates(OneFlight[_Question]):
         return await super().shared(flight, call) if call.waits.held < _MOST_HELD else _WAITS
 
     async def known(self, question: _Question, request: Request, call: Call) -> Outcome | None:
-        """Return the outcome of the row that counts; None if the row itself is to be sent."""
+        """Return the outcome of the row that counts for a question; None if the request must be sent."""
         del call
         return await self._read(self._outcome, question, request.key)
 
     def learn(self, question: _Question, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
-        """Keep the outcome of a row. A failure is shared even if it may pass; `again failed` sends one of its rows."""
+        """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends one of its rows."""
         del call, is_second
         code = outcome.error.code if isinstance(outcome, Failure) else None
-        if code is not Code.BUDGET:  # such a row is open, and sent when there is a budget
+        if code is not Code.BUDGET:  # a row without a budget stays open
             if code is not Code.BATCHED:
                 self._unwritten[request.key] = outcome
             self._learned.append((request.key, code is Code.BATCHED, *question))
         return True
 
     def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
-        """Return the copy of an outcome; of one that leaves its row open, the copy is not counted."""
+        """Return the copy of an outcome. If the outcome leaves its row open, the copy is not counted."""
         if isinstance(outcome, Failure) and outcome.error.code in {Code.BATCHED, Code.BUDGET}:
             return Failure(outcome.error, request.attempts, came="copied")
         return super().copied(outcome, request, call, began)
@@ -120,7 +120,7 @@ class Duplicates(OneFlight[_Question]):
             self._unwritten.pop(key, None)
 
     async def _read(self, look: Callable[[_Question, int], T], question: _Question, key: int) -> T:
-        """Look into the database; in a thread, if the event loop could wait there for a commit."""
+        """Read from the database, in a thread if the event loop could have to wait there for a commit."""
         if self._store.waits_for_disk:
             return await asyncio.to_thread(look, question, key)
         return look(question, key)
@@ -152,7 +152,7 @@ def _asked(prompt: int) -> str:
 
 
 def _repeated(slot: int, target: Target) -> str:
-    """Return the statement that adds the questions of several rows in a slot."""
+    """Return the SQL statement that adds the questions that several rows of a slot share."""
     return f"""
         INSERT INTO temp.repeated (slot, asked)
         SELECT {slot}, {_asked(target.prompt)} AS asked FROM row
@@ -161,7 +161,7 @@ def _repeated(slot: int, target: Target) -> str:
 
 
 def _waiting(waiting: Round, slot: int, target: Target) -> str:
-    """Return the statement that names, for each question, a row whose answer comes by another way."""
+    """Return the SQL statement that sets, for each question, a row whose answer comes by another way."""
     return f"""
         INSERT OR REPLACE INTO temp.repeated
         SELECT {slot}, {_asked(target.prompt)}, min(row.n) + {slot * SLOT}, 1 FROM {join_of(slot)}
@@ -171,7 +171,7 @@ def _waiting(waiting: Round, slot: int, target: Target) -> str:
 
 
 def _known(round_: Round, slot: int, target: Target) -> str:
-    """Return the statement that names, for each question, a row with an answer, or else with a new failure."""
+    """Return the SQL statement that sets, for each question, a row with an answer, or else with a new failure."""
     is_open = replace(round_, way=LIVE).condition(target.counted, slot)
     row = f"JOIN row ON row.n = answer.key - {slot * SLOT}" if "row." in is_open else ""
     return f"""

@@ -34,9 +34,9 @@ class Ending:
     def __init__(self, progress: Progress, leaving_s: float, shown: Callable[[], None]) -> None:
         """`shown` is called when the run begins to wait for its requests in flight."""
         self.stopped: Stopped | None = None
-        """The end that has come; None if the run goes to its natural end."""
+        """The early end of the run; None if there is none."""
         self.after_flight: Stopped | None = None
-        """The end of a run that waits for its requests in flight."""
+        """The early end of a run that still waits for its requests in flight."""
         self._progress, self._shown = progress, shown
         self._leaving_s = leaving_s
         self._working: asyncio.Task[None] | None = None
@@ -118,7 +118,7 @@ class Ending:
         self._shown()
 
     def _leave_flight(self, stopped: Stopped) -> None:
-        """End the run without its requests in flight."""
+        """End the run without waiting for its requests in flight."""
         notes, in_flight = self._progress.notes, self._progress.call.in_flight
         if in_flight and not any(_DROPPED in note for note in notes):
             notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")

@@ -131,7 +131,7 @@ class JobRounds:
         work = self.work
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None
-        # by the way of a feature, rows that need a further answer wait for its next round
+        # with a way of a feature, rows that need a further answer wait for the next round
         sends = self._job.order.way == LIVE
 
         def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:

@@ -92,10 +92,10 @@ class OpenRows:
     def vector_bytes(self) -> int:
         """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length.
 
-        Slots after the first may keep their vectors in a form of their own.
+        Slots after the first may keep their vectors in another form.
         """
         (slot, *others), store = self.round.slots, self.store
-        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # which spares a scan of texts
+        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # this query spares a scan of texts
         if others or slot or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
             return 0
         is_open = self.round.condition(self.targets[slot].counted, slot)

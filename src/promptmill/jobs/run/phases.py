@@ -53,7 +53,7 @@ class Change:
     foreign: frozenset[str] = frozenset()
     """The columns of other jobs in the sheet, which are no part of the rows."""
     adds: bool = False
-    """Whether the order asks what the job asked before, and more."""
+    """Whether the order asks all that the job asked before, and more."""
 
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
@@ -88,7 +88,7 @@ class Change:
             )
 
     def notes(self, spec: JobSpec, bound: Bound) -> list[str]:
-        """Return a note for each other job with answers that rows have got and that were made with other settings.
+        """Return a note for each other job whose answers are used although they were made with other settings.
         Blocks."""
         notes = []
         with self._others() as others:
@@ -104,8 +104,8 @@ class Change:
         return notes
 
     def _former(self, others: Sequence[JobDatabase], spec: JobSpec) -> list[Former | None]:
-        """Return the questions of which rows take a part: of the other jobs and, if none of its answers gets lost, of
-        this one before the order."""
+        """Return the questions whose answers rows may take in part: the questions of the other jobs and, if none of
+        this job's answers gets lost, its own question before the order."""
         found = [former(spec, JobSpec.model_validate(other.get("spec"))) for other in others]
         return [*found, former(spec, self.before) if self.adds and self.before is not None else None]
 
@@ -117,13 +117,13 @@ class Change:
 
 
 def former(spec: JobSpec, other: JobSpec) -> Former | None:
-    """Return the question of another job, if a job takes a part of its answers."""
+    """Return the question of the job `other`, if the job of `spec` takes a part of its answers."""
     if (taking := spec.plan.taking(other)) is None:
         return None
     names = (spec if spec.input.kind.is_table else other).input.names
     try:
         (asked,) = questions_of(other.question, spec.input.format, names)
-    except PromptmillError:  # it names a column that the input has not
+    except PromptmillError:  # the question names a column that the input lacks
         return None
     rows_set = other.question.rows_set
     return Former(lambda row: asked.digest(row.line, row.cells or b"", rows_set=rows_set), taking.outcome)
@@ -148,7 +148,7 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Inp
 
 
 def check_output(_: Work, folder: Folder) -> None:
-    """Raise the errors of `output.check_target`. Of a shard, the output of all shards is checked. Blocks."""
+    """Raise the errors of `output.check_target`. For a shard, the output of all shards is checked. Blocks."""
     spec = folder.known_spec()
     target = spec.output.path
     output.check_target([folder.store], spec, target.with_name(table_paths.PART.sub("", target.name)))
@@ -193,7 +193,7 @@ def publish(
 def _record(
     written: output.Written, made: OutputRecord | None, limit: int | None, replaced: Stamp | None
 ) -> OutputRecord:
-    """Return the record of a new output. `made`: that of the output that it replaces, which has the stamp `replaced`
+    """Return the record of a new output. `made`: the record of the replaced output, whose file has the stamp `replaced`
     if the job wrote it."""
     if written.answers is None:
         return OutputRecord.of(written.stamp, limit, replaced)

@@ -60,7 +60,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds: first by the order's way, then live for the rows that this way left open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # from the last batch or other way on: its retryable failures are sent again
+        # counted from the last batch or other way on, so that its retryable failures are sent again
         since = max(round_.since, latest)
         if round_.way in {LIVE, COPY}:
             yield replace(round_, since=since) if round_.rows == "open" else round_

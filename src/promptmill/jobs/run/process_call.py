@@ -69,7 +69,7 @@ def _revealed(value: object) -> object:
 
 
 def environment_of(config: ModelConfig) -> dict[str, str]:
-    """Return the environment variables for a process with this configuration: no keys of models that it may not use."""
+    """Return the environment variables for a process, without the keys of models that `config` may not use."""
     configuration = configuration_of(config)
     limits, configs = configuration.config.operator.client_limits, {}
     names = list(configuration.names if limits.models is None or config.trust_client else limits.models)

@@ -78,7 +78,7 @@ def _note_persons(run: RunState) -> None:
 
 
 async def _note_bound(run: RunState, bound: Bound) -> None:
-    """Note which earlier answers count, and which of other jobs do although their settings differ."""
+    """Note which earlier answers count, and which answers of other jobs count although their settings differ."""
     _note_kept(run, bound)
     run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 
@@ -89,7 +89,7 @@ def _note_kept(run: RunState, bound: Bound) -> None:
     if bound.kept or (bound.answers and not bound.partly):
         kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
         are = "is" if bound.new == 1 else "are"
-        # not with a limit, which does not send all new rows
+        # with a limit, not all new rows are sent
         new = f", {bound.new:,} {are} new" if run.job.order.limits.limit is None else ""
         run.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
     if bound.partly:

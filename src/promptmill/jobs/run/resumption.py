@@ -70,7 +70,7 @@ class ChangedInputError(ChangedError):
 def resumed(
     folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool, adds: bool = False
 ) -> JobSpec:
-    """Combine the stored job `begun` with the wanted job. `adds`: whether this asks the same and more, with the same
+    """Combine the stored job `begun` with the wanted one. `adds`: the wanted job asks the same and more, with the same
     settings. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     if begun.chooses and begun.parts.keys() != wanted.parts.keys() and not _has_nothing(folder):
@@ -164,7 +164,7 @@ def _has_nothing(folder: Folder) -> bool:
 
 
 def _have_form(folder: Folder, begun: JobSpec, wanted: JobSpec) -> bool:
-    """Return whether all answers of models have the form of the wanted job's."""
+    """Return whether all answers of models have the form that the wanted job requires."""
     form = ChangedForm(begun.output, wanted.output)
     if not form.is_changed:
         return True
@@ -172,7 +172,7 @@ def _have_form(folder: Folder, begun: JobSpec, wanted: JobSpec) -> bool:
 
 
 def changed_names(before: Target, now: Target) -> list[str]:
-    """Return the names of the settings that differ, apart from those of further models."""
+    """Return the names of the settings that differ, apart from the settings of further models."""
     known = before.fingerprint
     return [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
 
@@ -216,7 +216,7 @@ def _settings_conflict(
 
 
 def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool) -> Sequence[str | Named]:
-    """Return the remedies for other settings."""
+    """Return the remedies for changed settings."""
     other_output = _NEW_COLUMN if wanted.fills_input else _OTHER_OUTPUT if may_keep else _OTHER_OUTPUT.capitalize()
     ways = [SEND_ALL, *([_WAYS[1], _KEEP] if may_keep else [" asks all rows again. "]), other_output]
     output = begun.output
@@ -230,7 +230,7 @@ def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool)
 
 
 def _only_new(begun: JobSpec, wanted: JobSpec) -> Sequence[str | Named]:
-    """Return how another output takes what it can of the job's answers; `()` if nothing."""
+    """Return the remedy of another output, which reuses a part of the job's answers; `()` if it could reuse none."""
     if wanted.plan.taking(begun) is None:
         return ()
     return " With another output, ", Named("from_job", str(begun.output.path)), " asks only what is new."

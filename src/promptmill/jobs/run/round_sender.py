@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 _HELD_BYTES = 64 << 20
-# Enough to tell a limit that is too low from a few long answers, and few to pay for.
+# Answers: enough to tell a low limit from a few long answers, and few to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 
@@ -39,7 +39,7 @@ class RoundSender:
         self._run, self._cost_limit = run, cost_limit
         self._rounds: JobRounds
         self._has_judged = False
-        """Whether the first answers have been searched for cut ones."""
+        """Whether the first answers have been searched for truncated answers."""
 
     async def run(self) -> None:
         """Run the rounds. Raises `Stopped`, `PromptmillError` and the errors of `JobDatabase`."""
@@ -98,7 +98,7 @@ class RoundSender:
         await way_named(round_.way).run(round_run)
 
     async def _copy(self, round_: Round, rows: int) -> None:
-        """Run a round without requests, and say how far it is: some take hours."""
+        """Run a round without requests, and show its progress: some rounds take hours."""
         progress, copied = self._run.progress, 0
         soon = asyncio.get_running_loop().call_soon_threadsafe
 

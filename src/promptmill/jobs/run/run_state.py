@@ -1,4 +1,4 @@
-"""One run of a job, which its parts share: they read the input, run the rounds and write the output."""
+"""The state of one run of a job, for the modules that read the input, run the rounds and write the output."""
 
 from __future__ import annotations
 

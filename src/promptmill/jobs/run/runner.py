@@ -146,7 +146,7 @@ class Runner:
             raise Stopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
     async def _with_models(self, error: PromptmillError) -> PromptmillError:
-        """Return an error; if the endpoint lacks a model of the job, with the models that it has."""
+        """Return the error. If the endpoint lacks a model of the job, the error lists the models of the endpoint."""
         config = self._run.job.config
         asked = [target.model or config.model for target in self._run.job.spec.targets]
         named = [model for model in asked if model not in config.settings.models]
@@ -216,7 +216,7 @@ class Runner:
 
     @contextlib.asynccontextmanager
     async def _workbook(self) -> AsyncIterator[None]:
-        """Hold the lock of the workbook of which the job writes a part: other jobs write others."""
+        """Hold the lock of the workbook: the job writes one part of it, and other jobs write other parts."""
         spec, folder = self._run.job.spec, self._run.job.folder
         if not spec.keeps_sheets:
             yield
@@ -232,8 +232,8 @@ class Runner:
             lock.release()
 
     async def _is_sheet_changed(self) -> bool:
-        """Return whether the sheet that the job fills was saved since the job has read it. Then it is read again,
-        because its rows may have other places."""
+        """Return whether the sheet that the job fills was saved since the job has read it. Such a sheet is read again,
+        because its rows may have moved."""
         job = self._run.job
         if not job.spec.fills_input:
             return False
@@ -278,7 +278,7 @@ class Runner:
         return statistics.counts(self._run.store, before=self._run.end, skips_empty=skips_empty)
 
     def _note_models(self) -> None:
-        """Note that the name of a model that decides has meant several models during the job."""
+        """Note that the name of a deciding model has meant several models during the job."""
         if not any(map(registry.decides, configs_of(self._run))):
             return
         known = {*self._run.job.config.operator.models, *(config.name for config in configs_of(self._run))}

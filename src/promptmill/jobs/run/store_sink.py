@@ -53,9 +53,9 @@ class StoreSink(Sink):
     ) -> None:
         """`no_room` is called with the error of a row that exceeds the budget; then the run takes no more rows.
 
-        `delivered`: outcomes of the first so many slots count as rows. `failing`: failures of the first so many slots
-        count for the limit of failures. `made`: the provenance of the records, by slot. `recorded` is called with the
-        keys of recorded rows.
+        `delivered`: the number of first slots whose outcomes count as rows. `failing`: the number of first slots whose
+        failures count for the limit of failures. `made`: the provenance of the records, by slot. `recorded`: called
+        with the keys of recorded rows.
         """
         self._store = store
         self._call = call
@@ -155,9 +155,9 @@ class StoreSink(Sink):
         return failure.concerns_all or code in _ENDS_ALL
 
     def _lacks_model(self, key: int, failure: Failure) -> bool:
-        """Return whether one of several models does not exist: no row of its slot has an answer.
+        """Return whether the failure means that one of several models does not exist: no row of its slot has an answer.
 
-        The endpoint answers the rows of other models, so for it, the row caused the refusal.
+        The endpoint answers the rows of other models, so its refusal seems to concern the row.
         """
         slot = key // SLOT
         if failure.error.code is not Code.NOT_FOUND or len(self._made) == 1 or slot in self._answering:

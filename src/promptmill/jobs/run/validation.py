@@ -71,13 +71,13 @@ from promptmill.system import runtime
 
 _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
-_LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the same in all
+_LOOKED_AT = 100  # rows of JSON, searched for names of fields: most files have the same in all rows
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
-"""Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
+"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model pays for them."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
-_MANY_ROWS = 20  # equal ones among fewer are not worth an option
+_MANY_ROWS = 20  # with fewer rows, equal rows are not worth an option
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
-_WORTH_A_WORD = 2  # times that a lower `max_tokens` must lower the highest cost
+_WORTH_A_WORD = 2  # the highest cost must fall by this factor before a lower `max_tokens` is advised
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _PER_MESSAGE, _PER_REQUEST = 3, 3  # tokens, as OpenAI counts: the marks of a message, and those of the reply
 _MOST_MEASURED = 10_000  # answers whose prompts are compared with their estimate
@@ -89,8 +89,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     of the output, if the job writes one.
 
     The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. It is scaled by
-    what the prompts of the job's answers so far had. The length of an answer is that of these answers, or else follows
-    from the form. `may_name`: see `RowReader`.
+    the measured prompts of the job's answers so far. An answer is expected to be as long as these answers, or else as
+    the form allows. `may_name`: see `RowReader`.
     """
     order, config, configs = wanted.order, wanted.config, wanted.configs
     decided = _check_order(wanted)
@@ -154,8 +154,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
 
 
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
-    """Return `different_prompts`, their number, for a job that `dedupe` would make cheaper: of its rows, at least
-    `_MANY_ROWS`, fewer than half have another prompt than the others. `{}` for any other job."""
+    """Return `different_prompts`, the number of different prompts, if `dedupe` would make the job cheaper: it has at
+    least `_MANY_ROWS` rows, and fewer than half as many prompts. `{}` for any other job."""
     order, config = wanted.order, wanted.config
     takes_it = config.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
     if not takes_it or order.limits.dedupe or getattr(config.block, "dedupe", False):
@@ -168,8 +168,8 @@ def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> 
 
 
 def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
-    """Return the change that gives rows the answers of other jobs, and those in the job's `folder` of which they take a
-    part."""
+    """Return the change that gives rows the answers of other jobs and, if the rows take a part of its answers, of the
+    job in `folder`."""
     earlier, known = wanted.order.earlier, folder.spec
     databases = [*earlier.from_jobs]
     if known is not None and admission.asks_more(known, spec, wanted) and known.question != spec.question:
@@ -190,8 +190,8 @@ def _check_order(wanted: WantedJob) -> str:
 
 
 def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob) -> None:
-    """Raise the errors that end a job before its first request: its models (`every`) lack what its budget needs, or, of
-    a call, cannot be used. (A user without a key sees the price.)"""
+    """Raise the errors that end a job before its first request: its models (`every`) lack prices or limits that its
+    budget needs or, in a call, cannot be used. (A user without a key sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
             runtime.run_anywhere(_try(one))
@@ -207,7 +207,7 @@ async def _try(config: ModelConfig) -> None:
 
 
 def _reported(config: ModelConfig) -> Sequence[str]:
-    """Return the fields for probabilities that answers have for certain: not those of engines, which depend on it."""
+    """Return the probability fields that all answers certainly have: none for engines, whose fields may be missing."""
     sampling = config.settings.sampling_params
     weighs_all = registry.decides(config) or config.record.compares
     if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in config.settings.extra_params):
@@ -224,7 +224,7 @@ def _has_scales(sampling: Sampling) -> bool:
 
 @dataclass(slots=True)
 class _Answered:
-    """The answers that a job has from one model, and a sample of them by the number of their row."""
+    """The answers that a job has from one model, and a sample of them by row number."""
 
     count: int = 0
     completion_tokens: int = 0
@@ -259,13 +259,13 @@ class _Sums:
         """The highest cost of the rows, live, if no answer is refused."""
         self.advised = advised_limit(config)
         self.limited = 0.0
-        """The highest cost of the rows, live, with the `max_tokens` that is `advised`, if their own are not lower."""
+        """The highest cost of the rows, live, if none has a higher `max_tokens` than is `advised`."""
         self.prompt_tokens = 0
         self.prompt_tokens_alone = self.answers = 0
         """The tokens of prompts if no rows share requests, and the number of answers."""
         self._requests = 0.0
         self.completion_tokens = self.around = 0
-        """The tokens of all replies; the tokens around answers in replies to several rows, included in them."""
+        """The tokens of all replies, and the tokens that surround the answers in replies to several rows."""
         self.may_search = False
         """Whether the endpoint may search the web, at a price of its own."""
         self.source = ""
@@ -282,7 +282,7 @@ class _Sums:
         return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written)
 
     def add_row(self, n: int, prompts: int, sent: Sequence[Sent], sizes: Sequence[int]) -> None:
-        """Add what is sent for a row with so many `prompts`, with the `sizes` in tokens."""
+        """Add the requests `sent` for row `n`, which has `prompts` prompts. `sizes`: the tokens of each request."""
         before = self.prompt_tokens
         for one, size in zip(sent, sizes, strict=True):
             self._add(one, size)
@@ -291,7 +291,7 @@ class _Sums:
         self._estimated += (self.prompt_tokens - before) * answers / prompts
 
     def _add(self, sent: Sent, prompt_tokens: int) -> None:
-        """Add what is sent for a row, with the tokens of its part of the prompt."""
+        """Add a request sent for a row, with the tokens of the row's part of the prompt."""
         request = sent.alone or sent.request
         likely, answers = self._lengths.of(request), request.sampling.n or 1
         self.prompt_tokens += answers * prompt_tokens
@@ -323,18 +323,18 @@ class _Sums:
         return most_of(lower, self.config, self._prices, has_check=self._has_check)
 
     def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
-        """Expect beginnings of prompts in as many requests: the first writes each to the provider's cache, the others
-        read it."""
+        """Expect each beginning in the given number of requests: the first request writes it to the provider's cache,
+        the others read it."""
         for shared, times in requested.items():
             tokens = shared.size // _BYTES_PER_TOKEN
-            if self.cache is not None and self.cache.way == "key":  # which writes for free
+            if self.cache is not None and self.cache.way == "key":  # such a cache writes for free
                 tokens -= tokens % _CACHED_STEP
             else:
                 self.written_tokens += min(times, 1.0) * tokens
             self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
     def expect(self, rows: int, prompts: int) -> None:
-        """Expect prompts and answers to `rows`, each with so many `prompts`, as long as those that exist."""
+        """Expect prompts and answers for `rows` rows with `prompts` prompts each, as long as those that exist."""
         if not (self._answered.count and rows):
             return
         mean = self._answered.completion_tokens / self._answered.count
@@ -356,7 +356,7 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
         len(wanted.models.names) > 1 or (wanted.order.plan.chooses and len({one.config.model for one in sums}) > 1)
     ),
 }
-"""The columns that follow from the models, in their order; each with the function that tells whether a job has it."""
+"""The columns that depend on the models, in their order, each with a function: whether a job has the column."""
 
 
 def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
@@ -391,8 +391,8 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, _Answered]:
 
 
 def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, found: JsonObject) -> dict[str, float]:
-    """Return how many rows are `answered`, and, if the input is unchanged, `rows_left`: how many of those that the
-    estimate `found` prices are not, and their likely cost. `{}` if none is answered, or if the answers do not count."""
+    """Return the number of `answered` rows and, if the input is unchanged, `rows_left`: the number of unanswered rows
+    among those that the estimate `found` prices, and their likely cost. `{}` if no answer counts."""
     known, earlier = files.folder.spec, wanted.order.earlier
     if known is None or earlier.again not in {None, "failed"} or not (earlier.keep or known.question == spec.question):
         return {}
@@ -460,7 +460,7 @@ def _check_rows(
             where = _place(spec, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = left(row.n, _parts(spec, made, parts_of))
-            answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
+            answers = [part.sampling.n or 1 for part in parts]  # each answer is a separate request
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
@@ -483,7 +483,7 @@ def _check_rows(
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
                 continue
-            if error.code is Code.INVALID_CONFIG:  # the fault of no row
+            if error.code is Code.INVALID_CONFIG:  # no row is at fault
                 raise
             invalid += 1
             problems += [str(error)][: _SHOWN - len(problems)]
@@ -566,13 +566,13 @@ def _parts(
 
 
 def _answered_rows(store: JobDatabase, spec: JobSpec) -> set[int]:
-    """Return the numbers of the rows that take all of their answers of other jobs."""
+    """Return the numbers of the rows that take all of their answers from other jobs."""
     rows = f"SELECT key % {SLOT} FROM answer WHERE {ANSWERED} GROUP BY 1 HAVING count(*) >= ?"
     return {n for (n,) in store.read(rows, spec.delivered)}
 
 
 def _left_of(store: JobDatabase, spec: JobSpec) -> Callable[[int, Sequence[Request]], Sequence[Request]]:
-    """Return the function from the number of a row, and the requests about it, to those that are left to be sent."""
+    """Return a function that gets a row's number and requests, and returns the requests that are still to be sent."""
     if not store.page(0, FAILED, size=1):
         return lambda _, requests: requests
 
@@ -584,7 +584,7 @@ def _left_of(store: JobDatabase, spec: JobSpec) -> Callable[[int, Sequence[Reque
 
 
 def _sharing(request: Request, cache: ModelCache) -> Request:
-    """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
+    """Return a request, marked as one that shares its prompt if it is long enough for the provider's cache."""
     size = _bytes(request.conversation)
     return request.changed(shared=Shared(size, "", size) if size >= cache.least else NOTHING_SHARED)
 
@@ -603,8 +603,8 @@ def _usage_alone(sums: Sequence[_Sums]) -> Usage:
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
-    """Return the costs if each model answers all requests, live and, if they are known, by batch; `{}` without all
-    prices."""
+    """Return the costs if each model answers all requests, live and, if they are known, by batch; `{}` if a price is
+    unknown."""
     prices = [one.price for one in sums if one.price is not None]
     if len(prices) < len(sums):
         return {}
@@ -637,7 +637,7 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
 
 
 def _cost_alone(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the likely cost if no rows share requests; `{}` if none would, or without prices."""
+    """Return the likely cost if no rows share requests; `{}` if none do anyway, or if a price is unknown."""
     if not cost or all(one.prompt_tokens_alone == one.prompt_tokens for one in sums):
         return {}
     costs = (
@@ -659,7 +659,7 @@ def _once(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, 
 
 
 def _limited(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the `max_tokens` that limits the highest cost, and the highest cost with it; `{}` if none limits it."""
+    """Return the `max_tokens` that limits the highest cost, and the highest cost with it; `{}` if no value does."""
     if not cost:
         return {}
     limited, most = sum(one.limited for one in sums), cost["most_cost"]
@@ -691,7 +691,7 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
 
 
 def _size_for(config: ModelConfig) -> Callable[[Sent, Request], int]:
-    """Return the function that tells about how many tokens the model of a plan gets for a row."""
+    """Return a function that estimates the tokens that a model gets for a row."""
     limits = registry.decisions_of(config) if registry.decides(config) else None
     return _Sizes(config).of if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
 
@@ -705,7 +705,7 @@ class _Sizes:
         self._last: tuple[Sampling, int] | None = None
 
     def of(self, sent: Sent, part: Request) -> int:
-        """Return about how many tokens are sent for a row; a request for vectors has no conversation."""
+        """Return the approximate number of tokens sent for a row. A request for vectors has no conversation."""
         messages = sent.request.conversation.messages
         size = -(-_bytes((sent.request if messages else part).conversation) // _BYTES_PER_TOKEN)
         if not messages or not self._needs_endpoint:

@@ -37,7 +37,7 @@ from promptmill.steps.step import path_of
 from promptmill.system.safe_open import real_path
 
 _OF_ROWS = " works only for rows of values; this input holds complete requests, as a Batch file does."
-_ADDED = "." + ".0123456789" + ".partial"  # what other file names in the output's folder add to its name
+_ADDED = "." + ".0123456789" + ".partial"  # other file names in the output's folder add this to its name
 _SHOWN_NAME = 40
 
 
@@ -58,12 +58,12 @@ class WantedJob:
 
     @property
     def config(self) -> ModelConfig:
-        """The plan of the model that answers, unless a variant names another model."""
+        """The configuration of the model that answers, unless a variant names another model."""
         return self.models.config
 
     @property
     def configs(self) -> dict[str, ModelConfig]:
-        """The plans of the models that the variants and the plan name. Raises `PromptmillError`."""
+        """The configurations of the models that the variants and the plan name. Raises `PromptmillError`."""
         return {name: self.models.config_of(name) for name in self.order.named_models & {*self.models.names}}
 
 
@@ -157,7 +157,7 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
 
 
 def check_output(order: JobOrder, target: Path) -> None:
-    """Raise `PromptmillError` if `target` cannot be written, is an input, or has the format of no output."""
+    """Raise `PromptmillError` if `target` cannot be written, is an input, or has a format that is only read."""
     if target.is_dir():
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
@@ -180,7 +180,7 @@ def check_output(order: JobOrder, target: Path) -> None:
 
 
 def _check_alike(other: Path | None, target: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a job has the name `other`, which differs in capitals alone."""
+    """Raise `PromptmillError` (`invalid_input`) if a job has the name `other`, which differs only in its capitals."""
     if other is None:
         return
     same = f"{other.name} is a job, and macOS and Windows do not tell its name from {target.name}; "

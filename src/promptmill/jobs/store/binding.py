@@ -7,13 +7,13 @@ identified by its digest, which an answer stores in `asked`:
     rows now             0 a   1 x   2 b   3 c   4 d
 
     stays                0 a
-    `loose`                    1 b   2 c   3 d           answers whose row now asks something else, or is gone
+    `loose`                    1 b   2 c   3 d           answers whose row was removed or now has another question
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question get its answers in row order. Loose answers without a matched row become spare. A row
-without an answer may take a part of its answer to an earlier question, see `Former`. All this is one transaction: if
-the process is killed, the job is unchanged.
+Rows with the same question get its answers in row order. Loose answers that match no row become spare. A row without
+an answer may take a part of its answer to an earlier question, see `Former`. All this is one transaction: if the
+process is killed, the job is unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, reco
 _DIGEST = 16
 _ANSWERS = "code IS NULL AND asked IS NOT NULL"
 BLOCK_ROWS = 1024
-"""The rows in a block of an output; a block has some hundred kilobytes."""
+"""The number of rows in a block of an output; a block has some hundred kilobytes."""
 _OUTCOME = ", ".join(Record._fields[1:])
 _TABLES = {
     "loose": "key INTEGER PRIMARY KEY",
@@ -124,7 +124,7 @@ class Bound:
     kept: int
     """The number of questions that have an answer after the binding."""
     taken: tuple[int, ...] = ()
-    """For each other job, the number of its answers that rows have got."""
+    """For each other job, the number of its answers that rows took."""
     partly: int = 0
     """The number of questions that have a part of an answer after the binding."""
 
@@ -135,7 +135,7 @@ class Bound:
 
 
 class Former(NamedTuple):
-    """Another question about the rows, whose records rows may take in part."""
+    """Another question about the rows: rows may take a part of its records."""
 
     asked: Callable[[Row], bytes | None]
     """Returns the digest of this question about a row."""
@@ -157,9 +157,9 @@ def bind(
     """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
 
     `check` may raise; then nothing changes. Rows without an answer get answers of the jobs `others`; their records
-    name the round `since`. `former`: takes the job, and returns the former question of each of `others`, and then of
-    the job itself. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
-    stays with its row.
+    name the round `since`. `former`: takes the job, and returns the former question of each of `others` and, last, of
+    the job itself. `spec.to_bind == "rows"`: the input is unchanged but the prompt is new, so each answer stays with
+    its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
     """
@@ -225,7 +225,7 @@ def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
     """Add another job's answers to wanted questions to `spare`, after all existing answers, at the next of the
-    descending `places`. The copies have no cost. Return the places before the first copy and after the last one."""
+    descending `places`. The copies cost nothing. Return the places before the first copy and after the last copy."""
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -243,16 +243,16 @@ def _borrow(
 
 
 def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
-    """Return whether another job's answer has this job's form. In a grid, only the grid's models answer."""
+    """Return whether another job's answer has this job's form, and, in a grid, comes from one of the grid's models."""
     return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
 class _Source(NamedTuple):
-    """A record from which a row may take a part, and the cost that goes with it."""
+    """A record from which a row may take a part, and the cost that moves with the part."""
 
     record: Record
     release: Callable[[], object] | None
-    """Stores the record without its cost, which the row of the same job takes along; None: another job has paid it."""
+    """For a record of the same job: stores it without its cost, which moves to the row. None: another job paid it."""
 
 
 def _of_other(other: JobDatabase) -> Iterator[_Source]:
@@ -260,7 +260,7 @@ def _of_other(other: JobDatabase) -> Iterator[_Source]:
 
 
 def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
-    """Yield the job's records without a row that count for `spec`."""
+    """Yield the records of the job that belong to no row and count for `spec`."""
     settings = ", ".join(map(str, [*spec.targets[0].counted, PERSON]))
     for place, *columns in connection.execute(_OWN.format(settings=settings)):
         record = Record._make(columns)
@@ -284,7 +284,7 @@ def _take_parts(
     connection: Connection, former: Former | None, sources: Iterable[_Source], made: Provenance
 ) -> tuple[int, int]:
     """Give rows without an answer the parts that they take from the records of a former question. Return the number of
-    rows that take a whole answer, and of rows that take a part."""
+    rows that took a whole answer, and the number of rows that took a part."""
     whole = partly = 0
     if former is None:
         return whole, partly

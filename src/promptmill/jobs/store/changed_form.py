@@ -1,4 +1,4 @@
-"""Compares the form of a job's answers with the form of existing answers, to decide which of these the job may take."""
+"""Compares the form of a job's answers with that of existing answers, to decide which of them the job may take."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class ChangedForm:
         return [*words, *other, *(["the choices are others"] if self._choices != self._old_choices else [])]
 
     def has(self, text: str) -> bool:
-        """Return whether an answer has the form: it is one of the choices, or satisfies the schema and has each field
-        that is new. If the schema has changed, an answer whose check would take long counts as without the form."""
+        """Return whether an answer has the form: it is one of the choices, or satisfies the schema and has every new
+        field. If the schema has changed, an answer whose check would take long counts as without the form."""
         if self._choices:
             return text in self._choices or split_marked(text)[1] in self._choices
         if not self._wanted or self._before == self._wanted:

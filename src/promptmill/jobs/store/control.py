@@ -1,7 +1,7 @@
 """Commands of other processes to a running job, in the file `control`, because only the runner writes the database.
 
     cancel        end the run after the requests in flight
-    at_once       with `cancel`: end the run without them
+    at_once       with `cancel`: end the run without waiting for these requests
     paused        send no further rows
     concurrency   the most requests in flight
     max_cost      the most that all runs together may spend

@@ -78,7 +78,7 @@ _PLAIN = re.compile(
 )
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
 _IS_ADDED = f"tbl_name NOT IN ({', '.join(map(repr, (*TABLES, 'row_next')))})"
-"""The condition for tables of ways, and their indexes, in a schema."""
+"""The SQL condition on a schema that selects the tables of ways and their indexes."""
 COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more", "vector"})  # empty texts in these columns are stored as NULL
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
@@ -87,7 +87,7 @@ PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
 SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ?"
 PAGE = 256  # records per read; a longer read would keep the writer waiting
 _WAIT_S = 5.0  # the longest wait for a lock of another program
-AT_ONCE = 16  # records that are read at once, whatever their size
+AT_ONCE = 16  # records that are read together, whatever their size
 _PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the first record that exceeds this
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine, some milliseconds
@@ -100,7 +100,7 @@ _ERRORS = {
     sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "it cannot be opened"),
 }
 _MISTAKES = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_MISMATCH})
-"""Codes of mistakes in SQL, such as a plan's rule with an unknown column: no errors of the disk."""
+"""The codes of mistakes in SQL, such as an unknown column in a plan's rule. They are not errors of the disk."""
 
 
 class DamagedError(Exception):
@@ -224,7 +224,7 @@ class JobDatabase:
         return list(map(Row._make, page))
 
     def rows_at(self, numbers: Sequence[int]) -> list[Row]:
-        """Return the rows with these numbers, in order; if they are long, only the first of them."""
+        """Return the rows with these numbers, in order; only the first of them if the rows are long."""
         query = f"SELECT n, asked, line, cells FROM row WHERE n IN ({','.join('?' * len(numbers))}) ORDER BY n"
         page = self.read(query, *numbers, fetched=functools.partial(limited, texts=slice(2, 4)))
         check_rows(page, min(numbers))
@@ -258,7 +258,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield the records from key `first` on, in order, also damaged ones and perhaps records written meanwhile."""
+        """Yield the records from key `first` on, in order, including damaged and perhaps meanwhile written records."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -284,7 +284,7 @@ class JobDatabase:
         return records
 
     def keys(self, where: str, rest: str = "") -> list[int]:
-        """Return the keys of the records that meet a condition. `rest`: SQL that orders and limits them."""
+        """Return the keys of the records that meet a condition. `rest`: SQL that sorts and limits the keys."""
         return [key for (key,) in self.read(f"SELECT key FROM answer WHERE {where} {rest}")]
 
     def count(self, where: str) -> int:
@@ -296,7 +296,7 @@ class JobDatabase:
 
     @property
     def added(self) -> dict[str, str]:
-        """The statement that creates each table and index of a way, including ways of missing features."""
+        """The `CREATE` statement of each table and index of a way, including ways of missing features."""
         added = f"SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND {_IS_ADDED} ORDER BY type DESC"
         return dict(self.read(added))
 
@@ -351,7 +351,7 @@ class JobDatabase:
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # The decoding is not exact, which would take twice as long: the checksum detects this damage.
+                # Exact decoding would take twice as long: the checksum detects this damage.
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -408,7 +408,7 @@ class JobDatabase:
         if (schema or added) and not (schema == TABLES and _are_of_ways(added)):
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
-        if write and self.path.stat().st_size % page:  # or SQLite would read the missing part of the last page as zeros
+        if write and self.path.stat().st_size % page:  # SQLite reads the missing part of a page as zeros
             raise DamagedError(f"{self.path} was cut short")
         if write:
             shares = disk.can_share_memory(self.path.parent)

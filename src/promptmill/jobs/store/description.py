@@ -1,4 +1,4 @@
-"""The parts of a description that a job's order and its database share: questions, form of answers, targets."""
+"""The parts that a job's order and the job in its database share: questions, form of answers, targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from promptmill.jobs.store.records import SLOT, Provenance
 
 
 class Stored(BaseModel):
-    """A frozen part of a job's description in the database."""
+    """A frozen part of the description of a job, as the database stores it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,7 +28,7 @@ class JobPrompts(Stored):
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
-    """Whether rows may set their model, sampling, … even with a template or a `column`."""
+    """Whether rows may set their model, sampling and other parameters even with a template or a `column`."""
     skip_empty: bool = False
     """Whether rows without a prompt are skipped instead of failed."""
     sample: int | None = Field(None, ge=1, le=SLOT)
@@ -45,7 +45,7 @@ class JobPrompts(Stored):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows may set their model, sampling, …; with a template or `column`, only if `row_settings`."""
+        """Whether rows may set their model, sampling, …; with a template or a `column`, only with `row_settings`."""
         return self.row_settings or not (self.templates or self.column is not None)
 
     @property
@@ -58,9 +58,9 @@ class AnswerForm(Stored):
     """The form of the answers in the output."""
 
     column: str = "answer"
-    """The usual name of the answer column. It changes if the input has a column of this name."""
+    """The usual name of the answer column. The column gets another name if the input has a column of this name."""
     fields: bool = True
-    """For answers with a schema: whether their fields become columns (in JSON: an object). Otherwise an answer is a
+    """For answers with a schema: whether their fields become columns (in JSON: an object). Otherwise an answer is one
     text."""
     columns: tuple[str, ...] = ()
     """The job's columns to write into the output, by usual name; `()`: all."""

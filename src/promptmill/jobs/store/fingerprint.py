@@ -30,9 +30,9 @@ def fingerprint(
 ) -> dict[str, object]:
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
-    `model` replaces the plan's model. Limits of an answer's length are left out: a shortened answer has the finish
+    `model` replaces the model of `config`. Limits of an answer's length are left out: a shortened answer has the finish
     reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
-    models, which rows may name. `has_check`: a function of the program checks the answers; no digest can tell which.
+    models, which rows may name. `has_check`: a function of the program checks the answers; a digest cannot identify it.
     """
     settings, system = config.settings, system_prompt_of(config, given_prompt, input_format)
     if settings.sampling_params.definitions and of_input(input_format).rows != "requests":

@@ -47,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
 SUFFIX = ".job"
 SERIES = ".jobs"
-"""The end of the name of a folder with the jobs of a series."""
+"""The suffix of a folder with the jobs of a series."""
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _IGNORED = ".gitignore"  # keeps prompts and answers out of a git repository
 _PAUSE_S = 0.02
@@ -70,7 +70,7 @@ def _check_hidden(hidden: Path) -> None:
 
 
 class Folder:
-    """The folder of one job. Each value is read from the database on every access, unless the job is open here."""
+    """The folder of one job. Each access of a value reads it from the database, unless the job is open here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Folder:
         self.lock = path / "lock"
         self.log = path / "log"
         self.prompts = path / "prompts.jsonl"
-        """For the job of a call: the nominal input. Its rows are only in the database."""
+        """For the job of a call: the path that it reports as its input. Its rows are only in the database."""
         self.answers = path / "answers.jsonl"
         """The output of the job of a call."""
         self.is_salvaged = False
@@ -87,14 +87,14 @@ class Folder:
 
     @property
     def output_beside(self) -> Path | None:
-        """The output that the folder belongs to; None if the folder is in a folder of all jobs."""
+        """The output that the folder belongs to; None if the folder is among those of all jobs."""
         if self.path.parent.name != HIDDEN or self.path.suffix != SUFFIX:
             return None
         return self.path.parent.with_name(self.path.stem)
 
     @property
     def series_beside(self) -> Path | None:
-        """The output of the series that the job is a step of; None for another job, and in a folder of all jobs."""
+        """The output of the series whose step the job is; None for another job, and in a folder of all jobs."""
         root = self.path.parent
         is_beside = root.suffix == SERIES and root.parent.name == HIDDEN
         return root.parent.with_name(root.stem) if is_beside else None
@@ -143,7 +143,7 @@ class Folder:
     # ---- the database
 
     def open(self) -> JobDatabase:
-        """Open the database, which is created if missing, until `close`. The caller holds the lock. Raises as
+        """Open the database until `close`; create it if it is missing. The caller holds the lock. Raises as
         `JobDatabase` does."""
         self.close()
         self.check()
@@ -180,7 +180,7 @@ class Folder:
         return InFlight.beside(self.database).exists()
 
     def damage(self) -> str:
-        """Return `damaged` or `empty` for a database without the job that has been in it; `""` for all others.
+        """Return `damaged` or `empty` if the database lacks the job that it had; `""` in all other cases.
 
         A file is also empty if a kill came before its first page.
         """
@@ -198,7 +198,7 @@ class Folder:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether a job has been here whose database is damaged or missing, and no process is about to write it."""
+        """Whether a job had a database here that is damaged or missing, and no process is about to write it."""
         return self.spec is None and bool(self.damage() or self.had_job) and not self.alive
 
     def forget(self) -> None:
@@ -220,7 +220,7 @@ class Folder:
 
     @contextlib.contextmanager
     def one_moment(self) -> Iterator[JobDatabase]:
-        """Yield the database for reading, as it is now, even while another process writes. Raises as `reading`."""
+        """Yield the database for reading a single state, even while another process writes. Raises as `reading`."""
         self.check()
         with contextlib.closing(JobDatabase(self.database)) as store:
             store.read("BEGIN")  # the transaction ends with the connection
@@ -234,7 +234,7 @@ class Folder:
             return [None] * len(names)
 
     def put(self, **values: BaseModel | Mapping[str, object] | None) -> None:
-        """Store `spec`, `output`, `order`, … of the open job; all of them or, if this raises, none.
+        """Store `spec`, `output`, `order` and other values of the open job; all of them or, if this raises, none.
 
         Raises as `JobDatabase` does.
         """
@@ -281,7 +281,7 @@ class Folder:
         return input_error(f"Job {self.job_id} was removed.")
 
     def _moved(self, spec: JobSpec) -> JobSpec:
-        """Return the description with present paths, because the folder and the input may have moved together."""
+        """Return the description with the present paths: the folder and the input may have moved together."""
         target = self.output_beside if self.series_beside is None else self.answers
         if target is None or spec.output.path == target:
             return spec
@@ -329,7 +329,7 @@ class Folder:
 
     @property
     def tested(self) -> dict[str, Any] | None:
-        """The data of the test of two prompts, if the job is such a test; else None."""
+        """The data of the test of two prompts, if the job is one; else None."""
         return self._get("tested")[0]
 
     @property
@@ -357,7 +357,7 @@ class Folder:
 
     @property
     def stamp(self) -> object:
-        """The times and sizes of the database's files, which change with their content; None without a database."""
+        """The times and sizes of the database's files, which change with its content; None without a database."""
         stamps: list[tuple[int, int] | None] = []
         for suffix in ("", "-wal"):
             try:

@@ -37,8 +37,8 @@ class InFlight:
     """The rows that have a sent request but no record yet. The memory-mapped file survives a kill.
 
     Each row has an entry: its number + 1 (0: the entry is free), the number of requests sent, the number of open
-    requests (they may be billed, and their reply is unknown), the highest cost of these, and the cost of the other
-    requests. The first entry counts requests of earlier runs whose rows now have a record.
+    requests (they may be billed, and their reply is unknown), the highest cost of the open requests, and the cost of
+    the ended requests. The first entry counts requests of earlier runs whose rows now have a record.
     """
 
     @staticmethod
@@ -71,8 +71,8 @@ class InFlight:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
-        """Record that a request was sent for the row of `key`. `most`: its highest cost. `requests`: 0 if it was the
-        request of another row."""
+        """Record that a request was sent for the row of `key`. `most`: its highest cost. `requests`: 0 if the request
+        was sent for another row."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:
@@ -146,7 +146,7 @@ class InFlight:
     def most_in(path: Path) -> float:
         """Return `most` from the ledger file at `path`. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # without an entry that a full disk has truncated
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # drops an entry that a full disk has truncated
         return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ def no_job(job_id: str) -> PromptmillError:
 
 
 def _parts(text: str) -> list[str]:
-    """Return the outputs of jobs in a file or sheet: `book.xlsx#Topics`, `book.xlsx#Reviews[Tone]`."""
+    """Return the outputs that jobs have in a file or sheet: `book.xlsx#Topics`, `book.xlsx#Reviews[Tone]`."""
     file = home_expanded(text)
     folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}[[#]*{SUFFIX}") if "\0" not in text else ()
     return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in folders)
@@ -45,7 +45,7 @@ class JobFolders:
     root: Path
     beside_outputs: bool = field(default=False, kw_only=True)
     every: JobFolders | None = field(default=None, kw_only=True)
-    """All jobs of this user, if this object has only the jobs of a series."""
+    """The folders of all jobs of this user, if this object has only the jobs of a series."""
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
@@ -86,15 +86,15 @@ class JobFolders:
         disk.make_private_folder(self.root)  # the folders above it stay unchanged
 
     def of_sheet(self, target: Path) -> Iterator[Folder]:
-        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Jobs that are
-        not next to their outputs are found only with the usual column."""
+        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. In a folder of
+        all jobs, only jobs with the usual column are found."""
         plain = table_paths.without_column(target)
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 
     def alike(self, target: Path) -> Path | None:
-        """Return the column, sheet or table of a job whose name differs only in case from the resolved output `target`,
-        which has no job; else None. macOS and Windows treat the folders of both as one."""
+        """Return the column, sheet or table of a job whose name differs only in its capitals from the resolved output
+        `target`, which has no job; else None. macOS and Windows do not distinguish the folders of both."""
         file, _ = table_paths.split(target)
         others = _parts(str(file)) if self.beside_outputs and file != target else ()
         if str(target) in others:
@@ -109,7 +109,7 @@ class JobFolders:
         return folder if is_loose and path.name in {folder.prompts.name, folder.answers.name} else None
 
     def loose(self, job_id: str) -> Folder:
-        """Return the folder of a job without user files, such as a call that becomes a job."""
+        """Return the folder of a job without user files: a call that became a job."""
         return Folder(self.root.resolve() / job_id)
 
     def id_of(self, folder: Folder) -> str:
@@ -182,7 +182,7 @@ class JobFolders:
             if len(near) == 1:
                 return self.find(near[0])
             if not near and "\0" not in text and home_expanded(text).is_file():
-                raise input_error(f"{text} has no job: none has written it, or its job was removed.") from None
+                raise input_error(f"{text} has no job: no job has written it, or its job was removed.") from None
             meant = [f"did you mean {' or '.join(near[:3])}?"] if near else self._names(text)
             raise PromptmillError(error.code, [f"There is no job {text[:60]!r}; ", *meant], "") from None
 
@@ -208,7 +208,7 @@ class JobFolders:
         return False
 
     def _names(self, text: str) -> Sequence[str | Named]:
-        """Return a text with jobs whose names are similar to `text`, else jobs in the folder, else how to list jobs."""
+        """Return a text: jobs with names similar to `text`, else jobs in the folder, else how to list jobs."""
         here, names = self._outputs_beside(text), [path.stem for path in self.paths()]
         if near := close_matches(Path(text).name, [*here, *names], 3, _ALIKE):
             return [f"did you mean {' or '.join(near)}?"]

@@ -1,9 +1,9 @@
 """The shares of labels in a table, corrected for wrong labels.
 
-Some rows, drawn at random, are reviewed: they have the machine's label and the right label. For each label, the
-reviewed rows with this machine label show how many such rows really have the label; the other reviewed rows show this
-for the rest. The share is the average of both rates, weighted by numbers of rows. The interval draws both rates from
-their Beta distributions (Jeffreys' prior), so it is valid for rare labels and few reviewed rows too.
+Some rows, drawn at random, are reviewed: they have the machine's label and the right label. For each label, two
+rates are known: how many reviewed rows with this machine label really have the label, and how many of the other
+reviewed rows do. The share is the average of both rates, weighted by numbers of rows. The interval draws both rates
+from their Beta distributions (Jeffreys' prior), so it is valid for rare labels and few reviewed rows too.
 
 A table may have several strata, reviewed separately. All labels of a stratum may also be known to be right.
 
@@ -81,7 +81,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the delivered labels of records that meet `where`, an SQL condition on the tables `answer` and `join`."""
+    """Count the delivered labels of records that meet the SQL condition `where` on the tables `answer` and `join`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()

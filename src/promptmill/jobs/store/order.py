@@ -22,7 +22,7 @@ from promptmill.options.table import Again
 from promptmill.system.safe_open import real_path
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-_FIRST_ROWS = 20  # rows from which a share of failures is checked; of fewer rows, a share says little
+_FIRST_ROWS = 20  # rows; a share of failures among fewer rows says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Limits(Stored):
     limit: int | None = Field(None, ge=1, le=SLOT, validation_alias=AliasChoices("limit", "rows"))
     """The number of first rows to send; None: all. `rows` in stored orders of older versions."""
     shard: str | None = None
-    """The shard of the rows to send, such as `3/16`; the output is then a shard file."""
+    """The shard of the rows to send, such as `3/16`; the output is then that shard's file."""
     dedupe: bool = False
     """Whether only one of several rows with the same question is sent."""
     max_failures: str | None = None
@@ -106,7 +106,7 @@ class Earlier(Stored):
     again: Again | None = None
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers made with other settings count (later records note the change), and most answers may be lost."""
+    """Whether answers made with other settings count (later records name the change), and most answers may be lost."""
     from_jobs: tuple[Path, ...] = ()
     """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
@@ -158,7 +158,7 @@ def as_written(names: Sequence[str]) -> str:
 
 
 class JobOrder(Stored):
-    """An order: which job to run, and how to run it this time."""
+    """An order: the job to run, and how to run it this time."""
 
     inputs: tuple[Path, ...]
     """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows not in files."""
@@ -170,7 +170,7 @@ class JobOrder(Stored):
     """Sampling parameters of a call. They override the sampling of every model that answers."""
     form: AnswerForm = AnswerForm()
     has_check: bool = False
-    """Whether a function of the program that runs the job checks each answer."""
+    """Whether a function of the program checks each answer."""
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
@@ -182,8 +182,8 @@ class JobOrder(Stored):
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any]) -> JobOrder:
-        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted, with those that
-        they imply. None means the default.
+        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted, and for options
+        that they imply. None means the default.
 
         `prompt` may be a mapping of names to templates, and `model` a list. Then each model answers each prompt of each
         row. `sampling`: the sampling parameters of a call.
@@ -229,7 +229,7 @@ class JobOrder(Stored):
 
     @property
     def named_models(self) -> frozenset[str]:
-        """The models that its variants and its plan name."""
+        """The models that the order's variants and plan name."""
         return self.plan.named_models.union(variant.model for variant in self.variants)
 
     @property
@@ -239,7 +239,7 @@ class JobOrder(Stored):
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the job's backend; None: promptmill's own."""
+        """The function that makes the job's backend; None: promptmill makes it."""
         return next((each.create for each in self.parts.values() if each.create is not None), None)
 
     @property
@@ -278,7 +278,7 @@ class JobOrder(Stored):
         return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     def repeated(self, begun: JobOrder) -> JobOrder:
-        """Return the order with the decisions of `begun`, the unfinished order of the same command."""
+        """Return the order with the decisions that the unfinished order `begun` of the same command has made."""
         parts = {name: each.repeated(begun.parts[name]) for name, each in self.parts.items() if name in begun.parts}
         return self.model_copy(update={"parts": {**self.parts, **parts}})
 

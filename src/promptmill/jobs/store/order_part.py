@@ -1,9 +1,9 @@
-"""The parts of an order: what the features that its options select do with the job.
+"""The parts of an order. A part holds what a feature, selected by the order's options, does with the job.
 
     options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
 
-A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan, see
-`plan.Plan`. An order has the parts with the options of a command; a job has the plan, with its decisions.
+A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan (see
+`plan.Plan`). An order has one part for each selected feature; a job has the plan with its decisions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OrderPart(Stored):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> OrderPart | None:
-        """Return the part that the options of `bulk` select, if they do. `models`: the models of the order.
+        """Return the part that the options of `bulk` select; None if they select none. `models`: the order's models.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -47,7 +47,7 @@ class OrderPart(Stored):
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the job's backend, instead of promptmill's own backends."""
+        """The function that makes the job's backend, if promptmill's own backends do not answer its rows."""
         return None
 
     @property
@@ -61,7 +61,7 @@ class OrderPart(Stored):
         return ()
 
     def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the options for a repeated command. `begun`: the options of the unfinished job."""
+        """Return the options for a repeated command, given those of its unfinished job, `begun`."""
         del begun
         return self
 

@@ -2,8 +2,8 @@
 
     order ─▶ Plan ─▶ rounds ─▶ answers ─▶ PlanWork: copies, decisions ─▶ delivered answers ─▶ marks, figures, doubts
 
-An ordinary job has the plan `Plan()`; features add others, as parts of orders. What a single feature asks of some plans
-is a protocol of that feature.
+An ordinary job has the plan `Plan()`; features add other plans, as parts of orders. A method that a single feature
+needs of some plans is in a protocol of that feature.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class PlanWork:
     """
 
     window = 4096
-    """In a live round, answers are delivered after this many row numbers; a query over more rows would block the
-    database too long."""
+    """In a live round, answers are delivered each time after this many row numbers. A query over more rows would block
+    the database too long."""
     late = 0
     """The number of rows before a window that are checked again."""
     steps: Sequence[Step] = ()
     """Steps outside of the model's chain, for the rows of rounds that send requests.
 
-    A step may send several requests for one row, each with its own `choice`. If the outcome of one of them is
-    `batched`, so is the row's: once the batch has ended, the row is passed to the step again."""
+    A step may send several requests for one row, each with its own `choice`. If one of their outcomes is `batched`, the
+    outcome of the row is `batched` too: once the batch has ended, the row is passed to the step again."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
     """For a live round, by its rule: the condition for rows that may get an answer in slot 0 during the round."""
 
@@ -80,7 +80,7 @@ class PlanWork:
 
 
 class Delivered(NamedTuple):
-    """Answers that are delivered during a round."""
+    """Answers that are delivered while the round still runs."""
 
     records: Sequence[Record]
     to_send: Collection[int] = ()
@@ -104,11 +104,11 @@ class RunningJob:
     put: Callable[[Plan], None]
     """Stores the plan with its new decisions. Raises the errors of `JobDatabase`."""
     show: Callable[[Mapping[str, object]], object]
-    """Puts status fields that follow from the plan's decisions into the status of the running job."""
+    """Puts the status fields that follow from the plan's decisions into the status of the running job."""
     requests: Callable[[], RowRequests]
     """Returns the request maker for the model of the first slot."""
     config_of: Callable[[str], ModelConfig]
-    """Returns the settings with which a model that the plan names answers."""
+    """Returns the settings of a model that the plan names."""
 
     @property
     def spec(self) -> JobSpec:
@@ -120,16 +120,16 @@ class Taking(NamedTuple):
     """How a job takes answers from a job with other questions about the same rows."""
 
     outcome: Callable[[Record], Outcome | None]
-    """Returns the outcome of a row whose record in the other job is this: an answer; a `batched` failure with the
-    answers so far; None: nothing."""
+    """Returns the outcome that a row takes from its record in the other job: an answer; a `batched` failure with the
+    answers so far; None: it takes nothing."""
     sampling: JsonDict
-    """The sampling parameters of what the other job asks."""
+    """The sampling parameters of the other job's questions."""
     is_whole: bool
-    """Whether nothing that the other job asks is left out."""
+    """Whether the job takes the answers to all questions of the other job."""
 
 
 class Estimate(NamedTuple):
-    """What a validation says of a plan."""
+    """The words and the cost that a validation adds for a plan."""
 
     figures: Mapping[str, object] = MappingProxyType({})
     words: str = ""
@@ -151,9 +151,9 @@ class Plan(OrderPart):
     follows: ClassVar[bool] = True
     """Whether an answer is final when it is recorded, so that a live output may include it."""
     has_own_forms: ClassVar[bool] = False
-    """Whether the requests that replace a row's have forms of their own, so that its prompt has no words about one."""
+    """Whether requests with other forms replace the request of a row, so that prompts must not describe its form."""
     shows_sent: ClassVar[bool] = False
-    """Whether a validation shows the prompts of the requests of `sending`, in place of the prompts of rows."""
+    """Whether a validation shows the prompts of `sending`'s requests instead of the prompts of rows."""
     all_may_fail: ClassVar[bool] = True
     """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
 
@@ -185,22 +185,22 @@ class Plan(OrderPart):
         yield first
 
     def resumes(self, last: Round) -> bool:
-        """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers.
+        """Return whether an interrupted round is resumed. If not, the next round is derived from the answers.
 
-        For rows without an answer, a new round selects the same rows. Its failures are failures of this run, which are
-        sent again by the next run only.
+        For rows without an answer, a new round selects the same rows. Its failures are failures of this run: the next
+        run sends them again.
         """
         return last.rows != "open" or last.way != LIVE
 
     @property
     def option(self) -> str:
-        """The option that selects the plan; `""`: it has the name of the plan's part."""
+        """The option that selects the plan; `""`: the option has the name of the plan's part."""
         return ""
 
     # ---- admission
 
     def prompts(self, given: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the templates of the prompts of a row. `given`: those of the order."""
+        """Return the templates of the prompts of a row. `given`: the templates of the order."""
         return given
 
     def target(self, slot: int, target: Target, config: ModelConfig) -> Target:
@@ -223,7 +223,7 @@ class Plan(OrderPart):
         return None
 
     def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return those of the requests about a row that are left to be sent. `record`: what the row has taken."""
+        """Return the `requests` about a row that are still to be sent. `record`: the part that the row has taken."""
         del record
         return requests
 
@@ -242,23 +242,23 @@ class Plan(OrderPart):
     ) -> Estimate:
         """Return what a validation adds for the plan. Blocks.
 
-        `configs`: by model. `checked`: the figures so far, for a single model; `alone`: the `Usage` of all rows if each
-        is sent alone; `text_tokens`: those of their texts; `of_models`: the costs by model, empty without a price.
+        `configs`: by model. `checked`: the figures so far, as for one model; `alone`: the `Usage` of all rows if each
+        is sent alone; `text_tokens`: the tokens of their texts; `of_models`: the costs by model, empty without a price.
         `end`: the number of the first row beyond the limit. If the figures have a `least_estimated_cost`,
-        `estimated_cost` is the other end of a range.
+        `estimated_cost` is the upper end of a range.
         """
         del store, spec, configs, checked, end
         return Estimate()
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings with which a model of `asked` answers, for a validation. `config`: its own."""
+        """Return the settings with which a model of `asked` answers, for a validation. `config`: the model's own."""
         del model
         return config
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterable[Request]]:
-        """Return the function from a row's request, and its template or `""`, to the requests that replace it.
+        """Return a function that takes a row's request and template (or `""`) and returns the requests to send.
 
-        `config`: that of the model. The function raises `PromptmillError` for a row that cannot be sent.
+        `config`: the settings of the model. The function raises `PromptmillError` for a row that cannot be sent.
         """
         del config
         return lambda request, _: (request,)
@@ -303,7 +303,7 @@ class Doubt(NamedTuple):
     """The reason why a person should check a row."""
 
     score: float
-    """The lower the score, the more doubtful the answer; if `is_wrong`, the higher."""
+    """The lower the score, the more doubtful the answer. If `is_wrong`, a higher score is more doubtful."""
     words: str
     kind: Literal["", "tie", "disagree"] = ""
     """Ties are shown first, then disagreements of models."""
@@ -315,7 +315,7 @@ _ORDINARY = Plan()
 
 
 def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
-    """Return the plan among the parts of an order or job, by its name; none for an ordinary job.
+    """Return the plan among the parts of an order or job, by its name; `{}` for an ordinary job.
 
     Raises `PromptmillError` (`invalid_input`) if there are several.
     """
@@ -327,7 +327,7 @@ def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
 
 
 def option_of(parts: Mapping[str, OrderPart]) -> Named:
-    """Return the option that selects the plan among the parts of an order or job; the plan's feature may be missing."""
+    """Return the option that selects the plan among the parts of an order or job. The plan's feature may be missing."""
     plan = next((name for name, each in parts.items() if isinstance(each, Plan)), next(iter(parts)))
     return Named(getattr(parts[plan], "option", "") or plan)
 
@@ -365,7 +365,7 @@ class JobSpec(Stored):
     to_bind: Literal["questions", "rows"] | None = None
     """The rule that binds answers when the input is read again: by question, or by row number."""
     names_form: bool = False
-    """Whether prompts name the form of their answer to a model that does not see it; not in jobs of older versions."""
+    """Whether prompts describe the form of answers to a model that gets no schema; False in jobs of older versions."""
     origin: Origin = Origin()
 
     @property
@@ -392,7 +392,7 @@ class JobSpec(Stored):
 
     @property
     def image_folders(self) -> tuple[str, ...]:
-        """The folders in which relative image paths are searched: the input's folder, then the working folder."""
+        """The folders in which relative image paths are searched: first the input's folder, then the working folder."""
         here = Path.cwd()
         folders = [self.input.path.parent] if self.input.is_file else []
         folders.append(self.origin.working_folder or here)

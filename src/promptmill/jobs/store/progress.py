@@ -52,9 +52,9 @@ class Progress:
         self.written = 0
         """The number of rows of the output that are written."""
         self.figures: dict[str, Any] = {}
-        """Figures of the output and its answers: during the run, of its plan and ways; after its end, all."""
+        """Figures of the output and its answers: during the run, those of its plan and ways; after its end, all."""
         self.awaited: Callable[[], str] = lambda: ""
-        """Returns a text about the answers that the current round awaits while it sends nothing."""
+        """Returns a text about the awaited answers, while the current round sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
@@ -201,9 +201,9 @@ class EarlierRuns:
         self.is_added = False
         """Whether the earlier runs are included. Until then, `status` has the job's counts."""
         self.set_aside = 0.0
-        """The highest possible cost of requests whose rows have no record."""
+        """The highest possible cost of requests that have no record."""
         self.lost = 0
-        """The number of requests that are counted in no record."""
+        """The number of requests that no record counts."""
         self.seconds = status.get("seconds", 0.0)
         self.forgotten = status.get("cost_forgotten", 0.0)
         """The cost of requests whose rows are unknown, because the input changed after a kill."""
@@ -223,13 +223,13 @@ class EarlierRuns:
 
 
 class _Times:
-    """The time of the run, and its rates over the last 30 seconds without stalls, which would make them 0."""
+    """The duration of the run, and its rates over the last 30 seconds without stalls, which would make them 0."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
         self._intervals: deque[tuple[float, int, int]] = deque()
-        """For each pair of consecutive samples: the seconds between them, and the rows and tokens of this time."""
+        """For each two consecutive samples: the seconds between them, and the rows and tokens in this time."""
         self._last: tuple[float, int, int] | None = None
         self._last_since: float | None = None
 
@@ -240,7 +240,7 @@ class _Times:
 
     @property
     def last_s(self) -> float:
-        """Seconds since all remaining rows were in flight, by the samples; 0 while rows remain to be sent."""
+        """Seconds since all remaining rows were in flight, according to the samples; 0 while rows remain to be sent."""
         return 0.0 if self._last_since is None else self._clock() - self._last_since
 
     def begin(self) -> None:
@@ -356,7 +356,7 @@ class StatusWriter:
         return {"status": status, **({"course": self._course.as_dict()} if self._course.note(status) else {})}
 
     def store(self, values: Mapping[str, Mapping[str, object]] | None = None) -> None:
-        """Store the present values, or `values` of a moment ago. Blocks."""
+        """Store the present values, or `values` that `values()` returned earlier. Blocks."""
         values = self.values() if values is None else values
         if values and self._folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # reported more clearly by the next write of answers

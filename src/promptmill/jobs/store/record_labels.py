@@ -43,8 +43,8 @@ def label_in(text: str) -> str:
 
 
 def labels_of_job(store: JobDatabase, output: OutputSpec) -> list[str]:
-    """Return the labels of a job: its `choices` in their order, then the labels of other answers, the most frequent
-    first; none if the answers are not labels. With a schema: see `answers_of_labels`."""
+    """Return the labels of a job: its `choices` in order, then other labels, the most frequent first; `[]` if the
+    answers are not labels. With a schema: see `answers_of_labels`."""
     if output.answer_schema is not None:
         return [*answers_of_labels(output.answer_schema)]
     counts = Counter[str]()
@@ -100,7 +100,7 @@ def least_probable(record: Record) -> tuple[float, str] | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability of the answer: among the choices or of its least probable field if reported, else from its
+    """Return the probability of the answer: among the choices, or of its least probable field, or else from its
     tokens; None if no probability is reported."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:

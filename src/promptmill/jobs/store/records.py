@@ -19,21 +19,21 @@ SLOT = 1 << 40
 PERSON = -1
 """The settings id of a label that a person gave. No other settings have this id."""
 A_PERSON = "person"
-"""The name of the labels' giver in outputs, if a person gave them."""
+"""The name that outputs show as the giver of a person's labels."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
 
 
 class Provenance(NamedTuple):
-    """Facts about a round that are stored in each of its records."""
+    """Values that a round stores in each of its records."""
 
     settings: int = 0
     round: int = 0
     changed: Sequence[str] = ()
     """The settings that have changed since the job's first run."""
     model: str = ""
-    """The model to name in each record: a model that answered instead of the target's model, or the target's model if
-    rows get answers of several models; `""`: none."""
+    """The model to name in each record: the model that answered instead of the target's, or the target's own if rows
+    get answers of several models; `""`: name no model."""
 
 
 FIRST = Provenance()
@@ -41,7 +41,7 @@ _KEY_DIGITS = 12
 
 
 SCORES = "scores"
-"""The optional field for the expected levels of an answer's fields: an output computes them from probabilities."""
+"""The optional field for the expected levels of an answer's fields, which an output computes from probabilities."""
 
 
 class Record(NamedTuple):
@@ -87,14 +87,14 @@ class Record(NamedTuple):
 
     @property
     def question_key(self) -> str:
-        """The beginning of the question's digest, with which a person's label names its question, or `""`."""
+        """The first part of the question's digest, by which a person's label names its question, or `""`."""
         return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property
     def is_sound(self) -> bool:
         """Whether the outcome matches its checksum."""
         try:
-            # The key is not checked, because an answer may move to another row with the same question.
+            # The checksum leaves out the key, because an answer may move to another row with the same question.
             return self.checksum == checksum(self[1:11], self.vector)
         except TypeError:  # the damage has changed a value's type
             return False
@@ -215,7 +215,7 @@ def _further(outcome: Outcome) -> dict[str, Any]:
 
 
 def _probabilities(shown: JsonObject, text: str) -> JsonDict:
-    """Return the fields for the probabilities of an answer: `probability`, and all if there are others."""
+    """Return the fields for the probabilities of an answer: `probability`, and `probabilities` if it has several."""
     own = {"probability": shown[text]} if text in shown else {}
     return own if len(shown) == len(own) else {**own, "probabilities": shown}
 

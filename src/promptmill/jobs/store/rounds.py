@@ -7,7 +7,7 @@
 A slot numbers one answer to each row. A job that compares models or prompts has several slots.
 
 A round is stored before its first request. Its rows are given by a rule: a condition on a row's answer in a slot
-(`RULES`). The rule refers to rounds before the order, and a new answer has the new round's id. So a row no longer
+(`RULES`). The rule refers to rounds before the order, whereas a new answer has the new round's id. So a row no longer
 matches when its answer is stored, and after a kill the rule selects exactly the remaining rows.
 """
 
@@ -59,14 +59,14 @@ class Awaited(Protocol):
     RULE: str
     """The SQL condition for rows whose answers are awaited, as in `RULES`."""
     TRIED: str
-    """The SQL condition for rows that this way did not answer, and that are now sent live."""
+    """The SQL condition for rows that this way left unanswered, so that they are now sent live."""
 
     def has_sent(self, store: JobDatabase) -> bool:
         """Return whether the job has, or had, requests that were sent this way."""
         ...
 
     def names(self, store: JobDatabase) -> str:
-        """Return the provider's names of the awaited work, such as `batch a, b`; `""` without such work."""
+        """Return the names that the provider gave the awaited work, such as `batch a, b`; `""` without such work."""
         ...
 
     def slots(self, store: JobDatabase) -> Collection[int]:
@@ -86,12 +86,12 @@ class Awaited(Protocol):
         ...
 
     def forget(self, store: JobDatabase) -> None:
-        """Forget the rows of `TRIED`: the job has finished, and a later order may send them this way again."""
+        """Clear the record of `TRIED` rows: the job has finished, and a later order may send them this way again."""
         ...
 
 
 def awaited(store: JobDatabase) -> dict[str, Awaited]:
-    """Return, by name, the ways of features that the job has used.
+    """Return the ways of features that the job has used, by name.
 
     Raises the errors of `JobDatabase`; `PromptmillError` (`invalid_input`) if the feature of an unfinished round is
     missing.
@@ -103,7 +103,7 @@ def awaited(store: JobDatabase) -> dict[str, Awaited]:
 
 
 def _used(store: JobDatabase) -> dict[str, Awaited]:
-    added = store.added.keys()  # not the ways of its rounds: a damaged round has lost the name of its way
+    added = store.added.keys()  # the rounds do not suffice: a damaged round has lost its way
     return {name: part(entry.awaited) for name, entry in ways().items() if entry.tables.keys() <= added}
 
 
@@ -123,7 +123,7 @@ def is_empty(store: JobDatabase) -> bool:
 
 
 def names(store: JobDatabase) -> str:
-    """Return the providers' names of the work that a job awaits, or `""`. Raises as `JobDatabase` does."""
+    """Return the providers' names of the work that a job awaits; `""` if there is none. Raises as `JobDatabase`."""
     return ", ".join(filter(None, (way.names(store) for way in _used(store).values())))
 
 

@@ -4,7 +4,7 @@ answers    all intact answers; failures only if a request was sent, because a da
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
-of ways    all readable rows; of tables without row ids, the rows up to the first unreadable one
+of ways    all readable rows; for tables without row ids, the rows before the first unreadable row
 """
 
 from __future__ import annotations

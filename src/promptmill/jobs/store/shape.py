@@ -25,8 +25,8 @@ class Shape(OrderPart):
         raise NotImplementedError
 
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
-        """Return the function that divides a record with an answer of this schema, or a failure: it returns the records
-        of the output, at least one."""
+        """Return a function that divides a record (an answer of this schema, or a failure) into at least one record of
+        the output."""
         raise NotImplementedError
 
     def rows_in(self, store: JobDatabase) -> int:

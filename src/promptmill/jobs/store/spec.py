@@ -1,4 +1,4 @@
-"""The parts of a job's description, as its database stores them: its input, its output, and where it came from."""
+"""The parts of a job's description, as its database stores them: its input, its output and its origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
 NO_ANSWERS: Stamp = (0, 0)
-"""The stamp of the job's columns in a sheet without its answers."""
+"""The stamp of the job's columns in a sheet that lacks the job's answers."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
@@ -53,21 +53,21 @@ class InputSpec(Stored):
     """The columns of a table."""
     style: Style = Style()
     fields: _Names = ()
-    """For rows of JSON: fields with names that a prompt could read as an expression, such as `mail-body`."""
+    """For rows of JSON: the fields whose names a prompt could read as an expression, such as `mail-body`."""
     taken: tuple[str, ...] = ()
-    """For rows of JSON: fields with a name that a column of the job could get."""
+    """For rows of JSON: the fields whose names a column of the job could get."""
     settings_read: tuple[str, ...] = ()
     """The columns that are read as settings of each row."""
     blank: dict[str, int] = Field(default_factory=dict)
-    """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
+    """For each column: the number of rows whose empty cell leaves a gap in the prompt."""
     packed: dict[str, int] = Field(default_factory=dict)
-    """For each column: the number of rows whose bytes are no text, so that the prompt has them in base64."""
+    """For each column: the number of rows whose bytes are not text, so that the prompt has them in base64."""
     twice: int = 0
-    """The number of the first row with a text that was encoded twice; 0: none."""
+    """The number of the first row with a text that was encoded twice; 0 if there is none."""
 
     @property
     def above(self) -> int:
-        """The number of rows above the first row in the only sheet of the input; 0 for other inputs."""
+        """The number of rows above the first row in the input's only sheet; 0 for other inputs."""
         return self.style.header_row + 1 if self.style.sheet and len(self.files) < 2 else 0
 
     @property
@@ -102,13 +102,13 @@ class OutputSpec(Stored):
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     choices: tuple[str, ...] = ()
-    """The labels from which an answer is chosen."""
+    """The labels that an answer may have."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
 
     @property
     def kind(self) -> Format:
-        """The format."""
+        """The format of the output."""
         return format_table.of_output(self.format)
 
 

@@ -27,7 +27,7 @@ LATENCIES = 4096
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHOWN_LEVELS = 20
-_SHORT_VALUE = 40  # max characters of a shown value
+_SHORT_VALUE = 40  # max characters of a value in the counts
 _ONLY_VALUE = 200  # max characters of a shown value if all answers are the same
 _LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
 _SAMPLES = 65_536  # max answers in the histograms of a report
@@ -40,10 +40,10 @@ DELIVERED = f"""answer.key < coalesce((
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that are in the output."""
-# A row that wants several answers may send as many requests without a retry. Such rows are few, so JSON is read only
-# for them.
+# A row that wants several answers may send as many requests without a retry. Such rows are few, so the JSON is read
+# only for them.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
-# SQL may evaluate both sides of an `AND`, so `CASE` guards the JSON: an excluded record may be damaged.
+# SQL may evaluate both sides of an `AND`, so `CASE` guards the JSON, which a damaged record may have.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
 """SQL for `Completion.shared` of a record."""
@@ -61,7 +61,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""The counts of earlier runs' requests that records hold: each is the sum of an SQL expression."""
+"""The counts of earlier runs' requests, from records: each is the sum of an SQL expression."""
 _HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
 _IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
@@ -79,7 +79,7 @@ _KINDS = MappingProxyType(
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
-# The limit has room for null and for one value more than is shown, which reveals that there are too many.
+# The limit leaves room for null and one more value than is shown; the extra value reveals that there are too many.
 _GROUPS = "SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {0})"
 _VALUES = _GROUPS.format(_SHOWN_VALUES + 2)
 _ITEMS = f"""
@@ -142,7 +142,7 @@ class JobCounts(Counts):
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
             return
-        if outcome.latency_s:  # a copied answer has none
+        if outcome.latency_s:  # a copied answer has no latency
             self.latencies.append(outcome.latency_s)
         self.truncated += outcome.finish_reason == "length"
         self.empty += outcome.is_empty
@@ -227,8 +227,8 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
     """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
-    characters), and, if short answers repeat, or all are the same, `values`: the number of rows for each of the most
-    frequent answers, or, if the choices of `output` are numbers, for each of them in their order.
+    characters). If short answers repeat, or all are the same, also `values`: the number of rows for each of the most
+    frequent answers or, if the choices of `output` are numbers, for each choice in order.
     Return `{}` without answers. White space around an answer is ignored. For an `output` with a schema: also
     `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
     """
@@ -263,7 +263,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
 
 
 def _numbers_in_order(choices: Sequence[str]) -> Sequence[str]:
-    """Return choices that are whole numbers, the lowest first; none if a choice is no number, or if there are many."""
+    """Return choices that are whole numbers, the lowest first; `()` if a choice is no number, or if there are many."""
     are_numbers = all(choice.removeprefix("-").isdecimal() for choice in choices) and len(choices) <= _SHOWN_LEVELS
     return sorted(choices, key=int) if are_numbers else ()
 
@@ -358,7 +358,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
     keys."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
-    order = f"{mixed} * {mixed} % {_PRIME}"  # squared, or the rows would be evenly spaced
+    order = f"{mixed} * {mixed} % {_PRIME}"  # squared, because the rows would otherwise be evenly spaced
     yield from store.records_at(store.keys(where, f"ORDER BY {order}, key LIMIT {max(0, size)}"))
 
 
@@ -440,7 +440,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
-    """Return sums of paid answers (no copies, nothing cached) by slot, and by whether they are of these rounds."""
+    """Return sums of paid answers (neither copied nor cached) by slot, and by whether one of `rounds` made them."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), key / {SLOT}, count(*),
@@ -498,7 +498,7 @@ def extra_fields(store: JobDatabase) -> set[str]:
 
 
 def formulas(store: JobDatabase, before: int = ALL_ROWS) -> int:
-    """Return the number of answers that a program for spreadsheets runs if they are cells of a CSV file: they begin
-    with a formula's sign, or have such a text in their JSON."""
+    """Return the number of answers that a spreadsheet program would run as a formula in a CSV cell: they begin with a
+    formula's sign, or have such a text in their JSON."""
     query = f"SELECT count(*) FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED} AND ({_IS_FORMULA})"
     return int(store.read(query, before)[0][0])

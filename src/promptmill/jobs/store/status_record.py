@@ -31,7 +31,7 @@ class Count:
     """`rows`: the records, counted by `JobCounts`. `requests`: the records of earlier runs, plus the counts of this
     run's `Call`. `runs`: the previous run's status, plus the counts of this run's `Call`."""
     words: str = ""
-    """The text after the number in a line of the summary, such as ` empty row{s}`; `""`: there is no line."""
+    """The text after the number in a line of the summary, such as ` empty row{s}`; `""`: there is no such line."""
     title: str = ""
     """The name of the field in a report, if it differs from the field's name."""
     rare: bool = False
@@ -61,7 +61,7 @@ class Results(TypedDict, total=False):
     """The distinct answers, see `statistics.results`."""
 
     vectors: int
-    """The number of vectors, if answers are vectors; the other counts are of texts."""
+    """The number of vectors, if answers are vectors; the other counts are about texts."""
     dimensions: int
     """The numbers in each vector; 0 if vectors differ in length."""
     different: int
@@ -158,7 +158,7 @@ class _Flow(TypedDict, total=False):
     in_flight: int
     window: int | None
     pace: float
-    """The requests per second beyond which requests are held back, because an endpoint refused more."""
+    """The limit of requests per second, set because an endpoint refused more."""
     refused: int
     """The number of requests of this run that an endpoint refused because of load."""
     rows_per_second: float
@@ -184,7 +184,7 @@ class Status(RunStatus, total=False):
     model: str
     """The model; several models are separated by commas."""
     variants: Sequence[str]
-    """With several models or prompts: the name of each pair. Then all counts are of answers, not rows."""
+    """With several models or prompts: the name of each pair of both. All counts are then of answers, not rows."""
     backend: str
     created: int
     alive: bool
@@ -250,7 +250,7 @@ def _is_valid(value: object, figure: Figure) -> bool:
 
 
 def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
-    """Return the shares of labels in a status, by field: from a person's labels, or else from a plan's."""
+    """Return the shares of labels in a status, by field: those from a person's labels, or else those of a plan."""
     of_plan = (value.get("shares") for value in status.values() if isinstance(value, Mapping))
     return status.get("shares") or next(filter(None, of_plan), {})
 

@@ -90,7 +90,7 @@ def summary(
     if state == FINISHED and output and status["output_file"]:
         lines.append(f"  output    {status['output_file']}")
     elif state != FINISHED and (status.get("paused") or not status.get("alive")):
-        lines += go_on or ["  what is answered is kept"]
+        lines += go_on or ["  the answers are kept"]
     return "\n".join(lines)
 
 
@@ -209,7 +209,7 @@ def _without_rows(status: Status) -> str:
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
-    """Return a watcher that writes a line about the job to `stream` every few seconds, if it says something new."""
+    """Return a watcher that writes a line about the job to `stream` every few seconds, if the line has changed."""
     written, state, waited, told, before = time.monotonic(), "", False, set[str](), ""
 
     def watch(progress: Progress) -> None:
@@ -295,7 +295,7 @@ def parts(status: RunStatus) -> list[str]:
 
 
 def outcome(status: Status, of: str = "") -> str:
-    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`, with `of` after the counts."""
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; `of` follows the counts."""
     failed = f", {status['failed']:,} failed" if status.get("failed") else ""
     return f"{times(status)}{status.get('answered', 0):,} answered{failed}{of} in {effort(status)}"
 
@@ -330,7 +330,7 @@ def paid(status: RunStatus) -> str:
 
 
 def vectors(results: Results) -> str:
-    """Return a text with the number of the vectors and their length."""
+    """Return a text with the number of vectors and their length."""
     of = f"of {counted(results['dimensions'], 'number')}" if results["dimensions"] else "of different lengths"
     return f"{counted(results['vectors'], 'vector')} {of}"
 

@@ -28,7 +28,7 @@ def serve(options: HFOptions, channel: Channel) -> None:
         lambda: require_packages("hf", "torch", "transformers"),
     )
     channel.progress("Starting transformers")
-    # imported now, with torch and transformers, because a model was found
+    # imported after a model was found, together with torch and transformers
     from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
     from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.schedule import Schedule, capacity_for

@@ -7,8 +7,8 @@ One turn computes a piece of a new prompt, if one is admitted, and one token for
        └───────────pause, keys kept────────────┘
 
 A row is admitted while `Capacity` allows it. If the batch is full, a row of the call with the most running rows is
-paused in favour of a call that has at least two fewer. A call without running rows gets the place of any row that has
-had `_QUANTUM` tokens, so that all calls progress. A long prompt is computed in pieces, so the batch never waits long.
+paused in favour of a call that has at least two rows fewer. A call without running rows gets the place of any row that
+has had `_QUANTUM` tokens, so all calls progress. A long prompt is computed in pieces, so the batch never waits long.
 
 After a failed step, the rows of the batch start over, fewer at a time; a row that fails alone, or too often with
 others, gets the error. `GenerateLoop` (transformers' `generate`) is for models whose rows cannot join a running batch.
@@ -43,15 +43,15 @@ from promptmill.system.frames import Frame
 
 _RECOVERY = 512  # steps without running out of memory before one more row is tried
 _IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
-_MISHAPS = 3  # failed steps; a row that was in this many is taken for their cause
-_MOST_LEADING = 256  # tokens that lead to a choice and can be distinguished
-_MOST_TEXTS = 8  # a run has the questions about one text at a time, as they go in front of its other rows
+_MISHAPS = 3  # failed steps; a row that was in this many is considered their cause
+_MOST_LEADING = 256  # different tokens that may lead to a choice
+_MOST_TEXTS = 8  # questions about a text precede other rows, so a run has one text at a time
 _SHARE_OF_TEXTS = 4  # of the cache's tokens, the share that texts may take
 _QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
 
 class Advance(NamedTuple):
-    """The result of a step: a token per row (None: the row's scores are NaN), and the places of the finished rows."""
+    """The result of a step: a token per row (None: the row's scores are NaN), and the indices of the finished rows."""
 
     tokens: list[int | None]
     done: list[int]
@@ -90,7 +90,7 @@ class DecodeLoop(ABC):
         """Return the rows in the batch."""
 
     def _forget(self) -> None:  # noqa: B027 (a loop may keep nothing)
-        """Drop what was kept for later rows."""
+        """Drop the values that were kept for later rows."""
 
     @abstractmethod
     def _discard_batch(self) -> list[RunningSequence]:
@@ -99,7 +99,7 @@ class DecodeLoop(ABC):
     def _advance_rows(self, rows: list[RunningSequence], scores: Any) -> Advance:
         """Choose each row's next token from `scores`, `(rows, vocabulary)`. Send the outcomes of finished rows."""
         wrong: dict[int, Exception] = {}
-        # the log probabilities of the model itself, before penalties and masks
+        # the model's own log probabilities, before penalties and masks
         logprobs = {
             position: scores[position].log_softmax(-1)
             for position, row in enumerate(rows)
@@ -150,7 +150,7 @@ class DecodeLoop(ABC):
     def _mishap(self, rows: list[RunningSequence], error: Exception) -> None:
         """After a failed step, let `rows` start over, fewer at a time. A row that failed alone gets the error.
 
-        Raises `error` if no row has caused it, or if the device is broken: then this process cannot continue.
+        Raises `error` if no row has caused it, or if the device is broken, so that this process cannot continue.
         """
         no_memory = _is_out_of_memory(error)
         if not rows or (not no_memory and isinstance(error, getattr(torch, "AcceleratorError", ()))):
@@ -219,7 +219,7 @@ class Decoder(DecodeLoop):
             rows = self._running()
             if rows and self._limits.more(len(rows), _longest([*rows, *taken])) < len(taken):
                 for row in reversed(taken):
-                    self._schedule.put_back(row)  # the rows wait until their lengths fit
+                    self._schedule.put_back(row)  # the row waits until its length fits
                 return
             for row in taken:
                 row.turns = 0
@@ -231,13 +231,13 @@ class Decoder(DecodeLoop):
                 else:
                     self._prefill = Prefill(self._model, taken, self._chunk, self._texts.of(taken))
             except Exception as error:
-                # the batch is unharmed by a prompt that fails before its first step
+                # a prompt that fails before its first step does not damage the batch
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _make_room(self, running: Counter[int]) -> int:
         """Pause a row of the run with the most rows if another run has at least two fewer. Return the freed places.
 
-        A row that has used up its quantum gives its place to a run without a place, so that many runs take turns.
+        A row that has used up its quantum gives its place to a run without running rows, so that many runs take turns.
         """
         fewest = self._schedule.fewest_running(running)
         if fewest is None:
@@ -253,7 +253,7 @@ class Decoder(DecodeLoop):
         row = rows[position]
         self._batch.leave(position)
         if self._schedule.kept() >= self._most:
-            row.kept = None  # the memory is for running rows; recomputing takes less time than the row may have to wait
+            row.kept = None  # running rows need the memory; recomputing takes less time than the row may have to wait
         self._schedule.put_back(row)
         return 1
 
@@ -305,7 +305,7 @@ class Decoder(DecodeLoop):
         self._count_step()
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
-        """Discard the batch's computed state. Return its rows and `more`, each row once."""
+        """Discard the batch's computed state. Return the batch's rows and `more`, each row once."""
         rows = list(dict.fromkeys([*self._batch.rows, *more]))
         self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
@@ -319,19 +319,19 @@ class Decoder(DecodeLoop):
 
 
 def _longest(rows: list[RunningSequence]) -> int:
-    """Return the longest possible length of any row in `rows`; every row takes this many columns of the cache."""
+    """Return the longest length that any of the `rows` can reach; every row takes this many columns of the cache."""
     return max((len(row.prompt) + row.ending.limit for row in rows), default=0)
 
 
 def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
-    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which is due to its images."""
+    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which its images cause."""
     if not any(row.offset for row in rows):
         return positions
     return positions + torch.tensor([[row.offset] for row in rows], device=positions.device)
 
 
 class ContinuousBatch:
-    """A batch that rows can join and leave at any token. Its cache must consist of plain columns."""
+    """A batch that rows can join and leave at any token. Its cache must have one column per token."""
 
     def __init__(self, model: LanguageModel, tokens: int | None) -> None:
         """`tokens`: the capacity of the cache (None: no limit)."""
@@ -350,7 +350,7 @@ class ContinuousBatch:
         self.drop([position])
 
     def go_back(self) -> None:
-        """Remove the tokens that rows have computed too far."""
+        """Remove the tokens that rows have computed in excess."""
         for position, row in enumerate(self.rows):
             if row.computed_too_far:
                 self._cache.go_back(position, row.computed_too_far)
@@ -375,12 +375,12 @@ class ContinuousBatch:
 
 
 class Prefill:
-    """The computation of prompts before they join: several of similar length together, or a long one in pieces."""
+    """The computation of prompts before rows join: several of similar length together, or a long one in pieces."""
 
     def __init__(
         self, model: LanguageModel, rows: list[RunningSequence], chunk: int, computed: Computed | None = None
     ) -> None:
-        """`computed`: a sequence that may begin as the first row does, which is then the only row."""
+        """`computed`: a sequence with the same beginning as the first row, which is then the only row."""
         self.rows = rows
         self._model = model
         self._chunk = (
@@ -415,7 +415,7 @@ class Prefill:
         return scores if end == whole else None
 
     def goes_on(self) -> bool:
-        """Prepare the next step for what the search of the only row needs; return False for other rows."""
+        """Prepare the next step for the search of the only row; return False for rows without a search."""
         row = self.rows[0]
         if len(self.rows) > 1 or row.search is None or row.search.asked is None or row.image_inputs is not None:
             return False
@@ -433,22 +433,22 @@ class Prefill:
 
 
 class Computed(NamedTuple):
-    """The tokens of a row that was computed, and their keys and values."""
+    """The tokens of a computed row, and their keys and values."""
 
     tokens: list[int]
     content: KeysValues
 
 
 class ComputedTexts:
-    """The last texts with several questions. Questions about one text share its computed beginning."""
+    """The latest texts with several questions. Questions about one text share the computed beginning."""
 
     def __init__(self, tokens: int | None) -> None:
-        """`tokens`: the most tokens of all texts together, unless one alone has more."""
+        """`tokens`: the most tokens of all texts together; a single text may have more."""
         self._most = math.inf if tokens is None else tokens
         self._known: dict[tuple[int, int | None], Computed] = {}
 
     def keep(self, row: RunningSequence, content: KeysValues) -> None:
-        """Keep the prompt of a row for further questions, in place of the oldest ones."""
+        """Keep the prompt of a row for further questions; it replaces the oldest prompts."""
         length = len(row.prompt)
         while self._known and (len(self._known) >= _MOST_TEXTS or self._tokens() + length > self._most):
             self._known.pop(next(iter(self._known)))
@@ -459,7 +459,7 @@ class ComputedTexts:
         return sum(len(known.tokens) for known in self._known.values())
 
     def of(self, rows: list[RunningSequence]) -> Computed | None:
-        """Return the text that was kept for a single row; None for several rows, and if none was kept."""
+        """Return the kept text for a single row; None for several rows, or if no text was kept."""
         row = rows[0]
         is_known = len(rows) == 1 and row.follows and row.image_inputs is None
         return self._known.get((row.run, row.text)) if is_known else None
@@ -474,7 +474,7 @@ class ComputedTexts:
 
 
 def _same(one: list[int], other: list[int]) -> int:
-    """Return the number of first tokens that two sequences have in common; fewer than the second one has."""
+    """Return the number of equal first tokens of two sequences; always fewer than the second sequence has."""
     pairs = enumerate(zip(one, other[:-1], strict=False))
     return next((place for place, (own, its) in pairs if own != its), min(len(one), len(other) - 1))
 
@@ -548,7 +548,7 @@ class GenerateLoop(DecodeLoop):
         del scores
         waits = self._schedule.fewest_running({row.run: 1 for row in self._rows}) == 0
         leaves = waits and max(row.turns for row in self._rows) >= _QUANTUM
-        # beyond the border, the computed keys are invalid
+        # the computed keys are invalid beyond the border
         leaves = leaves or self._model.batching.border in {len(row.sequence) - 1 for row in self._rows}
         ended = [leaves or row.answered or self._schedule.is_cancelled(row.run) for row in self._rows]
         return torch.tensor(ended, device=tokens.device)
@@ -564,7 +564,7 @@ def _free_unused_memory() -> None:
 
 
 def _searched(row: RunningSequence, search: ChoiceSearch, logprobs: Any) -> bool:
-    """Continue the search of a row with the `logprobs` of its next token. Return whether it has ended."""
+    """Continue the search of a row with the `logprobs` of its next token. Return whether the search has ended."""
     assert search.asked is not None
     tokens, permitted = search.asked
     if len(row.tokens) == len(tokens):

@@ -1,4 +1,4 @@
-"""A causal language model: loads it with its tokenizer, and computes the scores of the next token from token ids."""
+"""A causal language model: loading it with its tokenizer, and computing the scores of the next token from token ids."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from promptmill.core.errors import PromptmillError, first_sentence
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
 
-_SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi, which compute distances from the mask or the columns
+_SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi: they compute distances from the mask or the columns
 _SHORT = (torch.float16, torch.bfloat16)
 _STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # model types that keep state in the module, or truncate input
 
@@ -94,7 +94,7 @@ class LanguageModel:
 
     @property
     def config(self) -> Any:
-        """The decoder's configuration. An image model's configuration also contains configurations of other parts."""
+        """The decoder's configuration. The configuration of an image model contains those of other parts, too."""
         return self.network.config.get_text_config(decoder=True)
 
     @property
@@ -110,7 +110,7 @@ class LanguageModel:
         return plain_cache(self._layers)
 
     def _bears_padding(self) -> bool:
-        """Return whether rows of different lengths may be computed together with padding at the left.
+        """Return whether rows of different lengths may be computed together, padded at the left.
 
         They may if the model uses the given positions. Some models derive positions from the columns of the cache
         instead, and would count the padding of a shorter row.
@@ -275,12 +275,12 @@ def load_model(location: Location, options: HFOptions, report: Callable[[str], N
 
 def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
     """Return the tokenizer of an image model, and its `Vision` if the model has an image processor."""
-    # imported here, because it takes most of a second and text models do not need it
+    # imported here, because the import takes most of a second and text models do not need it
     from promptmill.backends.engines.hf.vision import Vision, load_processor
 
     try:
         processor = load_processor(source)
-    except OSError:  # no configuration of an image processor, as in copies of a model that support only text
+    except OSError:  # text-only copies of a model have no configuration of an image processor
         return transformers.AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None
@@ -315,7 +315,7 @@ def _takes_a_cache(network: Any) -> bool:
 
 
 def _writes_its_own_way(network: Any) -> bool:
-    """Return whether the model overrides `generate`, whose steps the decode loop replaces."""
+    """Return whether the model overrides `generate`. The decode loop replaces only the usual steps of `generate`."""
     return getattr(type(network), "generate", None) is not transformers.GenerationMixin.generate
 
 
@@ -346,7 +346,7 @@ def _no_cuda() -> str:
 
 
 def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
-    """Return the number format of the checkpoint; another format if the CPU would have to emulate it."""
+    """Return the number format of the checkpoint, or another format if the CPU would have to emulate it."""
     if wanted != "auto":
         return getattr(torch, wanted)
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
@@ -379,7 +379,7 @@ def _load_error(error: Exception, options: HFOptions) -> PromptmillError:
 def _attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float | None = None, **options: Any
 ) -> Any:
-    """Do the computation of `sdpa_attention_forward`: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
+    """Compute the result of `sdpa_attention_forward`: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 
     If several query heads share a head of the cache, transformers copies the cache for each of them. For a single new
     token, the heads of a group can instead be treated as several tokens: the same sums without the copy, five times as

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-_STEP = 256  # columns, one per token; the cache grows by at least this many
+_STEP = 256  # columns (one per token) by which the cache grows at least
 _LEAST_STEP = 64  # the growth if memory is short
 _LEAST_ROWS = 4
 

@@ -30,8 +30,8 @@ from promptmill.system.installation import adding
 # a step of a small model, and these tokens nearly always include the nucleus.
 _CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a lower temperature counts as 0: it leaves no choice, and the scores would overflow float32
-_TAIL = 32  # last tokens, in which the end of a reasoning block is searched for
-# bounded, because small models write endless white space if the grammar allows it
+_TAIL = 32  # the last tokens, which are searched for the end of a reasoning block
+# limited, because small models write endless white space if the grammar allows it
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
 # Defaults that `SequenceBuilder` applies, or that do not affect the choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
@@ -60,7 +60,7 @@ class Penalties:
     frequency: float = 0.0
     _seen: Any = None
     _counts: Any = None
-    _counted: int = 0  # tokens of the answer that `_seen` and `_counts` include
+    _counted: int = 0  # the number of answer tokens that `_seen` and `_counts` include
 
     def apply(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
         """Change the `scores` of the row, `(vocabulary,)`, in place."""
@@ -152,7 +152,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
         upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
         drawn[row] = _place_of(numbers[row], upto)
     truncated = [row for row in range(len(choices)) if row not in set(whole)]
-    # `top_p` is a share of what `top_k` has left, so all of that is needed
+    # `top_p` is a share of the tokens that `top_k` has left, so all of these are needed
     candidates = min(scaled.shape[1], max(_CANDIDATES, *(choice.top_k for choice in choices)))
     while truncated:
         values, indices = scaled[truncated].topk(candidates)
@@ -169,14 +169,14 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return the index drawn from the largest `shares`, in descending order; None if they may not contain the cut."""
+    """Return the index drawn from the largest `shares`, in descending order; None if they may end before the cut."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
     upto = kept.cumsum(-1, dtype=torch.float64)
     count = len(kept)
     if choice.top_p < 1:
-        # the token that reaches the mass is the last token to keep
+        # the token that reaches the mass is the last one to keep
         reached = int((upto < choice.top_p * mass).sum()) + 1
         complete = complete or reached <= count
         count = min(count, reached)
@@ -278,7 +278,7 @@ class AnswerMask:
     """The token mask of one answer: permits only tokens that can still lead to a text of the grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
-        """`known`: the number of tokens that the matcher knows. `closings`: the grammar starts after one of them."""
+        """`known`: the number of tokens that the matcher has read. `closings`: the grammar starts after one of them."""
         self._matcher = matcher
         self._known = known
         self._ends = ends
@@ -292,7 +292,7 @@ class AnswerMask:
         if self._closings and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):  # a limit of llguidance: the token would take seconds
+            if not self._matcher.consume_token(token):  # at a limit of llguidance: the token would take seconds
                 raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
@@ -302,7 +302,7 @@ class AnswerMask:
             scores.masked_fill_(torch.from_numpy(ruled_out).to(scores.device), float("-inf"))
 
     def _ruled_out(self, size: int) -> Any:
-        """Return for each token of a vocabulary of `size` whether it cannot be next."""
+        """Return, for each token of a vocabulary of `size`, whether it cannot be the next token."""
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         if self._bits is None:

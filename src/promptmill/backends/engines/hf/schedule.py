@@ -25,8 +25,8 @@ from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
-_SHORT = 128  # tokens of a prompt that is computed again together with others, rather than only its end but alone
-_STATIC_ROWS = 8  # max rows of a batch that no row can join later, and that runs as long as its longest row
+_SHORT = 128  # tokens; a shorter prompt is computed completely with others, not alone from its changed end on
+_STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row
 _CACHE_SHARE = 3  # the cache gets 1/3 of free memory, because it exists twice while it is moved
 
 
@@ -39,7 +39,7 @@ class Schedule(WaitingRows[RunningSequence]):
         self._border = border
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
-        """Return the number of running rows of the waiting run with the fewest; None if none waits."""
+        """Return the fewest running rows that any waiting run has; None if no run waits."""
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 
@@ -128,7 +128,7 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def _bytes_per_token(model: LanguageModel) -> int | None:
-    """Return the bytes for the keys and values of a token; None if the model's configuration does not tell."""
+    """Return the bytes of a token's keys and values; None if the model's configuration does not give them."""
     config = model.config
     try:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

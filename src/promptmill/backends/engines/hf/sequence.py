@@ -44,14 +44,14 @@ class RunningSequence(GrowingAnswer):
     choice: SamplerState
     image_inputs: ImageInputs | None = None
     offset: int = 0
-    """Its position minus its number of tokens; not 0 if the model gives an image fewer positions than tokens."""
+    """The row's position minus its number of tokens; not 0 if the model gives an image fewer positions than tokens."""
     kept: KeysValues | None = None
     """The keys and values that were computed before the row was paused."""
     turns: int = 0
     """The number of tokens computed since the row joined the batch."""
     answered: bool = False
     computed_too_far: int = 0
-    """The number of last tokens that were computed, but are not before the next one."""
+    """The number of last tokens that were computed but do not precede the next token."""
     top_logprobs: int = 0
     """The number of most probable tokens to report at each position, in addition to the chosen token."""
 
@@ -66,7 +66,7 @@ class RunningSequence(GrowingAnswer):
         return GrowingAnswer.accept(self, token)
 
     def go_to(self, tokens: Sequence[int]) -> None:
-        """Let the next step compute the first one of `tokens` that is not the answer's."""
+        """Let the next step compute the first of the `tokens` that is not yet in the answer."""
         pairs = enumerate(zip(self.tokens, tokens, strict=False))
         same = next((place for place, (own, other) in pairs if own != other), len(self.tokens))
         self.turns += 1
@@ -128,7 +128,7 @@ class SequenceBuilder:
             submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
             drawing=not choice.greedy
-        )  # set after `refuse`, because the request did not ask for these
+        )  # set after `refuse`, because the request did not set these
         tokens, image_inputs = self._encode(text, message, special=special)
         limit = submission.answer_limit(
             longest or self._model.defaults.max_new_tokens, self._model.context, len(tokens)

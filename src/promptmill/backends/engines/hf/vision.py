@@ -34,7 +34,7 @@ class NoVideos(dict[str, Any]):
 
 
 def stand_in_for_videos() -> None:
-    """Let processors that also support videos be created without torchvision, in this process."""
+    """Let processors that also support videos be created without torchvision in this process."""
     if importlib.util.find_spec("torchvision") is None:
         mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
         mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)
@@ -58,7 +58,7 @@ class ImageInputs:
     whole: dict[str, Any]
     """Pixels, sizes and other inputs from the processor."""
     marks: dict[str, Any]
-    """A number per token of the prompt, `(1, tokens)`, that distinguishes text from images."""
+    """A number for each token of the prompt, `(1, tokens)`, that distinguishes text from images."""
 
     def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, the text generated so far."""
@@ -130,7 +130,7 @@ def _is_per_token(value: Any, tokens: int) -> bool:
 
 
 class ImageLayout:
-    """Converts turns for an image model's template: the content is a text, or a list of text and image parts.
+    """Converts turns for an image model's template: content becomes a text, or a list of text and image parts.
 
     Templates differ in the form they accept, so the template is tried once with test turns.
     """
@@ -148,7 +148,7 @@ class ImageLayout:
         self._keeps_places = self._takes_lists and (mark is None or mark in between)
 
     def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `message` in the form for the template, with every image in its place."""
+        """Return `message` in the template's form, with every image in its place."""
         content = message["content"] or ""
         if isinstance(content, str):
             content = content if self._takes_texts else [{"type": "text", "text": content}]

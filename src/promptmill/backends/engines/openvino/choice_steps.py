@@ -1,10 +1,10 @@
-"""Answers with choices in steps: one request to OpenVINO's pipeline for each place that the search looks at.
+"""Answers with choices, in steps: each place that the search examines is one request to OpenVINO's pipeline.
 
-OpenVINO GenAI cannot be given the permitted tokens, and reports the log probability of a chosen token alone. Both can
-be had for a single token: all others are end tokens that may not come yet, and where the alternatives are needed, many
-answers are drawn. They share the computed prompt, and their temperature is so high that each permitted token is equally
-likely, so each comes up, with the log probability that the model gives it. A further step finds the prompt computed in
-the pipeline's cache.
+OpenVINO GenAI cannot be given a list of permitted tokens, and reports the log probability of the chosen token only. For
+a single token, both limits can be avoided: all other tokens become end tokens, which may not come yet; and where the
+alternatives are needed, many answers are drawn. They share the computed prompt. Their temperature is so high that all
+permitted tokens are equally likely: each is drawn, with the log probability that the model gives it. A further step
+finds the prompt computed in the pipeline's cache.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from promptmill.backends.engines.choice_tokens import ChoiceSearch
 
-_EQUALLY = 1e6  # differences of log probabilities are below 100
-# A draw takes 1 ms. 20 tokens need 240 draws, by which one of them is missed in 1 of 10,000 cases.
+_EQUALLY = 1e6  # a temperature; differences of log probabilities are below 100
+# A draw takes 1 ms. 20 tokens need 240 draws, which miss one of them in 1 of 10,000 cases.
 _MOST_TOKENS, _LOG_MISSED = 20, 9
 _SEEDS = 2**32
 
@@ -31,11 +31,11 @@ class ChoiceSteps:
     vocabulary: int
     """The number of tokens to which the model assigns a probability."""
     draws: bool
-    """Whether the alternatives to the likeliest token are needed."""
+    """Whether the search needs the alternatives to the likeliest token."""
     random: random.Random
 
     def prepare(self, config: Any) -> list[int]:
-        """Set `config`, the row's generation settings, to the token that is asked; return the tokens before it."""
+        """Make the row's generation settings, `config`, generate the requested token; return the tokens before it."""
         assert self.search.asked is not None
         tokens, permitted = self.search.asked
         ruled_out = {*range(self.vocabulary)}.difference(permitted)

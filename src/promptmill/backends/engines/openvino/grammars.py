@@ -63,7 +63,7 @@ number ::= integer ("." [0-9]{{1,17}})? ([eE] [-+]? [0-9]{{1,2}})?
 """
 _LARGEST = 10**18 - 1
 # OpenVINO takes 10 ms of processor time for each place of a repeat and, if a repeat has more than about 128 places, 0.2
-# s for each later token. Repeats of rules of at most this number of places take 0.4 s, and 0.01 s a token.
+# s for each later token. Repeats of rules with at most this number of places take 0.4 s, and 0.01 s a token.
 _LONGEST_REPEAT = 16
 # A class is bounded to 200 characters, because a pattern of many `[` would be read to its end from each of them.
 _PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\]){1,200}\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
@@ -71,15 +71,15 @@ _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
 _NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # characters that JSON texts must escape
 _MISREAD = re.compile(
     "([\x80-\xff])"
-)  # OpenVINO reads such a letter and a following hex digit as one code: `ße` as U+0DFE
+)  # OpenVINO would read this letter and a following hex digit as one code: `ße` as U+0DFE
 
 
 class _Costs(NamedTuple):
-    """The work for compiling a schema in one of two forms."""
+    """The work of compiling a schema in one of two forms."""
 
     most_of_a_length: int
     squares_per_work: int
-    """The number of optional properties whose square equals one unit of work."""
+    """The number of optional properties that take one unit of work. The work grows with the square of the number."""
 
 
 _STRICT = _Costs(most_of_a_length=40, squares_per_work=150)
@@ -115,10 +115,10 @@ def grammar_of_choices(choices: Choices) -> Grammar:
 
 
 def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int]) -> frozenset[int] | None:
-    """Return the tokens of `grammar_of_choices` that are in no choice's own tokens. `numbers`: the vocabulary.
+    """Return the tokens that `grammar_of_choices` permits but no choice's own tokens have. `numbers`: the vocabulary.
 
     None if an answer could not be continued without them: the grammar permits the own tokens of one choice in another
-    one, too, where they may lead to a text that no own token continues.
+    choice, too, where they may lead to a text that no own token continues.
     """
     endings = [ending.encode() for ending in choices.endings.values()]
     texts = b"\xff".join(endings)  # a byte that no text has
@@ -136,7 +136,7 @@ def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int])
             return None
         for piece in following:
             longer = [ending for ending in possible if ending.startswith(piece, end)]
-            place = end + len(piece), longer[0]  # no other text of this length has the same first ending
+            place = end + len(piece), longer[0]  # texts of this length differ in their first ending
             if place not in reached:
                 reached.add(place)
                 ahead.append((place[0], longer))
@@ -253,7 +253,7 @@ class StrictJson:
         try:
             self._root = self._of(schema, frozenset())
         except (RecursionError, TypeError, ValueError, LookupError, AttributeError, OverflowError, re.error):
-            raise NotWritableError from None  # a malformed schema; OpenVINO reports it
+            raise NotWritableError from None  # OpenVINO reports a malformed schema
 
     @property
     def text(self) -> str:
@@ -269,7 +269,7 @@ class StrictJson:
         return self._names[body]
 
     def _of(self, node: Any, open_references: frozenset[str]) -> str:
-        """Return the expression for a schema. `open_references` contain the schema at the same place of the answer."""
+        """Return the expression for a schema. `open_references`: those that contain the schema at the same place."""
         if node is True:
             return "value"
         keywords = node.keys() - _IGNORED

@@ -132,7 +132,7 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer = openvino_genai.Tokenizer(file, enable_save_ov_model=True)
     scheduling = openvino_genai.SchedulerConfig()
     with contextlib.suppress(RuntimeError):
-        # the graph is written before the device is searched; without a device, the slow compilation is skipped
+        # the graph is written before a device is searched for; without a device, the slow compilation is skipped
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
     apply_moc_transformations(graph, cf=True, smart_reshape=False)  # done once: half of the work of a start

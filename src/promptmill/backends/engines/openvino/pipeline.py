@@ -50,13 +50,13 @@ _CACHE_SHARE = 4  # the cache gets 1/4 of free memory, at most 8 GiB
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 # Candidates for special tokens, by spelling. The detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
-# The key, its type (4: 32 bits) and its value, which precede the vocabulary. The gguf package reads the vocabulary too,
-# which takes seconds.
+# The key, its type (4: 32 bits) and its value: they precede the vocabulary. The gguf package reads the vocabulary,
+# too, which takes seconds.
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
 _GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens longer texts without a warning
 _MOST_PASSED = 64
-"""The most waiting rows that others pass because a row with the same prompt runs."""
+"""The most waiting rows that may pass a row while it waits for a running row with the same prompt."""
 _MISHAPS = 2  # failed steps; a row that was in this many gets the error
 
 
@@ -120,7 +120,7 @@ class LoadedPipeline:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
-        # for the questions about one text, and the steps of `ChoiceSteps`; of images, only the places would count
+        # for questions about one text, and for `ChoiceSteps`; the cache would compare only the number of images
         scheduling.enable_prefix_caching = not self.reads_images
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
@@ -305,7 +305,7 @@ class PipelineDecoder:
 
     def _admit(self) -> None:
         """Add the next rows to the pipeline. A row with a new grammar is added last, because it may break the step. A
-        row with a twin in the pipeline waits, and lets others pass."""
+        row waits, and lets others pass, while a row with the same prompt is in the pipeline."""
         twins: list[PipelineRow] = []
         self._admit_all(twins)
         for row in reversed(twins):
@@ -339,10 +339,10 @@ class PipelineDecoder:
                 return  # one such row per step: encoding images takes long, and other rows wait for their next token
 
     def _has_twin(self, row: PipelineRow) -> bool:
-        """Return whether the prompt of a row begins with the whole prompt of a running one, or the other way round: the
-        pipeline would share the last block of the cache, in which the running one goes on writing its answer. (Seven of
-        eight equal prompts at once had another answer.)"""
-        if self._model.reads_images:  # its pipeline has no cache of beginnings
+        """Return whether the prompt of a running row begins with the whole prompt of this row, or the other way round.
+        The rows would share the last block of the cache, into which the running row still writes its answer. (Of eight
+        equal prompts in one batch, seven got another answer.)"""
+        if self._model.reads_images:  # the pipeline of such a model caches no beginnings
             return False
         prompt, size = row.prompt, len(row.prompt)
         return any(one.prompt[:size] == prompt[: len(one.prompt)] for one in self._running)
@@ -370,7 +370,7 @@ class PipelineDecoder:
             if status == GenerationStatus.RUNNING:  # the row met a stop string, which the pipeline does not know
                 row.handle.cancel()
                 if row.sight is not None:
-                    return False  # not yet known: the next step counts the tokens of its images
+                    return False  # the next step counts the tokens of the row's images
         if row.sight is not None:
             row.counted = row.handle.get_perf_metrics().get_num_input_tokens()
         self._answer(row, row.outcome())

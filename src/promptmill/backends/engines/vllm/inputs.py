@@ -34,8 +34,8 @@ from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
-"""Replaces the template of a Mistral tokenizer, which formats chats in code and supports tools."""
-_TAIL = 16  # last tokens of a prompt, in which the template may open a thought
+"""Replaces the template of a Mistral tokenizer: the tokenizer formats chats in code, and supports tools."""
+_TAIL = 16  # the last tokens of a prompt, which may open a thought
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
@@ -78,7 +78,7 @@ class VllmPrompts:
         self._model = engine.model_config
         self._tokenizer: Any = engine.renderer.tokenizer
         self._refuse = options["unsupported"] == "error"
-        self._parses_reasoning = bool(options.get("reasoning_parser"))  # with a parser, a model reasons first
+        self._parses_reasoning = bool(options.get("reasoning_parser"))  # a model with a parser reasons first
         config = self._model.hf_config
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
@@ -100,7 +100,7 @@ class VllmPrompts:
     def _find_template(self, tools: list[Any] | None) -> str | None:
         try:
             template: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
-        except (ValueError, AttributeError):  # the tokenizer formats chats in code, as Mistral's does
+        except (ValueError, AttributeError):  # the tokenizer formats chats in code, like Mistral's tokenizer
             return ""
         return template
 
@@ -124,7 +124,7 @@ class VllmPrompts:
         own = None if choices is None else self._own_tokens(choices)
         if choices is not None:
             tokens += self._tokenizer.encode(choices.opening, add_special_tokens=False)
-            sampling = {**sampling, "response_format": None}  # the prompt has its beginning already
+            sampling = {**sampling, "response_format": None}  # the prompt already has the beginning of the choice
         if choices is not None and own is None:
             extra = {**extra, "guided_choice": [*choices.endings.values()]}
         chances = submission.chances_of(extra, choices, unasked=0)
@@ -156,7 +156,7 @@ class VllmPrompts:
     def _has_switch(self, name: str) -> bool:
         if self._template is None:
             return False
-        return not self._template or name in self._template  # `""`: code formats the chat, and may read any name
+        return not self._template or name in self._template  # without a template, code may read any name
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:

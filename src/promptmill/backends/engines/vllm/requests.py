@@ -61,7 +61,7 @@ class RequestRunner:
         self._embedder = Embedder(engine, options)
         self._reading = AnswerParser(engine, options.get("reasoning_parser"))
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
-        self._capacity = rows + max(2, rows // 8)  # prepares the next requests while all rows are in use
+        self._capacity = rows + max(2, rows // 8)  # while all rows are in use, the next requests are prepared
         self._running = 0
         self._runs: dict[int, _Run] = {}
         self._names = itertools.count(1)
@@ -115,7 +115,7 @@ class RequestRunner:
         try:
             reply = await self._answer_of(message, warnings)
         except EngineDeadError:
-            return  # the process ends, which the server reports to all requests
+            return  # the process ends, and the server reports this to all requests
         except Exception as error:
             reply = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
@@ -150,9 +150,9 @@ class RequestRunner:
         return outcome(output, reader, prepared, self._prompts)
 
     async def _searched(self, message: Frame, prepared: Prepared, search: ChoiceSearch) -> Frame:
-        """Return the outcome of a request with choices: each place that the search looks at is a request to vLLM.
+        """Return the outcome of a request with choices. Each place that the search examines is a request to vLLM.
 
-        vLLM finds the prompt computed, in its cache of prefixes.
+        vLLM's cache of prefixes keeps the computed prompt.
         """
         prompt: list[int] = prepared.prompt["prompt_token_ids"]
         row = growing_answer.GrowingAnswer.of(
@@ -205,10 +205,10 @@ def _item_error(error: Exception) -> PromptmillError:
 
 
 class MarkReader:
-    """Splits an answer at its model's marks: `<think>…</think>` and similar ones, or the channels of gpt-oss."""
+    """Splits an answer at its model's marks: `<think>…</think>` and similar marks, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
-    """Arguments of `AsyncLLM.generate` that say where reasoning ends, because a constrained structure begins there."""
+    """Arguments of `AsyncLLM.generate` for the end of the reasoning, after which a constrained structure begins."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._form = prepared.form
@@ -237,7 +237,7 @@ class ParserReader:
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
-        # kept in the text for the parser, because the marks of many families are special tokens
+        # the text keeps special tokens for the parser, because the marks of many families are special tokens
         prepared.params.skip_special_tokens &= self._request.skip_special_tokens
         prepared.params.spaces_between_special_tokens &= self._request.spaces_between_special_tokens
         self._prompt: list[int] = prepared.prompt["prompt_token_ids"]
@@ -317,7 +317,7 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, prompts: VllmPrompt
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
-        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # not a stop string
+        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # not ended by a stop string
         logprobs=None if prepared.top_logprobs is None else _logprobs(answer, prompts.tokens, prepared.top_logprobs),
         prompt_tokens=len(output.prompt_token_ids or ()),
         tokens=len(answer.token_ids),

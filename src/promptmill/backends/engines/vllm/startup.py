@@ -74,7 +74,7 @@ def load_engine(
         return AsyncLLM.from_vllm_config(config, disable_log_stats=bool(arguments["disable_log_stats"]))
     except PromptmillError:
         raise
-    except Exception as error:  # vLLM and transformers may raise almost any exception
+    except Exception as error:  # vLLM and transformers may raise any exception
         raise _load_error(error, stderr_reason, options) from None
 
 

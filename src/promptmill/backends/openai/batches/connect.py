@@ -33,7 +33,7 @@ _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:
-    """Return the batch profile of the endpoint's provider; for an unknown one, by the endpoint's API."""
+    """Return the batch profile of the endpoint's provider; for an unknown provider, that of the endpoint's API."""
     return endpoint.profile.batch or _OF_DIALECTS.get(endpoint.dialect, PLAIN_BATCHES)
 
 

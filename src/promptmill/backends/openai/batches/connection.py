@@ -1,4 +1,4 @@
-"""Requests of a Batch API over a pool: repeated with waits, sent only once, or streamed from and to files."""
+"""Requests to a Batch API over a pool: repeated with waits, sent only once, or streamed from and to files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _UNCLEAR = frozenset({408, 409, 425, 499})
 _MISSING = frozenset({404, 405, 410, 501})
 # Statuses of providers that refuse to cancel an ended batch.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
-# Redirects, with which providers send a download to their storage.
+# Statuses of redirects: providers redirect a download to their storage.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
 _LONGEST_WAIT_S = 300.0  # an endpoint that asks for a longer wait is an error
@@ -244,7 +244,7 @@ class BatchConnection:
                 failed = refused
             failures += 1
             await self.wait(failed, failures)
-            endpoint, hops = self._to(path, query), 0  # the address of a file may be valid for only a few minutes
+            endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for a few minutes only
 
     async def pages(
         self, path: str, field: str, paging: Paging, query: Query | None = None
@@ -269,7 +269,7 @@ class BatchConnection:
             following = None if isinstance(payload, list) else paging.following(payload, number)
 
     async def wait(self, failed: FailedRequestError, failures: int) -> None:
-        """Wait after `failures` failed attempts. Raises the error if another attempt is useless."""
+        """Wait after `failures` failed attempts. Raises the error if a further attempt is useless."""
         decision, settings = failed.decision, self._settings
         asked_s = decision.wait_s or 0.0
         if decision.kind not in _PASSING or failures >= settings.retries or asked_s > _LONGEST_WAIT_S:
@@ -294,7 +294,7 @@ class BatchConnection:
     def _exchange(
         self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
     ) -> AbstractAsyncContextManager[StreamedResponse]:
-        """Send a request. A remote provider must not name a private address of this network for a file."""
+        """Send a request. A remote provider must not name a private address in this network for a file."""
         is_foreign = urlsplit(endpoint.url)[:2] != urlsplit(self.endpoint.url)[:2]
         only_public = is_foreign and not self._is_near
         return self._pool.exchange(endpoint, method, headers, body, only_public=only_public)
@@ -320,12 +320,12 @@ def _place(endpoint: Endpoint) -> str:
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the non-empty lines of a body. A line that is too long is cut off, so it cannot be parsed."""
+    """Yield the non-empty lines of a body. A line that is too long is shortened, so that it cannot be parsed."""
     parts: list[bytes] = []
     size = 0
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        if size <= 2 * LARGEST_BODY:  # a line holds one answer's body, twice as long if every character is escaped
+        if size <= 2 * LARGEST_BODY:  # a line holds one answer's body, which doubles if every character is escaped
             parts.append(first)
         size += len(first)
         for other in others:

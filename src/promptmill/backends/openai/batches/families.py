@@ -24,7 +24,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 
 def _following(field: str, parameter: str) -> Callable[[JsonObject, int], Query | None]:
-    """Return the function for the next page, if a field of the page has its token."""
+    """Return the function for the next page, which a token in a field of the page identifies."""
     return lambda page, _: {parameter: str(page[field])} if page.get(field) else None
 
 
@@ -35,7 +35,7 @@ def _after_last(page: JsonObject, _: int) -> Query | None:
 
 
 def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
-    """Return the body that creates a batch and contains its requests as a list."""
+    """Return the body of the request that creates a batch: the batch's requests are a list in it."""
     return FileBody(
         batch.file, reading.file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True
     )
@@ -132,7 +132,7 @@ class AnthropicBatches(openai_batches.Batches):
         state = replace(state, total=sum(counts.values()) or None)
         if not state.is_ended:
             return state
-        # not the gateway's `results_url`, which may name Anthropic's host
+        # not the gateway's `results_url`: it may name Anthropic's host
         results = (f"{self._place(state.id)}/results",)
         return replace(state, done=counts.get("succeeded"), failed=counts.get("errored"), results=results)
 
@@ -188,7 +188,7 @@ class GeminiBatches(openai_batches.Batches):
     FIELD, CANCEL, QUOTA_IS_QUEUE = "operations", ":cancel", True
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    SKEW_S = math.inf  # any, because its lists are not sorted by time
+    SKEW_S = math.inf  # no limit, because the provider's lists are not sorted by time
     PLACES = openai_batches.RecordPaths(
         id="name",
         said="metadata.state|state",
@@ -206,7 +206,7 @@ class GeminiBatches(openai_batches.Batches):
 
     @override
     def line(self, custom_id: str, body: bytes) -> bytes:
-        # in batches, a schema works only in its older form
+        # batches support a schema only in its older form
         if b'"responseJsonSchema"' in body:
             request = orjson.loads(body)
             config = request.get("generationConfig", {})
@@ -385,7 +385,7 @@ class FireworksBatches(openai_batches.Batches):
 
 
 class XAIBatches(openai_batches.Batches):
-    """xAI's: OpenAI's files and lines, counters in place of a state, results in pages of JSON.
+    """xAI's: OpenAI's files and lines, counters instead of a state, and results in pages of JSON.
 
     Facts: docs.x.ai/docs/guides/batch-api and its REST reference (/v1/batches, files of JSON Lines since March 2026),
     xai-sdk 1.21.0, litellm 1.109.1.
@@ -439,7 +439,7 @@ class XAIBatches(openai_batches.Batches):
 
     @override
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
-        await super().delete(batch, None)  # its results are no files
+        await super().delete(batch, None)  # the results are no files
 
 
 def _id(batch: PlannedBatch) -> str:

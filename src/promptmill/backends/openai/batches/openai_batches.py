@@ -1,4 +1,4 @@
-"""OpenAI's Batch API, which Azure, Groq, Doubleword and gateways have, too. `families` has the APIs that differ.
+"""OpenAI's Batch API, which Azure, Groq, Doubleword and gateways have, too. `families` has APIs that differ from it.
 
 Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure writes states with capitals, times as
 texts, null for counts, and lists in `value`.
@@ -31,7 +31,7 @@ _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class RecordPaths(NamedTuple):
-    """The paths of values in a batch's record, for `reading.at`; empty: the record lacks the value."""
+    """The paths of values in a batch's record, for `reading.at`; an empty path: the record lacks the value."""
 
     id: str = "id"
     said: str = "status"
@@ -68,7 +68,7 @@ class Batches(batches.BatchApi):
 
     PLACES, FILE_PLACES = RecordPaths(), FilePlaces()
     JOBS, FILES = "/batches", "/files"
-    """The paths of batches and files. Without files, `create` sends the requests, and no label is stored."""
+    """The paths of batches and files. Without files, `create` sends the requests, and the provider stores no label."""
     FIELD = "data"
     """The field of a page that holds batches."""
     PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
@@ -80,7 +80,7 @@ class Batches(batches.BatchApi):
     """The format of a line with placeholders for id and body, if it differs from OpenAI's."""
     LARGEST = LARGEST_BODY
     QUOTA_IS_QUEUE = False
-    """Whether the provider's word for its queue is quota."""
+    """Whether the provider calls its queue a quota."""
 
     def __init__(
         self, connection: BatchConnection, profile: BatchProfile, limits: batches.BatchLimits, path: str
@@ -101,7 +101,7 @@ class Batches(batches.BatchApi):
             await self._check_path(path)
 
     async def _check_path(self, path: str) -> None:
-        """Raise `unsupported` if this path of the endpoint returns no list."""
+        """Raise `unsupported` if this path of the endpoint does not return a list."""
         try:
             await self._connection.call("GET", path, query={next(iter(self.PAGES.first)): 1})
         except PromptmillError as error:
@@ -118,7 +118,7 @@ class Batches(batches.BatchApi):
     async def upload(self, batch: batches.PlannedBatch) -> str:
         if not self.FILES:
             return ""
-        # if the answer is lost, repeated only if the file is missing
+        # if the response is lost, the upload is repeated only if the file is missing
         return await self._connection.repeated(lambda: self._upload(batch), lambda: self.find_file(batch))
 
     async def _upload(self, batch: batches.PlannedBatch) -> str:
@@ -148,7 +148,7 @@ class Batches(batches.BatchApi):
         return next(whole, "")
 
     async def _named(self, batch: batches.PlannedBatch) -> list[JsonDict]:
-        """Return the files with the batch's name, complete or not; none if the endpoint lists no files."""
+        """Return the files with the batch's name, complete or not; `[]` if the endpoint lists no files."""
         name, places, files = reading.file_name(batch), self.FILE_PLACES, list[JsonDict]()
         purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
         try:

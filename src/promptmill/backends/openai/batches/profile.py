@@ -11,7 +11,7 @@ from promptmill.core.request import EMBEDDINGS
 Family: TypeAlias = Literal[
     "openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "xai", "none"
 ]
-"""`none`: the provider runs no batches of requests in the endpoint's API (Bedrock's need AWS signatures and S3)."""
+"""`none`: the provider runs no batches in the endpoint's API (Bedrock's batches need AWS signatures and S3)."""
 
 CHATS_ONLY: frozenset[str] = frozenset()
 _OPENAIS = BatchLimits()

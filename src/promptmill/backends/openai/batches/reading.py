@@ -1,4 +1,4 @@
-"""Reads what all families have in common: states, times, counts, errors, and lines of results."""
+"""Reads values that all families have: states, times, counts, errors, and lines of results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PREFIX = re.compile(r"(?:job|batch)_state_")
 _FULL_CODES = frozenset({"token_limit_exceeded", "too_many_tasks"})
 _FULL_WORDS = re.compile(r"enqueued token|(?:queue|batch(?:es| job)s?) .{0,40}limit")
 _NOT_RUN = re.compile(r"expired|cancell?ed")
-# The HTTP status for an error of which only the type is known: OpenAI's, Anthropic's (docs/en/api/errors).
+# The HTTP status for an error of which only the type is known: OpenAI's and Anthropic's types (docs/en/api/errors).
 _STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "invalid_request_error": 400,
@@ -128,7 +128,7 @@ def count(value: object) -> int | None:
 
 
 def is_full(payload: Any, *, soft: bool = False) -> bool:
-    """Return whether an error body reports a full queue. `soft`: words for a quota count too."""
+    """Return whether an error body reports a full queue. `soft`: words for a quota count, too."""
     body = read_error(payload)
     if soft and SOFT_QUOTA.search(body.words) and not NO_QUOTA_AT_ALL.search(body.words):
         return True
@@ -162,7 +162,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # 200 or an error's status, because some servers omit it
+            # 200 or an error's status; some servers omit it
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")
@@ -220,7 +220,7 @@ async def only_match(
 ) -> BatchState | None:
     """Return the only batch in a list (newest first) that may be the planned batch, if the provider stores no label.
 
-    Raises `BatchUnclearError` if several batches may be it.
+    Raises `BatchUnclearError` if several batches match.
     """
     since = batch.planned - CLOCK_SKEW_S
     candidates: list[BatchState] = []

@@ -1,4 +1,4 @@
-"""The formats of each API's requests and replies. Replies are converted to chat completions, except for decisions.
+"""The formats of each API's requests and replies. Replies, except decisions, are converted to chat completions.
 
 `DIALECTS` has the dialects by name, each from a module of this folder: the module itself, or its `DIALECT`. `openai` is
 the name of chat completions.

@@ -28,8 +28,8 @@ STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
 MARKS, MARKED = frozenset({"cache_control"}), ROLES
 DEFAULT_TOKENS = 16_384
-"""The `max_tokens` of requests without a limit, because the API requires one. Larger answers are streamed, or may be
-cut off. The value is doubled for a thinking model, because its thoughts count."""
+"""The `max_tokens` of requests without a limit, because the API requires a limit. Larger answers are streamed, or may
+be cut off. The value is doubled for a thinking model, because its thoughts count."""
 
 # Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
@@ -93,7 +93,7 @@ def parameters(
 
 
 def _version(model: str) -> tuple[int, int]:
-    """Return the version of a model. An unknown model counts as one of the newest models."""
+    """Return the version of a model. An unknown model gets the version of the newest models."""
     match = _NAMED.search(model)
     if match is None:
         return (5, 0)
@@ -121,7 +121,7 @@ def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
     if "thinking" in body:
         return refused
     if wanted is False:
-        if version < (5, 0):  # older models think only if the request says so
+        if version < (5, 0):  # older models think only if the request asks for it
             return refused
         if line in {"fable", "mythos"} or (line == "opus" and version >= (5, 5)):
             return ["enable_thinking"]
@@ -193,7 +193,7 @@ def _system_blocks(message: Message) -> list[JsonDict]:
 
 
 def _mark_of(message: Message) -> JsonDict:
-    """Return the cache mark of a message, or of the last part of an assistant's, which becomes one text."""
+    """Return the cache mark of a message. An assistant's message becomes one text: its last part has the mark."""
     mark = (message.extra or {}).get("cache_control")
     if message.role == "assistant" and isinstance(message.content, tuple):
         mark = next((part.marks["cache_control"] for part in reversed(message.content) if part.marks), mark)
@@ -301,7 +301,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
 
 
 def _annotations(cited: Any) -> Iterator[JsonDict]:
-    """Yield the citations of web pages in those of a text; others cite documents of the request."""
+    """Yield the web pages among the citations of a text. Other citations refer to documents of the request."""
     for one in cited if isinstance(cited, list) else ():
         if isinstance(one, Mapping) and one.get("type") == "web_search_result_location":
             yield url_citation(one.get("url"), one.get("title"))
@@ -314,7 +314,7 @@ def _said(details: Any) -> str:
 
 
 def _usage(usage: Any) -> JsonDict:
-    """Return a usage in the format of chat completions, with the iterations that its own counts leave out."""
+    """Return a usage in the format of chat completions, including iterations that its own counts omit."""
     if not isinstance(usage, dict):
         return {}
     billed = [usage, *filter(_is_left_out, dialect.listed(usage, "iterations"))]
@@ -363,7 +363,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             place = event["index"], numbers.setdefault(event["index"], 0)
             blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
             if isinstance(cited := event["delta"].get("citation"), dict):
-                if place not in citations:  # a list of our own, because copying it for each event would take long
+                if place not in citations:  # a separate list, because copying the block for each event would take long
                     blocks[place]["citations"] = citations[place] = [*dialect.listed(blocks[place], "citations")]
                 citations[place].append(cited)
             _add(pieces.setdefault(place, {}), event["delta"])
@@ -393,14 +393,14 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
         if name != "partial_json":
             block[name] = continued(str(block.get(name) or ""), "".join(texts))
         elif block.get("type") == "tool_use":
-            block["input"] = "".join(texts) or "{}"  # its JSON text, which `max_tokens` may have cut off
+            block["input"] = "".join(texts) or "{}"  # the JSON text, which `max_tokens` may have cut off
         else:
             block["input"] = orjson.loads("".join(texts) or "{}")
     return block
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event. Zeros of a prompt are counts only beside another count of it."""
+    """Return the usage after a later event. Zeros for the prompt count only if another count of the prompt is not 0."""
     if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
         return {**usage, **{name: count for name, count in later.items() if count is not None}}
     return dialect.grown_usage(usage, later)

@@ -1,10 +1,10 @@
-"""The common part of the dialects of models that decide, whose APIs take evidence and closed questions alone.
+"""The common part of the dialects of deciding models. Their APIs take only evidence and closed questions.
 
     request's parts ─▶ evidence, questions ─▶ the API's body          `evidence`, `question`
     the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `told`
 
-Probabilities are kept as sent. A question whose answer is missing, declined or inconsistent has none: its field fails,
-and the others are kept. The `confidence` of an answer has another meaning at each server, and is never read.
+Probabilities are kept as sent. A question whose answer is missing, declined or inconsistent gets no answer: its field
+fails, and the other fields are kept. The `confidence` of an answer differs in meaning between servers, and is ignored.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from promptmill.core.request import Conversation
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
-_QUESTION = "answer"  # the name of a question that has none: its answer is the option itself
+_QUESTION = "answer"  # the name of a question without a name: its answer is the option itself
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
-"""Further ends of complete addresses. Several APIs share the path of requests, too, so none tells the dialect."""
+"""Further ends of complete addresses. Several APIs share such a path of requests, so the path shows no dialect."""
 _PER_MODEL = re.compile(r"/ai/run$")
-# Parameters of chat completions that cannot change a decision, or that every model that decides obeys by itself.
+# Parameters of chat completions that cannot change a decision, or that every deciding model fulfils by itself.
 _NO_MATTER = dialect.set_of(
     "response_format logprobs top_logprobs max_tokens max_completion_tokens stop seed enable_thinking reasoning_effort "
     "service_tier stream stream_options"
@@ -44,9 +44,9 @@ _MOST_SHOWN = 60  # characters of a name in an error
 
 
 class Told(NamedTuple):
-    """The answer of an API to one question: the given option, if it names one, and the share of each option.
+    """The answer of an API to one question: the given option, if the API names one, and the share of each option.
 
-    Of a scale, options are numbers as text, from 0 for the lowest level.
+    For a scale, options are numbers as text, from 0 for the lowest level.
     """
 
     chosen: str | None
@@ -54,35 +54,35 @@ class Told(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The API declines to answer one question, for this reason."""
+    """The API declines to answer one question. The text is the reason."""
 
     why: str
 
 
 class FormQuestions(NamedTuple):
-    """The questions of a form, for all requests with the same instructions."""
+    """The questions of a form, written once for all requests with the same instructions."""
 
     form: Form
     fields: tuple[tuple[Question, tuple[Asked, ...]], ...]
     """See `Form.fields`."""
     asked: tuple[Asked, ...]
     text: bytes
-    """As JSON."""
+    """The questions as JSON."""
 
 
 class UnreadableReplyError(Exception):
-    """An answer is not one of this API; the text says why."""
+    """An answer does not have the form of this API; the text states the reason."""
 
 
 class ReadAnswers(NamedTuple):
-    """The answers in a reply, and why the others are missing, by the names of `Form.asked`."""
+    """The answers in a reply, and the reasons for missing answers, by the names of `Form.asked`."""
 
     given: dict[str, Given]
     refused: dict[str, str]
     unreadable: dict[str, str]
 
     def error(self, endpoint: str) -> PromptmillError | None:
-        """Return the error that names the questions without an answer; None if all have one."""
+        """Return the error that names the questions without an answer; None if all questions have an answer."""
         whys = {**self.refused, **self.unreadable}
         if not whys:
             return None
@@ -95,7 +95,7 @@ class ReadAnswers(NamedTuple):
 
 
 class Deciding:
-    """A dialect of an API that decides. Each subclass is the format of one API."""
+    """A dialect of an API for decisions. Each subclass is the format of one API."""
 
     NAME: ClassVar[str]
     PATH: ClassVar[str]
@@ -104,7 +104,7 @@ class Deciding:
     MARKS: frozenset[str] = frozenset()
     MARKED: frozenset[str] = frozenset()
     LIMITS: ClassVar[DecisionLimits]
-    """The limits of servers whose own are not known."""
+    """The limits of servers that do not state limits."""
     HAS_IMAGES: ClassVar[bool] = False
 
     def limits(self, profile: ProviderProfile) -> DecisionLimits:
@@ -116,7 +116,7 @@ class Deciding:
         return dialect.in_v1(base)
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
-        """Return the URL of a request. At Cloudflare, it names the model."""
+        """Return the URL of a request. Cloudflare's URL names the model."""
         del stream
         return f"{url}/{model}" if _PER_MODEL.search(url) else url
 
@@ -127,7 +127,7 @@ class Deciding:
     def parameters(
         self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
     ) -> dialect.WrittenParameters:
-        """Return the model and the API's own parameters. Those of texts have no effect, and are refused."""
+        """Return the model and the API's own parameters. Parameters for texts have no effect here, and are refused."""
         del profile
         given = {name: value for name, value in sampling.items() if name not in _NO_MATTER}
         refused = [name for name, value in given.items() if name != "temperature" or value != 0]
@@ -146,13 +146,13 @@ class Deciding:
         return None
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the only event of a stream: the API has none."""
+        """Return the only event of a stream: this API has no streams."""
         for event in events:
             return event
         raise CutOffError
 
     def delta_in(self, event: JsonDict) -> JsonDict:
-        """Return no delta: the API has no streams."""
+        """Return an empty delta: the API has no streams."""
         del event
         return {}
 
@@ -173,7 +173,7 @@ class Deciding:
     # Replies
 
     def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answer to each question by its name; None for a reply without any."""
+        """Return the answer to each question by its name; None for a reply without answers."""
         answers = payload.get("answers")
         if not isinstance(answers, dict):
             return None
@@ -194,7 +194,7 @@ class Deciding:
         return usage if isinstance(usage, dict) else None
 
     def read(self, payload: JsonDict, asked: Sequence[Asked]) -> ReadAnswers | None:
-        """Return the checked answers in a reply; None if it has none."""
+        """Return the checked answers in a reply; None for a reply without answers."""
         answers = self.answers(payload, asked)
         if answers is None:
             return None
@@ -217,7 +217,7 @@ class Deciding:
 
 
 def answering(payload: JsonDict) -> JsonDict:
-    """Return the object with the answers: gateways put it into another one, beside its usage.
+    """Return the object with the answers. Gateways put it into another object, next to the usage.
 
     >>> answering({"result": {"answers": {}}, "success": True})["answers"]
     {}
@@ -235,12 +235,12 @@ def name_of(asked: Asked) -> str:
 
 
 def is_scale(asked: Asked) -> bool:
-    """Return whether a question is asked as a scale: one with the option "not stated" is a choice."""
+    """Return whether a question is asked as a scale. A scale with the option "not stated" is asked as a choice."""
     return isinstance(asked.kind, Scale) and len(asked.options) == len(asked.kind.levels)
 
 
 def is_yes_no(asked: Asked) -> bool:
-    """Return whether a question is asked as a yes or no, as `is_scale`."""
+    """Return whether a question is asked as a yes or no; see `is_scale`."""
     return isinstance(asked.kind, YesNo) and not asked.kind.is_optional
 
 
@@ -255,21 +255,21 @@ def levels_of(asked: Asked) -> list[str]:
 
 
 def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
-    """Raise `UnreadableReplyError` if an answer is of another type than its question. `yes_no`: the API's type of a
-    yes or no; the other types have one name in all APIs."""
+    """Raise `UnreadableReplyError` if the type of an answer is not that of its question. `yes_no`: the API's type for a
+    yes or no; the other types have the same names in all APIs."""
     kind = yes_no if is_yes_no(asked) else "score" if is_scale(asked) else "choice"
     if answer.get("type", kind) != kind:
         raise UnreadableReplyError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
 
 
 def of_yes(share: Any) -> Told:
-    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableReplyError` if it is none."""
+    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableReplyError` for others."""
     yes = _share(share)
     return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
 
 
 def _given(asked: Asked, told: Told) -> Given:
-    """Return the answer to a question. Raises `UnreadableReplyError` for an inconsistent one."""
+    """Return the answer to a question. Raises `UnreadableReplyError` for an inconsistent answer."""
     texts = [option.text for option in asked.options]
     if is_scale(asked):
         shares = _by_number(texts, told.shares)

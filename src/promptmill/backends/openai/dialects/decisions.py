@@ -37,7 +37,7 @@ class _Decisions(Deciding):
         return [b'"input":[{"role":"user","content":', *dialect.joined(parts), b'}],"questions":', questions]
 
     def question(self, asked: Asked, words: str) -> JsonDict:
-        """Return a question. A predicate has no criteria, so that its instructions have the definition."""
+        """Return a question. A predicate has no criteria, so its instructions contain the definition."""
         if deciding.is_yes_no(asked):
             pairs = zip(("true", "false"), asked.options, strict=True)
             meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]
@@ -49,7 +49,7 @@ class _Decisions(Deciding):
         return {"type": "choice", "instructions": words, "choices": choices}
 
     def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answers by position; one that names another question is none."""
+        """Return the answers by position. An answer that names another question is left out."""
         answers = payload.get("answers")
         if not isinstance(answers, list):
             return None

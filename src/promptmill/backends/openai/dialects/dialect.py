@@ -45,7 +45,7 @@ class Dialect(Protocol):
     NAME: str
     """The name in the configuration."""
     PATH: str
-    """The path of requests, after the base URL. An address with this end is complete, and tells the dialect."""
+    """The path of requests, after the base URL. A complete address ends with it, and thereby shows the dialect."""
     STREAMED: JsonObject
     """Fields of the body that request a streamed reply."""
     FILLED: frozenset[str]
@@ -56,7 +56,7 @@ class Dialect(Protocol):
     """The roles of the messages whose parts may have cache marks."""
 
     def base(self, base: str) -> str:
-        """Return the path of the API's base URL, for the path that the user wrote: `""` for a host alone."""
+        """Return the path of the API's base URL for the path that the user wrote; `""`: the user wrote only a host."""
         ...
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
@@ -183,7 +183,7 @@ def unsupported(what: str, remedy: Words) -> PromptmillError:
 
 
 def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
-    """Return the system messages from anywhere, and the other turns. A lone system message becomes a turn."""
+    """Return all system messages, and the other turns. If there are only system messages, the last becomes a turn."""
     system = [message for message in conversation.messages if message.role in SYSTEM_ROLES]
     turns = [message for message in conversation.messages if message.role not in SYSTEM_ROLES]
     if system and not turns:
@@ -201,7 +201,7 @@ def calls_of(message: Message) -> Iterator[tuple[str, str, JsonDict, JsonObject]
 
 
 def object_in(value: Any) -> JsonDict:
-    """Return the arguments of a tool call as an object; they may be given as its JSON text."""
+    """Return the arguments of a tool call as an object; the call may have them as JSON text."""
     if isinstance(value, str):
         try:
             value = read_json(value)
@@ -211,7 +211,7 @@ def object_in(value: Any) -> JsonDict:
 
 
 def exact_json(value: Any) -> bytes:
-    """Return a value as JSON, with whole numbers of any length. Raises `TypeError` for what JSON cannot represent."""
+    """Return a value as JSON, with whole numbers of any length. Raises `TypeError` for values that are not JSON."""
     try:
         return json_text(value).encode()
     except (UnicodeEncodeError, RecursionError):
@@ -219,7 +219,7 @@ def exact_json(value: Any) -> bytes:
 
 
 def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
-    """Yield the tools of a request, each with whether it is a function in the format of chat completions.
+    """Yield each tool of a request, with a flag: whether it is a function in the format of chat completions.
 
     For a function, the object below `function` is yielded.
     """
@@ -245,7 +245,7 @@ def call(identity: str, name: Any, arguments: Any, **more: Any) -> JsonDict:
 def chat_completion(
     payload: JsonObject, known: frozenset[str], message: JsonDict, finish: Any, usage: Any, **choice: Any
 ) -> JsonDict:
-    """Return a chat completion of these parts. Fields of `payload` that are not in `known` are kept."""
+    """Return a chat completion with these parts. Fields of `payload` that are not in `known` are kept."""
     kept = {name: value for name, value in payload.items() if name not in known}
     message = {"role": "assistant", **{name: value for name, value in message.items() if value}}
     message.setdefault("content", "")
@@ -267,7 +267,7 @@ def count_of(value: object) -> int | None:
 
 
 def listed(value: object, name: str) -> list[Any]:
-    """Return the list in a field of an object; an empty one without it."""
+    """Return the list in a field of an object; `[]` if the field is missing."""
     found = value.get(name) if isinstance(value, Mapping) else None
     return found if isinstance(found, list) else []
 
@@ -292,7 +292,7 @@ def with_searches(usage: JsonDict, searches: int) -> JsonDict:
 
 
 def grown_usage(usage: JsonObject, later: Any) -> JsonDict:
-    """Return the usage after a later event of a stream, with what it adds: some servers report zeros at the end.
+    """Return the usage after a later event of a stream. Zeros in the event are ignored: some servers end with zeros.
 
     >>> grown_usage({"prompt_tokens": 9, "completion_tokens": 1}, {"prompt_tokens": 0, "completion_tokens": 5})
     {'prompt_tokens': 9, 'completion_tokens': 5}

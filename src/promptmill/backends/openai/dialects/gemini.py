@@ -30,7 +30,7 @@ FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
 MARKS: frozenset[str] = frozenset()
 MARKED: frozenset[str] = frozenset()
 OPENAI_LAYER = "/openai"
-"""The path of the provider's chat completions after the base URL."""
+"""The path of the provider's chat completions, below the base URL."""
 
 _CONFIG = {
     "temperature": "temperature",
@@ -127,7 +127,7 @@ def parameters(
 
 
 def _thinking(body: JsonDict, switch: Thinking, model: str) -> tuple[JsonDict, list[str]]:
-    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and the unsupported ones of these."""
+    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and which of the two it cannot express."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
         wanted, effort = False, None
@@ -195,7 +195,7 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
     if system:
         parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names: dict[str, str] = {}  # of the calls so far, because a later call may have the same id
+    names: dict[str, str] = {}  # names of the calls so far, because a later call may have the same id
     spoken = []
     for message in _in_order_of_calls(turns):
         names |= {identity: name for identity, name, *_ in dialect.calls_of(message)}
@@ -208,7 +208,7 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
 
 
 def _in_order_of_calls(turns: Iterable[Message]) -> Iterator[Message]:
-    """Yield the turns, the results of parallel calls in the order of the calls, because results carry no ids."""
+    """Yield the turns, with the results of parallel calls in the order of the calls, because results carry no ids."""
     places: dict[str, int] = {}
     for are_results, group in itertools.groupby(turns, key=lambda message: message.role == "tool"):
         same = [*group]
@@ -317,13 +317,13 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
         choice["logprobs"] = {"content": probabilities}
     finish = _finish(reason, calls=bool(calls))
     if finish == "stop" and not content.get("parts"):
-        finish = None  # an empty answer is a failure, because another attempt may succeed
+        finish = None  # counts as a failure, because another attempt may succeed
     return dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
 def _annotations(grounding: Any) -> list[JsonDict]:
-    """Return the citations of web pages: those that support a part of the text, in its order; without any, all.
-    Values of other types are ignored."""
+    """Return the citations of web pages: the pages that support a part of the text, in order of the text; all pages if
+    none does. Values of other types are ignored."""
     if not isinstance(grounding, dict):
         return []
     chunks = dialect.listed(grounding, "groundingChunks")
@@ -336,13 +336,13 @@ def _annotations(grounding: Any) -> list[JsonDict]:
 
 
 def _start(support: JsonObject) -> int:
-    """Return where the text begins that a page supports."""
+    """Return the position at which the text begins that a page supports."""
     segment = support.get("segment")
     return dialect.count_of(segment.get("startIndex")) or 0 if isinstance(segment, dict) else 0
 
 
 def _searches(payload: JsonObject, candidate: JsonObject) -> int:
-    """Return the number of searches that are billed: one for a request before Gemini 3, and then each query."""
+    """Return the number of billed searches: one for each request before Gemini 3, one for each query since then."""
     queries = len(dialect.listed(candidate.get("groundingMetadata"), "webSearchQueries"))
     match = _SERIES.search(str(payload.get("modelVersion")))
     return min(queries, 1) if match is not None and int(match[1]) < 3 else queries
@@ -405,7 +405,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         if event.get("error"):
             usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
             return {**event, **usage, **({"choices": [{}]} if parts else {})}
-        # a later event may leave out counts of an earlier one
+        # a later event may omit counts of an earlier event
         counts = {**(whole.get("usageMetadata") or {}), **(event.get("usageMetadata") or {})}
         whole |= {name: value for name, value in event.items() if name != "candidates"}
         whole |= {"usageMetadata": counts} if counts else {}
@@ -426,7 +426,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
 
 
 class _Grounding:
-    """The pages and queries of a stream. A later event may leave out fields, repeat a list with more elements, or have
+    """The pages and queries of a stream. A later event may omit fields, repeat a list with more elements, or have
     only the next elements."""
 
     def __init__(self) -> None:

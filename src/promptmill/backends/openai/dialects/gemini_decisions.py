@@ -1,4 +1,4 @@
-"""Gemini's Decisions API. It blocks an input as a whole.
+"""Gemini's Decisions API. It blocks only whole inputs.
 
 Format: the types of the package google-genai 3.6.1, `_gaos/types/decisions`.
 """
@@ -34,7 +34,7 @@ class _GeminiDecisions(Deciding):
         return gemini.headers(key)
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
-        """Return `input` and `questions`. The API takes no JSON as evidence but as text."""
+        """Return `input` and `questions`. The API takes JSON evidence only as text."""
         text = evidence if isinstance(evidence, str) else json_text(evidence)
         if not images:
             return [b'"input":', orjson.dumps(text), b',"questions":', questions]

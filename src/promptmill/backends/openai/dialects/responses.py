@@ -34,7 +34,7 @@ _UNKNOWN = dialect.set_of(
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _TEXT_PARTS = frozenset({"output_text", "text"})
-"""The types of parts with the text of an answer. Gateways write the name of chat completions."""
+"""The types of parts with the text of an answer. Gateways use the name from chat completions."""
 _COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
@@ -185,14 +185,14 @@ def text_in(items: list[Any]) -> str:
 
 
 def _answers(items: list[JsonDict]) -> list[JsonDict]:
-    """Return the messages with the answer; others say something between its steps."""
+    """Return the messages with the answer. Other messages are the model's comments between its steps."""
     messages = [item for item in items if _is_message(item)]
     final = [message for message in messages if message.get("phase") == "final_answer"]
     return final or [message for message in messages if not _is_commentary(message)] or messages
 
 
 def _distinct(items: list[Any]) -> list[JsonDict]:
-    """Return the items of a response, each once. OpenAI and gateways repeat some, also with another id.
+    """Return the items of a response, each once. OpenAI and gateways repeat some items, sometimes with another id.
 
     A message is a repetition if its text is that of an earlier message of its phase, or begins with that of the last
     one; the longer text counts. Another item is one if it has the id of an earlier item and contradicts no field of it.
@@ -235,7 +235,7 @@ def _agree(item: JsonObject, other: JsonObject) -> bool:
 
 
 def _with_parts_once(message: JsonDict) -> JsonDict:
-    """Return a message without the repetition of all its parts. Its content may also be a text."""
+    """Return a message whose parts are not repeated as a whole. Its content may also be a text."""
     content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "output_text", "text": content}]
@@ -259,7 +259,7 @@ def _length(items: list[JsonDict], kind: str) -> int:
 
 
 def searches_in(items: list[Any]) -> int:
-    """Return the number of searches of the web among the items of a response. Opening a page is none."""
+    """Return the number of web searches among the items of a response. Opening a page does not count."""
     return sum(map(_is_search, _distinct(items)))
 
 
@@ -275,7 +275,7 @@ def _is_search(item: JsonObject) -> bool:
 
 
 def _finish(payload: JsonObject, items: list[JsonDict], *, calls: bool) -> str:
-    """Return the finish reason. Some gateways report a cut answer as completed, but with its details or its item."""
+    """Return the finish reason. Some gateways report a cut answer as completed, but its details or its item as cut."""
     details = payload.get("incomplete_details")
     reason = str(details.get("reason") or "") if isinstance(details, dict) else ""
     status = payload.get("status") or "completed"
@@ -309,7 +309,7 @@ def _is_message(item: JsonObject) -> bool:
 
 
 def _is_commentary(item: JsonObject) -> bool:
-    """Return whether an item is what a model says between its steps: not its answer, if it has one."""
+    """Return whether an item is a comment of the model between its steps, not its answer."""
     return _is_message(item) and item.get("phase") == "commentary"
 
 
@@ -341,7 +341,7 @@ class _Item:
         self._pieces: dict[tuple[str, int], list[str]] = {}
         self._ended: set[tuple[str, int]] = set()
         self.places: set[tuple[object, ...]] = set()
-        """The keys by which events find it, until it ends."""
+        """The keys by which events refer to the item, until it ends."""
 
     def has_ended(self, kind: str, event: JsonDict) -> bool:
         """Return whether the whole text of a part has arrived."""
@@ -387,19 +387,19 @@ class _Item:
 
 
 class _StreamedItems:
-    """The items of a response from the events of its stream: some gateways leave them out of the `output` at the end,
-    or leave out their texts.
+    """The items of a response, from the events of its stream: some gateways omit the items, or their texts, from the
+    `output` at the end.
 
-    An event names its item by `output_index` and `item_id`, of which each may be wrong: LiteLLM gives several items one
-    index, others leave it out, and Copilot gives an item another id in each event. So the item of an event is the one
-    with its index, type and id that has not ended; else the last one with its index and type that has not ended; else
-    it begins with this event.
+    An event names its item by `output_index` and `item_id`, but each may be wrong: LiteLLM gives several items one
+    index, others omit it, and Copilot gives an item another id in each event. So an event belongs to the item with its
+    index, type and id that has not ended; else to the last item with its index and type that has not ended; else a new
+    item begins with it.
     """
 
     def __init__(self) -> None:
         self.items: list[_Item] = []
         self._open: dict[tuple[object, ...], _Item] = {}
-        """The items that have not ended, by index, type and id, and the last of them by index and type."""
+        """The items that have not ended, by index, type and id; and the last of them by index and type."""
 
     def add(self, event: JsonDict) -> None:
         match event:
@@ -421,7 +421,7 @@ class _StreamedItems:
                 item_type, part_type, field = _TEXTS[kind]
                 if isinstance(text := event.get(field), str):
                     item = self._item_of(event, item_type)
-                    if field == "delta" and item.has_ended(part_type, event):  # the item is repeated
+                    if field == "delta" and item.has_ended(part_type, event):  # the item is a repetition
                         item = self._begin(event.get("output_index"), item.fields)
                     item.add(part_type, event, field, text)
 
@@ -429,7 +429,7 @@ class _StreamedItems:
         return self._item(event.get("output_index"), {"type": item_type, "id": event.get("item_id")})
 
     def _item(self, index: int | None, fields: JsonDict) -> _Item:
-        """Return the item with this index, and the type and id of `fields`."""
+        """Return the item with this index, and with the type and id of `fields`."""
         kind, name = named = _named(fields)
         places = ((index, *named), (index, kind), (None, *named) if name else ())
         found = next((item for place in places if (item := self._open.get(place)) is not None), None)
@@ -445,7 +445,7 @@ class _StreamedItems:
         return item
 
     def filled(self, output: Any) -> list[JsonDict]:
-        """Return the items of `output` with the texts that it lacks, and the items that it lacks."""
+        """Return the items of `output` with missing texts filled in, and with missing items added."""
         streamed = sorted(self.items, key=lambda item: item.index)
         if not output:
             return [item.filled(item.fields) for item in streamed]
@@ -466,7 +466,7 @@ class _StreamedItems:
 
 
 def _matches(streamed: list[_Item], output: list[JsonDict]) -> dict[int, _Item]:
-    """Return the streamed items by their places in `output`: matched by id, else by order."""
+    """Return the streamed items by their positions in `output`, matched by id or else by order."""
     of_id = {_identity(item.fields): item for item in streamed if _identity(item.fields)[1]}
     matches = {at: of_id.pop(_identity(fields)) for at, fields in enumerate(output) if _identity(fields) in of_id}
     matched = {*map(id, matches.values())}
@@ -488,7 +488,7 @@ def _named(item: JsonObject) -> tuple[object, object]:
     return item.get("type"), item.get("id") or ""
 
 
-# The types of the items and parts to which the pieces of a stream belong, and the fields with their texts.
+# The types of the items and parts to which streamed pieces belong, and the fields with their texts.
 _TEXTS = {
     "response.output_text.delta": ("message", "output_text", "delta"),
     "response.output_text.done": ("message", "output_text", "text"),
@@ -502,7 +502,7 @@ _TEXTS = {
     "response.function_call_arguments.done": ("function_call", "arguments", "arguments"),
 }
 _FIELDS = {"refusal": "refusal"}
-"""The field with the text of a part, by its type, if it is not `text`."""
+"""The field with the text of a part, by the type of the part; for other types: `text`."""
 
 
 def delta_in(event: JsonDict) -> JsonDict:

@@ -1,7 +1,7 @@
 """TypeSafe's System One API, which many providers and local servers speak, some under `/decisions`.
 
-Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Stricter servers want instructions, and both
-criteria of a yes or no or none. So instructions are always sent, and both criteria if one is known.
+Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Stricter servers require instructions, and both
+criteria of a yes or no, or none. So instructions are always sent, and both criteria if one criterion is known.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ three parts: `Load` (the number of its requests and their limit), `Health` (whet
 next request may be sent). With several endpoints, a request goes to the endpoint with the most room, but avoids the one
 where it failed last if another is available.
 
-The adaptive limit (`adaptive_limit.py`) doubles until requests are refused, then tests whether a lower limit makes
-refusals rarer. If it does, the limit stays low, and a slightly higher limit is tried from time to time. If not, the
+The adaptive limit (`adaptive_limit.py`) doubles until requests are refused. Then a lower limit is tested: does it make
+refusals rarer? If it does, the limit stays low, and a slightly higher limit is tried from time to time. If not, the
 refusals are random, and the limit rises again. An operator's own endpoint seldom refuses; its limit is raised as long
 as this increases the answers per second.
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from promptmill.backends.protocol import ignored
 
-# A refusal comes at once, an answer after seconds: a permit taken so long ago without a refusal counts as granted.
+# A refusal arrives immediately, an answer after seconds. So a permit of this age without a refusal counts as granted.
 QUIET_S = 0.2
 _START = 64
 # While the limit doubles, a smaller share of refusals starts no trial …
@@ -40,9 +40,9 @@ _GENTLE_CUT = 0.95
 # A trial ends when the earlier share of refusals would have caused so many of them, …
 _TELLING = 8
 _TRIAL_LIMITS = 4  # … or after so many answers per permit
-# Rounds at a found limit before a slightly higher limit is tried. A wait that doubles from 2 to 32 is no faster.
+# Rounds at a found limit before a slightly higher limit is tried. (A wait that doubles from 2 to 32 is no faster.)
 _REST = 16
-_LONGEST_REST = 32  # of the search for the best throughput
+_LONGEST_REST = 32  # rounds, in the search for the best throughput
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
@@ -78,7 +78,7 @@ class _Count:
         return self.refused / self.sent if self.sent else 0.0
 
     def exceeds(self, share: float, deviations: float = 3.0) -> bool:
-        """Return whether the refusals exceed what `share` explains, by this number of standard deviations."""
+        """Return whether the refusals exceed those that `share` explains, by this number of standard deviations."""
         expected = share * self.sent
         return self.refused > expected + deviations * math.sqrt(expected + 1)
 
@@ -127,7 +127,7 @@ class _Trial(NamedTuple):
     before: _Count
     """The counts that led to the trial."""
     limit: float
-    """The limit to restore if the trial fails."""
+    """The limit to restore if the trial does not make refusals rarer."""
 
 
 @dataclass(slots=True)
@@ -214,7 +214,7 @@ class AdaptiveLimit:
         return rounds.number
 
     def stayed_quiet(self, round_number: int) -> None:
-        """Report that all places have been taken for `QUIET_S`, in which round `round_number` has not ended."""
+        """Report that all places were taken for `QUIET_S` seconds, while round `round_number` did not end."""
         if self.may_double and round_number == self._rounds.number and not self._rounds.now.exceeds(self._tolerated):
             self._widen(self._limit)
             self._rounds.begin()
@@ -248,7 +248,7 @@ class AdaptiveLimit:
         trial, level = self._trial, self._level
         if self._size == 1.0 < self._limit and self._rounds.in_a_row >= _TELLING:
             self._start_over()
-        elif trial is not None and round_number < level.since:  # sent before the trial: one of its reasons
+        elif trial is not None and round_number < level.since:  # sent before the trial, as one of its reasons
             self._limit = min(self._limit, self._size)
             trial.before.refused += round_number >= trial.before.since
         else:
@@ -266,7 +266,7 @@ class AdaptiveLimit:
             self._rounds.in_a_row = 0
             self._resize(self._limit)
             self._next_level()
-            self._rounds.full = -2  # the places were taken before, but a pace may leave some free
+            self._rounds.full = -2  # all places were taken before, but a pace may leave some free
 
     def _consider_trial(self, count: _Count) -> None:
         """Try a lower limit if a round has more refusals than chance explains."""
@@ -312,9 +312,9 @@ class AdaptiveLimit:
             return self._try_less(_CUT)
         if now.refused >= 0.6 * _TELLING and now.share >= 0.5 * before.share:
             return self._return_from(trial)
-        if not answered:  # wait: further refusals of requests sent at the same time may be on their way
+        if not answered:  # wait, because requests sent at the same time may still be refused
             return None
-        likely = before.refused / (before.sent + 100)  # lowered, because the trial began at the highest of many shares
+        likely = before.refused / (before.sent + 100)  # lowered, because the highest of many shares started the trial
         if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
             return None
         if now.refused > 0.3 * now.sent * likely:
@@ -405,7 +405,7 @@ class ThroughputSearch:
 
     def _decide(self) -> None:
         level = self._in_flight / self._answers
-        if level < _BUSY * self._limit.most or self._seconds <= 0:  # there were too few requests for a conclusion
+        if level < _BUSY * self._limit.most or self._seconds <= 0:  # too few requests for a conclusion
             return self._begin(self._limit.most)
         rate = level * self._tokens / self._seconds
         if self._base is None or self._rest:
@@ -422,7 +422,7 @@ class ThroughputSearch:
             self._step = min(1.0, 2 * self._step)
             self._rests = 2
             return self._begin(self._wider(level))
-        if self._doubling:  # the number in flight that would give this rate at the base's rate per request
+        if self._doubling:  # how many in flight would give this rate, at the rate per request of the base
             self._doubling = False
             self._base = None
             return self._begin(max(base_level, min(level, base_level * rate / base_rate)))

@@ -19,8 +19,8 @@ from promptmill.backends.openai.transport import LoopThrottle, Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
-# From this number of consecutive refusals on, they concern the endpoint, not single items. A filter that refuses a
-# third of all prompts does this once in 40 million.
+# From this number of consecutive refusals on, the cause is the endpoint, not single items. A filter that refuses a
+# third of all prompts refuses so many in a row once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
 # Answers within this time before an item was first sent show that the endpoint was well.
@@ -43,7 +43,7 @@ class Permit:
         self.serial = serial
         """The number of the request at this endpoint, from 1."""
         self.sent_as = sent_as
-        """The number in flight when it was sent, with itself."""
+        """The number of requests in flight when it was sent, including itself."""
         self.round_number = round_number
         """The round, from `AdaptiveLimit.taken`."""
         self.idle_s = idle_s
@@ -96,7 +96,7 @@ class Health:
     blocked: PromptmillError | None = None
     """The error because of which this endpoint is no longer used."""
     suspected: PromptmillError | None = None
-    """An error that may block the endpoint: a refusal before any answer, while other requests are in flight."""
+    """An error that may block the endpoint: the endpoint has not answered yet, and other requests are in flight."""
     trouble: Trouble | None = None
 
 
@@ -167,7 +167,7 @@ class EndpointState:
 
     @property
     def may_be_probed(self) -> bool:
-        """Whether a call that has not sent anything may try the endpoint during a pause caused by other calls."""
+        """Whether a call that has not sent any request may try the endpoint during a pause that other calls caused."""
         return self.pause.strikes > 0 and not (self.pause.probe or self.health.blocked or self.health.suspected)
 
     def enter(self, now: float) -> Permit:
@@ -236,7 +236,7 @@ class EndpointState:
         if pause.strikes and permit.serial > pause.struck_at:
             pause.until = pause.used_up_until
         pause.strikes = 0
-        pause.probe = None  # free for another probe, even if this one hangs
+        pause.probe = None  # allows another probe, even if this one hangs
 
     async def watch_load(self, pool: Pool) -> None:
         """Once a second, report the server's waiting requests to the search, while the server publishes them."""
@@ -270,8 +270,8 @@ class EndpointState:
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
         """Return whether no request has succeeded since `permit` was given.
 
-        From the item's second failure on, only answers to requests sent after the first failure count, because a
-        draining endpoint still answers older requests for a while.
+        From the item's second failure on, only answers to requests sent after its first failure count: an endpoint that
+        shuts down still answers older requests for a while.
         """
         if failed_before is None:
             return self.health.succeeded_at < permit.serial
@@ -297,7 +297,7 @@ class EndpointState:
         load.rejections += 1
         if self.pace.refused(permit.serial, permit.sent_as, permit.at, newest=load.sent, size=limit.size, now=now):
             limit.refused(permit.round_number)
-        # only if it is alone: other requests in flight show that the endpoint accepts some
+        # only if this request is alone: others in flight show that the endpoint accepts some
         if load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
             lasted_s = 0.0 if self.health.trouble is None else now - self.health.trouble.since
             longest_s = min(self._settings.max_delay, max(self._settings.base_delay, lasted_s / 4))
@@ -306,12 +306,12 @@ class EndpointState:
     def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Pause the endpoint after a lost or refused connection, if no request has succeeded meanwhile.
 
-        Return whether the endpoint caused it; then it does not count against the item.
+        Return whether the endpoint caused the failure; then the failure does not count against the item.
         """
         health = self.health
         health.losses += 1
         if not self._nothing_succeeded(permit, failed_before):
-            # several losses without a success are the endpoint's, even if it has just answered another item
+            # the endpoint causes several losses without a success, even if it has just answered another item
             return health.losses > 1 and health.successes > 0
         refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
         health.has_listened = health.has_listened or not refused
@@ -333,7 +333,7 @@ class EndpointState:
     def used_up(self, wait_s: float) -> None:
         """Send nothing for `wait_s`: an answer reported that the limit per minute is used up until then."""
         # Longer waits count only in a refusal: a limit per minute resets after a minute, so a header with a longer wait
-        # refers to days.
+        # refers to a limit per day.
         if wait_s <= min(60.0, longest_wait_s(self._settings)):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)

@@ -22,7 +22,7 @@ from promptmill.core.wording import counted, duration
 
 # Shorter waits are not reported: they would end before a user has read about them.
 _SHORTEST_S = 1.0
-# The silence after which the reason is reported, because answers seldom take longer.
+# The silence after which the reason is reported. Answers seldom take longer.
 _QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
@@ -71,11 +71,11 @@ class ConcurrencyShare:
             self._shares.changed(self)
 
     def idle(self) -> None:
-        """Do nothing: this limiter holds no items."""
+        """Do nothing: this limiter does not hold items."""
 
 
 class FairShares:
-    """Divides a limiter's places among its calls: each gets the places it needs, up to an equal share (max-min)."""
+    """Divides a limiter's places among its calls: a call gets the places it needs, up to an equal share (max-min)."""
 
     def __init__(self, room: Callable[[], int]) -> None:
         """`room` returns the number of requests that may be in flight now."""
@@ -100,7 +100,7 @@ class FairShares:
     def remove(self, share: ConcurrencyShare) -> None:
         """Record that a call has ended."""
         self._shares.discard(share)
-        share.grown = ignored  # breaks a reference cycle, which would keep all answers until a garbage collection
+        share.grown = ignored  # breaks a reference cycle that would keep all answers until a garbage collection
         self.divide()
 
     def changed(self, share: ConcurrencyShare) -> None:
@@ -135,7 +135,7 @@ def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
 
 
 class TokenBucket:
-    """Allows `per_minute` units per minute; at a time, at most the units of a quarter of a second.
+    """Allows `per_minute` units per minute, but at one time at most the units of a quarter of a second.
 
     A long prompt may overdraw the bucket; later requests then wait until the debt is paid.
     """
@@ -214,7 +214,7 @@ class Limiter:
         self.endpoint_states = endpoint_states
         self._whole = self._concurrency = concurrency
         self._leased = sys.maxsize
-        """The part of `concurrency` that other processes leave to this one."""
+        """The part of `concurrency` that this process may use; other processes use the rest."""
         self._drained = asyncio.Event()
         self._clock = clock
         self.counts_tokens = tpm is not None
@@ -251,7 +251,7 @@ class Limiter:
 
     @property
     def room(self) -> int:
-        """The number of requests that may be in flight, by the endpoints' limits and `concurrency`."""
+        """The number of requests that may be in flight, as allowed by the endpoints' limits and `concurrency`."""
         endpoint_states = self.endpoint_states
         size = (
             endpoint_states[0].load.limit.size
@@ -262,7 +262,7 @@ class Limiter:
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which all endpoints hold requests back; 0: not all do."""
+        """The requests per second to which the paces of all endpoints limit a call; 0: some endpoint has no pace."""
         paces = [state.pace.present for state in self.endpoint_states if not state.health.blocked]
         return sum(paces) if paces and all(paces) else 0.0
 
@@ -284,7 +284,7 @@ class Limiter:
             self._forgive()
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(share, deque()).append(_Waiter(future, tokens, avoid))
-        if self._in_flight < self._concurrency:  # if all are in use, the next finished request serves it
+        if self._in_flight < self._concurrency:  # if all places are taken, the next finished request frees one
             self.serve()
         try:
             return await future
@@ -302,7 +302,7 @@ class Limiter:
         if self._in_flight <= self._leased:
             self._drained.set()
         if len(self.endpoint_states) > 1:
-            self.shares.divide()  # divided again, because an endpoint may be blocked now
+            self.shares.divide()  # an endpoint may be blocked now, so places are divided again
         if self._waiting:
             self.serve()
 
@@ -342,7 +342,7 @@ class Limiter:
 
     def serve(self) -> None:
         """Give free places to waiting requests. Called whenever a place, a pause or a rate may have changed."""
-        # read once: a pause that ends between two readings would get no timer
+        # read only once: if a pause ended between two readings, no timer would be set
         now = self._clock()
         stuck: set[EndpointState | None] = set()
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
@@ -477,7 +477,7 @@ class CallFlow:
     def put_back(
         self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float, attempts: str = ""
     ) -> None:
-        """Record that an item will be sent again after `wait_s`. `attempts`: how often yet, if that ends the wait."""
+        """Record that an item will be sent again after `wait_s`. `attempts`: a text, if their number ends the wait."""
         self._last, self._attempts = (endpoint_state, decision), attempts
         now = self._quiet_since = self._clock()
         while self._due and self._due[0] <= now:

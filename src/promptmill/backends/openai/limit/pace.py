@@ -1,12 +1,12 @@
-"""The pace of requests to an endpoint that accepts so many per second or per minute.
+"""The pace of requests to an endpoint that accepts a limited number per second or per minute.
 
-`AdaptiveLimit` finds how many requests an endpoint takes at a time. Many endpoints count requests per time instead. The
-rule: if more requests are refused in a second than usual, although as many were in flight shortly before, or although
-the request was alone, the number in flight is not the reason. The pace becomes the rate at which the endpoint accepted
-requests since its last refusals, and the earlier limit of requests in flight is restored: a burst of refusals is one
-event. While nothing is refused, the pace rises in steps that double, but does not skip the pace before the last cut; a
+`AdaptiveLimit` finds how many requests an endpoint takes at one time. Many endpoints count requests per time instead.
+The rule: if a second has more refusals than usual, although as many requests were in flight shortly before, or although
+the refused request was alone, the number in flight is not the reason. The pace becomes the rate of accepted requests
+since the last refusals, and the earlier limit of requests in flight is restored: a burst of refusals is one event.
+While no request is refused, the pace rises in steps that double, but no step jumps over the pace before the last cut. A
 refused step ends halfway between the last two paces. If two cuts leave the share of refusals unchanged, refusals are
-random, and the pace ends. While nothing is accepted, each wait is a quarter of the time without acceptance, so an
+random, and the pace ends. While no request is accepted, each wait is a quarter of the time without acceptance, so an
 endpoint that is closed for a minute gets some twenty requests. When it opens again, the pace becomes the rate since it
 opened last. If answers are slow and all places stay taken, refusals cannot recur: a second after a burst, some requests
 beyond the limit are tried. If they are accepted although no place became free, the endpoint counts per time.
@@ -19,14 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _PERIOD_S = 1.0
-_FEWEST = 10  # requests in a period that can be judged
+_FEWEST = 10  # requests; a period with fewer cannot be judged
 _TOLERATED = 0.03
-_TOLERATED_STEP = 0.01  # of a step to a higher pace, whose refusals are known to be avoidable
-# Below the rate found, because answers of different length and the clocks of both sides shift requests.
+_TOLERATED_STEP = 0.01  # share of refusals at a step to a higher pace: these are avoidable
+# The pace stays below the found rate: answers of different length and the clocks of both sides shift requests.
 _CUT = 0.97
 _STEP, _LARGE_STEP, _LARGEST_STEP = 0.03, 0.12, 0.5
 _LONGEST_REST = 4  # periods before the next step
-_SAVED_S = 0.05  # requests that were not sent in so long may be sent together
+_SAVED_S = 0.05  # requests that this time would have allowed may be sent together
 _MOST_RANDOM = 0.35  # a larger share of refusals is never random
 _A_RUN = 4  # refusals in a row
 _A_BURST = 8
@@ -37,7 +37,7 @@ _UNUSED_S = 60.0
 
 @dataclass(slots=True)
 class _Since:
-    """The requests accepted since a request was sent: they can be counted only up to another refused one."""
+    """The requests accepted since a request was sent. They can be counted only until another request is refused."""
 
     serial: int
     at: float
@@ -61,9 +61,9 @@ class _Period:
     unexplained: int = 0
     """The refusals that the number in flight does not explain."""
     is_paced: bool = False
-    """Whether the pace held a request back."""
+    """Whether the pace held a request back in the period."""
     most: int = 0
-    """The largest number in flight at which a request was sent that was then answered."""
+    """The largest number in flight, itself included, at which an answered request was sent."""
     last: tuple[int, float] = (0, 0.0)
     """The serial and the time of the newest request that was refused."""
 
@@ -82,7 +82,7 @@ class _Run:
     newest: int = 0
 
     def add(self, serial: int, at: float, unknown: float) -> None:
-        """Count a refusal. `unknown`: how many requests may be refused already, out of order."""
+        """Count a refusal. `unknown`: how many earlier requests may have been refused without our knowledge."""
         if serial - self.newest - 1 > 2 + unknown or self.refused < (serial - self.serial) / 2 - unknown:
             self.serial, self.at, self.refused = serial, at, 0
         self.refused += 1
@@ -91,23 +91,23 @@ class _Run:
 
 @dataclass(slots=True)
 class _Probe:
-    """Requests beyond the limit, to learn whether an endpoint that refused so many accepts them after a while."""
+    """Requests beyond the limit: they show whether an endpoint that refused so many accepts them after a while."""
 
     due: float = math.inf
     wait_s: float = 1.0
     began: float = 0.0
     size: int = 0
-    """The limit while it lasts; 0: none lasts."""
+    """The limit during the probe; 0: no probe runs."""
     most: int = 0
-    """The number of its requests."""
+    """The number of requests of the probe."""
     held: int = 0
-    """The limit after the burst."""
+    """The limit after the burst of refusals."""
     restored: int = 0
-    """The limit before the burst."""
+    """The limit before the burst of refusals."""
     serials: set[int] = field(default_factory=set)
 
     def end(self, due: float = math.inf) -> None:
-        """End the probe. `due`: the time of the next one."""
+        """End the probe. `due`: the time of the next probe."""
         self.size, self.due = 0, due
 
 
@@ -115,14 +115,14 @@ class Pace:
     """The most requests per second to one endpoint. Times are seconds of one clock; a serial numbers a request."""
 
     def __init__(self, restore: Callable[[int], None], *, adaptive: bool = True) -> None:
-        """`restore(size)` is called when the number in flight was not the reason of refusals. Without `adaptive`, there
+        """`restore(size)` is called if the number in flight was not the reason for refusals. Without `adaptive`, there
         is never a pace.
         """
         self.rate = math.inf
         self._restore = restore
         self._adaptive = adaptive
         self.is_counting = False
-        """Whether requests are counted, which begins with the first refusal."""
+        """Whether requests are counted: from the first refusal on."""
         self._credit = self._credit_at = 0.0
         self._stopped_until = self._stop_s = 0.0
         """`_stop_s`: the longest time without an acceptance since the last cut."""
@@ -146,7 +146,7 @@ class Pace:
         return self.rate if self.rate < math.inf and (self._period.is_paced or self._before.is_paced) else 0.0
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until the pace allows the next request; 0: now."""
+        """Return the seconds until the pace allows the next request; 0: it may be sent now."""
         if self.rate == math.inf:
             return 0.0
         saved = self._credit + (now - self._credit_at) * self.rate
@@ -161,7 +161,7 @@ class Pace:
         return True
 
     def next_at(self, now: float) -> float:
-        """Return the time at which the pace or a probe may allow the next request; 0: none is held back."""
+        """Return the time at which the pace or a probe may allow the next request; 0: no request is held back."""
         if self.rate < math.inf:
             return now + self.wait_s(now)
         at = self._probed_at if self._probe.size else self._probe.due
@@ -169,16 +169,16 @@ class Pace:
 
     @property
     def _probed_at(self) -> float:
-        """The time at which the present probe has not been refused."""
+        """The time until which the present probe must not have been refused."""
         return self._probe.began + max(0.2, 2 * self._refusal_s)
 
     def beyond(self, in_flight: int, size: int, now: float) -> int:
-        """Return how many requests may be sent beyond the limit, of which all places are taken."""
+        """Return how many requests may be sent beyond the limit, whose places are all taken."""
         probe = self._probe
         if self.rate < math.inf:
             return 0
         if not probe.size:
-            # more than it took in the burst; not if the limit is far below that, as many would be refused
+            # more requests than it took in the burst; none if the limit is far below that, as many would be refused
             probe.most = max(0, probe.held - size) + max(1, probe.held // 8)
             return probe.most if now >= probe.due and probe.most <= size else 0
         missing = probe.most - len(probe.serials)
@@ -204,7 +204,7 @@ class Pace:
         probe.serials.add(serial)
 
     def taken(self, serial: int, size: int, now: float, *, is_idle: bool) -> None:
-        """Count a request. `is_idle`: it is the only one in flight, and the endpoint accepts requests."""
+        """Count a request. `is_idle`: no other request is in flight, and the endpoint accepts requests."""
         if is_idle and (not self.is_counting or now - self._last_at > _PERIOD_S + 2 / self.rate):
             self._period = self._before = _Period(now, serial - 1, size)
             self._exhausted, self._opened = _Since(serial - 1, now), _Since(serial - 1, now)
@@ -222,7 +222,7 @@ class Pace:
 
     def refused(self, serial: int, sent_as: int, at: float, *, newest: int, size: int, now: float) -> bool:
         """Count a refusal of the request that was sent at `at` as the `sent_as`-th in flight. `newest`: the serial of
-        the newest request. Return whether the number in flight may be the reason.
+        the newest request. Return whether the number in flight may be the reason of the refusal.
         """
         if not self._adaptive:
             return True
@@ -265,13 +265,13 @@ class Pace:
                 probe.due = now + probe.wait_s
 
     def resumed(self, serial: int, stop_s: float, now: float) -> None:
-        """Report that the endpoint accepts requests again, after `stop_s` in which it accepted none."""
+        """Report that the endpoint accepts requests again, after `stop_s` seconds in which it accepted none."""
         accepted = self._opened.accepted(serial)
         if stop_s < 2 * _PERIOD_S or accepted <= _A_RUN:
             return
         if self.rate == math.inf:
             self._begin_pace()
-        # it opened after the last refusal; a longer wait than a probe's was requested, and ends as it opens
+        # it opened after the last refusal; a wait longer than a probe's was requested, and ends when it opens
         opened_at = self._refused_at if now - self._refused_at <= stop_s / 4 else now
         self._set(accepted / max(_PERIOD_S, opened_at - self._opened.at), now)
         self._step, self._resting, self._rest, self._lower, self._cuts = _STEP, 1, 2, None, 0
@@ -289,7 +289,7 @@ class Pace:
         return period.unexplained > usual + 2 * math.sqrt(random * sent)
 
     def _look(self, serial: int, size: int, now: float) -> None:
-        """Judge the period if it has lasted long enough, or if a pace is refused plainly."""
+        """Judge the period if it has lasted long enough, or if refusals of a pace are obvious."""
         period = self._period
         lasted_s = now - period.began
         if lasted_s < max(self._period_s, 2 * self._refusal_s) or period.sent < _FEWEST:
@@ -309,7 +309,7 @@ class Pace:
         period, lower = self._period, self._lower
         (serial, at), since = period.last, self._exhausted
         accepted, seconds = since.accepted(serial), at - since.at
-        if accepted < _A_RUN or seconds < _PERIOD_S / 4:  # it still accepts nothing
+        if accepted < _A_RUN or seconds < _PERIOD_S / 4:  # the endpoint still accepts nothing
             return
         self._exhausted, self._lower = _Since(serial, at), None
         if self._cuts >= 2 and self._share / 3 < share < 0.5:
@@ -321,10 +321,10 @@ class Pace:
         if self.rate == math.inf:
             self._begin_pace()
         rate = accepted / seconds
-        if lower is not None:  # since the last refusals it accepted less than it would have, so look at this period too
+        if lower is not None:  # since its last refusals it could have accepted more, so look at this period, too
             recent = (serial - period.serial - period.refused) / max(1e-9, at - period.began)
             rate = max(rate, min(recent, (lower + self.rate) / 2))
-        # far below the pace that was tried, it may be too low, because nothing was sent for a while
+        # far below the pace that was tried, the rate may be too low, because no requests were sent for a while
         is_near = rate > 0.8 * self.rate or self.rate == math.inf
         if self.rate > 1.3 * self._cut_to:
             self._rest = 1

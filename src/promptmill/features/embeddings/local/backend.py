@@ -1,8 +1,8 @@
-"""The backend `encoder`: answers requests for embeddings, and closed questions, with an encoder in a thread of this
+"""The backend `encoder` answers requests for embeddings, and closed questions, with an encoder in a thread of this
 process.
 
-One step of a request is computed at a time, a batch or some thousands of characters. Requests take turns after each
-step, so a long text delays the others by a step. A thread ends after the step in which its answer is cancelled.
+Only one step of a request (a batch, or some thousands of characters) is computed at a time. Requests take turns after
+each step, so a long text delays the others by a step. A thread ends after the step in which its answer was cancelled.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder
 
 T = TypeVar("T")
-_AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
+_AT_ONCE = 2  # answers in flight of a call: one is computed, the next waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
 _FORM = frozenset({"choices", "response_format"})
 _OF_LABELS = frozenset({TOP_CHOICES, "logprobs", "model"})
-"""The extra parameters that a prompt may have; the first two ask for the probabilities."""
+"""The extra parameters that a prompt may have. The first two ask for the probabilities."""
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
 
 BACKEND = BackendRecord(
@@ -53,17 +53,17 @@ BACKEND = BackendRecord(
 
 
 def create(config: ModelConfig) -> EncoderBackend:
-    """Return the backend for the plan's block. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the backend for the configuration's block. Raises `PromptmillError` (`invalid_config`)."""
     settings = settings_of(config.block)
     return EncoderBackend(lambda report: load(settings, report))
 
 
 class _StoppedError(Exception):
-    """The answer is not wanted any more."""
+    """The answer is no longer wanted."""
 
 
 class _Turns:
-    """Lets one thread compute at a time. At the end of a turn, a waiting thread goes first."""
+    """Lets only one thread compute at a time. When a turn ends, a waiting thread goes first."""
 
     def __init__(self) -> None:
         self._computes, self._is_next = threading.Lock(), threading.Lock()
@@ -82,7 +82,7 @@ class EncoderBackend:
     """The backend. It answers the path `/embeddings`, and prompts whose form has only closed questions."""
 
     def __init__(self, load: Callable[[Callable[[str], None]], Encoder]) -> None:
-        """`load` returns the encoder. It runs in a thread, and is called with a function that reports the progress."""
+        """`load` returns the encoder. It runs in a thread, and gets a function that reports the progress."""
         self._load = load
         self._encoder: Encoder | None = None
         self._is_closed = False
@@ -152,7 +152,7 @@ class EncoderBackend:
         return once(self._forms, lambda: Comparisons(form, sampling, has_many=has_many), form, sampling, has_many)
 
     def check(self, request: Request) -> None:
-        """Raise `PromptmillError` if a prompt is more than closed questions about a text (`unsupported`), or if its
+        """Raise `PromptmillError` if a prompt has more than closed questions about a text (`unsupported`), or if its
         labels need definitions (`invalid_input`)."""
         self._comparisons(request)
         conversation = request.conversation
@@ -160,10 +160,10 @@ class EncoderBackend:
             raise PromptmillError(Code.UNSUPPORTED, "The encoder reads texts alone, and calls no tools.")
 
     async def _labelled(self, request: Request, call: Call) -> Outcome:
-        """Return the nearest labels to the evidence of a request. The vectors of labels are computed once."""
+        """Return the labels nearest to the evidence of a request. The vectors of labels are computed only once."""
         try:
             comparisons = self._comparisons(request)
-        except PromptmillError as error:  # all rows have the same questions, but for rows with parameters of their own
+        except PromptmillError as error:  # all rows have the same questions, except rows that set parameters
             return Failure(error, request.attempts, concerns_all=not request.required & _FORM)
         most, evidence = _most(request, call), evidence_of(request)
         if comparisons.may_be_unstated:
@@ -211,7 +211,7 @@ class EncoderBackend:
         """See `Backend`."""
 
     async def aclose(self) -> None:
-        """See `Backend`. Waits for the current batch, because native code may not run at the end of a process."""
+        """See `Backend`. Waits for the current batch, because native code must not run while the process ends."""
         self._is_closed, self._encoder = True, None
         for future in self._waiting:
             future.cancel()
@@ -219,7 +219,7 @@ class EncoderBackend:
             await asyncio.to_thread(wait, {*self._computing}, _CLOSING_S)  # asyncio would log their exceptions
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Return the result of `work`, which runs in a thread that the end of the process does not wait for.
+        """Return the result of `work`, which runs in a thread. The end of the process does not wait for this thread.
 
         Raises `PromptmillError` (`shutdown`) if the backend is closed meanwhile.
         """

@@ -1,4 +1,4 @@
-"""The encoder e5: multilingual-e5-small by OpenVINO, with a tokenizer in Python. About 100 languages, 384 numbers."""
+"""The encoder e5: multilingual-e5-small in OpenVINO, with a tokenizer in Python. About 100 languages, 384 numbers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from promptmill.features.embeddings.local.encoder import Step, TextPiece, check,
 QUERY = "query: "
 WIDTH = 384
 _WINDOW = 512  # the most tokens that the model reads at a time
-_BATCH = 2048  # tokens of a batch; more make it no faster
+_BATCH = 2048  # tokens of a batch; larger batches are no faster
 _KEPT_WORDS = 1 << 16
-_PAUSE = 4096  # characters of a word between two steps, 40 ms: a text without blanks is one word
+_PAUSE = 4096  # characters of a word between two steps, 40 ms; a text without spaces is one word
 _LONGEST_KEPT = 32  # characters; longer runs are seldom repeated
 _KNOWN = (0.0394, -0.0328, -0.0493, -0.0707, 0.0685, -0.0357, 0.0041, 0.0541)  # with the prefix `QUERY`
 
@@ -53,7 +53,7 @@ def version(*, prefix: str, arithmetic: str) -> str:
 
 
 class E5:
-    """The encoder. The vector of a text is the mean of its tokens, and of its windows if it is longer than a window.
+    """The encoder. The vector of a text is the mean over its tokens, and over its windows if it has several.
 
     `prefix`: E5 was trained with texts that begin with `query: ` (to compare texts with each other) or `passage: ` (to
     find these texts by queries). `arithmetic`: in `float32`, a vector does not depend on the other texts of its batch;
@@ -105,7 +105,7 @@ class E5:
 
 
 def _batches(parts: Sequence[TextPiece]) -> Iterator[Sequence[TextPiece]]:
-    """Divide parts, the shortest first, into batches of at most `_BATCH` tokens when filled up to the longest part."""
+    """Divide parts, the shortest first, into batches of at most `_BATCH` tokens, padding included."""
     start = 0
     for end, part in enumerate(parts):
         if (end + 1 - start) * len(part.tokens) > _BATCH:
@@ -158,6 +158,6 @@ class Unigram:
         at = len(text)
         while at:
             at, number = pieces[at]
-            if number != self._unknown or tokens[-1:] != [number]:  # a run of unknown characters is one token
+            if number != self._unknown or tokens[-1:] != [number]:  # consecutive unknown characters are one token
                 tokens.append(number)
         return tuple(reversed(tokens))

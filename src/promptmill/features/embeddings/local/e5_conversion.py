@@ -34,9 +34,9 @@ FILE = PackageFile(
 MODEL, SCORES, PIECES = "openvino_model.xml", "scores.f32", "pieces.json"
 
 _BLOCK = np.dtype([("scale", "<f2"), ("values", "u1", 16)])
-"""32 weights: the low halves of the bytes, then the high halves, each minus 8 and times the scale."""
+"""A block of 32 weights: first the low halves of the bytes, then the high halves, each minus 8 and times the scale."""
 _BLOCK_WEIGHTS = 32
-_SLICE = 8192  # rows of the word table to convert at a time: 13 MB as float32, where the whole takes 384 MB
+_SLICE = 8192  # rows of the word table to convert at a time: 13 MB as float32, of 384 MB for all
 _LEAST_SCALE = 2.0**-14  # the smallest normal number of float16
 
 
@@ -51,7 +51,7 @@ class ModelShape(NamedTuple):
 
 
 class ModelFile:
-    """The file of the model, of which only the requested weights are in memory."""
+    """The file of the model. Only the requested weights are in memory."""
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
@@ -95,11 +95,11 @@ class ModelFile:
         return name, np.frombuffer(self._bytes, _BLOCK, count // _BLOCK_WEIGHTS, start)
 
     def vector(self, name: str) -> Any:
-        """Return weights that the file has as float32."""
+        """Return weights that the file stores as float32."""
         return self._tensors[name]
 
     def matrix(self, name: str, columns: int) -> Iterator[Any]:
-        """Yield the rows of a matrix as float32, some at a time."""
+        """Yield the rows of a matrix as float32, some rows at a time."""
         tensor = self._tensors[name]
         if tensor.dtype != _BLOCK:
             yield tensor.reshape(-1, columns)

@@ -1,10 +1,10 @@
-"""Labels where no model is configured: the encoder answers closed questions, the embedded model everything else.
+"""Labels without a configured model: the encoder answers closed questions, the embedded model all other requests.
 
     request ─┬▶ closed questions that distances answer ─▶ `EncoderBackend`
              └▶ other requests ─────────────────────────▶ the engine of the embedded model
 
-Loading for a job, or for a command whose labels are parameters of the configuration, loads the encoder; otherwise it
-loads the engine. The other one is loaded by the first request that needs it.
+Loading for a job, or for a command whose configuration sets labels, loads the encoder. Otherwise it loads the engine.
+The other of the two is loaded by the first request that needs it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ BY_ENCODER = (
     f"The labels are from an encoder on this machine, not from {EMBEDDED}: about three of four are right if the labels "
     "have definitions, and two of three by their names alone."
 )
-_AT_ONCE = 2  # answers in flight of a call that needs no engine: one is computed, and the next one waits
+_AT_ONCE = 2  # answers in flight of a call without the engine: one is computed, the next waits
 
 
 def create(config: ModelConfig, engine: Backend) -> Backend:
-    """Return the backend in place of the engine of the embedded model."""
+    """Return the backend that replaces the engine of the embedded model."""
     settings = encoders.settings_in(config)
     return EmbeddedLabels(config, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
 
@@ -92,7 +92,7 @@ class EmbeddedLabels:
             await self._engine.aclose()
 
     async def _reason_against_encoder(self, request: Request) -> PromptmillError | None:
-        """Return why the encoder, which is loaded first, cannot answer a request; None: it can."""
+        """Return the reason why the encoder cannot answer a request; None if it can. Loads the encoder first."""
         try:
             self._encoder.backend.check(request)
         except PromptmillError as error:
@@ -103,13 +103,13 @@ class EmbeddedLabels:
             except PromptmillError as error:
                 if error.code is Code.SHUTDOWN:
                     raise
-                self._why_no_encoder = error  # kept: each attempt to download it may take long
+                self._why_no_encoder = error  # kept, because each attempt to download it may take long
         return self._why_no_encoder
 
 
 def _is_for_encoder(error: PromptmillError | None) -> bool:
-    """Return whether the encoder answers a request, given the reason against it. If definitions are missing, the
-    request fails: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
+    """Return whether the encoder gets a request, given the reason against it. Without definitions, it gets it too and
+    refuses it: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
     return error is None or error.code is Code.INVALID_INPUT
 
 

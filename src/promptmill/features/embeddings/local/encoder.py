@@ -1,4 +1,4 @@
-"""The interface of encoders, and the code that they share: long texts in parts, and a check of the numbers."""
+"""The interface of encoders, and their common code: long texts in parts, and a check of the numbers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from promptmill.core.errors import Code, PromptmillError
 
 Step: TypeAlias = Callable[[int], None]
-"""Called after each batch with the number of its tokens, and after each text that was divided into tokens, with 0. It
+"""Called after each batch with the number of its tokens, and with 0 after each text that was divided into tokens. It
 may let other callers compute. An exception that it raises ends the work."""
 
 KNOWN = "Ein Satz, a sentence, 一句话."
 """A text whose vector is known."""
-_CLOSE = 0.01  # float32 on another processor differs by 3e-7, int8 by 2e-3
+_CLOSE = 0.01  # numbers on another processor differ by 3e-7 in float32, by 2e-3 in int8
 
 
 class Encoder(Protocol):
-    """Converts texts to vectors. It computes in the calling thread. Callers take turns, and change at a step."""
+    """Converts texts to vectors, in the calling thread. Callers take turns, which change at a step."""
 
     temperature: float
-    """The divisor of the cosines of a text and its labels before the softmax: of the values tried on the tables of
+    """The divisor of the cosines of a text and its labels, before the softmax: of the values tried on the tables of
     `benchmarks/labels.py`, the one with the least calibration error."""
 
     def version(self) -> str:
-        """Return the version of the numbers, which depend on the file, the arithmetic and the prefix.
+        """Return the version of the numbers. They depend on the file, the arithmetic and the prefix.
 
         Vectors of different versions must not be compared.
         """
@@ -46,12 +46,12 @@ def tokens_of(texts: Iterable[str], tokens: Callable[[str], Sequence[int]], step
 
 
 class TextPiece(NamedTuple):
-    """A part of a text that the model reads at a time."""
+    """A part of a text, which the model reads at one time."""
 
     text: int
-    """The number of the text."""
+    """The index of the text."""
     share: float
-    """The part's share of the text."""
+    """The part's share of the text's length."""
     tokens: Sequence[int]
 
 

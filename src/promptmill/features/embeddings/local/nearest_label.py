@@ -1,11 +1,11 @@
-"""Closed questions answered by an encoder, without training: the option whose vector is nearest to the evidence's.
+"""Closed questions answered by an encoder without training: the answer is the option nearest to the evidence.
 
     evidence ──────────────▶ vector ─┐
     "OPTION: definition" ──▶ vectors ┴▶ cosines ─▶ softmax ─▶ probabilities
 
-An encoder compares texts. An option needs words of its own, because `yes` or `3` is near to no text. And whether a
-single label is right, or whether a text says nothing about a question, cannot be read from a distance.
-`benchmarks/labels.py` measures all of it.
+An encoder compares texts. An option must consist of words, because `yes` or `3` is near to no text. A distance does not
+show whether a single label is right, or whether a text says nothing about a question. `benchmarks/labels.py` measures
+all of this.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 
 
 class ComparedOptions(NamedTuple):
-    """A closed question with the options that are compared."""
+    """A closed question with the texts of its options."""
 
     asked: Asked
     options: Sequence[AllowedAnswer]
@@ -38,7 +38,7 @@ class ComparedOptions(NamedTuple):
     """For each option, the text that is compared with the evidence."""
 
     def given(self, cosines: Sequence[float], temperature: float) -> Given:
-        """Return the nearest option, and the probability of each. `cosines`: of the evidence and each of `texts`."""
+        """Return the nearest option, and the probability of each option. `cosines`: of the evidence and `texts`."""
         most = max(cosines)
         weights = [math.exp((cosine - most) / temperature) for cosine in cosines]
         total = math.fsum(weights)
@@ -47,7 +47,7 @@ class ComparedOptions(NamedTuple):
 
 
 class Comparisons:
-    """The questions of a form, with the vectors of their options once these are computed."""
+    """The questions of a form, with the vectors of their options as soon as these are computed."""
 
     def __init__(self, form: Form, sampling: Sampling, *, has_many: bool = False) -> None:
         """`has_many`: the request is about several rows.
@@ -68,13 +68,13 @@ class Comparisons:
         self._questions = [_comparison(asked) for asked in form.asked]
         self.texts: list[str] = mended([text for one in self._questions for text in one.texts])
         self.vectors: Any = None
-        """A line for each of `texts`; None: they are not computed yet."""
+        """An array with a line for each of `texts`; None: not computed yet."""
         self.learning = asyncio.Lock()
-        """Held while they are computed."""
+        """Held while the vectors are computed."""
         self.may_be_unstated = any(option.value is None for asked in form.asked for option in asked.options)
 
     def answer(self, evidence: Any, temperature: float) -> Answer:
-        """Return the answer of the nearest options, given the vector of the evidence."""
+        """Return the nearest options as the answer. `evidence`: the vector of the evidence."""
         cosines: list[float] = (self.vectors @ evidence).tolist()
         if not all(map(math.isfinite, cosines)):
             raise input_error("The encoder has no vector for this text; look at the text.")
@@ -87,8 +87,8 @@ class Comparisons:
 
 
 def evidence_of(request: Request) -> str:
-    """Return the text that the questions are about: the row's cells without the words of its template, which are the
-    same for all rows, or else the last message of the user.
+    """Return the text that the questions are about: the row's cells without the words of its template (equal in all
+    rows), or else the last message of the user.
 
     Raises `PromptmillError` (`invalid_input`) if there is none.
     """
@@ -105,8 +105,8 @@ def evidence_of(request: Request) -> str:
 
 
 def _comparison(asked: Asked) -> ComparedOptions:
-    """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if it is none, and `invalid_input` if
-    definitions would make it one."""
+    """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if distances cannot answer it;
+    `invalid_input` if they could with definitions."""
     if isinstance(asked.kind, YesNo) and not all(option.definition for option in asked.options[:2]):
         problem = f"The encoder finds the nearest of several labels, and no yes or no{_asks(asked)}."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
@@ -122,8 +122,8 @@ def _comparison(asked: Asked) -> ComparedOptions:
 
 
 def _texts(asked: Asked, options: Sequence[AllowedAnswer]) -> list[str]:
-    """Return the texts of options. The description of a field helps where no label has a definition (.71 instead of
-    .67 of ten tables), and its name never does (.65)."""
+    """Return the texts of options. The description of a field helps if no label has a definition (.71 instead of .67 of
+    ten tables). The name of a field never helps (.65)."""
     if isinstance(asked.kind, YesNo):
         return [option.definition for option in options]
     if asked.words and not any(option.definition for option in options):

