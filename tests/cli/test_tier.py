@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from promptmill.cli.command_options import add_bulk
 from promptmill.cli.main import main
-from promptmill.cli.options import add_bulk, configuration_of
+from promptmill.cli.options import configuration_of
 from promptmill.cli.parser import Parser
 from replies import answer, from_request, status
 

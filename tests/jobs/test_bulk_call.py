@@ -21,7 +21,7 @@ from pydantic import BaseModel, field_validator
 import promptmill
 from fakes import KEY
 from pdf_files import pdf_of_texts
-from promptmill.cli.options import add_bulk
+from promptmill.cli.command_options import add_bulk
 from promptmill.cli.parser import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling

@@ -13,7 +13,7 @@ from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
 import promptmill
-from promptmill.cli.options import add_bulk
+from promptmill.cli.command_options import add_bulk
 from promptmill.cli.parser import Parser
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError

@@ -21,10 +21,11 @@ from typing import Any
 import orjson
 
 from promptmill.backends import registry
+from promptmill.cli.command_options import add_bulk
 from promptmill.cli.error_words import option_of
 from promptmill.cli.foreground import remembered_command, run, warn_of_input
 from promptmill.cli.job_display import command_of, print_status
-from promptmill.cli.options import add_bulk, text_of
+from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.configuration import Configuration

@@ -17,8 +17,8 @@ import orjson
 
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_display import command_of, print_status, progress_display
-from promptmill.cli.options import configuration_of, note_once
-from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
+from promptmill.cli.options import OF_THE_MODEL, configuration_of, note_once
+from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, is_terminal, say
 from promptmill.config.configuration import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
@@ -46,7 +46,6 @@ from promptmill.system.safe_open import is_file, real_path
 
 # Options whose values may contain a key, unless the value is the name of a variable.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
-OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 # If a new job ends with one of these errors, it is removed, unless its status has a field of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
@@ -122,11 +121,6 @@ def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = ""
         cost = f"{dollars(spent['cost'])} are spent in all; " if "cost" in spent else ""
         complain(f"{name} stopped: {cost}the same command{without} resumes it, and pays for no answer again.")
     return code if code != OK else TRY_AGAIN
-
-
-def is_terminal() -> bool:
-    """Return whether a user can answer questions on a terminal."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> ChangedError:
@@ -379,12 +373,7 @@ def _call_features(ended: EndedJob) -> None:
 
 
 async def _shown_run(
-    configuration: Configuration,
-    job: Job,
-    live: LiveOutput | None,
-    *,
-    as_json: bool,
-    quiet: bool,
+    configuration: Configuration, job: Job, live: LiveOutput | None, *, as_json: bool, quiet: bool
 ) -> tuple[RunStatus, PromptmillError | None, bool]:
     async with contextlib.aclosing(job.service(configuration)) as service:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:

@@ -18,15 +18,13 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.cli.error_words import option_of
-from promptmill.cli.options import add_shared, note_once
-from promptmill.cli.parser import Parser, add_table
+from promptmill.cli.options import note_once
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration, paced
 from promptmill.files.format_table import reading, whole
-from promptmill.options import table
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.observers import exported
@@ -39,36 +37,9 @@ _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
 # A word of a language that separates words by spaces; a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
-_FORM = {"choices", "schema", "fields", "choices_many"}
-"""Options of the form of answers that are no parameters."""
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
-    group = parser.add_argument_group("prompts")
-    group.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
-    group.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
-    group.add_argument(
-        "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
-    )
-    group = parser.add_argument_group("answers")
-    forms = [option for option in table.ANSWERS if option.name in _FORM]
-    add_table(group, [*forms, *table.of_answers()])
-    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
-    group.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_shared(parser)
-    parser.show_examples(
-        "promptmill generate 'What is the capital of France?'",
-        "promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'",
-        "promptmill generate --choices yes,no 'Is water wet?' 'Is fire cold?'",
-        "promptmill generate --image photo.jpg 'Describe the picture.'",
-        "promptmill generate --lines < questions.txt",
-    )
-    parser.set_defaults(command=_run)
-
-
-def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def run_generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Answer prompts and print the answers in order, or write them to a file.
 
     Return 0 if all prompts are answered, else 1; 130 after Ctrl-C, with the answers up to then. Before any request is
@@ -175,8 +146,7 @@ def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
     if (reading(file) is not None or whole(file) is not None) and is_file(file):
         shown = shlex.quote(file)
         raise config_error(
-            "",
-            f"{file} is a file: promptmill bulk {shown} answers.jsonl, or promptmill generate < {shown}",
+            "", f"{file} is a file: promptmill bulk {shown} answers.jsonl, or promptmill generate < {shown}"
         )
 
 
@@ -253,11 +223,7 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 
 async def _answers(
-    configuration: Configuration,
-    prompts: Sequence[object],
-    system_prompt: str,
-    call: Call,
-    live: LiveAnswer | None,
+    configuration: Configuration, prompts: Sequence[object], system_prompt: str, call: Call, live: LiveAnswer | None
 ) -> tuple[list[Outcome], bool]:
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]

@@ -89,11 +89,7 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     resume = [f"  {kept}resume with the same command, or with", f"{job} --resume"]
     if found.get("max_cost") and found.get("code") == Code.BUDGET:
         resume = [f"  {kept}resume with the same command and a higher --max-cost"]
-    return [
-        *resume,
-        "  write the answers so far with",
-        f"{job} --export FILE",
-    ]
+    return [*resume, "  write the answers so far with", f"{job} --export FILE"]
 
 
 def command_of(found: Status) -> str:

@@ -7,35 +7,26 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
 import orjson
 
-from promptmill.cli import show
-from promptmill.cli.bulk import remembered
-from promptmill.cli.foreground import is_terminal, run
+from promptmill.cli.command_options import job_actions, shapes
 from promptmill.cli.job_display import print_jobs, print_status
-from promptmill.cli.listings import show_cache
-from promptmill.cli.options import add_shared, configuration_of
-from promptmill.cli.parser import Parser, refuse
-from promptmill.cli.terminal import OK, SOME_FAILED, say
+from promptmill.cli.options import configuration_of
+from promptmill.cli.parser import refuse
+from promptmill.cli.terminal import OK, SOME_FAILED, is_terminal, say
 from promptmill.core.errors import config_error, without_controls
-from promptmill.core.feature import JobAction, features, order_parts, part
+from promptmill.core.feature import part
 from promptmill.core.wording import counted
 from promptmill.files import table_paths
-from promptmill.jobs.door import reopened
-from promptmill.jobs.export.join import is_there, join
-from promptmill.jobs.export.live_output import export
-from promptmill.jobs.manage import prune
 from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order_part import OrderPart, parts_of
 from promptmill.jobs.store.status_record import Status
-from promptmill.options.option import Option
-from promptmill.options.table import options
 from promptmill.system.safe_open import home_expanded
 
 _CANCEL_WAIT_S = 3.0
@@ -54,63 +45,8 @@ _LISTED_EVERY = 5  # polls between two checks for new jobs
 _LINE_EVERY_S = 5.0
 
 
-def add_options(jobs: Parser) -> None:
-    """Add the options of the command."""
-    jobs.add_argument(
-        "job_id", nargs="?", metavar="JOB", help="the id of a job, or its output; without it the newest 20 jobs"
-    )
-    looking = jobs.add_argument_group("look", "without an action: show the progress of jobs")
-    looking.add_argument("--follow", action="store_true", help="show the progress of a job until it ends")
-    looking.add_argument("--watch", action="store_true", help="a live table of all running jobs, until Ctrl-C")
-    show.add_options(looking)
-    looking.add_argument(
-        "--failed",
-        action="store_true",
-        help="only jobs that failed or have failed rows; with JOB its failed rows; with --rows these first",
-    )
-    for action in _added():
-        part(action.options)(looking)
-    acting = jobs.add_argument_group("act on a job")
-    acting.add_argument(
-        "--cancel", action="store_true", help="end the job after its requests in flight; given again: at once"
-    )
-    acting.add_argument("--resume", action="store_true", help="resume the job in this terminal")
-    acting.add_argument("--retry-failed", action="store_true", help="send the failed rows again, in this terminal")
-    acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
-    acting.add_argument("--unpause", action="store_true", help="send rows again")
-    acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers so far to FILE")
-    for option in _shapes():
-        metavar = None if option.flag is None else option.flag.metavar
-        acting.add_argument(str(option.name_on("flag")), metavar=metavar, help=f"with --export: {option.words}")
-    acting.add_argument("--forget", action="store_true", help="delete what is stored of a job; its output stays")
-    acting.add_argument("--join", action="store_true", help="write OUTPUT from the parts that `bulk --shard I/N` made")
-    acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT if it exists")
-    every = jobs.add_argument_group("all jobs")
-    every.add_argument("--all", action="store_true", help="list all jobs; with --export: also rows without an answer")
-    every.add_argument(
-        "--prune", metavar="AGE", help="delete finished jobs older than AGE (30m, 12h, 7d, 2w); outputs stay"
-    )
-    every.add_argument(
-        "--unfinished", action="store_true", help="with --prune or --forget: also jobs that could be resumed"
-    )
-    every.add_argument("--cache", action="store_true", help="show the size of the cache of answers")
-    every.add_argument("--clear", action="store_true", help="with --cache: delete all of its answers")
-    jobs.add_argument("--state", type=Path, metavar="DIR", help="the folder of jobs, as for bulk")
-    jobs.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_shared(jobs)
-    jobs.show_examples(
-        "promptmill jobs                                      # how far all jobs are",
-        "promptmill jobs labels-ee43615806 --follow",
-        "promptmill jobs labels-ee43615806 --retry-failed     # with the command that the job remembers",
-        "promptmill jobs labels.csv --rows                    # five of its rows",
-        "promptmill jobs labels-ee43615806 --export so-far.csv",
-        "promptmill jobs --prune 30d",
-        "promptmill jobs labels-ee43615806 --set concurrency=50 --set max_cost=20    # of a job that runs elsewhere",
-    )
-    jobs.set_defaults(unconfigured=_run)
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run_jobs(arguments: argparse.Namespace) -> int:
+    """Show jobs, or run an action. Return the exit code. Raises `PromptmillError`."""
     job_id, is_pruned, shows_rows = arguments.job_id, arguments.prune is not None, arguments.rows is not None
     refuse(
         (arguments.all and arguments.export is None and job_id, "--all", "lists all jobs; omit JOB, or add --export."),
@@ -125,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         (arguments.overwrite and not arguments.join, "--overwrite", "needs --join."),
         *(
             (getattr(arguments, option.name) is not None and arguments.export is None, flag, "needs --export FILE.")
-            for option in _shapes()
+            for option in shapes()
             if (flag := str(option.name_on("flag")))
         ),
         (arguments.clear and not arguments.cache, "--clear", "needs --cache."),
@@ -135,6 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if is_pruned:
         return _prune(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.cache:
+        from promptmill.cli.listings import show_cache
+
         return show_cache(arguments, configuration_of(arguments))
     if arguments.watch:
         with contextlib.suppress(KeyboardInterrupt):
@@ -145,11 +83,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _of_one_job(arguments: argparse.Namespace) -> int:
-    for action in _added():
+    for action in job_actions():
         if _is_asked(arguments, action.names):
             return int(part(action.run)(_named(arguments.job_id, action.purpose), arguments))
     if arguments.rows is not None:
-        return show.show(arguments)
+        from promptmill.cli.show import show
+
+        return show(arguments)
     if arguments.join:
         return _join(arguments)
     if arguments.resume or arguments.retry_failed:
@@ -158,8 +98,8 @@ def _of_one_job(arguments: argparse.Namespace) -> int:
         return _control(_named(arguments.job_id, "to control"), arguments)
     if arguments.export is not None:
         job = _named(arguments.job_id, "whose answers to write")
-        shapes = parts_of({option.name: getattr(arguments, option.name) for option in _shapes()}, [""])
-        return _export(job, arguments.export, shapes, everything=arguments.all, as_json=arguments.json)
+        wanted = parts_of({option.name: getattr(arguments, option.name) for option in shapes()}, [""])
+        return _export(job, arguments.export, wanted, everything=arguments.all, as_json=arguments.json)
     if arguments.forget:
         return _forget(_named(arguments.job_id, "to forget"), unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.follow:
@@ -178,12 +118,14 @@ def _of_one_job(arguments: argparse.Namespace) -> int:
 def _of_series(arguments: argparse.Namespace, steps: Sequence[Folder]) -> int:
     """Show or forget the jobs of a series."""
     if arguments.forget:
+        from promptmill.jobs.manage import prune
+
         folders = JobFolders.from_environ()
         for job in steps:
             prune.forget_ended(job, folders, unfinished=arguments.unfinished)
         output = home_expanded(arguments.job_id)
         return _report_removed([job.job_id for job in steps], has_output=output.exists(), as_json=arguments.json)
-    actions = [*_ACTIONS, *(name for action in _added() for name in action.names)]
+    actions = [*_ACTIONS, *(name for action in job_actions() for name in action.names)]
     if _is_asked(arguments, actions) or arguments.set:
         several = f"{arguments.job_id} has {counted(len(steps), 'job')}"
         raise config_error("", f"{several}; name one: `promptmill jobs {arguments.job_id}` lists them.")
@@ -195,17 +137,6 @@ def _of_series(arguments: argparse.Namespace, steps: Sequence[Folder]) -> int:
     return OK
 
 
-def _added() -> Iterator[JobAction]:
-    """Yield the actions of features."""
-    for feature in features().values():
-        yield from feature.job_actions
-
-
-def _shapes() -> list[Option]:
-    """Return the options of features that give an output another shape."""
-    return [options()[entry.name] for entries in order_parts() for entry in entries if entry.is_shape]
-
-
 def _is_asked(arguments: argparse.Namespace, names: Iterable[str]) -> bool:
     return any(getattr(arguments, name) not in {None, False} for name in names)
 
@@ -213,7 +144,7 @@ def _is_asked(arguments: argparse.Namespace, names: Iterable[str]) -> bool:
 def _check_actions(arguments: argparse.Namespace) -> None:
     """Raise `PromptmillError` (`invalid_config`) if the command has two actions."""
     asked = [name for name in _ACTIONS if _is_asked(arguments, [name])]
-    asked += [action.names[0] for action in _added() if _is_asked(arguments, action.names)]
+    asked += [action.names[0] for action in job_actions() if _is_asked(arguments, action.names)]
     if arguments.failed and asked != ["rows"]:
         asked.append("failed")
     if asked[1:]:
@@ -340,6 +271,8 @@ def _watch(folders: JobFolders) -> None:
 
 
 def _export(job: Folder, target: Path, shapes: Mapping[str, OrderPart], *, everything: bool, as_json: bool) -> int:
+    from promptmill.jobs.export.live_output import export
+
     count, notes = export(job, target, shapes, failures=everything)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute()), "warnings": notes}).decode())
@@ -351,6 +284,10 @@ def _export(job: Folder, target: Path, shapes: Mapping[str, OrderPart], *, every
 
 def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job by its id in the foreground, with its last order. Returns as `run` does."""
+    from promptmill.cli.bulk import remembered
+    from promptmill.cli.foreground import run
+    from promptmill.jobs.door import reopened
+
     job = _named(arguments.job_id, "to resume")
     again: Literal["failed"] | None = "failed" if arguments.retry_failed else None
     arguments = remembered(arguments, () if job.order is None else job.order.shown.command)
@@ -359,6 +296,8 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
+    from promptmill.jobs.manage import prune
+
     spec = job.spec
     prune.forget_ended(job, JobFolders.from_environ(), unfinished=unfinished)
     has_output = spec is not None and bool(spec.output.format) and table_paths.file_of(spec.output.path).exists()
@@ -367,6 +306,8 @@ def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
 
 def _prune(age: str, *, unfinished: bool, as_json: bool) -> int:
     """Remove old jobs. On a terminal, the user decides: the jobs may be of any folder."""
+    from promptmill.jobs.manage import prune
+
     folders, age_s = JobFolders.from_environ(), prune.age_s(age)
     if not as_json and is_terminal() and (old := prune.old(folders, age_s, unfinished=unfinished)):
         places = counted(len({folder.path.parent for folder in old}), "folder")
@@ -394,6 +335,8 @@ def _report_removed(removed: Sequence[str], *, has_output: bool, as_json: bool) 
 
 def _join(arguments: argparse.Namespace) -> int:
     """Join the shard files to one output. Return 0 if all rows are answered, 1 if not."""
+    from promptmill.jobs.export.join import is_there, join
+
     refuse((arguments.job_id is None, "--join", "needs the output: promptmill jobs OUTPUT --join."))
     output = Path(arguments.job_id)
     was_there = is_there(output) and not arguments.overwrite

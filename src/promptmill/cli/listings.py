@@ -14,9 +14,6 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
-from promptmill.cli.options import add_shared
-from promptmill.cli.parser import Parser
-from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config import backends
 from promptmill.config.configuration import Configuration
@@ -49,13 +46,7 @@ _WAYS = MappingProxyType(
 """Words around the names that a user types for a feature, by kind."""
 
 
-def add_features_options(parser: Parser) -> None:
-    """Add the options of `promptmill features`."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(unconfigured=_show_features)
-
-
-def _show_features(arguments: argparse.Namespace) -> int:
+def show_features(arguments: argparse.Namespace) -> int:
     """Print each feature with the names that a user types for it, and how to hide a feature. Return 0."""
     from promptmill.steps.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
@@ -100,36 +91,7 @@ def uses_of(feature: Feature) -> dict[str, list[str]]:
     return {kind: each for kind, each in uses.items() if each}
 
 
-def add_models_options(parser: Parser) -> None:
-    """Add the options of `promptmill models`."""
-    group = parser.add_argument_group("what to do", "without any of these: list the models that --model NAME knows")
-    doing = group.add_mutually_exclusive_group()
-    doing.add_argument(
-        "--check",
-        dest="command",
-        action="store_const",
-        const=check,
-        help="try configuration, endpoint, key and model, with a one-token call",
-    )
-    doing.add_argument(
-        "--providers",
-        dest="unconfigured",
-        action="store_const",
-        const=_show_providers,
-        default=argparse.SUPPRESS,
-        help="list the providers for --provider NAME, and their keys",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    add_shared(parser)
-    parser.show_examples(
-        "promptmill models                                    # of the configuration in use",
-        "promptmill models --check --base-url localhost:11434 --model qwen3:8b",
-        "promptmill models --providers",
-    )
-    parser.set_defaults(command=_show_models)
-
-
-def _show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Print the configuration's models, the default first; with an endpoint's option, print the endpoint's models.
 
     Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
@@ -181,7 +143,7 @@ def _shown_price(price: Mapping[str, float] | None) -> str:
     return "" if price is None else f"${price['input']:g}/${price['output']:g}"
 
 
-def _show_providers(arguments: argparse.Namespace) -> int:
+def show_providers(arguments: argparse.Namespace) -> int:
     rows = registry.providers()
     if arguments.json:
         say(orjson.dumps([row._asdict() for row in rows], option=orjson.OPT_INDENT_2).decode())

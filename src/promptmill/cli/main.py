@@ -25,22 +25,22 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
 
 COMMANDS = (
     Command("serve", "serve MCP over stdio, or over HTTP with --http", "promptmill.cli.serve:add_options"),
-    Command("generate", "answer prompts and print the answers", "promptmill.cli.generate:add_options"),
+    Command("generate", "answer prompts and print the answers", "promptmill.cli.command_options:add_generate"),
     Command(
         "bulk",
         "answer each row of a file, write another file; resumes after a crash",
-        "promptmill.cli.options:add_bulk",
+        "promptmill.cli.command_options:add_bulk",
         writes=("output",),
     ),
     Command(
         "jobs",
         "show progress, rows and failures of jobs; resume, export or forget one",
-        "promptmill.cli.jobs:add_options",
+        "promptmill.cli.command_options:add_jobs",
     ),
     Command(
-        "models", "list models and providers; try endpoint, key and model", "promptmill.cli.listings:add_models_options"
+        "models", "list models and providers; try endpoint, key and model", "promptmill.cli.command_options:add_models"
     ),
-    Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.setup:add_options"),
+    Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.command_options:add_init"),
     Command(
         "completion",
         "print a script that completes commands, options, files, jobs and models with Tab",
@@ -49,7 +49,7 @@ COMMANDS = (
     Command(
         "features",
         "list the features that are installed, and what they add",
-        "promptmill.cli.listings:add_features_options",
+        "promptmill.cli.command_options:add_features",
     ),
 )
 """The core's commands in the order of the help. Commands of features follow."""

@@ -1,4 +1,4 @@
-"""Options shared by several commands, the options of `bulk`, and the configuration made from them, with its notes."""
+"""Options shared by several commands, and the configuration made from them, with its notes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import say
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.feature import later, order_parts
+from promptmill.core.feature import order_parts
 from promptmill.options import table
 from promptmill.options.check import check
 
@@ -29,6 +29,7 @@ ARGUMENTS: Mapping[str, str] = {
     if option.flag is not None
 }
 """The configuration keys that have an argument of the command line, with this argument."""
+OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
 
 
@@ -52,35 +53,6 @@ def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
     model = parser.add_argument_group("model and settings", "instead of keys of the file")
     shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
     add_table(model, shared, named=named)
-
-
-def add_bulk(bulk: Parser) -> None:
-    """Add the options of `bulk`, whose module is imported when it runs: it takes a third of a second."""
-    bulk.add_argument(
-        "input",
-        nargs="+",
-        metavar="INPUT",
-        help="files, folders, patterns or URLs: .csv, .xlsx#SHEET, .parquet, .jsonl, .db#TABLE, .pdf, …; - for "
-        "standard input; none with --sql if the query names the files",
-    )
-    bulk.add_argument("output", metavar="OUTPUT", help="the answers, written in order at the end; or -")
-    for group in table.groups():
-        if any(option.flag is not None for option in group.options):
-            add_table(bulk.add_argument_group(group.heading), group.options, several=True)
-    bulk.replaces_first = "--sql"
-    known = table.options()
-    common = [each for each in known.values() if each.flag is not None and each.flag.is_common]
-    of_features = [group.heading for group in table.groups()[len(table.GROUPS) :]]
-    bulk.shorten({str(each.name_on("flag")): each.brief_on_flag(known) for each in common}, of_features)
-    bulk.show_examples(
-        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
-        "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",
-        "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
-        "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
-        "promptmill bulk in.csv out.csv --again failed  # without it: the other rows",
-    )
-    run, precheck = later("promptmill.cli.bulk:run_bulk"), later("promptmill.cli.bulk:precheck")
-    bulk.set_defaults(command=run, precheck=precheck, is_step=False)
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:

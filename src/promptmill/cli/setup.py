@@ -20,8 +20,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, CheckStage, Facts, Failure
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.options import add_shared, configuration_of, settings_given
-from promptmill.cli.parser import Parser
+from promptmill.cli.options import configuration_of, settings_given
 from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.assignments import put
@@ -73,21 +72,7 @@ class SetupAnswers(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("url", nargs="?", metavar="URL", help="the address of a server, as --base-url has it")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
-    parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    add_shared(parser)
-    parser.show_examples(
-        "promptmill init                                      # asks three questions",
-        "promptmill init --provider mistral --model mistral-small-latest",
-        "promptmill init localhost:11434 --model qwen3:8b -o local.yaml",
-    )
-    parser.set_defaults(unconfigured=_init)
-
-
-def _init(arguments: argparse.Namespace) -> int:
+def run_init(arguments: argparse.Namespace) -> int:
     """Ask about missing options, write the file, and check it. Return the exit code of the check.
 
     Raises `PromptmillError` (`invalid_config`) if the file exists, or if stdin gives no answers.

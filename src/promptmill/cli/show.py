@@ -20,7 +20,6 @@ from typing import Any
 
 import orjson
 
-from promptmill.cli.parser import at_least_one
 from promptmill.cli.terminal import columns, say
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
@@ -37,26 +36,11 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.system.safe_open import home_expanded
 
-_ROWS = 5
 _SEEDS = 10_000
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
 _LESS = "-X"  # `less` leaves the rows on the screen
-
-
-def add_options(options: argparse._ActionsContainer) -> None:
-    """Add the action to the command `jobs`."""
-    options.add_argument(
-        "--rows",
-        type=at_least_one,
-        nargs="?",
-        const=_ROWS,
-        metavar="N",
-        help=f"some rows at random, else {_ROWS}, each prompt above its answer; also of any file of rows",
-    )
-    options.add_argument("--seed", type=int, metavar="N", help="with --rows: the same rows each time")
-    options.add_argument("--full", action="store_true", help="with --rows: texts of more than 2,000 characters, too")
 
 
 @dataclass(frozen=True, slots=True)

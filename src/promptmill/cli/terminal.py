@@ -104,3 +104,8 @@ def columns(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns or _COLUMNS  # a terminal of unknown size reports 0
     except (OSError, ValueError):
         return _COLUMNS
+
+
+def is_terminal() -> bool:
+    """Return whether a user can answer questions on a terminal."""
+    return sys.stdin.isatty() and sys.stderr.isatty()

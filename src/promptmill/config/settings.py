@@ -103,7 +103,7 @@ _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    # `defer_build`: otherwise the whole settings would build the schema of each block a second time
+    # `defer_build`, and defaults by `model_construct`: otherwise the schema of each block would be built once more
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
@@ -447,10 +447,10 @@ class BackendConfigs(Block):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
     __pydantic_extra__: _OtherBlocks
 
-    openai: OpenAISettings = OpenAISettings()
-    hf: HFSettings = HFSettings()
-    vllm: VLLMSettings = VLLMSettings()
-    openvino: OpenVINOSettings = OpenVINOSettings()
+    openai: OpenAISettings = OpenAISettings.model_construct()
+    hf: HFSettings = HFSettings.model_construct()
+    vllm: VLLMSettings = VLLMSettings.model_construct()
+    openvino: OpenVINOSettings = OpenVINOSettings.model_construct()
 
 
 class _OneBackend(Block):
@@ -490,7 +490,9 @@ class _OneBackend(Block):
 class ModelSettings(_OneBackend):
     """One of several models: its own backend block, and the keys that differ from the rest of the file."""
 
-    sampling_params: Sampling = Field(Sampling(), description="Override the file's; null removes a parameter.")
+    sampling_params: Sampling = Field(
+        Sampling.model_construct(), description="Override the file's; null removes a parameter."
+    )
     extra_params: dict[str, Any] = Field({}, description="Replace the file's, which may be for another backend.")
     system_prompt: str | None = Field(None, description="Replaces the file's.")
     image_tag: str | None = Field(None, description="Replaces the file's.")
@@ -510,8 +512,8 @@ class _Models(Block):
         "else a provider whose key is set and which has `model_name`, else the small model. Another "
         "package's backend has the name that the package gives it.",
     )
-    backend_configs: BackendConfigs = BackendConfigs()
-    sampling_params: Sampling = Sampling()
+    backend_configs: BackendConfigs = BackendConfigs.model_construct()
+    sampling_params: Sampling = Sampling.model_construct()
     extra_params: dict[str, Any] = Field({}, description="Passed on to the engine, or in the request body.")
     models: dict[str, ModelSettings] = Field(
         {}, description="Models that a call or row may name; the model of `backend` above has the name `default`."
@@ -585,9 +587,7 @@ class _Money(Block):
     )
     prices: dict[str, PriceSettings] = Field({}, description="The same by model, before `price`.")
     max_cost: float | None = Field(
-        None,
-        ge=0,
-        description="Spending limit in US dollars of a process or a job (all runs).",
+        None, ge=0, description="Spending limit in US dollars of a process or a job (all runs)."
     )
     ask_above_cost: float | None = Field(
         None,
@@ -601,7 +601,7 @@ class Settings(_Money, _Answers, _Prompts, _Models):
     """The whole file."""
 
     client_limits: ClientLimits = Field(
-        ClientLimits(),
+        ClientLimits.model_construct(),
         description="Limits of a call's choices: `max_tokens` (also applies to calls without it) and `models` (a "
         "list of names). `tokens`: further tokens of a server over HTTP, with models of their own.",
     )

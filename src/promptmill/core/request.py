@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
@@ -584,6 +584,8 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 
     Names are as in OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
+
+    model_config = ConfigDict(defer_build=False)
 
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""

@@ -26,12 +26,7 @@ _FEW = 60  # bytes beyond ASCII, up to which the detection of an Asian encoding 
 _FEWEST = 12  # bytes beyond ASCII from which the detection is right more often than not
 _SHOWN = 60  # max characters of a line in an error
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_WIDE = {
-    b"\1\0\0\0": "utf-32-le",
-    b"\0\0\0\1": "utf-32-be",
-    b"\1\0": "utf-16-le",
-    b"\0\1": "utf-16-be",
-}
+_WIDE = {b"\1\0\0\0": "utf-32-le", b"\0\0\0\1": "utf-32-be", b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}
 """Encodings without a byte-order mark, by the pattern of nonzero bytes (1) at the beginning of a Latin text."""
 _NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
 _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding

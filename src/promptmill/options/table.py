@@ -245,8 +245,7 @@ ANSWERS = (
             one_of="form",
         ),
         argument=Argument(
-            words="columns: name!,amount:number,size:S|M|L,mood:low<high; `!`: not empty",
-            is_common=True,
+            words="columns: name!,amount:number,size:S|M|L,mood:low<high; `!`: not empty", is_common=True
         ),
         keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),
     ),

@@ -332,8 +332,4 @@ def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
         bare = Conversation(conversation.messages[1:] if above else conversation.messages)
         system_prompt = theirs.system_prompt or prompts[above]
         conversation = bare.composed(system_prompt, registry.shown_by(now, sampling))
-    return request.changed(
-        conversation=conversation,
-        sampling=sampling,
-        extra={**theirs.extra_params, **extra},
-    )
+    return request.changed(conversation=conversation, sampling=sampling, extra={**theirs.extra_params, **extra})

@@ -12,7 +12,6 @@ import shutil
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 _NAME = "promptmill"
 
@@ -27,6 +26,8 @@ def _source() -> tuple[str, bool]:
     url = urlsplit(about.get("url", ""))
     if url.scheme != "file":
         return (about.get("url", "") and f"{_NAME} @ {about['url']}") or _NAME, False
+    from urllib.request import url2pathname  # imported on use: it takes 10 ms
+
     path = url2pathname(url.path)
     return path if Path(path).exists() else _NAME, bool(about.get("dir_info", {}).get("editable"))
 

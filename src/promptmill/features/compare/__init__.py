@@ -8,7 +8,7 @@ FEATURE = Feature(
         Command(
             "compare",
             "compare outputs with each other and with right answers",
-            "promptmill.features.compare.command:add_options",
+            "promptmill.features.compare.command_options:add_options",
             writes=("report",),
         ),
     ),

@@ -14,12 +14,12 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.foreground import OF_THE_MODEL, StoppedError, step_model
-from promptmill.cli.options import add_shared, configuration_of
-from promptmill.cli.parser import Parser, amount, at_least_one
+from promptmill.cli.foreground import StoppedError, step_model
+from promptmill.cli.options import configuration_of
 from promptmill.cli.terminal import OK, SOME_FAILED, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
+from promptmill.features.compare.command_options import JUDGING, ROWS
 from promptmill.features.compare.compared_file import ComparedFile, ComparisonOrder
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import WIDTH, order_of, rows_of
@@ -34,58 +34,9 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.pages import page as report_page
 from promptmill.system.safe_open import home_expanded
 
-_ROWS = 5
-_JUDGING = ("limit", "max_cost", "again", "set", *OF_THE_MODEL)
 
-
-def add_options(compare: Parser) -> None:
-    """Add the options of the command."""
-    compare.add_argument(
-        "files", nargs="+", metavar="FILE|JOB", help="outputs of the same rows, or their jobs; any file of rows"
-    )
-    group = compare.add_argument_group("rows and columns")
-    group.add_argument(
-        "--gold",
-        metavar="COLUMN|FILE",
-        help="right answers, of all or some rows: a column of any of the files, or a file: gold.csv, gold.csv:COLUMN",
-    )
-    group.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="compare this column, or field of the answers; may be repeated; else all fields, or the answers",
-    )
-    group.add_argument(
-        "--tolerance", metavar="N|P%", help="numbers that differ by no more than this are the same, such as 0.01 or 1%%"
-    )
-    group.add_argument("--id", metavar="COLUMN", help="the column by which rows are the same; else id, or all of them")
-    group.add_argument("--by", metavar="COLUMN", help="compare the rows of one file that this column tells apart")
-    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    group = compare.add_argument_group("output")
-    group.add_argument(
-        "--rows", type=at_least_one, default=_ROWS, metavar="N", help=f"show so many rows that differ; else {_ROWS}"
-    )
-    group.add_argument("--json", action="store_true", help="print all figures as JSON")
-    group.add_argument("--quiet", action="store_true", help="print the first table alone")
-    group.add_argument("--report", type=Path, metavar="FILE", help="write all of it, and the rows, to one HTML file")
-    group.add_argument("--open", action="store_true", help="with --report: show it in the browser")
-    group = compare.add_argument_group("a judge", "a model says which of two different answers is better")
-    group.add_argument("--criterion", metavar="TEXT", help="such as 'is the better summary'; each pair in both orders")
-    group.add_argument("--limit", type=at_least_one, metavar="N", help="judge only so many rows, taken at random")
-    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that this judgement may spend, in all")
-    group.add_argument("--again", choices=("failed", "all"), help="judge these pairs again")
-    add_shared(compare, named=["--judge"])
-    compare.show_examples(
-        "promptmill compare labels-a.csv labels-b.csv --gold label",
-        "promptmill compare labels.csv --by variant --report comparison.html --open",
-        "promptmill compare summaries-a.csv summaries-b.csv --judge good-1 --criterion 'is the better summary'",
-    )
-    compare.only_with = {"criterion": _JUDGING}
-    compare.set_defaults(unconfigured=_run)
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Compare files, and print or write the result. Return 0; the exit code of a judge's job that stopped."""
     asked = _checked(arguments)
     folders = JobFolders.from_environ()
     order = order_of(vars(arguments))
@@ -125,7 +76,7 @@ def _width() -> int:
 def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
     """Check the options. Return the order for a judge; None without a judge. Raises `PromptmillError`."""
     if arguments.criterion is None:
-        given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
+        given = next((name for name in JUDGING if getattr(arguments, name) not in (None, [])), None)
         if given is not None:
             option = "judge" if given == "model" else given.replace("_", "-")
             raise config_error(f"--{option}", " needs --criterion TEXT.")
@@ -143,8 +94,8 @@ def show_variants(output: Path, column: str) -> None:
         return
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ())
-        found = figures.figures(ComparedRows.of(file.parts(column), ComparisonOrder()), most=_ROWS)
-    except PromptmillError as error:  # for example if no row has an answer, or if the answers are fields
+        found = figures.figures(ComparedRows.of(file.parts(column), ComparisonOrder()), most=ROWS)
+    except PromptmillError as error:  # for example, no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
     say("\n".join(["", *comparison_text.lines(found, _width())]), wrap=True)

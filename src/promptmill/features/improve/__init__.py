@@ -1,7 +1,10 @@
 """Searches for better prompts on rows with right answers, and tests the best prompt once on held-out rows."""
 
+from typing import Literal
+
 from promptmill.core.feature import Command, Feature
 
+Again = Literal["failed", "prompts"]
 FEATURE = Feature(
     needs=("compare",),
     words="a strong model writes a better prompt, and right answers test it",
@@ -9,7 +12,7 @@ FEATURE = Feature(
         Command(
             "improve",
             "have a strong model write a better prompt, and test it on right answers",
-            "promptmill.features.improve.command:add_options",
+            "promptmill.features.improve.command_options:add_options",
             writes=("output",),
             is_search=True,
         ),

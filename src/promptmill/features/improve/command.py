@@ -6,15 +6,14 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import get_args
 
 import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.foreground import StoppedError, passed_on, step_model, stopped
-from promptmill.cli.options import add_shared, text_of
-from promptmill.cli.parser import Parser, add_table, amount, refuse
+from promptmill.cli.options import text_of
+from promptmill.cli.parser import refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError, redact
@@ -22,11 +21,10 @@ from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, system_of, write_prompt
 from promptmill.features.improve.search import GAIN, search
-from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
+from promptmill.features.improve.search_jobs import JobSteps, longest_of
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store.index import JobFolders
-from promptmill.options import table
 from promptmill.system.safe_open import home_expanded
 
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
@@ -34,42 +32,7 @@ _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
-def add_options(improve: Parser) -> None:
-    """Add the options of the command."""
-    improve.add_argument("input", metavar="INPUT", help="a file of rows, at least 100 of them with their right labels")
-    group = improve.add_argument_group("the rows and the prompt")
-    group.add_argument("--gold", required=True, metavar="COLUMN", help="the column of the right labels")
-    asked = group.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", metavar="TEXT", help="the prompt to improve, such as 'Is it positive? {{text}}'")
-    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
-    add_table(group, [option for option in table.ANSWERS if option.name == "choices"], required=True)
-    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
-    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
-    group = improve.add_argument_group("the search")
-    group.add_argument("--strong", required=True, metavar="MODEL", help="the model that writes better prompts")
-    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that the whole search may spend")
-    group.add_argument(
-        "--again", choices=get_args(Again), help="send failed rows again, or let the strong model write other prompts"
-    )
-    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    group = improve.add_argument_group("output")
-    group.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="the file for the best prompt; else INPUT-prompt.txt"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace this file, if it is there")
-    group.add_argument("--quiet", action="store_true", help="show no progress")
-    group.add_argument("--json", action="store_true", help="print all figures as JSON")
-    add_shared(improve)
-    improve.show_examples(
-        "promptmill improve reviews.csv --gold label --prompt 'Is this positive? {{text}}' --choices positive,negative "
-        "--model small-1 --strong good-1",
-        "promptmill improve mails.xlsx --gold topic --prompt-file topic.txt --choices praise,complaint --strong good-1 "
-        "--output better.txt --max-tokens 10 --max-cost 5",
-    )
-    improve.set_defaults(command=_run)
-
-
-def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Search, print the result and write the prompt. Return 0 for any result; a job's exit code if it stopped."""
     refuse(
         (not arguments.strong.strip(), "--strong", "needs the name of the model that writes better prompts."),

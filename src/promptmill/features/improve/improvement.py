@@ -12,10 +12,11 @@ from promptmill.answers.shown import shown_of
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.request import Sampling, with_words
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.features.improve import Again
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.gold import GoldRows
 from promptmill.features.improve.search import WORSE, YOURS, search
-from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
+from promptmill.features.improve.search_jobs import JobSteps, longest_of
 from promptmill.files import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows

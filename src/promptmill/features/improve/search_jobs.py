@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
+from promptmill.features.improve import Again
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 
-Again = Literal["failed", "prompts"]
 _LONGEST_PROMPT = 4096  # max tokens of an improved prompt
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 

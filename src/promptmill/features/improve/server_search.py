@@ -23,10 +23,11 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut
+from promptmill.features.improve import Again
 from promptmill.features.improve.gold import GoldRow, GoldRows
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
-from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
+from promptmill.features.improve.search_jobs import JobSteps, longest_of
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding

@@ -9,7 +9,7 @@ FEATURE = Feature(
         JobAction(
             ("html", "open"),
             "to report",
-            "promptmill.features.report.command:add_options",
+            "promptmill.features.report.command_options:add_options",
             "promptmill.features.report.command:written",
         ),
     ),

@@ -12,30 +12,15 @@ from promptmill.cli.foreground import EndedJob
 from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import PromptmillError
 from promptmill.features.report import job_page
+from promptmill.features.report.command_options import BESIDE
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
-
-_BESIDE = Path()
-"""The value for `--html` without a file name: a file next to the output."""
-
-
-def add_options(options: argparse._ActionsContainer) -> None:
-    """Add the options to the command `jobs`."""
-    options.add_argument(
-        "--html",
-        type=Path,
-        nargs="?",
-        const=_BESIDE,
-        metavar="FILE",
-        help="write all of the job into one HTML file, to browse and search; else OUTPUT.report.html",
-    )
-    options.add_argument("--open", action="store_true", help="with --html, or alone: show the HTML file in the browser")
 
 
 def written(folder: Folder, arguments: argparse.Namespace) -> int:
     """Write the report of a job, and print its path. Return 0."""
-    given: Path = arguments.html or _BESIDE
-    made = job_page.write(folder, job_page.default_path(folder) if given == _BESIDE else home_expanded(given))
+    given: Path = arguments.html or BESIDE
+    made = job_page.write(folder, job_page.default_path(folder) if given == BESIDE else home_expanded(given))
     if arguments.json:
         say(orjson.dumps(made.as_dict()).decode())
     else:

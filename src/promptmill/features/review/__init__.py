@@ -4,13 +4,15 @@ from promptmill.core.feature import Command, Feature, Figure
 
 MOST_REVIEWED = 10_000
 """The most rows in a review: a person needs weeks for more, and a larger page takes seconds to open."""
+ROWS = 50
+"""The default number of rows in a review: about an hour of a person's time."""
 FEATURE = Feature(
     words="the rows to check by hand, and a person's labels for them",
     commands=(
         Command(
             "review",
             "list the rows to check by hand, and store the labels you give",
-            "promptmill.features.review.command:add_options",
+            "promptmill.features.review.command_options:add_options",
             writes=("output",),
         ),
     ),

@@ -10,12 +10,12 @@ from pathlib import Path
 import orjson
 
 from promptmill.cli.error_words import option_of
-from promptmill.cli.parser import Parser, at_least_one, refuse
+from promptmill.cli.parser import refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import input_error, worded
 from promptmill.core.wording import counted
-from promptmill.features.review import review_page
-from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROWS, Review, review, take
+from promptmill.features.review import ROWS, review_page
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, Review, review, take
 from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.store.folder import Folder
@@ -23,31 +23,8 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("job", metavar="JOB", help="a job, or its output")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=".html or .xlsx; else a page, OUTPUT.review.html"
-    )
-    parser.add_argument("--rows", type=at_least_one, metavar="N", help=f"so many rows; else {ROWS}")
-    parser.add_argument(
-        "--sample", type=at_least_one, metavar="N", help="N rows at random instead, for `compare --gold FILE`"
-    )
-    parser.add_argument("--take", type=Path, metavar="FILE", help="store the labels of a review; nothing is sent")
-    parser.add_argument("--choices", metavar="LABELS", help="labels, also those that no answer has, such as yes,no")
-    parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.show_examples(
-        "promptmill review labels.csv --open      # a page; it saves JOB.decisions.csv",
-        "promptmill review labels.csv -o review.xlsx --rows 200",
-        "promptmill review labels.csv --take JOB.decisions.csv",
-        "promptmill review labels.csv --sample 200 -o sample.xlsx      # for compare labels.csv --gold sample.xlsx",
-    )
-    parser.set_defaults(unconfigured=_run)
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Write a review, or store its labels. Return 0; 1 if some labels are refused."""
     folder = JobFolders.from_environ().at(arguments.job)
     labels = () if arguments.choices is None else tuple(labels_of(arguments.choices).texts)
     if arguments.take is not None:

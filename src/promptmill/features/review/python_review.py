@@ -9,7 +9,7 @@ from typing import Any
 
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict
-from promptmill.features.review import reviewed
+from promptmill.features.review import ROWS, reviewed
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage.bulk_keywords import errors_of
@@ -22,7 +22,7 @@ def review(
     job: str | Path | BulkResult,
     *,
     decisions: Any = None,
-    rows: int = reviewed.ROWS,
+    rows: int = ROWS,
     sample: int | None = None,
     choices: str | Path | Sequence[str] | Mapping[str, str] | None = None,
     state: str | Path | None = None,

@@ -29,7 +29,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, counted, cut, listed
-from promptmill.features.review import MOST_REVIEWED
+from promptmill.features.review import MOST_REVIEWED, ROWS
 from promptmill.features.review.person import random_rows
 from promptmill.files import disk, table_paths
 from promptmill.jobs.export import output
@@ -49,8 +49,6 @@ from promptmill.jobs.store.record_labels import label_in, label_of, labels_of_jo
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import stored_rounds
 
-ROWS = 50
-"""The default number of rows in a review: about an hour of a person's time."""
 ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, and the beginning of the question's
 digest."""

@@ -18,8 +18,8 @@ from promptmill.core.errors import argument_name, input_error, worded
 from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonDict, exact
 from promptmill.core.wording import cut
-from promptmill.features.review import review_page
-from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROWS, Review, ReviewRow, review, take
+from promptmill.features.review import ROWS, review_page
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given

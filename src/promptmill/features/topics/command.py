@@ -14,8 +14,8 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.foreground import StoppedError, free_name, passed_on, step_model, stopped
-from promptmill.cli.options import add_shared, text_of
-from promptmill.cli.parser import Parser, amount, at_least_one, refuse
+from promptmill.cli.options import text_of
+from promptmill.cli.parser import refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import MOST_CHOICES
@@ -40,7 +40,7 @@ from promptmill.features.topics.topic_jobs import (
     settings_of,
 )
 from promptmill.features.topics.topic_rows import TopicRows
-from promptmill.features.topics.topics import HELD_OUT, MOST, SAMPLE, check_number
+from promptmill.features.topics.topics import check_number
 from promptmill.jobs.door import decided
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
@@ -55,55 +55,7 @@ _LABELS = Path("labels.csv")
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
-def add_options(topics: Parser) -> None:
-    """Add the options of the command."""
-    topics.add_argument(
-        "input", nargs="+", metavar="INPUT", help="files, folders or patterns, as for bulk: at least 50 rows with text"
-    )
-    topics.add_argument(
-        "output", metavar="OUTPUT", help="the topics, for --choices: a .csv, .xlsx, .parquet, .jsonl, …"
-    )
-    group = topics.add_argument_group("the question and the rows")
-    asked = group.add_mutually_exclusive_group(required=True)
-    asked.add_argument(
-        "--prompt", metavar="TEXT", help="the question about each row: 'What do guests complain about? {{text}}'"
-    )
-    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
-    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row that is labelled")
-    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
-    group = topics.add_argument_group("the search")
-    group.add_argument("--most", type=at_least_one, metavar="N", default=MOST, help=f"most topics; default: {MOST}")
-    group.add_argument(
-        "--sample",
-        type=at_least_one,
-        metavar="N",
-        default=SAMPLE,
-        help=f"so many random rows, in which topics are found; default: {SAMPLE}",
-    )
-    group.add_argument(
-        "--held-out",
-        type=at_least_one,
-        metavar="N",
-        default=HELD_OUT,
-        help=f"so many other rows, on which the topics are tried; default: {HELD_OUT}",
-    )
-    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all steps may spend")
-    group.add_argument("--again", choices=("failed",), help="send failed requests again")
-    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    group = topics.add_argument_group("output")
-    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
-    group.add_argument("--dry-run", action="store_true", help="show the steps and their price; send nothing")
-    group.add_argument("--quiet", action="store_true", help="show no progress")
-    group.add_argument("--json", action="store_true", help="print all figures as JSON")
-    add_shared(topics)
-    topics.show_examples(
-        "promptmill topics reviews.csv topics.csv --prompt 'What do guests complain about? {{text}}' -m good-1",
-        "promptmill topics reviews.csv topics.csv --prompt-file question.txt --most 30 -m good-1 --dry-run",
-    )
-    topics.set_defaults(command=_run, names_next=True)
-
-
-def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Find topics, print them and write them. Return 0; a job's exit code if it stopped."""
     refuse((arguments.prompt == "", "--prompt", "is empty."))
     check_number("most", arguments.most, MOST_CHOICES - 1)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.features.topics import HELD_OUT, MOST, SAMPLE
 from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.covering import Covering
 from promptmill.features.topics.finding import Finding
@@ -25,9 +26,6 @@ from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepMode
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded, real_path
 
-MOST, SAMPLE, HELD_OUT = 12, 300, 200
-"""The default numbers of topics (at most), of rows in which they are found, and of rows on which they are tried. 300
-random rows contain a topic of 1 % of all rows with a probability of 95 %."""
 _WIDTH = 100  # characters of a line
 
 

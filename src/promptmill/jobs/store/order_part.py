@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer
 
 from promptmill.backends.protocol import Backend
-from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.feature import order_parts, part
 from promptmill.jobs.store.description import JobPrompts, Stored
 from promptmill.jobs.store.rounds import LIVE
 
-Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
+if TYPE_CHECKING:  # imported on use: it takes a twentieth of a second
+    from promptmill.config.model_config import ModelConfig
+
+Create: TypeAlias = Callable[["ModelConfig"], Awaitable[Backend]]
 
 
 class OrderPart(Stored):

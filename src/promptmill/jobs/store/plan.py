@@ -12,17 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from promptmill.backends.protocol import Outcome
-from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
 from promptmill.files import table_paths
-from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.description import JobPrompts, Stored, Target, Variant
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
@@ -32,7 +30,11 @@ from promptmill.jobs.store.rounds import LIVE, Round
 from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
 from promptmill.options.table import Again
-from promptmill.steps.step import Step
+
+if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
+    from promptmill.config.model_config import ModelConfig
+    from promptmill.jobs.rows.row_questions import RowRequests
+    from promptmill.steps.step import Step
 
 
 class PlanWork:
