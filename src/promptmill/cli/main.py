@@ -42,11 +42,6 @@ COMMANDS = (
     ),
     Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.command_options:add_init"),
     Command(
-        "completion",
-        "print a script that completes commands, options, files, jobs and models with Tab",
-        "promptmill.cli.completion:add_options",
-    ),
-    Command(
         "features",
         "list the features that are installed, and what they add",
         "promptmill.cli.command_options:add_features",

@@ -4,6 +4,7 @@ from promptmill.core.feature import Feature
 
 FEATURE = Feature(
     words="a vector for each row: for search, for groups of similar texts, for a classifier of your own",
+    needs=("packs",),
     options="promptmill.features.embeddings.options:OPTIONS",
     sampling="promptmill.features.embeddings.parameters:Embedded",
     answers=("promptmill.features.embeddings.embedding:Embedding",),

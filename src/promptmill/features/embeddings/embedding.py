@@ -14,7 +14,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import EMBEDDINGS, SYSTEM_ROLES, Conversation, Request, Sampling
 from promptmill.features.embeddings.parameters import Embedded
-from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
+from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _AT_ONCE = Bounds(items=256, size=600_000)

@@ -4,6 +4,7 @@ from promptmill.core.feature import Feature, Figure
 
 FEATURE = Feature(
     words="several rows in one request: fewer tokens and requests, and a measure of what it costs in accuracy",
+    needs=("packs",),
     options="promptmill.features.together.options:OPTIONS",
     sampling="promptmill.features.together.parameters:Together",
     answers=(

@@ -23,10 +23,10 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.form import Asked, Form, Given, Question
 from promptmill.core.request import Conversation, Fields, Made, Message, Portion, Request, once
 from promptmill.core.values import json_text
+from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.features.together.parameters import Together
 from promptmill.jobs.store.records import SLOT
 from promptmill.steps.decided import given_in
-from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000

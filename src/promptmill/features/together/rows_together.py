@@ -12,10 +12,10 @@ from promptmill.backends.protocol import Call, Completion
 from promptmill.config.model_config import OTHER_LIMIT, TOKEN_LIMITS, ModelConfig, numbers_of
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
+from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
 from promptmill.jobs.store.records import SLOT
-from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent, path_of
 
 _LONGEST_ROW = 8_000

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.cli.completion import SHELLS, script
 from promptmill.cli.main import parser_of
+from promptmill.features.completion.command import SHELLS, script
 
 BASH = (
     'source ./script; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"'

@@ -13,8 +13,8 @@ import pytest
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request, Sampling, conversation_from_prompt
+from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.service.driver import Driver
-from promptmill.steps.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading
 
 REFUSED = PromptmillError(Code.BAD_REQUEST, "No.")
