@@ -276,6 +276,13 @@ class LabelsOptions(TypedDict, total=False):
     """The label that most of N answers to a row have; several models take turns; with `sure`, N of the cheap model."""
 
 
+class MaskOptions(TypedDict, total=False):
+    """Options: mask."""
+
+    mask: str | None
+    """Replace personal data before anything is sent, and put it back: `email,phone,iban,card,id,names.csv`."""
+
+
 class RayOptions(TypedDict, total=False):
     """Options: ray."""
 
@@ -323,6 +330,7 @@ class BulkOptions(
     GroupsOptions,
     ItemsOptions,
     LabelsOptions,
+    MaskOptions,
     RayOptions,
     SourcesOptions,
     TogetherOptions,

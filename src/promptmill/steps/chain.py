@@ -9,6 +9,7 @@
        │   CHOSEN     choices and schemas: as a form; choices also as a schema, with probabilities              │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
        │   FORMED     features': an answer of another form, brought into the request's form                     │
+       │   MASKED     features': values are replaced, and put back in the outcome                               │
        │   GATHERED   features': several items in one request                                                   │
        │   DIVIDED    models that decide: many questions, as several requests; what they cannot answer, fails   │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │

@@ -31,6 +31,8 @@ class Place(IntEnum):
     """The answer is checked, repaired, and requested again."""
     FORMED = auto()
     """An answer of another form is requested, and brought into the request's form."""
+    MASKED = auto()
+    """Values of the request are replaced before it is sent, and put back in its outcome."""
     GATHERED = auto()
     """Several items become one request. The outcome is divided among them."""
     DIVIDED = auto()

@@ -89,8 +89,9 @@ class VectorRequests(Step):
 
 
 def _embedding(given: Sampling) -> Sampling:
-    """Return the parameters of a request for a vector: of an answer's parameters, only the length of vectors."""
-    return Sampling.model_validate({"embed": True, "dimensions": given.given().get("dimensions")})
+    """Return the parameters of a request for a vector: of an answer's, the length of vectors, and what is masked."""
+    kept = {name: value for name, value in given.given().items() if name in {"dimensions", "mask"}}
+    return Sampling.model_validate({"embed": True, **kept})
 
 
 def _half(vector: bytes) -> bytes:

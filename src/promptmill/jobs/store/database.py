@@ -4,7 +4,7 @@
               (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
               `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input is not yet read),
               `stretches` (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the
-              input that was checked for secrets)
+              input that was checked for secrets), `secret` (see `JobDatabase.secret`)
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
@@ -40,6 +40,7 @@ import itertools
 import operator
 import os
 import re
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -194,6 +195,12 @@ class JobDatabase:
         ]
         gone = [(name,) for name, value in values.items() if value is None]
         self.change(("INSERT OR REPLACE INTO job VALUES (?, ?)", kept), ("DELETE FROM job WHERE name = ?", gone))
+
+    def secret(self) -> bytes:
+        """Return random bytes that only this job has. The first call stores them."""
+        if (kept := self.get("secret")) is None:
+            self.put(secret=(kept := {"hex": secrets.token_hex(32)}))
+        return bytes.fromhex(kept["hex"])
 
     def settings_id(self, fingerprint: Mapping[str, object]) -> int:
         """Return the id of the settings with this fingerprint. New settings are stored first."""

@@ -1,0 +1,68 @@
+"""Finds values to mask in texts.
+
+    text ─▶ Folded ─▶ each detector of the kinds ─▶ spans, of which the first and longest count
+
+A detector takes a folded text and yields spans of it. Another package's function takes the text itself, and yields
+`(start, end, label)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from promptmill.features.mask.folded_text import Folded
+
+
+class ValueSpan(NamedTuple):
+    """A value in a text: the characters `start` to `end - 1`. `label`: its kind, as a mask names it: `EMAIL`."""
+
+    start: int
+    end: int
+    label: str
+
+
+Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
+_FOUND = "\0"
+"""Takes the place of the characters of a value, so that no further detector sees them."""
+
+
+class Detectors(NamedTuple):
+    """The detectors of a job, the most specific first: where two find a value, the first one names it."""
+
+    of_folded: Sequence[Detect]
+    of_text: Sequence[Detect] = ()
+    """The detectors of other packages."""
+
+    def spans(self, text: str) -> list[ValueSpan]:
+        """Return the values in a text, in order, none inside another."""
+        folded = Folded.of(text)
+        found, left = list[ValueSpan](), folded.text
+        for detect in self.of_folded:
+            for span in (own := [*detect(left)]):
+                left = f"{left[: span.start]}{_FOUND * (span.end - span.start)}{left[span.end :]}"
+            found += own
+        if found and folded.starts is not None:
+            found = [ValueSpan(*folded.span(span.start, span.end), span.label) for span in found]
+        for detect in self.of_text:
+            found += detect(text)
+        if self.of_text:
+            return apart(found)
+        found.sort()
+        return found
+
+
+def apart(spans: Iterable[ValueSpan]) -> list[ValueSpan]:
+    """Return spans in order. Spans that overlap become one, with the label of the first detector.
+
+    >>> apart([ValueSpan(4, 9, "CARD"), ValueSpan(0, 5, "PHONE"), ValueSpan(20, 22, "ID")])
+    [ValueSpan(start=0, end=9, label='CARD'), ValueSpan(start=20, end=22, label='ID')]
+    """
+    joined = list[tuple[int, int, tuple[int, str]]]()
+    for start, end, named in sorted((span.start, span.end, (n, span.label)) for n, span in enumerate(spans)):
+        if joined and start < joined[-1][1]:
+            first, last, earlier = joined[-1]
+            joined[-1] = first, max(last, end), min(earlier, named)
+        else:
+            joined.append((start, end, named))
+    return [ValueSpan(start, end, label) for start, end, (_, label) in joined]

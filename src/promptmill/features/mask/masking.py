@@ -1,0 +1,405 @@
+"""The step that replaces values before a request is sent, and puts them back in its outcome.
+
+    request ─▶ a row's cells, or all messages ─▶ spans ─▶ masks ─▶ request that is sent
+    outcome ◀─ text, reasoning, tool calls, sources ◀─ values in place of masks ◀─ outcome
+
+The step is inside of the steps that ask again and read quotes, so these see the values, and outside of the steps that
+join rows, which see masks alone. The words of a prompt and the system prompt of a job are masked, too, but keep names
+of one word, which may be ordinary words (`Mark`, `Will`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.backends.protocol import Call, Completion, Failure, Growing, Outcome
+from promptmill.config.model_config import ModelConfig
+from promptmill.core.bounds import MOST_KEPT
+from promptmill.core.errors import Named, PromptmillError, config_error, input_error
+from promptmill.core.request import (
+    NOTHING_SHARED,
+    SYSTEM_ROLES,
+    Conversation,
+    Fields,
+    Made,
+    Message,
+    Part,
+    Request,
+    Sampling,
+    TextPart,
+    nested,
+    once,
+)
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.features.mask.detection import Detectors, ValueSpan, apart
+from promptmill.features.mask.kinds import KEY, Kinds
+from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
+from promptmill.features.mask.names import Names
+from promptmill.features.mask.parameters import Masked, is_known, kinds_in
+from promptmill.steps.step import Loading, Place, Sent, Step
+
+_CONTEXT = 48
+"""Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
+_OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
+"""Parameters of `extra_params` that are instructions, and no data."""
+_EDGE = re.compile(r"\A\s*[0-9][0-9\s().\-/]{4,}|[0-9][0-9\s().\-/]{4,}\Z")
+"""Digits at an end of a piece of a text, which may be a part of a number."""
+_OF_FORM = "format", "pattern", "minLength", "maxLength"
+"""Keywords that a mask in place of a value would break. The answer with the value is checked by them."""
+
+
+class MaskedRequests(Step):
+    """Replaces values by masks. The kinds that the operator has configured are masked in every request."""
+
+    place = Place.MASKED
+    wanted_by: Collection[str] | None = ("mask",)
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Step | None:
+        """Return the step, after reading lists of names. Raises `PromptmillError`."""
+        step = cls(loading.config)
+        await asyncio.to_thread(step.kinds_of, loading.config.operator.sampling_params)
+        return step
+
+    @classmethod
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from an item to the masked request, which raises `PromptmillError`."""
+        del by_batch
+        step = cls(config)
+        return lambda request: Sent(step.masked(request, b"")[0])
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._forced = tuple(_mask_of(config.operator.sampling_params))
+        self._takes_all = config.call_files is None
+        """Whether requests are the operator's own, and may name files and functions."""
+        if self._forced:
+            self.wanted_by = None  # no request skips the step
+        self._secret = secrets.token_bytes(32)
+        """For calls that belong to no job."""
+        self._plans: Made[_Plan] = {}
+        self._by_kinds: dict[tuple[str, ...], Kinds] = {}
+        self._kinds: Made[Kinds] = {}
+        self._parts: Made[_Words] = {}
+        self._instructions: dict[tuple[int, str], list[ValueSpan]] = {}
+
+    def kinds_of(self, sampling: Sampling) -> Kinds:
+        """Return the kinds of a request with these parameters, and the operator's. Raises `PromptmillError`."""
+        return once(self._kinds, lambda: self._made(tuple(_mask_of(sampling))), sampling)
+
+    def _made(self, wanted: tuple[str, ...]) -> Kinds:
+        own = tuple(dict.fromkeys((*self._forced, *wanted)))
+        for kind in own:
+            if not (self._takes_all or kind in self._forced or is_known(kind)):
+                raise config_error(KEY, f"only the operator's configuration may name a file or function: {kind[:60]}.")
+        if own not in self._by_kinds:
+            self._by_kinds[own] = Kinds.of(own)
+        return self._by_kinds[own]
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer a request without sending its values. A request with an image or a sound fails."""
+        try:
+            sent, masks = self.masked(request, call.facts.secret)
+        except PromptmillError as error:
+            return Failure(error, request.attempts, concerns_all=error.code != "invalid_input")
+        if not masks.values:
+            return await self.following(sent, call)
+        is_json = bool(request.sampling.response_format or request.extra.get("response_format"))
+        shown = call.preview
+        if shown is not None:
+            call.preview = wrapped = _unmasked_preview(shown, masks, is_json=is_json)
+        try:
+            outcome = await self.following(sent, call)
+        finally:
+            if shown is not None and call.preview is wrapped:  # a sender may have ended the preview
+                call.preview = shown
+        return _unmasked(outcome, masks, call, is_json=is_json)
+
+    def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
+        """Return the request as it is sent, and its masks. `secret`: of the job, or `b""`. Raises `PromptmillError`."""
+        conversation, given, extra = request.conversation, request.sampling, request.extra
+        if conversation.images or conversation.has_audio:
+            raise input_error(
+                "An image or a sound cannot be masked. Send its text, or leave ", Named("mask"), " out for such rows."
+            )
+        key = secret or self._secret
+        plan = once(self._plans, lambda: self._plan(given, extra, key), given, extra, key)
+        masks = Masks(plan.codes, conversation.texts)
+        masking = _Masking(plan.kinds, masks, self._spans_of_words)
+        changes = self._of_conversation(request, masking)
+        if plan.sampling is not given:
+            changes["sampling"] = plan.sampling
+        if plan.has_parameters or request.path:
+            changes["extra"] = masking.parameters(extra, is_instruction=not request.path)
+        if request.shared and "conversation" in changes:
+            is_same = _has_beginning(conversation, changes["conversation"], request.shared.characters)
+            changes["shared"] = request.shared if is_same else NOTHING_SHARED
+        return request.changed(**changes) if changes else request, masks
+
+    def _plan(self, sampling: Sampling, extra: JsonObject, secret: bytes) -> _Plan:
+        kinds = self.kinds_of(sampling)
+        has_parameters = bool(_values_in(extra, kinds.of_instructions))
+        return _Plan(kinds, _with_form(sampling, kinds), has_parameters, Codes(secret))
+
+    def _of_conversation(self, request: Request, masking: _Masking) -> dict[str, Any]:
+        """Return the changes to the messages and fields of a request."""
+        before, fields, changes = request.conversation.messages, request.fields, dict[str, Any]()
+        row = len(before) - request.corrections - 1 if fields is not None else -1
+        after = [
+            message
+            if at == row
+            else masking.message(message, is_instruction=request.is_filled and message.role in SYSTEM_ROLES)
+            for at, message in enumerate(before)
+        ]
+        if fields is not None and row >= 0:
+            words = self._words_of(fields.parts, masking.kinds.of_instructions)
+            last, written = before[row], masking.fields(fields, words, is_part=request.is_part)
+            if written is not fields:
+                changes["fields"] = written
+            if last.content != _text_of(fields):  # a step has made a message of its own of the fields
+                after[row] = masking.message(last, is_instruction=False)
+            elif written is not fields:
+                after[row] = Message(last.role, _text_of(written), last.extra)
+        if any(map(operator.is_not, before, after)):
+            changes["conversation"] = Conversation(tuple(after))
+        return changes
+
+    def _words_of(self, parts: Sequence[str], detectors: Detectors) -> _Words:
+        return once(self._parts, lambda: _Words.of(parts, detectors), parts, detectors)
+
+    def _spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
+        """Return the values in words that many requests share."""
+        key = id(detectors), text
+        if key not in self._instructions:
+            if len(self._instructions) >= MOST_KEPT:
+                self._instructions.clear()
+            self._instructions[key] = detectors.spans(text)
+        return self._instructions[key]
+
+
+class _Plan(NamedTuple):
+    """The detectors, codes and sent parameters of requests with equal parameters."""
+
+    kinds: Kinds
+    sampling: Sampling
+    """The parameters that are sent."""
+    has_parameters: bool
+    """Whether parameters of the body have values."""
+    codes: Codes
+
+
+class _Words(NamedTuple):
+    """The words of a prompt around its cells."""
+
+    around: Sequence[str]
+    """The ends of the words before the first cell, the words between cells, and the beginning of those after them: for
+    the search of values that a cell and the prompt have together."""
+    have_values: bool
+    """Whether the words themselves have values."""
+
+    @classmethod
+    def of(cls, parts: Sequence[str], detectors: Detectors) -> _Words:
+        first, *between = parts[::2]
+        shortened = [part if len(part) < 2 * _CONTEXT else f"{part[:_CONTEXT]}\0{part[-_CONTEXT:]}" for part in between]
+        if between:
+            shortened[-1] = between[-1][:_CONTEXT]
+        return cls((first[-_CONTEXT:], *shortened), any(map(detectors.spans, parts[::2])))
+
+
+class _Masking(NamedTuple):
+    """The masking of one request."""
+
+    kinds: Kinds
+    masks: Masks
+    spans_of_words: Callable[[str, Detectors], list[ValueSpan]]
+
+    def evidence(self, text: str) -> str:
+        """Return a text of data with masks."""
+        return self.masks.masked(text, self.kinds.of_evidence.spans(text))
+
+    def instruction(self, text: str) -> str:
+        """Return the words of an instruction with masks."""
+        return self.masks.masked(text, self.spans_of_words(text, self.kinds.of_instructions))
+
+    def message(self, message: Message, *, is_instruction: bool) -> Message:
+        """Return a message with masks; the message itself if it has no values."""
+        change = self.instruction if is_instruction else self.evidence
+        content, extra = message.content, message.extra
+        if isinstance(content, tuple):
+            parts = tuple(_changed(part, change) for part in content)
+            content = content if all(new is old for new, old in zip(parts, content, strict=True)) else parts
+        elif content:
+            content = change(content)
+        if extra:
+            extra = {name: _changed_field(name, value, change) for name, value in extra.items()}
+        if content == message.content and extra == message.extra:
+            return message
+        return Message(message.role, content, extra)
+
+    def fields(self, fields: Fields, words: _Words, *, is_part: bool) -> Fields:
+        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: a text of
+        the row is divided, perhaps inside of a number."""
+        pieces = _interleaved(words.around, fields.texts)
+        spans, own = self.kinds.of_evidence.spans("".join(pieces)), self._of_columns(fields)
+        texts, end = list[str](), 0
+        for at, piece in enumerate(pieces if spans or own or is_part else ()):
+            start, end = end, end + len(piece)
+            if at % 2:
+                inside = [_within(span, start, end) for span in spans if span.start < end and span.end > start]
+                further = [] if own is None else own.spans(piece)
+                if is_part:
+                    further += (ValueSpan(*edge.span(), "NUMBER") for edge in _EDGE.finditer(piece))
+                texts.append(self.masks.masked(piece, apart([*inside, *further]) if further else inside))
+        parts = fields.parts
+        if words.have_values:
+            parts = tuple(part if at % 2 else self.instruction(part) for at, part in enumerate(parts))
+        if parts is fields.parts and (not texts or (*texts,) == fields.texts):
+            return fields
+        return Fields(parts, (*texts,) or fields.texts)
+
+    def _of_columns(self, fields: Fields) -> Detectors | None:
+        """Return the detectors of the row's own values of columns. Raises `PromptmillError` for a missing column."""
+        if not self.kinds.columns:
+            return None
+        named = dict(zip(fields.parts[1::2], fields.texts, strict=True))
+        for column in self.kinds.columns:
+            if column not in named:
+                said = f"the prompt has no {{{{{column}}}}}, whose value `column:{column}` would mask; add it"
+                raise config_error(KEY, f"{said}.")
+        return Detectors([Names(named[column] for column in self.kinds.columns)])
+
+    def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
+        """Return parameters of a request's body with masks in their texts."""
+        change = self.instruction if is_instruction else self.evidence
+        return {name: value if name in _OF_AUTHOR else mapped(value, change) for name, value in extra.items()}
+
+
+def _mask_of(sampling: Sampling) -> Sequence[str]:
+    assert isinstance(sampling, Masked)
+    return kinds_in(sampling.mask or "")
+
+
+def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
+    """Return the words of a prompt and the texts of its cells, in order."""
+    pieces = [""] * (2 * len(texts) + 1)
+    pieces[::2], pieces[1::2] = words, texts
+    return pieces
+
+
+def _text_of(fields: Fields) -> str:
+    return "".join(_interleaved(fields.parts[::2], fields.texts))
+
+
+def _within(span: ValueSpan, start: int, end: int) -> ValueSpan:
+    """Return the part of a span in the text from `start` to `end`, by places in this text."""
+    return ValueSpan(max(span.start, start) - start, min(span.end, end) - start, span.label)
+
+
+def _changed(part: Part, change: Callable[[str], str]) -> Part:
+    if not isinstance(part, TextPart) or (text := change(part.text)) == part.text:
+        return part
+    return replace(part, text=text)
+
+
+def _changed_field(name: str, value: Any, change: Callable[[str], str]) -> Any:
+    """Return a field of a message, such as its tool calls, with each text changed; their arguments are JSON."""
+    if name == "arguments" and isinstance(value, str):
+        return in_json(value, change)
+    if isinstance(value, Mapping):
+        return {inner: _changed_field(inner, each, change) for inner, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_changed_field(name, each, change) for each in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _values_in(extra: JsonObject, detectors: Detectors) -> JsonObject:
+    """Return the parameters of a request's body that have values to mask."""
+
+    def has_values(given: Any) -> bool:
+        return any(isinstance(text, str) and detectors.spans(text) for text in nested(given))
+
+    return {name: value for name, value in extra.items() if name not in _OF_AUTHOR and has_values(value)}
+
+
+def _has_beginning(before: Conversation, after: Conversation, characters: int) -> bool:
+    """Return whether a masked conversation still has the beginning that other requests share."""
+    return "".join(before.texts)[:characters] == "".join(after.texts)[:characters]
+
+
+def _allowed_in(schema: JsonObject | None) -> Iterator[str]:
+    """Yield the texts that a schema allows as values."""
+    for node in nested(schema):
+        if isinstance(node, Mapping):
+            values = node.get("enum")
+            allowed = [*(values if isinstance(values, list) else ()), node.get("const")]
+            yield from (value for value in allowed if isinstance(value, str))
+
+
+def _narrows(node: Mapping[str, Any]) -> bool:
+    return node.get("type", "string") in ("string", ["string", "null"]) and any(name in node for name in _OF_FORM)
+
+
+def _relaxed(node: Any) -> Any:
+    """Return a schema without the keywords that a mask in place of a value would break."""
+    if isinstance(node, Mapping):
+        left_out = _OF_FORM if _narrows(node) and "properties" not in node else ()
+        return {name: _relaxed(each) for name, each in node.items() if name not in left_out}
+    return [_relaxed(each) for each in node] if isinstance(node, list) else node
+
+
+def _unmasked_preview(show: Callable[[Growing], None], masks: Masks, *, is_json: bool) -> Callable[[Growing], None]:
+    """Return the preview that shows values. A text is held back from where a mask may begin."""
+
+    def shown(growing: Growing) -> None:
+        calls = [_changed_field("", call, masks.growing) for call in growing.tool_calls]
+        show(Growing(masks.growing(growing.text, is_json=is_json), masks.growing(growing.reasoning), calls))
+
+    return shown
+
+
+def _unmasked(outcome: Outcome, masks: Masks, call: Call, *, is_json: bool) -> Outcome:
+    """Return an outcome with the values in place of their masks."""
+    back = masks.put_back
+    changes: dict[str, Any] = {"text": back(outcome.text, is_json=is_json or _looks_like_json(outcome.text))}
+    if outcome.reasoning:
+        changes["reasoning"] = back(outcome.reasoning)
+    if outcome.sources is not None:
+        changes["sources"] = masks.put_back_in(outcome.sources)
+    if outcome.details is not None:
+        changes["details"] = masks.put_back_in(outcome.details)
+    if isinstance(outcome, Completion):
+        if outcome.tool_calls:
+            changes["tool_calls"] = tuple(_changed_field("", one, back) for one in outcome.tool_calls)
+        if outcome.reply:
+            changes["reply"] = back(outcome.reply, is_json=is_json)
+        if not call.facts.of_job and (strays := masks.strays(outcome.text)):
+            call.warn(f"An answer has {strays[0][:40]}, which is no mask of its prompt: the model changed or made it.")
+    elif outcome.part:
+        changes["part"] = back(outcome.part, is_json=is_json)
+    return replace(outcome, **changes) if len(changes) > 1 or changes["text"] != outcome.text else outcome
+
+
+def _looks_like_json(text: str) -> bool:
+    return text.lstrip().startswith(("{", '["', "[{", "```json"))
+
+
+def _with_form(sampling: Sampling, kinds: Kinds) -> Sampling:
+    """Return parameters whose schema allows masks. Raises `PromptmillError` for an allowed answer with a value."""
+    schema = schema_of(sampling.response_format) if sampling.response_format else None
+    for text in (*(sampling.choices or ()), *_allowed_in(schema)):
+        if kinds.of_evidence.spans(text):
+            raise config_error(
+                KEY,
+                "a choice, or an allowed value of the schema, has a value that is masked in the rows, so no answer "
+                "could be it. Use labels without personal data, or mask fewer kinds.",
+            )
+    if schema is None or not any(isinstance(node, Mapping) and _narrows(node) for node in nested(schema)):
+        return sampling
+    relaxed = asking_for(_relaxed(schema))
+    return sampling.model_copy(update={"response_format": {**(sampling.response_format or {}), **relaxed}})

@@ -1,0 +1,154 @@
+"""Masks: texts such as `[EMAIL_K7Q2M4XP]` in place of values, and back.
+
+    value ─▶ keyed digest ─▶ code      the same value has the same mask in a job, also after a kill and in each process
+
+Nothing is stored for a value: the code follows from the job's secret, so no table of values grows, and a provider
+cannot compute which values a mask may stand for. The values of a request's masks are in memory while it is answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from promptmill.features.mask.detection import ValueSpan
+
+_ALPHABET = "23456789BCDFGHJKMNPQRSTVWXYZ"
+"""Without vowels, so that no code is a word, and without signs that look alike."""
+_SIGNS = bytes(ord(_ALPHABET[one % len(_ALPHABET)]) for one in range(256))
+"""The sign of each byte of a digest."""
+_SIZE = 8  # of 3.8e11 codes, two of 20,000 values have the same in one of 2,000 jobs
+_CODE = re.compile(rf"(?<![0-9A-Za-z])[{_ALPHABET}]{{{_SIZE}}}(?![0-9A-Za-z])", re.IGNORECASE)
+_BEFORE = re.compile(r"(\[\s?)?(?:(?<![A-Za-z])([A-Za-z]{2,24})[\s_\-:\\]{1,3})?\Z")
+_AFTER = re.compile(r"\s?\]")
+_NEAR = 32
+STRAY = re.compile(r"\[\s?([A-Z]{2,24})[\s_]([0-9A-Z]{1,12})\s?\]")
+"""A mask, also one that a model has changed."""
+_BEGUN = re.compile(
+    r"(?<![0-9A-Za-z_\-:\\])(?:\[\s?)?(?:[A-Za-z0-9]{1,24}(?:[\s_\-:\\]{1,3}(?:[0-9A-Za-z]{1,8}\s?)?)?)?\Z"
+)
+"""The end of a text that may become a mask."""
+
+
+class Codes:
+    """The codes of values, by a secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._keyed = hashlib.blake2b(digest_size=_SIZE, key=secret)
+
+    def of(self, value: str, turn: int) -> str:
+        """Return the code of a value; with another `turn`, another code."""
+        keyed = self._keyed.copy()
+        keyed.update(
+            f"{value}\0{turn}".encode("utf-8", "surrogatepass") if turn else value.encode("utf-8", "surrogatepass")
+        )
+        return keyed.digest().translate(_SIGNS).decode()
+
+
+class Masks:
+    """The masks of one request."""
+
+    __slots__ = ("_codes", "_known", "_texts", "values")
+
+    def __init__(self, codes: Codes, texts: Sequence[str]) -> None:
+        """`texts`: the texts of the request. No code is a part of them."""
+        self._codes, self._texts = codes, texts
+        self._known: dict[tuple[str, str], str] = {}
+        """The masks, by value and label."""
+        self.values: dict[str, str] = {}
+        """The values, by code."""
+
+    def masked(self, text: str, spans: Sequence[ValueSpan]) -> str:
+        """Return a text with masks in place of the spans, which are in order."""
+        if not spans:
+            return text
+        pieces, last = list[str](), 0
+        for start, end, label in spans:
+            value = text[start:end]
+            pieces += text[last:start], self._known.get((value, label)) or self._mask(value, label)
+            last = end
+        pieces.append(text[last:])
+        return "".join(pieces)
+
+    def _mask(self, value: str, label: str) -> str:
+        turn = 0
+        code = self._codes.of(value, turn)
+        while self.values.get(code, value) != value or any(code in text for text in self._texts):
+            turn += 1
+            code = self._codes.of(value, turn)
+        self.values[code] = value
+        mask = self._known[value, label] = f"[{label}_{code}]"
+        return mask
+
+    def put_back(self, text: str, *, is_json: bool = False) -> str:
+        """Return a text with the values in place of their masks, also of masks without brackets or in another case.
+        `is_json`: the text is JSON, and the values become parts of its strings."""
+        if not text or not self.values:
+            return text
+        for (value, _), mask in self._known.items():
+            if mask in text:
+                text = text.replace(mask, json.dumps(value, ensure_ascii=False)[1:-1] if is_json else value)
+        whole = text.upper()
+        return self._changed_back(text, is_json=is_json) if any(code in whole for code in self.values) else text
+
+    def _changed_back(self, text: str, *, is_json: bool) -> str:
+        """Return a text with the values in place of masks that a model has changed."""
+        pieces, last = list[str](), 0
+        for found in _CODE.finditer(text):
+            if (value := self.values.get(found[0].upper())) is not None:
+                start, end = _span_of(text, found, last)
+                pieces += text[last:start], json.dumps(value, ensure_ascii=False)[1:-1] if is_json else value
+                last = end
+        return "".join((*pieces, text[last:]))
+
+    def put_back_in(self, value: Any) -> Any:
+        """Return JSON data with the values in place of their masks."""
+        return mapped(value, self.put_back) if self.values else value
+
+    def growing(self, text: str, *, is_json: bool = False) -> str:
+        """Return the beginning of a growing text with values in place of masks, before any part of a mask."""
+        begun = _BEGUN.search(text, max(0, len(text) - 2 * _NEAR)) if self.values else None
+        return self.put_back(text if begun is None else text[: begun.start()], is_json=is_json)
+
+    def strays(self, text: str) -> list[str]:
+        """Return the masks in an answer that the request did not have."""
+        return [
+            found[0]
+            for found in STRAY.finditer(text)
+            if found[2] not in self.values and not any(found[0] in own for own in self._texts)
+        ]
+
+
+def _span_of(text: str, code: re.Match[str], last: int) -> tuple[int, int]:
+    """Return the place of the mask around a code, behind `last`. A bracket counts only with the other one."""
+    start, end = code.span()
+    before = _BEFORE.search(text, max(last, start - _NEAR), start)
+    if before is None or before[2] is None:
+        return start, end
+    after = _AFTER.match(text, end) if before[1] else None
+    return (before.start(2), end) if after is None else (before.start(), after.end())
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Return JSON data with each text changed, apart from the names of fields."""
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {name: mapped(inner, change) for name, inner in value.items()}
+        case list() | tuple():
+            return [mapped(inner, change) for inner in value]
+    return value
+
+
+def in_json(text: str, change: Callable[[str], str]) -> str:
+    """Return JSON, such as the arguments of a tool call, with each text in it changed; another text changed as a
+    whole."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return change(text)
+    return json.dumps(mapped(value, change), ensure_ascii=False)

@@ -1,0 +1,55 @@
+"""The parameter of masks: the kinds of values that are replaced."""
+
+from __future__ import annotations
+
+import csv
+import re
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from promptmill.core.parameter import APPLIED, OF_FIELDS, Parameters
+
+KINDS = ("email", "phone", "iban", "card", "id")
+"""The kinds that values have by themselves. `phone` and `id` may name a country: `phone:DE`."""
+OF_COUNTRY = re.compile(r"(phone|id):([A-Z]{2})")
+COLUMN = "column:"
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FILE = re.compile(r"[^#]*[./\\][^#]*(?:#.+)?", re.DOTALL)
+
+
+def is_known(kind: str) -> bool:
+    """Return whether a kind needs nothing but the text: any client may ask for it."""
+    return kind in KINDS or kind.startswith(COLUMN) or OF_COUNTRY.fullmatch(kind) is not None
+
+
+def kinds_in(text: str) -> tuple[str, ...]:
+    """Return the kinds in a text with commas. (A file whose name has a comma is in double quotes.)
+
+    >>> kinds_in("email, phone:DE")
+    ('email', 'phone:DE')
+    """
+    return tuple(dict.fromkeys(kind.strip() for kind in next(csv.reader([text], skipinitialspace=True), ())))
+
+
+def _checked(value: object) -> object:
+    """Return kinds as a text; a list of them, too. Raises `ValueError` for an unknown kind."""
+    if isinstance(value, list | tuple):
+        value = ",".join(f'"{kind}"' if "," in str(kind) else str(kind) for kind in value)
+    for kind in kinds_in(value) if isinstance(value, str) else ():
+        if kind == COLUMN or not (is_known(kind) or FUNCTION.fullmatch(kind) or _FILE.fullmatch(kind)):
+            raise PydanticCustomError(
+                "mask",
+                "has {kind}, which is none of {known}, phone:DE, column:NAME, names.csv and module:function",
+                {"kind": repr(kind)[:40], "known": ", ".join(KINDS)},
+            )
+    return value or None
+
+
+class Masked(Parameters):
+    """Which values are replaced before a request is sent."""
+
+    mask: Annotated[str | None, BeforeValidator(_checked), APPLIED, OF_FIELDS] = Field(
+        None, description="Kinds of values to replace by masks before a request is sent: `email,phone,iban,card,id`."
+    )

@@ -1,0 +1,152 @@
+"""Values that are found in texts, however they are written, and texts that have none."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from personal_data import FORMS, NAMES
+from promptmill.core.errors import PromptmillError
+from promptmill.features.mask.detection import Detectors
+from promptmill.features.mask.kinds import Kinds
+from promptmill.features.mask.names import Names
+from promptmill.features.mask.numbers import IDS
+
+ALL = ["email", "phone", "iban", "card", "id"]
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    return Kinds.of(ALL)
+
+
+def found(detectors, text):
+    return [(span.label, text[span.start : span.end]) for span in detectors.spans(text)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMS if kind != "name"])
+def test_each_form_of_a_value_is_found_as_a_whole(kinds, kind):
+    for seed in range(30):
+        forms = FORMS[kind](random.Random(seed))
+        assert len({*forms}) >= 10
+        for form in forms:
+            assert found(kinds.of_evidence, f"It is {form}, he said.") == [(kind.upper(), form)], ascii(form)
+
+
+def test_each_form_of_a_name_is_found():
+    detectors = Detectors([Names(NAMES)])
+    for seed in range(30):
+        for form in FORMS["name"](random.Random(seed)):
+            text = f"It is {form}, he said."
+            assert found(detectors, text) == [("NAME", form.removesuffix("\u2019s"))], ascii(form)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On 2026-03-07 at 12:30, invoice 20260307-1234 of EUR 12,345,678.90 or 1.234.567,89",
+        "Order 4111 1111 1111 1112, part 123456789012, version 10.0.19045.3803",
+        "The sum of 120, 340, 500 and 1200 is 2160; 1 2 3 4 5 6 7 8 9",
+        "3a9f4c1b2e7d4111111111111111aa and user_4111111111111111 and v1.2.3-20260307",
+        "a@b, @name, name@host, 5 @ 3.50, see (at) the end. Next",
+        "192.168.100.200:8080 and 2001:db8::1",
+        "DE89 3704 0044 0532 0130 01 has a wrong check digit",
+        "lat 52.5200066, lon 13.4049540",
+    ],
+)
+def test_an_ordinary_text_has_no_values(kinds, text):
+    assert found(kinds.of_evidence, text) == []
+
+
+@pytest.mark.parametrize("between", [r"\n", r"\u00a0", "\n    ", "\n> ", r"\r\n", "\t"])
+def test_a_number_is_found_over_json_escapes_and_indented_lines(kinds, between):
+    text = f'{{"a": "x\u0301 4111 1111{between}1111 1111"}}, {{"b": "jane@{between}example.com"}}'
+    assert [value for _, value in found(kinds.of_evidence, text)] == [
+        *(f"4111 1111{between}1111 1111", f"jane@{between}example.com")
+    ]
+
+
+def test_numbers_that_follow_each_other_are_apart(kinds):
+    text = "+49 30 901820, 4111 1111 1111 1111 5500 0000 0000 0004"
+    assert found(kinds.of_evidence, text) == [
+        *(("PHONE", "+49 30 901820"), ("CARD", "4111 1111 1111 1111"), ("CARD", "5500 0000 0000 0004"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("region", "text", "numbers"),
+    [
+        ("DE", "030 901820, (030) 901820 and 0171/1234567, but 901820 and 01.02.2026", 3),
+        ("US", "(415) 555-2671, 415-555-2671 and 1-415-555-2671, but 4155552671", 3),
+        ("FR", "06 12 34 56 78 and 0612345678", 2),
+        ("CN", "13812345678 and 010-62345678", 2),
+    ],
+)
+def test_numbers_of_a_country_need_no_plus(region, text, numbers):
+    assert len(found(Kinds.of([f"phone:{region}"]).of_evidence, text)) == numbers
+    assert found(Kinds.of(["phone"]).of_evidence, text) == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["12345678-Z", "X-1234567-L", "131052-308T", "123-45-6789", "756.9217.0769.85", "880320-0016"],
+)
+def test_ids_have_their_own_forms(kinds, written):
+    assert found(kinds.of_evidence, f"id {written}.") == [("ID", written)]
+
+
+def test_an_id_with_a_weak_check_counts_only_for_its_country():
+    assert found(Kinds.of(["id"]).of_evidence, "111222333") == []
+    assert found(Kinds.of(["id:NL"]).of_evidence, "111222333") == [("ID", "111222333")]
+    with pytest.raises(PromptmillError, match="no id of XX is known"):
+        Kinds.of(["id:XX"])
+
+
+def test_a_name_is_found_only_as_a_whole_word():
+    detectors = Detectors([Names(["Jane Doe", "Jane", "Li", "O'Neil", "王小明"])])
+    assert found(detectors, "Janet, Jane, JANE DOE; Lille and Li; o'neil. 我是王小明的") == [
+        *(("NAME", "Jane"), ("NAME", "JANE DOE"), ("NAME", "Li"), ("NAME", "o'neil"), ("NAME", "王小明"))
+    ]
+
+
+def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
+    (tmp_path / "names.txt").write_text("Mark\nJane Doe\n")
+    kinds = Kinds.of([str(tmp_path / "names.txt")])
+    assert found(kinds.of_instructions, "Mark the mails of Jane Doe") == [("NAME", "Jane Doe")]
+    assert found(kinds.of_evidence, "Mark the mails of Jane Doe") == [("NAME", "Mark"), ("NAME", "Jane Doe")]
+
+
+def test_names_come_from_a_column(tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text("id,name\n1,Jane Doe\n2,Bob\n")
+    assert found(Kinds.of([f"{file}#name"]).of_evidence, "bob and jane doe") == [("NAME", "bob"), ("NAME", "jane doe")]
+    with pytest.raises(PromptmillError, match=r"has the columns id, name; name one of them: .*people.csv#id"):
+        Kinds.of([str(file)])
+    with pytest.raises(PromptmillError, match=r"none.csv, the names to mask, cannot be read"):
+        Kinds.of([str(tmp_path / "none.csv")])
+
+
+def test_a_function_of_another_package_finds_values(monkeypatch, tmp_path):
+    # The interface of Presidio: `analyze` returns objects with `start`, `end` and `entity_type`.
+    (tmp_path / "my_masks.py").write_text(
+        "def people(text):\n    at = text.find('Jane')\n    return [(at, at + 4, 'person')] if at >= 0 else []\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    detectors = Kinds.of(["email", "my_masks:people"]).of_evidence
+    assert found(detectors, "Jane, jane@example.com") == [("PERSON", "Jane"), ("EMAIL", "jane@example.com")]
+    with pytest.raises(PromptmillError, match="my_masks:nobody cannot be imported"):
+        Kinds.of(["my_masks:nobody"])
+
+
+def test_the_page_names_the_countries_of_the_ids():
+    page = (Path(__file__).parents[3] / "docs" / "tasks" / "mask.md").read_text()
+    strong, weak = (
+        {country for country, its in IDS.items() if any(each.is_strong is is_strong for each in its)}
+        for is_strong in (True, False)
+    )
+    (of_all,), (of_some,) = (re.findall(rf"^\| `{kind}` \| (.*) \|$", page, re.MULTILINE) for kind in ("id", "id:NL"))
+    assert {*re.findall(r"\b[A-Z]{2}\b", of_all)} | {"US"} == strong
+    assert {*re.findall(r"\b[A-Z]{2}\b", of_some)} == weak

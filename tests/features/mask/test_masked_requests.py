@@ -1,0 +1,300 @@
+"""Nothing personal is in any request of a job, and all of it is in the answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_server import BatchServer, prompt_of
+from embedding import embeddings
+from fakes import openai_configuration
+from personal_data import KINDS, NAMES, leaked, planted_rows
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
+from promptmill.core.request import Conversation, Request, Sampling, conversation_from_messages
+from promptmill.features.batches import batch_round
+from promptmill.features.mask.masking import MaskedRequests
+from promptmill.jobs.inputs.any_format import objects_in
+from replies import answer, choose
+from waiting import PATIENCE_S
+
+KILLED = Path(__file__).parents[2] / "support" / "killed.py"
+MASK = re.compile(r"\[[A-Z]+_[0-9A-Z]{8}\]")
+PROMPT = "Mark it: {{mail}} / {{note}}"
+MAIL = {"mail": "Write to jane@example.com", "note": "Jane Doe"}
+
+
+def text_in(body: dict[str, Any]) -> str:
+    """Return the text of the first user turn of a request."""
+    content = next(one["content"] for one in body["messages"] if one["role"] == "user")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+@pytest.fixture
+def job(bench, upstream, request):
+    """A job on planted rows: a function that runs it, checks its requests, and returns the rows of the output."""
+    rows, values = planted_rows(getattr(request, "param", 40))
+
+    def run(reply: Any, *arguments: str, prompt: str = PROMPT) -> list[Any]:
+        upstream.reply = choose(lambda seen: answer(reply(seen.json)))
+        (bench.path / "names.csv").write_text("\n".join(["name", *NAMES]) + "\n")
+        bench.write(rows)
+        asked = ("--prompt", prompt) if prompt else ()
+        bench.succeed(*asked, "--mask", f"{KINDS},{bench.path / 'names.csv'}", *arguments)
+        assert leaked([seen.json for seen in upstream.seen], values) == []
+        assert "mask" not in upstream.seen[0].json
+        return [*objects_in(bench.output)]
+
+    run.texts = [f"Mark it: {row['mail']} / {row['note']}" for row in rows]  # type: ignore[attr-defined]
+    return run
+
+
+def test_no_value_is_sent_and_all_are_put_back(job):
+    assert [row["answer"] for row in job(text_in)] == job.texts
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("job", [5_000], indirect=True)
+def test_twenty_thousand_values_stay_here(job):
+    assert [row["answer"] for row in job(text_in)] == job.texts
+
+
+def test_an_answer_that_is_requested_again_has_masks_in_each_request(job):
+    def reply(body: dict[str, Any]) -> str:
+        is_first = len(body["messages"]) == 1
+        return f"no JSON: {text_in(body)}" if is_first else json.dumps({"said": text_in(body)})
+
+    assert [row["answer"]["said"] for row in job(reply, "--fields", "said")] == job.texts
+
+
+@pytest.mark.features("together")
+def test_rows_that_share_a_request_have_masks(job):
+    def reply(body: dict[str, Any]) -> str:
+        records = [json.loads(line) for line in text_in(body).splitlines() if line.startswith('{"id"')]
+        answers = [{"id": one["id"], "answer": f"Mark it: {one['mail']} / {one['note']}"} for one in records]
+        return json.dumps({"answers": answers}) if records else text_in(body)
+
+    assert [row["answer"] for row in job(reply, "--together", "8")] == job.texts
+
+
+@pytest.mark.features("sources")
+def test_quotes_are_of_the_values(job):
+    def reply(body: dict[str, Any]) -> str:
+        (first, *_) = MASK.findall(text_in(body))
+        return json.dumps({"value": {"quote": first, "value": first}})
+
+    for row in job(reply, "--fields", "value", "--quote"):
+        source = row["sources"]["value"]
+        assert row[source["column"]][source["start"] : source["end"]] == row["answer"]["value"]
+
+
+@pytest.mark.features("embeddings")
+def test_texts_of_vectors_have_masks(job, bench, upstream):
+    upstream.other_posts = embeddings()
+    job(text_in, "--embed", "{{mail}} {{note}}", prompt="")
+
+
+@pytest.mark.features("documents")
+def test_pieces_of_a_long_text_have_masks(job):
+    job(text_in, "--split", "60")
+
+
+def test_several_answers_to_a_row_have_values(job):
+    rows = job(text_in, "--set", "sampling_params.n=2")
+    assert [row["answers"] for row in rows] == [[text, text] for text in job.texts]
+
+
+def halves(seen: list[Any]) -> list[list[str]]:
+    """Return the prompts of two equal runs, each sorted."""
+    half = len(seen) // 2
+    return [sorted(text_in(one.json) for one in part) for part in (seen[:half], seen[half:])]
+
+
+def test_a_value_has_the_same_mask_in_all_runs_of_a_job(job, upstream):
+    job(text_in)
+    job(text_in, "--again", "all")
+    first, second = halves(upstream.seen)
+    assert first == second
+
+
+def test_another_job_has_other_masks(job, bench, upstream):
+    job(text_in)
+    bench.output = bench.path / "other.jsonl"
+    job(text_in)
+    one, other = ({*MASK.findall("".join(prompts))} for prompts in halves(upstream.seen))
+    assert one
+    assert not one & other
+
+
+@pytest.mark.features("batches")
+@pytest.mark.parametrize("point", ["never", "after-batch:3", "after-replies"])
+def test_rows_by_batch_have_their_values_also_after_a_kill(tmp_path, point, monkeypatch):
+    monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)  # as in the killed process
+    rows, values = planted_rows(12)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "names.csv").write_text("\n".join(["name", *NAMES]) + "\n")
+    sent: list[Any] = []
+    with BatchServer("openai") as server:
+        server.answers = lambda body: sent.append(body) or prompt_of(body)
+        block = {"base_url": server.base_url, "model_name": "m", "api_key": "k"}
+        (tmp_path / "p.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+        words = [sys.executable, str(KILLED), point, "bulk", "in.jsonl", "out.jsonl", "--config", "p.yaml", "--quiet"]
+        words += ["--prompt", PROMPT, "--mask", f"{KINDS},names.csv", "--batch", "--poll", "0.1s"]
+        for at in dict.fromkeys((point, "never")):
+            words[2] = at
+            done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+            assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
+    assert leaked(sent, values) == []
+    answers = [row["answer"] for row in objects_in(tmp_path / "out.jsonl")]
+    assert answers == [f"Mark it: {row['mail']} / {row['note']}" for row in rows]
+
+
+def test_masks_that_a_model_changes_are_put_back_and_invented_ones_are_a_note(bench, upstream):
+    upstream.reply = choose(lambda seen: answer(change(MASK.findall(seen.prompt)[0])))
+    change = str.lower
+    bench.write([MAIL, MAIL | {"note": "[EMAIL_7] is mine"}])
+    arguments = ("--prompt", PROMPT, "--mask", "email")
+    status = bench.succeed(*arguments)
+    assert [row["answer"] for row in objects_in(bench.output)] == ["jane@example.com"] * 2
+    assert "masks" not in status
+    change = "{0} and [EMAIL_7]".format
+    assert bench.succeed(*arguments, "--again", "all")["masks"] == {"rows": 1}, "the second row has it itself"
+    said = bench.here(bench.command(*arguments, "--again", "all"))
+    assert "1 answer with a mask that the model changed or made up" in said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--mask", "emial"), "'emial', which is none of email, phone"),
+        (("--mask", "column:who"), "the prompt has no {{who}}"),
+        (("--mask", "email", "--choices", "jane@example.com,none"), "an allowed value of the schema"),
+        (("--mask", "none.csv"), "none.csv, the names to mask, cannot be read"),
+        (("--mask", "no_masks:people"), "no_masks:people cannot be imported"),
+        (("--mask", "id:XX"), "no id of XX is known"),
+        (("--mask", "email", "--image-column", "mail"), "personal data in an image cannot be masked"),
+    ],
+)
+def test_what_cannot_be_masked_is_said_before_a_request(bench, upstream, arguments, said):
+    bench.write([MAIL])
+    assert said in bench.fail("--prompt", PROMPT, *arguments)
+    assert not upstream.seen
+
+
+def test_the_value_of_a_column_is_masked_in_all_cells_of_its_row(bench, upstream):
+    upstream.reply = answer()
+    bench.write([{"mail": "Dear ann lee, Bob is here", "note": "Ann Lee"}, {"mail": "Ann Lee is here", "note": "Bob"}])
+    bench.succeed("--prompt", PROMPT, "--mask", "column:note")
+    first, second = sorted((seen.prompt for seen in upstream.seen), key=len)
+    assert "Bob is here" in second
+    assert "Ann Lee is here" in first
+    assert [len(MASK.findall(text)) for text in (first, second)] == [1, 2]
+
+
+def test_a_value_that_a_cell_and_the_prompt_have_together_is_masked(bench, upstream):
+    upstream.reply = answer()
+    bench.write([{"user": "jane", "host": "example.com", "number": "30 901820"}])
+    bench.succeed("--prompt", "Ask {{user}}@{{host}} or +49 {{number}}, or help@acme.com", "--mask", "email,phone")
+    assert re.sub(MASK, "X", upstream.seen[0].prompt) == "Ask X@X or +49 X, or X"
+    (row,) = objects_in(bench.output)
+    assert row["answer"] == "echo: Ask jane@example.com or +49 30 901820, or help@acme.com"
+
+
+def test_a_schema_that_a_mask_would_break_is_relaxed(bench, upstream):
+    def reply(seen: Any) -> Any:
+        return answer(json.dumps({"mail": MASK.findall(text_in(seen.json))[0]}))
+
+    upstream.reply = choose(reply)
+    mail = {"type": "string", "format": "email", "maxLength": 20}
+    schema = {"type": "object", "properties": {"mail": mail}, "required": ["mail"], "additionalProperties": False}
+    bench.write([MAIL, {"mail": "jane.with.a.long.name@example.com", "note": ""}])
+    bench.here(bench.command("--prompt", PROMPT, "--schema", json.dumps(schema), "--mask", "email"))
+    sent = upstream.seen[0].json["response_format"]["json_schema"]["schema"]["properties"]["mail"]
+    assert sent == {"type": "string"}
+    first, second = objects_in(bench.output)
+    assert first["answer"] == {"mail": "jane@example.com"}
+    assert second["error"]["code"] == "invalid_answer", "the answer with the value is checked by the whole schema"
+
+
+def asked(messages: list[Any], **parameters: Any) -> Request:
+    sampling = Sampling.model_validate({"mask": KINDS, **parameters})
+    return Request(0, conversation_from_messages(messages, "messages"), sampling)
+
+
+def step(following: Any) -> MaskedRequests:
+    made = MaskedRequests(openai_configuration("http://127.0.0.1:1").config)
+    made.wrap(following)
+    return made
+
+
+TURNS = [
+    {"role": "system", "content": "Context: jane@example.com"},
+    {"role": "user", "content": [{"type": "text", "text": "+49 30 901820"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "send", "arguments": '{"to": "a@b.de"}'}}],
+    },
+    {"role": "tool", "content": '{"card": "4111 1111\\n1111 1111"}', "tool_call_id": "call_4111111111111111"},
+]
+
+
+async def test_all_turns_of_a_conversation_have_masks_and_tool_calls_have_values():
+    async def following(request: Request, call: Call) -> Completion:
+        sent = json.dumps(request.conversation.as_messages())
+        masks = MASK.findall(sent)
+        assert len(masks) == 4
+        assert "call_4111111111111111" in sent
+        arguments = json.dumps({"to": masks[3]})
+        return Completion("", "tool_calls", tool_calls=({"function": {"name": "send", "arguments": arguments}},))
+
+    outcome = await step(following).answer(asked(TURNS), Call(Facts()))
+    assert isinstance(outcome, Completion)
+    assert json.loads(outcome.tool_calls[0]["function"]["arguments"]) == {"to": "4111 1111\\n1111 1111"}
+
+
+async def test_the_body_of_another_request_has_masks():
+    async def following(request: Request, call: Call) -> Completion:
+        assert request.extra["model"] == "jane@example.com"
+        assert len(MASK.findall(str(request.extra["input"]))) == 1
+        return Completion("", vectors=(b"1234",))
+
+    sampling = Sampling.model_validate({"mask": KINDS})
+    body = {"model": "jane@example.com", "input": ["to jane@example.com", "none"]}
+    request = Request(0, Conversation(()), sampling, body, path="/embeddings")
+    outcome = await step(following).answer(request, Call(Facts()))
+    assert isinstance(outcome, Completion)
+    assert outcome.vectors == (b"1234",)
+
+
+async def test_an_image_is_refused_before_it_is_sent():
+    image = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"},
+    }
+    outcome = await step(None).answer(asked([{"role": "user", "content": [image]}]), Call(Facts()))
+    assert isinstance(outcome, Failure)
+    assert "An image or a sound cannot be masked" in str(outcome.error)
+
+
+async def test_a_growing_answer_shows_values_and_no_part_of_a_mask():
+    shown: list[str] = []
+
+    async def following(request: Request, call: Call) -> Completion:
+        text = f"to {request.conversation.texts[0]}!"
+        assert call.preview is not None
+        for end in range(len(text) + 1):
+            call.preview(Growing(text[:end]))
+        return Completion(text, "stop")
+
+    call = Call(Facts(), preview=lambda growing: shown.append(growing.text))
+    before = call.preview
+    await step(following).answer(asked([{"role": "user", "content": "jane@example.com"}]), call)
+    assert call.preview is before
+    assert shown[-1].startswith("to jane@example.com")
+    assert all("to jane@example.com!".startswith(one) for one in shown)
