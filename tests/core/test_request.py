@@ -9,6 +9,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import (
     ROLES,
     Conversation,
+    FilePart,
     ImagePart,
     Message,
     Sampling,
@@ -253,3 +254,53 @@ def test_one_stop_text_is_a_list_of_one():
 def test_values_out_of_bounds_and_unknown_names_are_refused(wrong):
     with pytest.raises(ValidationError):
         Sampling(**wrong)
+
+
+_PDF = "data:application/pdf;base64,JVBERi0xLjQ="
+
+
+@pytest.mark.parametrize(
+    ("part", "read"),
+    [
+        (
+            {"type": "file", "file": {"file_data": _PDF, "filename": "a.pdf"}},
+            FilePart(_PDF, "pdf", "a.pdf"),
+        ),
+        ({"type": "file", "file": {"file_data": "/invoices/a.pdf"}}, FilePart("/invoices/a.pdf", "pdf")),
+        (
+            {
+                "type": "resource",
+                "resource": {"uri": "file:///x/a.pdf", "blob": "JVBERi0xLjQ=", "mimeType": "application/pdf"},
+            },
+            FilePart(_PDF, "pdf", "a.pdf"),
+        ),
+        (
+            {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+            FilePart("data:audio/mp3;base64,AAAA", "audio"),
+        ),
+        (
+            {"type": "audio", "data": "AAAA", "mimeType": "audio/mpeg"},
+            FilePart("data:audio/mp3;base64,AAAA", "audio"),
+        ),
+        (
+            {"type": "resource", "resource": {"uri": "x:y", "blob": "AAAA", "mimeType": "audio/x-wav"}},
+            FilePart("data:audio/wav;base64,AAAA", "audio"),
+        ),
+    ],
+)
+def test_files_of_callers_become_parts_and_stay_the_same_as_messages(part, read):
+    conversation = conversation_from_messages([{"role": "user", "content": [part]}], "messages")
+    assert conversation.messages[0].content == (read,)
+    assert conversation.file_kinds == {read.kind}
+    assert conversation_from_messages(conversation.as_messages(), "messages") == conversation
+
+
+def test_a_path_of_a_recording_stays_the_same_as_messages():
+    conversation = conversation_from_prompt("What?", "p").with_images([FilePart("calls/a.wav", "audio")], None)
+    assert conversation_from_messages(conversation.as_messages(), "messages") == conversation
+
+
+def test_files_have_their_place_around_a_text_whose_tags_are_of_images():
+    files: list[str | FilePart] = [FilePart("a.pdf", "pdf"), "a.png"]
+    before = conversation_from_prompt("see <img>", "p").with_images(files, "<img>", "before").messages[0].content
+    assert before == (FilePart("a.pdf", "pdf"), TextPart("see "), ImagePart("a.png"))

@@ -296,7 +296,7 @@ def test_web_addresses_are_told_apart(source, web):
 
 def test_a_missing_file_is_named_with_its_whole_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert f"There is no image file at {tmp_path / 'nowhere.png'}." in _problem("nowhere.png")
+    assert f"There is no file at {tmp_path / 'nowhere.png'}." in _problem("nowhere.png")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_device_is_refused_without_being_read():
 
 def test_a_file_url_of_a_megabyte_is_refused_unread(monkeypatch):
     monkeypatch.setattr("promptmill.images.load.url2pathname", lambda _: pytest.fail("it takes 70 times the memory"))
-    assert "not a valid image path" in _problem("file:///" + "%41" * 500_000)
+    assert "not a valid path" in _problem("file:///" + "%41" * 500_000)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_link_counts_as_what_it_points_to(picture, tmp_path):
     assert "outside" in _problem(str(inside / "link.png"), rules)
     assert load_image(str(tmp_path / "way-in.png"), rules).data
     loop = _problem(str(inside / "loop.png"), rules)
-    assert "There is no image file" in loop or "symbolic links" in loop  # the latter from Python 3.13 on
+    assert "There is no file" in loop or "symbolic links" in loop  # the latter from Python 3.13 on
 
 
 def test_no_folder_allowed_means_no_file_but_data_urls(picture):
@@ -440,7 +440,7 @@ def test_a_data_url_may_have_line_breaks():
 @pytest.mark.parametrize("source", ["../" * 3000, "a" * 5000, "~/" + "b/" * 3000])
 def test_a_source_longer_than_any_path_is_no_path(source, monkeypatch):
     monkeypatch.setattr("promptmill.images.load.home_expanded", lambda _: pytest.fail("it became a path"))
-    with pytest.raises(PromptmillError, match="not a valid image path"):
+    with pytest.raises(PromptmillError, match="not a valid path"):
         load_image(source, ImageRules())
 
 

@@ -129,7 +129,7 @@ async def test_each_argument_is_a_part_of_the_order(bench, tools, folder, monkey
 
 
 def test_the_table_has_every_argument_of_the_core():
-    elsewhere = {"each", "pdf", "validate"}
+    elsewhere = {"audio_column", "each", "pdf", "validate"}
     options = [option for group in table.GROUPS for option in group.options]
     arguments = {option.name_on("argument") for option in options if option.argument and not option.argument.within}
     assert arguments - {name for given, _ in _ORDERED for name in given} == elsewhere

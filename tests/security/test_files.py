@@ -210,6 +210,7 @@ USES = ({}, {"read": "all"}, {"action": "cancel"})
 ATTACK = """
 import asyncio, sys, threading
 import psutil
+from promptmill.core.request import ImagePart
 from promptmill.images.load import ImageCache, ImageRules
 from promptmill.system.memory import Memory
 
@@ -222,10 +223,10 @@ def watch():
 async def work():
     rules = ImageRules(memory=Memory(64 << 20))
     cache = ImageCache(rules, lambda image: image.data[:10], None)
-    await cache.read(sys.argv[1])
+    await cache.read(ImagePart(sys.argv[1]))
     before = process.memory_info().rss
     threading.Thread(target=watch, daemon=True).start()
-    await asyncio.gather(*(cache.read(name) for name in sys.argv[2:]))
+    await asyncio.gather(*(cache.read(ImagePart(name)) for name in sys.argv[2:]))
     done.set()
     print(peak[0] - before, process.memory_info().rss - before)
 

@@ -21,8 +21,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import (
     NOTHING_SHARED,
-    AudioPart,
     Conversation,
+    FilePart,
     Message,
     Request,
     Sampling,
@@ -499,7 +499,7 @@ async def test_a_cost_names_what_it_leaves_out(ask, endpoint):
 
 async def test_a_conversation_with_audio_is_counted_as_text(ask, endpoint):
     call = Call()
-    spoken = Conversation((Message("user", (AudioPart("AAAA", "wav"),)),))
+    spoken = Conversation((Message("user", (FilePart("data:audio/wav;base64,AAAA", "audio"),)),))
     await ask(None, call)(0, 20, conversation=spoken)
     await endpoint.reply(0, tokens(3))
     assert "audio" in " ".join(call.warnings)

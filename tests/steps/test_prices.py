@@ -14,8 +14,8 @@ from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import prices_in
 from promptmill.core.request import (
-    AudioPart,
     Conversation,
+    FilePart,
     ImagePart,
     Message,
     Request,
@@ -151,7 +151,11 @@ def test_a_request_with_a_file_or_for_what_the_endpoint_keeps_or_finds_has_no_wo
 @pytest.mark.parametrize(
     "request_with_audio",
     [
-        Request(0, Conversation((Message("user", (AudioPart("AAAA", "wav"),)),)), Sampling(max_tokens=1)),
+        Request(
+            0,
+            Conversation((Message("user", (FilePart("data:audio/wav;base64,AAAA", "audio"),)),)),
+            Sampling(max_tokens=1),
+        ),
         _request({"modalities": ["text", "audio"]}, max_tokens=1),
     ],
     ids=["chat", "answer"],

@@ -16,12 +16,14 @@ from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import CUSTOM_HEADERS
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
-from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
-from promptmill.core.request import NOT_SHOWN, OF_FORM, Sampling, Shown
+from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, redact
+from promptmill.core.request import NOT_SHOWN, OF_FORM, FileKind, Sampling, Shown
 from promptmill.core.wording import close_matches, did_you_mean
+from promptmill.images.files import NOUNS, UNLIMITED
 
 if TYPE_CHECKING:
     from promptmill.backends.batches import BatchApi
+    from promptmill.backends.openai.endpoint import FilesTaken
     from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
     from promptmill.backends.prompt_cache import ModelCache
 
@@ -177,6 +179,42 @@ def check_batches(config: ModelConfig) -> None:
         raise PromptmillError(
             Code.UNSUPPORTED, f"The {config.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
         )
+
+
+def check_files(config: ModelConfig, kind: FileKind) -> None:
+    """Raise `PromptmillError` (`unsupported`) unless the endpoints of `config` are known to take files of this kind,
+    and the form of its answers beside them; `auto` may have such endpoints."""
+    if config.backend == AUTO:
+        return
+    noun = NOUNS[kind]
+    if not config.record.needs_endpoint:
+        raise _takes_no_files(f"The {config.backend} backend takes no {noun} as it is", kind)
+    block = config.settings.backend_configs.openai
+    if (limits := _files_taken(block).get(kind)) is None:
+        remedy = Named("backend_configs.openai.files", [kind], ", or say that it takes them: {}")
+        is_unknown = kind in _files_taken(block.model_copy(update={"files": [kind]}))
+        text = f"{config.model} is not known to take a {noun} as it is"
+        raise _takes_no_files(text, kind, *((remedy,) if is_unknown else ()))
+    if not limits.takes_schema and config.settings.sampling_params.sets(OF_FORM):
+        text = f"{config.model} takes no schema and no choices beside a {noun}."
+        raise PromptmillError(Code.UNSUPPORTED, text, "Ask for a text, or choose another endpoint.")
+
+
+def file_limits(config: ModelConfig) -> FilesTaken:
+    """Return the limits of files of each kind in a request to the endpoints of `config`."""
+    known = _files_taken(config.settings.backend_configs.openai) if config.record.needs_endpoint else {}
+    return {**UNLIMITED, **known}
+
+
+def _files_taken(block: OpenAISettings) -> FilesTaken:
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    return cast("FilesTaken", module.files_taken(block))
+
+
+def _takes_no_files(text: str, kind: FileKind, *more: Named) -> PromptmillError:
+    ways: Words = ("Send ", Named("pdf", "text"), " or ", Named("pdf", "images"))
+    words = ways if kind == "pdf" else ("Choose an endpoint that takes it",)
+    return PromptmillError(Code.UNSUPPORTED, f"{text}.", (*words, *more, "."))
 
 
 @contextlib.asynccontextmanager

@@ -35,6 +35,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.files import table_paths
 from promptmill.files.path_formats import check_installed, compressed, compression_of, format_of_output, is_url
+from promptmill.images.files import NOUNS
 from promptmill.jobs.door import MadeRows, NamedRows, OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
@@ -221,12 +222,14 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if different := found.get("different_prompts"):
             say(f"{counted(different, 'different prompt')}: --dedupe asks each once, at temperature 0", wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
-        without = " without images" if found["images"] else ""
+        sent = [(found["images"], "image"), *((count, NOUNS[kind]) for kind, count in found.get("files", {}).items())]
+        nouns = " and ".join(f"{noun}s" for count, noun in sent if count)
+        without = f" without {nouns}" if nouns else ""
         if found["requests"] < found["answers"]:
-            without = f" in {counted(found['requests'], 'request')}"
+            without += f" in {counted(found['requests'], 'request')}"
         say(
             f"{counted(found['rows'], 'row')}, {found['invalid']:,} of them invalid{skipped}, "
-            f"{counted(found['images'], 'image')}, "
+            f"{', '.join(counted(count, noun) for count, noun in sent)}, "
             f"about {found['estimated_prompt_tokens']:,} prompt tokens{without}",
             wrap=True,
         )

@@ -551,7 +551,7 @@ class _SentImages:
                 encoded_images[source] = encoded
         while len(self._encoded) > _KEPT_IMAGES:
             self._encoded.popitem(last=False)
-        conversation = request.conversation.with_sources(lambda source: encoded_images.get(source, source))
+        conversation = request.conversation.with_sources(lambda part: encoded_images.get(part.source, part.source))
         return replace(request, conversation=conversation)
 
 

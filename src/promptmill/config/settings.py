@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.config import backends
 from promptmill.core.errors import looks_like_key
-from promptmill.core.request import Sampling
+from promptmill.core.request import FileKind, Sampling
 
 
 def _gpu_ids(value: object) -> object:
@@ -286,6 +286,9 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
     )
     enable_thinking: Annotated[bool | None, BY_CALL] = Field(
         None, description="As in `sampling_params`, whose value wins."
+    )
+    files: Annotated[list[FileKind], BY_CALL] = Field(
+        [], description="Files that an endpoint takes as they are, if promptmill does not know it: `pdf`, `audio`."
     )
 
 

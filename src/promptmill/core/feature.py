@@ -151,9 +151,9 @@ class Format:
     """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
     database: str = ""
     """`"module:class"`: a `promptmill.files.databases.Database`, whose tables are inputs and outputs."""
-    whole: Literal["", "text", "document", "mailbox", "image", "images", "pdf"] = ""
+    whole: Literal["", "text", "document", "mailbox", "image", "images", "pdf", "audio"] = ""
     """What a whole file is, if a prompt asks about each file: a text; a document, whose text is sent; a mailbox, whose
-    mails are asked about; an image, or `images` on pages."""
+    mails are asked about; an image, or `images` on pages; a PDF; a recording."""
 
     text: str = ""
     """`"module:function"`: takes the bytes of a document or a mail, and returns its text. It runs in a process of its

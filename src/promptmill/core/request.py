@@ -1,8 +1,8 @@
 """A request: its conversation, which is built from callers' input, and its sampling parameters.
 
 Accepted forms: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
-OpenAI chat messages (platform.openai.com, chat completions). MCP blocks with images, audio and embedded text become
-parts. Any other form is refused, and the error states its position and kind.
+OpenAI chat messages (platform.openai.com, chat completions). MCP blocks with images, audio, PDFs and embedded text
+become parts. Any other form is refused, and the error states its position and kind.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -25,6 +25,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
 T = TypeVar("T")
+_AUDIO = "data:audio/"
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
@@ -56,21 +57,31 @@ class ImagePart:
     """An image, given as a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint. `marks`: its
     `CACHE_MARKS`."""
 
+    kind: ClassVar[Literal["image"]] = "image"
     source: str
     detail: str | None = None
     marks: JsonObject | None = field(default=None, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class AudioPart:
-    """A sound in base64, with its format in OpenAI's words (`wav`, `mp3`, …). `marks`: its `CACHE_MARKS`."""
+FileKind: TypeAlias = Literal["pdf", "audio"]
 
-    data: str
-    format: str
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A PDF or a recording that is sent as it is, with a source as of an image. `name`: the caller's name of the file.
+
+    A recording's `data:` URL has its format in OpenAI's words: `data:audio/mp3;base64,…`. `marks`: its `CACHE_MARKS`.
+    """
+
+    source: str
+    kind: FileKind
+    name: str = ""
     marks: JsonObject | None = field(default=None, hash=False)
 
 
-Part: TypeAlias = TextPart | ImagePart | AudioPart
+SourcedPart: TypeAlias = ImagePart | FilePart
+"""A part whose bytes are read when its request is sent."""
+Part: TypeAlias = TextPart | SourcedPart
 ImagePosition: TypeAlias = Literal["after", "before"]
 """The position of images relative to a text without tags."""
 
@@ -99,8 +110,13 @@ def _openai_part(part: Part) -> JsonDict:
     match part:
         case TextPart(text):
             return {"type": "text", "text": text, **marks}
-        case AudioPart(data, kind):
-            return {"type": "input_audio", "input_audio": {"data": data, "format": kind}, **marks}
+        case FilePart(source, "pdf", name):
+            file = {"file_data": source} | ({"filename": name} if name else {})
+            return {"type": "file", "file": file, **marks}
+        case FilePart(source):
+            head, comma, data = source.partition(";base64,")
+            audio = {"data": data, "format": head.removeprefix(_AUDIO)} if comma else {"data": source, "format": ""}
+            return {"type": "input_audio", "input_audio": audio, **marks}
         case ImagePart(source, detail):
             url = {"url": source} | ({"detail": detail} if detail else {})
             return {"type": "image_url", "image_url": url, **marks}
@@ -162,13 +178,18 @@ class Conversation:
     messages: tuple[Message, ...]
 
     @property
-    def images(self) -> list[ImagePart]:
-        """All images, in order."""
-        parts: list[ImagePart] = []
+    def sourced(self) -> list[SourcedPart]:
+        """All images and files, in order."""
+        parts: list[SourcedPart] = []
         for message in self.messages:
             if isinstance(message.content, tuple):
-                parts += [part for part in message.content if isinstance(part, ImagePart)]
+                parts += [part for part in message.content if not isinstance(part, TextPart)]
         return parts
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """All images, in order."""
+        return [part for part in self.sourced if isinstance(part, ImagePart)]
 
     @property
     def texts(self) -> list[str]:
@@ -182,14 +203,15 @@ class Conversation:
         return texts
 
     @property
-    def has_audio(self) -> bool:
-        """Whether a turn contains a sound, or refers to a sound stored at the endpoint."""
+    def file_kinds(self) -> set[FileKind]:
+        """The kinds of its files; `audio` also if a turn refers to a sound stored at the endpoint."""
+        kinds = set[FileKind]()
         for message in self.messages:  # a loop, because a generator would take four times as long
-            if isinstance(message.content, tuple) and any(isinstance(part, AudioPart) for part in message.content):
-                return True
+            if isinstance(message.content, tuple):
+                kinds.update(part.kind for part in message.content if isinstance(part, FilePart))
             if message.extra and "audio" in message.extra:
-                return True
-        return False
+                kinds.add("audio")
+        return kinds
 
     @property
     def marks(self) -> frozenset[str]:
@@ -251,39 +273,39 @@ class Conversation:
         conversation = self.with_system(system_prompt)
         return conversation.with_words(shown.beside(conversation.texts)) if shown.words else conversation
 
-    def with_sources(self, change: Callable[[str], str]) -> Conversation:
-        """Return the conversation with the source of each image converted by `change`."""
-        if not self.images:
+    def with_sources(self, change: Callable[[SourcedPart], str]) -> Conversation:
+        """Return the conversation with the source of each image and file that `change` returns."""
+        if not self.sourced:
             return self
         return Conversation(tuple(_with_sources(message, change) for message in self.messages))
 
     def with_images(
-        self, sources: Sequence[str], image_tag: str | None, position: ImagePosition = "after"
+        self, sources: Sequence[str | FilePart], image_tag: str | None, position: ImagePosition = "after"
     ) -> Conversation:
-        """Return the conversation with images in its last message: at its image tags, or before or after its text.
+        """Return the conversation with images and files in its last message: images at its image tags, the others
+        before or after its text.
 
-        Without sources, the conversation is unchanged, so a tag in the text stays text. Raises `PromptmillError`
-        (`invalid_input`) if the numbers of tags and images differ.
+        Without images, a tag in the text stays text. Raises `PromptmillError` (`invalid_input`) if the numbers of tags
+        and images differ.
         """
         if not sources:
             return self
         *before, last = self.messages
         content = last.content
-        parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
-        images = [ImagePart(source) for source in sources]
-        placed: Sequence[Part] = (*images, *parts) if position == "before" else (*parts, *images)
-        if image_tag:
-            placed = _place_at_tags(parts, images, image_tag)
+        parts: Sequence[Part] = content if isinstance(content, tuple) else (TextPart(content or ""),)
+        given = [ImagePart(source) if isinstance(source, str) else source for source in sources]
+        if image_tag and (images := [part for part in given if isinstance(part, ImagePart)]):
+            parts = _place_at_tags(parts, images, image_tag)
+            given = [part for part in given if isinstance(part, FilePart)]
+        placed = (*given, *parts) if position == "before" else (*parts, *given)
         kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
         return Conversation((*before, Message(last.role, kept, last.extra)))
 
 
-def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
+def _with_sources(message: Message, change: Callable[[SourcedPart], str]) -> Message:
     if not isinstance(message.content, tuple):
         return message
-    parts = (
-        replace(part, source=change(part.source)) if isinstance(part, ImagePart) else part for part in message.content
-    )
+    parts = (part if isinstance(part, TextPart) else replace(part, source=change(part)) for part in message.content)
     return Message(message.role, tuple(parts), message.extra)
 
 
@@ -399,8 +421,11 @@ def _part(part: object, where: str) -> Part:
             return ImagePart(url, detail if isinstance(detail, str) else None, marks_in(part))
         case {"type": "image_url", "image_url": str(url)}:
             return ImagePart(url, None, marks_in(part))
-        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-            return AudioPart(data, kind, marks_in(part))
+        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(form)}}:
+            return FilePart(f"{_AUDIO}{form};base64,{data}" if form else data, "audio", "", marks_in(part))
+        case {"type": "file", "file": {"file_data": str(source), **options}}:
+            name = options.get("filename")
+            return FilePart(source, "pdf", name if isinstance(name, str) else "", marks_in(part))
     if isinstance(part, Mapping) and (block := _mcp_block(part)) is not None:
         return block
     raise input_error(
@@ -423,14 +448,23 @@ def _mcp_block(block: Mapping[Any, Any]) -> Part | None:
         case {"type": "image", "data": str(data), "mimeType": str(media_type)}:
             return ImagePart(f"data:{media_type};base64,{data}", None, marks)
         case {"type": "audio", "data": str(data), "mimeType": str(media_type)}:
-            kind = media_type.partition("/")[2].partition(";")[0].removeprefix("x-")
-            return AudioPart(data, {"mpeg": "mp3", "wave": "wav"}.get(kind, kind), marks)
+            return _recording(data, media_type, marks)
         case {"type": "resource", "resource": {"text": str(text)}}:
             return TextPart(text, marks)
-        case {"type": "resource", "resource": {"blob": str(data), "mimeType": str(media_type)}}:
-            is_image = media_type.startswith("image/")
-            return ImagePart(f"data:{media_type};base64,{data}", None, marks) if is_image else None
+        case {"type": "resource", "resource": {"blob": str(data), "mimeType": str(media_type), **more}}:
+            source = f"data:{media_type};base64,{data}"
+            if media_type == "application/pdf":
+                return FilePart(source, "pdf", str(more.get("uri") or "").rpartition("/")[2], marks)
+            if media_type.startswith("audio/"):
+                return _recording(data, media_type, marks)
+            return ImagePart(source, None, marks) if media_type.startswith("image/") else None
     return None
+
+
+def _recording(data: str, media_type: str, marks: JsonDict | None) -> FilePart:
+    kind = media_type.partition("/")[2].partition(";")[0].removeprefix("x-")
+    form = {"mpeg": "mp3", "wave": "wav"}.get(kind, kind)
+    return FilePart(f"{_AUDIO}{form};base64,{data}", "audio", "", marks)
 
 
 def _text(value: object, where: str) -> str:

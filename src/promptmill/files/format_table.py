@@ -143,6 +143,7 @@ _OWN = (
     Format(names=(".eml", ".emlx", ".mht", ".mhtml"), whole="document", text=f"{_FILES}.mails:mail_text"),
     Format(names=(".mbox",), whole="mailbox", text=f"{_FILES}.mails:mail_text"),
     Format(names=(".pdf",), whole="pdf"),
+    Format(names=(".wav", ".mp3", ".m4a", ".flac", ".ogg"), whole="audio"),
     Format(names=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".ico"), whole="image"),
     Format(names=(".tif", ".tiff"), whole="images"),
 )

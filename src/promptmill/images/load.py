@@ -1,7 +1,7 @@
-"""Loads images from paths, URLs or memory as bytes in a format for models: PNG, JPEG, WebP or GIF.
+"""Loads images from paths, URLs or memory as bytes in a format for models: PNG, JPEG, WebP or GIF; files as they are.
 
-Only the header of a file that is not an image is read, and nothing is sent. `ImageCache` loads and keeps the images of
-a call; `WebImages` downloads web images.
+Only the header of a file that is not an image is read, and nothing is sent. `ImageCache` loads and keeps the images and
+files of a call; `WebImages` downloads web images.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import io
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.bounds import LARGEST_FILE, LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.request import FileKind, FilePart, ImagePart, SourcedPart
 from promptmill.images import pdf
+from promptmill.images.files import UNLIMITED, FileLimits, check_pdf, media_type
 from promptmill.images.pages import is_cut_off, tiff_pages
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from promptmill.images.fetch import ImageFetcher
 
+T = TypeVar("T")
 _FORMATS = {
     "PNG": "image/png",
     "JPEG": "image/jpeg",
@@ -70,6 +74,8 @@ _DEFAULT_BYTES = 1 << 30
 """Bytes of memory for all images that are decoded at the same time."""
 KEPT_BYTES = 256 * 1024 * 1024
 """Bytes of images that are kept for later items of a call."""
+_FILES_IN_FLIGHT = 24 << 20
+"""Bytes of encoded PDFs and recordings of all requests in flight, each of which is in a body, too."""
 _THREADS = 8
 _EACH = 4096  # bytes counted per entry in addition to source and image; also covers the error of an unreadable image
 _LARGE = 32 << 20
@@ -90,25 +96,27 @@ def _map_large_blocks() -> None:
 class ImageRules:
     """Limits for images: the files that may be read, the most pixels of an image, and the memory for decoding.
 
-    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`.
+    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`. `limits`:
+    those of PDFs and recordings; `in_flight`: the memory for them.
     """
 
     files: FileRule = field(default_factory=FileRule)
     max_pixels: int = 89_000_000
     memory: Memory = field(default_factory=lambda: Memory(_DEFAULT_BYTES), compare=False)
+    in_flight: Memory = field(default_factory=lambda: Memory(_FILES_IN_FLIGHT), compare=False)
     types: frozenset[str] | None = None
+    limits: Mapping[FileKind, FileLimits] = field(default_factory=lambda: UNLIMITED)
 
     @classmethod
-    def of(
-        cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, types: frozenset[str] | None = None
-    ) -> ImageRules:
-        """Return the rules with this number of bytes for decoding."""
-        return cls(files, max_pixels, Memory(memory), types)
+    def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, **known: Any) -> ImageRules:
+        """Return the rules with this number of bytes for decoding. `known`: the other fields."""
+        return cls(files, max_pixels, Memory(memory), **known)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image in a form that can be sent: PNG, JPEG, WebP or GIF; one frame, 8 bits per channel, upright."""
+    """An image in a form that can be sent: PNG, JPEG, WebP or GIF; one frame, 8 bits per channel, upright. Or a PDF or
+    recording as it is."""
 
     data: bytes
     media_type: str
@@ -134,6 +142,62 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
     return next((path for path in paths if is_file(pdf.split(path)[0])), paths[0])
 
 
+def load(part: SourcedPart, rules: ImageRules, halt: Halt | None = None) -> ImageFile:
+    """Return the image or file of a part. Blocks: call it in a thread. `halt` ends the reading of a PDF.
+
+    Raises `PromptmillError`: for an image as `load_image`, for a file `invalid_input`.
+    """
+    if isinstance(part, ImagePart):
+        return load_image(part.source, rules, halt)
+    try:
+        return _as_it_is(part, rules, halt)
+    except PromptmillError as error:
+        if error.code is not Code.INVALID_IMAGE:
+            raise
+        raise PromptmillError(Code.INVALID_INPUT, error.message, error.hint) from None
+
+
+def _as_it_is(part: FilePart, rules: ImageRules, halt: Halt | None) -> ImageFile:
+    limits = rules.limits[part.kind]
+
+    def read(file: BinaryIO, name: str) -> ImageFile:
+        limits.check_size(os.fstat(file.fileno()).st_size, name)
+        if part.kind == "pdf":
+            check_pdf(file, name, limits, halt)
+        file.seek(0)
+        limits.check_size(len(data := file.read(limits.size + 1)), name)  # the file may have grown
+        if part.kind == "pdf":
+            return ImageFile(data, "application/pdf")
+        head = _DATA_URL.match(part.source, 0, 256)
+        return ImageFile(data, media_type(data, (head and head[1]) or "", name, limits.forms))
+
+    return read_file(part, rules, read)
+
+
+def encoded_size(part: FilePart, rules: ImageRules) -> int:
+    """Return about how many bytes a file has in base64; 0 if there is none. Blocks."""
+    if is_data(part.source):
+        return len(part.source)
+    with contextlib.suppress(OSError, PromptmillError):
+        return rules.files.placed(local_path(part.source)).stat().st_size * 4 // 3
+    return 0
+
+
+def read_file(part: FilePart, rules: ImageRules, read: Callable[[BinaryIO, str], T]) -> T:
+    """Return what `read` returns for the opened file of a part and its name in messages. Blocks.
+
+    Raises `PromptmillError` (`invalid_image` if the file cannot be opened).
+    """
+    if not is_data(part.source):
+        return _file(part.source, rules, read)
+    name, data = _data(part.source)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        del data
+        return read(cast("BinaryIO", file), part.name or name)  # on Windows, a wrapper
+
+
 def load_image(source: str, rules: ImageRules, halt: Halt | None = None) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or in memory. Blocks: call it in a thread.
 
@@ -152,7 +216,19 @@ def load_image(source: str, rules: ImageRules, halt: Halt | None = None) -> Imag
         name, data = _data(f"data:;base64,{source}")
     else:
         source, page = pdf.split(source)
-        name, data = _file(source, page, rules, halt)
+
+        def read(file: BinaryIO, name: str) -> tuple[str, bytes]:
+            if name.lower().endswith(pdf.SUFFIX):
+                return name, _pdf_page(file, page, name, halt)
+            _probe(file.read(16), name)
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            found = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE + 1)
+            if max(size, len(found)) > LARGEST_FILE:
+                raise _unusable(f"{name} is larger than {LARGEST_FILE // 2**20} MiB.")
+            return name, found
+
+        name, data = _file(source, rules, read)
     return _check(data, name, rules, page)
 
 
@@ -164,38 +240,31 @@ def encode_held(source: HeldImage) -> bytes:
         raise _unusable("The image in memory cannot be encoded.") from None
 
 
-def _file(source: str, page: int | None, rules: ImageRules, halt: Halt | None) -> tuple[str, bytes]:
+def _file(source: str, rules: ImageRules, read: Callable[[BinaryIO, str], T]) -> T:
+    """Return what `read` returns for an opened file and its name in messages."""
     path = local_path(source)
     try:
         path = rules.files.placed(path)
         with os.fdopen(rules.files.open(path), "rb") as file:
-            if path.suffix.lower() == pdf.SUFFIX:
-                return _whole(path, rules.files), _pdf_page(file, page, _whole(path, rules.files), halt)
-            _probe(file.read(16), _whole(path, rules.files))
-            file.seek(0)
-            size = os.fstat(file.fileno()).st_size
-            data = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE + 1)
+            return read(file, _whole(path, rules.files))
     except OutsideError:
         raise _unusable(
             f"{_short_path(path, rules.files)} is outside {rules.files.words}.", "Move it into one of them."
         ) from None
     except RefusedError as error:
         raise _unusable(
-            f"{_short_path(path, rules.files)} {error}, so calls may not use it.", "Name another image."
+            f"{_short_path(path, rules.files)} {error}, so calls may not use it.", "Name another file."
         ) from None
     except NoFileError:
         if path.is_dir():
-            raise _unusable(f"{_short_path(path, rules.files)} is a folder.", "Name an image file in it.") from None
+            raise _unusable(f"{_short_path(path, rules.files)} is a folder.", "Name a file in it.") from None
         raise _unusable(f"{_short_path(path, rules.files)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(f"There is no image file at {_short_path(path, rules.files)}.", "Check the path.") from None
+        raise _unusable(f"There is no file at {_short_path(path, rules.files)}.", "Check the path.") from None
     except OSError as error:
         raise _unusable(
             f"{_short_path(path, rules.files)} cannot be read: {error.strerror or type(error).__name__}."
         ) from None
-    if max(size, len(data)) > LARGEST_FILE:
-        raise _unusable(f"{_whole(path, rules.files)} is larger than {LARGEST_FILE // 2**20} MiB.")
-    return _whole(path, rules.files), data
 
 
 def _pdf_page(file: BinaryIO, page: int | None, name: str, halt: Halt | None) -> bytes:
@@ -217,9 +286,7 @@ def local_path(source: str) -> Path:
     try:
         return _local_path(source)
     except (RuntimeError, ValueError):  # the home folder of an unknown user, or an incomplete host name
-        raise _unusable(
-            f"{redact(source[:80])} is not a valid image path or URL.", "Send the path of a file."
-        ) from None
+        raise _unusable(f"{redact(source[:80])} is not a valid path or URL.", "Send the path of a file.") from None
 
 
 def _local_path(source: str) -> Path:
@@ -232,9 +299,7 @@ def _local_path(source: str) -> Path:
             raise _unusable("A file URL may not name another host.", "Write file:///path/to/image.png.")
         return Path(url2pathname(parts.path))
     if _URL.match(source):
-        raise _unusable(
-            f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
-        )
+        raise _unusable(f"No file can be read from {redact(source[:80])}.", "Send a path or a file, http or data URL.")
     if len(source) > LONGEST_PATH:  # not tried: a `Path` with millions of folders would take a gigabyte
         raise ValueError("no path is that long")
     return home_expanded(source)
@@ -565,7 +630,7 @@ class WebImages:
 
 
 class ImageCache:
-    """The images of one call. Reads each source once, outside of the event loop, and keeps it for later items.
+    """The images and files of one call. Reads each once, outside of the event loop, and keeps it for later items.
 
     Items that need the same file at the same time share one read.
     """
@@ -584,40 +649,44 @@ class ImageCache:
         self._rules = rules
         self._encode = encode
         self._fetch = fetch
-        self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._readings: OrderedDict[_Key, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
         # Images have a separate pool, because an image may wait for memory, which must not block other work.
         self._threads: ThreadPoolExecutor | None = None
         self._halt = Halt()
 
-    async def read(self, source: str) -> bytes:
-        """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
-        reading = self._readings.get(source)
+    async def read(self, part: SourcedPart) -> bytes:
+        """Return the encoded image or file of a part. Raises `PromptmillError` as `load`."""
+        key = part.kind, part.source
+        reading = self._readings.get(key)
         if reading is None:
-            reading = asyncio.ensure_future(self._read(source))
-            self._readings[source] = reading
-            reading.add_done_callback(functools.partial(self._remember, source))
+            reading = asyncio.ensure_future(self._read(part))
+            self._readings[key] = reading
+            reading.add_done_callback(functools.partial(self._remember, key))
         return await asyncio.shield(reading)  # shielded: another item may wait for the same file
 
-    async def _read(self, source: str) -> bytes:
-        if self._fetch is not None and is_web(source):
-            source = await self._fetch(source)
+    async def _read(self, part: SourcedPart) -> bytes:
+        if self._fetch is not None and is_web(part.source):
+            part = replace(part, source=await self._fetch(part.source))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, "images")
-        return await asyncio.wrap_future(self._threads.submit(self._load, source))
+        return await asyncio.wrap_future(self._threads.submit(self._load, part))
 
-    def _load(self, source: str) -> bytes:
-        return self._encode(load_image(source, self._rules, self._halt))
+    def _load(self, part: SourcedPart) -> bytes:
+        return self._encode(load(part, self._rules, self._halt))
 
-    def _remember(self, read: str, reading: asyncio.Future[bytes]) -> None:
+    def _remember(self, read: _Key, reading: asyncio.Future[bytes]) -> None:
+        if read[0] != "image":  # each row has files of its own
+            del self._readings[read]
+            return
         self._kept += _kept_size(read, reading)
         while self._kept > self._kept_bytes and len(self._readings) > 1:
-            source, oldest = next(iter(self._readings.items()))
+            key, oldest = next(iter(self._readings.items()))
             if not oldest.done():
                 break
-            del self._readings[source]
-            self._kept -= _kept_size(source, oldest)
+            del self._readings[key]
+            self._kept -= _kept_size(key, oldest)
 
     def close(self) -> None:
         """Cancel all running reads and downloads."""
@@ -628,8 +697,11 @@ class ImageCache:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
-    image = b"" if reading.cancelled() or reading.exception() else reading.result()
+_Key: TypeAlias = tuple[str, str]  # the kind and the source of a part
+
+
+def _kept_size(key: _Key, reading: asyncio.Future[bytes]) -> int:
+    (_, source), image = key, b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
     # A `data:` URL or a page counts eightfold: it seldom repeats, so that a file of such rows needs little memory.
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -284,7 +284,7 @@ class _Reader:
         self._blank.update(blank)
         if _BYTES in cells and fields and not problem:
             packed = (name for name, value in fields.items() if holds_base64(value))
-            self._packed.update(name for name in packed if name != self._spec.question.image_column)
+            self._packed.update(name for name in packed if name not in self._spec.question.sourced_columns.values())
         stores = problem or self._stores_questions
         return n, b"".join(asked), joined(line) if stores else None, cells
 

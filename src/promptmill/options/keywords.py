@@ -20,6 +20,8 @@ class PromptOptions(TypedDict, total=False):
     """System prompt above every row."""
     image_column: str | None
     """With `prompt`: the column that holds each row's image, a path or URL; default: `images`."""
+    audio_column: str | None
+    """With `prompt`: the column that holds each row's recording, a path."""
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, settings and system prompt."""
     skip_empty: bool
@@ -31,8 +33,8 @@ class FileOptions(TypedDict, total=False):
 
     each: Literal["file", "line"] | None
     """What is a row; default: each file of a folder of texts or images, and each line of a table."""
-    pdf: Literal["text", "images"] | None
-    """What is sent of PDFs; default: each page as its text, or a scan as an image."""
+    pdf: Literal["text", "images", "file"] | None
+    """What is sent of PDFs: `file`: the PDF itself; default: each page as its text, or a scan as an image."""
     sql: str | None
     """The query that gives the rows: of a database, or of the files that it names."""
     encoding: str | None

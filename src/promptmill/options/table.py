@@ -116,6 +116,12 @@ PROMPTS = (
         flag=Flag(metavar="NAME"),
     ),
     Option(
+        "audio_column",
+        str,
+        "with {prompt}: the column that holds each row's recording, a path",
+        flag=Flag(metavar="NAME"),
+    ),
+    Option(
         "row_settings",
         bool,
         "with {prompt} or {prompt_column}: rows also set their model, settings and system prompt",
@@ -134,8 +140,8 @@ FILES = (
     ),
     Option(
         "pdf",
-        Literal["text", "images"],
-        "what is sent of PDFs; default: each page as its text, or a scan as an image",
+        Literal["text", "images", "file"],
+        "what is sent of PDFs: `file`: the PDF itself; default: each page as its text, or a scan as an image",
         rows=[_PATHS, _FILES],
         excludes=[Excluded("each", value="line")],
     ),

@@ -519,7 +519,7 @@ class _ServiceStats:
 def _has_images(item: Conversation | Request | PromptmillError) -> bool:
     match item:
         case Request(conversation=conversation) | (Conversation() as conversation):
-            return bool(conversation.images)
+            return bool(conversation.sourced)
     return False
 
 

@@ -42,9 +42,9 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_EFFORT, OpenAISettings
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Request, SourcedPart
 from promptmill.images import load as images
-from promptmill.images.load import ImageRules, load_image
+from promptmill.images.load import ImageRules, load
 from promptmill.steps.flights import OneFlight, is_repeatable, request_digest
 from promptmill.steps.step import Loading, Place
 from promptmill.system.safe_open import home_expanded, make_private
@@ -160,24 +160,24 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
         """Return the cache key of a request; None if its answer must not be cached."""
-        sources = [image.source for image in request.conversation.images]
-        if any(images.is_web(source) for source in sources):
+        parts = request.conversation.sourced
+        if any(images.is_web(part.source) for part in parts):
             return None  # not cached, because the image at a URL may change
         try:
             context = [self._of_config, call.facts.keep_raw]
             if self._is_shared:  # the tier is a part of the question, because it affects the price of the reply
                 context.append(request.extra.get("service_tier"))
             asked = request_digest(request, *context, decides=self._decides)
-            files = [source for source in sources if not images.is_data(source)]
+            files = [part for part in parts if not images.is_data(part.source)]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
             return None  # the request's own attempt will report the error
 
-    def _with_files(self, asked: bytes, files: list[str]) -> bytes:
-        """Return a digest of `asked` and of the images in `files`. The images are read by the image rules. Blocks."""
+    def _with_files(self, asked: bytes, files: list[SourcedPart]) -> bytes:
+        """Return a digest of `asked` and of the content of `files`, which are read by the image rules. Blocks."""
         digest = hashlib.blake2b(asked, digest_size=24)
-        for source in files:
-            digest.update(hashlib.blake2b(load_image(source, self._rules).data).digest())
+        for part in files:
+            digest.update(hashlib.blake2b(load(part, self._rules).data).digest())
         return digest.digest()
 
 

@@ -169,7 +169,7 @@ class BudgetedAnswers(Step):
         spent, unmetered = billed(outcome)
         if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
-        if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
+        if "audio" in request.conversation.file_kinds or (request.extra and _wants_audio(request.extra)):
             call.warn(_AUDIO_AS_TEXT)
         price = self._prices.of(request)
         if price is None:
@@ -608,7 +608,13 @@ def worst_case(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "
             "of any length, which `max_cost` cannot bound. Send texts and images, or leave `max_cost` out."
         )
-    if request.conversation.has_audio or _wants_audio(extra):
+    if "pdf" in (kinds := request.conversation.file_kinds):
+        raise input_error(
+            "The item has a PDF, which can be of any length, so that `max_cost` cannot bound it. Send its text (",
+            Named("pdf", "text"),
+            "), or leave `max_cost` out.",
+        )
+    if kinds or _wants_audio(extra):
         raise input_error(
             "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
             "transcript, or leave `max_cost` out."

@@ -126,7 +126,7 @@ class DecidedRequests(Step):
         """Return whether the parameters that cannot be decided belong to the whole call, not to one row."""
         own, usual = request.sampling, self._config.settings.sampling_params
         if (
-            request.conversation.has_audio
+            request.conversation.file_kinds
             or request.extra.keys() & _NO_TOOLS - self._config.settings.extra_params.keys()
         ):
             return False
@@ -169,8 +169,8 @@ def _unanswerable(request: Request) -> tuple[str, Words] | None:
         return "A model that decides calls no tools.", out
     if request.sampling.sets(SOURCED_NAMES):
         return "A model that decides writes no text, so that it quotes nothing and cites no page.", out
-    if request.conversation.has_audio:
-        return "A model that decides takes no sounds here.", out
+    if request.conversation.file_kinds:
+        return "A model that decides takes no files and sounds here.", out
     return None
 
 

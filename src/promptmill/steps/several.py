@@ -32,8 +32,8 @@ class SeveralAnswers(Step):
         """Answer a request with `n`."""
         n = request.sampling.n or 1
         call.preview = None  # a preview shows only one answer
-        texts, images = request.conversation.texts, request.conversation.images
-        size = sum(map(len, texts)) + sum(len(image.source) for image in images)
+        texts, parts = request.conversation.texts, request.conversation.sourced
+        size = sum(map(len, texts)) + sum(len(part.source) for part in parts)
 
         async def one(place: int) -> protocol.Outcome:
             sampling = self._single_sampling(request.sampling, place)

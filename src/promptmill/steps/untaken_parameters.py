@@ -47,10 +47,9 @@ class ScreenedRequests(Step):
         return outcome
 
     def _supported(self, request: Request, call: protocol.Call) -> Request:
-        if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):
-            raise PromptmillError(
-                Code.UNSUPPORTED, f"The prompt comes with images or audio, and the {self._backend} backend reads text."
-            )
+        if not self._record.takes_images and (request.conversation.images or request.conversation.file_kinds):
+            text = f"The prompt comes with images or files, and the {self._backend} backend reads text."
+            raise PromptmillError(Code.UNSUPPORTED, text)
         takes = self._record.sampling
         left_out = [] if takes is None else sorted(request.sampling.sent().keys() - takes)
         if not left_out:

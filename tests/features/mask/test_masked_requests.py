@@ -279,7 +279,7 @@ async def test_an_image_is_refused_before_it_is_sent():
     }
     outcome = await step(None).answer(asked([{"role": "user", "content": [image]}]), Call(Facts()))
     assert isinstance(outcome, Failure)
-    assert "An image or a sound cannot be masked" in str(outcome.error)
+    assert "An image, a PDF or a recording cannot be masked" in str(outcome.error)
 
 
 async def test_a_growing_answer_shows_values_and_no_part_of_a_mask():

@@ -35,6 +35,7 @@ from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import READS_IMAGES, Code, PromptmillError, config_error, input_error
 from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
 from promptmill.core.wording import did_you_mean
+from promptmill.images.files import NOUNS
 from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
@@ -210,7 +211,7 @@ class EngineHost:
         A call writes one request at a time, because a frame may be large and the pipe full. Requests with images are
         prepared several at a time, so that a slow disk or host delays only its own request.
         """
-        async with share.reading if request.conversation.images else share.writing:
+        async with share.reading if request.conversation.sourced else share.writing:
             frame = await share.frame(number, request, of_form)
             if (gone := self._gone()) is not None:
                 raise gone
@@ -372,14 +373,15 @@ class EngineShare(FixedShare):
                 "The prompt comes with images, and this model reads only text.",
                 READS_IMAGES,
             )
-        if conversation.has_audio:
+        if kinds := conversation.file_kinds:
+            nouns = " and ".join(f"a {NOUNS[kind]}" for kind in sorted(kinds))
             raise PromptmillError(
                 Code.UNSUPPORTED,
-                "The prompt comes with audio, which engines on this machine do not read.",
-                "Leave it out, or choose the openai backend and a model that listens.",
+                f"The prompt comes with {nouns}, which engines on this machine do not read.",
+                "Leave it out, or choose the openai backend and a model that takes it.",
             )
         check_encodable(conversation)
-        read = [await self._images.read(image.source) for image in conversation.images] if self._images else []
+        read = [await self._images.read(image) for image in conversation.images] if self._images else []
         _check_size(sum(map(len, read)))  # checked before the images are copied into a frame
         return _packed(
             {

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from promptmill.backends.openai.endpoint import endpoints, image_types_of
+from promptmill.backends.openai.endpoint import endpoints, file_limits_of, image_types_of
 from promptmill.backends.openai.exchanged import ExchangedAnswers
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s, longest_wait_s
 from promptmill.backends.openai.hedge import Hedge
@@ -49,6 +49,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
 from promptmill.core.request import Request
+from promptmill.images.files import UNLIMITED
 from promptmill.images.load import ImageRules, WebImages
 
 # An item fails at the latest after this multiple of `retries` attempts, even if most of them were not counted.
@@ -101,7 +102,9 @@ class OpenAIBackend:
         """The rules for images, created for the first image. All calls share their memory."""
         settings = self._config.settings
         types = image_types_of(self._endpoints)
-        return ImageRules.of(self._config.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
+        known = file_limits_of(((each.profile, each.dialect) for each in self._endpoints), self._settings.files)
+        rule, pixels, memory = self._config.file_rule, settings.max_image_pixels, settings.max_image_memory
+        return ImageRules.of(rule, pixels, memory, types=types, limits={**UNLIMITED, **known})
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Create the pool. No request is sent."""

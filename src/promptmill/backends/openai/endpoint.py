@@ -6,9 +6,9 @@ import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
@@ -28,12 +28,15 @@ from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey
 from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
+from promptmill.core.request import FileKind
 from promptmill.core.wording import close_matches, did_you_mean
+from promptmill.images.files import UNLIMITED, FileLimits
 
 if TYPE_CHECKING:
     from promptmill.config.model_config import ModelConfig  # worker processes do not need YAML
 
 
+FilesTaken: TypeAlias = Mapping[FileKind, FileLimits]
 _BLOCK = "backend_configs.openai"
 _SWITCHES = (
     "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start the server with "
@@ -159,6 +162,11 @@ def decisions(settings: OpenAISettings) -> DecisionLimits | None:
     if not limits:
         return None
     return DecisionLimits(*map(min, zip(*(astuple(one) for one in limits), strict=True)))
+
+
+def files_taken(settings: OpenAISettings) -> FilesTaken:
+    """Return the limits of the files that the endpoints are known to take. Raises as `endpoints` does."""
+    return file_limits_of([(profile_named(name), dialect) for name, dialect in apis(settings)], settings.files)
 
 
 def shows_forms(settings: OpenAISettings) -> bool:
@@ -430,6 +438,23 @@ def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
     """Return the media types that all endpoints support; None: all types that models read."""
     known = [types for endpoint in endpoints if (types := endpoint.profile.images.types) is not None]
     return frozenset.intersection(*known) if known else None
+
+
+def file_limits_of(places: Iterable[tuple[ProviderProfile, str]], own: Collection[FileKind]) -> FilesTaken:
+    """Return the limits of files that all endpoints with these profiles and dialects are known to take.
+
+    `own`: the kinds that they take according to the configuration.
+    """
+    taken = [
+        {
+            kind: limits
+            for kind in DIALECTS[dialect].FILES
+            if (limits := profile.files.get(kind) or (UNLIMITED[kind] if kind in own else None))
+        }
+        for profile, dialect in places
+    ]
+    common = set.intersection(*map(set, taken)) if taken else set()
+    return {kind: min((one[kind] for one in taken), key=lambda limits: limits.size) for kind in common}
 
 
 def _is_loopback(url: SplitResult) -> bool:

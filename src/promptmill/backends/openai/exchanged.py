@@ -11,7 +11,7 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
-from promptmill.backends.openai.sender import left_out
+from promptmill.backends.openai.sender import check_form, left_out
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, FixedShare, Outcome, portion_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
@@ -79,5 +79,6 @@ class ExchangedAnswers(FixedShare):
             return self._encoder.encode_body(request)
         head = self._encoder.head(request)
         left_out(self._encoder, head, request, self._call, is_error=self._unsupported_is_error)
-        images = await self._images.read(request.conversation.images)
+        check_form(request, self._endpoint)
+        images = await self._images.read(request.conversation.sourced)
         return self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)

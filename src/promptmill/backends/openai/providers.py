@@ -18,8 +18,9 @@ from promptmill.backends.batches import BatchLimits
 from promptmill.backends.openai.batches.profile import CHATS_ONLY, BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.backends.prompt_cache import UNKNOWN, PromptCache
-from promptmill.core.request import CACHE_MARKS
+from promptmill.core.request import CACHE_MARKS, FileKind
 from promptmill.core.wording import did_you_mean
+from promptmill.images.files import FileLimits
 
 READ = "2026-11-21"
 JsonForm: TypeAlias = Literal["strict", "schema", "grammar", "object", "words"]
@@ -197,6 +198,8 @@ class ProviderProfile:
     thinking: Thinking = Thinking()
     json: JsonSupport = JsonSupport()
     images: ImageSupport = ImageSupport()
+    files: Mapping[FileKind, FileLimits] = field(default_factory=dict)
+    """The files that the provider takes as they are, and their limits. What it takes of other kinds is unknown."""
     errors: ErrorWords = ErrorWords()
     cuts_prompts: bool = False
     """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
@@ -260,6 +263,15 @@ _LEAST_OF_CLAUDE = (
 _AUTOMATIC_CACHE = PromptCache("automatic")
 _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 
+# PDFs: developers.openai.com/api/docs/guides/file-inputs; recordings: …/guides/audio-chat-completions, for `gpt-audio`,
+# whose page lists no structured outputs. The 25 MB [unverified].
+_FILES_OF_OPENAI: Mapping[FileKind, FileLimits] = MappingProxyType(
+    {
+        "pdf": FileLimits(50_000_000),
+        "audio": FileLimits(25_000_000, forms=frozenset({"wav", "mp3"}), takes_schema=False),
+    }
+)
+
 _OPENAI = ProviderProfile(
     "openai",
     Site(
@@ -273,6 +285,7 @@ _OPENAI = ProviderProfile(
     ),
     thinking=_NO_SWITCH,
     json=JsonSupport("strict", shows=True),
+    files=_FILES_OF_OPENAI,
     account_tier=True,
     prompt_cache=PromptCache("key", _BREAKPOINTS),
     batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
@@ -364,6 +377,13 @@ PROFILES: tuple[ProviderProfile, ...] = (
         parameters=_OPENAIS,
         thinking=Thinking("effort", always=re.compile(r"gemini-2\.5-pro|gemini-[3-9]")),
         json=JsonSupport(shows=True),  # "counts towards the input token limit": ai.google.dev, structured output
+        # ai.google.dev/gemini-api/docs/file-input-methods: 100 MB inline, PDFs 50 MB; …/document-processing; …/audio
+        files=MappingProxyType(
+            {
+                "pdf": FileLimits(50_000_000, pages=1_000),
+                "audio": FileLimits(75_000_000, forms=frozenset({"wav", "mp3", "aiff", "aac", "ogg", "flac"})),
+            }
+        ),
         prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="gemini",
@@ -504,6 +524,9 @@ PROFILES: tuple[ProviderProfile, ...] = (
         ),
         thinking=_NO_SWITCH,
         json=JsonSupport("words"),
+        # 32 MB a request; 600 pages [unverified], and 100 with a context of 200,000 tokens:
+        # platform.claude.com/docs/en/build-with-claude/pdf-support
+        files=MappingProxyType({"pdf": FileLimits(23_900_000, pages=600)}),
         prompt_cache=PromptCache("marks", least=_LEAST_OF_CLAUDE),
         batch=BatchProfile(
             family="anthropic",
@@ -549,6 +572,13 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
         parameters=ProviderParameters(frozenset({"chat_template_kwargs"})),
         thinking=Thinking("effort"),
+        # openrouter.ai/docs/guides/overview/multimodal/pdfs and …/audio; sizes [unverified]
+        files=MappingProxyType(
+            {
+                "pdf": FileLimits(50_000_000),
+                "audio": FileLimits(25_000_000, forms=frozenset({"wav", "mp3", "aiff", "aac", "ogg", "flac", "m4a"})),
+            }
+        ),
         # openrouter.ai/docs/guides/best-practices/prompt-caching, and `PromptCacheOptions` of its API reference
         prompt_cache=PromptCache(None, _BREAKPOINTS, frozenset({"cache_control"})),
         batch=BatchProfile(
@@ -757,6 +787,8 @@ PROFILES: tuple[ProviderProfile, ...] = (
             "docs.vllm.ai/en/stable/serving/openai_compatible_server",
             public=False,
         ),
+        # `input_audio`: docs.vllm.ai/en/stable/features/multimodal_inputs; the size is promptmill's
+        files=MappingProxyType({"audio": FileLimits(25_000_000)}),
     ),
     ProviderProfile(
         "sglang",

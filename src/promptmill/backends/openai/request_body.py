@@ -11,6 +11,7 @@ of the messages. Images are encoded once per call and inserted as bytes.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,21 +30,24 @@ from promptmill.backends.openai.reply import ReplyRequest
 from promptmill.backends.prompt_cache import ModelCache, PromptCache
 from promptmill.backends.searches import may_search
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
+from promptmill.core.errors import Code, PromptmillError, redact, unwritable_parameters
 from promptmill.core.request import (
     CACHE_MARKS,
     TOP_CHOICES,
     Conversation,
-    ImagePart,
+    FilePart,
     Message,
     Request,
     Sampling,
     Shared,
+    SourcedPart,
     check_encodable,
 )
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
+from promptmill.images.files import NOUNS
+from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
+from promptmill.system.memory import Held
 
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times the memory
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
@@ -351,8 +355,14 @@ def _length(conversation: Conversation) -> int:
     return sum(len(message.content) for message in conversation.messages if isinstance(message.content, str))
 
 
+class _Encoded(dict[str, bytes]):
+    """Encoded images and files by source, with the memory that they hold until this object is deleted."""
+
+    held: Held | None = None
+
+
 class ImageEncoder:
-    """Encodes the images of one call, each image once and outside of the event loop.
+    """Encodes the images and files of one call, each once and outside of the event loop.
 
     The endpoint gets a `data:` URL, or the URL of a web image.
     """
@@ -360,26 +370,45 @@ class ImageEncoder:
     def __init__(
         self, rules: Callable[[], ImageRules], fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES
     ) -> None:
-        """With a `fetcher`, this process downloads web images; otherwise the endpoint gets their URLs.
+        """With a `fetcher`, this process downloads what is on the web; otherwise the endpoint gets the URLs of images.
 
-        `rules` returns the rules, for the first image. Up to `kept_bytes` of encoded images are kept for later
-        requests.
+        `rules` returns the rules, for the first image or file. Up to `kept_bytes` of encoded images and files are kept
+        for later requests.
         """
         self._rules, self._fetcher, self._kept_bytes = rules, fetcher, kept_bytes
         self._image_cache: ImageCache | None = None
 
-    def passes_on(self, images: Sequence[ImagePart]) -> bool:
+    def passes_on(self, images: Sequence[SourcedPart]) -> bool:
         """Return whether the endpoint gets the URL of one of these `images`."""
         return self._fetcher is None and any(is_web(image.source) for image in images)
 
-    async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
-        """Return the JSON string of the URL to send, by source. Raises `PromptmillError` (`invalid_image`)."""
-        return {image.source: await self._one(image.source) for image in images}
+    async def read(self, parts: Sequence[SourcedPart]) -> Mapping[str, bytes]:
+        """Return the JSON string of the URL to send, by source. Waits until there is memory for its files.
 
-    async def _one(self, source: str) -> bytes:
-        if self._fetcher is None and is_web(source):
+        Raises `PromptmillError` (`invalid_image`; `invalid_input` for a file).
+        """
+        encoded = _Encoded()
+        if files := [part for part in parts if isinstance(part, FilePart)]:
+            rules = self._rules()
+            encoded.held = rules.in_flight.hold()
+            size = await asyncio.to_thread(lambda: sum(encoded_size(part, rules) for part in files))
+            await asyncio.wrap_future(encoded.held.grow(size))
+        encoded |= {part.source: await self._one(part) for part in parts}
+        for kind, limits in self._rules().limits.items() if parts[1:] else ():
+            sizes = [len(encoded[part.source]) * 3 // 4 for part in parts if part.kind == kind]
+            limits.check_size(sum(sizes), f"Each {NOUNS[kind]} of the row together")
+        return encoded
+
+    async def _one(self, part: SourcedPart) -> bytes:
+        if self._fetcher is None and is_web(part.source):
+            if part.kind != "image":
+                raise PromptmillError(
+                    Code.INVALID_INPUT,
+                    f"{redact(part.source[:80])} is on the web.",
+                    "Name a local file, or set `fetch_images: true` so that promptmill downloads it.",
+                )
             try:
-                return orjson.dumps(source)
+                return orjson.dumps(part.source)
             except TypeError:
                 raise PromptmillError(
                     Code.INVALID_IMAGE, "The URL of an image holds half a surrogate pair.", "Write it percent-encoded."
@@ -387,7 +416,7 @@ class ImageEncoder:
         if self._image_cache is None:
             fetch = None if self._fetcher is None else self._fetcher.fetch
             self._image_cache = ImageCache(self._rules(), _json_url, fetch, self._kept_bytes)
-        return await self._image_cache.read(source)
+        return await self._image_cache.read(part)
 
     def close(self) -> None:
         """Stop all running reads and downloads."""

@@ -23,6 +23,7 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, check_left_out
+from promptmill.images.files import NOUNS
 
 NOTHING: Mapping[str, bytes] = {}
 # If an item is refused because of load although this many other requests succeed per refusal, the item itself is the
@@ -113,9 +114,9 @@ class Sender:
         self._unsupported_is_error = unsupported_is_error
 
     def prepare(self, request: Request) -> Awaitable[Mapping[str, bytes]] | None:
-        """Return the request's images, read and encoded; None if there are none."""
-        images = request.conversation.images
-        return self._images.read(images) if images else None
+        """Return the request's images and files, read and encoded; None if there are none."""
+        parts = request.conversation.sourced
+        return self._images.read(parts) if parts else None
 
     async def send(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
@@ -130,8 +131,8 @@ class Sender:
         call = self._call
         warnings = left_out(encoder, head, request, call, is_error=self._unsupported_is_error)
         preview = call.preview
-        if prepared and not endpoint.profile.images.from_web:
-            self._check_is_file(request, endpoint)
+        if prepared:
+            self._check_prepared(request, endpoint)
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         growing = None if preview is None else _shown(preview, endpoint, inline=head.wanted.inline)
         endpoint = head.endpoint if preview is None else head.streaming
@@ -176,9 +177,11 @@ class Sender:
         reading.warnings = warnings
         return reading
 
-    def _check_is_file(self, request: Request, endpoint: Endpoint) -> None:
-        """Raise `PromptmillError` (`invalid_image`) for an image whose URL the endpoint would have to download."""
-        if self._images.passes_on(request.conversation.images):
+    def _check_prepared(self, request: Request, endpoint: Endpoint) -> None:
+        """Raise `PromptmillError` as `check_form`; `invalid_image` for an image whose URL the endpoint would have to
+        follow."""
+        check_form(request, endpoint)
+        if not endpoint.profile.images.from_web and self._images.passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"{endpoint.name} does not download images.",
@@ -262,6 +265,15 @@ def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, 
     for warning in warnings:
         call.warn(warning)
     return warnings
+
+
+def check_form(request: Request, endpoint: Endpoint) -> None:
+    """Raise `PromptmillError` (`unsupported`) if the provider takes no form of the answer beside a file."""
+    for kind in request.conversation.file_kinds if request.has_form else ():
+        limits = endpoint.profile.files.get(kind)
+        if limits is not None and not limits.takes_schema:
+            text = f"{endpoint.name} takes no schema and no choices beside a {NOUNS[kind]}."
+            raise PromptmillError(Code.UNSUPPORTED, text, "Ask for a text, or choose another endpoint.")
 
 
 def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:

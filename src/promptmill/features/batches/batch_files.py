@@ -76,8 +76,9 @@ class BatchFiles:
         """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""
         if request.path != self._path or request.extra.get("model") not in self._names:
             return waits(request)
-        if request.conversation.images and not self._limits.takes_local_images:
-            raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")
+        if request.conversation.sourced and not self._limits.takes_local_images:
+            text = "The provider's batches take no images and no files."
+            raise PromptmillError(Code.UNSUPPORTED, text, "Send them live.")
         custom = stored_batches.custom_of(request)
         line = self._api.line(f"{self._of.mark}{custom}", await body_of(request))
         if len(line) > self._limits.file_bytes:

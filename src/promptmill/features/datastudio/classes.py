@@ -28,6 +28,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.request import (
     Conversation,
+    FilePart,
     ImagePart,
     Message,
     Sampling,
@@ -186,7 +187,9 @@ class BaseAPI(abc.ABC):
         text = "\n".join(conversation.texts)
         if not self.openai_format:
             return self.preproc_content(inputs), text
-        return conversation.with_sources(self._url).as_messages(), text
+        return conversation.with_sources(
+            lambda part: part.source if isinstance(part, FilePart) else self._url(part.source)
+        ).as_messages(), text
 
     def encode_image_directly(self, img_item: Any) -> Any:
         """Return an image in memory (Pillow, array, bytes, open file) as base64. Return any other value unchanged."""

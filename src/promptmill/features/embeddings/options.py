@@ -11,7 +11,7 @@ COLUMN = "embedding"
 _WHY = "; a vector has no answer"
 _NO_ANSWERS = [
     *("schema", "choices", "max_words", "match", "language", "split", "votes", "sure", "check"),
-    *("image_column", "n"),
+    *("image_column", "audio_column", "n"),
 ]
 
 

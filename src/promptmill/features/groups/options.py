@@ -17,6 +17,11 @@ OPTIONS = (
         ),
         argument=None,
         keyword=Keyword(type="str | Sequence[str] | None"),
-        excludes=[Excluded("prompt_column"), Excluded("image_column"), Excluded("row_settings")],
+        excludes=[
+            Excluded("prompt_column"),
+            Excluded("image_column"),
+            Excluded("audio_column"),
+            Excluded("row_settings"),
+        ],
     ),
 )

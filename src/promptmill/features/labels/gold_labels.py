@@ -24,7 +24,7 @@ def check_unasked(question: JobPrompts, gold: str) -> None:
             raise input_error(Named("prompt"), f" names {gold[:60]}, the column of the right labels.")
         if ROW in names:
             raise input_error(Named("prompt"), f" has all columns of the row, also {gold[:60]}; name those it needs.")
-    if gold in {question.column, question.image_column} or (not question.templates and gold in NAMES):
+    if gold in {question.column, *question.sourced_columns.values()} or (not question.templates and gold in NAMES):
         raise input_error(Named("gold"), f": {gold[:60]} is a part of the prompt.")
 
 

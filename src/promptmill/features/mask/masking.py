@@ -103,7 +103,7 @@ class MaskedRequests(Step):
         return self._by_kinds[own]
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request without sending its values. A request with an image or a sound fails."""
+        """Answer a request without sending its values. A request with an image or a file fails."""
         try:
             sent, masks = self.masked(request, call.facts.secret)
         except PromptmillError as error:
@@ -124,9 +124,9 @@ class MaskedRequests(Step):
     def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the request as it is sent, and its masks. `secret`: of the job, or `b""`. Raises `PromptmillError`."""
         conversation, given, extra = request.conversation, request.sampling, request.extra
-        if conversation.images or conversation.has_audio:
+        if conversation.sourced or conversation.file_kinds:
             raise input_error(
-                "An image or a sound cannot be masked. Send its text, or leave ", Named("mask"), " out for such rows."
+                "An image, a PDF or a recording cannot be masked. Send its text, or leave ", Named("mask"), " out for it."
             )
         key = secret or self._secret
         plan = once(self._plans, lambda: self._plan(given, extra, key), given, extra, key)

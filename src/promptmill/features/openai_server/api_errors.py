@@ -138,7 +138,7 @@ def as_written(error: PromptmillError, conversation: Conversation, files: FileRu
     """Return `error` with the paths of images as the client wrote them: resolved paths would show the server's
     folders."""
     message = error.message
-    for image in conversation.images:
+    for image in conversation.sourced:
         names = (name for name in names_of(image.source, files) if name in message)
         if name := next(names, ""):
             message = message.replace(name, image.source[:80])

@@ -142,7 +142,14 @@ def _part(part: Any) -> Any:
         case {"type": "input_image", "image_url": str(url)}:
             image = {"url": url, "detail": part.get("detail")}
             return {"type": "image_url", "image_url": image, **(marks_in(part) or {})}
-    raise ApiError(400, "`input` has a part that is not supported here; send input_text and input_image.", "input")
+        case {"type": "input_file", "file_data": str(data)}:
+            return {
+                "type": "file",
+                "file": {"file_data": data, "filename": part.get("filename")},
+                **(marks_in(part) or {}),
+            }
+    supported = "send input_text, input_image, and input_file with file_data."
+    raise ApiError(400, f"`input` has a part that is not supported here; {supported}", "input")
 
 
 def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = "completed") -> JsonDict:

@@ -20,6 +20,7 @@ OPTIONS = (
             Excluded("dedupe", "; equal prompts may have their words in other columns"),
             Excluded("n", "; only one of several answers would have sources"),
             Excluded("image_column", "; a quote of an image cannot be looked up"),
+            Excluded("audio_column", "; a quote of a recording cannot be looked up"),
         ],
     ),
 )

@@ -15,12 +15,15 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
+from promptmill.core.request import Conversation, Fields, Made, Message, Request, SourcedPart, TextPart, once
 from promptmill.core.sources import ValueSource, with_page
+from promptmill.features.sources.pdf_text import pdf_text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
+from promptmill.images.load import ImageRules
 from promptmill.steps.checked import as_text
 from promptmill.steps.step import Loading, Place, Sent, Step
+from promptmill.system.call_files import FileRule
 
 _SOON = 1 << 19
 """The event loop looks up quotes while the product of the lengths of text and reply is at most this: 0.1 s for quotes
@@ -41,37 +44,40 @@ class QuotedAnswers(Step):
         step = cls()
         return lambda request: Sent(_asking(request, step._form(request)))
 
-    def __init__(self) -> None:
+    def __init__(self, rule: FileRule | None = None) -> None:
+        """`rule`: for PDFs that requests have as they are."""
+        self._rule = rule or FileRule()
         self._forms: Made[QuotedForm] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @classmethod
     async def of(cls, loading: Loading) -> QuotedAnswers:
         """Return the step."""
-        del loading
-        return cls()
+        return cls(loading.config.file_rule)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request with quotes. The answer has no quotes if the request has no text from the row."""
-        if request.fields is not None and not request.fields.texts:
+        if request.fields is not None and not (request.fields.texts or request.conversation.file_kinds):
             return self.following(request, call)
         return self._quoted(request, call)
 
     async def _quoted(self, request: Request, call: Call) -> Outcome:
         try:
             form = self._form(request)
-            if request.fields is None and request.is_filled:
+            if request.fields is None and request.is_filled and not request.conversation.file_kinds:
                 raise _no_fields()
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=True)
-        if request.conversation.images:
-            return Failure(input_error("An image has no text in which a quote could be looked up."), request.attempts)
+        try:
+            documents = [Text(await self._text(part)) for part in request.conversation.sourced]
+        except PromptmillError as error:
+            return Failure(error, request.attempts)
         outcome = await self.following(_asking(request, form), call)
         if isinstance(outcome, Completion):
             outcome = as_text(outcome, request)
         if isinstance(outcome, Failure) or not outcome.text:
             return outcome
-        texts = RowTexts.of(request)
+        texts = RowTexts.of(request, documents)
         if len(outcome.text) * texts.length > _SOON:
             async with self._turns:
                 try:
@@ -79,6 +85,13 @@ class QuotedAnswers(Step):
                 finally:
                     texts.stop()
         return _with_sources(outcome, request, form, texts)
+
+    async def _text(self, part: SourcedPart) -> str:
+        """Return the text of a PDF. Raises `PromptmillError` (`invalid_input`) if a part has no text."""
+        if part.kind == "pdf":
+            return await asyncio.to_thread(pdf_text, part, ImageRules(self._rule))
+        what = "A recording" if part.kind == "audio" else "An image"
+        raise input_error(f"{what} has no text in which a quote could be looked up.")
 
     def _form(self, request: Request) -> QuotedForm:
         return once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
@@ -102,15 +115,18 @@ class RowTexts:
         """The end of the last equal quote, by column and quote: equal items follow one another."""
 
     @classmethod
-    def of(cls, request: Request) -> RowTexts:
+    def of(cls, request: Request, documents: Sequence[Text] = ()) -> RowTexts:
         """Return the texts of a request: its fields or, without fields, its messages except those of the model and
-        the system, and complaints."""
+        the system, and complaints. `documents`: the texts of its PDFs."""
+        more = [_Column("", document) for document in documents]
         if request.fields is not None:
             named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
-            return cls([_Column(name, Text(text)) for name, text in named.items()])
+            return cls([*(_Column(name, Text(text)) for name, text in named.items()), *more])
+        if request.is_filled:  # the prompt's own words are no text of the row
+            return cls(more)
         asked, _ = _turns(request)
         own = Conversation(tuple(one for one in asked if one.role in {"user", "tool"}))
-        return cls([_Column("", Text(text)) for text in own.texts])
+        return cls([*(_Column("", Text(text)) for text in own.texts), *more])
 
     def stop(self) -> None:
         """Stop the search for quotes, because the client has left. May be called from any thread."""

@@ -64,8 +64,8 @@ class EvidenceTogether(Gathering):
         form = request.form
         if form is None or form.open_fields or request.path or request.corrections or request.is_part:
             return None
-        if request.conversation.images:
-            call.warn("Rows with images are sent alone, not together.")
+        if request.conversation.sourced:
+            call.warn("Rows with images or files are sent alone, not together.")
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         return request.key // SLOT, request.choice, instructions_of(request), form, extra, request.required
@@ -139,7 +139,7 @@ class EvidenceTogether(Gathering):
     def sent_for(self, request: Request) -> Sent:
         """Return a row's part of a request for as many rows as possible."""
         request = request.changed(form=request.form or form_of(request.sampling))
-        if request.form is None or request.form.open_fields or request.conversation.images:
+        if request.form is None or request.form.open_fields or request.conversation.sourced:
             return Sent(request)
         bounds = self.bounds(request)
         count = max(1, min(bounds.items, bounds.size // max(1, self.size(request))))

@@ -77,7 +77,7 @@ def _lacks_prompts(question: JobPrompts, header: Sequence[str]) -> bool:
 
 def named_columns(question: JobPrompts) -> set[str]:
     """Return the columns that a question names. Templates with names of several words give none."""
-    names = {name for name in (question.column, question.image_column) if name is not None}
+    names = {name for name in (question.column, *question.sourced_columns.values()) if name is not None}
     for text in question.templates:
         with contextlib.suppress(PromptmillError):
             names.update(template_of(text).names)
@@ -105,9 +105,8 @@ def _of_template(
             check_names(template.names, names)
     columns = None
     if of_input(input_format).is_table:
-        image_column = _images_of(question)
-        check_names(image_column, names, Named("image_column"))
-        wanted = {*template.names, *fields, *image_column}
+        _check_sourced(question, names)
+        wanted = {*template.names, *fields, *question.sourced_columns.values()}
         _check_once(names, wanted)
         takes_all = ROW in template.names
         columns = tuple((at, name) for at, name in enumerate(distinct(names)) if takes_all or name in wanted)
@@ -117,6 +116,7 @@ def _of_template(
         template,
         tuple(sorted(fields)),
         image_column=question.image_column,
+        audio_column=question.audio_column,
         are_texts=of_input(input_format).rows == "texts",
         has_missing=_has_missing(input_format),
     )
@@ -174,7 +174,7 @@ def check_first_objects(question: JobPrompts, objects: Iterable[JsonObject], pat
             inner = _rows_inside(rows[0]) if len(rows) == 1 else ""
             if inner and any(not {*template_of(text).names} <= seen | {ROW} for text in question.templates):
                 raise rows_inside_error(path, inner)
-            check_names(_images_of(question), seen, Named("image_column"))
+            _check_sourced(question, seen)
             for text in question.templates:
                 with mistyped_names_named(text, [*seen]):
                     check_names(template_of(text, seen).names, seen)
@@ -237,8 +237,9 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(new_names)
 
 
-def _images_of(question: JobPrompts) -> set[str]:
-    return set() if question.image_column is None else {question.image_column}
+def _check_sourced(question: JobPrompts, names: Collection[str]) -> None:
+    for option, column in question.sourced_columns.items():
+        check_names([column], names, Named(option))
 
 
 def _rows_inside(row: JsonObject) -> str:

@@ -2,9 +2,9 @@
 
 A prompt with `{{content}}` gets the text of each file; any other prompt gets each file as an image.
 
-A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads; a scan or a drawing
-is sent as an image. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row has both
-fields.
+A PDF is sent as text, as images, or as it is; a recording is sent as it is. By default, a page of a PDF is sent as its
+text, which every model reads; a scan or a drawing is sent as an image. If the prompt has no `{{content}}`, the text
+follows the prompt. With PDFs in this form, each row has both fields.
 
     a path       raises an error if its file cannot be sent
     a pattern    leaves out a file that cannot be sent, and reports the reason
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import orjson
 
@@ -47,7 +47,7 @@ from promptmill.core.wording import counted
 from promptmill.files import documents, encodings
 from promptmill.files.delimited import is_utf8, readable
 from promptmill.files.files import all_files, is_several
-from promptmill.files.format_table import all_formats, is_image, whole
+from promptmill.files.format_table import all_formats, whole
 from promptmill.files.path_formats import reading
 from promptmill.images import pdf
 from promptmill.images.pages import tiff_pages
@@ -78,9 +78,11 @@ IS_OUTPUT = "is the output"
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
 """The prompt for documents, if the user gives none and the answers have a schema."""
+_SENT = {"image", "images", "audio"}
+"""The kinds of files that are sent themselves, and have no text."""
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, while other rows have texts."""
-PdfForm = Literal["text", "images"]
+PdfForm = Literal["text", "images", "file"]
 """The form in which PDFs are sent."""
 
 
@@ -126,22 +128,26 @@ def _question_of(
     """
     kinds = [_kind(path) for path in files]
     has_pdfs = "pdf" in kinds
-    if not question.templates and has_schema and not {*kinds} <= {"image", "images"}:
+    if not question.templates and has_schema and not {*kinds} <= _SENT:
         fill_in = _FILL_IN if has_pdfs else f"{_FILL_IN}\n\n{{{{content}}}}"
         question = question.model_copy(update={"templates": (fill_in,)})
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
     templates, asks_content = question.templates, any(map(_CONTENT.search, question.templates))
-    if has_pdfs and as_pdf == "images" and asks_content:
-        raise input_error("With ", Named("pdf", "images"), ", the prompt has no {{content}}: the pages are images.")
+    has_texts = has_pdfs and as_pdf in {None, "text"}
+    if has_pdfs and not has_texts and asks_content:
+        what = "the PDF itself is sent" if as_pdf == "file" else "the pages are images"
+        raise input_error("With ", Named("pdf", as_pdf), f", the prompt has no {{{{content}}}}: {what}.")
     fields: tuple[str, ...] = ("content",) if asks_content else ("images",)
-    if has_pdfs and as_pdf != "images":
+    if has_texts:
         fields = ("content", "images")
         if not asks_content:
             templates = tuple(f"{text}\n\n{{{{content}}}}" for text in templates)
     images = {"image_column": "images"} if "images" in fields else {}
-    return question.model_copy(update={"prompt_only": fields, "templates": templates, **images})
+    pdfs, recordings = (has_pdfs and as_pdf == "file", "pdf"), ("audio" in kinds and bool(images), "audio")
+    sent = tuple(kind for is_sent, kind in (pdfs, recordings) if is_sent)
+    return question.model_copy(update={"prompt_only": fields, "templates": templates, "files": sent, **images})
 
 
 def _kind(path: Path) -> str:
@@ -422,7 +428,7 @@ class WholeFiles(FoundFiles):
             return self._pdf_row(path)
         if len(fields) == 1:
             return self._text_row(path) if "content" in fields else self._image_row(path)
-        if is_image(path):
+        if _kind(path) in _SENT:
             return {"content": _IN_IMAGES, **self._image_row(path)}
         return {"images": [], **self._text_row(path)}
 
@@ -436,13 +442,14 @@ class WholeFiles(FoundFiles):
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _image_row(self, path: Path) -> JsonDict:
-        """Return the row of an image. The image is read when the row is sent. Raises the errors of `_text_row`."""
-        if not is_image(path):
+        """Return the row of an image or recording, which is read when the row is sent. Raises the errors of
+        `_text_row`."""
+        if (kind := _kind(path)) not in _SENT:
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
         source = str(path.absolute())
-        if _kind(path) != "images":
+        if kind != "images":
             self._read(path, 0)
-            return {"images": [source]}
+            return {"images": [{"audio": source} if kind == "audio" else source]}
         pages = tiff_pages(self._read(path, LARGEST_FILE))
         if len(pages) > MOST_PDF_PAGES:
             raise input_error(f"has more than {MOST_PDF_PAGES} pages, the most images of one request; split it")
@@ -455,9 +462,13 @@ class WholeFiles(FoundFiles):
         """
         pdf.check_installed("needs pypdfium2")
         source = str(path.absolute())
-        images, text, forms = [source], "", Counter[str]()
+        images: list[Any] = [source]
+        text, forms = "", Counter[str]()
         with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
-            if self._as_pdf == "images":
+            if self._as_pdf == "file":
+                images = [{"pdf": source}]
+                text = "\n".join(page.text for page in pdf.READER.contents(file, self._halt))  # searched for secrets
+            elif self._as_pdf == "images":
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file, self._halt))]
             else:
                 text, images, forms = self._parts(source, pdf.READER.contents(file, self._halt))
@@ -503,8 +514,9 @@ class WholeFiles(FoundFiles):
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text file. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
         text")."""
-        if is_image(path):
-            raise input_error("is an image; a prompt without {{content}} asks about each image")
+        if (kind := _kind(path)) in _SENT:
+            what = "a recording" if kind == "audio" else "an image"
+            raise input_error(f"is {what}; a prompt without {{{{content}}}} asks about it")
         return self._content(path, self._text_bytes(path, LARGEST_TEXT if _document(path) is None else LARGEST_FILE))
 
     def _text_bytes(self, path: Path, most: int) -> bytes:

@@ -11,10 +11,11 @@ import orjson
 
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import AudioPart, ImagePart, Message
+from promptmill.core.request import FilePart, ImagePart, Message
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import unescaped
 from promptmill.files.path_formats import row_kind
+from promptmill.images.files import NOUNS
 from promptmill.images.load import is_data
 from promptmill.jobs.columns.column_names import variant_values
 from promptmill.jobs.columns.column_values import shown_fields
@@ -135,8 +136,8 @@ def _text(turn: Message) -> str:
         match part:
             case ImagePart(source):
                 texts.append("[image]" if is_data(source) else f"[image {source}]")
-            case AudioPart():
-                texts.append("[sound]")
+            case FilePart(source, kind, name):
+                texts.append(f"[{name or NOUNS[kind] if is_data(source) else source}]")
             case _:
                 texts.append(part.text)
     return "\n".join(texts)

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationError
 
@@ -29,6 +29,7 @@ from promptmill.core.request import (
     NOT_SHOWN,
     OF_FORM,
     Conversation,
+    FilePart,
     ImagePosition,
     Request,
     Sampling,
@@ -189,7 +190,7 @@ class RowReader:
         read = self._whole_request if self.kind in _WHOLE_REQUESTS else self._plain_row
         conversation, sampling, extra = read(row, where)
         if folders := self.images.folders:
-            conversation = conversation.with_sources(lambda source: from_folder(source, folders))
+            conversation = conversation.with_sources(lambda part: from_folder(part.source, folders))
         if self.kind != "messages":  # the messages of a call were already checked
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
@@ -372,7 +373,7 @@ def _check_limits(body: JsonObject, most: int, where: str) -> None:
 def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
     """Return the conversation of a row. `column`: the original name of the prompt's or messages' field."""
     prompt, messages = row.get("prompt"), row.get("messages")
-    sources = [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
+    sources = [part for name in IMAGES if name in row for part in _sources(row[name], f"{where}: {name}")]
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
         raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
@@ -474,25 +475,32 @@ def _own_system_prompt(row: JsonObject, where: str) -> str:
     return ""
 
 
-def _sources(value: Any, where: str) -> Iterator[str]:
-    """Yield the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
+def _sources(value: Any, where: str, kind: Literal["image", "pdf", "audio"] = "image") -> Iterator[str | FilePart]:
+    """Yield a row's images and files: paths, URLs, `data:` URLs, and objects such as `{"pdf": "a.pdf"}` for files.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
     if value is None or value in ("", []):
         return
     if isinstance(value, list):
         for at, inner in enumerate(value):
             if isinstance(inner, list):
                 raise input_error(f"{where}[{at}] is {shape(inner)}; send one list of images.")
-            yield from _sources(inner, f"{where}[{at}]")
+            yield from _sources(inner, f"{where}[{at}]", kind)
         return
     match value:
         case str():
-            yield f"data:;base64,{value}" if is_bare_base64(value) else value
+            source = f"data:;base64,{value}" if is_bare_base64(value) else value
         case {"bytes": str(data)} if data:  # the form of the library `datasets`
-            yield data if is_data(data) else f"data:;base64,{data}"
+            source = data if is_data(data) else f"data:;base64,{data}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
-            yield path
+            source = path
+        case {"pdf": inner} | {"audio": inner} if kind == "image":
+            yield from _sources(inner, where, "pdf" if "pdf" in value else "audio")
+            return
         case _:
             raise input_error(f"{where} is {shape(value)}; send a path, a URL, base64, or a list of those.")
+    yield source if kind == "image" else FilePart(source, kind)
 
 
 def _structured(name: str, value: Any, where: str) -> Any:

@@ -48,6 +48,7 @@ class Questions:
     column: str | None = None
     """The name of the column that is used as `prompt`, for error messages."""
     image_column: str | None = None
+    audio_column: str | None = None
     are_texts: bool = False
     """Whether all cells are texts. Then lists are given as JSON, and empty settings are ignored."""
     has_missing: bool = False
@@ -99,11 +100,15 @@ class Questions:
         try:
             empty: dict[str, str] = {}
             images = None if self.image_column is None else self._images(row, self.image_column)
+            if self.audio_column is not None:
+                own = question.get("images") if images is None else images
+                given = own if isinstance(own, list) else [own] if own else []
+                images = [*given, {"audio": self._images(row, self.audio_column)}]
             if isinstance(self.template, PlainTemplate):
                 question["prompt"], fields = self.template.filled(row, empty, has_more=bool(images))
             else:
                 question["prompt"] = self.template.render(row, empty, has_more=bool(images))
-            if self.image_column is not None:
+            if self.image_column is not None or self.audio_column is not None:
                 question["images"] = images
             if blank is not None:
                 blank.update(empty)

@@ -110,7 +110,7 @@ class RowSource(Source):
 
     def _has_images(self, row: OpenRow) -> bool:
         try:
-            return bool(self._request(row).conversation.images)
+            return bool(self._request(row).conversation.sourced)
         except PromptmillError:  # recorded by `take`
             return False
 

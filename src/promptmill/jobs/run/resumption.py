@@ -46,7 +46,7 @@ _AS_READ = (
 """The fields of `InputSpec` that are set only after the input was read."""
 _READ_BY = ("format", "encoding", "header_row")
 """The fields of `InputSpec` that determine how the input is read."""
-_ASKED = ("templates", "column", "image_column", "row_settings")
+_ASKED = ("templates", "column", "image_column", "audio_column", "row_settings")
 """The fields of `Question` that determine a row's prompt."""
 _FEWEST = 20  # answers; losing fewer costs almost nothing, so it is no error
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -438,11 +439,14 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     config, order, is_of_call = wanted.config, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    invalid = skipped = pictures = size_of_texts = 0
+    invalid = skipped = size_of_texts = 0
+    kinds = Counter[str]()
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
-    rules = images.ImageRules.of(config.file_rule, config.settings.max_image_pixels)
+    rules = images.ImageRules.of(
+        config.file_rule, config.settings.max_image_pixels, limits=registry.file_limits(config)
+    )
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     as_sent, *of_others = (
         sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (config, *(most.config for most in sums))
@@ -469,7 +473,7 @@ def _check_rows(
             if len(shown) < _PROMPTS_SHOWN:
                 shown += _finished(parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)], longest)
             for conversation in (request.conversation for request in made):
-                pictures += len(conversation.images)
+                kinds.update(part.kind for part in conversation.sourced)
                 _check_payload(conversation, rules, where)
             for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
@@ -502,7 +506,8 @@ def _check_rows(
         **({"may_search": True} if any(one.may_search for one in sums) else {}),
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
-        "images": pictures,
+        "images": kinds.pop("image", 0),
+        **({"files": dict(kinds)} if kinds else {}),
         "text_tokens": size_of_texts // _BYTES_PER_TOKEN,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "problems": problems,
@@ -683,9 +688,9 @@ def _search_words(sums: Sequence[_Sums]) -> str:
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:
     try:
         check_encodable(conversation)
-        for image in conversation.images:
-            if not images.is_web(image.source):  # the endpoint itself may fetch web images
-                images.load_image(image.source, rules)
+        for part in conversation.sourced:
+            if not images.is_web(part.source):  # the endpoint itself may fetch web images
+                images.load(part, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 

@@ -264,7 +264,10 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         facts = {name: getattr(known.input, name) for name in ("format", "has_lines", "files", "size", "version")}
     input_format = facts["format"]
     _check_fields(order, input_format)
-    if order.question.image_column is None:
+    for kind in sorted(order.question.file_kinds):
+        for each in (config, *wanted.configs.values()):
+            registry.check_files(each, kind)
+    if not order.question.sourced_columns:
         for text in order.question.templates:
             check_names_some(
                 text,

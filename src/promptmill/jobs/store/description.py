@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from promptmill.core.request import FileKind
 from promptmill.jobs.store.records import SLOT, Provenance
 
 
@@ -25,6 +26,10 @@ class JobPrompts(Stored):
     """The field with the prompt, if its name is not `prompt`."""
     image_column: str | None = None
     """The field with the paths or URLs of a row's images."""
+    audio_column: str | None = None
+    """The field with the paths of a row's recordings."""
+    files: tuple[FileKind, ...] = ()
+    """The kinds of files that rows of whole files are, and that are sent as they are."""
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
@@ -37,8 +42,8 @@ class JobPrompts(Stored):
     @model_validator(mode="before")
     @classmethod
     def _template_of_column(cls, values: Any) -> Any:
-        """If there is an image column, turn the prompt column into a template."""
-        if not values.get("image_column") or values.get("templates"):
+        """If there is a column of images or recordings, turn the prompt column into a template."""
+        if not (values.get("image_column") or values.get("audio_column")) or values.get("templates"):
             return values
         column = orjson.dumps(values.get("column") or "prompt").decode()
         return {**values, "templates": (f"{{{{ row[{column}] }}}}",), "column": None}
@@ -47,6 +52,17 @@ class JobPrompts(Stored):
     def rows_set(self) -> bool:
         """Whether rows may set their model, sampling, …; with a template or a `column`, only with `row_settings`."""
         return self.row_settings or not (self.templates or self.column is not None)
+
+    @property
+    def sourced_columns(self) -> dict[str, str]:
+        """The columns of images and recordings, by option."""
+        columns = {"image_column": self.image_column, "audio_column": self.audio_column}
+        return {option: name for option, name in columns.items() if name is not None}
+
+    @property
+    def file_kinds(self) -> set[FileKind]:
+        """The kinds of files that all rows send as they are."""
+        return {*self.files, *(() if self.audio_column is None else ("audio",))}
 
     @property
     def prompts(self) -> int:

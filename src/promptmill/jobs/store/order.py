@@ -206,7 +206,7 @@ class JobOrder(Stored):
             output=output,
             question=JobPrompts(
                 templates=plan.prompts(tuple(prompts.values())),
-                **given(column="prompt_column", image_column="image_column"),
+                **given(column="prompt_column", image_column="image_column", audio_column="audio_column"),
                 **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
             ),
             form=AnswerForm(**given(column="answer_column", fields="fields", columns="columns")),

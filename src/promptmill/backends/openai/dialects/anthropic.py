@@ -18,7 +18,7 @@ from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
-from promptmill.core.request import ROLES, AudioPart, Conversation, Message, Part, TextPart
+from promptmill.core.request import ROLES, Conversation, FileKind, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "anthropic"
@@ -26,6 +26,7 @@ PATH = "/messages"
 url = dialect.same_url
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
+FILES: frozenset[FileKind] = frozenset({"pdf"})
 MARKS, MARKED = frozenset({"cache_control"}), ROLES
 DEFAULT_TOKENS = 16_384
 """The `max_tokens` of requests without a limit, because the API requires a limit. Larger answers are streamed, or may
@@ -244,13 +245,14 @@ def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> l
 def _block(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
     if isinstance(part, TextPart):
         return [orjson.dumps({"type": "text", "text": part.text, **(part.marks or {})})]
-    if isinstance(part, AudioPart):
+    if part.kind == "audio":
         raise dialect.unsupported("sound", "Send its words, or choose a model that takes sound.")
     marks = dialect.more_fields(part.marks)
     kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:
         return [b'{"type":"image","source":{"type":"url","url":%b}%b}' % (encoded, marks)]
-    start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % kind_and_data[0]
+    block = b"document" if part.kind == "pdf" else b"image"
+    start = b'{"type":"%b","source":{"type":"base64","media_type":"%b","data":"' % (block, kind_and_data[0])
     return [start, kind_and_data[1], b'"}%b}' % marks]
 
 

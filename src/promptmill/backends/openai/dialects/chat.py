@@ -16,7 +16,7 @@ from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.dialects.dialect import WrittenParameters, bearer, in_v1, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
-from promptmill.core.request import CACHE_MARKS, ROLES, AudioPart, Conversation, Message, TextPart
+from promptmill.core.request import CACHE_MARKS, ROLES, Conversation, FileKind, FilePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "openai"
@@ -25,6 +25,7 @@ base, url, headers = in_v1, same_url, bearer
 STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
 FILLED: frozenset[str] = frozenset()
 MARKS, MARKED = CACHE_MARKS, ROLES
+FILES: frozenset[FileKind] = frozenset({"pdf", "audio"})
 _ERROR_TEXTS = ("message", "msg", "detail")
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 
@@ -71,9 +72,11 @@ def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
         marks = dialect.more_fields(part.marks)
         if isinstance(part, TextPart):
             pieces.append(b'{"type":"text","text":%b%b}' % (orjson.dumps(part.text), marks))
-        elif isinstance(part, AudioPart):
-            audio = {"data": part.data, "format": part.format}
-            pieces.append(b'{"type":"input_audio","input_audio":%b%b}' % (orjson.dumps(audio), marks))
+        elif part.kind == "audio":
+            pieces += [b'{"type":"input_audio","input_audio":', dialect.input_audio(images[part.source]), marks, b"}"]
+        elif isinstance(part, FilePart):
+            start = b'{"type":"file","file":{"filename":%b,"file_data":' % dialect.file_name(part)
+            pieces += [start, images[part.source], b"}%b}" % marks]
         else:
             detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
             pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], b"%b}%b}" % (detail, marks)]

@@ -23,7 +23,7 @@ from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
 from promptmill.core.errors import Code, Named, PromptmillError, without_controls
 from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo, adds_up
-from promptmill.core.request import Conversation
+from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
@@ -106,6 +106,7 @@ class Deciding:
     LIMITS: ClassVar[DecisionLimits]
     """The limits of servers that do not state limits."""
     HAS_IMAGES: ClassVar[bool] = False
+    FILES: frozenset[FileKind] = frozenset()
 
     def limits(self, profile: ProviderProfile) -> DecisionLimits:
         """Return the limits of an endpoint's requests."""

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -20,7 +21,7 @@ import orjson
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, Words
-from promptmill.core.request import SYSTEM_ROLES, Conversation, Message, Part, TextPart
+from promptmill.core.request import SYSTEM_ROLES, Conversation, FileKind, FilePart, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 MOST_MARKS = 4
@@ -54,6 +55,8 @@ class Dialect(Protocol):
     """The `CACHE_MARKS` that parts may have."""
     MARKED: frozenset[str]
     """The roles of the messages whose parts may have cache marks."""
+    FILES: frozenset[FileKind]
+    """The kinds of files that the API takes as they are."""
 
     def base(self, base: str) -> str:
         """Return the path of the API's base URL for the path that the user wrote; `""`: the user wrote only a host."""
@@ -76,8 +79,8 @@ class Dialect(Protocol):
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
         """Return the fields of the body for the conversation, in pieces, without the body's braces.
 
-        `images` maps sources to the JSON string of a `data:` URL or of a web image's URL. Raises `PromptmillError` for
-        a part that the API does not support, and orjson's errors.
+        `images` maps sources of images and files to the JSON string of a `data:` URL or of a web image's URL. Raises
+        `PromptmillError` for a part that the API does not support, and orjson's errors.
         """
         ...
 
@@ -131,6 +134,18 @@ def data_url(encoded: bytes) -> tuple[bytes, bytes] | None:
     return encoded[6:start], encoded[start + 8 : -1]
 
 
+def file_name(part: FilePart) -> bytes:
+    """Return the name of a file as JSON, for an API that asks for one."""
+    name = part.name or (f"file.{part.kind}" if part.source[:5].lower() == "data:" else Path(part.source).name)
+    return orjson.dumps(name)
+
+
+def input_audio(encoded: bytes) -> bytes:
+    """Return an encoded recording as the object `input_audio` of OpenAI's APIs."""
+    media_type, data = data_url(encoded) or (b"", b"")
+    return b'{"data":"%b","format":"%b"}' % (data, media_type.removeprefix(b"audio/"))
+
+
 def text_of_message(message: Message) -> str:
     """Return the text of a message that may only have text parts, such as a system message.
 
@@ -141,7 +156,7 @@ def text_of_message(message: Message) -> str:
         return content or ""
     texts = [part.text for part in content if isinstance(part, TextPart)]
     if len(texts) < len(content):
-        what = f"an image or sound in a message with the role {message.role}"
+        what = f"an image or file in a message with the role {message.role}"
         raise unsupported(what, "Move it into a message of the user.")
     return "".join(texts)
 

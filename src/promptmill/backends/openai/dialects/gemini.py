@@ -20,13 +20,14 @@ from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, Thinking
 from promptmill.backends.openai.schema_forms import google_form, in_words
-from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.request import Conversation, FileKind, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "gemini"
 PATH = "/models"
 STREAMED: JsonObject = {}
 FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
+FILES: frozenset[FileKind] = frozenset({"pdf", "audio"})
 MARKS: frozenset[str] = frozenset()
 MARKED: frozenset[str] = frozenset()
 OPENAI_LAYER = "/openai"
@@ -68,7 +69,6 @@ _BROKEN = dialect.set_of(
 _CUT = frozenset({"MAX_TOKENS", "CONTINUATION"})
 _SIGNS = frozenset({"candidates", "promptFeedback", "usageMetadata"})
 _READ = frozenset({"candidates", "usageMetadata", "responseId", "modelVersion"})
-_TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
 
 def base(base: str) -> str:
@@ -248,12 +248,9 @@ def _signature(whole_call: JsonObject) -> Any:
     return None
 
 
-def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+def _part(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
     if isinstance(part, TextPart):
         return [b'{"text":%b}' % orjson.dumps(part.text)]
-    if isinstance(part, AudioPart):
-        kind = _TYPES.get(part.format, f"audio/{part.format}")
-        return [orjson.dumps({"inlineData": {"mimeType": kind, "data": part.data}})]
     kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:
         kind = mimetypes.guess_type(urlsplit(part.source).path)[0] or "image/jpeg"

@@ -16,7 +16,7 @@ from promptmill.backends.openai.chat_completion import CutOffError, read_finish
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
-from promptmill.core.request import SYSTEM_ROLES, AudioPart, Conversation, Message, Part, TextPart
+from promptmill.core.request import SYSTEM_ROLES, Conversation, FileKind, FilePart, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "responses"
@@ -24,6 +24,7 @@ PATH = "/responses"
 base, url, headers = dialect.in_v1, dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
+FILES: frozenset[FileKind] = frozenset({"pdf"})  # other servers than OpenAI's may take recordings
 MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *SYSTEM_ROLES})
 
 # Parameters of chat completions that this API lacks.
@@ -111,9 +112,11 @@ def _part(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
     marks = dialect.more_fields(part.marks)
     if isinstance(part, TextPart):
         return [b'{"type":"input_text","text":%b%b}' % (orjson.dumps(part.text), marks)]
-    if isinstance(part, AudioPart):
-        audio = {"data": part.data, "format": part.format}
-        return [b'{"type":"input_audio","input_audio":%b%b}' % (orjson.dumps(audio), marks)]
+    if part.kind == "audio":
+        return [b'{"type":"input_audio","input_audio":', dialect.input_audio(images[part.source]), marks + b"}"]
+    if isinstance(part, FilePart):
+        start = b'{"type":"input_file","filename":%b,"file_data":' % dialect.file_name(part)
+        return [start, images[part.source], marks + b"}"]
     detail = orjson.dumps(part.detail or "auto")
     start = b'{"type":"input_image","detail":%b,"image_url":' % detail
     return [start, images[part.source], marks + b"}"]

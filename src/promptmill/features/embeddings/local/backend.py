@@ -156,7 +156,7 @@ class EncoderBackend:
         labels need definitions (`invalid_input`)."""
         self._comparisons(request)
         conversation = request.conversation
-        if conversation.images or conversation.has_audio or request.extra.get("tools"):
+        if conversation.images or conversation.file_kinds or request.extra.get("tools"):
             raise PromptmillError(Code.UNSUPPORTED, "The encoder reads texts alone, and calls no tools.")
 
     async def _labelled(self, request: Request, call: Call) -> Outcome:
