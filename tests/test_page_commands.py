@@ -170,6 +170,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer(
             '{"items": [{"item": "nails"}]}' if command.startswith("jobs") else '{"claims": ["late"]}'
         )
+    if "--passes" in command:
+        upstream.reply = answer('{"claims": ["late"]}')
     if "--ask" in command:
         upstream.reply = choose(lambda seen: answer(_first_answers(seen.json.get("response_format"))))
     if "--embed" in command:

@@ -285,6 +285,13 @@ class MaskOptions(TypedDict, total=False):
     """Replace personal data before anything is sent, and put it back: `email,phone,iban,card,id,names.csv`."""
 
 
+class PassesOptions(TypedDict, total=False):
+    """Options: passes."""
+
+    passes: int | None
+    """Ask again for the items that the list in an answer lacks, up to this many requests; equal items are one."""
+
+
 class RayOptions(TypedDict, total=False):
     """Options: ray."""
 
@@ -333,6 +340,7 @@ class BulkOptions(
     ItemsOptions,
     LabelsOptions,
     MaskOptions,
+    PassesOptions,
     RayOptions,
     SourcesOptions,
     TogetherOptions,

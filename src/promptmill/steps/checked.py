@@ -192,7 +192,7 @@ class CheckedAnswers(Step):
         if isinstance(outcome, protocol.Completion) and outcome.vectors:
             call.warn(_UNCHECKED_VECTORS)
             return outcome
-        asked, totals, latency_s = request.conversation, protocol.Totals(), 0.0
+        asked, totals, latency_s = request, protocol.Totals(), 0.0
         for left in reversed(range(self._retries + 1)):
             totals, latency_s = totals.and_(outcome), round(latency_s + outcome.latency_s, 6)
             if form is not None and isinstance(outcome, protocol.Completion):
@@ -209,8 +209,8 @@ class CheckedAnswers(Step):
                 break
             answer = (outcome.reply or outcome.text)[:LONGEST_ANSWER]
             said = Message("assistant", answer), Message("user", complaint.turn)
-            conversation = Conversation((*asked.messages, *said))
-            request = request.changed(conversation=conversation, attempts=outcome.attempts, corrections=len(said))
+            conversation, turns = Conversation((*asked.conversation.messages, *said)), asked.corrections + len(said)
+            request = request.changed(conversation=conversation, attempts=outcome.attempts, corrections=turns)
             call.counts.asked_again += 1
             outcome = await self.following(request, call)
         return outcome if outcome is first else replace(outcome, latency_s=latency_s, **totals._asdict())

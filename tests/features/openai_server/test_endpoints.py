@@ -83,6 +83,15 @@ def test_an_answer_that_was_cut_before_its_first_word_is_empty_as_at_openai(open
     assert [each.finish_reason for chunk in chunks for each in chunk.choices if each.finish_reason] == ["length"]
 
 
+@pytest.mark.features("passes")
+def test_a_list_that_stays_cut_has_its_complete_items(openais, upstream):
+    upstream.reply = answer('{"names": ["Ada", "Al', finish_reason="length")
+    schema = {"type": "object", "properties": {"names": {"type": "array", "items": {"type": "string"}}}}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    reply = openais().chat.completions.create(**HI, response_format=form)
+    assert [(each.message.content, each.finish_reason) for each in reply.choices] == [('{"names":["Ada"]}', "length")]
+
+
 @pytest.mark.parametrize(
     "path", ["./a.png", "~/x.png", "../up.png", "file:///etc/passwd", "scan.pdf#page=2", "b" * 200]
 )

@@ -126,7 +126,7 @@ class MaskedRequests(Step):
         conversation, given, extra = request.conversation, request.sampling, request.extra
         if conversation.sourced or conversation.file_kinds:
             raise input_error(
-                "An image, a PDF or a recording cannot be masked. Send its text, or leave ", Named("mask"), " out for it."
+                "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
             )
         key = secret or self._secret
         plan = once(self._plans, lambda: self._plan(given, extra, key), given, extra, key)

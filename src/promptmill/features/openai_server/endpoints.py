@@ -190,11 +190,11 @@ def logged(path: str, client: str) -> Iterator[None]:
 
 
 def _cut_answer(failure: Failure) -> Completion:
-    """Return the empty answer, with its finish reason, that OpenAI's API gives for an answer cut before its first word:
-    programs test a connection with a `max_tokens` of 1. Raises the error of any other failure."""
+    """Return what OpenAI's API gives for an answer that was cut, with its finish reason: its complete part, `""` before
+    its first word (programs test a connection with a `max_tokens` of 1). Raises the error of any other failure."""
     if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or failure.wanted > 1:
         raise failure.error
-    return Completion("", "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)
+    return Completion(failure.part, "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)
 
 
 async def body_of(request: HttpRequest) -> JsonDict:

@@ -75,10 +75,10 @@ class QuotedAnswers(Step):
         outcome = await self.following(_asking(request, form), call)
         if isinstance(outcome, Completion):
             outcome = as_text(outcome, request)
-        if isinstance(outcome, Failure) or not outcome.text:
+        if not (reply := _reply_of(outcome)):
             return outcome
         texts = RowTexts.of(request, documents)
-        if len(outcome.text) * texts.length > _SOON:
+        if len(reply) * texts.length > _SOON:
             async with self._turns:
                 try:
                     return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
@@ -172,15 +172,25 @@ def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:
     return messages[:end], messages[end:]
 
 
-def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: RowTexts) -> Completion:
+def _reply_of(outcome: Outcome) -> str:
+    """Return the text of an answer, or the part of an answer that a failure has."""
+    return outcome.part if isinstance(outcome, Failure) else outcome.text
+
+
+def _with_sources(outcome: Outcome, request: Request, form: QuotedForm, texts: RowTexts) -> Outcome:
     """Return the answer without its quotes, and with its sources. A reply without JSON is unchanged."""
-    reply = outcome.text
+    reply = _reply_of(outcome)
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply
     if (found := form.answer(own, texts.source)) is None:
-        return replace(outcome, sources=texts.source("", own), logprobs=None) if form.is_choice else outcome
+        if isinstance(outcome, Failure) or not form.is_choice:
+            return outcome
+        return replace(outcome, sources=texts.source("", own), logprobs=None)
     text, sources = found
+    text = reply[: len(reply) - len(own)] + text
+    if isinstance(outcome, Failure):
+        return replace(outcome, part=text, sources=sources)
     changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # these would include the quote
-    return replace(outcome, text=reply[: len(reply) - len(own)] + text, reply=reply, sources=sources, **changes)
+    return replace(outcome, text=text, reply=reply, sources=sources, **changes)
 
 
 def _no_fields() -> PromptmillError:

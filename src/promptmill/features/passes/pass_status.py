@@ -1,0 +1,52 @@
+"""The items that later looks at lists found, counted over the answers of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from promptmill.config.model_config import ModelConfig
+from promptmill.core.wording import counted
+from promptmill.features.passes.second_looks import PASSES
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.statistics import DELIVERED
+
+_COUNTS = f"""
+    SELECT total(its ->> 'added'), total(its ->> 'added' > 0), total(its ->> 'dropped'), total(its ->> 'failed')
+    FROM (
+        SELECT more -> '$.details.{PASSES}' AS its FROM answer
+        WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"{PASSES}":')
+    )
+"""  # noqa: S608 (fixed names of columns)
+
+
+class PassStatus(TypedDict):
+    """The items that later looks found."""
+
+    added: int
+    rows: int
+    """Rows with such items."""
+    dropped: int
+    """New items that were left out, because the row's text lacks their quotes."""
+    failed: int
+    """Rows whose later request failed, and which keep the items found before."""
+
+
+def count(
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
+) -> Mapping[str, object]:
+    """Return the counts of the rows below `before`. Blocks."""
+    del spec, labels, configs
+    ((added, rows, dropped, failed),) = store.read(_COUNTS, before)
+    return {"passes": PassStatus(added=int(added), rows=int(rows), dropped=int(dropped), failed=int(failed))}
+
+
+def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the counts as text."""
+    its: PassStatus = found["passes"]
+    text = f"{its['added']:,} more found by a later look, in {counted(its['rows'], 'row')}"
+    text += f"; {its['dropped']:,} left out, as the text lacks their quotes" if its["dropped"] else ""
+    yield "passes", text + (f"; {counted(its['failed'], 'row')} without a later look" if its["failed"] else "")
