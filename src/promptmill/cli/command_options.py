@@ -56,9 +56,10 @@ def add_generate(parser: Parser) -> None:
     )
     group = parser.add_argument_group("answers")
     forms = [each for each in table.ANSWERS if each.name in {"choices", "schema", "fields", "choices_many"}]
-    add_table(group, [*forms, *table.of_answers()])
+    add_table(group, forms)
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_table(parser.add_argument_group("features"), table.of_answers())
     add_shared(parser)
     parser.show_examples(
         "promptmill generate 'What is the capital of France?'",

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser
@@ -95,6 +96,14 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 32MiB")
     http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
     http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
+    callers = serve.add_argument_group("other callers, over HTTP")
+    for module in _authentications():
+        module.add_options(callers)
+    serve.set_defaults(http_options=[action.dest for action in (*http._group_actions, *callers._group_actions)])
+
+
+def _authentications() -> list[Any]:
+    return [part(feature.authentication) for feature in features().values() if feature.authentication]
 
 
 def _faces() -> list[Face]:
@@ -146,6 +155,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         token_file=arguments.token_file,
         token_env=arguments.token_env,
         further_tokens=configuration.config.operator.client_limits.tokens,
+        authentication=next(filter(None, (each.authentication_of(arguments) for each in _authentications())), None),
         allowed_hosts=arguments.allowed_host,
         allowed_origins=arguments.allowed_origin,
         max_body=arguments.max_body,
@@ -169,8 +179,6 @@ def _log(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_http_options(arguments: argparse.Namespace) -> None:
-    without = [f"no_{face.name}" for face in _faces()]
-    own = ("token_file", "token_env", "allowed_host", "allowed_origin", "max_body", "tls_cert", "tls_key")
-    for name in (*own, *without):
+    for name in arguments.http_options:
         if getattr(arguments, name):
             raise config_error(f"--{name.replace('_', '-')}", " needs --http HOST:PORT.")

@@ -276,6 +276,12 @@ class Feature:
     instructions: str = ""
     """A sentence about the tools, for the instructions to MCP clients."""
     faces: Sequence[Face] = ()
+    public_pages: Mapping[str, str] = field(default_factory=dict)
+    """Pages of the HTTP server that need no token, by path; each `"module:function"` takes the `FastMCP` server, and
+    returns an ASGI app."""
+    authentication: str = ""
+    """A module with `add_options`, which adds options to a group of `serve`, and `authentication_of`, which takes the
+    arguments and returns a `promptmill.http.token.Authentication`, or None without these options."""
     formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names in the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is a name in

@@ -28,12 +28,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.core.bounds import MOST_SESSIONS, MOST_SHARED, MOST_VALUES
-from promptmill.core.feature import client_command
+from promptmill.core.feature import client_command, features, part
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.prometheus import TYPE, Metrics
 from promptmill.http.sessions import IDLE_S, LostCalls, Sessions, is_lone_call
-from promptmill.http.token import Token
+from promptmill.http.token import Authentication, Token
 from promptmill.system.memory import Held, Memory
 
 PATH = "/mcp"
@@ -70,13 +70,24 @@ _SHARE = "promptmill.share"  # the key of a token's share in the scope of a requ
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules for requests. `token` None: every program that can connect may call."""
+    """The rules for requests. Without `token` and `authentication`, every program that can connect may call."""
 
     hosts: HostAllowlist
     token: Token | None
     max_body: int
     others: tuple[Token, ...] = ()
     """Additional tokens, which permit only the other APIs."""
+    authentication: Authentication | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers need no token."""
+        return self.token is None and self.authentication is None
+
+    def opens(self, scope: Scope, others: Sequence[Token] = ()) -> bool:
+        """Return whether a request has the server's token, has one of `others`, or needs none."""
+        tokens = others if self.token is None else (self.token, *others)
+        return self.is_open or any(each.opens(scope["headers"]) for each in tokens)
 
 
 class OtherApi(Protocol):
@@ -160,8 +171,7 @@ class MonitoringPages:
                 raise HttpError(403, _TO_PAGES)
 
     def _check_token(self, scope: Scope, others: Sequence[Token] = ()) -> None:
-        token = self._rules.token
-        if token is not None and not any(each.opens(scope["headers"]) for each in (token, *others)):
+        if not self._rules.opens(scope, others):
             wrong = _NOT_OURS if _headers(scope, b"authorization") else _WHAT_TO_SEND
             raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
 
@@ -189,6 +199,11 @@ class App(MonitoringPages):
         """
         super().__init__(rules, metrics)
         self._others = others
+        self._pages = {
+            path: part(page)(server) for each in features().values() for path, page in each.public_pages.items()
+        }
+        if rules.authentication is not None:
+            self._pages |= rules.authentication.pages
         sdk_server = server._mcp_server  # set here, because FastMCP's wrapper has no option for the largest body
         # Or the SDK would list all tools at each call, to find arguments in headers, which these tools do not have.
         sdk_server.get_tool_input_schema = lambda _: None
@@ -234,8 +249,8 @@ class App(MonitoringPages):
 
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
-            self._check_token(scope, self._rules.others)
-        if self._rules.token is None:  # otherwise each invented token would get a share of the disk
+            scope = await self._admitted(scope, self._rules.others)
+        if self._rules.is_open:  # otherwise each invented token would get a share of the disk
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:
@@ -248,10 +263,13 @@ class App(MonitoringPages):
         self.answered += 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (page := self._pages.get(scope["path"])) is not None:
+            await page(scope, receive, send)
+            return
         if (other := self._other_for(scope)) is not None:
             await self._answer_other(other, scope, receive, send)
             return
-        self._check_call(scope)
+        scope = await self._checked(scope)
         if (refusal := _visitor(scope)) is not None:
             await refusal(scope, receive, send)
             return
@@ -260,6 +278,8 @@ class App(MonitoringPages):
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, share: Held) -> None:
         body = await self._body(scope, receive, share)
+        if self._rules.authentication is not None:
+            self._rules.authentication.check_body(scope, body)
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
         inside |= {RESPONSE: EitherResponse.to(scope, body), _SHARE: share}
@@ -281,13 +301,20 @@ class App(MonitoringPages):
         response: EitherResponse | None = scope[RESPONSE]
         await self._inner(scope, receive, send if response is None else response.over(send))
 
-    def _check_call(self, scope: Scope) -> None:
+    async def _checked(self, scope: Scope) -> Scope:
         if scope["path"] not in {PATH, f"{PATH}/"}:
             raise HttpError(404, f"There is nothing here; the tools are at {PATH}.")
-        self._check_token(scope)
+        scope = await self._admitted(scope)
         if scope["method"] not in _METHODS:
             raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
         self._check_open()
+        return scope
+
+    async def _admitted(self, scope: Scope, others: Sequence[Token] = ()) -> Scope:
+        if self._rules.authentication is None or self._rules.opens(scope, others):
+            self._check_token(scope, others)
+            return scope
+        return await self._rules.authentication.admitted(scope)
 
     def _check_open(self) -> None:
         if self._closing:

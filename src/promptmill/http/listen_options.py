@@ -15,7 +15,7 @@ from promptmill.core.errors import Named, config_error
 from promptmill.http.address import Address, HostAllowlist, is_loopback, url
 from promptmill.http.app import Rules
 from promptmill.http.listener import tls_context
-from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Token, configured, find_token
+from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Authentication, Token, configured, find_token
 
 _FORM = re.compile(r"([0-9]{1,12})\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -56,6 +56,7 @@ def opened(
     token_file: Path | None,
     token_env: str | None,
     further_tokens: Mapping[str, ApiToken],
+    authentication: Authentication | None,
     allowed_hosts: Sequence[str],
     allowed_origins: Sequence[str],
     max_body: str | None,
@@ -74,13 +75,14 @@ def opened(
         raise config_error(Named("tls_key"), " needs ", Named("tls_cert", "PATH"), " as well.")
     where, token = Address.parse(address), find_token(token_file, token_env, environ)
     others = tuple(configured(further_tokens).values())
-    check_tokens(token, others, allowed_origins)
+    is_open = token is None and authentication is None
+    check_tokens(token, others, allowed_origins, is_open=is_open)
     # The size is bounded, because the SDK parses at up to 6 ns a byte on the event loop.
     most = 32 << 20 if max_body is None else parse_size(max_body)
     tls = None if tls_cert is None else tls_context(tls_cert, tls_key)
     sockets = where.bind()
     try:
-        if token is None and not is_loopback(sockets):
+        if is_open and not is_loopback(sockets):
             raise config_error(
                 Named("http"),
                 f"other machines can reach {where}, so a token is needed. Put it into the environment variable "
@@ -90,26 +92,29 @@ def opened(
                 Named("token_file"),
                 f". {HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
-        who = "for clients that have the token" if token else "for every program on this machine (no token is set)"
-        rules = Rules(HostAllowlist(where, sockets, allowed_hosts, allowed_origins), token, most, others)
-        greeting = f"serving MCP at {url(where, sockets, tls=tls is not None)}, {who}"
-        yield BoundServer(sockets, rules, tls, access_log, greeting)
+        callers = ["clients that have the token"] if token else []
+        callers += [authentication.words] if authentication else []
+        who = " and ".join(callers) or "every program on this machine (no token is set)"
+        hosts = HostAllowlist(where, sockets, allowed_hosts, allowed_origins)
+        greeting = f"serving MCP at {url(where, sockets, tls=tls is not None)}, for {who}"
+        yield BoundServer(sockets, Rules(hosts, token, most, others, authentication), tls, access_log, greeting)
     finally:
         for listener in sockets:
             listener.close()
 
 
-def check_tokens(token: Token | None, others: Sequence[Token], allowed_origins: Sequence[str]) -> None:
+def check_tokens(token: Token | None, others: Sequence[Token], origins: Sequence[str], *, is_open: bool) -> None:
     """Raise `PromptmillError` (`invalid_config`) if the server lacks its own token, or if two tokens are equal."""
     how = f"Put one into the environment variable {VARIABLE}. {HOW_TO_MAKE_ONE}"
-    if token is None and others:
+    if is_open and others:
         raise config_error(
             "client_limits.tokens",
             f"with these tokens the server needs its own, too; else clients without one could use all models. {how}",
         )
-    if token is None and allowed_origins:
+    if is_open and origins:
         raise config_error(Named("allowed_origin"), f"any page of it could call, so the server needs a token. {how}")
-    if token is not None and len({token.owner, *(each.owner for each in others)}) <= len(others):
+    tokens = others if token is None else (token, *others)
+    if len({each.owner for each in tokens}) < len(tokens):
         raise config_error(
             "client_limits.tokens", "two tokens are the same, or one is the server's own; each needs its own text."
         )

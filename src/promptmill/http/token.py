@@ -7,8 +7,10 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import SecretStr
+from starlette.types import ASGIApp, Scope
 
 from promptmill.config.settings import ApiToken
 from promptmill.core.errors import Named, config_error
@@ -39,6 +41,24 @@ class Token:
         scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         same = hmac.compare_digest(_digest(secret.strip(b" ")), self._digest)
         return same and scheme.lower() == b"bearer"
+
+
+class Authentication(Protocol):
+    """Another way to identify callers than the server's token."""
+
+    words: str
+    """The callers, such as `clients with a token of https://…`."""
+    pages: Mapping[str, ASGIApp]
+    """Pages that need no token, by path."""
+
+    async def admitted(self, scope: Scope) -> Scope:
+        """Return the scope of a request, with the caller in place of the token in its `authorization` header, from
+        which `owner_of` makes the owner. Raises `HttpError` for an unknown caller."""
+        ...
+
+    def check_body(self, scope: Scope, body: bytes) -> None:
+        """Raise `HttpError` if the caller may not send this body to the tools."""
+        ...
 
 
 def owner_of(authorization: str) -> str:

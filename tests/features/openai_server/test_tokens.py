@@ -122,7 +122,7 @@ def test_two_equal_tokens_are_a_wrong_configuration(own):
     tokens = {"a": {"token": TEAMS["a"]}, "b": {"token": TEAMS["b"] if own == TEAMS["a"] else TEAMS["a"]}}
     limits = Configuration({"client_limits": {"tokens": tokens}}).config.operator.client_limits
     with pytest.raises(PromptmillError, match=r"client_limits\.tokens: two tokens are the same"):
-        check_tokens(Token(own), tuple(configured(limits.tokens).values()), ())
+        check_tokens(Token(own), tuple(configured(limits.tokens).values()), (), is_open=False)
 
 
 def test_without_a_token_a_page_of_another_port_is_refused_and_no_page_reads_a_reply(tmp_path, upstream):

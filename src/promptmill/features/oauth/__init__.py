@@ -1,0 +1,14 @@
+"""OAuth: clients with a token of the operator's identity provider, next to the server's own token.
+
+    http checks ─▶ ResourceServer.admitted ─▶ Issuer.verify_token ─▶ the request's scope with its subject
+
+The server is a resource server (RFC 9728): it names its issuer, and verifies the tokens that this issuer signs. Each
+subject of the issuer is an owner of its own.
+"""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(
+    words="OAuth over HTTP: clients with tokens of an identity provider",
+    authentication="promptmill.features.oauth.serve_command",
+)
