@@ -2,22 +2,24 @@
 
     files ──► Scan ──► identity_of, places_of ──► ComparedRows: the values of each field, by file, and the right values
 
-The files are read twice, so that their texts are never all in memory.
+The files are read twice, and the values are in a temporary file, so that they are never all in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import did_you_mean
 from promptmill.features.compare.answer_values import Kind, Tolerance, canonical, kind_of
 from promptmill.features.compare.compared_file import LETTERS, ComparedFile, ComparisonOrder
+from promptmill.features.compare.kept_texts import KeptTexts, TextStore
 from promptmill.features.compare.matched_rows import IDS, Scan, identity_of, listed, places_of
 from promptmill.features.compare.right_answers import gold_of, keys_of_gold, looked_up, values_of_gold
 from promptmill.jobs.store.index import JobFolders
@@ -31,10 +33,10 @@ class ComparedColumn:
     name: str
     """The name of the field; `""` for the whole answers."""
     kind: Kind
-    values: Sequence[Sequence[str]]
+    values: Sequence[KeptTexts]
     """The value of each row, by file; `""` if it is missing."""
-    right: Sequence[str]
-    """The right value of each row in the files' spelling (`""` if missing); empty without right answers."""
+    right: KeptTexts | None
+    """The right value of each row in the files' spelling (`""` if missing); None without right answers."""
     capitals: Mapping[str, str]
     """The right values that differ from the files' values only in case, each with the spelling in the files."""
     other_kind: Mapping[str, None]
@@ -43,16 +45,18 @@ class ComparedColumn:
 
     @classmethod
     def of(
-        cls, name: str, values: Sequence[Sequence[str]], right: Sequence[str], tolerance: Tolerance
+        cls, name: str, values: Sequence[KeptTexts], right: KeptTexts | None, tolerance: Tolerance
     ) -> ComparedColumn:
         """Return the column for these values."""
-        kind = kind_of(itertools.chain(*values) if any(map(any, values)) else right)
-        values = [[canonical(value, kind) for value in own] for own in values]
-        different = dict.fromkeys(right if kind != "text" else ())
-        other_kind = dict.fromkeys(value for value in different if value and kind_of([value]) != kind)
-        right = [value if value in other_kind else canonical(value, kind) for value in right]
-        capitals = _other_capitals(right, values)
-        right = [capitals.get(value, value) for value in right]
+        kind = kind_of(itertools.chain(*values) if any(any(own.given()) for own in values) else right or ())
+        values = [own.changed(lambda value: canonical(value, kind)) for own in values]
+        if right is None:
+            return cls(name, kind, values, right, {}, {}, tolerance)
+        checked = () if kind == "text" else right
+        other_kind = dict.fromkeys(value for value in checked if value and kind_of([value]) != kind)
+        right = right.changed(lambda value: value if value in other_kind else canonical(value, kind))
+        if capitals := _other_capitals(right, values):
+            right = right.changed(lambda value: capitals.get(value, value))
         return cls(name, kind, values, right, capitals, other_kind, tolerance)
 
     @property
@@ -66,21 +70,39 @@ class ComparedColumn:
             return value == other
         return self.tolerance.allows(value, other)
 
+    def same_at(self, at: int, file: int, others: KeptTexts) -> bool:
+        """Return whether the value of a file in a row counts as the same as the one in `others`."""
+        own = self.values[file]
+        if self.is_exact and own.hashes[at] != others.hashes[at]:  # so the texts need not be read
+            return False
+        return self.same(own[at], others[at])
 
-def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return the spelling in `values` for each right answer that differs from it only in case.
+
+def _other_capitals(right: Iterable[str], values: Sequence[Iterable[str]]) -> dict[str, str]:
+    """Return the spelling in `values` of each right answer that differs from them only in case.
 
     Case is significant if two answers, or two right answers, differ only in case.
     """
-    spelled: dict[str, set[str]] = {}
-    for answer in {answer for own in values for answer in own}:
-        spelled.setdefault(answer.casefold(), set()).add(answer)
-    wanted = Counter(answer.casefold() for answer in set(right))
-    found = {}
-    for answer in dict.fromkeys(right):
-        folded = answer.casefold()
-        if wanted[folded] == 1 and len(spelled.get(folded, ())) == 1 and answer not in spelled[folded]:
-            (found[answer],) = spelled[folded]
+    wanted = _spellings(right, lambda _: True)
+    spelled = _spellings(itertools.chain(*values), wanted.__contains__)
+    others = {folded for folded, own in spelled.items() if None not in {own, wanted[folded]} and own != wanted[folded]}
+    if not others:
+        return {}
+    spelling = {key: answer for answer in itertools.chain(*values) if (key := _folded(answer)) in others}
+    return {answer: spelling[key] for answer in right if (key := _folded(answer)) in others}
+
+
+def _folded(answer: str) -> int:
+    return hash(answer.casefold())
+
+
+def _spellings(answers: Iterable[str], is_wanted: Callable[[int], bool]) -> dict[int, int | None]:
+    """Return the hash of the only spelling of each answer, by the hash of the answer without case; None if there are
+    several. Hashes take less memory than texts."""
+    found: dict[int, int | None] = {}
+    for answer in answers:
+        if is_wanted(folded := _folded(answer)) and found.setdefault(folded, hash(answer)) != hash(answer):
+            found[folded] = None
     return found
 
 
@@ -125,35 +147,30 @@ class ComparedRows:
         aligned = gold.column or "" if gold is not None and gold.at is not None else ""
         identity = identity_of(files, scans, order.id, aligned)
         places = places_of(files, scans, identity)
-        right, gold_matched = list[list[str]](), ""
+        store, right, gold_matched = TextStore(), list[KeptTexts](), ""
         if gold is not None:
             values_of = values_of_gold(gold, fields, scans[0].columns)
-            rights, having = [values_of(row) for row in gold.file.rows()], gold.at or 0
+            right, right_places = _kept(store, map(values_of, gold.file.rows()), len(fields)), places[gold.at or 0]
             if gold.at is None:
                 keys = keys_of_gold(gold, files[0], scans[0], fields, order.id)
-                rights, gold_matched = looked_up(gold, rights, files[0], scans[0], keys)
-            right = [rights[at] for at in places[having]]
-        every, priced = list[list[list[str]]](), list[ComparedFile]()
+                matched, gold_matched = looked_up(gold, right, files[0], scans[0], keys)
+                right_places = array("q", (matched[at] for at in right_places))
+            right = [values.at(right_places) for values in right]
+        every, priced = list[list[KeptTexts]](), list[ComparedFile]()
         for file, scan, own in zip(files, scans, places, strict=True):
-            values, with_cost = _read(file, scan, fields)
-            every.append([values[at] for at in own])
+            values, with_cost = _read(file, scan, fields, store)
+            every.append([each.at(own) for each in values])
             priced.append(with_cost)
         compared = [
-            ComparedColumn.of(
-                name,
-                [[values[at] for values in own] for own in every],
-                [values[at] for values in right],
-                order.tolerance,
-            )
+            ComparedColumn.of(name, [own[at] for own in every], right[at] if right else None, order.tolerance)
             for at, name in enumerate(fields)
         ]
         sizes = [scan.rows for scan in scans]
         name = "" if gold is None else gold.name
         columns_ = {aligned} if aligned else set()
-        groups: list[str] = []
+        groups: Sequence[str] = ()
         if order.by is not None and files[0].only is None:
-            values_by = [text_of(row.get(order.by)) for row in files[0].rows()]
-            groups = [values_by[at] for at in places[0]]
+            groups = KeptTexts(store, (text_of(row.get(order.by)) for row in files[0].rows())).at(places[0])
         return cls(priced, compared, places[0], sizes, name, gold_matched, columns_, identity.words, groups)
 
     @property
@@ -166,33 +183,32 @@ class ComparedRows:
         """Whether there are right answers."""
         return bool(self.gold)
 
+    def answered(self, file: int) -> list[bool]:
+        """Return for each row whether a file has an answer."""
+        return list(map(any, zip(*(column.values[file].given() for column in self.columns), strict=True)))
+
     def texts(self, file: int) -> Sequence[str]:
         """Return the answers of a file, each as one text; `""` for a missing answer."""
-        if len(self.columns) == 1:
-            return self.columns[0].values[file]
-        own = [column.values[file] for column in self.columns]
-        return ["\n".join(self._lines(values)) if any(values) else "" for values in zip(*own, strict=True)]
-
-    def _lines(self, values: Sequence[str]) -> Iterator[str]:
-        return (f"{column.name}: {value}" for column, value in zip(self.columns, values, strict=True))
+        own = {column.name: column.values[file] for column in self.columns}
+        return _JoinedTexts(own) if self.has_fields else self.columns[0].values[file]
 
     def same(self, at: int, file: int, other: int) -> bool:
         """Return whether two files have the same answer to a row."""
-        return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
+        return all(column.same_at(at, file, column.values[other]) for column in self.columns)
 
     def is_right(self, at: int, file: int) -> bool:
-        """Return whether an answer is right in all fields whose right value is known."""
-        return all(
-            column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
-        )
+        """Return whether an answer is right in all fields with a known right value."""
+        rights = ((column, column.right) for column in self.columns if column.right is not None)
+        return all(column.same_at(at, file, right) for column, right in rights if right[at])
 
     @property
-    def differing(self) -> list[int]:
+    def differing(self) -> Sequence[int]:
         """The rows with different answers; for a single file, the rows whose answer differs from the right answer."""
         rows = range(len(self.places))
         if len(self.files) == 1:
-            return [at for at in rows if not self.is_right(at, 0)]
-        return [at for at in rows if not all(self.same(at, 0, other) for other in range(1, len(self.files)))]
+            return array("q", (at for at in rows if not self.is_right(at, 0)))
+        others = range(1, len(self.files))
+        return array("q", (at for at in rows if not all(self.same(at, 0, other) for other in others)))
 
     def read(self, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield the number and the columns of each row in `wanted`, with the first file's values."""
@@ -203,16 +219,42 @@ class ComparedRows:
                 yield rows[place], {name: text_of(value) for name, value in row.items() if name not in ours}
 
 
-def _read(file: ComparedFile, scan: Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
-    """Return each answer's fields, and `file` with the answers' cost. Raises `PromptmillError` (`invalid_input`)."""
-    values, costs, giver = list[list[str]](), list[float](), "answered_by"
+class _JoinedTexts(Sequence[str]):
+    """The values of several fields as one text for each row, which is made when it is read."""
+
+    def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
+        self._fields = fields
+
+    def __len__(self) -> int:
+        return len(next(iter(self._fields.values())))
+
+    def __getitem__(self, at: Any) -> Any:
+        values = {name: values[at] for name, values in self._fields.items()}
+        return "\n".join(f"{name}: {value}" for name, value in values.items()) if any(values.values()) else ""
+
+
+def _kept(store: TextStore, rows: Iterable[Sequence[str]], fields: int) -> list[KeptTexts]:
+    """Return the values of each of so many fields. `rows`: the values of each row."""
+    columns = [KeptTexts(store) for _ in range(fields)]
+    for row in rows:
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return columns
+
+
+def _read(
+    file: ComparedFile, scan: Scan, fields: Sequence[str], store: TextStore
+) -> tuple[list[KeptTexts], ComparedFile]:
+    """Return the answers' fields, and `file` with the answers' cost. Raises `PromptmillError` (`invalid_input`)."""
+    values, costs, giver = [KeptTexts(store) for _ in fields], array("d"), "answered_by"
     for row in file.rows():
-        values.append([file.value_of(row, name) for name in fields])
+        for own, name in zip(values, fields, strict=True):
+            own.append(file.value_of(row, name))
         if row.get(giver) == A_PERSON and giver in file.ours and not file.has_persons:
             file = replace(file, has_persons=True)
         with contextlib.suppress(ValueError, TypeError):  # an empty cell, or the user's own column
             costs.append(float(row.get(file.cost) or ""))
-    if not any(map(any, values)):
+    if not any(any(own.given()) for own in values):
         which = file.answer if fields == [""] else "`, `".join(fields)
         if known := list(scan.fields):
             meant = did_you_mean(which, known, f"they have {listed(known)}.")

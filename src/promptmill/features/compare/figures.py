@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from promptmill.core.errors import input_error
 from promptmill.features.compare.answer_values import SIMILARITY, similarity
 from promptmill.features.compare.compared_file import ComparedFile
 from promptmill.features.compare.compared_rows import ComparedColumn, ComparedRows, heading_of
+from promptmill.features.compare.kept_texts import KeptTexts
 from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 from promptmill.jobs.store.label_shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
-_FEW = 20  # few rows: up to this many distinct answers count as labels, unless nearly all answers differ
+_FEW = 20  # up to so many distinct answers are labels even for few rows, unless nearly all answers differ
+_MOST_TALLIED = 4096  # different pairs of answers that are counted in memory
 _MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
 SHOWN_VALUES = 12
 """The most answers that a cross-tabulation shows by name."""
@@ -83,10 +86,10 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
                 **file.about,
                 **({"made": dict(file.made)} if file.made else {}),
                 "rows": size,
-                "answered": sum(map(bool, texts)),
-                **_lengths(texts),
+                "answered": sum(rows.answered(at)),
+                **_lengths(rows.texts(at)),
             }
-            for file, size, texts in zip(files, rows.sizes, map(rows.texts, range(len(files))), strict=True)
+            for at, (file, size) in enumerate(zip(files, rows.sizes, strict=True))
         ],
         "pairs": [_agreement(rows, *places) for places in itertools.combinations(range(len(files)), 2)],
     }
@@ -106,7 +109,7 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
 
 
 def _lengths(texts: Sequence[str]) -> dict[str, list[int]]:
-    sizes = sorted(len(text) for text in texts if text)
+    sizes = sorted(Counter(len(text) for text in texts if text).elements())
     return {"characters": [sizes[0], round(median(sizes)), sizes[-1]]} if sizes else {}
 
 
@@ -123,7 +126,7 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
     for at, own in rows.read(wanted):
         found: dict[str, object] = {"row": rows.places[at] + 1, "heading": heading_of(own), "own": own}
         if rows.has_right:
-            found["gold"] = answer([column.right[at] for column in columns])
+            found["gold"] = answer([column.right[at] if column.right else "" for column in columns])
         found["answers"] = {
             label: answer([column.values[file][at] for column in columns]) for file, label in enumerate(labels)
         }
@@ -141,7 +144,7 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
 def _is_same(column: ComparedColumn, at: int) -> bool:
     """Return whether all files have the same value in a row, and whether it is the right value, if known."""
     first, *others = [values[at] for values in column.values]
-    expected = [*others, *([column.right[at]] if column.right and column.right[at] else [])]
+    expected = [*others, *filter(None, [column.right[at] if column.right else ""])]
     return all(column.same(first, value) for value in expected)
 
 
@@ -178,7 +181,7 @@ def _changes(pairs: Counter[tuple[str, str]]) -> list[Change]:
 
 def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, object]:
     """Return the agreement of two files on the rows that both answered, and the cross-tabulation of their answers."""
-    answered = [bool(ours and theirs) for ours, theirs in zip(rows.texts(one), rows.texts(other), strict=True)]
+    answered = [ours and theirs for ours, theirs in zip(rows.answered(one), rows.answered(other), strict=True)]
     of = {"of": [rows.files[one].label, rows.files[other].label]}
     if not rows.has_fields:
         return of | _column_agreement(rows.columns[0], one, other)
@@ -199,37 +202,65 @@ def _column_agreement(
 ) -> dict[str, object]:
     """Return the agreement of two files in a column. `answered`: the rows to count; default: rows with both values."""
     ours, theirs = column.values[one], column.values[other]
-    both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
-    pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
-    rows = pairs.total()
-    agree = sum(count for pair, count in pairs.items() if column.same(*pair))
-    found: dict[str, object] = {"rows": rows, "agree": agree}
-    if not rows:
-        return found
-    found |= {"agreement": agree / rows, "interval": wilson(agree, rows)}
+    both = [a and b for a, b in zip(ours.given(), theirs.given(), strict=True)] if answered is None else answered
+    rows = sum(both)
+    pairs = ((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
     if column.is_exact and _are_labels(ours, rows) and _are_labels(theirs, rows):
-        return found | {"kappa": kappa(pairs), "changes": _changes(pairs)}
-    return found | _nearness(column, pairs)
+        counts = Counter(pairs)
+        agree = sum(count for pair, count in counts.items() if column.same(*pair))
+        found: dict[str, object] = {"kappa": kappa(counts), "changes": _changes(counts)} if rows else {}
+    else:
+        agree, found = _nearness(column, pairs)
+    share = {"agreement": agree / rows, "interval": wilson(agree, rows)} if rows else {}
+    return {"rows": rows, "agree": agree, **share, **found}
 
 
-def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, float | str]:
+def _nearness(column: ComparedColumn, pairs: Iterable[tuple[str, str]]) -> tuple[int, dict[str, object]]:
+    """Return the number of pairs that are the same, and the mean similarity or difference of the pairs.
+
+    Different pairs beyond `_MOST_TALLIED` are measured one by one, so that few are in memory.
+    """
+    counts, agree, rest = Counter[tuple[str, str]](), 0, array("d")
+    for pair in pairs:
+        if pair in counts or len(counts) < _MOST_TALLIED:
+            counts[pair] += 1
+            continue
+        agree += column.same(*pair)
+        if (value := _measured(column, *pair)) is not None:
+            rest.append(value)
+    agree += sum(count for pair, count in counts.items() if column.same(*pair))
+    measured = [(value, count) for pair, count in counts.items() if (value := _measured(column, *pair)) is not None]
+    total = sum(count for _, count in measured) + len(rest)
+    if not total:
+        return agree, {}
+    mean = sum(itertools.chain((value * count for value, count in measured), rest)) / total
     if column.kind == "number":
-        known = {pair: count for pair, count in pairs.items() if all(pair) and pair[1] not in column.other_kind}
-        total = sum(abs(float(a) - float(b)) * count for (a, b), count in known.items())
-        return {"mean_difference": total / sum(known.values())} if known else {}
-    total = sum(similarity(a, b, column.kind) * count for (a, b), count in pairs.items())
-    return {"similarity": total / sum(pairs.values()), "similarity_method": SIMILARITY}
+        return agree, {"mean_difference": mean}
+    return agree, {"similarity": mean, "similarity_method": SIMILARITY}
 
 
-def _are_labels(values: Sequence[str], rows: int) -> bool:
-    """Return whether answers repeat often enough to be labels."""
-    different = len(set(values))
-    return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
+def _measured(column: ComparedColumn, value: str, other: str) -> float | None:
+    """Return the difference of two numbers, or the similarity of other values; None without two numbers."""
+    if column.kind != "number":
+        return similarity(value, other, column.kind)
+    return abs(float(value) - float(other)) if value and other and other not in column.other_kind else None
+
+
+def _are_labels(values: KeptTexts, rows: int) -> bool:
+    """Return whether answers repeat often enough to count as labels."""
+    different = set[int]()
+    for value in values.hashes:
+        different.add(value)
+        if len(different) > max(_FEW, rows // 4):  # few of different texts are in memory
+            return False
+    return 4 * len(different) <= rows or 3 * len(different) <= 2 * rows
 
 
 def _against(rows: ComparedRows) -> dict[str, object]:
     """Return the figures for the rows with a right answer. A missing answer counts as wrong."""
-    known = [at for at in range(len(rows.places)) if any(column.right[at] for column in rows.columns)]
+    rights = [column.right for column in rows.columns if column.right is not None]
+    all_given = zip(*(right.given() for right in rights), strict=True)
+    known = array("q", (at for at, given in enumerate(all_given) if any(given)))
     if not known:
         raise input_error(f"The column {rows.gold} is empty in all rows.")
     hits = [[rows.is_right(at, file) for at in known] for file in range(len(rows.files))]
@@ -238,12 +269,13 @@ def _against(rows: ComparedRows) -> dict[str, object]:
         found["matched"] = rows.gold_matched
     if rows.groups:
         found["groups"] = list(_by_group([rows.groups[at] for at in known], hits[0]))
+    columns = zip(rows.columns, rights, strict=True)
     if not rows.has_fields:
-        return found | _column_against(rows, rows.columns[0])
+        return found | _column_against(rows, *next(columns))
     fields = [
-        {"field": column.name, "kind": column.kind, **_column_against(rows, column)}
-        for column in rows.columns
-        if any(column.right)
+        {"field": column.name, "kind": column.kind, **_column_against(rows, column, right)}
+        for column, right in columns
+        if any(right.given())
     ]
     shares = zip(rows.files, hits, _among_best(hits), strict=True)
     files = [{"name": file.label, **_share(own), **best} for file, own, best in shares]
@@ -256,11 +288,11 @@ def _by_group(groups: Sequence[str], hits: Sequence[bool]) -> Iterator[dict[str,
         yield {"name": name, "rows": len(own), **_share(own)}
 
 
-def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, object]:
-    known = [at for at, value in enumerate(column.right) if value]
-    truth = [column.right[at] for at in known]
-    every = [[own[at] for at in known] for own in column.values]
-    hits = [[column.same(value, right) for value, right in zip(own, truth, strict=True)] for own in every]
+def _column_against(rows: ComparedRows, column: ComparedColumn, right: KeptTexts) -> dict[str, object]:
+    known = array("q", (at for at, is_given in enumerate(right.given()) if is_given))
+    truth = right.at(known)
+    every = [own.at(known) for own in column.values]
+    hits = [[column.same_at(at, file, right) for at in known] for file in range(len(every))]
     are_labels = column.is_exact and _are_labels(truth, len(truth))
     classes = [value for value, _ in Counter(truth).most_common()] if are_labels else []
     of_files = []
@@ -272,11 +304,11 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, obj
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
             found["classes"] = by_class[:50]
             if (
-                len(known) < len(column.right) and not file.has_persons
-            ):  # not with a person's labels: they are always right, and their rows are no random sample
-                found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
+                len(known) < len(right) and not file.has_persons
+            ):  # not with a person's labels, which are always right and on rows that are no random sample
+                found["shares"] = _shares(all_values, Counter(zip(own, truth, strict=True)))
         else:
-            found |= _nearness(column, Counter(zip(own, truth, strict=True)))
+            found |= _nearness(column, zip(own, truth, strict=True))[1]
         of_files.append(found)
     return {
         "rows": len(known),
@@ -291,8 +323,8 @@ def _counted(values: Mapping[str, None]) -> dict[str, int | str]:
     return {"values": len(values), "first": next(iter(values))}
 
 
-def _shares(values: Sequence[str], reviewed: Sequence[tuple[str, str]]) -> dict[str, LabelShare]:
-    """Return the share of each label among all rows, as if the reviewed rows were a random sample of all rows."""
+def _shares(values: Iterable[str], reviewed: Collection[tuple[str, str]]) -> dict[str, LabelShare]:
+    """Return the share of each label among all rows, if the reviewed rows are a random sample of them."""
     found = shares([Stratum(Counter(values), reviewed)])
     known = {label for pair in reviewed for label in pair}
     return {label: share for label, share in found.items() if label and (share["share"] or label in known)}
@@ -326,7 +358,8 @@ def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dic
 
 def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[ClassFigures]:
     """Return precision, recall and F1 of each class; as in scikit-learn, 0 for a class that was never answered."""
-    counts, answered = Counter(truth), Counter(own)
+    counts = Counter(truth)
+    answered = Counter(value for value in own if value in counts)
     hits = Counter(one for one, other in zip(truth, own, strict=True) if one == other)
     found: list[ClassFigures] = []
     for value in classes:

@@ -6,6 +6,7 @@ files ──► Scan: a hash of each cell ──► identity_of: the columns tha
 from __future__ import annotations
 
 import itertools
+import operator
 from array import array
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -60,7 +61,7 @@ class Scan:
     def keys(self, names: Sequence[str]) -> Sequence[int]:
         """Return the key of each row: the hash of its cells in these columns; without columns, the row's number."""
         cells = (self.columns[name] for name in names)
-        return [hash(row) for row in zip(*cells, strict=True)] if names else range(self.rows)
+        return array("q", map(hash, zip(*cells, strict=True))) if names else range(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,14 @@ def _unique(scans: Sequence[Scan], names: Sequence[str]) -> str:
     """Return the column that is unique in every file and shares the most values; `""` if there is none."""
     common = {}
     for name in names:
-        values = [set(scan.columns[name]) for scan in scans]
-        if all(len(own) == scan.rows for own, scan in zip(values, scans, strict=True)):
-            common[name] = len(set.intersection(*values))
+        shared: set[int] | None = None
+        for scan in scans:
+            own = {*scan.columns[name]}
+            if len(own) < scan.rows:
+                break
+            shared = own if shared is None else shared & own
+        else:
+            common[name] = len(shared or ())
     return max((name for name, count in common.items() if count), key=lambda name: common[name], default="")
 
 
@@ -131,25 +137,47 @@ def listed(names: Collection[str]) -> str:
     return shown + (", …" if len(names) > 12 else "")
 
 
-def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Identity) -> list[list[int]]:
-    """Return, for each file, the numbers of the rows that all files have, in the order of the first file.
+def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Identity) -> list[array[int]]:
+    """Return for each file the numbers of the rows that all files have, in the order of the first file.
 
     Raises `PromptmillError` (`invalid_input`) if there is no such row.
     """
-    every: list[dict[tuple[int, int], int]] = []
+    if _are_in_one_order(scans, identity):  # usual, and takes less memory than dictionaries
+        return [array("q", range(scans[0].rows)) for _ in files]
+    places: list[array[int]] = []
+    shared = array("q")
     for file, scan in zip(files, scans, strict=True):
-        seen: Counter[int] = Counter()
-        every.append({})
-        for at, own in enumerate(scan.keys(identity.columns)):
-            if own in seen and not identity.is_sure:
+        own = _places(file, scan, identity)
+        kept = [at for at, key in enumerate(shared) if key in own] if places else range(len(own))
+        shared = array("q", (shared[at] for at in kept)) if places else array("q", own)
+        places = [array("q", (each[at] for at in kept)) for each in places]
+        places.append(array("q", map(own.__getitem__, shared)))
+    if not shared:
+        names_ = " and ".join(file.name for file in files[:2])
+        raise NoCommonRowError(Code.INVALID_INPUT, f"{names_} have no row in common, {identity.words}.", NAME_A_COLUMN)
+    return places
+
+
+def _are_in_one_order(scans: Sequence[Scan], identity: Identity) -> bool:
+    """Return whether all files have the same rows in the same order, and each row once, if that is needed."""
+    first, *others = (scan.keys(identity.columns) for scan in scans)
+    is_unique = identity.is_sure or not any(itertools.starmap(operator.eq, itertools.pairwise(sorted(first))))
+    return is_unique and len(first) > 0 and all(first == own for own in others)
+
+
+def _places(file: ComparedFile, scan: Scan, identity: Identity) -> dict[int, int]:
+    """Return the number of each row by its key. Raises `PromptmillError` (`invalid_input`) if rows are not unique."""
+    places: dict[int, int] = {}
+    repeated: Counter[int] = Counter()
+    for at, own in enumerate(scan.keys(identity.columns)):
+        key = own
+        if own in places:
+            if not identity.is_sure:
                 several = f"{file.name} has several rows with the same {listed(identity.columns)}"
                 is_grid = file.only is None and VARIANT in scan.columns
                 names = _NAME_VARIANTS if is_grid else NAME_A_COLUMN
                 raise input_error(f"{several}, the second is row {at + 1}.", *names)
-            every[-1][own, seen[own]] = at  # of several equal rows, the n-th matches the n-th in each file
-            seen[own] += 1
-    shared = [key for key in every[0] if all(key in own for own in every[1:])]
-    if not shared:
-        names_ = " and ".join(file.name for file in files[:2])
-        raise NoCommonRowError(Code.INVALID_INPUT, f"{names_} have no row in common, {identity.words}.", NAME_A_COLUMN)
-    return [[own[key] for key in shared] for own in every]
+            repeated[own] += 1
+            key = hash((own, repeated[own]))  # the n-th of several equal rows matches the n-th in each file
+        places[key] = at
+    return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -127,16 +128,16 @@ def keys_of_gold(gold: Gold, file: ComparedFile, scan: Scan, fields: Sequence[st
 
 
 def looked_up(
-    gold: Gold, rights: Sequence[list[str]], file: ComparedFile, scan: Scan, candidates: Sequence[list[str]]
-) -> tuple[list[list[str]], str]:
-    """Return the right answer to each row of `file`, and the rule by which they were matched.
+    gold: Gold, rights: Sequence[Sequence[str]], file: ComparedFile, scan: Scan, candidates: Sequence[list[str]]
+) -> tuple[Sequence[int], str]:
+    """Return the row of `gold` with the right answer to each row of `file` (-1: none), and the rule of the match.
 
-    `rights`: the right answers in the separate file `gold`. Raises `PromptmillError` (`invalid_input`).
+    `rights`: the right answers in the separate file `gold`, by field. Raises `PromptmillError` (`invalid_input`).
     """
-    most, best, second, names = -1, dict[int, list[str]](), 0, list[str]()
+    most, best, second, names = -1, dict[int, int](), 0, list[str]()
     for candidate in candidates:
         table, repeated = _table(gold.scan.keys(candidate), rights)
-        matched = 0 if repeated else len(table.keys() & set(scan.keys(candidate)))
+        matched = 0 if repeated else len({key for key in scan.keys(candidate) if key in table})
         if matched > most:
             most, best, second, names = matched, table, repeated, candidate
     if second:
@@ -147,14 +148,16 @@ def looked_up(
     rule = Identity(names).words
     if not most:
         raise input_error(f"No row of {file.name} has a right answer in {gold.name}, {rule}.", *NAME_A_COLUMN)
-    none = [""] * len(rights[0])
-    return [best.get(own, none) for own in scan.keys(names)], rule
+    return array("q", (best.get(own, -1) for own in scan.keys(names))), rule
 
 
-def _table(keys: Sequence[int], rights: Sequence[list[str]]) -> tuple[dict[int, list[str]], int]:
-    """Return the right answers by key, and the number of the first row that contradicts an earlier row; else 0."""
-    table: dict[int, list[str]] = {}
-    for number, (own, right) in enumerate(zip(keys, rights, strict=True), 1):
-        if any(right) and table.setdefault(own, right) != right:
-            return table, number
+def _table(keys: Sequence[int], rights: Sequence[Sequence[str]]) -> tuple[dict[int, int], int]:
+    """Return the row of the right answers by key, and the number of the first row that contradicts an earlier one, else
+    0."""
+    table: dict[int, int] = {}
+    for at, own in enumerate(keys):
+        if any(right[at] for right in rights):
+            earlier = table.setdefault(own, at)
+            if earlier != at and any(right[at] != right[earlier] for right in rights):
+                return table, at + 1
     return table, 0

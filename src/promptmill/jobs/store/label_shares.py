@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptmill.core.values import json_text, read_json
@@ -34,8 +34,9 @@ class Stratum:
 
     machine: Mapping[str, int]
     """The number of rows by machine label, including reviewed rows."""
-    reviewed: Sequence[tuple[str, str]] | None = None
-    """The machine's label and the right label of each reviewed row; None: all machine labels are right."""
+    reviewed: Collection[tuple[str, str]] | None = None
+    """The machine's label and the right label of each reviewed row, or a `Counter` of them; None: all machine labels
+    are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
         """Yield three counts for the rows that the machine gave `label`, then for the others: unreviewed rows, reviewed

@@ -1,0 +1,98 @@
+"""The texts of many rows in a temporary file, so that 16 bytes of each text are in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import overload
+
+_MOST_SHORT = 4096
+"""The number of different short texts that are kept in memory: labels, and the first of other texts."""
+_SHORT = 200  # characters
+_WRITTEN = 1 << 20  # bytes that are written together
+_SIZE_BITS = 28  # of a code: the bytes of a text; the other bits are its place
+_MOST_PLACE = 1 << 63 - _SIZE_BITS
+
+
+class TextStore:
+    """Keeps texts. The code of a text is its number, if it is in memory, or else negative; that of `""` is 0."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {"": 0}
+        self._texts = [""]
+        self._file = tempfile.TemporaryFile(prefix="promptmill-")  # noqa: SIM115 (it is open as long as the texts)
+        self._unwritten = bytearray()
+        self._written = 0
+
+    def code(self, text: str) -> int:
+        """Keep a text, and return its code. Raises `OSError` if the disk is full."""
+        if (known := self._numbers.get(text)) is not None:
+            return known
+        if len(self._texts) < _MOST_SHORT and len(text) <= _SHORT:
+            self._numbers[text] = len(self._texts)
+            self._texts.append(text)
+            return self._numbers[text]
+        content, place = text.encode("utf-8", "surrogatepass"), self._written + len(self._unwritten)
+        if len(content) >> _SIZE_BITS or place >= _MOST_PLACE:  # a quarter of a gigabyte, or 32 of them in all
+            self._texts.append(text)
+            return len(self._texts) - 1
+        self._unwritten += content
+        if len(self._unwritten) >= _WRITTEN:
+            self._file.seek(self._written)
+            self._written += self._file.write(self._unwritten)
+            self._unwritten.clear()
+        return ~(place << _SIZE_BITS | len(content))
+
+    def text(self, code: int) -> str:
+        """Return the text with a code."""
+        if code >= 0:
+            return self._texts[code]
+        place, size = ~code >> _SIZE_BITS, ~code & (1 << _SIZE_BITS) - 1
+        if (at := place - self._written) >= 0:
+            return self._unwritten[at : at + size].decode("utf-8", "surrogatepass")
+        self._file.seek(place)
+        return self._file.read(size).decode("utf-8", "surrogatepass")
+
+
+class KeptTexts(Sequence[str]):
+    """A sequence of texts in a `TextStore`."""
+
+    def __init__(self, store: TextStore, texts: Iterable[str] = ()) -> None:
+        self._store = store
+        self._codes, self.hashes = array("q"), array("q")
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        """Add a text."""
+        self._codes.append(self._store.code(text))
+        self.hashes.append(hash(text))
+
+    def at(self, places: Sequence[int]) -> KeptTexts:
+        """Return the texts at these places; `""` at the place -1."""
+        chosen = KeptTexts(self._store)
+        for its, all_ in ((chosen._codes, self._codes), (chosen.hashes, self.hashes)):
+            its.extend(all_[place] if place >= 0 else 0 for place in places)  # both are 0 for ""
+        return chosen
+
+    def changed(self, change: Callable[[str], str]) -> KeptTexts:
+        """Return each text as `change` makes it."""
+        return KeptTexts(self._store, map(change, self))
+
+    def given(self) -> Iterator[bool]:
+        """Yield whether each text is not `""`, without reading it."""
+        return map(bool, self._codes)
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._store.text, self._codes)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> KeptTexts: ...
+    def __getitem__(self, at: int | slice) -> str | KeptTexts:
+        return self.at(range(len(self))[at]) if isinstance(at, slice) else self._store.text(self._codes[at])
