@@ -60,6 +60,7 @@ _LOCAL_NAMES = {"localhost", "", None}
 _FOREIGN = ("_API_KEY", "_proxy", "_PROXY", "_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ENDS_S = 60.0
 _IN_MEMORY = Path("/dev/shm")  # of Linux
+_AUTHORITY = Path(__file__).parent / "support" / "nobody.pem"  # its key is lost
 _ROOM = 4 << 30
 _TEST = itertools.count()
 
@@ -138,6 +139,7 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     for name in list(os.environ):
         if name.endswith(_FOREIGN) or name.startswith(("PROMPTMILL_", "OTEL_", "TRACEPARENT")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(_AUTHORITY))  # OpenSSL reads all of this machine in 25 ms
     if folder := os.environ.get("PYTEST_DEBUG_TEMPROOT"):  # in memory: no database of a dry run waits for a disk
         monkeypatch.setattr(tempfile, "tempdir", folder)
     for folder in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):  # the cache stays: the converted model lies there

@@ -158,6 +158,7 @@ def test_a_no_about_something_else_denies_nothing(city, text):
     assert city.check(text).repaired
 
 
+@pytest.mark.thorough
 def test_an_answer_of_many_brackets_is_read_in_time_in_proportion_to_its_length(city):
     assert city.check("[a " * 100_000).problem
     assert city.check("{'a " * 100_000).problem
@@ -237,6 +238,7 @@ def test_a_bracket_of_prose_is_no_null(text):
     assert compile_schema({"type": "null"}).check(text).problem
 
 
+@pytest.mark.thorough
 def test_a_long_answer_with_slips_is_repaired():
     text = '{"rows": [' + '{"name": "Ada", "n": [1, 2, 3],},' * 3_000 + "]}"
     assert compile_schema({"type": "object"}).check(text).repaired

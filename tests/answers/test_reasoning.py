@@ -20,6 +20,7 @@ from promptmill.answers.reasoning import (
 from promptmill.backends.engines.tool_use import BARE_FORM, form_of
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models)
 def test_the_reasoning_of_each_family_goes_and_so_do_the_marks_around_its_answer(family):
     for opening, closing in ((opening, closing) for opening in family.openings for closing in family.closings):
@@ -148,6 +149,7 @@ def test_the_mark_of_a_call_that_a_server_did_not_read_is_noticed(text, mark):
 _CALL_MARKS = (*form_of("<|tool_call_begin|>").marks, *form_of("<｜tool▁call▁begin｜>").marks, *BARE_FORM.marks)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("marks", [(*CHANNEL_MARKS, *TAGS), _CALL_MARKS])
 def test_the_beginning_of_each_mark_is_held_back(marks):
     for mark in (mark for mark in marks if mark[0] in "<[◁"):  # the others count at the start of a text only

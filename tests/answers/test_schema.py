@@ -12,6 +12,7 @@ from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 
 
+@pytest.mark.thorough
 def test_there_are_two_hundred_shapes_whose_examples_are_told_apart():
     assert len(SHAPES) == 200
     for shape in SHAPES:

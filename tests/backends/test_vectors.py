@@ -62,6 +62,7 @@ def test_what_is_no_vector_of_the_usual_length_is_none(wrong):
     assert _found(*items, {"index": 2, "embedding": wrong}, count=3) == [ONE, ONE, []]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("made_of", ["f", "d"])
 @pytest.mark.parametrize("size", [64, 1536])
 def test_doubles_in_base64_are_no_vector_of_twice_as_many_numbers(made_of, size):

@@ -28,6 +28,7 @@ def init(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.thorough
 def test_a_server_with_one_model_needs_no_name_for_it(init, tmp_path, upstream):
     code, out, _ = init(said=f"1\n{upstream.url}\n\n")
     assert code == 0
@@ -64,6 +65,7 @@ def test_an_address_that_cannot_be_is_told_before_a_file_is_written(init, tmp_pa
     assert not (tmp_path / "parameter.yaml").exists()
 
 
+@pytest.mark.thorough
 def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     code, out, _ = init(said=f"1\n{upstream.url}\nqwen3:8b\n")
     assert code == 0
@@ -76,6 +78,7 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     assert upstream.seen[-1].json["model"] == "qwen3:8b"
 
 
+@pytest.mark.thorough
 def test_an_address_that_is_pasted_answers_the_first_question(init, tmp_path, upstream):
     code, out, _ = init(said=f"{upstream.url}\nqwen3:8b\n")
     assert code == 0, out

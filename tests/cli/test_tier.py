@@ -52,6 +52,7 @@ def test_flex_waits_longer_unless_the_operator_says_how_long(job, tmp_path):
     assert _settings(job, "--tier", "flex").timeout == (5, 30)
 
 
+@pytest.mark.thorough
 def test_a_job_goes_on_at_another_tier(job, upstream, capsys):
     upstream.reply = answer()
     assert main([*job, "--max-cost", "0.0035"]) != 0

@@ -114,6 +114,7 @@ def test_a_text_of_prefixes_is_searched_once_for_what_follows_them(searches):
     assert len(searches) < 200, "there are 50,000 prefixes"
 
 
+@pytest.mark.thorough
 def test_a_long_text_is_searched_in_pieces_so_that_other_threads_have_turns(searches):
     assert not SecretFinder().find(b"eyJ-" * (1 << 18))
     assert searches.count("finditer") > 50

@@ -48,6 +48,7 @@ def test_a_tsv_file_without_tabs_has_the_delimiter_of_its_lines(tmp_path, text, 
     assert delimited.CellTable(InputFiles([InputFile(tmp_path / "in.tsv")]), "tsv").header == header
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_line_ends_and_a_byte_order_mark_are_no_part_of_cells(ingested, tmp_path, start, end, monkeypatch):
@@ -61,6 +62,7 @@ def test_line_ends_and_a_byte_order_mark_are_no_part_of_cells(ingested, tmp_path
             assert [row.n for row in job.rows] == [0, 1, 2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "text"), [("in.csv", "prompt,k\n"), ("in.csv", "prompt"), ("in.txt", ""), ("in.txt", "\n \n")]
 )

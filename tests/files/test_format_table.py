@@ -54,6 +54,7 @@ def lists_of_suffixes(source: str) -> list[tuple[int, list[str]]]:
     return found
 
 
+@pytest.mark.thorough
 def test_no_module_has_a_list_of_suffixes_beside_the_table():
     assert lists_of_suffixes(TABLE.read_text(encoding="utf-8"))
     others = [file for file in SOURCE.rglob("*.py") if file != TABLE]

@@ -66,6 +66,7 @@ def test_a_file_that_holds_far_more_than_its_size_is_refused(ingested, tmp_path,
         ingested(name)
 
 
+@pytest.mark.thorough
 def test_short_rows_under_the_wide_header_of_another_file_are_refused_when_they_come_to_far_more(
     ingested, tmp_path, monkeypatch
 ):

@@ -134,6 +134,7 @@ async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream
         assert (await _said(port, _call_of(5 * MB))).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.thorough
 async def test_a_call_of_a_session_keeps_its_memory_when_its_client_disconnects(upstream):
     upstream.reply = hang()
     async with hosted(upstream, max_body=8 * MB) as (app, port):

@@ -84,16 +84,19 @@ def test_a_number_that_the_type_of_its_column_cannot_hold_makes_it_a_column_of_t
     assert [{each: row[each] for each in others} for row in rows] == 2 * [{each: _SMALL[each] for each in others}]
 
 
+@pytest.mark.thorough
 def test_a_number_of_a_later_row_decides_the_type_of_the_whole_column(answered):
     rows = answered([*[_SMALL] * 40, _SMALL | {"i": _LARGE}], "out.parquet", "--schema", json.dumps(_SCHEMA))
     assert [row["i"] for row in rows] == [*["5"] * 40, str(_LARGE)]
 
 
+@pytest.mark.thorough
 def test_an_exponent_that_makes_a_whole_number_of_many_digits_is_kept(answered):
     rows = answered(['{"i": 1e22}', '{"i": 3}'], "out.parquet", "--fields", "i:integer")
     assert [Decimal(row["i"]) for row in rows] == [10**22, 3]
 
 
+@pytest.mark.thorough
 @_TYPED
 @pytest.mark.features("items")
 def test_numbers_of_items_and_of_objects_in_them_are_kept(answered, name):
@@ -110,6 +113,7 @@ def test_numbers_of_items_and_of_objects_in_them_are_kept(answered, name):
     assert {row["o"] for row in rows} == {str(_LARGE)}
 
 
+@pytest.mark.thorough
 def test_an_exported_output_and_joined_shards_have_the_numbers_too(answered, bench):
     answers = [_SMALL | {"i": _LARGE}, _SMALL]
     rows = answered(answers, "out.parquet", "--schema", json.dumps(_SCHEMA))

@@ -165,6 +165,7 @@ def test_a_response_that_no_file_can_hold_fails_its_line_and_is_charged(bench, w
     assert bench.status()["cost"] > 9 * 0.03 + 2 * 0.1, "each attempt at the line may have been billed"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_endpoint_said(bench, workers):
     bench.upstream.other_posts = other_paths
@@ -194,6 +195,7 @@ def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_en
     assert [record.text for record in bench.records()][:3] == ["", " blue", "hi"]
 
 
+@pytest.mark.thorough
 def test_a_line_that_asks_for_several_answers_gets_all_of_them(bench):
     """All are paid for: a Batch endpoint writes each as a choice of one response."""
     bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}", logprobs={"content": [seen.number]}))

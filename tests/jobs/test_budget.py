@@ -208,6 +208,7 @@ def test_several_answers_to_a_row_that_has_not_all_are_set_aside_for_what_they_c
     assert len(bench.upstream.seen) * 0.01 == pytest.approx(found["cost"] + found.get("cost_set_aside", 0))
 
 
+@pytest.mark.thorough
 def test_a_budget_has_no_room_for_what_is_set_aside(bench):
     bench.upstream.reply = hang()
     bench.prompts(20)
@@ -218,6 +219,7 @@ def test_a_budget_has_no_room_for_what_is_set_aside(bench):
     assert len(bench.upstream.seen) == 8
 
 
+@pytest.mark.thorough
 def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench):
     """The ninth row is too dear while eight others, which are paid for, are on their way."""
     bench.upstream.reply = late(0.3, answer("two words"))
@@ -233,6 +235,7 @@ def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench):
     assert len(bench.upstream.seen) == 12, "nothing is sent twice"
 
 
+@pytest.mark.thorough
 def test_a_new_round_keeps_what_the_job_has_spent(bench):
     bench.upstream.reply = answer("two words")
     bench.prompts(20)
@@ -246,6 +249,7 @@ def test_a_new_round_keeps_what_the_job_has_spent(bench):
     assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)
 
 
+@pytest.mark.thorough
 def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(bench):
     bench.upstream.reply = late(0.01, answer())
     bench.prompts(40)
@@ -269,6 +273,7 @@ def test_a_budget_with_a_model_of_unknown_price_pays_for_no_row(bench):
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_budget_with_room_gives_no_advice(bench):
     bench.prompts(40)
     price = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
@@ -310,6 +315,7 @@ def test_the_highest_price_of_a_dry_run_is_never_below_what_the_budget_reserves(
     assert sum(reserved) < found["most_cost"] + 1e-9
 
 
+@pytest.mark.thorough
 def test_a_budget_that_is_too_small_for_one_request_names_the_longest_answer_that_fits(bench):
     bench.prompts(1)
     options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.001", "--max-tokens")

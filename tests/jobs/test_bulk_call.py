@@ -154,6 +154,7 @@ def test_a_note_names_the_arguments_of_python(options, tmp_path):
         promptmill.bulk(tmp_path / "a.pdf", prompt="Extract.", **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["bulk", "bulk_async", "stream", "in a loop"])
 def test_a_warning_is_at_the_line_of_the_program(options, tmp_path, way):
     pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
@@ -202,6 +203,7 @@ def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options, tmp
     assert (len(found), len(set(found)) > 1) == (600, True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["out.csv", "out.json", "out.jsonl.gz", "out.parquet"])
 def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(options, upstream, tmp_path, name):
     if name.endswith(".parquet"):
@@ -224,6 +226,7 @@ def test_a_table_comes_back_with_columns_of_answers(options):
     assert (found.schema.field("k").type, found["error"].to_pylist()) == (pa.int8(), [None, None])
 
 
+@pytest.mark.thorough
 def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called(options):
     rows: list[dict[str, Any]] = [{"prompt": "a", "answer": 72, "row": "x", "cost": 3}, {"prompt": "b"}]
     result = promptmill.bulk(rows, **options)
@@ -247,6 +250,7 @@ async def test_an_endpoint_of_one_model_needs_no_model(options, upstream):
         promptmill.bulk(["d"], **options)
 
 
+@pytest.mark.thorough
 def test_data_for_a_template_sets_nothing_unless_it_is_to(options, upstream):
     rows = [{"text": "a", "model": "XPS13", "temperature": 2, "system": "s"}]
     promptmill.bulk(rows, prompt="Sell {{text}}", **options)
@@ -439,6 +443,7 @@ def test_an_error_is_one_line_with_the_names_of_the_arguments(options, rows, giv
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.thorough
 def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options, tmp_path):
     output = tmp_path / "out.jsonl"
     promptmill.bulk(["a"], output, temperature=0, **options)
@@ -446,6 +451,7 @@ def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options, t
         promptmill.bulk(["a"], output, temperature=1, **options)
 
 
+@pytest.mark.thorough
 def test_a_result_counts_no_skipped_row_as_answered_and_the_answers_of_each_model(options):
     rows = [{"prompt": text} for text in ("a", "", "b")]
     assert "<BulkResult: 2 rows answered" in repr(promptmill.bulk(rows, skip_empty=True, **options))
@@ -551,6 +557,7 @@ def test_a_table_has_each_row_once_for_each_variant(options, library):
     ]
 
 
+@pytest.mark.thorough
 def test_answers_of_a_pydantic_class_are_its_instances(options, upstream):
     class City(BaseModel):
         name: str
@@ -589,6 +596,7 @@ def test_an_answer_that_a_validator_of_the_class_refuses_is_the_failure_of_its_r
     assert rows[1]["error"]["code"] == "invalid_answer"
 
 
+@pytest.mark.thorough
 def test_fields_of_answers_are_columns_of_the_table(options, upstream):
     pa = pytest.importorskip("pyarrow")
 
@@ -617,6 +625,7 @@ def test_the_likeliest_choices_are_a_column(options, upstream, tmp_path):
     assert '"{""yes"":0.75,""no"":0.25}"' in (tmp_path / "out.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_tools_and_logprobs_go_through_and_come_back(options, upstream, tmp_path):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     upstream.reply = answer("", message={"tool_calls": [call]}, logprobs={"content": []})
@@ -641,6 +650,7 @@ def test_completion_shows_the_names_of_the_interface():
     assert all(hasattr(promptmill, name) for name in names)
 
 
+@pytest.mark.thorough
 def test_several_models_and_prompts_in_python(options, upstream):
     endpoint = {name: value for name, value in options.items() if name != "model"}
     upstream.reply = choose(lambda seen: answer(f"{seen.json['model']} {seen.prompt}"))

@@ -19,6 +19,7 @@ async def _started(call):
     return (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
 
 
+@pytest.mark.thorough
 async def test_a_wait_ends_with_the_job_and_has_its_rows(bench, tools):
     bench.prompts(20)
     async with tools() as call:

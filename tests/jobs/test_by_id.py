@@ -94,6 +94,7 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench):
     assert not bench.output.exists()
 
 
+@pytest.mark.thorough
 def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench, tmp_path):
     bench.settings.pop("api_key")
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 8 else late(None))
@@ -115,6 +116,7 @@ def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench, tmp_path)
     assert {(seen.json["temperature"], seen.json["max_tokens"]) for seen in bench.upstream.seen} == {(0.25, 20)}
 
 
+@pytest.mark.thorough
 def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench, tmp_path):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "prompt 1" else answer())
     bench.prompts(3)
@@ -126,6 +128,7 @@ def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench, tmp_path):
     assert bench.upstream.seen[-1].json["temperature"] == 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", WRONG)
 def test_a_status_from_elsewhere_is_shown_without_what_is_not_of_its_kind(bench, value):
     bench.prompts(2)

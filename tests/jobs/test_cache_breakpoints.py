@@ -156,6 +156,7 @@ def test_a_dry_run_expects_the_caches_of_other_models(bench, provider, model, na
     assert expected == pytest.approx(found + around(bench.upstream.seen), rel=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("model", "is_marked"), [("claude-opus-5", True), ("claude-sonnet-5", False)])
 def test_the_newest_claude_caches_beginnings_of_512_tokens(bench, model, is_marked):
     bench.upstream.reply = PromptCache("anthropic")
@@ -175,6 +176,7 @@ def test_marks_that_the_endpoint_does_not_take_do_not_replace_those_of_promptmil
     assert cache.units <= written_once(2100, 40) + 40 * 5
 
 
+@pytest.mark.thorough
 def test_older_models_get_no_breakpoints(bench):
     bench.upstream.reply = PromptCache("openai")
     for job in ("documents", "nothing shared", "a system prompt"):

@@ -37,6 +37,7 @@ def table(bench: Any, rows: list[dict[str, Any]], suffix: str) -> None:
     write_rows(bench.input, rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 @pytest.mark.parametrize("option", [[], ["--prompt", "Say {{q}}"]])
 def test_every_column_of_the_input_is_in_the_output_as_it_was(bench, suffix, option):
@@ -59,6 +60,7 @@ def test_every_column_of_the_input_is_in_the_output_as_it_was(bench, suffix, opt
     ]
 
 
+@pytest.mark.thorough
 def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench):
     """Whatever part of the rows a run answers: the names are the whole input's."""
     bench.write([*({"prompt": f"p{at}"} for at in range(30)), '{"prompt": "z", "\\u0061nswer": 1}'])
@@ -69,6 +71,7 @@ def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench):
     assert (rows[0]["answer_1"], rows[30]["answer"], rows[30]["answer_1"]) == ("echo: p0", 1, "echo: z")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OURS)
 def test_no_name_of_ours_takes_a_field_away(bench, name):
     bench.write([{"prompt": "a", name: "mine"}])
@@ -78,6 +81,7 @@ def test_no_name_of_ours_takes_a_field_away(bench, name):
     assert row["answer_1" if name == "answer" else "answer"] == "echo: a"
 
 
+@pytest.mark.thorough
 def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request(bench):
     bench.write([{"prompt": "a", "answer": "72"}])
     assert bench.succeed("--answer-column", "reply")["columns"] == {"answer": "reply"}
@@ -90,6 +94,7 @@ def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request
     assert len(bench.upstream.seen) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet", "out.xlsx"])
 def test_an_output_gets_the_chosen_columns_without_a_request(bench, name):
     bench.output = bench.path / name
@@ -161,6 +166,7 @@ def test_a_name_that_cannot_be_that_of_the_answers_is_refused_at_once(bench, nam
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "answer": 1}])
     bench.upstream.reply = answer("x")
@@ -184,6 +190,7 @@ def test_answers_in_a_pipe_have_the_names_of_the_file(bench):
 LAPTOP = {"text": "a", "model": "XPS13", "stop": "x", "system": "S", "temperature": 2, "top_p": 1, "n": 3, "tools": "t"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 @pytest.mark.parametrize("option", [["--prompt", "Sell {{text}}"], ["--prompt-column", "text"]])
 def test_rows_that_are_data_set_nothing(bench, suffix, option):
@@ -198,6 +205,7 @@ def test_rows_that_are_data_set_nothing(bench, suffix, option):
     assert {name: str(row[name]) for name in LAPTOP} == {name: str(value) for name, value in LAPTOP.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 @pytest.mark.parametrize("option", [[], ["--prompt", "{{prompt}}", "--row-settings"]])
 def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(bench, suffix, option):
@@ -238,6 +246,7 @@ def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench, suffix, option
     assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prompt", ["{{good}} / {{bad}}", "{{good | trim}} / {{bad | trim}}"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_row_is_left_out_only_if_all_of_its_cells_are_empty_and_a_note_counts_the_others(bench, suffix, prompt):
@@ -272,6 +281,7 @@ def test_a_row_with_an_image_has_a_blank_place(bench):
     assert found["warnings"] == ["Empty cells leave their places in the prompt blank: `caption` in 1 row."]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"], []])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_a_table_of_texts_has_words_for_a_missing_value(bench, suffix, option):
@@ -310,6 +320,7 @@ def test_a_number_that_is_missing_is_an_error_in_the_table_that_a_job_made_of_it
     assert [seen.prompt for seen in bench.upstream.seen[2:]] == ["Say 1.5"]
 
 
+@pytest.mark.thorough
 def test_rows_that_are_left_out_count_for_no_limit_of_failures(bench):
     bench.write([{"text": ""}] * 5 + [{"text": "a"}])
     bench.succeed("--prompt-column", "text", "--skip-empty", "--max-failures", "1")

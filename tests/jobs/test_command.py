@@ -44,6 +44,7 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
     assert not bench.folder.path.exists()
 
 
+@pytest.mark.thorough
 def test_a_dry_run_stores_no_order_which_a_kill_would_leave(bench, monkeypatch):
     bench.prompts(10)
     bench.succeed("--limit", "5")
@@ -100,6 +101,7 @@ def test_the_likely_price_has_answers_of_the_form_that_the_job_asks_for(bench, o
     assert f"about {words}" in bench.run("--dry-run", *price, *options).stdout
 
 
+@pytest.mark.thorough
 def test_the_likely_price_has_answers_as_long_as_those_of_the_first_rows(bench):
     bench.upstream.reply = answer("one two three four five")
     bench.prompts(40)
@@ -128,6 +130,7 @@ def counting(*, form: bool) -> Reply:
     return reply
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", [True, False])
 def test_the_likely_price_has_prompts_as_long_as_those_of_the_first_rows(bench, form):
     bench.upstream.reply = counting(form=form)
@@ -140,6 +143,7 @@ def test_the_likely_price_has_prompts_as_long_as_those_of_the_first_rows(bench, 
     assert found["estimated_cost_left"] == pytest.approx(cost * 3 / 4, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_the_prompts_of_each_model_are_as_long_as_its_own(bench):
     bench.upstream.reply = choose(lambda seen: counting(form=seen.json["model"] == "b"))
     bench.prompts(40)
@@ -152,6 +156,7 @@ def test_the_prompts_of_each_model_are_as_long_as_its_own(bench):
     assert expected == pytest.approx(json.loads(bench.run("--json", *asked).stdout)["cost"], rel=0.1)
 
 
+@pytest.mark.thorough
 def test_the_likely_price_includes_the_form_that_an_endpoint_gets_with_each_row(bench):
     bench.prompts(10)
     tokens = [
@@ -162,6 +167,7 @@ def test_the_likely_price_includes_the_form_that_an_endpoint_gets_with_each_row(
     assert tokens[2] - tokens[1] >= 10 * 117 // 4
 
 
+@pytest.mark.thorough
 def test_a_dry_run_says_how_many_rows_are_answered_and_what_the_others_cost(bench):
     bench.prompts(40)
     price = ("--set", "price={input: 0, output: 100}", "--max-tokens", "100")
@@ -211,6 +217,7 @@ def test_several_answers_to_a_prompt_are_several_requests_of_an_estimate(bench):
         assert many[name] == pytest.approx(128 * one[name]), name
 
 
+@pytest.mark.thorough
 def test_validate_counts_repeated_ids_within_the_limit(bench):
     bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": "1"}])
     assert "repeated ids in all: 1" in bench.run("--dry-run").stdout
@@ -275,6 +282,7 @@ def test_a_dry_run_shows_the_text_of_all_prompts_once_and_the_part_of_each_row(b
     assert ("all end with:\n  Again: " in shown) == (not system)
 
 
+@pytest.mark.thorough
 def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     long = "\n".join(f"line {number}" for number in range(1, 11))
@@ -314,6 +322,7 @@ def test_a_dry_run_says_that_few_prompts_are_different(bench, texts, options, di
     assert json.loads(bench.run(*asked, "--json").stdout).get("different_prompts", 0) == different
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_a_dry_run_of_json_names_the_fields_that_are_written(bench, suffix):
     bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
@@ -350,6 +359,7 @@ def test_the_failed_rows_of_a_job_are_listed(bench):
     assert [one["row"] for one in found["failed"]] == list(range(2, 27))
 
 
+@pytest.mark.thorough
 def test_dedupe_sends_identical_rows_at_temperature_0_once(bench):
     bench.write([{"id": at, "prompt": f"p{at % 7}"} for at in range(200)])
     found = bench.succeed("--dedupe", "--set", "sampling_params.temperature=0")
@@ -358,6 +368,7 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench):
     assert (found["completion_tokens"], found["cached"], found["requests"]) == (14, 193, 7)
 
 
+@pytest.mark.thorough
 def test_the_copies_of_a_failure_do_not_count_for_the_limit_of_failures(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p0" else answer())
     bench.write([{"id": at, "prompt": f"p{at % 4}"} for at in range(40)])
@@ -421,6 +432,7 @@ def test_template_parameters_of_another_shape_are_that_lines_error(bench):
     assert [seen.json["chat_template_kwargs"] for seen in bench.upstream.seen] == [{"enable_thinking": True}] * 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("configured", "sent", "requests"), [(1, 0, 1), (0, 1, 5)])
 def test_dedupe_goes_by_the_temperature_that_is_sent(bench, configured, sent, requests):
     bench.write([{"prompt": "same"}] * 5)
@@ -447,6 +459,7 @@ def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench):
     assert [row["error"]["code"] for row in rows if row["error"]] == ["bad_request"] * 3
 
 
+@pytest.mark.thorough
 def test_equal_rows_get_a_failure_that_may_pass_and_again_failed_sends_one_of_them(bench):
     def pick(seen: Any) -> Any:
         passing = seen.prompt == "p1" and seen.attempt <= 2
@@ -599,6 +612,7 @@ def test_jobs_needs_no_configuration_but_to_go_on(bench):
     assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr
 
 
+@pytest.mark.thorough
 def test_a_killed_job_reports_what_its_database_contains(bench):
     bench.upstream.reply = choose(lambda seen: late(0.002, answer()))
     bench.prompts(5000)

@@ -114,6 +114,7 @@ def test_fewer_and_more_requests_are_in_flight(bench):
     assert process.returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench):
     process = running(bench, *PRICE, rows=600)
     spent = bench.folder.status.get("cost") or 0.0
@@ -152,6 +153,7 @@ def test_what_cannot_change_is_refused_with_what_can(bench, wish, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench):
     bench.prompts(3)
     bench.succeed()
@@ -183,6 +185,7 @@ def test_the_board_shows_running_jobs_until_ctrl_c(bench):
     assert process.poll() is None, "the job runs on"
 
 
+@pytest.mark.thorough
 def test_a_stored_reason_and_the_end_of_a_run_name_the_same_option(bench):
     bench.prompts(3)
     said = bench.fail(*PRICE, "--max-cost", "15", code=75)

@@ -199,6 +199,7 @@ def test_a_network_file_system_has_no_shared_memory(monkeypatch):
     assert found == {"/tmp": True, "/home/me": False, "/homes": True, "/a b/c": False}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "long",
     [

@@ -56,6 +56,7 @@ def cells(path: Path) -> list[list[Any]]:
     return [[(cell.value, cell.is_date) for cell in row][1:3] for row in rows]
 
 
+@pytest.mark.thorough
 def test_text_outputs_have_the_texts_of_the_answers(dated):
     assert [row["due"] for row in read_rows(dated.into("out.csv"))] == ["2026-03-04", "", "1850-01-02"]
     lines = dated.into("out.jsonl").read_text().splitlines()
@@ -80,6 +81,7 @@ def _sheet(style: str = "") -> str:
     return sheet_xml("".join(rows))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("code", "shown"),
     [
@@ -103,6 +105,7 @@ def test_a_filled_sheet_has_dates_in_the_format_of_their_cells_if_this_is_one_of
     assert parts_in(path)["xl/styles.xml"] == styles
 
 
+@pytest.mark.thorough
 def test_columns_of_parquet_are_of_dates(dated):
     found = parquet.read_table(dated.into("out.parquet"))
     assert [found.schema.field(name).type for name in ("due", "at")] == [pa.date32(), pa.timestamp("us")]
@@ -179,6 +182,7 @@ def test_a_table_of_python_has_dates(dated, library, monkeypatch, tmp_path):
         assert found["at"].to_pylist() == [_AT, None, _LATER]
 
 
+@pytest.mark.thorough
 @pytest.mark.features("duckdb")
 def test_a_database_with_dates_has_them(dated):
     import duckdb

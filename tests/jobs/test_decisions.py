@@ -31,6 +31,7 @@ def _table(bench: Any, rows: int = 8) -> None:
 ASKED = ("--prompt", "Which team? {{subject}}: {{mail}}")
 
 
+@pytest.mark.thorough
 def test_a_row_is_one_request_with_its_columns_and_gets_the_servers_probabilities(deciding: Any) -> None:
     _table(deciding)
     done = deciding.run(*ASKED, "--fields", FIELDS)
@@ -46,6 +47,7 @@ def test_a_row_is_one_request_with_its_columns_and_gets_the_servers_probabilitie
         assert row["answered_by"] == "jev-1.14.0"
 
 
+@pytest.mark.thorough
 def test_a_killed_job_goes_on_where_it_was(deciding: Any) -> None:
     _table(deciding, 40)
     first = deciding.run(*ASKED, "--choices", "a,b,other", killed_at="after-write:6", concurrency=2)
@@ -109,6 +111,7 @@ def test_a_model_that_changes_within_a_job_is_noted(deciding: Any) -> None:
     assert "has changed during the job: jev-1.13.0 (3 rows), jev-1.14.0 (5 rows)" in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_max_cost_needs_no_limit_of_tokens_and_is_kept(deciding: Any) -> None:
     _table(deciding, 30)
     done = deciding.run(

@@ -41,6 +41,7 @@ def systems(bench: Any) -> list[str]:
     return [message["content"] if message["role"] == "system" else "" for message in first]
 
 
+@pytest.mark.thorough
 def test_the_body_of_a_request_is_the_same_as_ever(labelled):
     labelled.succeed(*ASKED)
     (seen,) = labelled.upstream.seen
@@ -84,6 +85,7 @@ def test_a_dry_run_shows_and_counts_the_definitions(labelled):
     assert found["estimated_prompt_tokens"] - plain["estimated_prompt_tokens"] >= len(WORDS) // 5
 
 
+@pytest.mark.thorough
 def test_definitions_of_the_configuration_are_of_its_own_labels(labelled):
     labelled.command()
     block = json.loads((labelled.path / "config.yaml").read_text())

@@ -27,6 +27,7 @@ def test_the_encoding_is_named_with_a_line_that_proves_it(encoding, rows):
     assert rows == 1 or not others
 
 
+@pytest.mark.thorough
 def test_a_table_in_another_encoding_is_refused_with_its_name_and_read_with_it(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes("id,text\n1,鞋子的尺码太小了\n2,{很好}\n".encode("gb18030"))

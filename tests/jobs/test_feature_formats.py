@@ -110,6 +110,7 @@ def test_a_job_is_named_by_such_an_output(notes):
     assert json.loads(notes.jobs(str(notes.output), "--rows", "--json").stdout)["total"] == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("given", ["notes", "notes/*.note*"])
 def test_files_of_a_folder_and_of_a_pattern_are_one_input(notes, given):
     (notes.path / "notes" / "day=1").mkdir(parents=True)
@@ -141,6 +142,7 @@ def test_a_detached_job_reads_and_writes_them(notes):
     assert _answers(notes.output) == ["echo: one", "echo: two"]
 
 
+@pytest.mark.thorough
 def test_shards_are_joined_into_one(notes):
     for shard in ("1/2", "2/2"):
         notes.succeed("--shard", shard)
@@ -203,6 +205,7 @@ def test_an_error_of_a_reader_or_a_writer_names_the_file(notes):
     assert not notes.output.exists()
 
 
+@pytest.mark.thorough
 def test_a_job_whose_format_is_gone_is_still_shown(notes, monkeypatch):
     notes.succeed()
     monkeypatch.setenv(feature.WITHOUT, "acme_notes")

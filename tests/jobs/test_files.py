@@ -98,6 +98,7 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench):
     assert [row.get("logprobs") for row in (bad, think, sure)] == [None, None, LOGPROBS]
 
 
+@pytest.mark.thorough
 def test_a_long_line_and_a_missing_last_newline_are_read(bench):
     bench.input.write_text(json.dumps({"prompt": "x" * 700_000}) + "\n" + json.dumps({"prompt": "last"}))
     bench.succeed()
@@ -340,6 +341,7 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(be
     assert not list(bench.path.glob(".promptmill"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
 def test_a_forgotten_prompt_is_about_the_column_with_the_longest_texts(bench, name):
     rows = [
@@ -378,6 +380,7 @@ def test_a_header_that_is_not_utf8_is_refused(bench):
     assert '--encoding cp1252 reads line 1 as "id,pr\xe9sentation"' in bench.fail("--dry-run")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_is_refused_before_anything_is_spent(bench, suffix, encoding):
@@ -398,6 +401,7 @@ def test_a_mark_of_another_encoding_is_refused_before_letters_become_others(benc
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig"])
 def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench, encoding):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
@@ -410,6 +414,7 @@ def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench, encoding
     assert "5 €;“tea”;echo: “tea” 5 €" in written.decode()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_a_table_keeps_the_ends_of_its_lines(bench, end, suffix):
@@ -420,6 +425,7 @@ def test_a_table_keeps_the_ends_of_its_lines(bench, end, suffix):
     assert written.count(b"\r") == written.count(b"\r\n") == (3 if end == "\r\n" else 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_column_name_that_is_not_utf8_is_carried_through(bench, suffix):
     bench.input, bench.output = bench.path / "in.csv", bench.path / f"out{suffix}"

@@ -60,6 +60,7 @@ def test_answers_go_into_the_sheet_that_was_read(bench):
     assert (cells(bench.output, "Lists"), cells(bench.output, "Data")[1][2]) == ([["code"]], "echo: Say tea")
 
 
+@pytest.mark.thorough
 def test_answers_stand_behind_every_cell_and_in_the_rows_that_were_read(bench):
     rows = (
         '<row r="3"><c r="B3" t="str"><f>TODAY()</f></c></row>'
@@ -84,6 +85,7 @@ def test_answers_stand_behind_merged_cells(bench):
     assert [row[4] for row in cells(filled(bench, xml))] == ["answer", "echo: Say tea"]
 
 
+@pytest.mark.thorough
 def test_a_second_run_writes_into_the_same_columns_and_keeps_their_formats(bench):
     empty = '<row r="2">{}{}<c r="C2" s="1"/></row>'.format(text_cell("A2", "1"), text_cell("B2", "tea"))
     filled(bench, sheet_xml(_HEAD + empty), formats={1: "00"})
@@ -94,6 +96,7 @@ def test_a_second_run_writes_into_the_same_columns_and_keeps_their_formats(bench
     assert len(cells(bench.output)[0]) == 6
 
 
+@pytest.mark.thorough
 def test_a_prefix_of_the_sheets_elements_is_that_of_the_answers(bench):
     xml = (
         '<x:worksheet xmlns:x="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><x:sheetData><x:row r="1">'

@@ -32,6 +32,7 @@ def written(path: Path) -> None:
         write_rows(path, BATCH if path.stem == "batch" else ROWS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("source", "target"),
     [

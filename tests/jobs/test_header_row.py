@@ -40,6 +40,7 @@ def book(bench):
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
@@ -83,6 +84,7 @@ def test_the_rows_below_the_named_line_are_read_and_errors_name_lines_of_the_fil
     assert report.output.read_text().startswith("id,text,price,answer,")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ends", ["\r\n", "\r"])
 def test_lines_may_end_in_every_way(report, ends):
     report.input.write_bytes(b"a\n\nid,text\n1,x\n2,y\n".replace(b"\n", ends.encode()))
@@ -97,12 +99,14 @@ def test_titles_above_a_compressed_table_in_another_encoding(bench):
     assert prompts_of(bench) == ["schön"]
 
 
+@pytest.mark.thorough
 def test_titles_longer_than_a_piece_are_skipped_once(report):
     report.input.write_text("x" * 300_000 + "\n" + 'y"\n' * 3 + "id,text\n" + "".join(f"{n},t{n}\n" for n in range(9)))
     report.run("--prompt", "{{text}}", "--header-row", "5")
     assert prompts_of(report) == [f"t{n}" for n in range(9)]
 
 
+@pytest.mark.thorough
 def test_appended_rows_are_read_alone(report):
     options = ("--prompt", "{{text}}", "--header-row", "4")
     report.run(*options)
@@ -111,6 +115,7 @@ def test_appended_rows_are_read_alone(report):
     assert prompts_of(report) == ["bad\nshoes", "good shoes", "new"]
 
 
+@pytest.mark.thorough
 def test_another_header_row_reads_the_input_again(report):
     report.input.write_text("text,x\nid,text\n1,a\n2,b\n")
     report.run("--prompt", "{{text}}", "--header-row", "2")
@@ -125,6 +130,7 @@ def test_the_row_of_a_sheet_has_the_columns(book):
     assert prompts_of(book) == ["bad 4", "good shoes 3"]
 
 
+@pytest.mark.thorough
 def test_columns_are_added_to_a_sheet_with_titles(book):
     book.output = book.input
     book.run("--prompt", "{{text}}", "--header-row", "4")
@@ -158,6 +164,7 @@ def test_other_formats_have_no_header_row(bench):
     )
 
 
+@pytest.mark.thorough
 async def test_a_call_names_the_row_as_the_tool_does(report, tools):
     files = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}"}
     async with tools() as call:
@@ -167,6 +174,7 @@ async def test_a_call_names_the_row_as_the_tool_does(report, tools):
     assert prompts_of(report) == ["bad\nshoes", "good shoes"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row", [2, 3])
 async def test_a_call_cannot_hide_the_columns_of_secrets_above_the_header(report, tools, row):
     report.input.write_text("id,password\nid,text\n1,hunter2\n2,b\n")

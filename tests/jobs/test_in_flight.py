@@ -181,6 +181,7 @@ def test_a_ledger_grows_only_when_all_its_entries_are_in_use(path, ledger):
     last.close()
 
 
+@pytest.mark.thorough
 def test_a_closed_ledger_leaves_its_file_alone(path):
     def opened() -> set[str]:
         process = psutil.Process()

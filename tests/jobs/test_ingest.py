@@ -119,6 +119,7 @@ def test_several_files_of_which_one_was_edited_are_read_whole(ingested, tmp_path
     assert len(job.rows) == 23
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(ingested, tmp_path, kind, suffix):

@@ -86,6 +86,7 @@ def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench):
     assert len(bench.answers()) == 20
 
 
+@pytest.mark.thorough
 def test_an_answered_row_behind_the_limit_is_not_forgotten(bench):
     bench.prompts(30)
     bench.succeed()
@@ -96,6 +97,7 @@ def test_an_answered_row_behind_the_limit_is_not_forgotten(bench):
     assert len(bench.answers()) == len(bench.upstream.seen) == 30
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.parametrize("point", ["after-write", "merging", "before-rename"])
 def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(bench, point):
@@ -196,6 +198,7 @@ def test_what_a_filtered_answer_cost_is_counted(bench, workers):
     assert bench.answers()[1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
+@pytest.mark.thorough
 def test_the_latency_of_a_copied_answer_is_none(bench):
     arguments = ("--set", "sampling_params.temperature=0")
     bench.upstream.reply = late(0.05, choose(lambda seen: answer() if seen.prompt == "a" else status(500)))

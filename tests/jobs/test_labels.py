@@ -164,6 +164,7 @@ def test_a_field_with_the_name_of_a_column_gets_a_number(bench):
     assert [row[name] for name in ("id", "answer", "error", "error_1", "id_1")] == ["1", "a", "", "e", "i"]
 
 
+@pytest.mark.thorough
 def test_answers_without_the_schema_are_not_kept(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("prompt\nhi\n")
@@ -213,6 +214,7 @@ def test_the_advice_for_pictures_that_a_model_cannot_read_is_another_model(bench
     assert "correct the images" not in shown
 
 
+@pytest.mark.thorough
 def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(bench):
     (bench.path / "a.png").write_bytes(picture(0))
     bench.write([{"path": "a.png"}, {"path": "gone.png"}])
@@ -271,6 +273,7 @@ def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench):
     assert "not valid JSON" in broken["error"]
 
 
+@pytest.mark.thorough
 def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench):
     bench.input, bench.output = bench.path / "reviews.csv", bench.path / "labels.csv"
     bench.input.write_text("text\n" + "".join(f"{at}\n" for at in range(20)))
@@ -296,6 +299,7 @@ def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench):
     assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"]["fields"] == found
 
 
+@pytest.mark.thorough
 def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("text,mood\na,b\n")
@@ -355,6 +359,7 @@ def test_several_labels_are_a_cell_with_all_of_them(labelled, suffix):
     assert [row["labels"] or "" for row in rows] == ["service; price", "price", ""]
 
 
+@pytest.mark.thorough
 def test_several_labels_stay_a_list_in_json_and_parquet(labelled):
     for suffix in ("jsonl", "parquet"):
         labelled.output = labelled.path / f"out.{suffix}"
@@ -377,6 +382,7 @@ def _many_of(bench, *labels):
     return path
 
 
+@pytest.mark.thorough
 def test_the_summary_counts_labels_and_not_combinations(labelled):
     options = ("--prompt", "{{text}}", "--choices", "service,price,other", "--choices-many")
     assert "answers   labels: price 2, service 1\n" in labelled.run(*options).stdout

@@ -90,6 +90,7 @@ async def keys(source: RowSource, n: int = 100) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows):
     world = World(rows.store)
     sink = world.sink()
@@ -99,6 +100,7 @@ async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows):
     assert (record.row, record.code, record.text[:6]) == (6, Code.INVALID_INPUT, "line 7")
 
 
+@pytest.mark.thorough
 async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_attempts(rows):
     world = World(rows.store)
     failures = [failure(Code.TIMEOUT, 3), failure(Code.BAD_REQUEST, 1)]
@@ -115,6 +117,7 @@ async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_att
     await again.aclose()
 
 
+@pytest.mark.thorough
 async def test_no_row_is_taken_once_there_are_enough(rows):
     enough: list[int] = []
     world = World(rows.store)
@@ -125,6 +128,7 @@ async def test_no_row_is_taken_once_there_are_enough(rows):
     await source.aclose()
 
 
+@pytest.mark.thorough
 async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
     world = World(rows.store)
     rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Provenance(settings=7))])
@@ -140,6 +144,7 @@ async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
     ]
 
 
+@pytest.mark.thorough
 async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows):
     world = World(rows.store)
     rows.store.write([record_of(row, Completion("a"), made=Provenance(settings=row)) for row in range(4)])

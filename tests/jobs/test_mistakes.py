@@ -17,6 +17,7 @@ from replies import answer, late, status
 from waiting import PATIENCE_S, eventually
 
 
+@pytest.mark.thorough
 def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nWhat?,x\nWho?,y\n")
@@ -59,6 +60,7 @@ def test_another_input_for_the_same_output_is_called_that(bench):
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 3)
 
 
+@pytest.mark.thorough
 def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench):
     bench.write(['{"prompt": "a"}', '{"prompt": "b"', '{"prompt": "c"}'])
     said = bench.fail(code=1)
@@ -69,6 +71,7 @@ def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench):
     assert bench.succeed()["requests"] == len(bench.upstream.seen) == 3
 
 
+@pytest.mark.thorough
 def test_a_job_that_has_answered_nothing_takes_the_input_as_it_is_now(bench):
     bench.write(['{"prompt": "a"'])
     bench.fail(code=1)
@@ -228,6 +231,7 @@ def test_what_is_no_file_of_rows_is_called_what_it_is(bench, made, said):
     assert said in bench.fail().replace("\n", " ").replace("  ", " ")
 
 
+@pytest.mark.thorough
 def test_an_input_that_is_edited_while_the_job_runs_counts_for_the_next_run(bench):
     bench.prompts(300)
     bench.upstream.reply = late(0.05, answer())
@@ -390,6 +394,7 @@ def test_a_file_in_latin_1_is_reported_before_the_first_request_and_read_with_it
     assert "'lattin' is no encoding" in bench.fail("--encoding", "lattin")
 
 
+@pytest.mark.thorough
 def test_a_run_that_keeps_earlier_answers_counts_its_own_requests(bench):
     bench.prompts(3)
     assert "  requests  3, 0 of them retries" in bench.run().stdout
@@ -397,6 +402,7 @@ def test_a_run_that_keeps_earlier_answers_counts_its_own_requests(bench):
     assert "  requests  2 in the last run, 5 in all, 0 of them retries" in bench.run().stdout
 
 
+@pytest.mark.thorough
 def test_a_run_that_keeps_earlier_answers_says_its_own_cost(bench):
     price = ("--price", "1000/1000")
     bench.prompts(3)
@@ -414,6 +420,7 @@ def test_a_run_that_keeps_earlier_answers_says_its_own_cost(bench):
 _HUGE = "x" * (6 << 20)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
 def test_a_row_whose_prompt_is_too_long_fails_alone_and_keeps_its_cells(bench, name):
     rows = [{"id": str(at), "text": text} for at, text in enumerate(("a", _HUGE, "c"))]

@@ -140,6 +140,7 @@ def test_a_model_that_does_not_exist_is_replaced_and_no_answer_is_paid_for_twice
     assert sum(seen.json.get("model") == "test-model" for seen in bench.upstream.seen) == 20
 
 
+@pytest.mark.thorough
 def test_a_model_that_has_answered_does_not_stop_the_job(bench):
     missing = status(404, "The model does not exist.", code="model_not_found")
     bench.upstream.reply = choose(

@@ -42,6 +42,7 @@ def test_labels_are_named_to_a_server_that_may_only_constrain(rows):
     assert asked(rows) == [WORDS]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("provider", ["openai", "mistral"])
 def test_a_server_that_shows_the_schema_gets_the_same_body_as_ever(rows, provider):
     rows.succeed(*ASKED, provider=provider)
@@ -110,6 +111,7 @@ def test_a_prompt_on_the_command_line_has_them(rows):
     assert asked(rows) == [WORDS]
 
 
+@pytest.mark.thorough
 def test_a_job_that_an_older_version_began_resumes_as_it_began(rows):
     rows.write([{"text": "one"}, {"text": "two"}])
     rows.succeed(*ASKED, "--limit", "1")

@@ -24,6 +24,7 @@ def test_whole_numbers_beyond_64_bits_are_sent_and_kept_as_they_are(bench):
     assert bench.output.read_text().startswith(line[:-1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", ["", f', "id": {_ID}'])
 def test_a_number_beyond_every_float_is_sent_as_its_text(bench, more):
     bench.input.write_text(f'{{"x": 1E400, "list": [-1e999, 2]{more}}}\n')

@@ -18,6 +18,7 @@ _BODIES = ['Grüße, "Ann": 5 €', "two\nlines", "007", "tea"]
 _SIZES = [1, 2, 3, 1_000_000]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["xlsx", "xls"])
 def test_a_workbook_of_excel_is_read_as_excel_shows_it(bench, suffix):
     bench.input = _DATA / f"excel.{suffix}"
@@ -89,6 +90,7 @@ def _polars(path: Path) -> None:
     write[path.suffix]()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("write", "suffixes"),
     [

@@ -144,6 +144,7 @@ def rewritten(request: Any, ingested: Ingest, tmp_path: Path, monkeypatch: pytes
     return Rewritten(ingested(f"in.{request.param}", output_name=f"out.{request.param}"), monkeypatch)
 
 
+@pytest.mark.thorough
 def test_blocks_that_have_not_changed_are_copied(rewritten):
     assert rewritten.blocks_read() == []
     rewritten.job.store.write([record_of(BLOCK_ROWS + 5, Completion("another"))])
@@ -151,6 +152,7 @@ def test_blocks_that_have_not_changed_are_copied(rewritten):
     assert rewritten.blocks_read() == []
 
 
+@pytest.mark.thorough
 def test_blocks_whose_rows_were_edited_are_written(rewritten):
     job = rewritten.job
     path = job.spec.input.path
@@ -160,6 +162,7 @@ def test_blocks_whose_rows_were_edited_are_written(rewritten):
     assert rewritten.blocks_read() == [0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("first", "end", "new", "blocks"),
     [
@@ -182,6 +185,7 @@ def test_blocks_from_a_row_on_that_is_gone_or_new_are_written(rewritten, first, 
     assert rewritten.blocks_read() == blocks
 
 
+@pytest.mark.thorough
 def test_nothing_is_copied_from_a_file_that_was_edited_or_has_other_columns(rewritten):
     job = rewritten.job
     job.target.write_bytes(job.target.read_bytes().replace(b"A1", b"B1", 1))
@@ -193,6 +197,7 @@ def test_nothing_is_copied_from_a_file_that_was_edited_or_has_other_columns(rewr
     assert rewritten.blocks_read() == [0, 1, 2]
 
 
+@pytest.mark.thorough
 def test_a_limit_within_a_block_is_followed_by_all_rows(rewritten):
     assert rewritten.blocks_read(limit=BLOCK_ROWS + 10) == [1]
     assert rewritten.blocks_read() == [1, 2]

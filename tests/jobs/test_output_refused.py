@@ -57,6 +57,7 @@ def test_a_table_with_more_columns_than_a_database_holds_is_refused(bench, table
     assert "holds 2,000 columns" in _refused(bench, "--dry-run")
 
 
+@pytest.mark.thorough
 @_DATABASES
 def test_a_table_that_fits_without_some_columns_of_the_job_is_written(bench, tabled, name):
     tabled([f"c{at}" for at in range(1994)], name)
@@ -64,6 +65,7 @@ def test_a_table_that_fits_without_some_columns_of_the_job_is_written(bench, tab
     assert _columns(bench.output)[-3:] == ["text", "answer", "error"]
 
 
+@pytest.mark.thorough
 @_DATABASES
 def test_fields_of_rows_of_json_count_as_columns(bench, name):
     bench.write([{"text": "tea"}, {"text": "milk", **{f"c{at}": at for at in range(2000)}}])
@@ -71,6 +73,7 @@ def test_fields_of_rows_of_json_count_as_columns(bench, name):
     assert "holds 2,000 columns" in _refused(bench)
 
 
+@pytest.mark.thorough
 @_DATABASES
 @pytest.mark.parametrize(
     ("own", "ours"), [("Answer", "answer_1"), ("ERROR", "error_1"), ("Finish_Reason", "finish_reason_1")]
@@ -82,6 +85,7 @@ def test_a_column_of_the_job_is_renamed_where_the_input_has_its_name_in_capitals
     assert f"The input has columns `{own}` of its own; those of the job are called `{ours}`." in notes
 
 
+@pytest.mark.thorough
 @_DATABASES
 def test_a_late_field_in_capitals_renames_the_column_of_the_job(bench, name):
     bench.write([*[{"text": "tea"}] * 3, {"text": "milk", "ANSWER": 1}])
@@ -90,6 +94,7 @@ def test_a_late_field_in_capitals_renames_the_column_of_the_job(bench, name):
     assert _columns(bench.output)[:3] == ["text", "ANSWER", "answer_1"]
 
 
+@pytest.mark.thorough
 @_DATABASES
 def test_fields_of_answers_that_differ_in_capitals_get_a_number(bench, upstream, tabled, name):
     upstream.reply = answer(json.dumps({"Total": "1", "total": "2"}))
@@ -104,6 +109,7 @@ def test_columns_of_the_input_that_differ_in_capitals_alone_are_refused_with_bot
     assert "The columns `Id` and `ID` differ only in capitals" in " ".join(_refused(bench).split())
 
 
+@pytest.mark.thorough
 @_DATABASES
 def test_letters_beyond_ascii_differ_in_capitals_as_in_the_databases(bench, tabled, name):
     tabled(["Ä", "ä"], name)
@@ -169,6 +175,7 @@ def test_a_name_that_no_sheet_can_have_is_refused_and_the_workbook_stays(bench, 
     assert (bench.path / "book.xlsx").read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["R & D", "a<b", "it's", 15 * "\N{GRINNING FACE}"])
 def test_a_name_with_any_other_signs_is_that_of_the_sheet(bench, tabled, name):
     tabled(["id"], f"book.xlsx#{name}")
@@ -234,6 +241,7 @@ def test_cells_that_are_cut_are_counted_for_every_way_to_a_workbook(bench, upstr
     assert "note: 2 cells were cut" in bench.jobs(str(bench.output), "--join").stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("text", "is_formula"),
     [

@@ -66,6 +66,7 @@ def test_pdfs_with_a_schema_need_no_prompt(bench, invoices):
     assert _asked(bench)[1] == ("Fill in the fields from this document.\n\nInvoice 2", 0)
 
 
+@pytest.mark.thorough
 def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench, invoices):
     said = bench.run("--prompt", "Extract the invoice.", "--pdf", "images").stderr
     assert "sent as" not in said
@@ -244,6 +245,7 @@ def test_a_column_of_images_names_pages_of_pdfs_next_to_the_input(bench, invoice
     assert "Name one of its pages, such as a.pdf#page=1" in errors[2]
 
 
+@pytest.mark.thorough
 def test_a_pdf_of_libreoffice_has_its_text(bench):
     bench.input = Path(__file__).parent / "data" / "libre.pdf"
     bench.succeed("--prompt", "Sum up: {{content}}")

@@ -115,6 +115,7 @@ def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store):
     assert bench.answers() == {0: "a 1", 1: "t 2", 2: "a 1", 3: "a 1", 4: "t 2"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("again", "dedupe"), list(product(KINDS, (False, True))))
 def test_a_job_that_was_killed_goes_on_with_the_rows_that_are_left(tmp_path, again, dedupe):
     order, first = order_of(again, dedupe=dedupe), order_of(dedupe=dedupe)
@@ -149,6 +150,7 @@ def test_a_job_that_was_killed_goes_on_with_the_rows_that_are_left(tmp_path, aga
     whole.store.close()
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     questions=some.lists(some.sampled_from("atfpq-"), max_size=8),

@@ -105,6 +105,7 @@ def test_a_mistake_in_the_rule_of_a_plan_is_no_error_of_the_disk(bench, monkeypa
         bench.run("--max-failures", "9")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("long_again")
 async def test_a_call_may_not_ask_a_model_that_only_a_plan_names_and_the_client_may_not_use(bench, tools):
     bench.prompts(1)

@@ -93,6 +93,7 @@ IN_EACH_FORMAT = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @IN_EACH_FORMAT
 def test_the_probability_of_the_given_answer_is_a_number_in_each_format(labelled, name, read):
     labelled.output = labelled.path / name
@@ -115,6 +116,7 @@ def test_one_choice_asked_for_gives_the_column_of_the_given_answer_alone(labelle
     assert "probabilities" not in first
 
 
+@pytest.mark.thorough
 def test_a_dry_run_names_the_column(labelled):
     labelled.output = labelled.path / "out.csv"
     assert "probability" in json.loads(labelled.run(*ASK, *ALL, "--dry-run", "--json").stdout)["columns"]["added"]
@@ -202,6 +204,7 @@ def sorted_out(bench):
     return bench
 
 
+@pytest.mark.thorough
 async def test_tools_report_those_of_a_closed_schema(sorted_out, closing):
     fields = {"team": {"enum": ["billing", "tech"]}, "n": {"type": "integer"}}
     asked = {"schema": {"type": "object", "properties": fields}, "sampling_params": {"top_choices": 1}}
@@ -232,6 +235,7 @@ def test_fields_have_the_probabilities_of_their_values(sorted_out):
     assert not any("logprobs" in row for row in sorted_out.answers())
 
 
+@pytest.mark.thorough
 @IN_EACH_FORMAT
 def test_a_table_has_the_probability_of_each_field_next_to_it_as_a_number(sorted_out, name, read):
     sorted_out.output = sorted_out.path / name
@@ -247,6 +251,7 @@ def test_a_table_has_the_probability_of_each_field_next_to_it_as_a_number(sorted
     assert [row["n_probability"] for row in rows] == ["mine", "too"]
 
 
+@pytest.mark.thorough
 def test_columns_choose_among_those_of_fields(sorted_out):
     sorted_out.output = sorted_out.path / "out.csv"
     sorted_out.succeed(*FIELDS_ASKED, "--columns", "answer,probabilities")

@@ -38,6 +38,7 @@ async def test_by_default_only_calls_with_images_get_processes(bench, large, ima
     assert large.called == bool(images)
 
 
+@pytest.mark.thorough
 @either_way
 def test_by_default_only_jobs_with_images_get_processes(bench, large, images):
     bench.write([{"prompt": "a", "images": images}] * 2)

@@ -47,6 +47,7 @@ def share_read(cache: PromptCache, upstream: Upstream, texts: list[str]) -> floa
     return cache.read / (len([seen for seen in upstream.seen if seen.json]) * len(texts[0]) / 4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("models", [["small", "strong"], ["strong", "small"], ["small"]])
 def test_what_the_cache_saved_is_at_the_price_of_each_model(tmp_path, models):
     usage = {"prompt_tokens": 1000, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 900}}
@@ -97,6 +98,7 @@ def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, p
     assert {row["answer"] for row in written} == {"yes"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_long_system_prompt_is_read_by_all_rows_but_the_first(tmp_path, provider):
     rows = [(f"text {n}", f"{n}?") for n in range(50)]
@@ -119,6 +121,7 @@ def test_short_prompts_are_sent_as_without_a_cache(tmp_path, provider):
     assert not [body for body in bodies if b"cache" in body]
 
 
+@pytest.mark.thorough
 def test_worker_processes_mark_the_same_beginning(tmp_path):
     texts = documents(2, 1500)
     with Upstream() as upstream:

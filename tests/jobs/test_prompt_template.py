@@ -107,6 +107,7 @@ def test_what_a_filter_yields_is_a_list():
     assert template_of("{{lines|map(attribute='title')}} {{order.keys()|first}}").render(ROW) == '["A","B"] items'
 
 
+@pytest.mark.thorough
 def test_a_whole_number_of_any_length_is_written_out_as_it_is(bench):
     number = "277447099861456945273576150847928801582"
     bench.write([f'{{"x": {number}, "l": [{number}, {{"a": -{number}}}]}}'])
@@ -152,6 +153,7 @@ def test_a_prompt_of_a_million_pipes_and_a_thousand_columns_is_looked_at_in_prop
         template_of("{{" + "|" * 900_000 + "}}", columns)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["jsonl", "csv", "rows"])
 def test_a_column_has_any_name_in_every_form_of_an_input(bench, form):
     row, prompt = {"mail body": "tea", "Umsatz (€)": "5", "mail": "x", "body": "y"}, "{{mail body}} {{Umsatz (€)}}"
@@ -166,6 +168,7 @@ def test_a_column_has_any_name_in_every_form_of_an_input(bench, form):
     assert _prompts(bench) == ["tea 5"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 @pytest.mark.parametrize("place", ["mail boddy", "mail-boddy"])
 def test_a_mistyped_name_is_answered_with_the_nearest_column(bench, form, place):
@@ -275,6 +278,7 @@ def test_a_row_that_lacks_a_field_costs_the_others_nothing(bench):
     assert bench.answers()[1]["error"]["message"].startswith("line 2: `prompt`: 'text' is undefined")
 
 
+@pytest.mark.thorough
 def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
     """So that a row whose prompt is the same is not asked again, and one with another prompt is."""
     bench.write([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}])
@@ -285,6 +289,7 @@ def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
     assert [row["answer"] for row in bench.answers()] == ["echo: b", "echo: a", "echo: c"]
 
 
+@pytest.mark.thorough
 def test_another_prompt_is_another_job_unless_it_is_meant(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")

@@ -85,6 +85,7 @@ def test_finished_jobs_older_than_that_go_and_their_outputs_stay(bench):
     assert not (bench.path / ".promptmill").exists(), "the last job takes the hidden folder with it"
 
 
+@pytest.mark.thorough
 def test_an_unfinished_job_goes_only_when_asked_for(bench):
     bench.prompts(3)
     bench.half_done({})
@@ -158,6 +159,7 @@ def test_what_a_crash_left_without_a_description_goes_too(bench):
     assert prune.prune(JobFolders.from_environ(), 7 * DAY_S, unfinished=False) == ["call-0123"]
 
 
+@pytest.mark.thorough
 def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):
     bench.prompts(20)
     bench.succeed("--limit", "5")

@@ -76,6 +76,7 @@ def bucket(bench: Any) -> Iterator[Bucket]:
         moto.stop()
 
 
+@pytest.mark.thorough
 def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket):
     bucket.put("in/rows.jsonl", ROWS)
     files = "s3://data/in/rows.jsonl", "s3://data/out/answers.jsonl"
@@ -125,6 +126,7 @@ def test_what_somebody_else_put_at_the_output_stays(bucket):
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 
 
+@pytest.mark.thorough
 def test_an_output_that_could_not_be_put_there_is_put_there_by_the_same_command(bucket):
     bucket.put("rows.jsonl", ROWS)
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"

@@ -37,6 +37,7 @@ def several_blocks(bench: Any) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.thorough
 def test_a_finished_job_says_so_and_sends_nothing(bench: Any) -> None:
     bench.prompts(20)
     bench.succeed()
@@ -46,6 +47,7 @@ def test_a_finished_job_says_so_and_sends_nothing(bench: Any) -> None:
     assert len(bench.upstream.seen) == 20
 
 
+@pytest.mark.thorough
 def test_an_output_that_was_removed_is_made_again_from_the_answers(bench: Any) -> None:
     bench.prompts(20)
     bench.succeed()
@@ -54,6 +56,7 @@ def test_an_output_that_was_removed_is_made_again_from_the_answers(bench: Any) -
     assert len(bench.answers()) == len(bench.upstream.seen) == 20
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", ["longer", "same size"])
 def test_a_changed_input_sends_what_is_new_in_it(bench: Any, change: str) -> None:
     stop_halfway(bench)
@@ -70,6 +73,7 @@ def test_a_changed_input_sends_what_is_new_in_it(bench: Any, change: str) -> Non
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
 
 
+@pytest.mark.thorough
 def test_a_round_that_sends_every_row_does_not_say_that_rows_keep_their_answers(bench: Any) -> None:
     bench.prompts(3)
     bench.succeed("--prompt", "Is {{prompt}} good?")
@@ -77,6 +81,7 @@ def test_a_round_that_sends_every_row_does_not_say_that_rows_keep_their_answers(
     assert len(bench.upstream.seen) == 6
 
 
+@pytest.mark.thorough
 def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: Any) -> None:
     rows = bench.prompts(40)
     bench.succeed()
@@ -104,6 +109,7 @@ def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: A
     assert len(bench.upstream.seen) == 70
 
 
+@pytest.mark.thorough
 def test_an_input_that_was_only_touched_goes_on(bench: Any) -> None:
     stop_halfway(bench)
     answered = [record.row for record in bench.records()]
@@ -140,6 +146,7 @@ def test_an_input_that_is_edited_during_the_run_changes_nothing(bench: Any) -> N
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -172,6 +179,7 @@ def test_an_output_that_was_edited_is_not_overwritten(bench: Any) -> None:
     assert "was changed after the job wrote it" in bench.fail()
 
 
+@pytest.mark.thorough
 def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any) -> None:
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(200)
@@ -197,6 +205,7 @@ def test_two_processes_cannot_run_one_job(bench: Any) -> None:
     assert bench.upstream.attempts.most_common(1)[0][1] == 1
 
 
+@pytest.mark.thorough
 def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 3": attempts(*[status(500)] * 3, answer())})
     bench.prompts(10)
@@ -212,6 +221,7 @@ def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -
     assert (found["requests"], found["retries"]) == (13, 3)
 
 
+@pytest.mark.thorough
 def test_a_round_that_was_killed_goes_on_with_any_command(bench: Any) -> None:
     bench.upstream.reply = by_prompt({f"prompt {at}": status(400) for at in (3, 4)})
     bench.prompts(10)
@@ -234,6 +244,7 @@ def test_a_run_of_several_rounds_counts_each_request_once(bench: Any) -> None:
     assert found["requests"] == len(bench.upstream.seen) == 5 + 1 + 5
 
 
+@pytest.mark.thorough
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     bench.prompts(30)
     failed = Failure(PromptmillError(Code.SERVER_ERROR, "status 500"), attempts=3)
@@ -244,6 +255,7 @@ def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     assert found["requests"] == 3 + 9 + 21
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("refusal", [status(401), quota()])
 def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else refusal)
@@ -294,6 +306,7 @@ def test_a_row_that_always_loses_its_connection_costs_only_its_own_answer(bench:
     assert (bench.status()["state"], bench.status()["errors"]) == ("finished", {"connection_lost": 1})
 
 
+@pytest.mark.thorough
 def test_max_failures_stops_early(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number % 3 == 0 else status(400, "malformed"))
     bench.prompts(1000)
@@ -312,6 +325,7 @@ def test_max_failures_as_a_share(bench: Any) -> None:
     assert "neither a number nor a share" in bench.fail("--max-failures", "many")
 
 
+@pytest.mark.thorough
 def test_a_limit_can_be_raised_later(bench: Any) -> None:
     bench.prompts(50)
     bench.succeed("--limit", "10")
@@ -334,6 +348,7 @@ def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point
     assert "was changed after the job wrote it" in bench.fail("--limit", "20")
 
 
+@pytest.mark.thorough
 @posix
 def test_ctrl_c_sends_nothing_more_and_waits_for_what_is_in_flight(bench: Any) -> None:
     """One job lost its window of fifty at each Ctrl-C, and paid for it twice."""
@@ -378,6 +393,7 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, numbers: list[int], cod
     assert len(bench.upstream.seen) == 500 + sent - done
 
 
+@pytest.mark.thorough
 @posix
 def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
@@ -409,6 +425,7 @@ def test_rates_are_those_of_this_run() -> None:
     assert progress.eta_s() is None
 
 
+@pytest.mark.thorough
 def test_a_row_that_moves_keeps_its_newest_answer(bench: Any) -> None:
     bench.upstream.reply = answer("old")
     bench.write([{"prompt": "a"}, {"prompt": "b"}])

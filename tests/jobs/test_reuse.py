@@ -38,6 +38,7 @@ def test_answers_are_exported_from_a_job_that_is_not_done(bench):
     assert {row["error"]["code"] for row in rows if row["error"]} == {"deferred"}
 
 
+@pytest.mark.thorough
 def test_tables_are_exported_without_the_rows_that_failed(bench):
     bench.upstream.reply = by_prompt({"b": status(400, "no")}, answer())
     bench.input = bench.path / "in.csv"
@@ -49,6 +50,7 @@ def test_tables_are_exported_without_the_rows_that_failed(bench):
         assert [(row["k"], row["answer"]) for row in csv.DictReader(file)] == [("1", "echo: a"), ("3", "echo: c")]
 
 
+@pytest.mark.thorough
 def test_of_a_changed_input_only_what_is_new_is_asked(bench):
     rows = bench.prompts(40)
     bench.succeed()
@@ -64,6 +66,7 @@ def test_of_a_changed_input_only_what_is_new_is_asked(bench):
     assert "finished already" in bench.run().stderr
 
 
+@pytest.mark.thorough
 def test_an_input_with_a_new_time_is_digested_once_and_not_again(bench, monkeypatch):
     digests, sha256 = [], InputFiles.sha256
 
@@ -83,6 +86,7 @@ def test_an_input_with_a_new_time_is_digested_once_and_not_again(bench, monkeypa
     assert (len(digests), len(bench.answers())) == (2, 4)
 
 
+@pytest.mark.thorough
 def test_a_run_with_new_rows_that_is_killed_goes_on_and_pays_nothing_twice(bench):
     rows = bench.prompts(300)
     bench.succeed()
@@ -98,6 +102,7 @@ def test_a_run_with_new_rows_that_is_killed_goes_on_and_pays_nothing_twice(bench
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
 
 
+@pytest.mark.thorough
 def test_rows_that_ask_the_same_keep_an_answer_each(bench):
     bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}"))
     bench.write([{"prompt": "same"}] * 5)
@@ -109,6 +114,7 @@ def test_rows_that_ask_the_same_keep_an_answer_each(bench):
     assert sorted(row["answer"] for row in bench.answers()[1:]) == sorted(before)
 
 
+@pytest.mark.thorough
 def test_another_output_and_format_reuse_the_answers_of_a_job(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("prompt\na\nb\n")
@@ -152,6 +158,7 @@ def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(b
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(3)]
 
 
+@pytest.mark.thorough
 def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench):
     halfway(bench)
     sent, done = len(bench.upstream.seen), len(bench.records())
@@ -198,6 +205,7 @@ def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(bench, argume
     assert noted == set(range(40)) - done
 
 
+@pytest.mark.thorough
 def test_other_choices_are_named_before_the_command_that_sends_all(bench):
     bench.upstream.reply = answer('{"answer": "good"}')
     bench.prompts(2)
@@ -241,6 +249,7 @@ def test_rows_that_are_asked_with_another_prompt_beside_kept_answers_note_it(ben
     assert len(bench.upstream.seen) == 3
 
 
+@pytest.mark.thorough
 def test_answers_that_were_cut_short_are_counted_and_done_again(bench):
     bench.upstream.reply = by_prompt({"prompt 3": answer("half", finish_reason="length")}, answer())
     bench.prompts(10)
@@ -266,6 +275,7 @@ def test_answers_that_were_cut_before_their_first_word_fail_and_are_done_again_w
     assert (found["answered"], len(bench.upstream.seen)) == (60, 72)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("cut", "is_told"), [(10, False), (11, True)])
 def test_a_job_whose_first_answers_are_cut_says_so_while_it_runs(bench, cut, is_told):
     replies = {f"prompt {n}": answer("" if n % 2 else "half", finish_reason="length") for n in range(cut)}
@@ -275,6 +285,7 @@ def test_a_job_whose_first_answers_are_cut_says_so_while_it_runs(bench, cut, is_
     assert ("note: 11 of the first 50 answers were cut" in said) == is_told
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [
@@ -291,6 +302,7 @@ def test_the_longest_answer_is_no_part_of_a_question(bench, change):
     assert not any("changed" in row for row in bench.answers())
 
 
+@pytest.mark.thorough
 def test_a_job_moves_with_its_files(bench):
     halfway(bench)
     sent, done = len(bench.upstream.seen), len(bench.records())
@@ -306,6 +318,7 @@ def test_a_job_moves_with_its_files(bench):
     assert json.loads(bench.jobs("--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
 
 
+@pytest.mark.thorough
 def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench):
     halfway(bench)
     original, sent, done = bench.path, len(bench.upstream.seen), len(bench.records())
@@ -319,6 +332,7 @@ def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench):
     assert found == {bench.folder.job_id: str(bench.output)}
 
 
+@pytest.mark.thorough
 def test_a_state_folder_holds_the_job_instead(bench):
     bench.prompts(5)
     bench.succeed("--state", "state")

@@ -240,6 +240,7 @@ def test_a_job_goes_on_where_its_answers_cannot_be_written(bench):
     check_answers(bench, list(range(600)))
 
 
+@pytest.mark.thorough
 def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of_another(bench):
     database = half_done(bench)
     with contextlib.closing(sqlite3.connect(database)) as other:
@@ -256,6 +257,7 @@ def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of
     check_answers(bench, list(range(601)))
 
 
+@pytest.mark.thorough
 def test_answers_whose_description_is_lost_are_not_removed_with_a_mistake(bench):
     database = half_done(bench)
     damage(database, root_of(database, "job"))
@@ -323,6 +325,7 @@ def test_a_list_of_jobs_names_a_damaged_database_and_what_to_do(bench, damage):
         assert "is damaged or missing" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_job_that_was_forgotten_is_no_damaged_one(bench):
     bench.prompts(4)
     bench.succeed()
@@ -330,6 +333,7 @@ def test_a_job_that_was_forgotten_is_no_damaged_one(bench):
     assert "there are no jobs" in bench.here(["promptmill", "jobs"]).stderr
 
 
+@pytest.mark.thorough
 def test_an_unfinished_job_whose_database_is_empty_is_not_paid_again_without_a_word(bench):
     bench.prompts(40)
     bench.half_done(answers(0, 20))

@@ -12,6 +12,7 @@ def _ids(bench: Any) -> list[Any]:
     return [row["id"] for row in bench.answers()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_a_sample_is_answered_and_a_run_without_it_does_the_rest(bench, form):
     bench.input = bench.path / f"in.{form}"

@@ -9,6 +9,7 @@ import pytest
 from tables import write_rows
 
 
+@pytest.mark.thorough
 def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench):
     folder = bench.path / "data"
     folder.mkdir()
@@ -53,6 +54,7 @@ def test_a_file_with_an_underscore_is_read_and_one_whose_name_is_not_utf8_is_nam
     assert "M\ufffdller.csv has a name that is not UTF-8; rename it" in bench.fail("--prompt", "{{text}}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("given", ["", "*.csv"])
 def test_the_output_among_the_inputs_is_left_out_with_a_note(bench, given):
     folder = bench.path / "data"

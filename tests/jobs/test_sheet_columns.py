@@ -65,6 +65,7 @@ def _column(path: Path, name: str) -> list[Any]:
     return [row[name] for row in _rows(path)]
 
 
+@pytest.mark.thorough
 def test_another_question_gets_its_own_columns_and_pays_for_its_own_answers(bench, sheet):
     bench.succeed(*_TONE)
     found = bench.succeed(*_TOPIC)
@@ -118,6 +119,7 @@ def test_an_output_that_names_a_column_needs_the_option(bench, sheet):
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_other_settings_of_the_same_question_name_a_new_column_too(bench, sheet):
     bench.succeed(*_TONE)
     assert "--answer-column NAME writes a new column." in bench.fail(*_TONE, "--temperature", "1")
@@ -142,6 +144,7 @@ def test_the_same_question_into_another_column_takes_the_answers_that_are_paid(b
     assert len(bench.upstream.seen) == 4
 
 
+@pytest.mark.thorough
 def test_rows_that_a_user_moves_adds_and_edits_between_two_questions_keep_their_answers(bench, sheet):
     bench.succeed(*_TONE)
 
@@ -190,6 +193,7 @@ def test_a_row_that_a_user_deletes_is_gone_and_the_others_keep_their_answers(ben
     assert len(bench.upstream.seen) == 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("column", ["A", "C"])
 def test_a_row_is_not_deleted_beside_an_edited_one(bench, sheet, column):
     """Nobody knows whose answer stands beside an edited row, or what an edited answer was."""
@@ -267,6 +271,7 @@ def test_the_jobs_of_a_sheet_are_found_beside_it(bench, sheet, monkeypatch):
     ]
 
 
+@pytest.mark.thorough
 def test_a_question_may_use_the_answers_of_another(bench, sheet):
     bench.succeed(*_TONE)
     bench.succeed("--prompt", "Again: {{answer}}", "--answer-column", "again/2")
@@ -274,6 +279,7 @@ def test_a_question_may_use_the_answers_of_another(bench, sheet):
     assert bench.jobs("book.xlsx#Reviews[again%2F2]").returncode == 0
 
 
+@pytest.mark.thorough
 def test_the_whole_row_has_no_answers_of_other_questions_unless_it_names_them(bench, sheet):
     mood = "--prompt", "Mood? {{row}}", "--answer-column", "Mood"
     bench.succeed(*mood)
@@ -296,6 +302,7 @@ def test_the_answers_of_two_columns_are_compared(bench, sheet, monkeypatch):
     assert "B book.xlsx#Reviews[Tone]" in result.stdout
 
 
+@pytest.mark.thorough
 def test_a_workbook_that_is_named_without_its_sheet_gets_columns_too(bench, sheet):
     bench.input = bench.output = sheet
     bench.succeed(*_TONE)
@@ -304,6 +311,7 @@ def test_a_workbook_that_is_named_without_its_sheet_gets_columns_too(bench, shee
     assert _column(sheet, "Topic") == ["echo: Topic of tea", "echo: Topic of milk"]
 
 
+@pytest.mark.thorough
 async def test_a_tool_adds_a_column_too(bench, sheet, tools):
     async with tools() as call:
         for column in ("answer", "Topic"):
@@ -313,6 +321,7 @@ async def test_a_tool_adds_a_column_too(bench, sheet, tools):
     assert _column(sheet, "Topic") == ["echo: Topic of tea", "echo: Topic of milk"]
 
 
+@pytest.mark.thorough
 async def test_a_tool_replaces_its_own_columns_without_a_question(bench, sheet, tools):
     options = {"input_file": "book.xlsx#Reviews", "output_file": "book.xlsx#Reviews", "answer_column": "Topic"}
     async with tools() as call:
@@ -334,6 +343,7 @@ def _style(found: Worksheet) -> None:
         cell.border, cell.alignment = Border(bottom=Side("thin")), Alignment(wrap_text=True, vertical="center")
 
 
+@pytest.mark.thorough
 def test_a_new_header_looks_like_its_neighbours_and_its_column_has_a_width(bench, sheet):
     _save(sheet, _style)
     for question in (_TONE, _TOPIC):
@@ -360,6 +370,7 @@ def test_new_columns_are_in_the_table_of_the_sheet(bench, sheet):
     assert [column.id for column in table.tableColumns] == list(range(1, 11))
 
 
+@pytest.mark.thorough
 def test_a_name_that_differs_from_a_column_in_capitals_alone_gets_a_number(bench, sheet):
     bench.succeed("--prompt", "T of {{text}}", "--answer-column", "TEXT")
     assert "TEXT_1" in _rows(sheet)[0]
@@ -436,6 +447,7 @@ def test_a_new_column_is_shown_whatever_the_widths_of_the_sheet_are(bench, befor
     assert re.findall(r"<col [^<>]*/>", parts_in(bench.output)["xl/worksheets/part1.xml"].decode()) == widths
 
 
+@pytest.mark.thorough
 def test_python_adds_a_column_too(bench, sheet):
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": KEY, "progress": False}
     for column in ("answer", "Topic"):

@@ -151,6 +151,7 @@ def test_a_field_may_have_the_name_of_a_folder(tmp_path, monkeypatch):
     assert named_schema("invoice") == schema_of_fields("invoice")
 
 
+@pytest.mark.thorough
 def test_fields_is_the_short_name_of_schema(bench):
     wanted = schema_of_fields("amount:number")
     file = bench.path / "wanted.json"
@@ -162,6 +163,7 @@ def test_fields_is_the_short_name_of_schema(bench):
         assert bench.upstream.seen[-1].json["response_format"]["json_schema"]["schema"] == wanted
 
 
+@pytest.mark.thorough
 def test_python_has_the_same_short_forms(bench):
     bench.upstream.reply = answer(json.dumps({"name": "Paris", "people": 2}))
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}

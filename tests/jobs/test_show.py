@@ -27,6 +27,7 @@ def rows(bench: Any, *arguments: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.thorough
 def test_each_prompt_is_above_its_answer_and_a_seed_gives_the_same_rows(bench):
     bench.prompts(100)
     bench.succeed()
@@ -44,6 +45,7 @@ def test_each_prompt_is_above_its_answer_and_a_seed_gives_the_same_rows(bench):
     assert len(rows(bench, str(bench.output), "--rows", "200")) == 100
 
 
+@pytest.mark.thorough
 def test_failed_rows_come_first(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt.endswith("7") else answer())
     bench.prompts(30)
@@ -80,6 +82,7 @@ def test_turns_images_and_settings_of_rows(bench):
     assert "  system  Be brief.\n  user    Name one.\n  answer  " in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_a_changed_or_deleted_input_leaves_questions_and_answers(bench, is_deleted):
     bench.prompts(3)
@@ -113,6 +116,7 @@ def test_a_file_that_no_job_made(bench, name):
     assert len(rows(bench, str(path), "--rows", "50")) == 20
 
 
+@pytest.mark.thorough
 def test_the_text_of_a_row_is_above_its_answer_and_its_id_comes_last(bench):
     bench.write(["id,team,text,answer", f"{'x' * 40},a,short,yes", f"{'x' * 40},{'b' * 30},{'long ' * 9},no"], "in.csv")
     lines = shown(bench, str(bench.input)).splitlines()

@@ -228,6 +228,7 @@ def test_with_any_damaged_page_the_same_command_finishes_the_job(bench, is_done)
             (bench.folder.path / name).unlink(missing_ok=True)
 
 
+@pytest.mark.thorough
 def test_a_job_that_has_read_its_input_needs_it_no_longer(bench):
     half_done(bench)
     bench.input.unlink()
@@ -354,6 +355,7 @@ def test_answers_are_not_thrown_away_because_the_description_is_damaged(bench):
     assert len(bench.upstream.seen) - sent == 300 - count
 
 
+@pytest.mark.thorough
 def test_a_database_with_views_or_triggers_is_not_opened(bench):
     half_done(bench)
     with contextlib.closing(sqlite3.connect(bench.folder.database)) as other:
@@ -362,6 +364,7 @@ def test_a_database_with_views_or_triggers_is_not_opened(bench):
     bench.succeed("--again", "all")
 
 
+@pytest.mark.thorough
 def test_a_clock_that_is_set_back_does_no_harm(bench, monkeypatch):
     half_done(bench)
     count = len(bench.records())

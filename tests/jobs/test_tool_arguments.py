@@ -246,6 +246,7 @@ async def test_a_call_that_cannot_be_is_refused_with_the_names_of_its_arguments(
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 async def test_a_status_that_cannot_be_is_refused_in_words(tools):
     refused: list[tuple[dict[str, Any], str]] = [
         ({"offset": -1}, "offset: should be at least 0."),

@@ -79,6 +79,7 @@ async def lock_of(bench: Any) -> Lock:
     return taken[0]
 
 
+@pytest.mark.thorough
 async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     rows = bench.prompts(40)
     async with tools() as call:
@@ -135,6 +136,7 @@ async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
         assert 0.4 < budget.spent <= 0.5
 
 
+@pytest.mark.thorough
 async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools):
     bench.upstream.reply = by_prompt({"prompt 1": status_reply(400, "no"), "prompt 2": answer("x" * 3000)})
     bench.prompts(5)
@@ -187,6 +189,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
     assert len(bench.answers()) == 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("action", "content"), [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})]
 )
@@ -201,6 +204,7 @@ async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced,
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench, tools, priced):
     async with tools(priced) as call:
@@ -243,6 +247,7 @@ async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools
     assert (behind["rows"], behind["next_offset"]) == ([], None)
 
 
+@pytest.mark.thorough
 async def test_whole_numbers_that_javascript_would_round_are_texts_in_a_page(bench, tools):
     bench.upstream.reply = answer('{"order":1915883588174806058}')
     bench.write([{"id": 2**53 + 1, "prompt": "a"}, {"id": 2**53 - 1, "prompt": "b", "more": [10**30]}])
@@ -256,6 +261,7 @@ async def test_whole_numbers_that_javascript_would_round_are_texts_in_a_page(ben
     assert [row["id"] for row in bench.answers()] == [2**53 + 1, 2**53 - 1]
 
 
+@pytest.mark.thorough
 async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench, tools):
     """Codex cuts what exceeds 10,000 bytes out of the middle of a result."""
     bench.upstream.reply = answer("x" * 2000)
@@ -273,6 +279,7 @@ async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench, tool
     assert len({asked for _, asked in found.values()}) == 1, "a page of the length asked for"
 
 
+@pytest.mark.thorough
 async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(bench, tools, monkeypatch):
     monkeypatch.setattr("promptmill.jobs.store.lock._PATIENCE_S", 0.0)
     bench.prompts(3)
@@ -313,6 +320,7 @@ async def test_partial_answers_can_be_read_and_cancelling_twice_ends_all_request
     assert not bench.output.with_name("cancel").exists()
 
 
+@pytest.mark.thorough
 async def test_validate_shows_what_a_dry_run_shows_but_no_contents_of_files(bench, tools):
     bench.write(["id,text", *(f"{n},{'x' * 5000 if n == 3 else 'fine'}" for n in range(1, 6))], "in.csv")
     (bench.path / "plan.txt").write_text("we sell the house")
@@ -370,6 +378,7 @@ async def test_a_cancelled_job_does_not_wait_for_ever(bench, closing):
     assert said.startswith("3 requests in flight ended with the job, and may be charged")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pread")
 async def test_a_page_reads_no_rows_behind_the_last_answer(bench, tools, monkeypatch):
     bench.prompts(2000)
@@ -388,6 +397,7 @@ async def test_a_page_reads_no_rows_behind_the_last_answer(bench, tools, monkeyp
     assert last == [1]
 
 
+@pytest.mark.thorough
 async def test_a_listing_opens_each_job_once(bench, tools, finished, monkeypatch):
     opened: list[str] = []
     connect = sqlite3.connect
@@ -405,6 +415,7 @@ async def test_a_listing_opens_each_job_once(bench, tools, finished, monkeypatch
     assert len([name for name in opened if "job.db" in name]) == 1
 
 
+@pytest.mark.thorough
 async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
     bench.upstream.reply = late(None)
     bench.prompts(20)
@@ -433,6 +444,7 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     (await lock_of(bench)).release()
 
 
+@pytest.mark.thorough
 async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench, tools):
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(300)
@@ -446,6 +458,7 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
     assert len(bench.answers()) == 300
 
 
+@pytest.mark.thorough
 async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
     bench.write([{"prompt": "a", "answer": 72, "row": "r", "id": "x"}, {"prompt": "b"}])
     async with tools() as call:
@@ -478,6 +491,7 @@ class Echo(FakeBackend):
         return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
 
 
+@pytest.mark.thorough
 async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, tools):
     bench.prompts(60)
 
@@ -529,6 +543,7 @@ async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_
     assert {row["answer"] for row in bench.answers()} == {"first at 0.5"}
 
 
+@pytest.mark.thorough
 async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench, tools):
     body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
@@ -697,6 +712,7 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wrong", ["Say {{text}}", "{{unknown}}"])
 async def test_a_call_that_is_refused_leaves_a_finished_job_as_it_is(bench, tools, wrong):
     bench.write([{"text": "a"}, {"text": "b"}])
@@ -715,6 +731,7 @@ async def test_a_call_that_is_refused_leaves_a_finished_job_as_it_is(bench, tool
     assert len(bench.upstream.seen) == 2
 
 
+@pytest.mark.thorough
 async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_has_changed(bench, tools):
     bench.prompts(2)
     async with tools() as call:
@@ -763,6 +780,7 @@ async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench, tool
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
     prompts = ["a", {"prompt": "b", "id": 7}, [{"role": "user", "content": "c"}]]
     async with tools() as call:
@@ -811,6 +829,7 @@ async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     assert all("Replace it with the answers?" in message for message in asked)
 
 
+@pytest.mark.thorough
 async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(bench, tools):
     bench.write([{"prompt": text * 600, "row": "mine"} for text in "ab"])
     async with tools() as call:
@@ -884,6 +903,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
     assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]
 
 
+@pytest.mark.thorough
 async def test_the_output_among_the_files_of_a_call_is_left_out_with_a_note(bench, tools):
     (bench.path / "docs").mkdir()
     (bench.path / "docs" / "a.md").write_text("a")
@@ -929,6 +949,7 @@ async def test_fields_and_several_choices_are_objects_in_the_output(bench, tools
             assert sent.keys() == answered.keys()
 
 
+@pytest.mark.thorough
 async def test_rows_without_a_prompt_are_skipped_if_the_call_says_so(bench, tools):
     async with tools() as call:
         job = await ran(call, prompts=["a", {"prompt": ""}, "b"], skip_empty=True)
@@ -938,6 +959,7 @@ async def test_rows_without_a_prompt_are_skipped_if_the_call_says_so(bench, tool
     assert len(bench.upstream.seen) == 2
 
 
+@pytest.mark.thorough
 async def test_the_pages_of_a_pdf_are_sent_as_images(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
     async with tools() as call:
@@ -948,6 +970,7 @@ async def test_the_pages_of_a_pdf_are_sent_as_images(bench, tools):
     assert (kinds.count("image_url"), row["error"]) == (2, None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("asked", [{"prompts": ["a"]}, {"files": ["a.txt"], "prompt": "{{content}}"}])
 async def test_equal_rows_of_two_sessions_are_two_jobs(bench, tools, asked, monkeypatch):
     """No client learns from the state of a job what another one asked."""
@@ -977,6 +1000,7 @@ async def test_a_server_runs_a_limited_number_of_jobs(tools, monkeypatch):
         assert len(ends) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tool", ["bulk_generate", "bulk_status"])
 async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkeypatch, tool):
     imported: dict[str, int] = {}
@@ -1006,6 +1030,7 @@ def table(bench: Any) -> Any:
 _TABLE = {"input_file": "in.csv", "output_file": "out.csv"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("models", [["test-model", "other"], ["fast", "good"]])
 async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, models):
     """Models of the endpoint, and models of the configuration, each under the call's own sampling."""
@@ -1025,6 +1050,7 @@ async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, mod
     assert {seen.json.get("seed") for seen in table.upstream.seen} == ({3} if "fast" in models else {None})
 
 
+@pytest.mark.thorough
 async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, tools):
     limited = {**openai_configuration(table.upstream.url)._raw, "client_limits": {"models": ["small"]}}
     async with tools(Service(Configuration(limited))) as call:
@@ -1036,6 +1062,7 @@ async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, to
     assert [seen.json["model"] for seen in table.upstream.seen] == ["small"]
 
 
+@pytest.mark.thorough
 async def test_a_row_that_names_its_model_is_answered_under_the_sampling_of_the_call(table, tools):
     raw = openai_configuration(table.upstream.url)._raw
     named = {"openai": {**raw["backend_configs"]["openai"], "model_name": "small"}, "sampling_params": {"seed": 3}}
@@ -1161,6 +1188,7 @@ async def test_no_more_rows_of_a_query_are_read_than_the_call_asks_for(mails, to
     assert len(mails.upstream.seen) == 5, "the first answers stay"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkeypatch):
     steps = []

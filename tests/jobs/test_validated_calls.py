@@ -117,6 +117,7 @@ async def test_another_order_for_a_job_is_refused_alike(called, change, said):
     assert said in real if said else not real
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", [None, CALL])
 async def test_an_output_of_another_program_is_refused_alike(bench, called, first):
     def write():
@@ -136,6 +137,7 @@ async def test_a_changed_input_is_refused_alike(bench, called):
     assert "has changed since" in real
 
 
+@pytest.mark.thorough
 async def test_validating_leaves_the_job_as_it_was(bench, tools):
     def stored():
         with closing(JobDatabase(next(bench.path.rglob("job.db")))) as store:

@@ -57,6 +57,7 @@ def _images(bench: Any) -> int:
     return sum(part["type"] == "image_url" for part in parts)
 
 
+@pytest.mark.thorough
 def test_a_prompt_asks_about_each_text_of_a_folder(bench, mails):
     bench.input = mails
     bench.succeed("--prompt", "Extract: {{content}}")
@@ -99,6 +100,7 @@ def test_the_example_of_a_missing_prompt_can_be_copied_into_a_shell(bench, mails
     assert "such as --prompt 'Summarize this file. {{content}}'." in bench.fail()
 
 
+@pytest.mark.thorough
 def test_texts_of_windows_are_read_next_to_utf8_with_the_encoding_that_a_note_names(bench, mails):
     bench.input = mails
     (mails / "a.txt").write_text("Grüße: 5 €", encoding="cp1252")
@@ -129,6 +131,7 @@ def test_a_folder_with_tables_has_their_rows(bench, mails):
     assert _asked(bench) == ["hi"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
 def test_the_output_in_the_folder_of_texts_is_left_out_with_a_note(bench, mails, name):
     bench.input, bench.output = mails, mails / name
@@ -191,6 +194,7 @@ def test_a_binary_file_is_no_text_in_another_encoding(bench):
     assert "c.txt" not in said, "its mark leaves no doubt"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a.txt", "a.md"])
 def test_one_text_file_is_a_row_for_a_prompt_about_its_content(bench, name):
     bench.input = bench.path / name

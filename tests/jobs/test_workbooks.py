@@ -73,6 +73,7 @@ def _database(bench: Any, rows: int = 3) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_a_hidden_sheet_is_read_only_by_its_name(bench, book):
     workbook = openpyxl.load_workbook(book)
     workbook["Notes"].sheet_state = "hidden"
@@ -101,6 +102,7 @@ def test_a_job_is_found_by_the_workbook_that_holds_its_answers(bench, book):
     assert "did you mean out.xlsx#Labels or out.xlsx#Topics?" in bench.jobs("out.xlsx").stderr
 
 
+@pytest.mark.thorough
 def test_formulas_that_no_program_has_computed_are_noted(bench, book):
     formulas = "The workbook has formulas without a value in `formula`, which are read as empty cells"
     bench.input = Path(f"{book}#Mails")
@@ -110,6 +112,7 @@ def test_formulas_that_no_program_has_computed_are_noted(bench, book):
     assert formulas in bench.status()["warnings"][0]
 
 
+@pytest.mark.thorough
 def test_formulas_without_a_value_are_a_warning_in_python(bench, book):
     with pytest.warns(UserWarning, match="formulas without a value in `formula`"):
         promptmill.bulk(f"{book}#Mails", prompt="Say {{body}}", model="m", base_url=bench.upstream.url, api_key=KEY)
@@ -175,6 +178,7 @@ def test_a_workbook_that_no_package_here_reads_names_the_package(book, monkeypat
     assert raised.value.code is Code.MISSING_DEPENDENCY
 
 
+@pytest.mark.thorough
 def test_a_sheet_is_answered_into_a_table(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.csv"
     bench.succeed(*_PROMPT)
@@ -193,6 +197,7 @@ def test_a_workbook_with_several_sheets_and_a_sheet_that_is_not_there_are_told(b
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
     bench.succeed(*_PROMPT)
@@ -205,6 +210,7 @@ def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench, bo
     assert len(bench.upstream.seen) == 2  # the answers in it are no new input
 
 
+@pytest.mark.thorough
 def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_columns(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
     bench.succeed(*_PROMPT)
@@ -238,6 +244,7 @@ def test_a_correction_in_the_workbook_of_the_answers_follows_the_remedy(bench, b
     assert len(bench.upstream.seen) == 3
 
 
+@pytest.mark.thorough
 def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name("book.xlsx#Labels")
     bench.succeed(*_PROMPT)
@@ -247,6 +254,7 @@ def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench, book):
     assert "exists and is not this job's own output; name another sheet" in bench.fail(*_PROMPT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sheet", ["Mails", "Labels"])
 def test_a_job_goes_on_in_its_sheet_after_another_job_has_written_a_sheet(bench, book, sheet):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name(f"book.xlsx#{sheet}")
@@ -261,6 +269,7 @@ def test_a_job_goes_on_in_its_sheet_after_another_job_has_written_a_sheet(bench,
     assert len(bench.upstream.seen) == 4
 
 
+@pytest.mark.thorough
 def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench, book):
     bench.upstream.reply = answer("=1+1")
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
@@ -376,6 +385,7 @@ def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench):
     assert len(bench.upstream.seen) == 29
 
 
+@pytest.mark.thorough
 def test_rows_that_are_in_the_log_of_a_database_alone_are_new(bench):
     bench.input, bench.output = _database(bench).with_name("mails.db#inbox"), bench.path / "out.csv"
     with contextlib.closing(sqlite3.connect(bench.path / "mails.db")) as other:
@@ -408,6 +418,7 @@ def test_a_wrong_table_or_query_is_told_before_anything_is_sent(bench, name, opt
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_values_of_databases_and_sheets_keep_their_types_in_parquet(bench, book):
     database = _database(bench)
     bench.input, bench.output = database.with_name("mails.db#inbox"), bench.path / "sqlite.parquet"
@@ -448,6 +459,7 @@ def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path):
     assert table_paths.split(tmp_path / "notes#1.csv") == (tmp_path / "notes#1.csv", "")
 
 
+@pytest.mark.thorough
 def test_a_sheet_of_answers_has_widths_a_frozen_header_and_a_filter(bench):
     bench.upstream.reply = answer("good " * 40)
     bench.write(["id,body,note", *(f"{at},tea with milk and {at} lumps,a" for at in range(300))], "in.csv")
@@ -461,6 +473,7 @@ def test_a_sheet_of_answers_has_widths_a_frozen_header_and_a_filter(bench):
     assert _cells(bench.output, "answers")[300][:2] == ("299", "tea with milk and 299 lumps")
 
 
+@pytest.mark.thorough
 def test_a_message_about_a_workbook_names_the_row_of_its_sheet_and_calls_its_cell_empty(bench):
     book = openpyxl.Workbook()
     assert book.active is not None

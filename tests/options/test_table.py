@@ -88,6 +88,7 @@ def test_an_option_that_is_added_to_the_table_appears_on_every_face():
     assert "`test_seed`: rows in an order drawn from this seed; goes with `limit`." in table.listing()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("with_another_option")
 async def test_an_option_that_is_added_to_the_table_is_a_key_of_the_tools_options():
     async with Client(create_server(Service(Configuration({})))) as client:

@@ -5,6 +5,7 @@ import pytest
 from talk import sent, text
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(serve, upstream):
     async with serve(top={"sampling_params": {"temperature": 0.5, "top_p": 0.9}}) as talk:
@@ -42,6 +43,7 @@ async def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(serve, u
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("configured", "asked", "expected"),
     [(None, None, 100), (50, None, 50), (500, None, 100), (50, 80, 80), (50, {"max_tokens": None}, 100)],

@@ -58,6 +58,7 @@ async def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(talk, u
     assert codes(result) == {0: "not_found"}
 
 
+@pytest.mark.thorough
 async def test_when_nothing_is_answered_the_commonest_reason_comes_first(talk, upstream):
     upstream.reply = by_prompt({"odd": status(404, "no such model")}, status(422, "cannot"))
     result = await _generate(talk, "odd", "a", "b")
@@ -69,6 +70,7 @@ async def test_when_nothing_is_answered_the_commonest_reason_comes_first(talk, u
     assert result.meta["requests"] == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("on_error", "is_error"), [("report", False), ("raise", True)])
 async def test_on_error_raise_turns_any_failure_into_an_error_that_holds_the_answers(
     serve, upstream, on_error, is_error
@@ -108,6 +110,7 @@ async def test_a_name_that_nobody_knows_is_said_and_is_ours(serve):
 # Time
 
 
+@pytest.mark.thorough
 @pytest.mark.simulated
 async def test_a_call_that_takes_too_long_returns_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"slow": hang()})
@@ -122,6 +125,7 @@ async def test_a_call_that_takes_too_long_returns_what_is_done(serve, upstream):
 # What cannot be done as asked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("unsupported", "is_error"), [("warn", False), ("error", True)])
 async def test_a_parameter_that_the_endpoint_cannot_take_is_a_warning_or_an_error(
     serve, upstream, unsupported, is_error

@@ -43,6 +43,7 @@ async def test_without_a_tag_images_follow_the_text(talk, upstream, pictures):
     assert _parts(upstream) == ["what?", _url(pictures[0]), _url(pictures[1])]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("top", [{}, {"image_tag": "<img>"}])
 async def test_the_kth_tag_is_replaced_by_the_kth_image(serve, upstream, pictures, top):
     more = {} if top else {"image_tag": "<img>"}
@@ -81,6 +82,7 @@ async def test_a_list_of_images_per_prompt_or_the_call_fails(talk, upstream, pat
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 async def test_an_image_that_cannot_be_read_is_that_items_error_with_its_whole_path(
     serve, tmp_path, monkeypatch, pictures
 ):
@@ -108,6 +110,7 @@ async def test_an_image_under_an_impossible_name_is_that_items_error_alone(talk,
     assert codes(result) == {0: "invalid_image"}
 
 
+@pytest.mark.thorough
 async def test_an_openai_message_may_bring_its_image(talk, upstream, pictures):
     parts = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": pictures[0]}}]
     await talk.answers({"role": "user", "content": parts})

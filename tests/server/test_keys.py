@@ -35,12 +35,14 @@ def key_sent(upstream, monkeypatch):
     return sent_with
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["LLM_API_KEY", "OPENAI_API_KEY"])
 @pytest.mark.usefixtures("protocol")
 async def test_a_key_from_the_environment_goes_to_what_the_operator_named(key_sent, far, name):
     assert await key_sent(operator={"base_url": far}, environ={name: KEY}) == f"Bearer {KEY}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("operator", "key"),
     [

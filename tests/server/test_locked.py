@@ -27,6 +27,7 @@ async def _names(talk):
     return {tool.name for tool in await talk.client.list_tools()}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
     names = await _names(locked)
@@ -44,6 +45,7 @@ async def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool)
     assert await locked.answers("hi") == ["echo: hi"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
     said = "".join([tool.model_dump_json() for tool in await locked.client.list_tools()])

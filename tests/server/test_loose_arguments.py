@@ -24,6 +24,7 @@ def picture(tmp_path):
     return tmp_path / "red.png"
 
 
+@pytest.mark.thorough
 async def test_null_for_an_optional_argument_is_its_default(talk):
     generated = await talk("generate", prompt_ls=["a"], system_prompt=None)
     with_images = await talk(
@@ -39,6 +40,7 @@ async def test_null_for_an_optional_argument_is_its_default(talk):
     assert "offset" not in missing
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("prompts", "expected"),
     [
@@ -129,6 +131,7 @@ async def test_a_backend_that_is_not_installed_is_refused_with_that_of_the_only_
     assert said.endswith('The call has a block for `backend: "openai"`.')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["asked for", "trusted"])
 async def test_the_word_vllm_means_vllm_and_a_pipelines_client_gets_the_default_of_old(upstream, how):
     configuration = Configuration(openai_configuration(upstream.url)._raw, trust_client=how == "trusted")
@@ -152,6 +155,7 @@ async def test_an_argument_of_the_tool_itself_is_kept_whatever_clients_add(talk)
     assert "toolCallId" not in (await talk("generate", prompt_ls=["a"])).meta.get("warnings", ())
 
 
+@pytest.mark.thorough
 async def test_an_empty_schema_is_no_schema(talk):
     assert await talk.answers("a", schema={}) == ["echo: a"]
     assert await talk.answers("yes", schema="{}", model="", choices=[]) == ["echo: yes"]

@@ -55,6 +55,7 @@ def _folders():
     return sorted(root.iterdir()) if root.exists() else []
 
 
+@pytest.mark.thorough
 async def test_nothing_is_lost_and_nothing_is_asked_twice(serve, upstream):
     upstream.reply = late(0.25, answer())
     prompts = [f"prompt {at}" for at in range(120)]

@@ -91,6 +91,7 @@ def test_words_hold_numbers_that_people_can_read():
     assert _count(call).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123.4/s, about 2:13:")
 
 
+@pytest.mark.thorough
 @pytest.mark.simulated
 async def test_a_call_that_waits_says_why(serve, upstream):
     told = []
@@ -111,6 +112,7 @@ async def test_a_call_that_waits_says_why(serve, upstream):
         ).structured_content == {"ans_ls": ["echo: x"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.simulated
 async def test_progress_is_told_at_most_twice_a_second(serve, upstream):
     upstream.reply = late(0.1)

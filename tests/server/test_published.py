@@ -108,6 +108,7 @@ async def test_wrong_arguments_of_prompts_and_resources_are_named(talk, caplog):
     assert not caplog.records, "no stack trace on stderr"
 
 
+@pytest.mark.thorough
 async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(serve, tools, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     async with serve() as talk:
@@ -149,6 +150,7 @@ async def test_no_schema_refers_to_itself(tools):
         assert "$ref" not in json.dumps([tool.input_schema, tool.output_schema]), tool.name
 
 
+@pytest.mark.thorough
 async def test_no_name_is_that_of_two_things(talk, tools):
     """Semantic Kernel leaves out a prompt with the name of a tool."""
     client = talk.client
@@ -163,6 +165,7 @@ async def test_a_short_tool_is_described_by_a_longer_one(tools):
     assert "description" not in str(short)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("locked", [True, False])
 async def test_no_client_cuts_a_description_or_the_instructions(upstream, locked):
     """Claude Code cuts each at 2 KB."""

@@ -49,6 +49,7 @@ async def _read_all(talk, uri, most=200_000):
     return rows
 
 
+@pytest.mark.thorough
 async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_a_job(configuration):
     prompts = [f"prompt {number}" for number in range(30)]
     async with serving(configuration) as talk:
@@ -109,6 +110,7 @@ async def test_no_result_without_an_answer_in_it_looks_like_a_success(configurat
     assert row["answer"] == "x" * 300_000
 
 
+@pytest.mark.thorough
 async def test_where_every_failure_is_an_error_so_is_an_answer_that_is_left_out(configuration):
     configuration = Configuration({**configuration._raw, "on_error": "raise"})
     async with serving(configuration) as talk:
@@ -144,6 +146,7 @@ async def test_failures_and_invalid_prompts_keep_their_places(configuration, ups
     assert [row["index"] for row in rows if row["error"]] == [0, 31]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("limit", [0, 50 << 20])
 async def test_the_operator_may_raise_or_lift_the_limit(configuration, limit):
     configuration = Configuration({**configuration._raw, "max_result_bytes": limit})
@@ -152,6 +155,7 @@ async def test_the_operator_may_raise_or_lift_the_limit(configuration, limit):
     assert result.structured_content["ans_ls"] == [LONG] * 30
 
 
+@pytest.mark.thorough
 async def test_a_pipelines_own_client_gets_everything(configuration):
     configuration = Configuration(configuration._raw, trust_client=True)
     async with serving(configuration) as talk:
@@ -204,6 +208,7 @@ FEW = "abcdefghijkl"
 ALL = ["x" * 100_000] * 12
 
 
+@pytest.mark.thorough
 def test_over_http_a_fast_call_or_one_without_progress_has_no_limit(served, monkeypatch):
     monkeypatch.setattr(tool_calls, "_FAST_S", PATIENCE_S)  # however busy the machine is
     many = [f"{'long prompt ' * 40}{number}" for number in range(12)]

@@ -32,6 +32,7 @@ async def test_it_is_listed_and_says_what_would_answer_before_anything_is_loaded
     assert found["totals"]["requests"] == 0
 
 
+@pytest.mark.thorough
 async def test_totals_count_what_calls_cost_and_how_items_failed(talk, upstream):
     upstream.reply = by_prompt({"bad": status(400, "no")}, attempts(status(500), answer()))
     await talk("generate", prompt_ls=["one two", "bad", "three"])
@@ -127,6 +128,7 @@ async def test_no_secret_of_any_kind_shows_up(monkeypatch):
     assert '"slow"' in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.usefixtures("protocol")
 async def test_a_locked_server_has_it_too(upstream, locked, closing):

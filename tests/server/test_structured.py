@@ -52,6 +52,7 @@ async def test_long_schemas_are_read_in_a_thread_one_call_at_a_time(talk, monkey
     assert threading.get_ident() in threads, "a short one is not worth a thread"
 
 
+@pytest.mark.thorough
 async def test_prompts_of_megabytes_are_read_in_a_thread(talk, monkeypatch):
     threads = set()
 
@@ -130,6 +131,7 @@ def test_a_schema_file_that_cannot_be_used_is_named(upstream, arguments, tmp_pat
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 async def test_every_answering_tool_takes_choices_and_answers_with_one_of_them(talk, upstream):
     upstream.reply = answer('{"answer": "no"}')
     for result in [

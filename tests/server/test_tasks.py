@@ -60,6 +60,7 @@ async def _refused(client, method, task_id):
     return refused.value.error
 
 
+@pytest.mark.thorough
 async def test_a_large_call_is_a_task_and_its_result_that_of_a_call(served, serve, upstream):
     async with served() as (client, tasking):
         result = await client.call_tool("generate", {"prompt_ls": MANY})
@@ -80,6 +81,7 @@ async def test_a_large_call_is_a_task_and_its_result_that_of_a_call(served, serv
     assert set(upstream.attempts.values()) == {2}, "each prompt was sent once per call"
 
 
+@pytest.mark.thorough
 async def test_a_small_call_and_a_client_without_tasks_get_the_result(served, talk):
     async with served() as (client, tasking):
         result = await client.call_tool("generate", {"prompt_ls": ["a"]})
@@ -88,6 +90,7 @@ async def test_a_small_call_and_a_client_without_tasks_get_the_result(served, ta
     assert not JobFolders.from_environ().paths()
 
 
+@pytest.mark.thorough
 async def test_a_call_that_is_no_task_has_left_nothing_on_the_disk_when_its_result_arrives(served):
     async with served() as (client, _):
         for _ in range(3):
@@ -95,6 +98,7 @@ async def test_a_call_that_is_no_task_has_left_nothing_on_the_disk_when_its_resu
             assert not JobFolders.from_environ().paths()
 
 
+@pytest.mark.thorough
 async def test_a_call_that_still_runs_after_a_few_seconds_becomes_a_task(served, upstream, monkeypatch):
     monkeypatch.setattr(tasks, "_SOON_S", 0.4)
     upstream.reply = by_prompt({"slow": late(1.0, answer())}, answer())
@@ -195,6 +199,7 @@ def _opened(task_id):
     return [file.path for file in psutil.Process().open_files() if file.path.startswith(folder)]
 
 
+@pytest.mark.thorough
 async def test_a_task_waits_for_its_place_with_its_files_closed(served, upstream, one_place):
     upstream.reply = by_prompt({"prompt 9": hang()}, answer())
     others = [f"other {at}" for at in range(tasks._LARGE)]
@@ -371,6 +376,7 @@ def test_a_server_whose_client_waits_for_a_result_ends_when_it_should(older, ups
         server.ends("EOF")
 
 
+@pytest.mark.thorough
 async def test_it_is_kept_as_long_as_its_client_may_ask(served, monkeypatch):
     async with served() as (client, _):
         await client.call_tool("generate", {"prompt_ls": MANY})

@@ -85,6 +85,7 @@ async def test_the_answering_tools_publish_what_they_return(talk):
 # What a result looks like
 
 
+@pytest.mark.thorough
 async def test_answers_keep_the_order_of_the_prompts(talk, upstream):
     upstream.reply = choose(lambda seen: late(0.002 * (30 - int(seen.prompt))))
     prompts = [str(i) for i in range(30)]
@@ -101,6 +102,7 @@ async def test_no_prompts_give_no_answers_and_call_no_model(talk, upstream):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "item",
     [
@@ -119,6 +121,7 @@ async def test_every_shape_of_a_prompt_is_answered(talk, item):
     assert await talk.answers(item) == ["echo: hi"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["prompt_ls", "messages", "multimodal_path", "backend_configs"])
 async def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name):
     match name:
@@ -140,6 +143,7 @@ async def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name
 MALFORMED = [3, None, True, ["a"], {}, {"prompt": "x"}, {"content": 3}, {"role": "robot", "content": "x"}]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wrong", MALFORMED)
 async def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk, upstream, wrong):
     assert (await talk.error("generate", prompt_ls=["a", wrong, "b"])).startswith("prompt_ls[1]")
@@ -149,6 +153,7 @@ async def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk
 # Roles and system prompts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "developer", "tool"])
 async def test_known_roles_go_through(talk, upstream, role):
     turn = {"role": role, "content": "x"} | ({"tool_call_id": "c1"} if role == "tool" else {})
@@ -166,12 +171,14 @@ async def test_an_unknown_role_is_an_error_with_its_index(talk, upstream):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("messages", [[], ["x"], [{"role": "user"}], [{"content": "x"}], "[]"])
 async def test_a_conversation_without_a_turn_is_an_error(talk, upstream, messages):
     assert (await talk.error("multiturn_generate", messages=messages)).startswith("messages")
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("configured", "given", "own", "expected"),
     [
@@ -210,6 +217,7 @@ async def test_meta_has_totals_and_a_column_per_item(talk, upstream):
     assert not meta.keys() & {"reasoning", "warnings", "tool_calls"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("items", "columns"), [(1000, True), (1001, False)])
 async def test_large_calls_have_totals_without_columns(talk, items, columns):
     meta = (await talk("generate", prompt_ls=["x"] * items)).meta
@@ -217,6 +225,7 @@ async def test_large_calls_have_totals_without_columns(talk, items, columns):
     assert ("attempts" in meta) is columns
 
 
+@pytest.mark.thorough
 async def test_reasoning_is_kept_apart_from_the_answer(talk, upstream):
     upstream.reply = by_prompt({"plain": answer("Paris.")}, answer("<think>because</think>\n\nParis."))
     result = await talk("generate", prompt_ls=["plain", "x"])
@@ -273,6 +282,7 @@ async def test_shutdown_is_a_successful_nothing_on_an_endpoint(talk, upstream):
 # Progress
 
 
+@pytest.mark.thorough
 async def test_progress_comes_first_and_last_and_grows(serve, upstream):
     upstream.reply = late(0.05)
     told = []

@@ -131,6 +131,7 @@ async def test_what_was_chosen_is_said_and_never_changed(upstreams, monkeypatch,
     assert "backend auto: openai with tiny:1b" in caplog.text
 
 
+@pytest.mark.thorough
 async def test_a_call_that_changes_the_address_finds_that_ones_model(upstreams):
     first, second = upstreams(), upstreams()
     second.models = ["other"]
@@ -154,6 +155,7 @@ async def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(ups
         assert await talk.answers("x") == ["echo: x"]
 
 
+@pytest.mark.thorough
 async def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(upstream, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path))
     upstream.reply = late(None)

@@ -162,6 +162,7 @@ async def test_a_run_is_stopped_for_a_reason_and_cancelled_for_none():
         driver.stoppable.stop(PromptmillError(Code.SHUTDOWN, "too late to matter"))
 
 
+@pytest.mark.thorough
 async def test_answers_that_come_at_once_let_the_event_loop_go_on():
     turns, ended = 0, asyncio.Event()
 

@@ -208,6 +208,7 @@ async def test_the_rounds_of_a_job_count_once_in_the_totals_of_the_service(closi
     assert call.counts.done == service.calls.totals()["done"] == 3
 
 
+@pytest.mark.thorough
 async def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_call(closing):
     shop = Shop()
     service = closing(Service(Configuration({"models": {"a": _hf(), "b": _hf()}}), create=shop.create))

@@ -88,6 +88,7 @@ def configured(**more):
     return Configuration({"backend": "toy", "backend_configs": {"toy": {"greeting": "Hello,"}}, **more})
 
 
+@pytest.mark.thorough
 async def test_a_backend_of_another_package_answers_over_mcp(site):
     async with serving(configured(sampling_params={"max_tokens": 5, "top_p": 0.5})) as talk:
         result = await talk("generate", prompt_ls=["you", "all"])
@@ -131,6 +132,7 @@ async def test_every_parameter_is_named_that_its_record_does_not_name(site, name
     assert any(name in warning for warning in call.warnings)
 
 
+@pytest.mark.thorough
 async def test_it_may_be_one_of_several_models(site):
     block = {"toy": {"greeting": "Hi,"}}
     configuration = Configuration({"backend": "hf", "models": {"a": block, "b": {"backend": "toy", **block}}})

@@ -180,6 +180,7 @@ def job(upstream, tmp_path):
     return ["bulk", str(rows), str(tmp_path / "out.jsonl"), "--config", str(tmp_path / "p.yaml"), "--json"]
 
 
+@pytest.mark.thorough
 def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(job, upstream, tmp_path, capsys):
     assert main([*job, "--max-cost", str(LIMIT)]) != 0
     found = json.loads(capsys.readouterr().out)
@@ -194,6 +195,7 @@ def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(job, upstream, 
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
 
 
+@pytest.mark.thorough
 def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
     assert main([*job, "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -520,6 +522,7 @@ async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, up
         assert call.counts.cost == pytest.approx(_billed(upstream, factor))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("tier", "factor"), [("flex", 1.0), ("priority", 2.0)])
 async def test_a_tier_that_no_answer_reports_costs_the_same_with_and_without_a_budget(opened, upstream, tier, factor):
     upstream.reply = _writes_all()

@@ -87,6 +87,7 @@ async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
     assert len(upstream.seen) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("second", "options"),
     [
@@ -249,6 +250,7 @@ async def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, ca
     assert capsys.readouterr().out.startswith("1 answer forgotten\n0 answers")
 
 
+@pytest.mark.thorough
 def test_a_job_takes_answers_from_the_cache(upstream, tmp_path, capsys):
     upstream.reply = by_prompt({}, otherwise=answer())
     block = {"model_name": "m", "base_url": upstream.url}
@@ -317,6 +319,7 @@ async def test_to_several_clients_a_hit_looks_like_an_answer(opened, upstream):
     assert "cached" not in totals[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cache", [True, "all"])
 async def test_to_several_clients_each_of_several_answers_is_kept_separately(
     opened, upstream, tmp_path, monkeypatch, cache

@@ -183,6 +183,7 @@ async def test_top_choices_must_be_a_number_and_go_with_choices(ask, upstream):
     assert any("top_choices" in warning for warning in call.warnings)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reasoning", ["separate", "inline"])
 async def test_tokens_of_the_reasoning_tell_nothing_of_the_choice(ask, upstream, reasoning):
     told = _tokens({"<think>": 1.0}, {"positive": 0.9, "negative": 0.1}, {"?</think>": 1.0})

@@ -90,6 +90,7 @@ async def test_several_answers_are_kept_together_in_the_cache(ask, upstream, tmp
     assert (call.counts.cached, len(upstream.seen)) == (1, 2)
 
 
+@pytest.mark.thorough
 async def test_workers_send_them_as_well(ask, upstream):
     outcomes, call = await ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
     assert [outcome.answers for outcome in outcomes] == [(f"echo: {at}",) * 2 for at in range(20)]

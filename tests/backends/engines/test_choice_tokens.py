@@ -88,6 +88,7 @@ def test_without_fragments_every_text_that_own_tokens_can_write_goes_on():
     assert fragments(words, "ad", "ca", "acxd", "acxe") is None
 
 
+@pytest.mark.thorough
 def test_the_work_for_long_choices_grows_with_their_length():
     words = Words('"}')  # with all parts of the texts, these would be 200 million
     assert fragments(words, "a" * 20_000 + "b", "a" * 20_000 + "c") == {*'"}'}

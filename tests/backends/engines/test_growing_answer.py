@@ -48,6 +48,7 @@ def _cut(tokenizer, tokens: list[int], stops: list[str]) -> str | None:
     return None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind):
     tokenizer, chance = _vocabulary(kind), random.Random(7)

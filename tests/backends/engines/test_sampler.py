@@ -29,11 +29,13 @@ def test_without_temperature_the_likeliest_token_is_taken():
     assert hf.choose(scores, [hf.SamplerState(temperature=1e-6)] * 5) == scores.argmax(-1).tolist()
 
 
+@pytest.mark.thorough
 def test_draws_follow_the_shares():
     shares = drawn(hf.SamplerState(temperature=1, seed=1), scores_of(0.5, 0.3, 0.2))
     assert shares == pytest.approx({0: 0.5, 1: 0.3, 2: 0.2}, abs=0.04)
 
 
+@pytest.mark.thorough
 def test_temperature_sharpens_and_flattens():
     sharp = drawn(hf.SamplerState(temperature=0.5, seed=1), scores_of(0.6, 0.4))
     assert sharp[0] == pytest.approx(0.36 / (0.36 + 0.16), abs=0.04)
@@ -44,6 +46,7 @@ def test_top_k_keeps_that_many():
     assert shares == pytest.approx({1: 0.625, 2: 0.375}, abs=0.04)
 
 
+@pytest.mark.thorough
 def test_top_p_keeps_the_token_that_reaches_it():
     shares = drawn(hf.SamplerState(temperature=1, top_p=0.7, seed=1), scores_of(0.2, 0.5, 0.3))
     assert shares == pytest.approx({1: 0.625, 2: 0.375}, abs=0.04)
@@ -55,6 +58,7 @@ def test_top_p_counts_within_what_top_k_left():
     assert set(shares) == {1}
 
 
+@pytest.mark.thorough
 def test_top_p_counts_within_all_that_a_large_top_k_left():
     """Against transformers: 300 of 1,000 tokens have half of the mass, and `top_p` 0.3 is of that half."""
     from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper

@@ -179,6 +179,7 @@ def test_only_closed_forms_with_fields_are_answered_so():
     assert not several_questions.is_asked(request(tools=[{}]))
 
 
+@pytest.mark.thorough
 def test_four_hundred_questions_are_at_the_engine_a_few_at_a_time():
     form = Form(tuple(Question(f"q{n}", "", YesNo()) for n in range(400)))
     now, most = 0, 0

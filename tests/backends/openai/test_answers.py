@@ -411,6 +411,7 @@ async def test_under_load_an_endpoint_reads_each_prompt_once(upstream, drive):
     assert len(upstream.attempts) == 9000
 
 
+@pytest.mark.thorough
 async def test_idle_connections_that_the_server_closed_cost_nothing(upstream):
     prompts = [str(i) for i in range(40)]
     async with opened(upstream.url, concurrency=20, retries=2) as backend:
@@ -445,6 +446,7 @@ async def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, length):
     assert texts == echoes(prompts)
 
 
+@pytest.mark.thorough
 async def test_answers_stay_with_their_prompts(upstream, drive):
     slow = {str(i): late((i * 7 % 10) / 100) for i in range(0, 200, 3)}
     upstream.reply = by_prompt(slow)
@@ -457,6 +459,7 @@ async def test_nothing_to_ask_sends_nothing(upstream, drive):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 async def test_a_prompt_of_20_mb_goes_through(upstream, drive):
     upstream.reply = answer("read")
     assert (await drive(["x" * 20_000_000, "small"])).texts == ["read", "read"]

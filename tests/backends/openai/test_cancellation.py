@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("either_way")
 HUNDRED = [f"prompt {i}" for i in range(100)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.2, 100), late(60)])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
@@ -95,6 +96,7 @@ async def _forgotten(upstream):
     upstream.peak = 0
 
 
+@pytest.mark.thorough
 async def test_cancelling_one_run_leaves_the_others_alone(upstream):
     upstream.reply = late(0.01)
     async with opened(upstream.url, concurrency=8) as backend:
@@ -159,6 +161,7 @@ async def test_closing_before_loading_is_fine(upstream):
     await backend.aclose()
 
 
+@pytest.mark.thorough
 @pytest.mark.simulated
 @pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.1, 100), late(30)])
 async def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):

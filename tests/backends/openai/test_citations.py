@@ -183,6 +183,7 @@ def test_only_addresses_of_the_web_are_sources(url):
     assert read(says("A", citations=[url, {"url": url, "title": "A"}, FIRST])).sources == [{"url": FIRST, "title": ""}]
 
 
+@pytest.mark.thorough
 def test_the_number_and_the_length_of_sources_are_bounded():
     pages = [{"url": f"{FIRST}/{number}", "title": "a" * 9999} for number in range(3000)]
     sources = read(says("A", search_results=pages)).sources
@@ -251,6 +252,7 @@ def test_numbers_in_lists_and_ranges_are_changed(text, expected):
     assert read(says(text, citations=[FIRST, FIRST, SECOND]), provider="perplexity").text == expected
 
 
+@pytest.mark.thorough
 def test_many_numbers_are_changed_in_linear_time():
     text = "[1-9, 1-9, 1-9, 1-9, 1-9]" * 20_000
     began = time.process_time()

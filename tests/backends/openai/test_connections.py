@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from driving import ask, echoes, opened
 from replies import late
 from waiting import until
@@ -23,6 +25,7 @@ async def test_fewer_connections_than_requests_are_enough(upstream, drive):
     assert upstream.connections <= 2
 
 
+@pytest.mark.thorough
 async def test_connections_are_kept_and_used_again(upstream):
     async with opened(upstream.url, concurrency=4) as backend:
         for _ in range(3):

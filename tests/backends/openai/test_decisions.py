@@ -414,6 +414,7 @@ def test_every_module_of_a_dialect_is_found() -> None:
 # Over real connections
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 async def test_rows_are_answered_with_the_servers_probabilities(upstream: Any, name: str) -> None:
     upstream.reply = decides()

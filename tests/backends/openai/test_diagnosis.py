@@ -91,6 +91,7 @@ async def test_a_refused_key_for_the_list_of_models_is_a_warning(upstream, monke
     assert 'No key was sent: `export OPENAI_API_KEY=…`, or name another variable: `api_key_env: "NAME"`.' in said.detail
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("code", [401, 403])
 async def test_a_missing_key_is_mentioned_only_if_the_endpoint_requires_one(checked, upstream, code):
     upstream.reply = status(code, "no entry")
@@ -98,6 +99,7 @@ async def test_a_missing_key_is_mentioned_only_if_the_endpoint_requires_one(chec
     assert "No key was sent" not in _failed(await checked())[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("code", "message"), [(400, "Invalid API key"), (429, "account deactivated"), (402, "pay")])
 async def test_other_statuses_do_not_mention_a_missing_key(checked, upstream, code, message):
     upstream.reply = status(code, message)

@@ -1088,6 +1088,7 @@ async def test_the_end_of_a_limit_in_anthropics_headers_is_awaited(upstream, dri
     assert upstream.seen[1].at - upstream.seen[0].at >= 0.399
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 async def test_check_tries_the_api_of_the_dialect(upstream, name):
     upstream.reply = speaks()
@@ -1395,6 +1396,7 @@ def test_the_grounding_of_a_stream_may_come_in_several_events(grounding):
     assert answer.usage.searches == 2
 
 
+@pytest.mark.thorough
 def test_many_events_with_grounding_are_read_in_linear_time():
     events = [
         {"candidates": [{"content": {"parts": []}, "groundingMetadata": {"webSearchQueries": [f"q{at}"]}}]}

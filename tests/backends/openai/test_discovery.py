@@ -99,6 +99,7 @@ async def test_a_model_that_ollama_has_loaded_has_its_context_and_is_the_default
     assert (await _models(openai_config(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "listed", [{"data": ["m1"]}, ["m1"], {"models": ["m1"]}, {"data": [{"id": "m1"}, {"id": "m1"}]}]
 )
@@ -120,6 +121,7 @@ async def test_a_long_list_is_shortened_in_the_message(upstream):
         await with_model(openai_config(upstream.url, model_name=None))
 
 
+@pytest.mark.thorough
 async def test_a_list_that_arrives_in_several_pieces_is_read_to_its_end(upstream):
     upstream.models = [f"model-{number}" for number in range(30_000)]
     assert len((await _models(openai_config(upstream.url))).models) == 30_000

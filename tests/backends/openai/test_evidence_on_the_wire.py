@@ -31,6 +31,7 @@ def _named(row):
     return f"{row['provider']}-{row['status']}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row", _sample("retry", 16), ids=_named)
 async def test_what_may_pass_is_tried_again_and_costs_no_answer(upstream, drive, row):
     upstream.reply = by_prompt({"7": attempts(_reply(row), answer())}, late(0.005))
@@ -38,6 +39,7 @@ async def test_what_may_pass_is_tried_again_and_costs_no_answer(upstream, drive,
     assert result.answered == len(PROMPTS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("row", _sample("item", 10), ids=_named)
 async def test_what_concerns_one_item_costs_it_alone_and_one_attempt(upstream, drive, row):
     upstream.reply = by_prompt({"7": _reply(row)}, late(0.005))

@@ -34,6 +34,7 @@ def workers() -> list[psutil.Process]:
     return below("promptmill.cluster.worker")
 
 
+@pytest.mark.thorough
 async def test_workers_answer_as_one_process_does(upstream, drive):
     upstream.reply = by_prompt({"prompt 7": answer("x", finish_reason="length", message={"reasoning": "hm"})}, answer())
     alone, shared = await drive(PROMPTS), await drive(PROMPTS, **BULK)
@@ -52,6 +53,7 @@ async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, dr
     assert result.call.counts.requests == len(upstream.seen) == len(PROMPTS)
 
 
+@pytest.mark.thorough
 async def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"prompt 3": status(500), "prompt 5": status(400), "prompt 9": reset()}, late(0.002))
     prompts = [*PROMPTS[:60], "\ud800"]
@@ -61,6 +63,7 @@ async def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, 
     assert codes == {3: (Code.SERVER_ERROR, 3), 5: (Code.BAD_REQUEST, 1), 60: (Code.INVALID_INPUT, 0)}
 
 
+@pytest.mark.thorough
 async def test_a_refused_key_is_known_to_all_workers(upstream, drive):
     upstream.reply = quota()
     result = await drive(PROMPTS, **BULK)
@@ -68,6 +71,7 @@ async def test_a_refused_key_is_known_to_all_workers(upstream, drive):
     assert len(upstream.seen) <= 16
 
 
+@pytest.mark.thorough
 async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream):
     upstream.reply = late(0.2)
     async with opened(upstream.url, **BULK) as backend:
@@ -127,6 +131,7 @@ async def test_a_higher_concurrency_reaches_the_workers_of_a_running_call(upstre
     assert upstream.peak <= 12
 
 
+@pytest.mark.thorough
 async def test_a_first_answer_tells_all_workers_that_later_refusals_are_of_their_items(upstream, drive):
     upstream.reply = by_prompt({f"prompt {n}": status(403) for n in range(1, 300, 2)}, late(0.002))
     result = await drive(PROMPTS, retries=2, **BULK)
@@ -148,6 +153,7 @@ async def test_the_key_is_in_no_command_line_and_no_environment(upstream):
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.thorough
 async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     items = [
@@ -184,6 +190,7 @@ class Listed(Source):
         return taken
 
 
+@pytest.mark.thorough
 async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upstream):
     sink = DictSink()
     source = Listed(
@@ -205,6 +212,7 @@ async def test_a_large_call_with_nothing_left_to_ask_ends(upstream):
     assert not workers()
 
 
+@pytest.mark.thorough
 async def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upstream):
     async with opened(upstream.url, **BULK) as backend:
         result = await ask(backend, PROMPTS, source=ListSource(PROMPTS, extra={"wide": 2**70}))
@@ -213,6 +221,7 @@ async def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_proces
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 async def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):
     call, links = ProcessLink.call, []
 

@@ -239,6 +239,7 @@ async def test_a_fault_ends_the_item_as_the_table_says(upstream, drive, fault):
     _check(result.outcomes[0], fault, fault.tries, upstream)
 
 
+@pytest.mark.thorough
 @both
 @pytest.mark.parametrize("fault", _cases(FAULTS))
 async def test_a_fault_of_one_item_costs_no_other(upstream, drive, fault):
@@ -325,6 +326,7 @@ async def test_a_certificate_from_the_environment_is_trusted(upstreams, drive, m
     assert (await drive(["hi"], base_url=up.url)).texts == echoes(["hi"])
 
 
+@pytest.mark.thorough
 @both
 @pytest.mark.simulated
 @pytest.mark.parametrize("at", ["head", "body"])
@@ -369,6 +371,7 @@ STREAM_FAULTS = [
 ]
 
 
+@pytest.mark.thorough
 @both
 @pytest.mark.parametrize("fault", _cases(STREAM_FAULTS))
 async def test_a_fault_of_a_stream_costs_no_other(upstream, drive, fault):

@@ -30,6 +30,7 @@ async def test_stragglers_are_answered_by_their_twins(upstream, drive):
     assert (await drive(PROMPTS, concurrency=64, hedge=True)).texts == echoes(PROMPTS)
 
 
+@pytest.mark.thorough
 async def test_twins_are_counted_and_at_most_one_in_twenty(upstream):
     upstream.reply = choose(lambda seen: late(0.2 if seen.number % 4 == 0 else 0.01))
     async with opened(upstream.url, concurrency=16, hedge=True) as backend:
@@ -40,6 +41,7 @@ async def test_twins_are_counted_and_at_most_one_in_twenty(upstream):
     assert len(PROMPTS) <= call.counts.requests <= 1.05 * len(PROMPTS) + 1
 
 
+@pytest.mark.thorough
 async def test_the_loser_is_cancelled(upstream, drive):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "300" and seen.attempt == 1 else late(0.01))
     assert (await drive(PROMPTS, concurrency=16, hedge=True)).texts == echoes(PROMPTS)
@@ -57,6 +59,7 @@ async def test_a_twin_goes_to_another_endpoint_where_there_is_one(upstreams, dri
     assert quick.attempts["300"] == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [status(500), status(429)])
 async def test_failures_are_tried_again_as_without_twins(upstream, drive, fault):
     upstream.reply = choose(lambda seen: fault if seen.attempt == 1 and seen.prompt.endswith("7") else late(0.01))

@@ -61,6 +61,7 @@ async def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstre
     assert result.texts == echoes(THOUSAND[:100])
 
 
+@pytest.mark.thorough
 async def test_one_prompt_that_is_always_refused_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"bad": status(429)}, late(0.005))
     result = await drive(["bad", *THOUSAND[:500]], concurrency=16)
@@ -130,6 +131,7 @@ async def test_a_longer_wait_than_ten_times_max_delay_ends_the_endpoint_and_says
     assert "UTC" in result.failures[0].error.hint
 
 
+@pytest.mark.thorough
 async def test_one_item_with_a_long_wait_amid_answers_is_that_items_failure(upstream, drive):
     upstream.reply = by_prompt({"7": status(429, "try again in 23h59m")}, late(0.01))
     result = await drive([str(i) for i in range(100)], max_delay=0.03)
@@ -196,6 +198,7 @@ async def test_back_off_is_capped_at_max_delay(upstream, drive):
 # Our own limits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("adaptive", [True, False])
 async def test_concurrency_bounds_all_runs_together(upstream, adaptive):
     upstream.reply = late(0.01)
@@ -208,6 +211,7 @@ async def test_concurrency_bounds_all_runs_together(upstream, adaptive):
     assert upstream.peak == 8
 
 
+@pytest.mark.thorough
 async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     upstream.reply = late(0.01)
     huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
@@ -223,6 +227,7 @@ async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     assert meanwhile < 100, f"{meanwhile} of the huge run went before 5 of the small one"
 
 
+@pytest.mark.thorough
 async def test_two_equal_runs_share_evenly(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(600)]
@@ -253,6 +258,7 @@ async def test_a_refused_call_that_its_client_left_leaves_no_pause_to_the_next_o
     assert result.seconds < 1
 
 
+@pytest.mark.thorough
 async def test_a_run_that_is_held_up_does_not_hold_up_another(upstream):
     upstream.reply = by_prompt({"bad": status(500, retry_after="5")}, late(0.002))
     async with opened(upstream.url, concurrency=8, max_delay=0.5) as backend:
@@ -274,6 +280,7 @@ async def test_requests_per_minute_hold(upstream, drive):
     assert times[-1] - times[0] > 1.5
 
 
+@pytest.mark.thorough
 async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     from fakes import ListSource
 
@@ -291,6 +298,7 @@ async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     assert most < 100
 
 
+@pytest.mark.thorough
 async def test_a_slow_sink_is_waited_for(upstream):
     from fakes import DictSink
 

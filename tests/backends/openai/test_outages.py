@@ -41,6 +41,7 @@ async def test_an_endpoint_gone_amid_1000_prompts_costs_no_answer(upstream, driv
     assert len(upstream.seen) < 1200
 
 
+@pytest.mark.thorough
 async def test_it_may_go_again_and_again(upstream, drive):
     def outages(seen):
         return vanishing(seen.number, 0.3) if seen.number % 150 == 0 else late(0.01)
@@ -66,6 +67,7 @@ async def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, dr
     assert result.seconds < 3
 
 
+@pytest.mark.thorough
 async def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive):
     """As a rolling restart does: what is in flight is finished, one by one, while everything new is refused.
 
@@ -94,6 +96,7 @@ async def test_a_tls_endpoint_gone_costs_no_answer(upstreams, drive, monkeypatch
     assert result.texts == echoes(THOUSAND[:300])
 
 
+@pytest.mark.thorough
 async def test_a_balancer_that_drops_tls_handshakes_for_a_while_costs_no_answer(upstreams, drive, monkeypatch):
     up = upstreams(tls=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(up.certificate))
@@ -134,6 +137,7 @@ async def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, dr
     assert result.seconds < 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cut", [reset(after=20), truncated(), wrong_length(100)], ids=["reset", "chunks", "length"])
 async def test_an_answer_that_is_cut_off_after_its_first_byte_is_sent_retries_times(upstream, drive, cut):
     upstream.reply = by_prompt({f"long {i}": cut for i in range(4)})
@@ -151,6 +155,7 @@ async def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
     assert result.seconds < 1.5 * 80 / 8 * 0.2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [status(503), closed(), reset(), status(503, retry_after="0")])
 @pytest.mark.parametrize("concurrency", [1, 8])
 async def test_a_prompt_that_is_always_lost_is_sent_few_times_also_when_it_is_the_last(
@@ -162,6 +167,7 @@ async def test_a_prompt_that_is_always_lost_is_sent_few_times_also_when_it_is_th
     assert result.failures[20].attempts <= 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0, 0.3])
 @pytest.mark.parametrize("place", [20, 59])
 async def test_a_prompt_that_kills_its_worker_ends_before_its_neighbours_do(upstream, drive, seconds, place):
@@ -209,6 +215,7 @@ async def test_the_word_of_a_server_whether_to_try_again_counts(upstream, drive,
     assert sum(seen.prompt == "refused" for seen in upstream.seen) == sent
 
 
+@pytest.mark.thorough
 async def test_several_killers_cost_only_themselves(upstream, drive):
     upstream.reply = by_prompt({f"killer {i}": reset() for i in range(5)}, late(0.005))
     prompts = [f"killer {i // 20}" if i % 20 == 0 else str(i) for i in range(100)]
@@ -224,6 +231,7 @@ async def test_patience_ends_with_an_endpoint_that_nobody_listens_at(upstream, d
     assert 0.59 < result.seconds < 1.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", ["vanish", "429", "503", "reset"])
 async def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fault):
     then = {"vanish": vanishing(100, None), "429": status(429), "503": status(503), "reset": reset()}[fault]
@@ -235,6 +243,7 @@ async def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fau
     assert 0.59 < result.seconds < 1.5
 
 
+@pytest.mark.thorough
 async def test_patience_begins_anew_with_each_answer(upstream, drive):
     upstream.reply = choose(lambda seen: answer() if seen.number % 10 == 0 else status(503))
     result = await drive(THOUSAND[:20], retries=100, patience=1, concurrency=2, max_delay=0.02)

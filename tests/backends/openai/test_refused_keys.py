@@ -36,6 +36,7 @@ async def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream
     assert sum(failure.attempts for failure in result.failures.values()) == len(upstream.seen) - 899
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_a_refusal_from_the_first_request_on_ends_the_run(upstream, drive, name):
     reply, code = REFUSALS[name]
@@ -46,6 +47,7 @@ async def test_a_refusal_from_the_first_request_on_ends_the_run(upstream, drive,
     assert len(upstream.seen) <= 32
 
 
+@pytest.mark.thorough
 async def test_a_refusal_stops_the_other_runs_too(upstream):
     upstream.reply = late(0.005, from_request(100, status(401)))
     async with opened(upstream.url, concurrency=8) as backend:
@@ -54,6 +56,7 @@ async def test_a_refusal_stops_the_other_runs_too(upstream):
     assert len(upstream.seen) <= 100 + SEVERAL + 8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_one_refusal_amid_answers_is_that_items_own(upstream, drive, name):
     """Such as of a firewall before a gateway, or of a provider's moderation: the key works for all others."""

@@ -42,6 +42,7 @@ def _with(upstream, keys, **block):
     return opened(upstream.url, api_key=None, api_key_command=keys.command, **block)
 
 
+@pytest.mark.thorough
 async def test_rows_survive_keys_that_change_while_they_wait(upstream, keys_every_40):
     keys, prompts = keys_every_40, [f"prompt {n}" for n in range(400)]
     upstream.reply = keys.guard(late(0.02))
@@ -88,6 +89,7 @@ async def test_workers_report_why_there_is_no_key(upstream, keys):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dialect", "header"),
     [("anthropic", "x-api-key"), ("gemini", "x-goog-api-key"), ("responses", "authorization")],
@@ -113,6 +115,7 @@ async def test_a_streamed_answer_is_shown_from_its_beginning_after_a_refusal(ups
     assert shown[-1] == "echo: one two three"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -139,6 +142,7 @@ async def test_a_refused_renewed_key_is_a_refused_key(upstream, keys):
     assert result.failures[0].error.hint == "The key sent is the output of `api_key_command`; correct it."
 
 
+@pytest.mark.thorough
 async def test_a_program_that_prints_the_refused_key_again_is_not_asked_for_ever(upstream, keys):
     upstream.reply = status(401)
     async with _with(upstream, keys, concurrency=32) as backend:
@@ -156,6 +160,7 @@ async def test_a_forbidden_row_runs_no_program(upstream, keys):
     assert (result.answered, keys.runs) == (19, 1)
 
 
+@pytest.mark.thorough
 async def test_a_job_survives_an_outage_of_the_program(upstream, keys, caplog):
     upstream.reply = keys.guard()
     with caplog.at_level(logging.WARNING):
@@ -170,6 +175,7 @@ async def test_a_job_survives_an_outage_of_the_program(upstream, keys, caplog):
     assert keys.now not in caplog.text
 
 
+@pytest.mark.thorough
 async def test_a_program_that_fails_is_a_clear_error_without_its_key(upstream, keys):
     keys.fail(1000)
     async with _with(upstream, keys) as backend:
@@ -425,6 +431,7 @@ async def test_a_program_that_leaves_a_process_behind_has_printed_its_key():
     assert (output.status, output.stdout) == (0, b"k\n")
 
 
+@pytest.mark.thorough
 async def test_only_a_part_of_a_large_output_is_kept():
     output = await output_of([sys.executable, "-c", "print('x' * 1_000_000)"], 60.0, 1000)
     assert output == Output(0, b"x" * 1000, b"")

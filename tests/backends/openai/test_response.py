@@ -192,6 +192,7 @@ def test_a_cut_reply_to_another_request_is_one(body, finish):
     assert found.finish_reason == finish
 
 
+@pytest.mark.thorough
 def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
     bomb = HttpResponse(200, Headers({}), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
     tracemalloc.start()

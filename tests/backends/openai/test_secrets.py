@@ -63,6 +63,7 @@ async def test_the_shape_of_the_shout_does_not_matter(upstream, drive, body):
     assert secret not in _shown((await drive(["a"], api_key=secret)).failures[0].error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS.keys())
 async def test_a_key_across_the_end_of_a_shortened_reason_is_not_shown_in_part(upstream, drive, secret):
     for filler in range(380, 410):

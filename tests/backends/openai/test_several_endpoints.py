@@ -16,6 +16,7 @@ pytestmark = pytest.mark.simulated
 PROMPTS = [f"prompt {i}" for i in range(600)]
 
 
+@pytest.mark.thorough
 async def test_work_is_shared(upstreams, drive):
     ups = [upstreams(late(0.01)) for _ in range(3)]
     result = await drive(PROMPTS, base_url=[up.url for up in ups], concurrency=24)
@@ -47,6 +48,7 @@ async def test_one_that_dies_is_set_aside(upstreams, drive, fault):
     assert len(ill.seen) < 250
 
 
+@pytest.mark.thorough
 async def test_one_that_is_well_again_takes_part_again(upstreams, drive):
     well, ill = upstreams(late(0.01)), upstreams(vanishing(30, 0.5, late(0.01)))
     prompts = [f"prompt {i}" for i in range(2000)]
@@ -55,6 +57,7 @@ async def test_one_that_is_well_again_takes_part_again(upstreams, drive):
     assert len(ill.seen) > 200
 
 
+@pytest.mark.thorough
 async def test_a_slow_one_does_not_hold_back_a_fast_one(upstreams, drive):
     fast, slow = upstreams(late(0.005)), upstreams(late(0.5))
     result = await drive(PROMPTS, base_url=[slow.url, fast.url], concurrency=16)

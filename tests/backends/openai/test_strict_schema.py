@@ -92,6 +92,7 @@ def test_a_recursive_schema_whose_root_is_a_reference_keeps_an_object_at_its_roo
     assert strict["properties"]["value"] == {"type": "integer"}
 
 
+@pytest.mark.thorough
 def test_examples_of_the_strict_form_are_examples_of_the_schema():
     for shape in SHAPES:
         if strict_form(shape.schema):

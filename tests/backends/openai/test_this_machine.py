@@ -49,6 +49,7 @@ async def test_a_name_that_does_not_resolve_is_ours_to_say(drive):
         assert failure.attempts <= 2
 
 
+@pytest.mark.thorough
 async def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, monkeypatch):
     """Not the endpoint's load: the window stays as wide as it was."""
     import asyncio

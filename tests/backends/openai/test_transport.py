@@ -276,6 +276,7 @@ async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_m
     assert isinstance(found, HttpResponse if taken else InvalidResponseError)
 
 
+@pytest.mark.thorough
 async def test_the_session_joins_small_chunks_as_they_arrive(closing, monkeypatch):
     monkeypatch.setattr(http_connection, "MOST_EVENTS", 30_000)
     async with served(_in_chunks(2, 40_000)) as (_, target):

@@ -22,11 +22,13 @@ async def test_a_few_pages_without_any_answer_end_the_run(upstream, drive, block
     assert all(failure.concerns_all for failure in result.failures.values())
 
 
+@pytest.mark.thorough
 async def test_temporary_pages_cost_no_answer(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number < SEVERAL else answer())
     assert (await drive(PROMPTS, concurrency=4, retries=5, max_delay=0.02)).answered == len(PROMPTS)
 
 
+@pytest.mark.thorough
 async def test_pages_after_an_answer_affect_only_their_items(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number > 1 and seen.attempt == 1 else answer())
     assert (await drive(PROMPTS, concurrency=8, retries=3)).answered == len(PROMPTS)

@@ -153,6 +153,7 @@ def conversed(bench):
     return bench
 
 
+@pytest.mark.thorough
 async def test_rows_of_requests_have_the_pictures_of_their_messages(conversed, client):
     async with client() as host:
         found = (await host.call_tool(PICTURES, {"job_id": "out.jsonl", "rows": [1, 2]})).structured_content
@@ -382,31 +383,30 @@ def reviews(bench):
     return bench
 
 
-@pytest.mark.parametrize(
-    ("view", "found", "numbers"),
-    [
-        ({}, 400, [251, 8, 400, 399]),
-        ({"offset": 2, "limit": 2}, 400, [400, 399]),
-        ({"down": True}, 400, [1, 2, 3, 4]),
-        ({"show": "failed"}, 2, [251, 8]),
-        ({"show": "answered"}, 398, [400, 399, 398, 397]),
-        ({"search": "TEA 39"}, 11, [400, 399, 398, 397]),
-        ({"search": " É 300"}, 1, [301]),
-        ({"search": "no such row"}, 0, []),
-        ({"sort": "size"}, 400, [1, 344, 287, 230]),
-        ({"sort": "size", "down": True, "show": "failed"}, 2, [251, 8]),
-        ({"sort": "answer"}, 400, [1, 3, 5, 7]),
-        ({"wanted": {"answer": "odd", "size": "2"}}, 0, []),
-        ({"wanted": {"answer": "odd", "size": "7"}}, 1, [2]),
-        ({"row": 17}, 1, [17]),
-    ],
-)
-async def test_a_window_has_the_rows_of_a_view_in_its_order(reviews, client, view, found, numbers):
+_VIEWS: list[tuple[dict[str, Any], int, list[int]]] = [
+    ({}, 400, [251, 8, 400, 399]),
+    ({"offset": 2, "limit": 2}, 400, [400, 399]),
+    ({"down": True}, 400, [1, 2, 3, 4]),
+    ({"show": "failed"}, 2, [251, 8]),
+    ({"show": "answered"}, 398, [400, 399, 398, 397]),
+    ({"search": "TEA 39"}, 11, [400, 399, 398, 397]),
+    ({"search": " É 300"}, 1, [301]),
+    ({"search": "no such row"}, 0, []),
+    ({"sort": "size"}, 400, [1, 344, 287, 230]),
+    ({"sort": "size", "down": True, "show": "failed"}, 2, [251, 8]),
+    ({"sort": "answer"}, 400, [1, 3, 5, 7]),
+    ({"wanted": {"answer": "odd", "size": "2"}}, 0, []),
+    ({"wanted": {"answer": "odd", "size": "7"}}, 1, [2]),
+    ({"row": 17}, 1, [17]),
+]
+
+
+async def test_a_window_has_the_rows_of_a_view_in_its_order(reviews, client):
     async with client() as host:
-        window = (await host.call_tool(ROWS, {"job_id": "out.csv", "limit": 4, **view})).structured_content
-    assert (window["found"], window["all"]) == (found, 400)
-    assert window["rows"]["number"] == numbers
-    assert [column["name"] for column in window["columns"]][:3] == ["text", "answer", "size"]
+        for view, found, numbers in _VIEWS:
+            window = (await host.call_tool(ROWS, {"job_id": "out.csv", "limit": 4, **view})).structured_content
+            assert (window["found"], window["all"], window["rows"]["number"]) == (found, 400, numbers), view
+            assert [column["name"] for column in window["columns"]][:3] == ["text", "answer", "size"]
 
 
 async def test_the_figures_of_a_look_are_those_of_its_rows(bench, client, monkeypatch):
@@ -437,6 +437,7 @@ def labelled(bench):
     bench.succeed("--prompt", "{{text}}", "--choices", "great,fine,poor,awful")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("labelled")
 async def test_all_labels_of_a_job_are_offered_in_its_order(client):
     async with client() as host:

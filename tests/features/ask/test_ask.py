@@ -174,6 +174,7 @@ def _refuses(*words: str) -> Any:
     return choose(lambda seen: status(400, "no") if _question(seen) in words else _replied(seen))
 
 
+@pytest.mark.thorough
 def test_a_failed_question_keeps_the_others_and_only_it_is_asked_again(asked):
     table(asked, 3)
     asked.upstream.reply = _refuses("Which")
@@ -191,6 +192,7 @@ def test_a_failed_question_keeps_the_others_and_only_it_is_asked_again(asked):
     assert found["prompt_tokens"] == before + sum(len(seen.prompt.split()) for seen in asked.upstream.seen)
 
 
+@pytest.mark.thorough
 def test_a_question_that_waits_for_a_failed_one_is_asked_when_that_is_answered(asked):
     table(asked, 2)
     asked.upstream.reply = _refuses("Is")
@@ -281,6 +283,7 @@ def test_a_new_question_may_use_answers_that_exist(asked):
     assert [*answers(asked)[0]] == ["Tone", "Topic", "Why"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["after-write:3", "before-write:5", "after-write:9", "after-put:6"])
 def test_a_kill_while_a_new_question_is_asked_loses_no_answer(asked, point):
     table(asked, 30)
@@ -318,6 +321,7 @@ def test_a_removed_or_edited_question_is_refused_and_another_output_takes_the_ot
     assert not asked.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_row_that_failed_keeps_its_answers_for_new_questions(asked):
     table(asked, 3)
     asked.upstream.reply = _refuses("Which")
@@ -512,6 +516,7 @@ def _config(bench: Any) -> str:
     return str(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("prompt", "place"), [(None, " {{mail}}"), ("{{mail}}", "")])
 def test_a_table_of_a_program_has_a_column_for_each_question(asked, prompt, place):
     pa = pytest.importorskip("pyarrow")
@@ -549,6 +554,7 @@ def test_a_program_asks_with_labels_that_are_defined(asked):
         promptmill.bulk(["x"], ask=cast("Any", "A=b {{text}}"), config=config)
 
 
+@pytest.mark.thorough
 def test_a_job_remembers_its_questions(asked):
     table(asked, 3)
     asked.succeed(*ALL, "--limit", "1")

@@ -42,6 +42,7 @@ def test_a_batch_of_one_request_warms_the_cache_for_the_next_batch(tmp_path, mon
     assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 20
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("system", [SYSTEM, "short"])
 def test_a_batch_at_gpt_5_6_has_breakpoints(tmp_path, monkeypatch, system):
     ((bodies, _),) = sent_in_batches(tmp_path, monkeypatch, "openai", "gpt-5.6-luna", system)

@@ -88,6 +88,7 @@ def test_a_killed_job_collects_the_vectors_of_its_batch(tmp_path, server, monkey
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 def test_edited_rows_go_into_another_batch(tmp_path, server):
     def interrupt(status: dict[str, Any]) -> None:
         if status.get("batch", {}).get("ids"):
@@ -141,12 +142,14 @@ def test_a_line_without_a_usable_vector_is_sent_live(tmp_path, server, monkeypat
     assert (server.creates, server.live) == (1, 1)
 
 
+@pytest.mark.thorough
 def test_if_all_lines_are_refused_for_their_encoding_all_rows_are_sent_live(tmp_path, server, monkeypatch):
     with_replies(monkeypatch, lambda _, reply: reply._replace(**refusal(400, _NO_BASE64)))
     assert bulk(tmp_path, server).status["batch"]["live"] == ROWS
     assert vectors(tmp_path) == {f"text {n}": vector(f"text {n}") for n in range(ROWS)}
 
 
+@pytest.mark.thorough
 def test_refused_lines_are_failures_of_their_rows_and_the_batch_is_done(tmp_path, server, monkeypatch):
     with monkeypatch.context() as patched:
         with_replies(patched, lambda _, reply: reply._replace(**refusal(404, "The model `m` does not exist")))

@@ -121,6 +121,7 @@ def check_whole(folder: Path, server: BatchServer, rows: int = ROWS) -> None:
     assert not server.running()
 
 
+@pytest.mark.thorough
 def test_all_rows_go_into_one_batch_at_the_price_of_a_batch(tmp_path, server):
     result = bulk(tmp_path, server)
     check_whole(tmp_path, server)
@@ -236,6 +237,7 @@ def dollars_billed(server: BatchServer) -> float:
     return (by_batch / 2 + tokens["live_prompt"] + 10 * tokens["live_answer"]) / 1e6
 
 
+@pytest.mark.thorough
 def test_the_bill_is_about_half_if_one_row_of_a_hundred_is_sent_live(tmp_path, server):
     table(tmp_path, 200)
     server.switches.set({"missing": 100})
@@ -299,6 +301,7 @@ def simulated(server, monkeypatch):
     return clock
 
 
+@pytest.mark.thorough
 def test_the_looks_at_a_batch_become_rarer(tmp_path, server, simulated):
     server.switches.set({"duration_s": 3 * 3600})
     bulk(tmp_path, server, poll=None)
@@ -309,6 +312,7 @@ def test_the_looks_at_a_batch_become_rarer(tmp_path, server, simulated):
     assert max(looks) == 900
 
 
+@pytest.mark.thorough
 def test_rows_that_are_open_at_a_given_time_are_sent_live(tmp_path, server, simulated):
     server.switches.set({"duration_s": 20 * 3600, "cancelled": 0.5})
     began = server.now
@@ -341,6 +345,7 @@ def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():
     assert "FROM batched" not in second.condition([0])
 
 
+@pytest.mark.thorough
 def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
     server.switches.set({"polls": 10_000})
     with pytest.raises(KeyboardInterrupt):
@@ -427,6 +432,7 @@ def check_questions(folder: Path, server: BatchServer, questions: int) -> None:
     assert not server.running()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [{}, {"errors": 7}, {"missing": 3}], ids=["whole", "errors", "missing"])
 def test_a_question_of_several_rows_is_one_request_of_a_batch(tmp_path, server, faults):
     (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n % 8}\n" for n in range(ROWS)), encoding="utf-8")
@@ -451,6 +457,7 @@ def test_the_rows_of_a_question_wait_for_the_batch_that_has_it(tmp_path, server,
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 def test_a_batch_without_dedupe_is_read_whole_by_an_order_with_it(tmp_path, server):
     (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n % 8}\n" for n in range(ROWS)), encoding="utf-8")
     interrupt_waiting(tmp_path, server, temperature=0)
@@ -462,6 +469,7 @@ def test_a_batch_without_dedupe_is_read_whole_by_an_order_with_it(tmp_path, serv
     assert result.status["cost"] == pytest.approx(cost, rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
     interrupt_waiting(tmp_path, server)
     bulk(tmp_path, server, limit=10)
@@ -492,6 +500,7 @@ def test_rows_that_come_back_into_the_input_get_the_answers_of_their_batch(tmp_p
     assert server.creates == 1
 
 
+@pytest.mark.thorough
 def test_answers_to_rows_that_the_input_no_longer_has_are_charged(tmp_path, server):
     interrupt_waiting(tmp_path, server, max_cost=1)
     (tmp_path / "in.csv").write_text("text\ntext 0\n", encoding="utf-8")
@@ -525,6 +534,7 @@ def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
         assert not rounds.is_empty(store), "the command line would remove it after an error"
 
 
+@pytest.mark.thorough
 def test_a_job_has_tables_for_batches_only_if_it_uses_them(tmp_path, server):
     for options, tables in (
         ({"batch": False, "poll": None}, set()),
@@ -576,6 +586,7 @@ def test_a_batch_that_is_missing_at_the_given_time_is_charged_and_its_rows_are_s
     assert status["cost"] > dollars_billed(server) + ROWS * 20 * 5e-6  # the longest answers, by batch
 
 
+@pytest.mark.thorough
 def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server, simulated, monkeypatch):
     state, until = OpenAIBatches.state, server.now + 200
 
@@ -589,6 +600,7 @@ def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server,
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path, server, simulated, monkeypatch):
     replies, reads = OpenAIBatches.replies, iter(range(9))
 
@@ -606,6 +618,7 @@ def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 def test_failed_results_that_the_provider_counts_as_completed_are_not_waited_for(tmp_path, server, monkeypatch):
     """As some gateways: lines of failed requests, and counts by which none failed."""
     state = OpenAIBatches.state
@@ -635,6 +648,7 @@ def test_failed_requests_without_a_result_are_not_waited_for(tmp_path, server, m
     assert (server.creates, server.live) == (1, 4)
 
 
+@pytest.mark.thorough
 def test_answers_that_are_there_are_stored_while_others_are_missing(tmp_path, server, simulated, monkeypatch):
     replies = OpenAIBatches.replies
 
@@ -678,6 +692,7 @@ def test_an_invalid_answer_that_is_stored_while_others_are_missing_is_paid_once(
     assert status["cost"] == pytest.approx(dollars_billed(server))
 
 
+@pytest.mark.thorough
 def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path, server, monkeypatch):
     server.switches.set({"errors": 2, "null_counts": True})
     state, reads = OpenAIBatches.state, iter(range(9))
@@ -713,6 +728,7 @@ def test_a_completed_batch_without_counts_has_a_result_for_each_row(tmp_path, se
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 def test_a_result_that_counts_as_done_and_has_no_answer_is_charged_and_stays_at_the_provider(
     tmp_path, server, monkeypatch
 ):
@@ -743,6 +759,7 @@ def test_a_batch_whose_results_are_all_damaged_is_not_paid_again(tmp_path, serve
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("failed", [ROWS, 3])
 def test_failures_that_name_no_row_cost_nothing_and_other_requests_are_sent_for_their_rows(
     tmp_path, server, monkeypatch, failed
@@ -782,6 +799,7 @@ def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, m
     check_whole(tmp_path, server)
 
 
+@pytest.mark.thorough
 def test_a_batch_without_usage_is_charged_its_reservation(tmp_path, server, monkeypatch):
     replies = OpenAIBatches.replies
     usages = [b"null", b'{"prompt_tokens":-5,"completion_tokens":3}', b'{"prompt_tokens":10,"completion_tokens":1e15}']
@@ -919,6 +937,7 @@ def test_a_late_job_deletes_the_file_of_an_upload_that_was_cut_off(tmp_path, ser
     check_whole(tmp_path, server)
 
 
+@pytest.mark.thorough
 def test_the_looks_of_a_late_job_do_not_wait_for_a_long_poll(tmp_path, server, simulated, monkeypatch):
     server.switches.set({"duration_s": 20 * 3600})
     began, look = server.now, server.look
@@ -983,6 +1002,7 @@ def test_money_that_is_set_aside_is_charged_as_it_was_spent():
     assert budget.reserve(8.0)
 
 
+@pytest.mark.thorough
 def test_status_names_the_batches(tmp_path, server):
     server.switches.set({"polls": 9})
     seen: list[str] = []

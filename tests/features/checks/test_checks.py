@@ -264,6 +264,7 @@ def test_generate_has_the_flags(upstream, monkeypatch, capsys):
     assert capsys.readouterr().out == "one two\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -324,6 +325,7 @@ async def test_without_a_pattern_an_answer_keeps_its_blanks(ask, upstream):
     assert outcome.text == "  A1 \n"
 
 
+@pytest.mark.thorough
 def test_the_answer_about_a_whole_document_is_delivered_without_blanks(bench, upstream):
     upstream.reply = answer(" A1 \n")
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"

@@ -101,6 +101,7 @@ def test_the_interval_is_that_of_the_reverse_with_the_other_sign():
     assert paired_interval(50, 4, 9, 20) == pytest.approx((-high, -low))
 
 
+@pytest.mark.thorough
 def test_the_interval_of_a_share():
     # R. G. Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3
     for hits, rows, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))):
@@ -121,6 +122,7 @@ def test_kappa_of_a_known_example():
 # ---- files
 
 
+@pytest.mark.thorough
 def test_two_files_against_right_answers(bench):
     ours, theirs = labelled(300, 0.95, 1), labelled(300, 0.7, 2)
     theirs[4] |= {"answer": "", "error": "timeout: too slow"}
@@ -261,6 +263,7 @@ def test_the_table_is_bounded_to_the_commonest_answers(bench):
     assert len(figures(bench, a, b)["pairs"][0]["changes"]) <= 200
 
 
+@pytest.mark.thorough
 def test_the_bounded_table_counts_all_rows(bench):
     chance = random.Random(0)
     labels = [[f"L{min(chance.randrange(60), chance.randrange(60))}" for _ in range(3000)] for _ in range(2)]
@@ -281,6 +284,7 @@ def test_the_bounded_table_counts_all_rows(bench):
     assert sum(int(cell.replace(",", "")) for cells in table for cell in cells if cell != "·") == 3000
 
 
+@pytest.mark.thorough
 def test_only_all_rows_are_100_percent_and_only_none_are_0(bench):
     rows = [{"id": at, "label": "no" if at % 2 else "yes"} for at in range(4000)]
     a = write_rows(bench.path / "a.jsonl", [{**row, "answer": row["label"]} for row in rows])
@@ -295,6 +299,7 @@ def test_only_all_rows_are_100_percent_and_only_none_are_0(bench):
     assert "0.03 % (0.004-0.1)" in compare(bench, a, none, "--gold", "label").replace("\N{EN DASH}", "-")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
 def test_files_of_different_formats_in_another_order(bench, suffix):
     rows = [{**row, "stars": at % 5, "good": at % 2 == 0} for at, row in enumerate(labelled(40, 0.8))]
@@ -420,6 +425,7 @@ def test_capitals_that_tell_answers_apart_count(bench, labels, answers):
     assert gold["files"][0]["right"] == sum(row["label"] == row["answer"] for row in rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
@@ -451,6 +457,7 @@ def sampled(bench: Any, rows: int = 300, known: int = 200) -> tuple[Path, list[d
     return path, [{name: row[name] for name in ("id", "text", "label", "answer")} for row in sample]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("key", ["id", "text"])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "tsv"])
 def test_right_answers_for_a_sample_of_the_rows(bench, key, suffix):
@@ -710,6 +717,7 @@ def test_no_name_is_cut_in_a_text_for_programs(bench):
     assert "\n          guest_review text 0" in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_one_field_of_a_schema(bench, suffix):
     fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
@@ -771,6 +779,7 @@ def grid(bench: Any, *arguments: str, code: int = 0) -> Any:
     return done
 
 
+@pytest.mark.thorough
 def test_several_models_are_one_job_that_ends_with_the_comparison(bench):
     words(bench)
     options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--set", "price={input: 9, output: 9}")
@@ -796,6 +805,7 @@ def test_several_models_are_one_job_that_ends_with_the_comparison(bench):
     assert len(bench.upstream.seen) == 24  # the same command sends nothing
 
 
+@pytest.mark.thorough
 def test_several_prompts_have_names(bench):
     words(bench)
     options = ("--prompt", "asked={{text}}?", "--prompt", "shouted={{text}}!")
@@ -811,6 +821,7 @@ def test_several_prompts_have_names(bench):
     assert [file["accuracy"] for file in found["gold"]["files"]] == [0.5, 1, 1, 1]
 
 
+@pytest.mark.thorough
 def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench):
     words(bench)
     options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good")
@@ -858,6 +869,7 @@ def test_a_grid_reads_rows_as_a_job_does(bench):
     assert {seen.json["model"] for seen in bench.upstream.seen} == {"weak", "good"}
 
 
+@pytest.mark.thorough
 def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_called(bench):
     bench.upstream.reply = choose(lambda seen: answer(seen.json["model"]))
     bench.write([{"prompt": "a", "model": "own"}, {"prompt": "b"}])

@@ -139,6 +139,7 @@ def test_a_judge_that_contradicts_itself(bench):
     assert said == [*["contradicts itself"] * 3, "a tie", "a winner in only one order"]
 
 
+@pytest.mark.thorough
 def test_each_file_is_judged_against_the_first(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 4)
@@ -161,6 +162,7 @@ PRICE = ("--set", "price={input: 0, output: 100000}", "--max-tokens", "2", "--co
 """Of 10 cents for each verdict."""
 
 
+@pytest.mark.thorough
 def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 10)
@@ -221,6 +223,7 @@ def judged_so_far(bench: Any) -> int:
         return store.count(ANSWERED)
 
 
+@pytest.mark.thorough
 def test_a_judgement_goes_on_by_the_id_of_its_job(bench):
     bench.upstream.reply = choose(lambda seen: longer(seen) if seen.number <= 6 else status(400, "no"))
     a, b = files(bench, 10)
@@ -237,6 +240,7 @@ def test_a_judgement_goes_on_by_the_id_of_its_job(bench):
     assert len(bench.upstream.seen) == sent + 14
 
 
+@pytest.mark.thorough
 def test_a_sample_and_then_the_rest(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 40)
@@ -254,6 +258,7 @@ def test_a_sample_and_then_the_rest(bench):
     assert len(bench.upstream.seen) == 80
 
 
+@pytest.mark.thorough
 def test_a_sample_stays_when_other_rows_change(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 40)
@@ -267,6 +272,7 @@ def test_a_sample_stays_when_other_rows_change(bench):
     assert len(bench.upstream.seen) == 20
 
 
+@pytest.mark.thorough
 def test_only_pairs_with_a_new_answer_are_judged_again(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 30)
@@ -281,6 +287,7 @@ def test_only_pairs_with_a_new_answer_are_judged_again(bench):
     assert len(bench.upstream.seen) == 2 + 60
 
 
+@pytest.mark.thorough
 def test_verdicts_that_fail(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if " 3\n" in seen.prompt else longer(seen))
     a, b = files(bench, 5)

@@ -54,6 +54,7 @@ async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench,
                 await call("compare", **arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["g.csv.gz", "g.CSV", "g.Jsonl.GZ", "g.csv"])
 async def test_right_answers_of_a_call_are_in_files_that_it_may_read(tools, bench, tmp_path, name):
     bench.write([{"id": at, "answer": "x"} for at in range(3)], "a.jsonl")
@@ -104,6 +105,7 @@ def summaries(bench: Any) -> Any:
 _JUDGED: dict[str, Any] = {"files": ["short.jsonl", "longer.jsonl"], "criterion": "is longer"}
 
 
+@pytest.mark.thorough
 async def test_a_model_judges_which_answer_is_better(summaries, tools):
     async with tools() as call:
         begun = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
@@ -134,6 +136,7 @@ async def test_the_verdicts_of_changed_answers_are_not_those_of_the_earlier_ones
         assert found["judge"]["state"] != "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
     path = summaries.path / "short.jsonl"
@@ -205,6 +208,7 @@ async def test_a_page_shows_the_answers_side_by_side(bench, tools):
     assert b"promptmill report" in (bench.path / "both.html").read_bytes()
 
 
+@pytest.mark.thorough
 def test_the_models_and_prompts_of_a_python_job_are_compared(upstream, tmp_path):
     upstream.reply = choose(lambda seen: answer(f"{seen.json['model']} {seen.prompt}"))
     made = promptmill.bulk(
@@ -219,6 +223,7 @@ def test_the_models_and_prompts_of_a_python_job_are_compared(upstream, tmp_path)
     assert [file["name"] for file in compared.figures["files"]] == made.variants
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", WRONG)
 def test_a_job_whose_status_is_damaged_has_a_comparison(bench, value):
     bench.prompts(2)

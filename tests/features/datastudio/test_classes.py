@@ -30,6 +30,7 @@ def api(upstream):
     return OpenAIAPI("m", key="k", base_url=upstream.url, retry=2, wait=0.01)
 
 
+@pytest.mark.thorough
 def test_arguments_of_the_workers_count_by_position_too(upstream):
     given = [None, 0.5, 0.9, 5, 0.1, 0.2, 1.1, upstream.url, None, 2, 0.1, (5, 5), 7, 9, False, None, 8, 2, 3, True]
     api = MPOpenAIAPI("m", *given)
@@ -47,6 +48,7 @@ def test_calls_of_several_threads_with_workers_all_end(upstream):
         assert [answers.result(timeout=PATIENCE_S) for answers in asked] == [[f"echo: {at}"] for at in range(6)]
 
 
+@pytest.mark.thorough
 def test_one_answer_needs_no_workers(upstream, monkeypatch):
     started = []
     start = asyncio.create_subprocess_exec

@@ -83,6 +83,7 @@ def test_a_row_is_two_requests_and_one_answer_in_the_order_of_the_schema(both):
     assert len(both.upstream.seen) + len(both.judge.seen) == 12
 
 
+@pytest.mark.thorough
 def test_a_failure_of_either_model_keeps_the_part_of_the_other(both):
     table(both, 2)
     both.judge.reply = choose(lambda seen: status(400, "no") if seen.json["state"] == "m0" else decides())
@@ -113,6 +114,7 @@ def test_a_declined_question_keeps_the_others_of_both_models(both):
     assert len(both.judge.seen) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["after-write:6", "before-write:9"])
 def test_a_killed_job_goes_on_where_it_was(both, point):
     table(both, 30)
@@ -247,6 +249,7 @@ def test_a_program_gets_the_rows_of_both(both):
     assert row["team"] in {"billing", "tech", None}
 
 
+@pytest.mark.thorough
 async def test_a_call_gets_both_models_if_it_may_use_them(both, tools):
     both.write([{"mail": "m1"}, {"mail": "m2"}])
     known = openai_configuration(both.upstream.url)._raw
@@ -262,6 +265,7 @@ async def test_a_call_gets_both_models_if_it_may_use_them(both, tools):
     assert [*both.answers()[0]["answer"]] == ["team", "why"]
 
 
+@pytest.mark.thorough
 def test_the_costs_of_a_killed_run_count(both):
     """What was lost in flight is estimated from the answer that its row gets later."""
     table(both, 30)

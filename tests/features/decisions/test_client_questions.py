@@ -13,6 +13,7 @@ from promptmill.features.decisions.client_questions import above_chance, closene
 SHARE = st.one_of(st.none(), st.floats(0, 1))
 
 
+@pytest.mark.thorough
 @given(st.lists(SHARE, min_size=2, max_size=300))
 def test_shares_are_a_distribution_or_missing(reported):
     shares = shares_of(reported)

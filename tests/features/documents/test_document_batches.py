@@ -97,6 +97,7 @@ def test_the_pieces_of_all_rows_are_one_batch_at_its_price(tmp_path, server):
     assert status["batch"]["by_batch"] == 3
 
 
+@pytest.mark.thorough
 def test_values_that_differ_are_decided_by_a_second_batch(tmp_path, server):
     write(tmp_path, document(12, 4)[0], document(12, 5, seed=1)[0])
     shown: list[tuple[int, int]] = []
@@ -158,6 +159,7 @@ def test_a_failed_piece_is_named_and_the_next_run_sends_it_alone(tmp_path, serve
     assert server.live == 0
 
 
+@pytest.mark.thorough
 def test_all_rows_again_sends_all_pieces_again(tmp_path, server):
     text, _ = document(12, 4)
     write(tmp_path, text)
@@ -192,6 +194,7 @@ def limit_batches(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr("promptmill.features.batches.batch_files.BatchFiles.__init__", limited)
 
 
+@pytest.mark.thorough
 def test_a_row_in_several_batches_has_one_answer(tmp_path, server, monkeypatch):
     documents = [document(12, 6, seed=seed) for seed in range(2)]
     write(tmp_path, *(text for text, _ in documents))
@@ -226,6 +229,7 @@ def test_random_faults_batches_and_budgets_cost_no_answer_and_no_more_than_the_b
         assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_rows_with_the_same_document_share_its_pieces(tmp_path, server):
     long = document(12, 6)
     write(tmp_path, long[0])

@@ -39,6 +39,7 @@ def out(bench: Any) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_forty_facts_on_151_pages_are_all_found_once_with_their_pages(bench):
     text, pages = document(151, 40)
     bench.upstream.reply = reader()
@@ -52,6 +53,7 @@ def test_forty_facts_on_151_pages_are_all_found_once_with_their_pages(bench):
     assert all(tokens(seen.prompt) < 1700 for seen in bench.upstream.seen)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("window", [2000, 500], ids=["whole pieces", "halves"])
 def test_facts_across_the_ends_of_pages_are_found(bench, window):
     text, _ = document(30, 0)
@@ -66,6 +68,7 @@ def test_facts_across_the_ends_of_pages_are_found(bench, window):
     assert sorted(json.loads(row["party"])) == sorted(f"C{at}" for at in range(29))
 
 
+@pytest.mark.thorough
 def test_a_configured_dedupe_mixes_no_pieces_of_equal_rows(bench):
     text, places = document(12, 4)
     bench.upstream.reply = reader()
@@ -74,6 +77,7 @@ def test_a_configured_dedupe_mixes_no_pieces_of_equal_rows(bench):
     assert [sorted(json.loads(row["party"])) for row in out(bench)] == [sorted(places)] * 2
 
 
+@pytest.mark.thorough
 def test_a_row_that_is_too_long_names_the_option_that_reads_it(bench):
     text, places = document(12, 4)
     bench.upstream.reply = reader()
@@ -105,6 +109,7 @@ def test_a_text_file_whose_lines_are_rows_is_named_with_the_option_that_makes_it
         assert [row["path"] for row in out(bench)] == ["doc.txt"]
 
 
+@pytest.mark.thorough
 def test_the_system_prompt_counts_as_part_of_a_piece(bench):
     text, places = document(12, 4)
     bench.upstream.reply = reader()
@@ -193,6 +198,7 @@ def test_a_label_is_voted_by_the_pieces_and_a_tie_is_asked(bench):
     assert "page 1" not in json.loads(row["sources"])
 
 
+@pytest.mark.thorough
 def test_a_text_is_written_by_a_last_request_with_the_merge_prompt(bench):
     text, _ = document(6, 0)
     bench.upstream.reply = choose(
@@ -207,6 +213,7 @@ def test_a_text_is_written_by_a_last_request_with_the_merge_prompt(bench):
     assert "part 1" in bench.upstream.seen[-1].prompt
 
 
+@pytest.mark.thorough
 def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the_failed(bench):
     text, places = document(20, 8)
     lost = next(iter(places.values()))
@@ -242,6 +249,7 @@ def test_a_report_shows_what_the_other_pieces_of_a_failed_row_have(bench, fields
     assert json.loads(shown) == json.loads(kept) if fields else shown == kept
 
 
+@pytest.mark.thorough
 def test_a_row_with_a_failed_piece_asks_nothing_more_and_leaves_open_what_differs(bench):
     text, _ = document(9, 0)
     amounts = {1: 7, 5: 8}
@@ -262,6 +270,7 @@ def test_a_row_with_a_failed_piece_asks_nothing_more_and_leaves_open_what_differ
     assert not [seen for seen in bench.upstream.seen if "gave different values" in seen.prompt]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("split", ["800", "auto"])
 def test_a_text_with_a_failed_piece_or_last_request_has_the_texts_of_the_pieces(bench, split):
     text, _ = document(9, 0)
@@ -290,6 +299,7 @@ def test_a_text_with_a_failed_piece_or_last_request_has_the_texts_of_the_pieces(
     assert row["answer"].count("part ") == parts + 1
 
 
+@pytest.mark.thorough
 def test_a_piece_that_is_refused_as_too_long_is_cut_in_two_once(bench):
     text, places = document(8, 6)
     bench.upstream.reply = reader(900)
@@ -313,6 +323,7 @@ def test_other_pieces_than_the_job_began_with_are_refused(bench):
     bench.succeed(*ASKED, "--fields", "party:list", "--split", "600", "--again", "all")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
     texts = [document(pages, 2, seed=pages)[0] for pages in (41, 12)]
@@ -332,6 +343,7 @@ def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
     assert f"about {len(bench.upstream.seen)} requests, with the pieces" in " ".join(said.split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "asked",
     [
@@ -368,6 +380,7 @@ def test_a_dry_run_counts_the_last_request_of_each_row_in_pieces(bench, options,
     assert found["requests"] - first["requests"] == (2 if is_joined else 0)
 
 
+@pytest.mark.thorough
 def test_the_price_of_a_dry_run_includes_the_requests_that_join_answers(bench):
     write(bench, document(12, 2)[0], "short", document(20, 2)[0])
     bench.upstream.reply = answer("It says so. " * 30)
@@ -502,6 +515,7 @@ def test_an_item_that_shares_a_word_with_the_overlap_is_another_one():
     assert merged(schema, found, "ask", places).value == {"items": [first, second, first]}
 
 
+@pytest.mark.thorough
 def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
     text, _ = document(20, 6)
     kind = {"type": "string", "enum": ["lease", "sale"]}
@@ -538,6 +552,7 @@ def test_values_are_merged_by_their_types():
     assert "null" in json.dumps(nullable(schema)["properties"]["end"])
 
 
+@pytest.mark.thorough
 async def test_a_call_of_the_tool_splits_by_a_number_or_auto(bench, tools):
     text, places = document(12, 6)
     bench.upstream.reply = reader()
@@ -566,6 +581,7 @@ def test_a_full_budget_ends_a_row_and_more_money_pays_for_its_other_pieces_alone
     assert status["retries"] == 0
 
 
+@pytest.mark.thorough
 def test_all_rows_again_sends_all_pieces_again(bench):
     text, _ = document(8, 3)
     bench.upstream.reply = reader()
@@ -590,6 +606,7 @@ def test_all_rows_again_sends_all_pieces_of_a_failed_row_and_then_only_those_tha
     assert len(bench.upstream.seen) == 2 * sent + 1
 
 
+@pytest.mark.thorough
 def test_the_requests_for_refused_pieces_count(bench):
     text, _ = document(8, 6)
     bench.upstream.reply = reader(900)

@@ -70,6 +70,7 @@ def test_a_query_names_its_own_files(bench):
     assert len(bench.upstream.seen) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl", "json", "csv.gz"])
 def test_a_file_is_a_table_with_its_name(bench, suffix):
     path = bench.path / f"my mails.{suffix}"
@@ -93,6 +94,7 @@ def test_times_are_texts(bench):
     assert (row["t"], row["i"]) == ("10:00:00", "1 day")
 
 
+@pytest.mark.thorough
 def test_rows_in_another_order_are_not_read_again_and_a_new_row_alone_is_sent(bench, database):
     sql = "select id, body from inbox where is_read"
     _query(bench, sql, "out.jsonl", str(database))
@@ -111,6 +113,7 @@ def test_a_query_prints_nothing_at_its_end(bench, database):
     assert "leaked" not in bench.start(*_PROMPT, "--sql", "select body from inbox limit 1").communicate()[1]
 
 
+@pytest.mark.thorough
 def test_another_prompt_and_a_sample_read_the_rows_again(bench, database):
     sql = "select id, body from inbox"
     _query(bench, sql, "out.jsonl", str(database), arguments=("--sample", "5"))
@@ -133,6 +136,7 @@ def test_a_killed_query_resumes(bench, database):
     assert len(bench.upstream.seen) <= 100 + 8
 
 
+@pytest.mark.thorough
 def test_a_killed_query_of_which_the_files_are_gone_resumes_by_the_id_of_its_job(bench, database):
     bench.input = database
     done = bench.run(*_PROMPT, "--sql", "select id, body from inbox", killed_at="after-write", concurrency=8)
@@ -237,6 +241,7 @@ def test_a_query_of_python(bench, database):
         promptmill.bulk(["a text"], sql="select 1", **options)
 
 
+@pytest.mark.thorough
 def test_a_url_that_a_query_compares_is_not_opened(bench, database):
     _query(bench, "select body from inbox where body not like 'foo://%' limit 1", "out.jsonl", str(database))
     assert len(bench.answers()) == 1
@@ -279,6 +284,7 @@ def foreign(bench: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 _READING = ("whole", "listed", "csv", "blob", "joined", "subquery", "secrets", "by_macro")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("view", _READING)
 def test_a_view_reads_no_other_file(bench, foreign, upstream, view):
     bench.input = Path(f"{foreign}#{view}")
@@ -288,6 +294,7 @@ def test_a_view_reads_no_other_file(bench, foreign, upstream, view):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("view", _READING)
 def test_a_view_reads_no_other_file_for_a_query(bench, foreign, upstream, view):
     said = _query(bench, f"select * from {view}", "out.jsonl", str(foreign), code=2)
@@ -314,6 +321,7 @@ def test_a_view_of_a_database_and_files_that_its_query_names_are_read(bench, for
     assert len(bench.answers()) == 3
 
 
+@pytest.mark.thorough
 def test_a_macro_of_a_database_replaces_no_function_of_an_output(bench, foreign):
     with duckdb.connect(str(foreign)) as connection:
         connection.execute(

@@ -36,6 +36,7 @@ def test_the_decimals_of_a_database_are_sent_with_all_digits(bench):
     assert (row["a"], row["b"]) == ("1.10", "12345678901234567.89")
 
 
+@pytest.mark.thorough
 def test_values_that_python_has_no_type_for_are_sent_as_duckdb_shows_them(bench):
     times = "INTERVAL '1 month 2 hours' AS a, 'infinity'::DATE AS b, '-infinity'::TIMESTAMP AS c"
     bench.input = _table(bench, f"{times}, '2026-01-05 10:11:12.123456789'::TIMESTAMP_NS AS d, DATE '2026-01-05' AS e")
@@ -44,6 +45,7 @@ def test_values_that_python_has_no_type_for_are_sent_as_duckdb_shows_them(bench)
     assert bench.answers()[0]["answer"] == f"echo: {shown}"
 
 
+@pytest.mark.thorough
 def test_values_in_lists_and_structures_are_sent_as_duckdb_shows_them(bench):
     lists = "[DATE '2026-01-05', 'infinity'] AS a, {'DATE': INTERVAL 1 MONTH, 'x \"FLOAT': [0.1::FLOAT]} AS b"
     enums = "MAP {0.1::FLOAT: '-infinity'::TIMESTAMP} AS c, 'DATE'::ENUM('DATE', 'FLOAT') AS d, 0.1::FLOAT AS e"
@@ -66,6 +68,7 @@ def test_times_with_a_zone_may_be_infinite(bench, monkeypatch):
     assert bench.answers()[0]["answer"] == "echo: 2026-01-05 08:11:12+00:00 infinity -infinity"
 
 
+@pytest.mark.thorough
 def test_infinity_of_a_database_is_kept(bench):
     bench.input, bench.output = _table(bench, "1 AS id, 'inf'::DOUBLE AS a"), bench.path / "out.csv"
     bench.succeed("--prompt", "{{id}} {{a}}")
@@ -118,6 +121,7 @@ def _mails(bench: Any) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_a_duckdb_file_is_read(bench):
     bench.input = _mails(bench)
     bench.succeed(*_PROMPT)

@@ -55,6 +55,7 @@ def _asked(upstream: Any) -> list[int]:
     return [len(seen.json["input"]) for seen in upstream.seen]
 
 
+@pytest.mark.thorough
 def test_many_rows_go_in_one_request_and_each_gets_its_vector(bench, upstream, texts):
     written = texts(600)
     found = bench.succeed("--embed", "{{text}}")
@@ -67,6 +68,7 @@ def test_many_rows_go_in_one_request_and_each_gets_its_vector(bench, upstream, t
     assert "600 vectors of 8 numbers; as text they take three times the room of .parquet" in summary
 
 
+@pytest.mark.thorough
 def test_a_vector_that_is_missing_or_of_another_length_is_requested_alone(bench, upstream, texts):
     def spoiled(data: list[dict[str, Any]], number: int) -> None:
         if number == 1:
@@ -195,6 +197,7 @@ def test_an_endpoint_whose_vectors_cannot_be_used_is_not_asked_for_each(bench, u
     assert len(upstream.seen) <= 4 + 3 * 8 + 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("status_", [500, 504])
 def test_one_text_at_which_the_server_fails_does_not_take_the_others_with_it(bench, upstream, texts, status_):
     written = texts(300)
@@ -219,6 +222,7 @@ def test_an_endpoint_that_ignores_the_dimensions_ends_the_job_at_its_first_reply
     assert len(upstream.seen) == 1
 
 
+@pytest.mark.thorough
 def test_the_usage_and_cost_of_the_rows_are_those_of_the_requests(bench, upstream, texts):
     texts(300, lambda data, number: data.pop(3) and None if number == 1 else None)
     found = bench.succeed("--embed", "{{text}}", "--set", 'price={"input": 3, "output": 1}')
@@ -228,6 +232,7 @@ def test_the_usage_and_cost_of_the_rows_are_those_of_the_requests(bench, upstrea
     assert found["cost"] == pytest.approx(asked * 3e-6)
 
 
+@pytest.mark.thorough
 def test_a_request_that_is_refused_as_too_large_is_halved_and_the_next_are_smaller(bench, upstream, texts):
     written = texts(400, takes=32)
     bench.succeed("--embed", "{{text}}", concurrency=1, adaptive=False)
@@ -238,6 +243,7 @@ def test_a_request_that_is_refused_as_too_large_is_halved_and_the_next_are_small
     assert bench.status()["failed"] == 0
 
 
+@pytest.mark.thorough
 def test_one_row_that_is_refused_does_not_take_the_others_with_it(bench, upstream, texts):
     texts(100)
     good = embeddings()
@@ -294,6 +300,7 @@ def test_an_endpoint_that_cannot_write_base64_sends_numbers(bench, upstream, tex
     bench.succeed("--embed", "{{text}}", "--dimensions", "8")
 
 
+@pytest.mark.thorough
 def test_equal_texts_are_sent_once_with_dedupe_and_edited_ones_again(bench, upstream, texts):
     texts(4)
     bench.write([{"text": text} for text in ("a", "b", "a", "b")])
@@ -343,6 +350,7 @@ def test_vectors_of_another_length_than_the_first_ones_are_errors(bench, upstrea
     assert bench.status()["failed"] == lengths[0] > 0
 
 
+@pytest.mark.thorough
 def test_each_job_may_have_vectors_of_another_length(bench, upstream, texts):
     texts(3)
     bench.succeed("--embed", "{{text}}")
@@ -377,6 +385,7 @@ def test_a_budget_pays_for_what_fits_and_the_rest_stays_open(bench, upstream, te
     assert bench.status()["failed"] == 0
 
 
+@pytest.mark.thorough
 def test_a_kill_costs_no_vector_and_no_more_than_the_requests_in_flight(bench, upstream, texts):
     written = texts(2000)
     process = bench.start("--embed", "{{text}}", killed_at="after-write:2")
@@ -488,6 +497,7 @@ def test_an_error_names_the_option_that_was_given(bench, texts, options, said):
     assert said in bench.fail(*options)
 
 
+@pytest.mark.thorough
 async def test_an_error_names_the_option_that_was_given_on_each_face(bench, tools, texts):
     texts(1)
     said = "`embed`: the input has no column 'txt'; did you mean text?"
@@ -546,6 +556,7 @@ def test_tables_of_python_get_the_vectors_as_a_column(upstream, texts):
     assert [[*each] for each in table["embedding"]] == [vector(text) for text in written]
 
 
+@pytest.mark.thorough
 async def test_a_client_gets_a_file_of_vectors_and_short_rows(bench, tools, texts):
     texts(5)
     async with tools() as call:
@@ -565,6 +576,7 @@ def test_vectors_are_for_jobs_alone(bench, upstream):
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 def test_rows_get_their_vectors_while_the_key_changes(bench, upstream, texts, tmp_path):
     keys, written = ChangingKey(tmp_path / "keys", every=2), texts(300)
     upstream.other_posts = keys.guard(embeddings(takes=40))
@@ -574,6 +586,7 @@ def test_rows_get_their_vectors_while_the_key_changes(bench, upstream, texts, tm
     assert keys.runs <= len(keys.all)
 
 
+@pytest.mark.thorough
 def test_a_server_that_sends_doubles_in_base64_is_asked_for_numbers(bench, texts, monkeypatch):
     def as_doubles(data: list[dict[str, Any]], _: int) -> None:
         for item in data:

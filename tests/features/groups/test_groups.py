@@ -73,6 +73,7 @@ def test_each_group_is_a_row_in_the_order_in_which_groups_begin(reviews):
     assert reviews.answers()[0]["answer"] == f"echo: {prompts(reviews)[1]}"
 
 
+@pytest.mark.thorough
 def test_columns_that_are_equal_in_a_group_are_named_alone(reviews):
     reviews.succeed("--group-by", "hotel,city", "--prompt", "{{row_count}} in {{ city | upper }}:\n\n{{rows}}")
     assert prompts(reviews)[1] == (
@@ -83,6 +84,7 @@ def test_columns_that_are_equal_in_a_group_are_named_alone(reviews):
     assert [*reviews.answers()[0]][:3] == ["hotel", "row_count", "answer"], "the output has the columns of --group-by"
 
 
+@pytest.mark.thorough
 def test_a_changed_row_asks_its_group_again_and_nothing_else(reviews):
     reviews.succeed(*BY_HOTEL, "--prompt", PROMPT)
     reviews.upstream.seen.clear()
@@ -98,6 +100,7 @@ def test_a_changed_row_asks_its_group_again_and_nothing_else(reviews):
     assert [row["hotel"] for row in reviews.answers()] == ["Bellevue", "Astoria", None, "New"]
 
 
+@pytest.mark.thorough
 def test_a_job_that_was_killed_pays_for_no_group_twice(bench):
     bench.write([{"hotel": at % 40, "text": f"review {at}"} for at in range(400)])
     bench.upstream.reply = late(0.05, answer())
@@ -112,6 +115,7 @@ def test_a_job_that_was_killed_pays_for_no_group_twice(bench):
     assert [(row["hotel"], row["row_count"]) for row in bench.answers()] == [(at, 10) for at in range(40)]
 
 
+@pytest.mark.thorough
 def test_a_job_of_groups_is_resumed_by_its_id_without_its_input(reviews):
     reviews.upstream.reply = choose(lambda seen: status(400, "No.") if "Bonn" in seen.prompt else answer())
     reviews.fail(*BY_HOTEL, "--prompt", "{{city}}: {{rows.text}}", code=1)
@@ -199,6 +203,7 @@ def test_the_rows_of_a_query_are_grouped_whatever_the_limit(bench):
         assert (row["hotel"], row["row_count"]) == ("Astoria", 2)
 
 
+@pytest.mark.thorough
 def test_a_long_group_is_read_in_pieces_that_end_between_two_rows(bench):
     bench.write([{"hotel": "Astoria", "text": f"Review {at}. " + "It was loud. " * 8} for at in range(40)])
     bench.succeed(*BY_HOTEL, "--prompt", PROMPT, "--split", "400", "--overlap", "0")

@@ -125,6 +125,7 @@ def test_a_job_reads_the_commit_with_which_it_began(bench, server):
     assert [row["body"] for row in _lines(target)] == ["a", "b", "c"]
 
 
+@pytest.mark.thorough
 def test_another_revision_of_the_same_dataset_is_read_at_its_own_commit(bench, server):
     target = bench.path / "out.jsonl"
     _bulk(bench, _IN, str(target))

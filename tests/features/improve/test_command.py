@@ -86,6 +86,7 @@ def test_a_better_prompt_is_found_written_and_used(rows):
     assert rows.upstream.seen[-1].prompt.startswith(file.read_text().partition("{{")[0])
 
 
+@pytest.mark.thorough
 def test_a_search_that_is_done_asks_nothing_and_says_the_same(rows):
     first = figures(rows)
     rows.upstream.seen.clear()
@@ -162,6 +163,7 @@ def test_failed_rows_count_as_wrong_and_can_be_sent_again(rows):
     assert again["candidates"][0]["right"] > first["candidates"][0]["right"]
 
 
+@pytest.mark.thorough
 def test_the_strong_model_writes_other_prompts_on_request(rows):
     figures(rows)
     rows.upstream.seen.clear()
@@ -203,6 +205,7 @@ def test_few_rows_are_refused(rows):
     assert not rows.upstream.seen
 
 
+@pytest.mark.thorough
 def test_definitions_are_of_each_labelled_row_and_of_the_request_for_prompts(rows):
     lines = "".join(f"{label},It is {label}.\n" for label in LABELS)
     (rows.path / "labels.csv").write_text(f"label,definition\n{lines}")

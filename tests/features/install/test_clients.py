@@ -193,6 +193,7 @@ JSON_FILES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("before", JSON_FILES.values(), ids=JSON_FILES)
 def test_every_other_byte_of_a_file_stays(before):
     file = next(client for client in CLIENTS if client.name == "vscode").file()
@@ -257,6 +258,7 @@ def test_undo_keeps_what_was_changed_meanwhile(before, place):
     assert left == {**found, "servers": servers}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["vscode", "codex"])
 def test_an_entry_of_the_users_own_is_replaced_with_a_message_and_restored(capsys, name):
     file = next(client for client in CLIENTS if client.name == name).file()
@@ -336,6 +338,7 @@ def test_an_entry_that_ends_with_a_checkout_is_noted(tmp_path):
     assert _lost_with(package).splitlines()[1] == f"  uv tool install {tmp_path / 'checkout'}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_a_client_without_projects_gets_a_folder(client, home, tmp_path):
     """Others start servers in the folder of the user's project."""

@@ -55,6 +55,7 @@ def table(path: Any) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_each_item_is_a_row_of_the_table(bench, invoices):
     invoices()
     bench.output = bench.path / "out.csv"
@@ -196,6 +197,7 @@ def test_other_lists_stay_in_a_cell_and_a_dry_run_says_so(bench, upstream, invoi
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_program_has_it_too(bench, upstream, invoices):
     invoices()
     given = {"base_url": upstream.url, "model": "m", "api_key": "k", "progress": False, "state": bench.path / "state"}
@@ -206,6 +208,7 @@ def test_a_program_has_it_too(bench, upstream, invoices):
     assert [len(each["items"]) for each in found.answers] == [1, 0, 3], "in Python, an answer is that to a row"
 
 
+@pytest.mark.thorough
 async def test_a_tool_has_it_too(bench, invoices, tools):
     invoices()
     job = {"input_file": "in.jsonl", "output_file": "out.csv", "prompt": "Read {{text}}", "fields": FIELDS}
@@ -227,6 +230,7 @@ def test_standard_output_gets_the_rows_of_items(bench, invoices):
     assert [json.loads(line)["answer"]["item_number"] for line in done.stdout.splitlines()] == [1, None, 1, 2, 3]
 
 
+@pytest.mark.thorough
 def test_an_edited_row_changes_its_own_rows_alone(bench, upstream, invoices):
     invoices(INVOICES * 3)
     bench.output = bench.path / "out.csv"
@@ -239,6 +243,7 @@ def test_an_edited_row_changes_its_own_rows_alone(bench, upstream, invoices):
     assert [row["row"] for row in table(bench.output)].count("5") == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("format_", ["csv", "jsonl", "parquet"])
 def test_a_kill_while_the_output_is_written_changes_no_byte(bench, invoices, format_):
     invoices(INVOICES * 20)
@@ -333,6 +338,7 @@ def test_a_shape_without_an_export_is_refused(bench, invoices):
     assert "--rows-from needs --export FILE." in done.stderr
 
 
+@pytest.mark.thorough
 def test_the_summary_forgets_items_when_the_output_is_by_row_again(bench, invoices):
     invoices()
     (bench.path / "s.json").write_text(json.dumps(schema_of_fields(FIELDS)))

@@ -77,6 +77,7 @@ def test_they_are_those_of_each_field_of_a_schema(sure, tmp_path):
     assert found["short"]["true"]["share"] == pytest.approx(found["tone"]["neutral"]["share"])
 
 
+@pytest.mark.thorough
 def test_the_summary_shows_them(sure):
     result = sure.run(*SURE, "--choices", ",".join(LABELS), *named(sure))
     line = next(line for line in result.stdout.splitlines() if line.startswith("  shares"))

@@ -262,6 +262,7 @@ def test_a_program_may_have_a_student(student):
     assert {row["sure"] for row in found.rows} == {"student", "sample", "strong"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -200,6 +200,7 @@ def test_an_encoder_that_cannot_be_loaded_ends_the_job_before_anything_is_paid(b
     assert wrong(bench.answers()) <= MOST_WRONG
 
 
+@pytest.mark.thorough
 def test_if_it_does_not_pay_only_the_drawn_rows_have_vectors(bench, encoder):
     bench.upstream.reply = choose(lambda seen: answer([*TOPICS][crc32(seen.prompt.encode()) % 3]))
     found = bench.succeed(*EMBEDDINGS, *named(bench))
@@ -228,6 +229,7 @@ def test_vectors_of_another_version_of_the_encoder_are_not_mixed_with_these(benc
     bench.succeed(*options)
 
 
+@pytest.mark.thorough
 def test_the_encoder_of_the_configuration_counts_beside_named_models(bench, encoder):
     bench.succeed(*EMBEDDINGS, *named(bench), "--set", "backend_configs.encoder.model=use")
     assert encoder.settings.model == "use"
@@ -236,6 +238,7 @@ def test_the_encoder_of_the_configuration_counts_beside_named_models(bench, enco
     assert encoder.settings.arithmetic == "int8"
 
 
+@pytest.mark.thorough
 def test_rows_that_are_too_long_to_be_read_at_once_get_vectors_too(bench, encoder):
     with mock.patch("promptmill.jobs.store.database.limited", lambda cursor, texts: cursor.fetchmany(7)):
         bench.succeed(*EMBEDDINGS, *named(bench))
@@ -307,6 +310,7 @@ def test_a_program_may_have_it(bench, encoder):
 # ---- vectors of an endpoint
 
 
+@pytest.mark.thorough
 def test_vectors_come_from_an_endpoint_many_in_a_request(bench):
     bench.upstream.other_posts = embeddings
     options = (*EMBEDDINGS, "--embed-model", "vectors", *models(bench))
@@ -329,6 +333,7 @@ def test_vectors_come_from_an_endpoint_many_in_a_request(bench):
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_model_of_vectors_has_the_parameters_of_its_own(bench):
     bench.upstream.other_posts = embeddings
     found = json.loads(models(bench)[1].removeprefix("models="))

@@ -53,6 +53,7 @@ def wrong(rows: list[dict[str, Any]]) -> float:
     return sum(row["answer"] != label("strong", row["text"])[0] for row in rows) / len(rows)
 
 
+@pytest.mark.thorough
 def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     found = run(sure)
     rows = sure.answers()
@@ -136,6 +137,7 @@ def test_equal_scores_do_not_pay_and_say_why(sure):
     assert "same score" in sure.run(*SURE, "--again", "failed", *named(sure)).stdout
 
 
+@pytest.mark.thorough
 def test_a_small_table_is_answered_by_the_strong_model(sure):
     sure.write([{"id": n, "text": f"review {n}"} for n in range(150)])
     found = run(sure)
@@ -144,6 +146,7 @@ def test_a_small_table_is_answered_by_the_strong_model(sure):
     assert {row["sure"] for row in sure.answers()} == {"strong"}
 
 
+@pytest.mark.thorough
 def test_a_cheap_model_that_is_often_wrong_does_not_pay(sure):
     def reply(seen: Any) -> Any:
         text, sure_ = label("strong", seen.prompt)
@@ -283,6 +286,7 @@ def test_a_few_rows_that_are_added_later_go_to_the_strong_model(sure):
     assert sent(sure) == {"strong": 5}
 
 
+@pytest.mark.thorough
 def test_the_answers_of_cheap_models_are_beside_those_of_the_job(sure):
     run(sure)
     keys = [record.key for record in sure.records()]
@@ -323,7 +327,14 @@ def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
     assert not sure.upstream.seen
 
 
-@pytest.mark.parametrize("more", [(), ("--votes", "3"), ("--second", "small-2")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), marks=pytest.mark.thorough),
+        pytest.param(("--votes", "3"), marks=pytest.mark.thorough),
+        ("--second", "small-2"),
+    ],
+)
 def test_the_cost_is_within_the_range_that_a_validation_tells(sure, more):
     def said(*words: str) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(sure.run(*words, *named(sure), "--dry-run", "--json").stdout)
@@ -339,11 +350,13 @@ def test_the_cost_is_within_the_range_that_a_validation_tells(sure, more):
     assert cost <= found["estimated_cost"] * 1.000001, "at most if it does not pay"
 
 
+@pytest.mark.thorough
 def test_models_of_one_endpoint_are_named_in_each_row(sure):
     sure.succeed(*SURE, base_url=sure.upstream.url)
     assert {(row["sure"], row["answered_by"]) for row in sure.answers()} == GIVERS
 
 
+@pytest.mark.thorough
 def test_the_price_of_all_rows_does_not_depend_on_rows_that_are_left_out(sure):
     def cost_alone() -> float:
         found = json.loads(sure.run(*SURE, *named(sure), "--skip-empty", "--dry-run", "--json").stdout)
@@ -377,6 +390,7 @@ def test_a_promise_is_named_with_all_its_digits():
     assert "99.995 % of the labels or more agree with strong; estimated 99.998 %" in text
 
 
+@pytest.mark.thorough
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
     done = sure.run(*SURE, *named(sure))
     said = r"of the rows will be answered by strong \(95 %: \d+ to \d+ %\): \$\S+ to \$\S+ instead"

@@ -76,6 +76,7 @@ def sizes_of(bench: Any) -> dict[str, Counter[int]]:
     return found
 
 
+@pytest.mark.thorough
 def test_the_model_answers_all_rows_together_and_a_sample_alone(bench, upstream, packs):
     asked = packs()
     found = bench.succeed(*ALONE)
@@ -207,6 +208,7 @@ def test_no_agreement_is_told_if_no_reply_to_several_rows_is_read(bench, packs):
     assert asked.sizes.count(1) == 400
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_of_model", [True, False])
 def test_the_rows_together_may_be_in_the_configuration(bench, packs, is_of_model):
     asked = packs(400)
@@ -324,6 +326,7 @@ def test_options_without_a_model_to_compare_with_are_refused(bench, packs, optio
     assert not bench.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_program_may_compare_a_model_with_itself(bench, packs):
     packs(300)
     rows = [{"text": f"text {at}"} for at in range(300)]
@@ -416,6 +419,7 @@ def test_packs_that_failed_are_sent_again_before_the_sample(bench, upstream, pac
     assert asked.sizes.count(SIZE) == 400 // SIZE, "the endpoint has answered no pack twice"
 
 
+@pytest.mark.thorough
 @pytest.mark.features("batches")
 def test_all_rows_go_by_batch_and_the_sample_live(tmp_path):
     texts = [f"text {n}" for n in range(400)]

@@ -84,6 +84,7 @@ async def test_a_student_over_mcp_says_how_many_calls_it_saved(bench, tools):
     assert {seen.json["model"] for seen in bench.upstream.seen} == {"strong"}
 
 
+@pytest.mark.thorough
 async def test_votes_decide_over_mcp(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer("yes" if seen.json["model"] == "two" else "no"))
     bench.prompts(2)

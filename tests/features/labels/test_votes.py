@@ -126,6 +126,7 @@ def run(bench: Any, *more: str, **options: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.thorough
 def test_three_repeats_vote_on_each_row(voters):
     found = run(voters, "--votes", "3")
     assert len(voters.upstream.seen) == 3 * ROWS == found["requests"]
@@ -157,12 +158,14 @@ def test_the_summary_names_equal_votes_and_ties(voters):
     assert f"of {ROWS} rows have 3 equal votes, 6 a tie" in found.stdout
 
 
+@pytest.mark.thorough
 def test_a_temperature_of_the_user_is_kept_and_seeds_differ(voters):
     run(voters, "--votes", "3", "--temperature", "0.4", "--set", "sampling_params.seed=7")
     assert {seen.json["temperature"] for seen in voters.upstream.seen} == {0.4}
     assert Counter(seen.json["seed"] for seen in voters.upstream.seen) == {8: ROWS, 9: ROWS, 10: ROWS}
 
 
+@pytest.mark.thorough
 def test_several_models_have_a_vote_each_at_their_own_temperature(bench):
     bench.upstream.reply = labellers()
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
@@ -175,12 +178,14 @@ def test_several_models_have_a_vote_each_at_their_own_temperature(bench):
         assert row["answered_by"] == ("small", "small-2", "strong")[every.index(row["answer"])]
 
 
+@pytest.mark.thorough
 def test_a_report_counts_the_rows_of_each_round_not_their_votes(voters):
     run(voters, "--votes", "3", "--report", "r.html")
     data, _ = written(voters.path / "r.html")
     assert dict(data["run"])["Rounds"] == f"1 first: {ROWS} rows\n2 votes: {ROWS} rows"
 
 
+@pytest.mark.thorough
 def test_more_votes_later_keep_those_that_there_are(voters):
     run(voters, "--votes", "2")
     run(voters, "--votes", "3")
@@ -208,6 +213,7 @@ def test_fewer_votes_later_are_refused(voters):
     assert json.loads(found.stdout)["votes"]["votes"] == 3
 
 
+@pytest.mark.thorough
 def test_a_job_with_one_answer_to_each_row_gets_votes_later(voters):
     run(voters)
     run(voters, "--votes", "3")
@@ -294,6 +300,7 @@ def test_it_needs_labels(voters):
     assert "--votes compares labels" in voters.fail("--prompt", "{{text}}", "--votes", "3")
 
 
+@pytest.mark.thorough
 def test_votes_at_an_endpoint_whose_configuration_sends_each_question_once(bench):
     bench.upstream.reply = choose(lambda _: answer(LABELS[0]))
     bench.write([{"text": "a"} for _ in range(4)])

@@ -753,6 +753,7 @@ async def test_an_item_that_has_failed_has_a_line_of_a_batch_of_its_own():
     assert sorted(run.sent) == [["a", "c"], ["b"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("places", [1, 4])
 async def test_packs_are_as_large_as_before_after_a_server_was_down_for_a_while(places):
     run: Pool = Pool(16 * 20, places=places, fails=lambda texts: 5 < len(run.sent) <= 9)

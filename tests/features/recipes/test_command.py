@@ -121,6 +121,7 @@ def test_each_step_answers_the_rows_of_the_step_before(recipes):
     assert re.match(r"36 requests in [\d.]+ s, \$", total)
 
 
+@pytest.mark.thorough
 def test_a_run_without_changes_sends_nothing_and_writes_nothing(recipes):
     recipes.run()
     recipes.asked()
@@ -133,6 +134,7 @@ def test_a_run_without_changes_sends_nothing_and_writes_nothing(recipes):
     assert after == before | {".promptmill": after[".promptmill"]}
 
 
+@pytest.mark.thorough
 def test_a_changed_row_is_one_request_in_each_step(recipes):
     recipes.run()
     recipes.asked()
@@ -143,6 +145,7 @@ def test_a_changed_row_is_one_request_in_each_step(recipes):
     assert recipes.read("labels.csv")[5]["name"] == "n77"
 
 
+@pytest.mark.thorough
 def test_a_change_that_no_later_step_sees_ends_there(recipes):
     recipes.run()
     recipes.asked()
@@ -218,6 +221,7 @@ def test_a_budget_without_a_limit_of_the_answers_is_refused_before_the_first_ste
     assert "line 1: max_cost: nothing limits the answers of test-model; add `max_tokens: " in recipes.refused()
 
 
+@pytest.mark.thorough
 def test_the_cost_of_jobs_that_are_no_longer_used_counts(recipes):
     recipes.write(f"max_cost: 100\n{RECIPE}")
     spent = recipes.figures()["spent"]
@@ -269,6 +273,7 @@ def searching(recipes, monkeypatch):
     return recipes
 
 
+@pytest.mark.thorough
 def test_labels_of_topics_are_choices_of_the_next_step(searching):
     searching.write(f"{SEARCH}    limit: 30\n  - compare: [labels.csv, labels.csv]\n")
     done = searching.run()
@@ -332,6 +337,7 @@ def test_a_list_that_no_search_of_the_recipe_found_is_not_replaced(searching):
     assert "topics.csv exists; name another file" in searching.refused()
 
 
+@pytest.mark.thorough
 def test_the_labels_of_a_search_are_not_paid_again_by_the_step_that_uses_its_topics(searching):
     _, labels = searching.figures()["steps"]
     assert (labels["rows"], labels["requests"]) == (400, 340)
@@ -439,6 +445,7 @@ def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):
     assert not (recipes.path / "notes.jsonl").exists()
 
 
+@pytest.mark.thorough
 def test_the_file_of_something_else_is_not_replaced(recipes):
     (recipes.path / "facts.csv").write_text("mine\n")
     assert "recipe.yaml, line 3: " in recipes.refused()
@@ -487,6 +494,7 @@ def test_options_of_all_steps_go_to_those_that_take_them(recipes):
     assert "4 compare labels.csv labels.csv" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_running_recipe_does_not_run_twice(recipes):
     def again(seen: Any) -> Any:
         if seen.number == 0:

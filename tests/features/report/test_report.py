@@ -115,6 +115,7 @@ def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
     assert remarks["Cost"].endswith(" per 1,000 answers")
 
 
+@pytest.mark.thorough
 def test_the_columns_of_a_report_begin_with_the_text_of_the_prompt(bench):
     bench.write(["id,name,team,text", f"{'x' * 30},{'n' * 40},a,What a soup!"], "in.csv")
     bench.output = bench.path / "out.csv"
@@ -129,6 +130,7 @@ def test_the_columns_of_a_report_begin_with_the_text_of_the_prompt(bench):
     assert [each["name"] for each in data["rows"]["columns"]][:3] == ["prompt", "answer", "name"]
 
 
+@pytest.mark.thorough
 def test_an_item_of_lists_is_searched_because_no_cell_equals_it(bench):
     bench.upstream.reply = choose(lambda seen: answer(json.dumps({"tags": ["cold", "cold", seen.prompt[-1]]})))
     bench.prompts(3)
@@ -251,6 +253,7 @@ def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench):
     assert "René" in shown
 
 
+@pytest.mark.thorough
 def test_images_are_thumbnails(bench):
     Image.new("RGB", (900, 600), "red").save(bench.path / "red.png")
     bench.write(["path", "red.png", "gone.png", "https://example.com/a.png"], "in.csv")
@@ -429,6 +432,7 @@ def test_labels_and_equal_times_have_no_histograms(tmp_path):
     assert data["counts"][0][2] == [["maybe", 100, "(50.0 %)"], ["yes", 100, "(50.0 %)"]]
 
 
+@pytest.mark.thorough
 def test_no_folder_is_named_outside_of_the_command(bench):
     bench.prompts(2)
     bench.succeed("--report", "r.html")

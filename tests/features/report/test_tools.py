@@ -76,6 +76,7 @@ def test_the_report_shows_the_shares_of_the_labels(sure):
     assert all(remark.endswith(" %)") for _, _, bars, _ in data["counts"] for _, _, remark in bars)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", WRONG)
 def test_a_job_whose_status_is_damaged_has_a_report(bench, value):
     bench.prompts(2)

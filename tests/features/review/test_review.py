@@ -108,6 +108,7 @@ def test_a_review_is_no_csv_whose_formulas_excel_would_run(voted):
     assert "ends in .html or .xlsx" in reviewed(voted, "-o", "review.csv", code=2).stderr
 
 
+@pytest.mark.thorough
 def test_a_workbook_offers_the_labels(voted):
     import openpyxl
 
@@ -152,6 +153,7 @@ def test_a_job_with_several_models_lists_where_they_differ(bench):
     assert "takes no labels" in reviewed(bench, "--take", "decisions.csv", code=2).stderr
 
 
+@pytest.mark.thorough
 def test_log_probabilities_order_the_rows_of_a_plain_job(bench):
     bench.upstream.reply = labellers()
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
@@ -194,6 +196,7 @@ def test_a_random_sample_gives_the_shares_of_all_rows(voted):
 # ---- the labels
 
 
+@pytest.mark.thorough
 def test_a_label_of_a_person_becomes_the_answer_and_the_old_one_is_kept(voted):
     rows, before = table(voted), voted.answers()
     decide(voted, {10: "neutral", 20: before[19]["answer"]}, rows)
@@ -222,6 +225,7 @@ def test_the_same_labels_are_taken_once_and_another_one_replaces_it(voted):
     assert [text for _, text in spare(voted)][-1] == "neutral"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("nothing", ["-", ""])
 def test_a_label_that_is_taken_back_gives_its_row_the_earlier_answer(voted, nothing):
     before = (voted.path / "out.jsonl").read_bytes()
@@ -235,6 +239,7 @@ def test_a_label_that_is_taken_back_gives_its_row_the_earlier_answer(voted, noth
     assert not voted.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_label_is_taken_back_after_its_row_has_moved(voted):
     before = voted.answers()[9]["answer"]
     reviewed(voted, "--take", str(decide(voted, {10: "neutral"})))
@@ -268,6 +273,7 @@ def test_a_label_of_another_job_that_is_taken_back_leaves_the_row_to_the_next_ru
     assert voted.answers()[9]["sure"] != "person"
 
 
+@pytest.mark.thorough
 def test_a_table_has_the_labels_that_the_rows_have(voted):
     reviewed(voted, "--take", str(decide(voted, {10: "neutral"})))
     reviewed(voted, "-o", "review.xlsx", "--sample", str(ROWS))
@@ -279,6 +285,7 @@ def test_a_table_has_the_labels_that_the_rows_have(voted):
     assert page.count('"label":"neutral"') == 1
 
 
+@pytest.mark.thorough
 def test_the_page_shows_how_many_votes_a_label_has(voted):
     reviewed(voted)
     page = (voted.path / "out.jsonl.review.html").read_text(encoding="utf-8")
@@ -286,6 +293,7 @@ def test_the_page_shows_how_many_votes_a_label_has(voted):
     assert '"score":"2 of 3 votes"' in page
 
 
+@pytest.mark.thorough
 def test_a_dash_that_is_a_label_stays_one(voted):
     reviewed(voted, "--take", str(decide(voted, {10: "-"})), "--choices=-,+")
     assert voted.answers()[9]["answer"] == "-"
@@ -296,6 +304,7 @@ def test_a_decision_without_the_key_of_its_question_is_refused(voted):
     assert "row 10 has no `key`; copy it from the review" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("again", ["all", "failed"])
 def test_no_order_replaces_the_label_of_a_person_silently(voted, again):
     decide(voted, {10: "neutral", 1: "neutral"})
@@ -331,6 +340,7 @@ def test_a_person_labels_rows_of_a_plain_job_and_rows_that_failed(bench):
     assert [row["answer"] for row in bench.answers()][3:5] == ["negative", "neutral"]
 
 
+@pytest.mark.thorough
 def test_labels_stay_with_their_questions_when_the_input_changes(voted):
     decide(voted, {10: "neutral"})
     reviewed(voted, "--take", "decisions.csv")
@@ -411,6 +421,7 @@ def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
     assert sent(bench) == sent_before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("labels", "problem"),
     [
@@ -432,6 +443,7 @@ def test_the_good_lines_are_taken_and_the_wrong_ones_are_named(voted, labels, pr
     assert [voted.answers()[n]["answer"] for n in (19, 29)] == ["neutral", "negative"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["Neutral ", "NEUTRAL", " neutral"])
 def test_a_label_may_differ_in_its_case_and_in_blanks(voted, text):
     reviewed(voted, "--take", str(decide(voted, {10: text})))

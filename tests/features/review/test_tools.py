@@ -30,6 +30,7 @@ def voted(bench):
     return bench
 
 
+@pytest.mark.thorough
 async def test_an_agent_shows_the_rows_and_hands_in_the_labels_of_its_user(voted, tools):
     async with tools() as call:
         found = await call("review", job_id="out.jsonl", rows=3)
@@ -74,6 +75,7 @@ def plain(bench):
     return bench
 
 
+@pytest.mark.thorough
 async def test_a_job_without_a_doubtful_row_writes_no_review(plain, tools):
     async with tools() as call:
         found = await call("review", job_id="out.jsonl", output_file="review.html")

@@ -156,6 +156,7 @@ def test_the_text_of_a_file_is_told_from_its_name(bench, upstream):
     assert [(one["column"], one["start"]) for one in sources] == [("content", 0)] * 2
 
 
+@pytest.mark.thorough
 def test_equal_prompts_of_other_columns_have_their_own_places(bench, upstream):
     upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
     bench.write([{"a": "late", "b": "parcel x"}, {"a": "late parcel", "b": "x"}])
@@ -178,6 +179,7 @@ EDITED = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 @pytest.mark.parametrize(("row", "source"), [case[1:] for case in EDITED], ids=[case[0] for case in EDITED])
 def test_an_answer_that_an_edited_row_keeps_has_no_place_of_another_text(bench, upstream, suffix, row, source):
@@ -276,6 +278,7 @@ def test_a_reply_without_quotes_is_asked_for_again_only_if_it_breaks_the_schema(
     assert len(upstream.seen) == 1
 
 
+@pytest.mark.thorough
 def test_a_resumed_job_keeps_the_sources_and_pays_nothing(bench, replying, upstream):
     replying({INVOICE: READ})
     bench.succeed(*ASKED)
@@ -292,6 +295,7 @@ def test_quotes_need_an_answer_with_fields(bench, replying, asked):
     assert "quote" in str(said)
 
 
+@pytest.mark.thorough
 @pytest.mark.features("together")
 def test_rows_together_have_their_own_quotes(bench, upstream):
     def reply(seen: Any) -> Any:
@@ -557,6 +561,7 @@ def test_a_schema_stays_short_when_its_references_are_written_out():
         _form_of(properties={f"f{at}": {"$ref": "#/$defs/long"} for at in range(300)}, **{"$defs": {"long": long}})
 
 
+@pytest.mark.thorough
 def test_mutual_references_end_at_the_bound():
     named = {f"n{at}": {"type": "object", "properties": {}} for at in range(12)}
     for each in named.values():

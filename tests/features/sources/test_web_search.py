@@ -75,6 +75,7 @@ def rows(folder: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("provider", "dialect", "model"), FORMS)
 def test_a_request_has_the_search_as_its_api_wants_it(tmp_path, upstream, provider, dialect, model):
     upstream.reply = sends(REPLIES[f"{provider} {dialect}"])

@@ -30,6 +30,7 @@ def packs(bench, upstream):
     return begun
 
 
+@pytest.mark.thorough
 def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs):
     asked = packs(45)
     found = bench.succeed(*PROMPT, "--together", "20")
@@ -45,6 +46,7 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     assert upstream.seen[0].prompt.count("What is this about?") == 1
 
 
+@pytest.mark.thorough
 def test_a_reply_with_faults_costs_single_requests_and_no_wrong_answer(bench, upstream, packs):
     asked = packs(2_000, change=faults(1), around=cut(2))
     found = bench.succeed(*PROMPT, "--together", "20", "--concurrency", "8")
@@ -75,6 +77,7 @@ def test_rows_stay_together_where_some_replies_cannot_be_read(bench, packs):
     assert not any("one after the other" in note for note in found["warnings"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bad", [status(500), status(504), answer("x", finish_reason="error"), raw(b'{"choices": []}')])
 def test_one_row_at_which_the_model_fails_does_not_take_the_others_with_it(bench, upstream, packs, bad):
     asked = packs(40)
@@ -87,6 +90,7 @@ def test_one_row_at_which_the_model_fails_does_not_take_the_others_with_it(bench
     assert len(upstream.seen) <= 20
 
 
+@pytest.mark.thorough
 def test_a_draft_before_the_final_list_costs_single_requests_and_no_wrong_answer(bench, packs):
     asked = packs(40, around=lambda text, _: (f"{text.replace('return', 'praise')}\nFinal:\n{text}", "stop"))
     bench.succeed(*PROMPT, "--together", "20")
@@ -160,6 +164,7 @@ def test_the_rows_of_other_parameters_and_long_rows_have_requests_of_their_own(b
     assert found["warnings"][1:] == ["Rows with more than 8,000 characters are sent alone, not together."]
 
 
+@pytest.mark.thorough
 def test_a_row_cannot_end_its_record(bench, upstream, packs):
     packs(0)
     texts = ['"}\n{"id":"r1","text":"other"}', "\nRecords:\n", '{"answers": []}', "\u2028 \u202e 😀 {{id}}"]
@@ -169,6 +174,7 @@ def test_a_row_cannot_end_its_record(bench, upstream, packs):
     assert [record["text"] for record in records(upstream.seen[0].prompt)].sort() == texts.sort()
 
 
+@pytest.mark.thorough
 def test_the_answers_of_packs_are_cached_by_row_and_never_serve_rows_alone(bench, packs):
     asked = packs(40)
     cache = ("--set", "cache=true", "--temperature", "0")
@@ -180,6 +186,7 @@ def test_the_answers_of_packs_are_cached_by_row_and_never_serve_rows_alone(bench
     assert asked.sizes == [20, 20, *[1] * 40]
 
 
+@pytest.mark.thorough
 def test_a_job_that_was_begun_together_does_not_go_on_alone(bench, packs):
     packs(40)
     bench.succeed(*PROMPT, "--together", "20")
@@ -188,6 +195,7 @@ def test_a_job_that_was_begun_together_does_not_go_on_alone(bench, packs):
     assert "together" in said
 
 
+@pytest.mark.thorough
 def test_a_budget_stops_at_the_cent_and_loses_nothing(bench, packs):
     asked = packs(1_200)
     price = ("--set", "price={input: 100, output: 100}", "--max-tokens", "5")
@@ -201,6 +209,7 @@ def test_a_budget_stops_at_the_cent_and_loses_nothing(bench, packs):
     assert found["cost"] > spent
 
 
+@pytest.mark.thorough
 def test_the_price_before_one_pays_has_the_instructions_once(bench, packs):
     packs(400)
     long = ("--prompt", f"{'Some words that all rows share. ' * 40} What is this about? {{{{text}}}}", *PROMPT[2:])
@@ -215,6 +224,7 @@ def test_the_price_before_one_pays_has_the_instructions_once(bench, packs):
     assert "prompt tokens in 20 requests" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.features("embeddings")
 def test_vectors_are_not_packed_as_texts(bench, upstream):
     upstream.other_posts = embeddings()
@@ -235,6 +245,7 @@ def test_the_model_of_this_machine_answers_an_object_of_labels(bench):
     assert {row["answer"] for row in bench.answers()} <= {*LABELS}
 
 
+@pytest.mark.thorough
 def test_rows_that_wait_for_a_place_at_one_of_several_models_share_full_requests(bench, upstream, packs):
     asked = packs(MOST_HELD + 176)
     block = {"base_url": upstream.url, "model_name": "m", "api_key": "k", "concurrency": 1}
@@ -270,6 +281,7 @@ def test_a_field_may_have_the_name_of_the_records_id_or_its_substitute():
     assert records(prompt) == [{"id": "r1", "id_field_": "a", "id_field": "b"}]
 
 
+@pytest.mark.thorough
 def test_a_row_with_half_a_character_fails_and_the_others_are_answered(bench, packs):
     packs(0)
     bench.write([{"text": "half \ud83d"}, *({"text": f"text {at}"} for at in range(7))])
@@ -308,12 +320,14 @@ def test_a_refused_key_ends_the_run_as_it_does_for_rows_alone(bench, upstream, p
     assert set(asked.asked.values()) == {1}
 
 
+@pytest.mark.thorough
 def test_the_system_prompt_is_saved_too(bench, packs):
     packs(40)
     found = bench.succeed(*PROMPT, "--together", "20", "--system", "Words that all rows share. " * 30)
     assert found["together"]["saved"] > 1_000
 
 
+@pytest.mark.thorough
 def test_the_summary_says_what_the_job_cost_and_would_have_cost_alone(bench, packs):
     packs(400)
     long = ("--prompt", f"{'Some words that all rows share. ' * 40} What is this about? {{{{text}}}}", *PROMPT[2:])
@@ -362,6 +376,7 @@ def test_the_cost_alone_is_that_of_the_endpoint(bench, upstream, packs, words, c
     assert "cost_alone_between" not in its
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_the_cost_alone_is_measured_where_a_sample_was_sent_alone(bench, packs):
     packs(300)

@@ -29,6 +29,7 @@ def service(upstream, top=(), **options):
     return Service(Configuration({**openai_configuration(upstream.url)._raw, **dict(top)}, **options))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["call", "init", "job"])
 async def test_a_client_may_not_choose_it(bench, upstream, tools, packs, way):
     bench.write([{"text": text} for text in TEXTS])
@@ -45,6 +46,7 @@ async def test_a_client_may_not_choose_it(bench, upstream, tools, packs, way):
     assert not packs.sizes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["operator", "trusted"])
 async def test_the_operator_may_choose_it_for_all_calls(bench, upstream, tools, packs, how):
     bench.write([{"text": text} for text in TEXTS])
@@ -95,6 +97,7 @@ def test_what_it_cannot_do_is_said(bench, packs, arguments, said):
     assert not packs.sizes
 
 
+@pytest.mark.thorough
 def test_a_model_has_its_own_number(bench, upstream, packs):
     bench.write([{"text": text, "model": "one" if at % 2 else "four"} for at, text in enumerate(TEXTS)])
     block = {"base_url": upstream.url, "model_name": "m", "api_key": "k"}

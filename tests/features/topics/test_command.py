@@ -67,6 +67,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 def test_topics_are_found_written_and_used(reviews):
     text = topics(reviews).stdout
     assert text.startswith("1,201 rows, 1 of them empty: topics from 60, tried on 60 others\ntopic")
@@ -175,6 +176,7 @@ def test_a_dry_run_counts_what_is_sent_if_no_step_is_repeated(reviews):
     assert found["requests"] in {estimate["certain"]["requests"], estimate["all"]["requests"]}
 
 
+@pytest.mark.thorough
 def test_a_search_of_changed_rows_sends_what_has_changed(reviews):
     rows = table(ROWS)
     written(reviews.input, rows)
@@ -190,6 +192,7 @@ def test_a_search_of_changed_rows_sends_what_has_changed(reviews):
     assert prompts == {PROMPT.replace("{{text}}", labelled[0]["text"]): 2}, "a label in each order"
 
 
+@pytest.mark.thorough
 def test_a_search_that_takes_the_answers_of_another_one_names_it(reviews):
     first = figures(reviews)
     reviews.upstream.seen.clear()
@@ -343,6 +346,7 @@ def asked(bench: Any) -> Counter[str]:
     return Counter(json.dumps(seen.json, sort_keys=True) for seen in bench.upstream.seen)
 
 
+@pytest.mark.thorough
 def test_failed_requests_are_named_and_sent_again_on_demand(reviews):
     reviews.upstream.reply = models(lost=lambda prompt: prompt.startswith("What do guests") and "7: not" in prompt)
     first = figures(reviews)
@@ -358,6 +362,7 @@ def test_failed_requests_are_named_and_sent_again_on_demand(reviews):
     assert [row["label"] for row in read(reviews.path / "topics.csv")] == [each["label"] for each in again["topics"]]
 
 
+@pytest.mark.thorough
 def test_a_list_that_was_edited_is_not_replaced_when_failed_requests_are_sent_again(reviews):
     reviews.upstream.reply = models(lost=lambda prompt: prompt.startswith("What do guests") and "7: not" in prompt)
     figures(reviews)
@@ -395,6 +400,7 @@ def test_several_files_are_one_table(reviews):
     assert read(reviews.path / "several.csv") == read(folder / "topics.csv"), "they are the same rows"
 
 
+@pytest.mark.thorough
 def test_a_step_of_which_most_requests_fail_ends_the_search(reviews):
     reviews.upstream.reply = models(lost=lambda prompt: "Records:" in prompt)
     done = topics(reviews, code=2)

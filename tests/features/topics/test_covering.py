@@ -33,6 +33,7 @@ def vectors(topics: list[int], seed: int) -> Any:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+@pytest.mark.thorough
 def test_a_rare_topic_is_among_the_chosen_rows_more_often_than_among_as_many_random_ones():
     hits = Counter[str]()
     for draw in range(DRAWS):
@@ -51,6 +52,7 @@ def test_equal_vectors_are_chosen_once():
     assert sorted(farthest(np.zeros((9, 4)), 3, 6)) == [*range(3, 9)]
 
 
+@pytest.mark.thorough
 def test_the_pool_is_of_other_rows_and_has_at_most_four_times_as_many_as_the_sample():
     rows = table(9000)
     drawn = Drawn.of(rows, PROMPT, 300, 200)

@@ -33,6 +33,7 @@ def test_the_same_rows_are_drawn_again_and_more_rows_begin_with_them():
     assert numbers(Drawn.of(ROWS, PROMPT, 300, 200, seed="b")) != first
 
 
+@pytest.mark.thorough
 def test_each_row_is_drawn_as_often_as_any_other():
     drawn = [Drawn.of(ROWS[:100], PROMPT, 10, 20, seed=f"{seed}") for seed in range(300)]
     for part in range(3):

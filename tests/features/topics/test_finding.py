@@ -32,6 +32,7 @@ def found_in(
     return Finding(drawn, PROMPT, most, asker or Asker()).figures()
 
 
+@pytest.mark.thorough
 def test_all_frequent_topics_are_found_once():
     asker = Asker()
     found = found_in(table(5000), asker)
@@ -48,6 +49,7 @@ def test_all_frequent_topics_are_found_once():
     assert not found["notes"]
 
 
+@pytest.mark.thorough
 def test_quotes_are_words_of_different_rows():
     rows = table(5000)
     for topic in found_in(rows)["topics"][:-1]:
@@ -55,6 +57,7 @@ def test_quotes_are_words_of_different_rows():
         assert all(quote["text"] in rows[quote["row"] - 1]["text"] for quote in topic["quotes"])
 
 
+@pytest.mark.thorough
 def test_the_labels_are_tried_in_two_orders_on_rows_without_a_part_in_finding_them():
     asker = Asker(Knowing(unsure=0.3))
     rows = table(5000)
@@ -76,6 +79,7 @@ def test_the_other_order_is_any_but_the_first_one_and_depends_on_the_seed():
     assert other_order("abc", "1") == other_order("abc", "1")
 
 
+@pytest.mark.thorough
 def test_rows_without_a_topic_are_searched_once_more_and_tried_on_fresh_rows():
     asker = Asker()
     found = found_in(table(5000), asker, sample=20)

@@ -47,6 +47,7 @@ async def test_failures_are_one_line_with_the_commonest_reason_first(ask, upstre
     assert "no such thing" in line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
@@ -127,6 +128,7 @@ async def test_a_warning_is_told_once(ask):
     assert said.count("min_tokens is unknown") == len(said.splitlines()) == 1
 
 
+@pytest.mark.thorough
 async def test_nothing_to_tell_is_nothing_written(ask):
     assert (await ask(("generate", {"prompt_ls": ["a"]})))[1] == ""
 

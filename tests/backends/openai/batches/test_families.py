@@ -204,6 +204,7 @@ async def test_an_endpoint_that_ignores_the_page_does_not_repeat_its_list_foreve
             assert await api.find_file(planned(server, api, tmp_path)) == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", WITH_FILES)
 @pytest.mark.parametrize("lost_by", ["close", "502"])
 async def test_a_file_whose_upload_was_not_confirmed_is_used_and_not_uploaded_again(family, lost_by, tmp_path):
@@ -271,6 +272,7 @@ async def test_a_file_is_deleted_if_its_batch_was_never_created(family, tmp_path
         assert (server.creates, server.left_files()) == (0, [])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", [family for family in ALL if family not in {"together", "anthropic"}])
 async def test_a_batch_that_fails_because_the_queue_is_full_says_so(family, tmp_path):
     with BatchServer(family, full=1, polls=0) as server:
@@ -374,6 +376,7 @@ async def test_an_endpoint_of_no_known_provider_speaks_openais_family(tmp_path):
             assert server.batches[state.id].values["key"] == {"promptmill": batch.key}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["anthropic", "gemini"])
 async def test_a_gateway_s_address_shows_the_api_of_its_batches(family, tmp_path):
     with BatchServer(family) as server:

@@ -20,6 +20,7 @@ def seconds(prompts: int, concurrency: int, endpoint: Endpoint, *, adaptive: boo
     return Call(prompts, AdaptiveLimit(concurrency, adaptive=adaptive), endpoint, seed=seed).run()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answers", ANSWERS)
 @pytest.mark.parametrize("delay_s", DELAYS_S)
 def test_where_nothing_is_refused_it_is_as_fast_as_a_fixed_window(delay_s, answers):
@@ -29,12 +30,14 @@ def test_where_nothing_is_refused_it_is_as_fast_as_a_fixed_window(delay_s, answe
     assert fixed / found >= 0.9
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("delay_s", [2.0, 10.0])
 def test_slow_answers_are_not_waited_for_before_it_grows(delay_s):
     assert delay_s * 4 / seconds(500, 128, Endpoint(delay_s)) >= 0.9
     assert delay_s * 3 / seconds(5000, 2048, Endpoint(delay_s)) >= 0.7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("refused", "target"), [(0.02, 0.9), (0.1, 0.7)])
 @pytest.mark.parametrize("answers", ANSWERS)
 @pytest.mark.parametrize("delay_s", everyday(DELAYS_S, 2.0))
@@ -45,6 +48,7 @@ def test_random_refusals_cost_little(delay_s, answers, refused, target):
     assert none / statistics.median(some) >= target
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("answers", ANSWERS)
 @pytest.mark.parametrize("delay_s", DELAYS_S)
 def test_a_limit_is_found_out_with_few_refusals(delay_s, answers):
@@ -54,6 +58,7 @@ def test_a_limit_is_found_out_with_few_refusals(delay_s, answers):
     assert call.refusals / call.sent <= 0.02
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("limit", "refusals"), [(1, 0.3), (4, 0.25), (60, 0.03), (240, 0.02), (500, 0.03)])
 def test_limits_of_any_size_are_found_out(limit, refusals):
     prompts = max(300, 50 * limit)
@@ -81,6 +86,7 @@ def test_many_random_refusals_leave_most_of_the_speed():
     assert none / statistics.median(some) >= 0.65
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("delay_s", "limit", "network_s", "refusals"),
     [(1.0, 40, 0.15, 0.02), (0.05, 40, 0.03, 0.03), (0.2, 100, 0.15, 0.04)],
@@ -100,6 +106,7 @@ def test_beyond_a_quota_per_minute_little_is_sent_although_no_response_names_a_w
     assert call.refusals / call.sent <= 0.2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("before", "after"), [(40, 80), (40, 200), (80, 20)])
 def test_a_limit_that_changes_is_followed(before, after):
     endpoint = Endpoint(0.05, limit=before)
@@ -123,6 +130,7 @@ def test_where_nothing_is_taken_any_more_it_begins_again_with_one():
     assert sizes == [2, 4, 8, 16, 32, 64]
 
 
+@pytest.mark.thorough
 def test_a_limit_with_a_fraction_of_a_place_can_be_full_and_grows():
     limit = AdaptiveLimit(256)
     for place, number in enumerate([limit.taken(number) for number in range(1, 65)]):
@@ -159,5 +167,6 @@ def test_a_fixed_window_stays():
     assert limit.size == 10
 
 
+@pytest.mark.thorough
 def test_the_chart_in_the_docs_is_what_the_simulation_draws():
     assert chart() in (Path(__file__).parents[4] / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -180,10 +180,12 @@ async def grown(answer_after_s: float, *, busy: bool, **block: object) -> int:
     return endpoint_state.load.limit.size
 
 
+@pytest.mark.thorough
 async def test_the_window_grows_while_the_endpoint_is_waited_for():
     assert await grown(0.05, busy=False, concurrency=256) == 256
 
 
+@pytest.mark.thorough
 async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
     assert await grown(0.001, busy=True, concurrency=256) == 64
 

@@ -62,6 +62,7 @@ def test_a_limit_per_second_beside_random_refusals_keeps_the_rate(seed):
     assert 60 / call.now >= 0.85
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("refused", [0.02, 0.1])
 def test_random_refusals_end_the_pace(refused):
     call = PacedCall(8000, Endpoint(1.0, refused=refused), concurrency=256)
@@ -77,6 +78,7 @@ def test_a_limit_of_requests_at_a_time_gets_no_pace(limit):
     assert call.late_share() <= 0.05
 
 
+@pytest.mark.thorough
 def test_a_limit_per_second_that_rises_is_followed():
     bucket = Bucket(12, 12)
     call = PacedCall(7200, Endpoint(0.4, rate=bucket))
@@ -93,6 +95,7 @@ def test_two_jobs_at_one_endpoint_share_its_rate():
     assert min(first.done, second.done) >= 0.15 * (first.done + second.done)
 
 
+@pytest.mark.thorough
 def test_a_job_that_begins_at_a_known_pace_sends_no_burst():
     call = PacedCall(3600, Endpoint(0.4, rate=Sliding(120, 1.0)))
     call.run()

@@ -123,6 +123,7 @@ async def test_a_server_without_such_a_page_is_asked_once(upstream, drive):
     assert len(upstream.pages) <= 1
 
 
+@pytest.mark.thorough
 @pytest.mark.simulated
 async def test_a_bound_that_was_set_is_kept_to(upstream, drive):
     upstream.reply = late(0.05)

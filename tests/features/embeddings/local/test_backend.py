@@ -447,6 +447,7 @@ def lengths(monkeypatch):
     monkeypatch.setattr("promptmill.features.embeddings.local.backend.load", lambda settings, report: Lengths())
 
 
+@pytest.mark.thorough
 def test_rows_of_a_job_get_their_vectors(bench, lengths):
     bench.write([{"text": "a" * length} for length in range(1, 300)])
     found = bench.succeed("--embed", "{{text}}", "--backend", "encoder", "--model", "use")
