@@ -477,8 +477,8 @@ class Facts:
     """Whether the call is a round of a job, whose database has the counts."""
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, next to those that the parameters of a request want."""
-    secret: bytes = b""
-    """Random bytes of the job, the same in all of its runs; `b""`: the call belongs to no job."""
+    secret: Callable[[], bytes] | None = None
+    """Returns random bytes of the job, the same in all of its runs. The first call blocks. None: there is no job."""
     vector_bytes: int = 0
     """The length of the vectors from the call's earlier runs; 0 if there are none, or their lengths may differ."""
     has_portions: bool = False

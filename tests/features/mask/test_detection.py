@@ -10,7 +10,7 @@ import pytest
 
 from personal_data import FORMS, NAMES
 from promptmill.core.errors import PromptmillError
-from promptmill.features.mask.detection import Detectors
+from promptmill.features.mask.detection import Detector, Detectors
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.numbers import IDS
@@ -37,7 +37,7 @@ def test_each_form_of_a_value_is_found_as_a_whole(kinds, kind):
 
 
 def test_each_form_of_a_name_is_found():
-    detectors = Detectors([Names(NAMES)])
+    detectors = Detectors([Detector(Names(NAMES))])
     for seed in range(30):
         for form in FORMS["name"](random.Random(seed)):
             text = f"It is {form}, he said."
@@ -106,7 +106,7 @@ def test_an_id_with_a_weak_check_counts_only_for_its_country():
 
 
 def test_a_name_is_found_only_as_a_whole_word():
-    detectors = Detectors([Names(["Jane Doe", "Jane", "Li", "O'Neil", "王小明"])])
+    detectors = Detectors([Detector(Names(["Jane Doe", "Jane", "Li", "O'Neil", "王小明"]))])
     assert found(detectors, "Janet, Jane, JANE DOE; Lille and Li; o'neil. 我是王小明的") == [
         *(("NAME", "Jane"), ("NAME", "JANE DOE"), ("NAME", "Li"), ("NAME", "o'neil"), ("NAME", "王小明"))
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -91,6 +92,23 @@ def test_quotes_are_of_the_values(job):
     for row in job(reply, "--fields", "value", "--quote"):
         source = row["sources"]["value"]
         assert row[source["column"]][source["start"] : source["end"]] == row["answer"]["value"]
+
+
+@pytest.mark.features("sources")
+@pytest.mark.parametrize("job", [300], indirect=True)
+def test_each_exact_quote_is_found(job, bench):
+    def reply(body: dict[str, Any]) -> str:
+        mail, _, note = text_in(body).partition("\n\n")[0].removeprefix("Mark it: ").partition(" / ")
+        chance = random.Random(len(mail))
+        words, masks = mail.split(" "), MASK.findall(mail + note)
+        first = chance.randrange(len(words))
+        quotes = [mail, note, " ".join(words[first : chance.randint(first + 1, len(words))]), *masks]
+        return json.dumps({"values": [{"quote": quote, "value": "x"} for quote in quotes if quote.strip()]})
+
+    job(reply, "--fields", "values:list", "--quote")
+    found = bench.status()["quotes"]
+    assert found["quotes"] > 1_900
+    assert found["missing"] == 0
 
 
 @pytest.mark.features("embeddings")

@@ -115,6 +115,7 @@ def _judgement(
         model = step_model(arguments, choices=Labels(judge.VERDICTS))
         config, pairs, code = model.models.config, JudgedPairs.of(rows, asked.limit), OK
         registry.check_key(config)
+        pairs.check_masks(judge.masked_by(config))
         settings = asked.settings(config)
         folder = folders.loose(pairs.job_id(settings))
         if pairs.others:

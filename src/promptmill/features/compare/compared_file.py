@@ -70,6 +70,8 @@ class ComparedFile:
     """The column, and its value, that select the rows to compare; None: all rows."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """`made` for each variant, if the job gives several answers to each row."""
+    masked: frozenset[str] = frozenset()
+    """The kinds of personal data that the file's job masks in its requests."""
     job: Folder | None = None
     """The job that has the rows of the input, if the file has a row for each item of an answer."""
 
@@ -93,9 +95,11 @@ class ComparedFile:
         about: Mapping[str, object] = status.read(folder)
         kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")
         made = [_made(folder, spec, slot) for slot in range(len(spec.targets))]
+        masks = (str((target.sampling or {}).get("mask") or "") for target in spec.targets)
         return cls(
             label,
             output,
+            masked=frozenset(kind.strip() for kinds in masks for kind in kinds.split(",") if kind),
             answer=answer,
             fields=fields,
             error=names.get("error", "error"),

@@ -19,7 +19,7 @@ from promptmill.features.compare.answer_values import Tolerance
 from promptmill.features.compare.compared_file import LETTERS, ComparedFile, ComparisonOrder
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.judge import VERDICTS, JudgedPairs, JudgeOrder, judgement_of
+from promptmill.features.compare.judge import VERDICTS, JudgedPairs, JudgeOrder, judgement_of, masked_by
 from promptmill.features.compare.matched_rows import NoCommonRowError
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
@@ -173,6 +173,7 @@ def _judgement(pairs: JudgedPairs, asked: JudgeOrder, options: Mapping[str, Any]
     watch = bulk_call.watch_of(show=options.get("progress")) if pairs.others else None
     model = bulk_call.step_model({**options, "choices": Labels(VERDICTS)}, watch)
     config = model.models.config
+    pairs.check_masks(masked_by(config))
     if pairs.others:
         with asked.opened(pairs.rows(asked.settings(config)), model.models, folders) as job:
             model.run(job)

@@ -153,6 +153,15 @@ class JudgedPairs:
         refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
 
+    def check_masks(self, masked: frozenset[str]) -> None:
+        """Raise `PromptmillError` if a file's job has masks that the judge's requests would lack. `masked`: see
+        `masked_by`."""
+        kinds = frozenset[str]().union(*(file.masked for file in self.compared.files))
+        if lacking := sorted(kinds - masked):
+            said = f"the answers are from a job that masks {', '.join(lacking)}, and the judge would see these values"
+            key = "sampling_params.mask"
+            raise config_error(key, f"{said}. Add: --set {key}={','.join(sorted(kinds | masked))}.")
+
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the judge's rows in the order in which they are read. (They are sent in another order.)"""
         return (line for _, _, line in self._lines())
@@ -173,6 +182,12 @@ class JudgedPairs:
         task = dict(self.compared.read(self.others))
         for at, other in self.places:
             yield (at, other), task[at], _line(task[at], texts[0][at], texts[other][at], _tag(self.named))
+
+
+def masked_by(config: ModelConfig) -> frozenset[str]:
+    """Return the kinds of personal data that requests to a model mask."""
+    given = (getattr(each, "mask", None) for each in (config.settings.sampling_params, config.operator.sampling_params))
+    return frozenset(kind.strip() for kinds in given if kinds for kind in kinds.split(","))
 
 
 def _tag(named: str) -> str:

@@ -26,7 +26,7 @@ from promptmill.features.compare import comparison_page, figures
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.judge import NAME, JudgedPairs, JudgeOrder, judgement_of
+from promptmill.features.compare.judge import NAME, JudgedPairs, JudgeOrder, judgement_of, masked_by
 from promptmill.files.files import InputFile
 from promptmill.files.path_formats import reading
 from promptmill.jobs.caller import Caller, CallModels
@@ -94,7 +94,7 @@ async def compared(
         return await jobs.apart(call, shown)
     with given.temporary_folder(jobs.folders) as place:
         file, settings = place / f"{NAME}.jsonl", judge.asked.settings(judge.config)
-        judging = _Judging(judge.asked, judge.config.model, settings, caller.session, file)
+        judging = _Judging(judge.asked, judge.config.model, settings, masked_by(judge.config), caller.session, file)
         found = await jobs.apart(partial(call, judging=judging), shown)
         job_id, key = found.pop("job")
         if key:
@@ -113,6 +113,8 @@ class _Judging:
     model: str
     settings: dict[str, object]
     """The settings, see `JudgeOrder.settings`."""
+    masked: frozenset[str]
+    """See `masked_by`."""
     session: str
     """The session, see `JudgedPairs.job_id`."""
     file: Path
@@ -182,6 +184,7 @@ def _judgement(
     Without rows, the digest is `""`. Rows that may contain secrets are not judged.
     """
     pairs = JudgedPairs.of(rows, judging.asked.limit)
+    pairs.check_masks(judging.masked)
     if finder is not None:
         pairs = pairs.without(lambda own, line: find_field(own) or finder.find(line))
     job_id, content = pairs.job_id(judging.settings, judging.session), hashlib.sha256()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from promptmill.features.mask.folded_text import Folded
+from promptmill.features.mask.folded_text import Folded, shape_of
 
 
 class ValueSpan(NamedTuple):
@@ -23,6 +23,16 @@ class ValueSpan(NamedTuple):
 
 
 Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
+
+
+class Detector(NamedTuple):
+    """A function that finds values, and the shapes of digits that a text with one of them has."""
+
+    detect: Detect
+    shapes: Sequence[bytes] = ()
+    """Parts of `shape_of` a text: without any of them, it has no value. `()`: a value may have no digits."""
+
+
 _FOUND = "\0"
 """Takes the place of the characters of a value, so that no further detector sees them."""
 
@@ -30,18 +40,21 @@ _FOUND = "\0"
 class Detectors(NamedTuple):
     """The detectors of a job, the most specific first: where two find a value, the first one names it."""
 
-    of_folded: Sequence[Detect]
+    of_folded: Sequence[Detector]
     of_text: Sequence[Detect] = ()
     """The detectors of other packages."""
 
     def spans(self, text: str) -> list[ValueSpan]:
         """Return the values in a text, in order, none inside another."""
         folded = Folded.of(text)
-        found, left = list[ValueSpan](), folded.text
-        for detect in self.of_folded:
+        found, left, shape = list[ValueSpan](), folded.text, shape_of(folded.text)
+        for detect, shapes in self.of_folded:
+            if shapes and not any(map(shape.__contains__, shapes)):
+                continue
             for span in (own := [*detect(left)]):
                 left = f"{left[: span.start]}{_FOUND * (span.end - span.start)}{left[span.end :]}"
-            found += own
+            if own:
+                found, shape = found + own, shape_of(left)
         if found and folded.starts is not None:
             found = [ValueSpan(*folded.span(span.start, span.end), span.label) for span in found]
         for detect in self.of_text:

@@ -16,12 +16,16 @@ _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
 )
 _WIDE = "\uff01-\uff5e\ufe52\ufe62\ufe63\ufe68-\ufe6b"
-_DASHES = "\u2010-\u2015\u2212"
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _COMBINING = "\u0300-\u036f"
-_ESCAPED = r"\\[nrt]|\\u[0-9A-Fa-f]{4}"
+_ESCAPED = "[nrt]|u[0-9A-Fa-f]{4}"
+"""JSON's escape of a character, behind its backslash."""
 _INDENTED = re.compile(r"\n[ \t>]+")
 """A line break, and the indentation or the marks of a quoted mail after it."""
 _DROPPED = re.compile(f"[{_INVISIBLE}]")
+_SHAPES = bytes.maketrans(bytes(range(256)), bytes(48 if 48 <= one < 58 else 97 for one in range(256)))
+_BETWEEN = bytes(one for one in range(256) if chr(one).isspace()) + b"().-/?"
+"""What a shape leaves out: white space and the signs in a number. `?` stands for a character outside of Latin-1."""
 
 
 class Folded(NamedTuple):
@@ -41,6 +45,8 @@ class Folded(NamedTuple):
         """
         if text.isascii() and "\\" not in text and not _INDENTED.search(text):
             return cls(text, None)
+        for dash in _DASHES if not text.isascii() else ():  # the places of all characters stay
+            text = text.replace(dash, "-")
         pieces, starts, ends, last = list[str](), list[int](), list[int](), 0
         for found in _odd().finditer(text):
             start, end = found.span()
@@ -67,6 +73,16 @@ class Folded(NamedTuple):
         return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
 
 
+def shape_of(text: str) -> bytes:
+    """Return the shape of a text: `0` for a digit, `a` for another character, without white space and the signs in a
+    number. It says which numbers a text cannot have, in 1 ns a character.
+
+    >>> shape_of("ab (030) 90-18")
+    b'aa0000000'
+    """
+    return text.encode("latin-1", "replace").translate(_SHAPES, _BETWEEN)
+
+
 def lower(text: str) -> str:
     """Return a text in lower case, with as many characters as before."""
     small = text.lower()
@@ -75,9 +91,11 @@ def lower(text: str) -> str:
 
 @functools.cache
 def _odd() -> re.Pattern[str]:
-    """Return the pattern of the characters that change: 5 ms, for the digits of all scripts."""
+    """Return the pattern of the characters that change: 5 ms, for the digits of all scripts. It begins with a set, for
+    which a search is fast."""
     digits = "".join(chr(one) for one in range(0x80, 0x10000) if unicodedata.category(chr(one)) == "Nd")
-    return re.compile(f"[{_INVISIBLE}{_WIDE}{_DASHES}{_COMBINING}{digits}]|{_ESCAPED}|{_INDENTED.pattern}")
+    signs = f"{_INVISIBLE}{_WIDE}{_COMBINING}{digits}"
+    return re.compile(rf"[\\\n{signs}](?:(?<=[{signs}])|(?<=\\)(?:{_ESCAPED})|(?<=\n)[ \t>]+)")
 
 
 def _unescaped(character: str) -> str:
@@ -92,7 +110,5 @@ def _folded(character: str) -> str:
         return character
     if (digit := unicodedata.decimal(character, None)) is not None:
         return str(digit)
-    if re.match(f"[{_DASHES}]", character):
-        return "-"
     plain = unicodedata.normalize("NFKC", character)
     return plain if len(plain) == 1 and plain.isascii() else character

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import config_error
 from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
-from promptmill.features.mask.detection import Detect, Detectors, ValueSpan
+from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
 from promptmill.features.mask.emails import emails
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import COLUMN, FUNCTION, KINDS, OF_COUNTRY
@@ -35,9 +35,9 @@ class Kinds(NamedTuple):
         for match in filter(None, map(OF_COUNTRY.fullmatch, kinds)):
             countries[match[1]].append(match[2])
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
-        folded: list[Detect] = [emails] if "email" in named else []
+        folded = [Detector(emails)] if "email" in named else []
         if "iban" in named:
-            folded.append(numbers.ibans)
+            folded.append(Detector(numbers.ibans, numbers.IBAN_SHAPES))
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]
@@ -45,21 +45,21 @@ class Kinds(NamedTuple):
         files = [kind for kind in further if kind not in functions and not kind.startswith(COLUMN)]
         names = [Names(name for file in files for name in _names_in(file))] if files else []
         own = [_detector(function) for function in functions]
-        whole = [each.of_several_words for each in names]
-        return cls(Detectors([*folded, *names], own), Detectors([*folded, *whole], own), columns)
+        every, whole = map(Detector, names), (Detector(each.of_several_words) for each in names)
+        return cls(Detectors([*folded, *every], own), Detectors([*folded, *whole], own), columns)
 
 
-def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detect]:
+def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:
     if unknown := {*countries} - numbers.IDS.keys():
         raise config_error(KEY, f"no id of {min(unknown)} is known, but of {', '.join(numbers.IDS)}.")
     ids: list[numbers.NationalId] = []
     if "id" in named:
         ids = [each for country, its in numbers.IDS.items() for each in its if each.is_strong or country in countries]
     phones = numbers.Phones(regions) if "phone" in named else None
-    found: list[Detect] = []
+    found = list[Detector]()
     if phones is not None or ids or "card" in named:
-        found.append(numbers.Numbers(phones, ids, has_cards="card" in named))
-    return [*found, numbers.WrittenIds(ids)] if ids else found
+        found.append(Detector(numbers.Numbers(phones, ids, has_cards="card" in named), numbers.NUMBER_SHAPES))
+    return [*found, Detector(numbers.WrittenIds(ids), numbers.ID_SHAPES)] if ids else found
 
 
 def _names_in(kind: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ from promptmill.core.request import (
     once,
 )
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.features.mask.detection import Detectors, ValueSpan, apart
+from promptmill.features.mask.detection import Detector, Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
 from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
 from promptmill.features.mask.names import Names
@@ -73,7 +73,7 @@ class MaskedRequests(Step):
         """Return the function from an item to the masked request, which raises `PromptmillError`."""
         del by_batch
         step = cls(config)
-        return lambda request: Sent(step.masked(request, b"")[0])
+        return lambda request: Sent(step.masked(request, step._secret)[0])
 
     def __init__(self, config: ModelConfig) -> None:
         self._forced = tuple(_mask_of(config.operator.sampling_params))
@@ -105,7 +105,7 @@ class MaskedRequests(Step):
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request without sending its values. A request with an image or a file fails."""
         try:
-            sent, masks = self.masked(request, call.facts.secret)
+            sent, masks = self.masked(request, self._secret_of(call))
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=error.code != "invalid_input")
         if not masks.values:
@@ -121,15 +121,18 @@ class MaskedRequests(Step):
                 call.preview = shown
         return _unmasked(outcome, masks, call, is_json=is_json)
 
+    def _secret_of(self, call: Call) -> bytes:
+        """Return the secret of a call's job, which the first request of a run reads."""
+        return self._secret if call.facts.secret is None else call.facts.secret()
+
     def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
-        """Return the request as it is sent, and its masks. `secret`: of the job, or `b""`. Raises `PromptmillError`."""
+        """Return the request as it is sent, and its masks. Raises `PromptmillError`."""
         conversation, given, extra = request.conversation, request.sampling, request.extra
         if conversation.sourced or conversation.file_kinds:
             raise input_error(
                 "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
             )
-        key = secret or self._secret
-        plan = once(self._plans, lambda: self._plan(given, extra, key), given, extra, key)
+        plan = once(self._plans, lambda: self._plan(given, extra, secret), given, extra, secret)
         masks = Masks(plan.codes, conversation.texts)
         masking = _Masking(plan.kinds, masks, self._spans_of_words)
         changes = self._of_conversation(request, masking)
@@ -251,11 +254,12 @@ class _Masking(NamedTuple):
         for at, piece in enumerate(pieces if spans or own or is_part else ()):
             start, end = end, end + len(piece)
             if at % 2:
-                inside = [_within(span, start, end) for span in spans if span.start < end and span.end > start]
+                inside = [span for span in spans if span.start < end and span.end > start]
                 further = [] if own is None else own.spans(piece)
                 if is_part:
                     further += (ValueSpan(*edge.span(), "NUMBER") for edge in _EDGE.finditer(piece))
-                texts.append(self.masks.masked(piece, apart([*inside, *further]) if further else inside))
+                moved = (ValueSpan(start + first, start + last, label) for first, last, label in further)
+                texts.append(self.masks.masked(piece, apart([*inside, *moved]) if further else inside, start))
         parts = fields.parts
         if words.have_values:
             parts = tuple(part if at % 2 else self.instruction(part) for at, part in enumerate(parts))
@@ -272,7 +276,7 @@ class _Masking(NamedTuple):
             if column not in named:
                 said = f"the prompt has no {{{{{column}}}}}, whose value `column:{column}` would mask; add it"
                 raise config_error(KEY, f"{said}.")
-        return Detectors([Names(named[column] for column in self.kinds.columns)])
+        return Detectors([Detector(Names(named[column] for column in self.kinds.columns))])
 
     def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
         """Return parameters of a request's body with masks in their texts."""
@@ -294,11 +298,6 @@ def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
 
 def _text_of(fields: Fields) -> str:
     return "".join(_interleaved(fields.parts[::2], fields.texts))
-
-
-def _within(span: ValueSpan, start: int, end: int) -> ValueSpan:
-    """Return the part of a span in the text from `start` to `end`, by places in this text."""
-    return ValueSpan(max(span.start, start) - start, min(span.end, end) - start, span.label)
 
 
 def _changed(part: Part, change: Callable[[str], str]) -> Part:

@@ -55,28 +55,30 @@ class Masks:
 
     def __init__(self, codes: Codes, texts: Sequence[str]) -> None:
         """`texts`: the texts of the request. No code is a part of them."""
-        self._codes, self._texts = codes, texts
+        self._codes, self._texts = codes, "\0".join(texts)
         self._known: dict[tuple[str, str], str] = {}
         """The masks, by value and label."""
         self.values: dict[str, str] = {}
         """The values, by code."""
 
-    def masked(self, text: str, spans: Sequence[ValueSpan]) -> str:
-        """Return a text with masks in place of the spans, which are in order."""
+    def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
+        """Return a text with masks in place of the spans, which are in order. `at`: the place of the text in the longer
+        text of which the spans are."""
         if not spans:
             return text
         pieces, last = list[str](), 0
         for start, end, label in spans:
-            value = text[start:end]
-            pieces += text[last:start], self._known.get((value, label)) or self._mask(value, label)
-            last = end
+            begin = max(0, start - at)
+            value = text[begin : end - at]
+            pieces += text[last:begin], self._known.get((value, label)) or self._mask(value, label)
+            last = end - at
         pieces.append(text[last:])
         return "".join(pieces)
 
     def _mask(self, value: str, label: str) -> str:
         turn = 0
         code = self._codes.of(value, turn)
-        while self.values.get(code, value) != value or any(code in text for text in self._texts):
+        while self.values.get(code, value) != value or code in self._texts:
             turn += 1
             code = self._codes.of(value, turn)
         self.values[code] = value
@@ -116,9 +118,7 @@ class Masks:
     def strays(self, text: str) -> list[str]:
         """Return the masks in an answer that the request did not have."""
         return [
-            found[0]
-            for found in STRAY.finditer(text)
-            if found[2] not in self.values and not any(found[0] in own for own in self._texts)
+            found[0] for found in STRAY.finditer(text) if found[2] not in self.values and found[0] not in self._texts
         ]
 
 

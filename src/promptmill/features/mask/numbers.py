@@ -22,6 +22,11 @@ _RUN = re.compile(r"[0-9](?:[\s().\-/]{0,3}[0-9]){6,}")
 _GROUP = re.compile(r"[0-9]+")
 _JOINS = re.compile(r"[A-Za-z0-9_]")
 _FEWEST, _MOST = 7, 19
+NUMBER_SHAPES = (b"0" * _FEWEST,)
+ID_SHAPES = (b"000000", b"00a00a")
+"""Those of the ids of `WrittenIds`; the second is Italy's."""
+IBAN_SHAPES = (b"0000",)
+"""Accounts in use have four digits in a row, though the registry allows only letters in a few countries (RO, QA)."""
 _OTHERS, _PLUS = re.compile(r"[^0-9]+"), re.compile(r"\+\(?(?=[0-9])")
 _SPACE, _SEPARATOR = re.compile(r"[\s.]+"), re.compile(r"[\s.\-]")
 _SEPARATORS = " .-\n\r\t\xa0\u2009\u202f\u3000"

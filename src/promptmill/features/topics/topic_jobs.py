@@ -29,7 +29,7 @@ Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
 _BYTES_PER_TOKEN = 3  # bytes of JSON per token, as for likely lengths
-_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "reasoning"})  # of the answers' form
+_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "mask", "reasoning"})  # of the form
 _COSTS = ("estimated_cost", "most_cost")
 _NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 0.0), "unpriced": ()})
 """The estimate of a finished job."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ async def answer_rows(
             keep_raw=rows.requests[0].reader.keep_raw,
             has_images=has_images,
             checks=rows.checks,
-            secret=await asyncio.to_thread(rows.store.secret),
+            secret=functools.cache(rows.store.secret),
             vector_bytes=await asyncio.to_thread(rows.vector_bytes),
         )
         answering = asyncio.ensure_future(service.run(source, sink, call, config, steps=steps))
