@@ -43,6 +43,7 @@ from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import OutputForm
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
+from promptmill.jobs.run.job import followers
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import OrderTexts
@@ -107,7 +108,7 @@ def run_bulk(arguments: argparse.Namespace, configuration: Configuration) -> int
             return _validate(job, as_json=arguments.json)
         if arguments.detach:
             job = replace(job, models=decided(configuration))
-            print_status(begun := job.detach(warn_of_input), as_json=arguments.json)
+            print_status(begun := job.detach(warn_of_input, followers(arguments)), as_json=arguments.json)
             if not arguments.json:
                 its_command = command_of(begun)
                 say(f"  `{its_command} --follow` shows it, `{its_command} --cancel` ends it", sys.stderr)

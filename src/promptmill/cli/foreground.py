@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,7 @@ from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.job_series import StepModel
-from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.job import EndedJob, Hooks, Job
 from promptmill.jobs.run.resumption import SEND_ALL, ChangedError
 from promptmill.jobs.store import progress, rounds, status
 from promptmill.jobs.store.folder import Folder
@@ -49,20 +49,6 @@ _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.comp
 # If a new job ends with one of these errors, it is removed, unless its status has a field of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
-
-
-@dataclass(frozen=True, slots=True)
-class EndedJob:
-    """A job that a command has run, for the functions `after_job` of features."""
-
-    arguments: argparse.Namespace
-    folder: Folder
-    on_stderr: bool
-    """Whether stdout is reserved for answers or for another command."""
-    code: int | None
-    """The exit code; None after an error or an interruption."""
-    requests: int | None
-    """The number of requests of this run; None if the job was finished before."""
 
 
 def run(
@@ -240,9 +226,9 @@ def _run(
         code = TERMINATED if terminated else _exit_code(ended, error)
         return code
     finally:
+        job.close()  # first, because a function may resume the job
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code, requests))
-        job.close()
 
 
 def _note_pause(folder: Folder, about: Status) -> None:
@@ -364,10 +350,8 @@ def _before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
 
 def _call_features(ended: EndedJob) -> None:
     spec, shows = ended.folder.spec, ended.code is not None and not ended.on_stderr and not ended.arguments.json
+    ended.follow()
     for feature in features().values():
-        for option, function in feature.after_job.items():
-            if getattr(ended.arguments, option, None):
-                part(function)(ended)
         if feature.variants and shows and spec is not None and spec.is_grid and spec.output.format:
             part(feature.variants)(spec.output.path, (spec.output.names or {}).get(VARIANT, VARIANT))
 

@@ -307,8 +307,8 @@ class Feature:
     """What precedes each job that a command runs, by the attribute of its arguments that asks for it; each function
     takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
-    """What follows after a command has run a job, by the option that asks for it, such as `{"report":
-    "module:function"}`; each function takes the `promptmill.cli.foreground.EndedJob`."""
+    """What follows after a command has run a job, also detached, by the option that asks for it, such as `{"report":
+    "module:function"}`; each function takes the `promptmill.jobs.run.job.EndedJob`."""
     doubts: Mapping[str, str] = field(default_factory=dict)
     """By the option of the jobs that it concerns (`""`: all), each `"module:function"`: takes the `Record` of an
     answer, and returns why a person should check it, as a `promptmill.jobs.store.plan.Doubt`, or None."""

@@ -286,16 +286,16 @@ class OpenJob(WantedJob):
 
         return check(self)
 
-    def detach(self, seen: Callable[[Job], None]) -> Status:
-        """Start the job in its own process; return its status. `seen` gets the job before the start. Raises as
-        `admit`."""
+    def detach(self, seen: Callable[[Job], None], followers: Mapping[str, Any]) -> Status:
+        """Start the job in its own process; return its status. `seen` gets the job before the start. `followers`: see
+        `detached.start`. Raises as `admit`."""
         with contextlib.closing(self.admit()) as job:
             seen(job)
             if self.source is not None and (files := job.unread()) is not None:
                 job.reading(files)(Work(), job.folder)
             if not job.finished:
                 status.write_starting(job.folder)
-                detached.start(job)
+                detached.start(job, followers=followers)
         return status.read(job.folder)
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.foreground import EndedJob
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.files import disk, table_paths
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage.job_series import has_settings_of
+from promptmill.jobs.run.job import EndedJob
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import HIDDEN, Folder, new_id

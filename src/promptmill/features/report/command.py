@@ -8,11 +8,11 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.foreground import EndedJob
 from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import PromptmillError
 from promptmill.features.report import job_page
 from promptmill.features.report.command_options import BESIDE
+from promptmill.jobs.run.job import EndedJob
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 

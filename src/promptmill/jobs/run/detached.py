@@ -6,26 +6,31 @@ its models.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.files import disk
-from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.job import EndedJob, Hooks, Job
 from promptmill.jobs.run.phases import Change
 from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, received
 from promptmill.jobs.run.runner import until_ended
+from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.status_words import progress_lines
 from promptmill.service import observers
 from promptmill.service.service import Service
@@ -40,10 +45,17 @@ _LOOK_S, _DEAF_S = 1.0, 5.0
 # ---- in the parent process
 
 
-def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
+def start(
+    job: Job,
+    ended: Callable[[], None] = lambda: None,
+    *,
+    is_shared: bool = False,
+    followers: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Start a runner for an admitted job, and pass the job's lock to it.
 
     `ended` is called in a thread when the runner has ended, if this process still runs. `is_shared`: see `Service`.
+    `followers`: the options whose functions `after_job` the runner calls, with their values.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -59,8 +71,10 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
         lock=inherited,
         is_shared=is_shared,
         most_cost=job.most_cost,
+        followers=followers,
     )
-    environment = environment_of(job.config) | observers.inherited()
+    # whole for a function after the job, because the user's command may read any variable
+    environment = (dict(os.environ) if followers else environment_of(job.config)) | observers.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
             folder.log.unlink()
@@ -96,8 +110,9 @@ def _run_job(
     lock: int | None,
     is_shared: bool,
     most_cost: float | None,
+    followers: dict[str, Any],
 ) -> int:
-    """Run an admitted job; `lock` is the inherited descriptor of its lock. Return the exit code."""
+    """Run an admitted job and its followers; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = configuration_of(config)
     if config.backend in {*BACKENDS, AUTO}:  # a backend of another package may need more memory
         runtime.limit_memory(_MOST_BYTES)
@@ -115,17 +130,20 @@ def _run_job(
             print(f"promptmill: {redact(str(error))}", file=sys.stderr)
             return 2
         job = Job(folder, spec, order, config, held, change, most_cost=most_cost)
-        runtime.run(_run(job, job.service(configuration, is_shared=is_shared)))
+        ended = runtime.run(_run(job, job.service(configuration, is_shared=is_shared)))
+    code = int(ended["state"] != progress.FINISHED or ended["failed"] > 0)
+    EndedJob(argparse.Namespace(**followers), folder, True, code, ended.get("run_requests", 0)).follow()
     return 0
 
 
-async def _run(job: Job, service: Service) -> None:
+async def _run(job: Job, service: Service) -> RunStatus:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
         final, _, _ = await until_ended(job, service, Hooks(watch=watch))
         if final["reason"]:
             print(f"{job.spec.job_id}: {final['reason']}", file=sys.stderr)
+        return final
     finally:
         watching.cancel()
         await service.aclose()

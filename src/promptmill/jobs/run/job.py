@@ -1,7 +1,8 @@
-"""An admitted job, whose lock this process holds and whose database is open; and the hooks of a run's owner."""
+"""An admitted job, whose lock this process holds and whose database is open; the hooks of its run; and its end."""
 
 from __future__ import annotations
 
+import argparse
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
+from promptmill.core.feature import features, part
 from promptmill.files import files as input_files
 from promptmill.files import table_paths
 from promptmill.files.files import InputFiles
@@ -147,3 +149,32 @@ class Hooks:
 
 
 NO_HOOKS: Hooks = Hooks()
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job that a command has run, for the functions `after_job` of features."""
+
+    arguments: argparse.Namespace
+    folder: Folder
+    on_stderr: bool
+    """Whether stdout is reserved for answers or for another command."""
+    code: int | None
+    """The exit code; None after an error or an interruption."""
+    requests: int | None
+    """The number of requests of this run; None if the job was finished before."""
+
+    def follow(self) -> None:
+        """Call the functions that the command's options ask for."""
+        for option, function in _functions().items():
+            if getattr(self.arguments, option, None):
+                part(function)(self)
+
+
+def followers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command that ask for functions after its job, with their values."""
+    return {option: value for option in _functions() if (value := getattr(arguments, option, None))}
+
+
+def _functions() -> dict[str, str]:
+    return {option: name for feature in features().values() for option, name in feature.after_job.items()}
