@@ -96,7 +96,8 @@ def test_a_judge_gets_no_answers_of_a_job_with_masks_unless_it_has_them(bench, u
     refused = bench.here(bench.command(*asked, command="compare")[1:])
     assert refused.returncode == 2
     assert "the answers are from a job that masks email" in refused.stderr
-    assert "--set sampling_params.mask=email" in refused.stderr
+    assert "sampling_params.mask: the answers" in refused.stderr
+    assert "Set it to email." in refused.stderr
     assert not upstream.seen
     with pytest.raises(PromptmillError, match="a job that masks email"):
         promptmill.compare([*asked[:2]], judge="good", criterion="is longer", base_url=upstream.url, api_key="k")

@@ -160,7 +160,7 @@ class JudgedPairs:
         if lacking := sorted(kinds - masked):
             said = f"the answers are from a job that masks {', '.join(lacking)}, and the judge would see these values"
             key = "sampling_params.mask"
-            raise config_error(key, f"{said}. Add: --set {key}={','.join(sorted(kinds | masked))}.")
+            raise config_error(key, f"{said}. Set it to {','.join(sorted(kinds | masked))}.")
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the judge's rows in the order in which they are read. (They are sent in another order.)"""
