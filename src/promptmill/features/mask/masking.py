@@ -65,7 +65,8 @@ class MaskedRequests(Step):
     async def of(cls, loading: Loading) -> Step | None:
         """Return the step, after reading lists of names. Raises `PromptmillError`."""
         step = cls(loading.config)
-        await asyncio.to_thread(step.kinds_of, loading.config.operator.sampling_params)
+        if step._forced:
+            await asyncio.to_thread(step.kinds_of, loading.config.operator.sampling_params)
         return step
 
     @classmethod
@@ -286,7 +287,7 @@ class _Masking(NamedTuple):
 
 def _mask_of(sampling: Sampling) -> Sequence[str]:
     assert isinstance(sampling, Masked)
-    return kinds_in(sampling.mask or "")
+    return kinds_in(sampling.mask) if sampling.mask else ()
 
 
 def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
