@@ -24,6 +24,7 @@ from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Request, required_o
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
+from promptmill.features.openai_server.rerank import RERANK, Ranking
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
 from promptmill.server.tool_calls import owner_of
@@ -85,6 +86,14 @@ class Endpoints:
             return EventStream(events, lambda show: self.answer(asked, None if has_logprobs else show))
         answer = await unless_left(request.receive, self.answer(asked))
         return _json(reply_body(path, asked.body, answer, asked.model))
+
+    async def rerank(self, request: HttpRequest) -> Response:
+        """Rank documents by the vectors of a model."""
+        body = await body_of(request)
+        ranking = Ranking.of(body)
+        asked = await self.asked(EMBEDDINGS, ranking.embedded(body), owner_of(request), client_of(request))
+        answer = await unless_left(request.receive, self.answer(asked._replace(path=RERANK)))
+        return _json(ranking.reply(reply_body(EMBEDDINGS, asked.body, answer, asked.model)))
 
     def _offered(self, owner: str) -> list[str]:
         allowed = self._allowed.get(owner)

@@ -26,6 +26,7 @@ from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.batch_runs import BatchRuns
 from promptmill.features.openai_server.endpoints import PATHS, Endpoints
 from promptmill.features.openai_server.object_store import ObjectStore
+from promptmill.features.openai_server.rerank import RERANK
 from promptmill.features.openai_server.storage_routes import StorageRoutes
 from promptmill.features.openai_server.stored_files import StoredFiles
 from promptmill.server.tool_calls import owner_of
@@ -43,6 +44,7 @@ def routes(answers: Endpoints) -> list[BaseRoute]:
         Route("/v1/models", answers.models),
         Route("/v1/models/{id:path}", answers.model),
         *(Route(path, answers.reply, methods=["POST"]) for path in PATHS),
+        Route(RERANK, answers.rerank, methods=["POST"]),
     ]
 
 
