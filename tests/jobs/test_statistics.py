@@ -11,6 +11,7 @@ import pytest
 
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, copied
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.run import ways
 from promptmill.jobs.store import statistics, status_words
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import record_of
@@ -192,3 +193,26 @@ def test_counts_of_a_database_from_elsewhere_are_numbers(store):
     assert (counts.done, counts.prompt_tokens) == (3, 0)
     assert list(counts.latencies) == [0.25]
     assert len(statistics.spread(store)) == 1
+
+
+def test_the_values_of_labels_are_counted_in_one_scan(store, monkeypatch):
+    fill(store, *[Completion(text) for text in ("no", "yes", " yes ", "maybe", "no")] * 3)
+    read, queries = JobDatabase.read, list[str]()
+    monkeypatch.setattr(
+        JobDatabase, "read", lambda store, query, *args: queries.append(query) or read(store, query, *args)
+    )
+    values = {"no": 6, "yes": 6, "maybe": 3}
+    assert statistics.results(store) == {"different": 3, "shortest": 2, "longest": 5, "values": values}
+    assert list(statistics.results(store)["values"]) == ["no", "yes", "maybe"]
+    assert sum("GROUP BY value" in query for query in queries) == 2  # one in each call
+
+
+def test_no_values_are_shown_if_the_first_answers_are_long(store):
+    fill(store, *[Completion("x" * 300)] * 256, *[Completion("yes")] * 600)
+    assert statistics.results(store) == {"different": 2, "shortest": 3, "longest": 300}
+
+
+def test_savings_of_models_without_a_price_are_not_summed(store, monkeypatch):
+    fill(store, ANSWER)
+    monkeypatch.setattr(statistics, "paid", lambda *_: pytest.fail("all records are read"))
+    assert ways.figures(store, ()) == {"cache_saved": 0.0}

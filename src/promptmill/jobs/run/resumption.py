@@ -31,18 +31,7 @@ _WAYS_OF_QUESTION = (
     SEND_ALL,
     ", which asks all rows again and replaces the answers.",
 )
-_AS_READ = (
-    "size",
-    "version",
-    "sha256",
-    "header",
-    "fields",
-    "style",
-    "taken",
-    "settings_read",
-    "blank",
-    "packed",
-)
+_AS_READ = ("size", "version", "sha256", "header", "fields", "style", "taken", "settings_read", "blank", "packed")
 """The fields of `InputSpec` that are set only after the input was read."""
 _READ_BY = ("format", "encoding", "header_row")
 """The fields of `InputSpec` that determine how the input is read."""

@@ -86,10 +86,7 @@ def tier_of_way(name: str) -> str:
 
 def _places() -> dict[str, str]:
     """Return the module and class name of each way."""
-    return {
-        "live": f"{__name__}:Live",
-        **{name: entry.run for name, entry in ways().items()},
-    }
+    return {"live": f"{__name__}:Live", **{name: entry.run for name, entry in ways().items()}}
 
 
 def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> dict[str, object]:
@@ -108,12 +105,13 @@ def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> dict[str, obj
 def _saved_by_cache(store: JobDatabase, configs: Sequence[ModelConfig]) -> float:
     """Return the savings by the provider's cache, in US dollars, at the models with a known price. Blocks."""
     batches = [round_.id for round_ in stored_rounds(store) if tier_of_way(round_.way) == BATCH]
-    amount = 0.0
+    amount, prices = 0.0, dict(enumerate(map(price_of, configs)))
+    if not any(price is not None for price in prices.values()):  # this spares a scan of all records
+        return amount
     for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
-        config = configs[slot] if slot < len(configs) else None  # the job may have had more slots
-        usage, price = paid.usage, None if config is None else price_of(config)
-        if usage.cached_tokens and config is not None and price is not None:
-            tier = BATCH if is_by_batch else tier_of(config.settings.extra_params)
+        usage, price = paid.usage, prices.get(slot)  # the job may have had more slots
+        if usage.cached_tokens and price is not None:
+            tier = BATCH if is_by_batch else tier_of(configs[slot].settings.extra_params)
             without = Usage(usage.prompt_tokens, usage.completion_tokens)
             amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
     return amount

@@ -237,15 +237,21 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
     store.define("digest", _digest)
     text = _TRIMMED
     value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
-    # `answers` is materialized, so that SQLite sorts digests, not texts.
+    every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED}"
+    first = f"SELECT coalesce(max(length({text})), 0) FROM (SELECT text {every} LIMIT {_FIRST_ANSWERS})"
+    is_shown = store.read(first, before)[0][0] <= _ONLY_VALUE
+    levels = _numbers_in_order(output.choices if output else ())
+    commonest = f"SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {max(_SHOWN_VALUES, len(levels))}"
+    # `answers` is materialized, so that SQLite sorts digests, not texts; `grouped`, so that it is computed once.
     grouped = f"""
-        WITH answers AS MATERIALIZED (
-            SELECT {value} AS value, length({text}) AS length FROM answer
-            WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED}
-        ), grouped AS (SELECT value, min(length) AS length, count(*) AS rows FROM answers GROUP BY value)
+        WITH answers AS MATERIALIZED (SELECT {value} AS value, length({text}) AS length {every}),
+        grouped AS {"MATERIALIZED" * is_shown} (
+            SELECT value, min(length) AS length, count(*) AS rows FROM answers GROUP BY value
+        ) SELECT * FROM (SELECT count(*), min(length), max(length), total(rows) FROM grouped)
+        {f"LEFT JOIN ({commonest}) ORDER BY rows DESC, value" * is_shown}
     """
-    summed = f"{grouped} SELECT count(*), min(length), max(length), total(rows) FROM grouped"
-    ((different, shortest, longest, rows),) = store.read(summed, before)
+    found = store.read(grouped, before)
+    different, shortest, longest, rows = found[0][:4]
     if not different:
         return {}
     row_results: Results = {"different": different, "shortest": shortest, "longest": longest}
@@ -254,12 +260,9 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
         row_results["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
     most = _ONLY_VALUE if different == 1 < rows else _SHORT_VALUE
-    if longest > most or not (repeats or rows == 1):
+    if not is_shown or longest > most or not (repeats or rows == 1):
         return row_results
-    levels = _numbers_in_order(output.choices if output else ())
-    shown = max(_SHOWN_VALUES, len(levels))
-    commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {shown}"
-    return row_results | {"values": _by_level(levels, dict(store.read(commonest, before)))}
+    return row_results | {"values": _by_level(levels, {value: count for *_, value, count in found})}
 
 
 def _numbers_in_order(choices: Sequence[str]) -> Sequence[str]:
