@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import wave
 from contextlib import closing
 
 import duckdb
@@ -92,7 +93,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             check=False,
         )
 
-    block = {"base_url": upstream.url, "model_name": "test-model"}
+    block = {"base_url": upstream.url, "model_name": "test-model", "files": ["pdf", "audio"]}
     if not command.startswith("init"):
         (tmp_path / "parameter.yaml").write_text(
             json.dumps({"backend": "openai", "backend_configs": {"openai": block}})
@@ -124,6 +125,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     claims = {"type": "array", "items": {"type": "string"}}
     (tmp_path / "claims.json").write_text(json.dumps({"type": "object", "properties": {"claims": claims}}))
     (tmp_path / "mails.csv").write_text("id,body\n1,My parcel is late and broken.\n2,Thank you!\n")
+    (tmp_path / "names.csv").write_text("name\nJane Doe\n")
+    (tmp_path / "my_masks.py").write_text("def people(text):\n    return []\n")
     (tmp_path / "order.json").write_text('{"type": "object", "properties": {"item": {"type": "string"}}}')
     (tmp_path / "pictures").mkdir()
     shutil.copyfile(ICON, tmp_path / "pictures" / "taxi.png")
@@ -132,6 +135,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     for name in ("17", "18"):
         (tmp_path / "invoices").mkdir(exist_ok=True)
         pdf_of_texts(tmp_path / "invoices" / f"2026-{name}.pdf", [f"Invoice 2026-{name}"])
+    (tmp_path / "calls").mkdir()
+    with wave.open(str(tmp_path / "calls" / "a.wav"), "wb") as recording:
+        recording.setparams((1, 2, 8000, 8, "NONE", ""))
+        recording.writeframes(bytes(16))
+    if "--audio-column" in command:
+        (tmp_path / "calls.csv").write_text("customer,recording\nAnn,calls/a.wav\n")
     (tmp_path / "contracts").mkdir()
     pdf_of_texts(tmp_path / "contracts" / "small.pdf", ["Ann pays 128.50"])
     pdf_of_texts(tmp_path / "a.pdf", ["Invoice R-7"])
@@ -190,6 +199,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:
             upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
+        elif "--pdf file" in command:
+            upstream.reply = answer('{"total": 128.5}')
     if "--quote" in command:
         (tmp_path / "invoices.csv").write_text("id,mail\n1,Invoice R-7. Total due: EUR 12.50\n")
         quoted = {"number": {"quote": "Invoice R-7", "value": "R-7"}, "total": {"quote": "EUR 12.50", "value": 12.5}}
