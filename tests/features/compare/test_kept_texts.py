@@ -1,14 +1,26 @@
 """The texts of a comparison, which are in a temporary file."""
 
+import errno
+import io
 import json
+import os
 import random
 import tracemalloc
 
+import pytest
+
 import promptmill
+from promptmill.core.errors import PromptmillError
 from promptmill.features.compare import kept_texts
 from promptmill.features.compare.compared_file import ComparedFile, ComparisonOrder
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.kept_texts import KeptTexts, TextStore
+
+
+class FullDisk(io.BytesIO):
+    def write(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
 
 LONG = "x" * 300
 ODD = ["", "yes", "", LONG, "naïve 文", LONG + "\ud800", "\0" * 250, "yes", *(f"{LONG}{at}" for at in range(9))]
@@ -75,3 +87,11 @@ def test_the_mean_similarity_counts_each_row_beyond_the_tallied_pairs(tmp_path, 
     few, many = pairs
     assert round(few.pop("similarity"), 12) == round(many.pop("similarity"), 12)
     assert few == many
+
+
+def test_a_full_disk_is_named_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(kept_texts, "_WRITTEN", 700)
+    store = TextStore()
+    monkeypatch.setattr(store, "_file", FullDisk())
+    with pytest.raises(PromptmillError, match=r"cannot be written to .*: no space left on device\. Free space there"):
+        KeptTexts(store, [LONG] * 4)

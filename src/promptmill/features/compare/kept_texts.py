@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.files import disk
 
 _MOST_SHORT = 4096
 """The number of different short texts that are kept in memory: labels, and the first of other texts."""
@@ -22,11 +26,12 @@ class TextStore:
         self._numbers: dict[str, int] = {"": 0}
         self._texts = [""]
         self._file = tempfile.TemporaryFile(prefix="promptmill-")  # noqa: SIM115 (it is open as long as the texts)
+        weakref.finalize(self, self._file.close)
         self._unwritten = bytearray()
         self._written = 0
 
     def code(self, text: str) -> int:
-        """Keep a text, and return its code. Raises `OSError` if the disk is full."""
+        """Keep a text, and return its code. Raises `PromptmillError` (`storage`) if the disk is full."""
         if (known := self._numbers.get(text)) is not None:
             return known
         if len(self._texts) < _MOST_SHORT and len(text) <= _SHORT:
@@ -39,10 +44,20 @@ class TextStore:
             return len(self._texts) - 1
         self._unwritten += content
         if len(self._unwritten) >= _WRITTEN:
-            self._file.seek(self._written)
-            self._written += self._file.write(self._unwritten)
-            self._unwritten.clear()
+            self._write()
         return ~(place << _SIZE_BITS | len(content))
+
+    def _write(self) -> None:
+        try:
+            self._file.seek(self._written)
+            self._file.write(self._unwritten)
+            self._file.flush()
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            problem = f"The answers cannot be written to {folder}: {disk.why(error)}. Free space there, or set TMPDIR."
+            raise PromptmillError(Code.STORAGE, problem, "") from None
+        self._written += len(self._unwritten)
+        self._unwritten.clear()
 
     def text(self, code: int) -> str:
         """Return the text with a code."""
