@@ -515,21 +515,6 @@ def test_the_version_is_said(promptmill, option):
     assert promptmill(option, config=None) == (0, f"promptmill {__version__}\n", "")
 
 
-def test_bash_completes_commands_and_options():
-    script = subprocess.run([sys.executable, "-m", "promptmill", "completion", "bash"], capture_output=True, check=True)
-    ask = """eval "$(cat)"
-words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"; }
-words promptmill gen; words promptmill bulk --row-s
-"""
-    found = subprocess.run(
-        ["bash", "-c", ask],
-        input=script.stdout,
-        capture_output=True,
-        check=True,
-    )
-    assert found.stdout.split() == [b"generate", b"--row-settings"], found.stderr
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_an_output_cannot_show_costs_no_answer(promptmill, tmp_path, encoding, upstream):

@@ -153,7 +153,7 @@ def test_a_row_with_more_than_closed_questions_is_sent_alone(step, alone):
 def test_a_row_with_an_image_is_sent_alone_with_a_warning(step):
     call = Call()
     assert step.kind(with_image(), call) is None
-    assert [*call.warnings] == ["Rows with images are sent alone, not together."]
+    assert [*call.warnings] == ["Rows with images or files are sent alone, not together."]
 
 
 @pytest.mark.parametrize(
