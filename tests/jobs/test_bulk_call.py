@@ -341,8 +341,9 @@ def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options, tmp_path)
 
 
 _OTHERWISE = {"set": "settings", "key_env": "api_key_env"}
-_NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows
+_NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows, what follows
     *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json", "report"),
+    "then",
 }
 
 
