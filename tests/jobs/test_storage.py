@@ -84,9 +84,8 @@ def test_a_disk_that_is_full_while_the_input_is_read_is_named_with_the_remedy(be
 
 @posix
 def test_a_step_in_another_process_names_what_is_full(tmp_path):
-    told = frames.packed(
-        {"call": "promptmill.jobs.run.phases:export", "arguments": {"folder": str(tmp_path), "limit": None}}
-    )
+    arguments = {"folder": str(tmp_path), "limit": None}
+    told = frames.packed({"call": "promptmill.jobs.run.phases:export", "arguments": arguments, "computing_s": 60.0})
     command = [sys.executable, "-m", "promptmill.jobs.manage.child_step"]
     pipe = subprocess.PIPE
     limit = limited(4096)
