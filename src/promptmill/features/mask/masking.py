@@ -49,8 +49,10 @@ _CONTEXT = 48
 """Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
 _OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
 """Parameters of `extra_params` that are instructions, and no data."""
-_EDGE = re.compile(r"\A\s*[0-9][0-9\s().\-/]{4,}|[0-9][0-9\s().\-/]{4,}\Z")
-"""Digits at an end of a piece of a text, which may be a part of a number."""
+_BEGINNING = re.compile(r"\s*[0-9][0-9\s().\-/]{4,}")
+"""Digits at the beginning of a piece of a text, which may be a part of a number."""
+_END_BACKWARDS = re.compile(r"[0-9\s().\-/]{4,}[0-9]")
+"""Digits at its end, read from the last character to the first: forwards, each digit could begin them."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
 """Keywords that a mask in place of a value would break. The answer with the value is checked by them."""
 
@@ -258,7 +260,7 @@ class _Masking(NamedTuple):
                 inside = [span for span in spans if span.start < end and span.end > start]
                 further = [] if own is None else own.spans(piece)
                 if is_part:
-                    further += (ValueSpan(*edge.span(), "NUMBER") for edge in _EDGE.finditer(piece))
+                    further += _numbers_at_edges(piece)
                 moved = (ValueSpan(start + first, start + last, label) for first, last, label in further)
                 texts.append(self.masks.masked(piece, apart([*inside, *moved]) if further else inside, start))
         parts = fields.parts
@@ -295,6 +297,13 @@ def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
     pieces = [""] * (2 * len(texts) + 1)
     pieces[::2], pieces[1::2] = words, texts
     return pieces
+
+
+def _numbers_at_edges(piece: str) -> Iterator[ValueSpan]:
+    if found := _BEGINNING.match(piece):
+        yield ValueSpan(*found.span(), "NUMBER")
+    if found := _END_BACKWARDS.match(piece[::-1]):
+        yield ValueSpan(len(piece) - found.end(), len(piece), "NUMBER")
 
 
 def _text_of(fields: Fields) -> str:
