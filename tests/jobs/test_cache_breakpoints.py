@@ -148,7 +148,7 @@ def test_requests_for_several_rows_and_for_pieces_share_the_system_prompt(bench)
 @pytest.mark.parametrize(("provider", "model"), [("anthropic", "claude-opus-5"), ("openai", "gpt-5.4-mini")])
 def test_a_dry_run_expects_the_caches_of_other_models(bench, provider, model, name):
     block = {"provider": provider, "model_name": model, "concurrency": 16}
-    bench.upstream.reply = PromptCache(provider)
+    bench.upstream.reply = PromptCache(provider, late_s=0.1)  # all documents have begun when the first is answered
     bench.write(JOBS[name].rows)
     options = [*JOBS[name].options, "--max-tokens", "1", "--set", PRICE]
     expected = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)["estimated_cost"]
