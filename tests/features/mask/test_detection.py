@@ -10,7 +10,7 @@ import pytest
 
 from personal_data import FORMS, NAMES
 from promptmill.core.errors import PromptmillError
-from promptmill.features.mask.detection import Detector, Detectors
+from promptmill.features.mask.detection import Detector, Detectors, apart
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.numbers import IDS
@@ -117,6 +117,22 @@ def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
     kinds = Kinds.of([str(tmp_path / "names.txt")])
     assert found(kinds.of_instructions, "Mark the mails of Jane Doe") == [("NAME", "Jane Doe")]
     assert found(kinds.of_evidence, "Mark the mails of Jane Doe") == [("NAME", "Mark"), ("NAME", "Jane Doe")]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("Doe. It is paid by Anna", ["Doe", "Anna"]),
+        ("van der Berg said so to Anna-van", ["van der Berg", "Anna-van"]),
+        ("DER  BERG and Mark", ["DER  BERG"]),
+        ("Anna is not at the end of Doe", []),
+        ("小明说王", ["小明", "王"]),
+        ("", []),
+    ],
+)
+def test_parts_of_names_are_found_at_the_ends_of_a_piece(text, parts):
+    detectors = Detectors([Names(["Mark", "Anna van der Berg", "Jane Doe", "王小明"]).detector])
+    assert [text[span.start : span.end] for span in apart(detectors.parts_at_ends(text))] == parts
 
 
 def test_names_come_from_a_column(tmp_path):

@@ -8,7 +8,7 @@ A detector takes a folded text and yields spans of it. Another package's functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from promptmill.features.mask.folded_text import Folded, shape_of
@@ -26,11 +26,13 @@ Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
 
 
 class Detector(NamedTuple):
-    """A function that finds values, and the shapes of digits that a text with one of them has."""
+    """A function that finds values, and what is known of a text with one of them."""
 
     detect: Detect
     shapes: Sequence[bytes] = ()
     """Parts of `shape_of` a text: without any of them, it has no value. `()`: a value may have no digits."""
+    at_ends: Detect | None = None
+    """Finds what may be a part of a value at both ends of a text, which is a part of a longer one."""
 
 
 _FOUND = "\0"
@@ -48,7 +50,7 @@ class Detectors(NamedTuple):
         """Return the values in a text, in order, none inside another."""
         folded = Folded.of(text)
         found, left, shape = list[ValueSpan](), folded.text, shape_of(folded.text)
-        for detect, shapes in self.of_folded:
+        for detect, shapes, _ in self.of_folded:
             if shapes and not any(map(shape.__contains__, shapes)):
                 continue
             for span in (own := [*detect(left)]):
@@ -63,6 +65,13 @@ class Detectors(NamedTuple):
             return apart(found)
         found.sort()
         return found
+
+    def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
+        """Yield what may be a part of a value at both ends of a text, which is a part of a longer one."""
+        folded = Folded.of(text)
+        for find in filter(None, dict.fromkeys(detector.at_ends for detector in self.of_folded)):
+            for span in find(folded.text):
+                yield ValueSpan(*folded.span(span.start, span.end), span.label)
 
 
 def apart(spans: Iterable[ValueSpan]) -> list[ValueSpan]:

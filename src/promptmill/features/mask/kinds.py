@@ -37,7 +37,7 @@ class Kinds(NamedTuple):
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
         folded = [Detector(emails)] if "email" in named else []
         if "iban" in named:
-            folded.append(Detector(numbers.ibans, numbers.IBAN_SHAPES))
+            folded.append(Detector(numbers.ibans, numbers.IBAN_SHAPES, numbers.digits_at_ends))
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]
@@ -45,7 +45,8 @@ class Kinds(NamedTuple):
         files = [kind for kind in further if kind not in functions and not kind.startswith(COLUMN)]
         names = [Names(name for file in files for name in _names_in(file))] if files else []
         own = [_detector(function) for function in functions]
-        every, whole = map(Detector, names), (Detector(each.of_several_words) for each in names)
+        every = [each.detector for each in names]
+        whole = [each.of_several_words.detector for each in names]
         return cls(Detectors([*folded, *every], own), Detectors([*folded, *whole], own), columns)
 
 
@@ -58,7 +59,8 @@ def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str
     phones = numbers.Phones(regions) if "phone" in named else None
     found = list[Detector]()
     if phones is not None or ids or "card" in named:
-        found.append(Detector(numbers.Numbers(phones, ids, has_cards="card" in named), numbers.NUMBER_SHAPES))
+        detect = numbers.Numbers(phones, ids, has_cards="card" in named)
+        found.append(Detector(detect, numbers.NUMBER_SHAPES, numbers.digits_at_ends))
     return [*found, Detector(numbers.WrittenIds(ids), numbers.ID_SHAPES)] if ids else found
 
 

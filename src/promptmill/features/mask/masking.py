@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +37,7 @@ from promptmill.core.request import (
     once,
 )
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.features.mask.detection import Detector, Detectors, ValueSpan, apart
+from promptmill.features.mask.detection import Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
 from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
 from promptmill.features.mask.names import Names
@@ -49,10 +48,6 @@ _CONTEXT = 48
 """Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
 _OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
 """Parameters of `extra_params` that are instructions, and no data."""
-_BEGINNING = re.compile(r"\s*[0-9][0-9\s().\-/]{4,}")
-"""Digits at the beginning of a piece of a text, which may be a part of a number."""
-_END_BACKWARDS = re.compile(r"[0-9\s().\-/]{4,}[0-9]")
-"""Digits at its end, read from the last character to the first: forwards, each digit could begin them."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
 """Keywords that a mask in place of a value would break. The answer with the value is checked by them."""
 
@@ -250,7 +245,7 @@ class _Masking(NamedTuple):
 
     def fields(self, fields: Fields, words: _Words, *, is_part: bool) -> Fields:
         """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: a text of
-        the row is divided, perhaps inside of a number."""
+        the row is divided, perhaps inside of a value."""
         pieces = _interleaved(words.around, fields.texts)
         spans, own = self.kinds.of_evidence.spans("".join(pieces)), self._of_columns(fields)
         texts, end = list[str](), 0
@@ -259,8 +254,8 @@ class _Masking(NamedTuple):
             if at % 2:
                 inside = [span for span in spans if span.start < end and span.end > start]
                 further = [] if own is None else own.spans(piece)
-                if is_part:
-                    further += _numbers_at_edges(piece)
+                for detectors in (self.kinds.of_evidence, own) if is_part else ():
+                    further += () if detectors is None else detectors.parts_at_ends(piece)
                 moved = (ValueSpan(start + first, start + last, label) for first, last, label in further)
                 texts.append(self.masks.masked(piece, apart([*inside, *moved]) if further else inside, start))
         parts = fields.parts
@@ -279,7 +274,7 @@ class _Masking(NamedTuple):
             if column not in named:
                 said = f"the prompt has no {{{{{column}}}}}, whose value `column:{column}` would mask; add it"
                 raise config_error(KEY, f"{said}.")
-        return Detectors([Detector(Names(named[column] for column in self.kinds.columns))])
+        return Detectors([Names(named[column] for column in self.kinds.columns).detector])
 
     def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
         """Return parameters of a request's body with masks in their texts."""
@@ -297,13 +292,6 @@ def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
     pieces = [""] * (2 * len(texts) + 1)
     pieces[::2], pieces[1::2] = words, texts
     return pieces
-
-
-def _numbers_at_edges(piece: str) -> Iterator[ValueSpan]:
-    if found := _BEGINNING.match(piece):
-        yield ValueSpan(*found.span(), "NUMBER")
-    if found := _END_BACKWARDS.match(piece[::-1]):
-        yield ValueSpan(len(piece) - found.end(), len(piece), "NUMBER")
 
 
 def _text_of(fields: Fields) -> str:

@@ -8,11 +8,13 @@ Names in scripts that write no spaces are found inside of longer words, by their
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from promptmill.features.mask.detection import ValueSpan
+from promptmill.features.mask.detection import Detector, ValueSpan
 from promptmill.features.mask.folded_text import Folded, lower
 
 NAME = "NAME"
@@ -40,6 +42,12 @@ class Names:
         self._spaced: Mapping[str, Sequence[Sequence[str]]] = dict(spaced)
         self._unspaced: Mapping[str, Sequence[str]] = dict(unspaced)
         self._first = frozenset(word.encode() for word in spaced)
+        self._longest = max(map(len, folded), default=0)
+
+    @property
+    def detector(self) -> Detector:
+        """The names, also those that an end of a text divides."""
+        return Detector(self, at_ends=self.parts_at_ends)
 
     @property
     def of_several_words(self) -> Names:
@@ -58,6 +66,37 @@ class Names:
                 yield ValueSpan(start, end, self._label)
         if self._unspaced and not text.isascii():
             yield from self._inside(text)
+
+    def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
+        """Yield the words at both ends of a folded text that are a part of a name: `Jane` of `Jane Doe`."""
+        text, reach = lower(text), 2 * self._longest  # characters between words may be more than in the list
+        beginnings, ends = self._parts
+        first, last = [*_WORD.finditer(text, 0, reach)], [*_WORD.finditer(text, max(0, len(text) - reach))]
+        for size in range(len(first), 0, -1):
+            if " ".join(word[0] for word in first[:size]) in ends:
+                yield ValueSpan(first[0].start(), first[size - 1].end(), self._label)
+                break
+        for size in range(len(last), 0, -1):
+            if " ".join(word[0] for word in last[-size:]) in beginnings:
+                yield ValueSpan(last[-size].start(), last[-1].end(), self._label)
+                break
+        for size in range(1, self._longest) if self._unspaced and not text.isascii() else ():
+            if text[:size] in ends:
+                yield ValueSpan(0, size, self._label)
+            if text[-size:] in beginnings:
+                yield ValueSpan(len(text) - size, len(text), self._label)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Collection[str], Collection[str]]:
+        """The beginnings of names of several words or without spaces, and the ends of them."""
+        beginnings, ends = set[str](), set[str]()
+        for words in itertools.chain.from_iterable(self._spaced.values()):
+            beginnings.update(" ".join(words[:n]) for n in range(1, len(words)))
+            ends.update(" ".join(words[n:]) for n in range(1, len(words)))
+        for name in itertools.chain.from_iterable(self._unspaced.values()):
+            beginnings.update(name[:n] for n in range(1, len(name)))
+            ends.update(name[n:] for n in range(1, len(name)))
+        return beginnings, ends
 
     def _known_in(self, text: str) -> Collection[str]:
         """Return the first words of names that a text has. Most texts are divided as bytes: 8 ns a character, where a
