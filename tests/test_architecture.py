@@ -331,7 +331,6 @@ def test_every_file_that_a_page_for_builders_names_is_there(page):
 def test_a_public_class_has_a_name_of_its_own():
     places: dict[str, list[str]] = {}
     for file in sorted(SOURCE.rglob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places.setdefault(node.name, []).append(file.relative_to(SOURCE).as_posix())
+        for name in re.findall(r"^class ([A-Z]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE):
+            places.setdefault(name, []).append(file.relative_to(SOURCE).as_posix())
     assert not {name: where for name, where in places.items() if len(where) > 1}

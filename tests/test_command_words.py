@@ -26,9 +26,11 @@ COMMAND = re.compile(r"promptmill (?:bulk|compare|generate|improve|jobs|models|r
 
 
 def _texts() -> Iterator[tuple[str, str]]:
-    """Yield the file and text of each string constant of the source, without docstrings."""
+    """Yield the file and text of each string constant of the files with `promptmill `, without docstrings."""
     for file in SOURCE.rglob("*.py"):
-        tree, path = ast.parse(file.read_text(encoding="utf-8")), file.relative_to(SOURCE).as_posix()
+        if "promptmill " not in (source := file.read_text(encoding="utf-8")):
+            continue
+        tree, path = ast.parse(source), file.relative_to(SOURCE).as_posix()
         notes = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
         for each in ast.walk(tree):
             if isinstance(each, ast.Constant) and isinstance(each.value, str) and id(each) not in notes:
