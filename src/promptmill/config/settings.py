@@ -303,7 +303,7 @@ class HFSettings(Block):
         None,
         ge=1,
         le=4096,
-        description="Most prompts computed together; default: depends on the model's size and free memory.",
+        description="Most prompts computed together; default: by the model's size and free memory; 512 on a card.",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BY_CALL] = Field(
         "auto", description="Number format of the weights."

@@ -155,7 +155,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.MISSING_DEPENDENCY: _Trait(False, "Install the named extra."),
     Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct the cause in the configuration, and call again."),
     Code.ENGINE_DIED: _Trait(True, "The next call starts a new engine; send these items again."),
-    Code.OUT_OF_MEMORY: _Trait(False, "Lower `batch_size` or `max_tokens`, or use a smaller model."),
+    Code.OUT_OF_MEMORY: _Trait(False, "Shorten the text, lower `max_tokens` or `batch_size`, or use a smaller model."),
     Code.INTERNAL: _Trait(False, "This is a bug in promptmill; please report it."),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 from typing import Any, cast
@@ -131,3 +132,12 @@ def test_penalties_follow_their_definitions():
     expected[11] -= 0.5 + 2 * 0.25
     expected[4] -= 0.5 + 0.25
     assert hf.torch.allclose(mine, expected)
+
+
+def test_the_numbers_of_several_rows_find_their_places_at_once():
+    """As a card draws: a row's own sums and number count, and sums that are no numbers give the first token."""
+    places_of = importlib.import_module("promptmill.backends.engines.hf.sampler")._places_of
+    sums = hf.torch.tensor([[1.0, 2, 4], [1, 1, 2], [0, math.nan, math.nan]], dtype=hf.torch.float64)
+    assert places_of([0.5, 0.5, 0.5], sums) == [2, 2, 0]
+    assert places_of([0.1, 0.1, 0.1], sums) == [0, 0, 0]
+    assert places_of([0.499, 0.999, 0.1], sums) == [1, 2, 0]

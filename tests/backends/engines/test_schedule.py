@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,18 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.engines.growing_answer import AnswerEnd, AnswerTexts, GrowingForm
 
 pytestmark = hf.NEEDED
+
+
+MLA = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "first_k_dense_replace": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+}
 
 
 def row(run: int, length: int = 10) -> hf.RunningSequence:
@@ -89,7 +102,7 @@ def loaded(folder) -> hf.LanguageModel:
 def test_a_larger_model_gets_fewer_rows_on_a_cpu(monkeypatch, parameters, rows):
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     assert hardware.batch_rows("cpu", parameters) == rows
-    assert hardware.batch_rows("cuda", parameters) == 64
+    assert hardware.batch_rows("cuda", parameters) == 512
 
 
 def test_rows_take_as_many_columns_as_the_longest_of_them():
@@ -100,6 +113,7 @@ def test_rows_take_as_many_columns_as_the_longest_of_them():
     assert capacity.more(10, 1_000) == 0
     assert capacity.more(10, 2_000) == -5
     assert hf.Capacity(8).more(3, 10**9) == 5
+    assert hf.Capacity(64, tokens=10_000, extra=500).more(0, 500) == 10
 
 
 def test_the_operators_number_counts_whatever_memory_is_free(tiny, monkeypatch):
@@ -112,6 +126,90 @@ def test_free_memory_and_the_models_width_say_how_many_tokens_fit(tiny, monkeypa
     capacity = hf.capacity_for(loaded(tiny()), None)
     assert capacity.tokens == 2**20 // (2 * 4 * 2 * 16 * 4)  # keys and values, layers, heads, width, bytes
     assert capacity.rows == 64
+
+
+TOKEN, SCORES = 2 * 4 * 2 * 16 * 4, 32 * 300  # keys and values, layers, heads, width, bytes; bytes per token known
+
+
+class Card:
+    """The memory of a card of which other programs take a part."""
+
+    def __init__(self, total: int, taken: int = 0) -> None:
+        self.total, self.taken = total, taken
+
+    def __call__(self, device: object) -> tuple[int, int]:
+        return self.total - self.taken, self.total
+
+
+def test_on_a_card_the_batch_follows_its_free_memory_and_the_longest_row(tiny):
+    card = Card(total=10 * 3000 * TOKEN)
+    capacity = hf.capacity_for(loaded(tiny()), None, card)
+    assert (capacity.tokens, capacity.extra) == (18_000, SCORES // TOKEN)  # 9/10, and 2/3 of it
+    assert capacity.more(0, 1_000 - capacity.extra) == 18
+    assert capacity.more(0, 10) == capacity.rows
+    card.taken = 5 * 3000 * TOKEN
+    assert capacity.renew is not None
+    assert capacity.renew().tokens == 8_000  # the tenth that stays free is one of the whole card
+    card.taken = 28 * 1000 * TOKEN
+    assert capacity.renew().tokens == 1_000  # on a card that others fill, it is a quarter of the rest
+
+
+def test_a_full_card_still_computes_one_row_after_the_other(tiny):
+    capacity = hf.capacity_for(loaded(tiny()), None, Card(total=2**30, taken=2**30))
+    assert capacity.tokens == 0
+    assert capacity.more(0, 10) == 0
+    assert capacity.more(0, 0) > 0
+
+
+def test_of_several_cards_the_one_with_the_least_room_for_its_layers_decides(tiny):
+    model, cards = loaded(tiny()), {"a": 1_500, "b": 30_000}
+    vars(model)["token_bytes"] = {"a": 1, "b": 10}
+    assert hf.capacity_for(model, None, lambda device: (cards[cast("str", device)], 0)).tokens == 1_000
+
+
+def test_the_operators_number_counts_whatever_a_card_has(tiny):
+    assert hf.capacity_for(loaded(tiny()), 300, Card(total=1)) == hf.Capacity(300)
+
+
+@pytest.mark.parametrize(
+    ("joins", "vision", "capacity"),
+    [(True, None, (512, 10_000)), (True, "eyes", (64, 10_000)), (False, None, (64, None))],
+)
+def test_a_model_on_a_card_asks_the_driver_and_torch_for_its_memory(monkeypatch, joins, vision, capacity):
+    """What torch keeps and does not use is free, too."""
+    for name, answer in {"mem_get_info": (12_000, 60_000), "memory_reserved": 9_000, "memory_allocated": 1_000}.items():
+        monkeypatch.setattr(hf.torch.cuda, name, lambda device, answer=answer: answer)
+    device = SimpleNamespace(type="cuda")
+    model = SimpleNamespace(
+        device=device,
+        batching=SimpleNamespace(joins=joins),
+        config=SimpleNamespace(vocab_size=0),
+        vision=vision,
+        parameters=1,
+        token_bytes={hf.torch.device("cuda:0"): 1},
+    )
+    found = hf.capacity_for(cast("Any", model), None)
+    assert (found.rows, found.tokens) == capacity  # 20,000 are free, a quarter stays so
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "values"),
+    [
+        ("Llama", {}, 2 * 4 * 2 * 16),
+        ("Mistral", {"sliding_window": 8}, 2 * 4 * 2 * 16),
+        ("DeepseekV3", MLA, 4 * (16 + 8)),  # it keeps what keys and values are made of
+    ],
+)
+def test_one_token_shows_what_each_token_takes(tiny, kind, sizes, values):
+    assert [*loaded(tiny(kind, **sizes)).token_bytes.values()] == [4 * values]
+
+
+def test_a_model_that_fails_on_a_token_has_no_limit_by_memory(tiny, monkeypatch):
+    model = loaded(tiny())
+    monkeypatch.setattr(model.network, "forward", lambda **_: 1 / 0)
+    assert not model.token_bytes
+    assert hf.capacity_for(model, None, Card(total=2**30)).tokens is None
+    assert hf.capacity_for(model, None).tokens is None
 
 
 def test_models_whose_rows_cannot_join_get_few(tiny):

@@ -41,8 +41,9 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.frames import Frame
 
-_RECOVERY = 512  # steps without running out of memory before one more row is tried
+_RECOVERY = 512  # steps before more rows are tried after memory ran out
 _IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
+_NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # of a CPU, of cards, of their libraries
 _MISHAPS = 3  # failed steps; a row that was in this many is considered their cause
 _MOST_LEADING = 256  # different tokens that may lead to a choice
 _MOST_TEXTS = 8  # questions about a text precede other rows, so a run has one text at a time
@@ -133,15 +134,15 @@ class DecodeLoop(ABC):
                 elif (preview := row.preview()) is not None:
                     self._channel.send(preview)
             except Exception as error:
-                self._answer(row, row.failure(_item_error(error)))
+                self._answer(row, row.failure(_item_error(error, shared=len(self._running()) > 1)))
                 done.append(position)
         return Advance(tokens, done)
 
     def _count_step(self) -> None:
-        """Count a step; allow one more row after `_RECOVERY` steps."""
+        """Count a step; allow an eighth more rows after `_RECOVERY` steps."""
         self._steps += 1
-        if self._places < self._most and self._steps % _RECOVERY == 0:
-            self._places += 1
+        if self._steps % _RECOVERY == 0:
+            self._places = min(self._most, self._places + self._places // 8 + 1)
 
     def _answer(self, row: RunningSequence, outcome: Frame) -> None:
         row.answered = True
@@ -162,13 +163,13 @@ class DecodeLoop(ABC):
             self._forget()
             error.__traceback__ = None  # the traceback would keep the tensors of the step
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _free_unused_memory()
         for row in reversed([row for row in rows if not row.answered]):
             row.mishaps += not no_memory
             row.kept = None
             if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
                 self._answer(row, row.failure(_item_error(error)))
+                self._places = self._most if no_memory else self._places  # this row took the memory, not the number
             else:
                 self._schedule.put_back(row)
 
@@ -207,6 +208,9 @@ class Decoder(DecodeLoop):
         """Start the next prompts if there is capacity, or if a run has less than its share."""
         while self._prefill is None:
             rows = self._running()
+            if not rows and self._limits.renew is not None:
+                self._limits = self._limits.renew()
+                self._reset()
             running = Counter(row.run for row in rows)
             free = min(self._places - len(rows), self._limits.more(len(rows), _longest(rows)))
             if free <= 0:
@@ -217,9 +221,10 @@ class Decoder(DecodeLoop):
             if not taken:
                 return
             rows = self._running()
-            if rows and self._limits.more(len(rows), _longest([*rows, *taken])) < len(taken):
-                for row in reversed(taken):
-                    self._schedule.put_back(row)  # the row waits until its length fits
+            fitting = max(not rows, self._limits.more(len(rows), _longest([*rows, *taken])))
+            for row in reversed(taken[fitting:]):
+                self._schedule.put_back(row)  # the row waits until its length fits
+            if not (taken := taken[:fitting]):
                 return
             for row in taken:
                 row.turns = 0
@@ -274,8 +279,8 @@ class Decoder(DecodeLoop):
             return
         if scores is None:
             return
-        self._prefill = None
         done = self._advance_rows(prefill.rows, scores).done
+        self._prefill = None
         left = [(position, row) for position, row in enumerate(prefill.rows) if position not in done]
         try:
             for position, row in enumerate(prefill.rows):
@@ -556,8 +561,9 @@ class GenerateLoop(DecodeLoop):
 
 def _free_unused_memory() -> None:
     """Return unused memory to the system, because the allocators would keep it."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for devices in (torch.cuda, torch.mps):
+        if devices.is_available():
+            devices.empty_cache()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library other than GNU's
             ctypes.CDLL(None).malloc_trim(0)
@@ -591,9 +597,8 @@ def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _not_a_number() -> PromptmillError:
@@ -604,11 +609,14 @@ def _not_a_number() -> PromptmillError:
     )
 
 
-def _item_error(error: Exception) -> PromptmillError:
+def _item_error(error: Exception, *, shared: bool = False) -> PromptmillError:
+    """Return the error of a row. Raises `error` if memory ran out for one of several: there may be enough for fewer."""
     if isinstance(error, PromptmillError):
         return error
     if _is_out_of_memory(error):
-        return PromptmillError(Code.OUT_OF_MEMORY, "The device's memory ran out while this answer was computed.")
+        if shared:
+            raise error
+        return PromptmillError(Code.OUT_OF_MEMORY, "This prompt and its answer do not fit into the device's memory.")
     return PromptmillError(
         Code.INTERNAL,
         f"The model failed on this prompt: {type(error).__name__}: {first_line(error)}",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +104,17 @@ class LanguageModel:
     def parameters(self) -> int:
         """The number of the model's parameters."""
         return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @functools.cached_property
+    def token_bytes(self) -> Counter[torch.device]:
+        """The bytes of a token's keys and values on each device, as one token shows; empty if the model fails on it."""
+        taken: Counter[torch.device] = Counter()
+        cache, one = self.new_cache(), torch.ones((1, 1), dtype=torch.long, device=self.device)
+        with contextlib.suppress(Exception), torch.inference_mode():  # each item will report the model's own error
+            self.scores(one, one, one - 1, cache, first=True)
+            for layer in cache.layers:
+                taken[layer.keys.device] += layer.keys.nbytes + layer.values.nbytes
+        return taken
 
     def new_cache(self) -> Cache:
         """Return an empty cache for rows that join a running batch.

@@ -76,8 +76,9 @@ class Penalties:
                 self._counts = torch.zeros_like(scores)
             for token in tokens[self._counted :]:
                 self._counts[token] += 1
+        self._counted = len(tokens)  # before memory is needed: if it runs out, the row comes here again
+        if self.presence or self.frequency:
             scores -= self.frequency * self._counts + self.presence * (self._counts > 0)
-        self._counted = len(tokens)
 
 
 @dataclass(slots=True)
@@ -148,15 +149,19 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     numbers = [choice.draw() for choice in choices]
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
-    for row in whole:
-        upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
-        drawn[row] = _place_of(numbers[row], upto)
+    # a card takes as long for all rows as for one; a CPU three times as long as for one after the other
+    for rows in [whole] if scaled.is_cuda and whole else [[row] for row in whole]:
+        shares = (scaled[rows] if len(rows) > 1 else scaled[rows[0], None]).softmax(-1)
+        upto = (shares.cpu() if shares.is_mps else shares).cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
+        for row, place in zip(rows, _places_of([numbers[row] for row in rows], upto), strict=True):
+            drawn[row] = place
     truncated = [row for row in range(len(choices)) if row not in set(whole)]
     # `top_p` is a share of the tokens that `top_k` has left, so all of these are needed
     candidates = min(scaled.shape[1], max(_CANDIDATES, *(choice.top_k for choice in choices)))
     while truncated:
         values, indices = scaled[truncated].topk(candidates)
         shares = (values - scaled[truncated].logsumexp(-1, keepdim=True)).exp().cpu()
+        indices = indices.cpu()
         missing = []
         for position, row in enumerate(truncated):
             token = _from_candidates(shares[position], choices[row], numbers[row], last=candidates == scaled.shape[1])
@@ -184,16 +189,14 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
         above = int((kept >= choice.min_p * kept[0]).sum())
         complete = complete or above < len(kept)
         count = min(count, max(1, above))
-    return _place_of(number, upto[:count]) if complete else None
+    return _places_of([number], upto[None, :count])[0] if complete else None
 
 
-def _place_of(number: float, upto: Any) -> int:
-    """Return the first index at which the cumulative sums `upto` exceed `number` times their total."""
-    aim = number * float(upto[-1])
-    if not math.isfinite(aim):
-        return 0
-    place = int(torch.searchsorted(upto, torch.tensor(aim, dtype=upto.dtype, device=upto.device), right=True))
-    return min(place, len(upto) - 1)
+def _places_of(numbers: list[float], upto: Any) -> list[int]:
+    """Return the first index of each row at which its cumulative sums `upto` exceed its number times their total."""
+    aims = upto[:, -1:] * torch.tensor(numbers, dtype=upto.dtype, device=upto.device).unsqueeze(1)
+    places = torch.searchsorted(upto, aims, right=True).clamp(max=upto.shape[1] - 1)
+    return [int(place) for place in places.masked_fill(~aims.isfinite(), 0).flatten().tolist()]
 
 
 class AnswerMasks:

@@ -8,14 +8,16 @@ runs, to the run that was served longest ago. With three free places and these r
 
 the places go to a (run 1 has fewer rows), d (equal, and run 1 was served last) and b. Rows that are taken together have
 similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity` limits the
-batch by the model's speed and by memory.
+batch by the model's speed and by memory. On a card, the memory that is free when a batch begins decides: without a
+tenth of the card, 2/3 of it have the keys, values and scores of as many rows as the longest one permits.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -26,8 +28,12 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
 _SHORT = 128  # tokens; a shorter prompt is computed completely with others, not alone from its changed end on
-_STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row
-_CACHE_SHARE = 3  # the cache gets 1/3 of free memory, because it exists twice while it is moved
+_STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row; 64 on a card
+_CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists twice while it is moved
+_RESERVE = 10  # 1/10 of a card, or 1/4 of what is free, stays free for what a step computes and for other programs
+_BATCH_SHARE = 2 / 3  # of the rest; paused rows and kept texts get 1/3 (on a card, a cache is moved layer by layer)
+_SCORE_BYTES = 32  # for each token of the vocabulary: a row's scores in 16 and 32 bits, four copies, and their sums
+_IMAGE_ROWS = 64  # max rows of an image model: twice as many prompts wait with their pixels, each with some MB
 
 
 class Schedule(WaitingRows[RunningSequence]):
@@ -105,34 +111,40 @@ class Capacity:
 
     rows: int
     tokens: int | None = None
+    extra: int = 0  # tokens whose memory the scores of a row take
+    renew: Callable[[], Capacity] | None = field(default=None, compare=False)  # the limits of a batch that begins
 
     def more(self, rows: int, longest: int) -> int:
         """Return how many rows may join `rows` rows, if each row takes `longest` tokens."""
-        by_memory = self.rows if self.tokens is None or not longest else self.tokens // longest
+        by_memory = self.rows if self.tokens is None or not longest else self.tokens // (longest + self.extra)
         return min(self.rows, by_memory) - rows
 
 
-def capacity_for(model: LanguageModel, wanted: int | None) -> Capacity:
-    """Return the limits for a loaded model. `wanted`: the number of rows that the operator configured."""
-    if wanted is not None:
-        return Capacity(wanted)
-    if not model.batching.joins:
-        return Capacity(_STATIC_ROWS)
-    free, token = _free_memory(model.device), _bytes_per_token(model)
-    tokens = None if free is None or token is None else free // _CACHE_SHARE // token
-    return Capacity(hardware.batch_rows(model.device.type, model.parameters), tokens)
+def card_memory(device: torch.device) -> tuple[int, int]:
+    """Return a card's free and total bytes. What torch keeps and does not use is free."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
 
-def _free_memory(device: torch.device) -> int | None:
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else hardware.free_memory()
+def capacity_for(
+    model: LanguageModel, wanted: int | None, memory: Callable[[torch.device], tuple[int, int]] | None = None
+) -> Capacity:
+    """Return the limits for a loaded model. `wanted`: the number of rows that the operator configured.
 
-
-def _bytes_per_token(model: LanguageModel) -> int | None:
-    """Return the bytes of a token's keys and values; None if the model's configuration does not give them."""
-    config = model.config
-    try:
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * width * model.network.dtype.itemsize)
-    except (AttributeError, TypeError, ZeroDivisionError):
-        return None
+    `memory`: returns the free and the total bytes of a card; None: `card_memory`, if the model is on one.
+    """
+    if wanted is not None or not model.batching.joins:
+        return Capacity(wanted or _STATIC_ROWS * (8 if model.device.type == "cuda" else 1))
+    rows, token = hardware.batch_rows(model.device.type, model.parameters), model.token_bytes
+    memory = card_memory if memory is None and model.device.type == "cuda" else memory
+    if memory is None:
+        free = hardware.free_memory()
+        return Capacity(rows, free // _CACHE_SHARE // sum(token.values()) if free and token else None)
+    found = zip(map(memory, token), token.values(), strict=True)
+    tokens = [(free - min(total // _RESERVE, free // 4)) * _BATCH_SHARE // taken for (free, total), taken in found]
+    return Capacity(
+        rows if model.vision is None else min(rows, _IMAGE_ROWS),
+        int(min(tokens)) if tokens else None,
+        model.config.vocab_size * _SCORE_BYTES // max(token.values(), default=1),
+        functools.partial(capacity_for, model, wanted, memory),
+    )
