@@ -3,9 +3,9 @@
     .venv/bin/python scripts/screenshots.py
 
 300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers;
-photos, PDFs and mails are read into tables. Chromium shows the reports, the comparison and a job inside a chat, whose
-reviews have pictures, in light and dark colours. Those of a desktop become the pictures of README and docs; those of a phone are in build/screenshots, to look
-at. An error on the console of a page ends the script, and so does a picture above 150 kB. Needs Chromium:
+photos, PDFs and mails are read into tables. Chromium shows the reports, a row of a report with the page of its PDF, the
+comparison and a job inside a chat, whose reviews have pictures, in light and dark colours. Those of a desktop become the
+pictures of README and docs; those of a phone are in build/screenshots, to look at. An error on the console of a page ends the script, and so does a picture above 150 kB. Needs Chromium:
 `CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
 """
 
@@ -131,6 +131,10 @@ async def _answer(request: web.Request) -> web.Response:
         answer = _of_photo(image)
     elif found := re.search(r"Invoice (\S+)\s+for (.+?)\s+(\S+)\s+Total: ([\d.]+)", asked):
         answer = dict(zip(("number", "customer", "due"), found.groups(), strict=False), total=float(found[4]))
+        if "`quote`" in asked:
+            words = (f"Invoice {found[1]}", f"for {found[2]}", found[3], f"Total: {found[4]}")
+            quotes = zip(answer, words, strict=True)
+            answer = {name: {"quote": quote, "value": answer[name]} for name, quote in quotes}
     elif found := re.search(r"Subject: (.*) (\d+)", asked):
         _, topic, urgent, wish = MAILS[found[1]]
         answer = {"topic": topic, "urgent": urgent, "wish": wish and wish.format(found[2])}
@@ -318,6 +322,29 @@ def shown(page: Path, size: tuple[int, int], scheme: int, to: Path) -> None:
         image.crop((0, 0, width, height)).save(to)
 
 
+async def row_with_page(folder: Path) -> None:
+    """Make the pictures of an opened row of a report, whose values have boxes on the page of the row's PDF."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    import browser
+
+    write_documents(folder)
+    environment = os.environ | {"PROMPTMILL_STATE": str(folder / "state"), "OPENAI_API_KEY": "none"}
+    asked = ["--prompt", "Read the invoice.", "--fields", "number!,customer,due:date,total:number", "--quote"]
+    to = ["--model", "good-1", "--base-url", endpoint(Gate()), "--quiet", "--report", "quotes.html"]
+    command = [sys.executable, "-m", "promptmill", "bulk", "invoices/*.pdf", "quotes.csv", *asked, *to]
+    await asyncio.to_thread(subprocess.run, command, cwd=folder, env=environment, check=True)
+    async with browser.opened() as page:
+        for scheme in SCHEMES:
+            await page.open(folder / "quotes.html")
+            await page.look(900, 920, scheme)
+            await page.until("order.length === 24")
+            await page.run("(opened(0), 1)")
+            await page.until("document.querySelector('dialog .sheet img')?.naturalWidth > 0")
+            keep(await page.picture(), f"boxes-{scheme}")
+        if page.complaints:
+            raise SystemExit("\n".join(["quotes.html: errors on the console", *map(str, page.complaints)]))
+
+
 async def chat(folder: Path) -> None:
     """Make the pictures of a job inside a chat, while it runs: the host is that of the tests."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
@@ -381,6 +408,8 @@ def main() -> None:
                     shown(page, size, number, picture)
                     if device == "desktop":
                         keep(picture.read_bytes(), f"{kind}-{scheme}")
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(asyncio.wait_for(row_with_page(Path(name)), 600))
     with tempfile.TemporaryDirectory() as name:
         asyncio.run(asyncio.wait_for(chat(Path(name)), 600))
 

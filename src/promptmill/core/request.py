@@ -756,6 +756,12 @@ class Fields(NamedTuple):
     """A text, the name of a field, a text, …: the same for all rows of a prompt."""
     texts: tuple[str, ...]
     """The row's texts of the fields, in the order of their names in `parts`."""
+    file: str = ""
+    """The path of the file whose text is the field `content`."""
+    page: int = 1
+    """The page of a PDF on which that text begins; a piece of a long text begins on a later one."""
+    offset: int = 0
+    """The number of characters of that page before the text, without the line of `ATTACHED`."""
 
 
 class Portion(NamedTuple):

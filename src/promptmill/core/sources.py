@@ -18,6 +18,17 @@ Sources: TypeAlias = Any
 """The sources of an answer: nested objects and lists with `ValueSource`, texts and None."""
 
 
+class Box(TypedDict):
+    """A rectangle on a page of a PDF as it is displayed, in points (1/72 inch) from the page's top left corner."""
+
+    page: int
+    """The number of the page, from 1."""
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 class ValueSource(TypedDict, total=False):
     """The place of a value: the words that state it, or a page of the web."""
 
@@ -34,12 +45,19 @@ class ValueSource(TypedDict, total=False):
     """The number of the character after the last character."""
     page: int
     """The number of the page, from 1, in a text with pages."""
+    heading: str
+    paragraph: int
+    """In a Word document or a web page: the heading above the words, and the number of their paragraph under it."""
+    box: list[Box]
+    """The places of the words on the pages of a PDF: one for each line."""
     url: str
     title: str
 
 
 PAGE = "\f"
 """The character that ends a page in a text."""
+ATTACHED = "Attachments (not sent): "
+"""The beginning of the line before a page's text that names files attached to it. An empty line follows the line."""
 
 
 def with_page(source: ValueSource, text: str) -> ValueSource:

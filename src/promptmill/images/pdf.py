@@ -5,9 +5,10 @@ memory or time. Then the process is ended, and only this PDF fails.
 
 The process gets a file once and returns a page per request, so neither process holds two pages at a time.
 
-Messages to the process: `{"size": …}` followed by the `size` bytes of a file; then `{"page": …}` for a page, or
-`{"page": 0}` for the contents. Replies: `{"pages": …}`, `{"image": …}` in base64, `{"contents": [[text, is_image,
-has_pictures, attached], …]}`, or `{"problem": …}`.
+Messages to the process: `{"size": …}` followed by the `size` bytes of a file; then `{"page": …}` for a page,
+`{"page": 0}` for the contents, or `{"function": …}` for a feature's question. Replies: `{"pages": …}`, `{"image": …}`
+in base64, `{"contents": [[text, is_image, has_pictures, attached], …]}`, what the function returns, or
+`{"problem": …}`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_SEARCHED, MOST_KEPT, MOST_PDF_PAGES
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.feature import part
 from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
@@ -50,6 +52,9 @@ _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
 # The texts of a drawing. An escaped bracket begins no text.
 _DRAWN = re.compile(r"\\.|(\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\())")
 _ESCAPED = re.compile(r"\\(.)")
+REPLACEMENTS = {"\ufffe": "-\n", "\r\n": "\n", "\0": ""}
+"""What replaces characters of pdfium's text of a page. U+FFFE is a hyphen at the end of a line."""
+REPLACED = re.compile("|".join(REPLACEMENTS))
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
@@ -135,6 +140,13 @@ class PdfReader:
                 raise PdfError(f"has no page {page}, but {self._pages:,}")
             return bytes(pybase64.b64decode(self._reply({"page": page}, halt)["image"]))
 
+    def asked(self, file: BinaryIO, function: str, question: frames.Frame) -> frames.Frame:
+        """Return the reply of a feature's function, given as `"module:name"`, to a question about the file. The process
+        calls the function with the document and the question. Raises as `pages` does."""
+        with self._turn:
+            self._hold(file, None)
+            return self._reply({"function": function, **question}, None)
+
     def _hold(self, file: BinaryIO, halt: subprocesses.Halt | None) -> None:
         """Send a file to the process, unless the process already has it."""
         about = os.fstat(file.fileno())
@@ -199,6 +211,8 @@ class _Reading:
             incoming.readinto(self._content)  # type: ignore[attr-defined] # `read` takes twice the size of the file
             self._open()
             return {"pages": len(self._document)}
+        if "function" in asked:
+            return dict(part(asked["function"])(self._document, asked))
         if page := asked["page"]:
             self._images += 1
             if self._images % _REOPENED == 0:
@@ -254,8 +268,7 @@ def _contents(document: Any) -> list[PageContent]:
 
 def _content(page: Any) -> PageContent:
     layer = page.get_textpage()
-    # pdfium reports a hyphen at a line's end as U+FFFE
-    text = layer.get_text_range().replace("\ufffe", "-\n").replace("\r\n", "\n").replace("\0", "").strip()
+    text = REPLACED.sub(lambda match: REPLACEMENTS[match[0]], layer.get_text_range()).strip()
     is_text = not text or _is_text(layer, text)
     layer.close()
     share, segments = _drawn(page)

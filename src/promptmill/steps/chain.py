@@ -3,6 +3,7 @@
     request                                                                                                  outcome
        │   PIECES     a plan's: a row with a long text, as several requests                                     ▲
        │   (the router to a model, and to its fallbacks)                                                        │
+       │   LOCATED    features': where the words of an answer are in the row's file                              │
        │   CACHED     the cache of one user: a hit costs nothing                                                │
        │   EQUAL      `dedupe`: of equal requests in flight, one is sent                                        │
        │   SEVERAL    `n`: as many requests                                                                     │

@@ -161,7 +161,7 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
     asked = (
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
         # An answer may have places in the fields.
-        [*request.fields] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
+        [*request.fields[:2]] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     if decides and request.form is not None:

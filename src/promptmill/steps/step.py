@@ -19,6 +19,8 @@ class Place(IntEnum):
 
     PIECES = auto()
     """A job's plan makes several requests from a row, before a model and its fallbacks are chosen."""
+    LOCATED = auto()
+    """The places of an answer's quotes are looked up in the file of the row, even if the answer is cached."""
     CACHED = auto()
     """Each answer is kept; a hit costs nothing."""
     EQUAL = auto()

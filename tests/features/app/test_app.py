@@ -24,6 +24,7 @@ from app_host import hosting
 from bulk_calls import polled
 from fakes import openai_configuration
 from labellers import LABELS
+from pdf_files import pdf_of_texts
 from promptmill.features.app import MOST_PICTURES
 from promptmill.features.app.chat_page import html
 from promptmill.features.app.tools import ADDRESS, OWN_TOOLS, PICTURES, ROWS, TOOLS
@@ -70,7 +71,7 @@ async def test_only_a_host_of_such_pages_learns_of_the_page(client):
 
 def test_the_page_is_one_small_file_that_makes_no_request():
     page = html()
-    assert len(page.encode()) <= 85_000
+    assert len(page.encode()) <= 88_000
     assert "{{" not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
@@ -586,6 +587,80 @@ async def test_a_folder_of_pictures_shows_them(folder_of_pictures, client):
         await shown(page, url, host, "bulk_status", job_id="out.csv")
         images = "[...document.querySelectorAll('#table td img')]"
         await page.inside(f"{images}.length === 2 && {images}.every(each => each.naturalWidth > 0)")
+
+
+@pytest.fixture
+def conflicting(bench):
+    """A bench with a finished job about a long text, whose pieces have different values of two fields."""
+    need("documents", "review")
+    text = "\n\n".join(f"Part {at}. {'Nothing is said here. ' * 60}" for at in range(1, 4))
+
+    def reply(seen: Any) -> Any:
+        part = next((at for at in range(1, 4) if f"Part {at}." in seen.prompt), 0)
+        own = {"buyer": "Ann"} if part else {}  # the last request asks for the two fields alone
+        return answer(json.dumps({**own, "total": (part or 3) * 100, "end": f"2026-0{part or 3}-01"}))
+
+    bench.upstream.reply = choose(reply)
+    bench.write([{"text": text}])
+    bench.succeed("--prompt", "{{text}}", "--fields", "buyer,total:number,end", "--split", "500", "--overlap", "0")
+    return bench
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_conflict_of_pieces_is_decided_by_field_on_the_page(conflicting, client):
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await shown(page, url, host, "bulk_status", job_id="out.jsonl")
+        await page.inside("!document.getElementById('unsure').hidden")
+        await page.inside("(document.getElementById('unsure').click(), true)")
+        names = "[...document.querySelectorAll('#review h4')].map(each => each.textContent).join()"
+        await page.inside(f"{names} === 'total,end'")
+        assert "(characters " in await page.inside("document.querySelector('#review .labels button').textContent")
+        await page.inside("(document.querySelectorAll('#review .labels button')[1].click(), true)")
+        assert await page.inside("document.getElementById('store').textContent") == "Store 1 label"
+        await page.inside("(document.getElementById('store').click(), true)")
+        await page.inside("document.getElementById('note').textContent.startsWith('1 label is stored')")
+        assert not [each for each in page.complaints if "exception" in each]
+    assert conflicting.answers()[0]["answer"] == {"buyer": "Ann", "total": 200, "end": "2026-03-01"}
+
+
+@pytest.fixture
+def quoted(bench):
+    """A bench with a finished job on two PDFs, whose values have quotes."""
+    need("sources")
+    (bench.path / "pdfs").mkdir()
+    for number in (80, 81):
+        pdf_of_texts(bench.path / "pdfs" / f"{number}.pdf", ["Terms.", f"Total: {number} EUR"])
+
+    def reply(seen: Any) -> Any:
+        number = seen.prompt.partition("Total: ")[2][:2]
+        return answer(json.dumps({"total": {"quote": f"Total: {number}", "value": number}}))
+
+    bench.upstream.reply = choose(reply)
+    bench.input, bench.output = bench.path / "pdfs", bench.path / "out.csv"
+    bench.succeed("--prompt", "Read it.", "--fields", "total", "--quote")
+    return bench
+
+
+async def test_a_row_has_the_pages_with_its_quotes(quoted, client):
+    async with client() as host:
+        asked = {"job_id": "out.csv", "rows": [2], "pages": True}
+        found = (await host.call_tool(PICTURES, asked)).structured_content
+    (picture,) = found["pages"]["2"]
+    assert (picture["page"], [*found["pages"]], found["pictures"]) == (2, ["2"], {})
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_an_opened_row_shows_its_pages_with_boxes(quoted, client):
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
+        await page.inside("document.querySelectorAll('#table tbody tr[tabindex]').length === 2")
+        await page.inside("(document.querySelector('#table tbody tr[tabindex]').click(), 1)")
+        await page.inside("document.querySelector('dialog .sheet img')?.naturalWidth > 500")
+        assert await page.inside("document.querySelector('dialog .sheet span').title") == "Total: 81"
+        pages = f"window.calls.filter(each => each.name === '{PICTURES}' && each.arguments.pages).length"
+        assert await page.run(pages) == 1
+        assert not [each for each in page.complaints if "Content Security" in each or "exception" in each]
 
 
 @pytest.fixture

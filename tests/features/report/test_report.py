@@ -18,6 +18,7 @@ from PIL import Image
 import browser
 from job_specs import spec_of
 from page_content import HOSTILE, column, counts_of, written
+from pdf_files import pdf_of_texts
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.report import job_page
@@ -566,3 +567,34 @@ async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path):
         )  # the policy stops what a mistake would let in
         assert await page.until("document.querySelectorAll('img').length")
         assert not await page.run("'hacked' in window")
+
+
+@pytest.fixture
+def invoices(bench):
+    (bench.path / "pdfs").mkdir()
+    for number in range(3):
+        pdf_of_texts(bench.path / "pdfs" / f"{number}.pdf", ["Terms.", f"Total: 8{number} EUR"])
+
+    def reply(seen: Any) -> Any:
+        number = seen.prompt.partition("Total: ")[2][:2]
+        return answer(json.dumps({"total": {"quote": f"Total: {number}", "value": number}}))
+
+    bench.upstream.reply = choose(reply)
+    bench.input, bench.output = bench.path / "pdfs", bench.path / "out.csv"
+    return bench
+
+
+@pytest.mark.features("sources")
+def test_a_report_has_the_pages_with_quotes(invoices, monkeypatch):
+    asked = ("--prompt", "Read it.", "--fields", "total", "--quote", "--report", "r.html")
+    invoices.succeed(*asked)
+    data, _ = written(invoices.path / "r.html")
+    assert [*data["pages"]] == ["1", "2", "3"]
+    ((picture,),) = [data["pages"]["1"]]
+    with Image.open(io.BytesIO(base64.b64decode(picture["png"]))) as image:
+        assert (image.format, max(image.size)) == ("PNG", 1000)
+    assert (picture["page"], picture["width"], picture["height"]) == (2, 595.3, 841.9)
+    monkeypatch.setattr(job_page, "_PAGES", 2 * len(picture["png"]) + 100)
+    job_page.write(invoices.folder, invoices.path / "r.html")
+    data, _ = written(invoices.path / "r.html")
+    assert [*data["pages"]] == ["1", "2"]

@@ -670,3 +670,70 @@ async def test_a_page_without_rows_says_so(certain):
         assert "There is nothing to review" in await page.run("document.body.textContent")
         await page.run(press("1"))
         assert not page.complaints
+
+
+@pytest.fixture
+def contract(bench):
+    """A bench with a job about a long text, whose pieces have different values of two fields."""
+    need("documents")
+    text = "\n\n".join(f"Part {at}. {'Nothing is said here. ' * 60}" for at in range(1, 5))
+
+    def reply(seen: Any) -> Any:
+        part = next((at for at in range(1, 5) if f"Part {at}." in seen.prompt), 0)
+        given = {"buyer": "Ann", "total": part * 100, "end": f"2026-0{part}-01"}
+        decided = {"total": 400, "end": "2026-04-01"}
+        return answer(json.dumps(given if part else decided))
+
+    bench.upstream.reply = choose(reply)
+    bench.write([{"text": text}])
+    bench.succeed("--prompt", "{{text}}", "--fields", "buyer,total:number,end", "--split", "500", "--overlap", "0")
+    return bench
+
+
+def fields_of(bench: Any) -> Any:
+    (row,) = objects_in(bench.output)
+    return row["answer"]
+
+
+def test_a_conflict_is_decided_by_field(contract):
+    (row,) = table(contract)
+    assert [name for name in row if name.startswith("label")] == ["label", "label: total", "label: end"]
+    contract.path.joinpath("decided.jsonl").write_text(json.dumps({**row, "label: total": "200"}))
+    assert "1 label taken, 1 of them changes the answer" in reviewed(contract, "--take", "decided.jsonl").stdout
+    assert fields_of(contract) == {"buyer": "Ann", "total": 200, "end": "2026-04-01"}
+    contract.path.joinpath("decided.jsonl").write_text(json.dumps({**row, "label": '{"end": "2026-01-01"}'}))
+    reviewed(contract, "--take", "decided.jsonl")
+    assert fields_of(contract) == {"buyer": "Ann", "total": 200, "end": "2026-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [({"label: totl": "5"}, "has no field 'totl'"), ({"label: total": "many"}, "does not fit the schema")],
+)
+def test_a_value_of_a_field_is_checked(contract, label, said):
+    (row,) = table(contract)
+    contract.path.joinpath("decided.jsonl").write_text(json.dumps({**row, **label}))
+    assert said in reviewed(contract, "--take", "decided.jsonl", code=2).stderr
+    assert fields_of(contract)["total"] == 400
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_page_shows_the_values_of_each_field_with_their_places(contract):
+    await asyncio.to_thread(reviewed, contract)
+    async with browser.opened() as page:
+        await page.open(contract.path / "out.jsonl.review.html")
+        assert (
+            await page.run("[...document.querySelectorAll('#row h2')].map(each => each.textContent).join()")
+            == "total,end"
+        )
+        assert "characters 1 to" in await page.run("document.querySelector('#row .labels').textContent")
+        await page.run(press("3"))
+        assert await page.run("decisions.values().next().value") == '{"total":300}'
+        await page.run("document.querySelectorAll('#row input')[1].value = '2027-01-01'")
+        await page.run(f"document.querySelectorAll('#row input')[1].{press('Enter')}")
+        saved = await page.run("decided()")
+        assert not page.complaints
+    (contract.path / "decided.csv").write_text(saved)
+    await asyncio.to_thread(reviewed, contract, "--take", "decided.csv")
+    assert fields_of(contract) == {"buyer": "Ann", "total": 300, "end": "2027-01-01"}

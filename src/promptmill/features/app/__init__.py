@@ -3,6 +3,7 @@
 from promptmill.core.feature import Feature
 
 FEATURE = Feature(
+    uses=("sources",),
     words="the job inside the chat: a live page in Claude, ChatGPT, VS Code and other hosts of MCP Apps",
     tools="promptmill.features.app.tools:add",
 )

@@ -53,6 +53,11 @@ _FOUND = object_schema(
             "additionalProperties": {"type": "string"},
             "description": "By the number of the row: a JPEG in base64.",
         },
+        "pages": {
+            "type": "object",
+            "additionalProperties": True,
+            "description": "By the number of the row: `page`, `width` and `height` in points, and a PNG in base64.",
+        },
     },
     "job_id",
 )
@@ -93,11 +98,14 @@ def add(socket: ToolSocket) -> None:
             list[Annotated[int, Field(ge=1, le=1 << 53)]],
             Field(min_length=1, max_length=MOST_PICTURES, description="The numbers of the rows."),
         ],
+        pages: Annotated[bool, Field(description="The pages of PDFs with quotes instead.")] = False,
     ) -> ToolResult:
         """Return small pictures of the images of rows, only for the page."""
         from promptmill.features.app import pictures  # imported on use: most servers show no pictures
 
-        found = await pictures.pictures(await socket.jobs(), caller_of(ctx, socket.service), job_id, rows)
+        found = await pictures.pictures(
+            await socket.jobs(), caller_of(ctx, socket.service), job_id, rows, with_pages=pages
+        )
         return ToolResult("The pictures are in the structured content.", found)
 
     orders: dict[tuple[object, ...], list[int]] = {}

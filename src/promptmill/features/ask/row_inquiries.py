@@ -119,7 +119,7 @@ class RowInquiries:
         return request.changed(
             conversation=conversation.composed("", registry.shown_by(self._config, sampling)),
             sampling=sampling,
-            fields=None if request.fields is None else fields,
+            fields=None if request.fields is None else fields._replace(file=request.fields.file),
             shared=request.shared_system,
             question=None,  # not the row's question, which would make its requests duplicates of each other
             attempts=0,

@@ -9,8 +9,8 @@ from typing import Any
 from promptmill.answers.check import Check
 from promptmill.core.request import Request
 from promptmill.core.values import read_json
-from promptmill.core.whole_words import word_count
 from promptmill.features.checks.parameters import CheckWishes, likelihoods
+from promptmill.features.checks.words import word_count
 
 _SURE = 10  # the natural logarithm of the ratio of likelihoods (22,000); German sentences of three words reach 13
 

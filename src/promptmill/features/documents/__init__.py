@@ -4,6 +4,7 @@ from promptmill.core.errors import Code, Named
 from promptmill.core.feature import Feature, Figure, PartEntry
 
 FEATURE = Feature(
+    needs=("sources",),
     words="rows longer than the model's window, read piece by piece",
     remedies={
         Code.CONTEXT_LENGTH: (

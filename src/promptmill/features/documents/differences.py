@@ -53,11 +53,12 @@ def doubt_of(record: Record) -> Doubt | None:
     different = (record.extras.get("details") or {}).get(DIFFERENT)
     if not isinstance(different, Mapping) or not different:
         return None
-    said = []
+    said, fields = [], dict[str, list[tuple[Any, str]]]()
     for name, values in different.items():
         of = ", ".join(f"{_text(one['value'])} ({one['from']})" for one in values[:_SHOWN])
         said.append(f"{name}: {of}{' …' if len(values) > _SHOWN else ''}")
-    return Doubt(0.0, cut("pieces differ; " + "; ".join(said), _LONGEST), "disagree")
+        fields[name] = [(one["value"], one["from"]) for one in values]
+    return Doubt(0.0, cut("pieces differ; " + "; ".join(said), _LONGEST), "disagree", fields=fields)
 
 
 def _text(value: Any) -> str:

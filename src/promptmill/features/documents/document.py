@@ -1,6 +1,6 @@
 """A document: the long text in a row's message, its pieces, and the places of values in it.
 
-A place is a page or, in a text without pages, a range of characters.
+A place is a page; in a Word document or a web page, a heading and a paragraph; in other texts, a range of characters.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import orjson
 
 from promptmill.core.request import Fields, Message
 from promptmill.core.sources import PAGE, ValueSource, with_page
-from promptmill.core.whole_words import is_whole
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
+from promptmill.features.sources.paragraphs import Paragraphs, paragraphs_of
+from promptmill.features.sources.whole_words import is_whole
 
 ANY = "Answer from this part alone."
 DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
@@ -41,6 +42,8 @@ class Document(NamedTuple):
     after: str
     column: int | None = None
     """The place of the text among the fields of the prompt; None if it is not one of them."""
+    paragraphs: Paragraphs | None = None
+    """The paragraphs of the text, if it is that of a Word document or a web page."""
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Document:
@@ -50,7 +53,7 @@ class Document(NamedTuple):
         at = max(range(1, len(texts), 2), key=lambda each: len(texts[each]))
         if len(texts) > 3 and len(texts[at]) <= sum(map(len, texts)) // 2:
             return cls(texts[0], "".join(texts[1:-1]), texts[-1])
-        return cls("".join(texts[:at]), texts[at], "".join(texts[at + 1 :]), at // 2)
+        return cls("".join(texts[:at]), texts[at], "".join(texts[at + 1 :]), at // 2, _paragraphs(fields, texts[at]))
 
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
@@ -77,24 +80,33 @@ class Document(NamedTuple):
 
     def place(self, piece: Piece) -> str:
         """Return the location of a piece."""
-        return place(self.text, piece)
+        return place(self.text, piece, self.paragraphs)
+
+    def place_of(self, piece: Piece, value: Any) -> str:
+        """Return the location of a value in a piece, see `place_of`."""
+        return place_of(self.text, piece, value, self.paragraphs)
 
     def moved(self, source: ValueSource, piece: Piece) -> ValueSource:
         """Return a source in a piece as a source in the document."""
         if "start" not in source:
             return source
         start, end = source["start"] + piece.start, source["end"] + piece.start
-        return with_page({**source, "start": start, "end": end}, self.text)
+        moved = with_page({**source, "start": start, "end": end}, self.text)
+        return moved if self.paragraphs is None else self.paragraphs.placed(moved)
 
     def message(self, piece: Piece, only: str) -> str:
         """Return the message about a piece, which names its place. `only`: a sentence about the answer."""
-        return f"{self.before}{_line(self.place(piece), only)}{piece.of(self.text)}{self.after}"
+        return f"{self.before}{_line(place(self.text, piece), only)}{piece.of(self.text)}{self.after}"
 
     def last(self, words: str, said: str, given: str = "") -> str:
         """Return the message of the last request. `said`: the answers about the pieces. `given`: the user's words, in
         place of `words` and the prompt."""
         asked = f"{words}\n\nThe request was: {self.before} … {self.after}"
         return f"{given or asked}\n\n{said}"
+
+
+def _paragraphs(fields: Fields, text: str) -> Paragraphs | None:
+    return paragraphs_of(text, fields.file) if fields.file else None
 
 
 def text_before(messages: Sequence[Message]) -> str:
@@ -107,12 +119,14 @@ def _line(place: str, only: str) -> str:
     return f"[{place[0].upper()}{place[1:]} of a document. {only}]\n"
 
 
-def place(text: str, piece: Piece) -> str:
-    """Return the location of a piece for people: its pages or, in a text without pages, its characters.
+def place(text: str, piece: Piece, paragraphs: Paragraphs | None = None) -> str:
+    """Return the location of a piece for people: its pages, or its heading and its `paragraphs`, or its characters.
 
     >>> place("one\\ftwo\\fthree", Piece(4, 9))
     'pages 2 to 3'
     """
+    if paragraphs is not None:
+        return paragraphs.words(piece.start, piece.end)
     if PAGE not in text:
         return f"characters {piece.start + 1:,} to {piece.end:,}"
     first = 1 + text.count(PAGE, 0, piece.start)
@@ -120,9 +134,9 @@ def place(text: str, piece: Piece) -> str:
     return f"page {first}" if first == last else f"pages {first} to {last}"
 
 
-def place_of(text: str, piece: Piece, value: Any) -> str:
-    """Return the location of a value: its page or characters if the piece contains it, else the piece's location, with
-    a mark: the model has converted the value, or made it up.
+def place_of(text: str, piece: Piece, value: Any, paragraphs: Paragraphs | None = None) -> str:
+    """Return the location of a value, see `place`, if the piece contains it, else the piece's location, with a mark:
+    the model has converted the value, or made it up.
 
     A text is found whatever its case and spaces, by its first 30 words; a number by its value, an object by its first
     text or else number. A number with two readings, such as `1,250`, comes after numbers that can only have the value.
@@ -133,7 +147,7 @@ def place_of(text: str, piece: Piece, value: Any) -> str:
     """
     found = next(_found(text, piece, value), None)
     mark = "" if found or value is None or isinstance(value, bool) else _OTHER_WORDS
-    return f"{place(text, found or piece)}{mark}"
+    return f"{place(text, found or piece, paragraphs)}{mark}"
 
 
 def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:

@@ -24,8 +24,9 @@ from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.differences import DIFFERENT
-from promptmill.features.documents.document import ANY, DECIDE, FIELDS, JOIN, Document, place_of, text_before
+from promptmill.features.documents.document import ANY, DECIDE, FIELDS, JOIN, Document, text_before
 from promptmill.features.documents.merging import Found, Merged, PieceTexts
+from promptmill.features.sources.page_places import page_place
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -269,7 +270,7 @@ class PieceReading:
         name = _name_of(text, before, settings, dict(request.extra), self.schema, self.replaces)
         if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
             return AskedPiece(piece, self._known(known), name)
-        fields = self._fields_of(piece.of(self.document.text))
+        fields = self._fields_of(piece)
         outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice, fields)
         if isinstance(outcome, Completion):
             used, is_by_batch = outcome.usage, self.call.exchange is not None
@@ -299,11 +300,14 @@ class PieceReading:
         self.sent.append(answer)
         return answer
 
-    def _fields_of(self, text: str) -> Fields:
-        """Return the fields of a request about a piece with this text."""
+    def _fields_of(self, piece: Piece) -> Fields:
+        """Return the fields of a request about a piece."""
+        text = piece.of(self.document.text)
         if (at := self.document.column) is None or (fields := self.request.fields) is None:
             return Fields(("", "", ""), (text,))
-        return Fields(fields.parts, (*fields.texts[:at], text, *fields.texts[at + 1 :]))
+        page, offset = page_place(self.document.text, piece.start) if fields.file else (1, 0)
+        texts = (*fields.texts[:at], text, *fields.texts[at + 1 :])
+        return fields._replace(texts=texts, page=page, offset=offset)
 
     async def _answer(
         self, text: str, sampling: Sampling, choice: int, fields: Fields, *, is_part: bool = True
@@ -407,7 +411,7 @@ class PieceReading:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
         def place(one: Found) -> str:
-            return place_of(self.document.text, read[one.piece][0], one.value)
+            return self.document.place_of(read[one.piece][0], one.value)
 
         def source(one: Found) -> Sources:
             return self._moved(one.source, read[one.piece][0]) or place(one)

@@ -3,6 +3,7 @@
 from promptmill.core.feature import Feature, JobAction, StatusArgument
 
 FEATURE = Feature(
+    uses=("sources",),
     options="promptmill.features.report.options:OPTIONS",
     words="one HTML file of a job: figures, course, failures and rows",
     job_actions=(

@@ -10,13 +10,13 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import orjson
 
 from promptmill.core.bounds import MOST_REPORT_ROWS
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.feature import figures, part
+from promptmill.core.feature import features, figures, part
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, in_percent, unescaped
@@ -33,7 +33,7 @@ from promptmill.files import disk
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.columns.column_names import MODEL
+from promptmill.jobs.columns.column_names import MODEL, SOURCES
 from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.manage.call_results import ShownRows, shown_results
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
@@ -50,6 +50,9 @@ from promptmill.pages.page import Report, when
 from promptmill.pages.page_rows import Filter
 from promptmill.system.call_files import FileRule
 
+if TYPE_CHECKING:
+    from promptmill.features.sources.page_pictures import PagePicture
+
 _SEED = 1
 _BINS = 24
 _LEAST_SPREAD = 200  # answers; with fewer, most bars of a histogram count one answer or none
@@ -59,6 +62,7 @@ Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """Bars: a title, the column whose values are counted, the bars, and a sentence."""
 _PICTURES = 1_000_000  # max characters of all thumbnails together
+_PAGES = 4_000_000  # max characters of all pictures of pages with quotes together: of 80 pages of small print
 
 
 def default_path(folder: Folder) -> Path:
@@ -109,7 +113,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
     """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures, skips_empty = _Thumbnails(spec.image_folders, rules), spec.question.skip_empty
-    rule = rules.files
+    pages, rule = _Pages(spec.image_folders, rules), rules.files
     with folder.reading() as store:
         results = cast("Results", shown_results(statistics.results(store, output=spec.output), rule))
         examples, spread = statistics.examples(store), statistics.spread(store)
@@ -128,7 +132,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         table = JobTable(
             folder.spec_in(store), statistics.extra_fields(store), rule.finder if rule.is_guarded else None
         )
-        for row in pictures.of(JobRows(store, table.spec).read(drawn)):
+        for row in pages.of(pictures.of(JobRows(store, table.spec).read(drawn))):
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", counts.of_rows())
@@ -152,6 +156,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
         "sections": [*_of_shares(found), *sections],
         "thumbnails": pictures.found,
+        "pages": pages.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread, is_closed=_is_closed(spec, results)) if len(spread) >= _LEAST_SPREAD else [],
         "run": _run(course, spec, found, made_in),
@@ -424,4 +429,29 @@ class _Thumbnails:
                 self._room -= len(picture or "")
                 if picture is not None and self._room >= 0:
                     self.found[str(row.number)] = picture
+            yield row
+
+
+class _Pages:
+    """Pictures of pages with quotes, for the first rows about PDFs that have quotes with boxes."""
+
+    def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
+        self.found: dict[str, Sequence[PagePicture]] = {}
+        """The pictures, by row number."""
+        self._folders, self._rules, self._room = folders, rules, _PAGES
+
+    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
+        """Yield the rows, and make the pictures of their pages."""
+        if "sources" not in features():
+            yield from rows
+            return
+        from promptmill.features.sources.page_pictures import page_pictures  # imported on use: it may be missing
+
+        for row in rows:
+            sources = row.values.get(SOURCES)
+            if sources and row.file and self._room > 0 and str(row.number) not in self.found:
+                pictures = page_pictures(sources, from_folder(row.file, self._folders), self._rules)
+                self._room -= sum(len(picture["png"]) for picture in pictures)
+                if pictures and self._room >= 0:
+                    self.found[str(row.number)] = pictures
             yield row

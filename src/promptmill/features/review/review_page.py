@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from promptmill.core.values import json_text
 from promptmill.core.wording import cut
 from promptmill.features.review.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
 from promptmill.jobs.export.workbook_xml import LONGEST_CELL
 from promptmill.pages import page
 from promptmill.pages.page import Report
 
+_MOST_VALUES = 20  # buttons of a field; a person can also type a value
 _TEMPLATE = Path(__file__).with_name("review.html")
 PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"
 """The suffixes of review files. Excel would open a .csv file and run texts that begin with `=`."""
@@ -53,9 +56,17 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
                 "answers": [[name, cut(text, LONGEST_CELL)] for name, text in row.answers.items()],
                 "asked": cut(row.asked, LONGEST_CELL),
                 "key": row.key,
+                "fields": [
+                    [name, [[value, where, cut(_words(value), LONGEST_CELL)] for value, where in values[:_MOST_VALUES]]]
+                    for name, values in row.fields.items()
+                ],
             }
             for row in found.rows
         ],
     }
     page.put(target, page.html_of(_TEMPLATE.read_text(encoding="utf-8"), title, data))
     return Report(target, len(found.rows), len(found.rows))
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json_text(value)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from xml.sax.saxutils import escape
 
@@ -30,6 +31,7 @@ from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED, ROWS
+from promptmill.features.review.field_labels import with_fields
 from promptmill.features.review.person import random_rows
 from promptmill.files import disk, table_paths
 from promptmill.jobs.export import output
@@ -52,6 +54,8 @@ from promptmill.jobs.store.rounds import stored_rounds
 ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, and the beginning of the question's
 digest."""
+OF_FIELD = f"{LABEL}: "
+"""The beginning of the name of a column for a person's value of one field, such as `label: total`."""
 NO_LABEL = "-"
 """This label, or an empty one, takes an earlier label back."""
 NO_DOUBT = (
@@ -90,10 +94,14 @@ class ReviewRow:
     """The person's label, if the row has one."""
     answers: Mapping[str, str] = field(default_factory=dict)
     """The other answers to the row, by the name of the model or variant."""
+    fields: Mapping[str, Sequence[tuple[Any, str]]] = field(default_factory=dict)
+    """For each field to decide: its values, each with its place."""
 
     def cells(self) -> JsonDict:
         """Return the values for a row of a table, by column name."""
-        first = {ROW: self.number, LABEL: self.label, "answer": self.answer, WHY: self.why, "score": self.score}
+        of_fields = dict.fromkeys(OF_FIELD + name for name in self.fields)
+        first = {ROW: self.number, LABEL: self.label, **of_fields, "answer": self.answer}
+        first |= {WHY: self.why, "score": self.score}
         taken = {*first, KEY, *self.answers}
         own = {name if name not in taken else f"{name}_1": text for name, text in self.own.items()}
         return {**first, **own, **self.answers, KEY: self.key}
@@ -138,6 +146,7 @@ class _Candidate(NamedTuple):
     slot: int
     why: str
     score_words: str = ""
+    fields: Mapping[str, Sequence[tuple[Any, str]]] = MappingProxyType({})
 
 
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
@@ -190,7 +199,7 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
     doubt = _doubt(spec, record, answered.beside)
     if doubt is None:
         return None
-    return _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words, doubt.score_words)
+    return _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words, doubt.score_words, doubt.fields)
 
 
 def _doubt(spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
@@ -233,6 +242,7 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             candidate.score_words or ("" if score is None else f"score {score}"),
             shown(record) if record.settings == PERSON else "",
             others,
+            candidate.fields,
         )
 
 
@@ -427,7 +437,7 @@ def _decided(
                 )
             where = f"Row {at} of {decisions.name}"
             try:
-                read += _decision(store, where, row, known)
+                read += _decision(store, where, row, known, spec.output.answer_schema)
             except PromptmillError as error:
                 refused.append(error.message)
     except OSError as error:
@@ -449,13 +459,20 @@ def _decided(
     return sorted(found.items()), refused
 
 
-def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[str]) -> list[_Decision]:
+def _decision(
+    store: JobDatabase, where: str, row: JsonObject, known: Sequence[str], schema: JsonObject | None
+) -> list[_Decision]:
     """Return the decision in a line of the file; `[]` without a decision. Raises `PromptmillError`."""
     label, key = _text(row[LABEL]).strip(), _text(row[KEY]).strip()
     number = _text(row[ROW]).strip().removesuffix(".0")
     n = int(number) - 1 if number.isdecimal() else -1
     record = store.record(n) if n >= 0 else None
-    if not label and (record is None or record.settings != PERSON or key != record.question_key):
+    fields = {
+        name.removeprefix(OF_FIELD): row[name]
+        for name in row
+        if name.startswith(OF_FIELD) and row[name] not in {None, ""}
+    }
+    if not (label or fields) and (record is None or record.settings != PERSON or key != record.question_key):
         return []  # the row has no label to take back
     if record is None:
         raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
@@ -463,7 +480,15 @@ def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[s
         if not key:
             raise input_error(f"{where}: row {number} has no `{KEY}`; copy it from the review.")
         raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
-    return [_Decision(where, n, "" if label == NO_LABEL and label not in known else label)]
+    if label == NO_LABEL and label not in known:
+        return [_Decision(where, n, "")]
+    if schema is not None:
+        answer = record.text if record.code is None else str(record.extras.get("part", ""))
+        try:
+            label = with_fields(schema, answer, label, fields)
+        except KeyError as error:
+            raise input_error(f"{where}: the answer has no field {str(error.args[0])[:60]!r}.") from None
+    return [_Decision(where, n, label)]
 
 
 def _text(value: Any) -> str:

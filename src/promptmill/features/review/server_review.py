@@ -19,7 +19,7 @@ from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonDict, exact
 from promptmill.core.wording import cut
 from promptmill.features.review import ROWS, review_page
-from promptmill.features.review.reviewed import LABEL, NO_DOUBT, Review, ReviewRow, review, take
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, OF_FIELD, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given
@@ -126,11 +126,13 @@ def _call(found: Review) -> str:
 
 def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     cells = row.cells()
-    return left_out(row.number, row.own, cells, finder) or {
+    fields = {name: [(exact(value), place) for value, place in values] for name, values in row.fields.items()}
+    shown: JsonDict = {
         name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else exact(value)
         for name, value in cells.items()
-        if name != LABEL or value
+        if value or not (name == LABEL or name.startswith(OF_FIELD))
     }
+    return left_out(row.number, row.own, cells, finder) or {**shown, **({"fields": fields} if fields else {})}
 
 
 def _take(*, path: Path, decisions: Path, labels: list[str]) -> dict[str, object]:

@@ -28,7 +28,8 @@ _REVIEW = object_schema(
         "file": {"type": "string"},
         "rows": objects_schema(
             "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, `label`, if the user "
-            "gave one, the fields of the input, the other answers to it, and `key`, which identifies its question."
+            "gave one, the fields of the input, the other answers to it, `fields` to decide, each with its values "
+            "and their places, and `key`, which identifies its question."
         ),
         "taken": {"type": "integer", "description": "New labels that were stored."},
         "changed": {"type": "integer", "description": "New labels that differ from the answer."},
@@ -78,7 +79,7 @@ def add(socket: ToolSocket) -> None:
         decisions: Annotated[
             list[dict[str, Any]] | None,
             Field(
-                description="The user's labels: `row` and `key` of this tool's rows, and `label`; `-` takes it back."
+                description="The user's `row`, `key`, `label`: `-` takes it back, an object changes only its fields."
             ),
         ] = None,
         take: Annotated[

@@ -7,6 +7,7 @@ FEATURE = Feature(
     options="promptmill.features.sources.options:OPTIONS",
     sampling="promptmill.features.sources.parameters:Sourced",
     answers=(
+        "promptmill.features.sources.quoting:LocatedQuotes",
         "promptmill.features.sources.quoting:QuotedAnswers",
         "promptmill.features.sources.web_search:WebSearch",
     ),

@@ -1,4 +1,4 @@
-"""The step that asks for a quote with each value, and looks it up in the row's text.
+"""The steps that ask for a quote with each value, look it up in the row's text, and find its boxes in a row's PDF.
 
 A quote that the text does not contain is no source. The value is kept, and its source says that the quote is missing.
 """
@@ -6,6 +6,7 @@ A quote that the text does not contain is no source. The value is kept, and its 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,11 +16,14 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Fields, Made, Message, Request, SourcedPart, TextPart, once
+from promptmill.core.request import Conversation, Fields, FilePart, Made, Message, Request, TextPart, once
 from promptmill.core.sources import ValueSource, with_page
+from promptmill.features.sources.boxes import Boxes, PdfText
+from promptmill.features.sources.paragraphs import Paragraphs, paragraphs_of
 from promptmill.features.sources.pdf_text import pdf_text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
+from promptmill.images import pdf
 from promptmill.images.load import ImageRules
 from promptmill.steps.checked import as_text
 from promptmill.steps.step import Loading, Place, Sent, Step
@@ -28,6 +32,8 @@ from promptmill.system.call_files import FileRule
 _SOON = 1 << 19
 """The event loop looks up quotes while the product of the lengths of text and reply is at most this: 0.1 s for quotes
 of one letter."""
+_CONTENT = "content"
+"""The column with the text of a whole file."""
 _AT_ONCE = 2  # threads for long texts: so other work has threads left, and a second answer need not wait
 
 
@@ -69,7 +75,7 @@ class QuotedAnswers(Step):
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=True)
         try:
-            documents = [Text(await self._text(part)) for part in request.conversation.sourced]
+            documents = [(part, Text(await self._text(part))) for part in _pdfs_of(request)]
         except PromptmillError as error:
             return Failure(error, request.attempts)
         outcome = await self.following(_asking(request, form), call)
@@ -77,30 +83,71 @@ class QuotedAnswers(Step):
             outcome = as_text(outcome, request)
         if not (reply := _reply_of(outcome)):
             return outcome
-        texts = RowTexts.of(request, documents)
+        texts = RowTexts.of(request, [text for _, text in documents])
         if len(reply) * texts.length > _SOON:
             async with self._turns:
                 try:
-                    return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
+                    outcome = await asyncio.to_thread(_with_sources, outcome, request, form, texts)
                 finally:
                     texts.stop()
-        return _with_sources(outcome, request, form, texts)
+        else:
+            outcome = _with_sources(outcome, request, form, texts)
+        for part, text in documents:  # part of the answer that is cached: an equal request has an equal file
+            outcome = await self._boxes.added(outcome, PdfText(text.text), part, call)
+        return outcome
 
-    async def _text(self, part: SourcedPart) -> str:
-        """Return the text of a PDF. Raises `PromptmillError` (`invalid_input`) if a part has no text."""
-        if part.kind == "pdf":
-            return await asyncio.to_thread(pdf_text, part, ImageRules(self._rule))
-        what = "A recording" if part.kind == "audio" else "An image"
-        raise input_error(f"{what} has no text in which a quote could be looked up.")
+    async def _text(self, part: FilePart) -> str:
+        """Return the text of a PDF. Raises `PromptmillError` (`invalid_input`) if it has none."""
+        return await asyncio.to_thread(pdf_text, part, ImageRules(self._rule))
+
+    @functools.cached_property
+    def _boxes(self) -> Boxes:
+        return Boxes(self._rule)
 
     def _form(self, request: Request) -> QuotedForm:
         return once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
+
+
+class LocatedQuotes(Step):
+    """Adds the boxes of quotes to the sources of an answer about the text of a PDF.
+
+    It is outside of the cache: two PDFs with the same text, which share an answer, may have their words at other
+    places. It also sees the requests about the pieces of a long text, whose fields name the page where a piece begins.
+    """
+
+    place, wanted_by = Place.LOCATED, ("quote",)
+
+    def __init__(self, rule: FileRule | None = None) -> None:
+        """`rule`: for the files that are read."""
+        self._rule = rule or FileRule()
+
+    @functools.cached_property
+    def _boxes(self) -> Boxes:
+        return Boxes(self._rule)
+
+    @classmethod
+    async def of(cls, loading: Loading) -> LocatedQuotes:
+        """Return the step."""
+        return cls(loading.config.file_rule)
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request; one about another file than a PDF is passed on."""
+        fields = request.fields
+        if fields is None or not fields.file.lower().endswith(pdf.SUFFIX) or _CONTENT not in fields.parts[1::2]:
+            return self.following(request, call)
+        text = fields.texts[fields.parts[1::2].index(_CONTENT)]
+        return self._located(request, call, PdfText(text, fields.page, fields.offset, _CONTENT), fields.file)
+
+    async def _located(self, request: Request, call: Call, text: PdfText, file: str) -> Outcome:
+        outcome = await self.following(request, call)
+        return await self._boxes.added(outcome, text, FilePart(file, "pdf"), call)
 
 
 class _Column(NamedTuple):
     name: str
     """The name of the column with the text; `""` if the text is not from a column."""
     text: Text
+    paragraphs: Paragraphs | None = None
 
 
 class RowTexts:
@@ -120,13 +167,17 @@ class RowTexts:
         the system, and complaints. `documents`: the texts of its PDFs."""
         more = [_Column("", document) for document in documents]
         if request.fields is not None:
-            named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
-            return cls([*(_Column(name, Text(text)) for name, text in named.items()), *more])
+            named, file = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True)), request.fields.file
+            own = [
+                _Column(name, Text(text), paragraphs_of(text, file if name == _CONTENT else ""))
+                for name, text in named.items()
+            ]
+            return cls([*own, *more])
         if request.is_filled:  # the prompt's own words are no text of the row
             return cls(more)
         asked, _ = _turns(request)
-        own = Conversation(tuple(one for one in asked if one.role in {"user", "tool"}))
-        return cls([*(_Column("", Text(text)) for text in own.texts), *more])
+        turns = Conversation(tuple(one for one in asked if one.role in {"user", "tool"}))
+        return cls([*(_Column("", Text(text)) for text in turns.texts), *more])
 
     def stop(self) -> None:
         """Stop the search for quotes, because the client has left. May be called from any thread."""
@@ -148,7 +199,8 @@ class RowTexts:
                 found = ValueSource(quote=whole[span.start : span.end], start=span.start, end=span.end)
                 if column.name:
                     found["column"] = column.name
-                return with_page(found, whole)
+                found = with_page(found, whole)
+                return found if column.paragraphs is None else column.paragraphs.placed(found)
         return ValueSource(quote=quote, is_missing=True)
 
 
@@ -163,6 +215,16 @@ def _asking(request: Request, form: QuotedForm) -> Request:
         fields = Fields((*parts, end + note), fields.texts)
     conversation = Conversation((*before, Message(last.role, content, last.extra), *corrections))
     return request.changed(conversation=conversation, sampling=form.sampling, fields=fields)
+
+
+def _pdfs_of(request: Request) -> list[FilePart]:
+    """Return the PDFs of a request. Raises `PromptmillError` (`invalid_input`) if another part has no text."""
+    parts = request.conversation.sourced
+    pdfs = [part for part in parts if isinstance(part, FilePart) and part.kind == "pdf"]
+    if len(pdfs) < len(parts):
+        what = "A recording" if any(part.kind == "audio" for part in parts) else "An image"
+        raise input_error(f"{what} has no text in which a quote could be looked up.")
+    return pdfs
 
 
 def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:

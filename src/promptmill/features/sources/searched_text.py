@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from promptmill.core.bounds import MOST_PLACES
-from promptmill.core.whole_words import is_whole
+from promptmill.features.sources.whole_words import is_whole
 
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
 """A hyphen at the end of a line. The word may be compared with or without it."""

@@ -42,6 +42,7 @@ from promptmill.core.bounds import (
 from promptmill.core.errors import Code, Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.feature import Format
 from promptmill.core.secret_text import find_assigned
+from promptmill.core.sources import ATTACHED
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.files import documents, encodings
@@ -505,7 +506,7 @@ class WholeFiles(FoundFiles):
                 form = "with pictures sent only as text" if page.has_pictures else "sent as text"
                 texts.append(page.text)
             if page.attached:
-                texts[-1] = f"Attachments (not sent): {page.attached}\n\n{texts[-1]}"
+                texts[-1] = f"{ATTACHED}{page.attached}\n\n{texts[-1]}"
             forms[form] += is_auto or page.is_image
         # Each page ends with a form feed, as in pdftotext's output, so that a position in the text has a page.
         is_sent = has_text or any(page.attached for page in pages)

@@ -44,6 +44,8 @@ class JobRow:
     """The latency of the answer."""
     images: Sequence[str] = ()
     """The sources of the row's images."""
+    file: str = ""
+    """The path of the file whose text is in the question, or of the PDF that is sent as it is."""
     variant: Sequence[tuple[str, str]] = ()
     """If a row has several answers: the model and the variant of this answer, by the names of the two columns."""
     thought: str = ""
@@ -86,7 +88,8 @@ class JobRows:
 
     def _row(self, record: Record, row: Row | None) -> JobRow:
         number, spec = record.row + 1, self._spec
-        asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
+        prompt_of = spec.targets[record.slot].prompt
+        asked, prompt, images, file = ([], None, (), "") if row is None else self._question(row, prompt_of)
         answered = None if row is None else AnsweredRow.of(self._store, spec, row, record)
         fields = shown_fields(record if answered is None else answered.record)
         answers = [unescaped(str(fields["answer"]))]
@@ -104,28 +107,32 @@ class JobRows:
             {"row": number, **variant, "prompt": prompt, **fields},
             round(record.latency_s, 3),
             images,
+            file,
             [*variant.items()],
             fields.get("reasoning") or "",
             answered,
         )
 
-    def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
-        """Return a question as labelled texts (for people) and as JSON (for programs), and the sources of images."""
+    def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str], str]:
+        """Return a question as labelled texts (for people) and as JSON (for programs), the sources of images, and the
+        file (see `JobRow`)."""
         try:
             request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
         except PromptmillError:  # reported in the record
             text = (row.cells or b"").decode(errors="replace")
-            return [("row", text)], text, ()
+            return [("row", text)], text, (), ""
         if request.path:
             body = dict(request.extra)
-            return [("request", orjson.dumps(body).decode())], body, ()
+            return [("request", orjson.dumps(body).decode())], body, (), ""
         messages = request.conversation.messages
         parts = [part for turn in messages if isinstance(turn.content, tuple) for part in turn.content]
         images = [part.source for part in parts if isinstance(part, ImagePart)]
+        pdfs = (part.source for part in parts if isinstance(part, FilePart) and part.kind == "pdf")
+        file = next(pdfs, "" if request.fields is None else request.fields.file)
         if len(messages) == 1 and messages[0].role == "user":
             text = _text(messages[0])
-            return [("prompt", text)], text, images
-        return [(turn.role, _text(turn)) for turn in messages], request.conversation.as_messages(), images
+            return [("prompt", text)], text, images, file
+        return [(turn.role, _text(turn)) for turn in messages], request.conversation.as_messages(), images, file
 
 
 def _text(turn: Message) -> str:

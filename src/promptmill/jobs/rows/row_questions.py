@@ -26,6 +26,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Fields, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.files import json_values
+from promptmill.images.load import from_folder
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
@@ -66,7 +67,8 @@ class Questions:
             value = json_values.load(cells, where)
             if self.template is None or not isinstance(value, dict):
                 return value, None
-            return self._filled(value | json_values.load(lacking, where) if lacking else value)
+            question, fields = self._filled(value | json_values.load(lacking, where) if lacking else value)
+            return question, fields._replace(file=str(value.get("path", ""))) if lacking and fields else fields
         values = loads(cells)
         question, fields = self._filled({name: values[at] for at, name in self.columns})
         if not {*map(type, question.values())} <= {str}:
@@ -171,6 +173,8 @@ class RowRequests:
             where = self.reader.checked(n, cells)
             question, fields = self.questions.asked(cells, where, stored[1:])
             request = self.reader.request_of(n, question, where, attempts)
+            if fields is not None and fields.file:
+                fields = fields._replace(file=from_folder(fields.file, self.reader.images.folders))
             request.fields, request.is_filled = fields, self.questions.template is not None
         else:
             request = self.reader.request(n, stored, attempts)

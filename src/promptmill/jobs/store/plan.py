@@ -311,6 +311,8 @@ class Doubt(NamedTuple):
     """Ties are shown first, then disagreements of models."""
     score_words: str = ""
     """The score as text, such as `2 of 3`, if it is not a probability."""
+    fields: Mapping[str, Sequence[tuple[Any, str]]] = MappingProxyType({})
+    """For each field with several values: the values, each with its place."""
 
 
 _ORDINARY = Plan()

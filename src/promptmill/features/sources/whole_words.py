@@ -1,4 +1,4 @@
-"""Whole words and numbers: whether a part of a text ends within one, and how many words a text has.
+"""Whole words and numbers: whether a part of a text ends within one.
 
 `2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. `12 500` may also be two numbers; in
 doubt, `500` is no whole part. A number has its sign, its fraction, its power and its separators:
@@ -20,10 +20,6 @@ _WITH_MARKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese, Khmer."""
 _UNSPACED = re.compile(rf"[{_WITH_MARKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7af{_HAN_AND_KANA}]")
 """A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
-_PIECES = re.compile(rf"([{_HAN_AND_KANA}])|([{_WITH_MARKS}]+)|[^\W{_HAN_AND_KANA}{_WITH_MARKS}]+")
-_SIGNS_IN_A_WORD = 5
-"""Characters of a word of Thai, Lao, Burmese or Khmer: their words have four to five with their marks, and a limit of
-words should rather accept a text."""
 _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
@@ -84,23 +80,6 @@ def is_whole(text: str, start: int, end: int) -> bool:
     (True, False)
     """
     return not (_is_within(text, start) or _is_within(text, end))
-
-
-def word_count(text: str) -> int:
-    """Return the number of words in a text. A Chinese character and a Japanese one count as a word; five characters of
-    Thai, Lao, Burmese or Khmer, which have no spaces between words either, count as one.
-
-    >>> word_count("Two words - and 茶。"), word_count("ชาเขียว")
-    (5, 2)
-    """
-    return sum(_words_in(piece) for piece in text.split())
-
-
-def _words_in(piece: str) -> int:
-    if piece.isascii() or not _UNSPACED.search(piece):
-        return 1
-    found = _PIECES.finditer(piece)
-    return max(1, sum(1 if one[2] is None else -(-len(one[2]) // _SIGNS_IN_A_WORD) for one in found))
 
 
 def _is_within(text: str, at: int) -> bool:

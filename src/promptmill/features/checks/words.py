@@ -1,0 +1,32 @@
+"""The number of words in a text, also in scripts that write no spaces between them."""
+
+from __future__ import annotations
+
+import re
+
+_HAN_AND_KANA = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_WITH_MARKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Thai, Lao, Burmese, Khmer."""
+_UNSPACED = re.compile(rf"[{_WITH_MARKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7af{_HAN_AND_KANA}]")
+"""A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
+_PIECES = re.compile(rf"([{_HAN_AND_KANA}])|([{_WITH_MARKS}]+)|[^\W{_HAN_AND_KANA}{_WITH_MARKS}]+")
+_SIGNS_IN_A_WORD = 5
+"""Characters of a word of Thai, Lao, Burmese or Khmer: their words have four to five with their marks, and a limit of
+words should rather accept a text."""
+
+
+def word_count(text: str) -> int:
+    """Return the number of words in a text. A Chinese character and a Japanese one count as a word; five characters of
+    Thai, Lao, Burmese or Khmer, which have no spaces between words either, count as one.
+
+    >>> word_count("Two words - and 茶。"), word_count("ชาเขียว")
+    (5, 2)
+    """
+    return sum(_words_in(piece) for piece in text.split())
+
+
+def _words_in(piece: str) -> int:
+    if piece.isascii() or not _UNSPACED.search(piece):
+        return 1
+    found = _PIECES.finditer(piece)
+    return max(1, sum(1 if one[2] is None else -(-len(one[2]) // _SIGNS_IN_A_WORD) for one in found))
