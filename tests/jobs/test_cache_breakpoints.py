@@ -123,6 +123,7 @@ def test_a_job_pays_for_a_beginning_once_and_a_dry_run_expects_it(bench, name, d
     assert any(map(marks, sent)) == (job.units > 0)
 
 
+@pytest.mark.features("documents", "together")
 def test_requests_for_several_rows_and_for_pieces_share_the_system_prompt(bench):
     packs, block = Packs(), {"provider": "openai", "model_name": MODEL, "concurrency": 8}
     cache = bench.upstream.reply = PromptCache("gpt-5.6", answer=lambda prompt: packs.said(prompt)[0])

@@ -104,6 +104,7 @@ async def test_no_answer_is_shown_that_may_be_asked_for_again(upstream, closing)
     assert (outcome.text, shown) == ("one two", [])
 
 
+@pytest.mark.features("documents")
 def test_a_check_is_about_the_answer_to_the_whole_document(bench, upstream):
     def reply(seen: Any) -> Any:
         if "was read in parts" in str(seen.json["messages"]):
@@ -325,6 +326,7 @@ async def test_without_a_pattern_an_answer_keeps_its_blanks(ask, upstream):
     assert outcome.text == "  A1 \n"
 
 
+@pytest.mark.features("documents")
 @pytest.mark.thorough
 def test_the_answer_about_a_whole_document_is_delivered_without_blanks(bench, upstream):
     upstream.reply = answer(" A1 \n")

@@ -203,6 +203,7 @@ def test_the_rows_of_a_query_are_grouped_whatever_the_limit(bench):
         assert (row["hotel"], row["row_count"]) == ("Astoria", 2)
 
 
+@pytest.mark.features("documents")
 @pytest.mark.thorough
 def test_a_long_group_is_read_in_pieces_that_end_between_two_rows(bench):
     bench.write([{"hotel": "Astoria", "text": f"Review {at}. " + "It was loud. " * 8} for at in range(40)])
