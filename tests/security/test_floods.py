@@ -15,7 +15,7 @@ from fastmcp.server.middleware import MiddlewareContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolRequestParams
 
-from fakes import openai_configuration
+from fakes import openai_config, openai_configuration
 from piped import Piped
 from promptmill.core.errors import PromptmillError
 from promptmill.server import arguments
@@ -27,6 +27,7 @@ from talk import serving, text
 from upstream import Upstream
 
 _MANY = 250_000  # values, of which a request over HTTP may hold 300,000
+_CONFIG = openai_config("http://127.0.0.1:9/v1")
 _MOST = 40_000_000
 """Bytes that so many values take."""
 
@@ -132,7 +133,7 @@ def test_a_text_of_too_many_values_is_refused_before_it_is_read(server, tool, ar
 @pytest.mark.rule("X4")
 async def test_images_of_all_prompts_are_counted_together():
     with pytest.raises(PromptmillError, match="more than 300,000 images"):
-        await arguments.conversations_with_images(["x"] * 4, [["a"] * 100_000] * 4, None, "after")
+        await arguments.conversations_with_images(["x"] * 4, [["a"] * 100_000] * 4, None, _CONFIG)
 
 
 @pytest.mark.thorough
@@ -165,7 +166,7 @@ async def test_others_get_their_turn_while_a_long_list_is_read(read):
         case "prompts":
             reading = arguments.conversations([*["x"] * many, None])
         case "images":
-            reading = arguments.conversations_with_images(["x"] * many, [*[["a"]] * (many - 1), 3], None, "after")
+            reading = arguments.conversations_with_images(["x"] * many, [*[["a"]] * (many - 1), 3], None, _CONFIG)
         case "turns":
             reading = arguments.conversation([*[{"role": "user", "content": "x"}] * many, None])
     task, turns = asyncio.ensure_future(reading), 0

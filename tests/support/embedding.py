@@ -31,7 +31,7 @@ def embeddings(
 
     async def reply(exchange: Exchange) -> None:
         asked = exchange.seen.json
-        texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+        texts = [*map(str, asked["input"])] if isinstance(asked["input"], list) else [asked["input"]]
         if len(texts) > takes:
             refused = {"error": {"message": f"batch size {len(texts)} > maximum allowed batch size {takes}"}}
             await exchange.respond(413, {}, orjson.dumps(refused))

@@ -237,6 +237,8 @@ class EmbeddingsOptions(TypedDict, total=False):
     """A vector of this text for each row, such as '{{title}} {{text}}', in place of an answer."""
     dimensions: int | None
     """The numbers of each vector, for models that shorten theirs."""
+    picture_api: str | None
+    """The API of the endpoint for vectors of pictures: doubao, jina, voyage or cohere."""
 
 
 class GroupsOptions(TypedDict, total=False):

@@ -344,7 +344,7 @@ MODEL = (
             brief="a name in `promptmill models`, or the backend's own",
         ),
         argument=Argument(
-            words="a name from promptmill://models, or any model of the endpoint; a list: each answers each row",
+            words="a name from promptmill://models, or any model of the endpoint; a list: each answers",
             is_common=True,
         ),
         keyword=Keyword(type="str | Sequence[str] | None"),
@@ -490,7 +490,7 @@ LIMITS = (
         float,
         "stop before the job costs more, in US dollars",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
-        argument=Argument(words=f"most US dollars for the job; {NEEDS_OF_A_BUDGET}", is_common=True, least=0),
+        argument=Argument(words=f"most US dollars; {NEEDS_OF_A_BUDGET}", is_common=True, least=0),
         keys=["max_cost"],
     ),
     Option(

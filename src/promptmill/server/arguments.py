@@ -36,6 +36,7 @@ from promptmill.backends.registry import check_name
 from promptmill.config import settings
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.explain import explain
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import PromptmillError, input_error, redact
 from promptmill.core.request import (
@@ -85,7 +86,10 @@ Prompts = Annotated[
     a_list(of={"type": "string"}, description="The prompts; each gets one answer."),
 ]
 SystemPrompt = Annotated[str, Field(description="System prompt of every prompt.")]
-ModelName = Annotated[str | None, Field(description="A name from promptmill://models, or any model of the endpoint.")]
+ModelNames = Annotated[
+    str | list[str] | None,
+    Field(description="A name from promptmill://models, or any model of the endpoint; a list: each answers."),
+]
 MaxCost = Annotated[
     float | None,
     Field(ge=0, description=f"Most US dollars; {table.NEEDS_OF_A_BUDGET}."),
@@ -161,9 +165,13 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 
 
 async def conversations_with_images(
-    prompts: Sequence[Any], images: Sequence[Any], tag: str | None, position: ImagePosition
+    prompts: Sequence[Any], images: Sequence[Any], tag: str | None, config: ModelConfig
 ) -> list[Conversation | PromptmillError]:
-    """Return a conversation for each prompt with its images. Raises `PromptmillError` for an invalid list."""
+    """Return a conversation for each prompt with its images, whose placeholder is `tag`, or else that of `config`.
+
+    Raises `PromptmillError` for an invalid list.
+    """
+    tag, position = tag or config.settings.image_tag, config.settings.image_position
 
     def read() -> list[Conversation | PromptmillError]:
         sources: list[list[str]] = []
@@ -186,9 +194,9 @@ async def conversations_with_images(
     return await _read([prompts, images], read)
 
 
-async def conversation(messages: Sequence[Any]) -> Conversation:
-    """Convert the turns to a conversation. Raises `PromptmillError`."""
-    return await _read(messages, lambda: conversation_from_messages(messages, "messages"))
+async def conversation(messages: Sequence[Any]) -> list[Conversation]:
+    """Return one conversation with all turns. Raises `PromptmillError`."""
+    return await _read(messages, lambda: [conversation_from_messages(messages, "messages")])
 
 
 async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:

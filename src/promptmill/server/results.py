@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -106,8 +106,9 @@ ANSWERS: JsonDict = {
             "description": "Only if the result was too large for one message: the job that has all answers, "
             "also the omitted ones (code `omitted`); read them with bulk_status.",
         },
+        "models": object_schema({})
+        | {"description": "Instead of the above, only if `model` is a list: by name, an object with the above."},
     },
-    "required": ["ans_ls"],
 }
 
 
@@ -233,10 +234,11 @@ async def result_of(
     keep: Callable[[Sequence[Outcome]], Awaitable[str]],
     *,
     job_id: str | None = None,
+    models: int = 1,
 ) -> ToolResult:
     """Return the result of a call. If it is too large for the client, it names the job that `keep` creates for it.
 
-    `job_id`: the job that answers the deferred items.
+    `job_id`: the job that answers the deferred items. `models`: the number of such results in one message.
     """
     any_failure = config.settings.on_error == "raise"
     is_small = _is_small(outcomes)
@@ -247,7 +249,7 @@ async def result_of(
 
     if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
         outcomes = await _with_models(outcomes, config)
-    most = most_bytes(ctx, config)
+    most = (limit := most_bytes(ctx, config)) and limit // models
     build = partial(_whole_result, outcomes, call, any_failure=any_failure, job_id=job_id)
     if (result := await apart(partial(build, most=most, with_copy=wants_copy(ctx)))) is not None:
         return result
@@ -261,6 +263,14 @@ async def result_of(
         return result
     first = partial(_first_answers, outcomes, call, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
     return await apart(partial(first, most=most))
+
+
+def side_by_side(results: Mapping[str, ToolResult]) -> ToolResult:
+    """Return the results of several models as one, which is an error only if each of them is."""
+    content = [block for name, result in results.items() for block in (*_texts(f"{name}:"), *result.content)]
+    structured = {"models": {name: result.structured_content for name, result in results.items()}}
+    meta = {"models": {name: result.meta for name, result in results.items()}}
+    return ToolResult(content, structured, meta, is_error=all(result.is_error for result in results.values()))
 
 
 def _is_small(outcomes: Sequence[Outcome]) -> bool:

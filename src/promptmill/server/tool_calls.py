@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
@@ -28,9 +28,8 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Counts
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.values import JsonDict
 from promptmill.core.wording import duration, paced
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
@@ -151,20 +150,20 @@ class CallLog(Middleware):
 
 def _end_of(result: ToolResult) -> str:
     structured = result.structured_content or {}
-    answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
-    entries: list[JsonDict] = errors if isinstance(errors, list) else []  # a job's `errors` are counts by code
+    parts = [*structured.get("models", {}).values()] or [structured]
     codes: Counter[str] = Counter()
-    for entry in entries:
-        codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
+    for errors in (part.get("errors") for part in parts):
+        for entry in errors if isinstance(errors, list) else ():  # a job's `errors` are counts by code
+            codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
     deferred, omitted = codes.pop(Code.DEFERRED, 0), codes.pop(Code.OMITTED, 0)
-    parts = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]
-    if answers is not None:
-        parts.append(f"items={len(answers)} failed={codes.total()}")
+    words = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]
+    if "ans_ls" in parts[0]:
+        words.append(f"items={sum(len(part['ans_ls']) for part in parts)} failed={codes.total()}")
     if deferred:
-        parts.append(f"deferred={deferred}")
+        words.append(f"deferred={deferred}")
     if omitted:
-        parts.append(f"omitted={omitted}")
-    return " ".join(parts)
+        words.append(f"omitted={omitted}")
+    return " ".join(words)
 
 
 def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
@@ -220,8 +219,8 @@ async def with_progress(
             if not task.done() and reported.is_news(call, words):
                 await ctx.report_progress(reported.number, call.facts.total, words)
         if call.facts.total != 0:
+            words = "ready" if call.facts.total is None else _count(call) if words_of is None else words_of()
             reported.end(call)
-            words = "ready" if call.facts.total is None else _count(call)
             await ctx.report_progress(reported.number, call.facts.total, words)
         return task.result()
     finally:
@@ -306,6 +305,12 @@ def _status(service: Service, call: Call) -> str:
     if not call.counts.done and (activity := service.activity):
         return activity
     return "loading" if call.facts.total is None else _count(call)
+
+
+def words_of_calls(service: Service, whole: Call, calls: Sequence[Call]) -> str:
+    """Return the text of a report about several calls, and set the counts of `whole` to their sums."""
+    whole.counts = sum((call.counts for call in calls), Counts())
+    return _status(service, whole)
 
 
 def _count(call: Call) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
@@ -15,11 +16,11 @@ from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.answers.response_format import with_schema
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
+from promptmill.backends.protocol import Call, Facts, Failure, Ledger, Outcome
 from promptmill.config.backends import AUTO, is_named
 from promptmill.config.configuration import Overrides
 from promptmill.config.model_config import ModelConfig
-from promptmill.core.bounds import MOST_SHARED
+from promptmill.core.bounds import MOST_SHARED, MOST_VARIANTS
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request, is_longer
@@ -27,8 +28,8 @@ from promptmill.core.values import JsonObject
 from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
 from promptmill.server.elicitation import UserQuestions
-from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
-from promptmill.server.tool_calls import caller_of, tool, with_progress
+from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of, side_by_side
+from promptmill.server.tool_calls import caller_of, tool, with_progress, words_of_calls
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.service.service import Service
 from promptmill.steps.chain import sending
@@ -37,7 +38,9 @@ from promptmill.steps.costs import cost_of
 if TYPE_CHECKING:
     from promptmill.jobs.manage.server_jobs import ServerJobs
 
+_Items: TypeAlias = Sequence[Conversation | PromptmillError]
 _SHORT_SETTINGS = 2000  # characters of settings that are parsed on the event loop, in less than a millisecond
+_JOBS = "promptmill.jobs.manage.deferred_call"  # imported in a thread, and for few servers: it takes 0.4 s
 _UNNAMED = "The backend is `{}`; `backend` chooses another."
 
 
@@ -58,7 +61,7 @@ def add_answer_tools(socket: ToolSocket) -> None:
         prompt_ls: arguments.Prompts,
         *,
         system_prompt: arguments.SystemPrompt = "",
-        model: arguments.ModelName = None,
+        model: arguments.ModelNames = None,
         sampling_params: arguments.CallSampling = None,
         schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
@@ -70,10 +73,8 @@ def add_answer_tools(socket: ToolSocket) -> None:
         the others continue in the background: read them with bulk_status. For images, use multimodal_generate; for a
         conversation, multiturn_generate; for a file, bulk_generate.
         """
-        call = _call(len(prompt_ls), max_cost)
-        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
-        items = await arguments.conversations(prompt_ls)
-        return await answers.of(ctx, items, call, system_prompt, config)
+        settings = _Settings(model, system_prompt, max_cost, (schema, sampling_params, choices))
+        return await answers.of(ctx, len(prompt_ls), lambda _: arguments.conversations(prompt_ls), settings)
 
     @tool(
         mcp,
@@ -91,19 +92,16 @@ def add_answer_tools(socket: ToolSocket) -> None:
         *,
         system_prompt: arguments.SystemPrompt = "",
         image_tag: arguments.ImageTag = None,
-        model: arguments.ModelName = None,
+        model: arguments.ModelNames = None,
         sampling_params: arguments.CallSampling = None,
         schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images, with a model that reads images. Returns the same as `generate`."""
-        call = _call(len(prompt_ls), max_cost)
-        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
-        settings = config.settings
-        tag, position = image_tag or settings.image_tag, settings.image_position
-        items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
-        return await answers.of(ctx, items, call, system_prompt, config)
+        items_of = partial(arguments.conversations_with_images, prompt_ls, multimodal_path, image_tag)
+        settings = _Settings(model, system_prompt, max_cost, (schema, sampling_params, choices))
+        return await answers.of(ctx, len(prompt_ls), items_of, settings)
 
     @tool(
         mcp,
@@ -116,16 +114,15 @@ def add_answer_tools(socket: ToolSocket) -> None:
         messages: arguments.Messages,
         *,
         system_prompt: arguments.SystemPrompt = "",
-        model: arguments.ModelName = None,
+        model: arguments.ModelNames = None,
         sampling_params: arguments.CallSampling = None,
         schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer one conversation; the server keeps no history. Returns the same as `generate`."""
-        conversation = await arguments.conversation(messages)
-        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
-        return await answers.of(ctx, [conversation], _call(1, max_cost), system_prompt, config)
+        settings = _Settings(model, system_prompt, max_cost, (schema, sampling_params, choices))
+        return await answers.of(ctx, 1, lambda _: arguments.conversation(messages), settings)
 
 
 def add_engine_tools(mcp: FastMCP, service: Service) -> None:
@@ -246,13 +243,22 @@ def sampling_of_call(
     return with_schema(dict(sampling_params or {}) | ({"choices": choices} if choices else {}), schema)
 
 
-def _import_jobs() -> None:
-    """Import the code that continues long calls as jobs, for few servers. It would block the event loop for 0.4 s."""
-    importlib.import_module("promptmill.jobs.manage.deferred_call")
+class _Settings(NamedTuple):
+    """The arguments that the answer tools share. `changes`: `schema`, `sampling_params` and `choices`."""
+
+    model: str | list[str] | None
+    system_prompt: str
+    max_cost: float | None
+    changes: tuple[JsonObject | None, JsonObject | None, list[str] | None]
 
 
-def _call(total: int, max_cost: float | None) -> Call:
-    return Call(Facts(total=total), ledger=Ledger(None if max_cost is None else Budget(max_cost)))
+@dataclass(slots=True)
+class _Part:
+    """The part of one model in a call. `job_id`: the job that continues it, if any."""
+
+    work: CallWork
+    outcomes: Sequence[Outcome] = ()
+    job_id: str | None = None
 
 
 class _Answers:
@@ -264,80 +270,97 @@ class _Answers:
         self._questions = questions
 
     async def of(
-        self,
-        ctx: Context,
-        items: Sequence[Conversation | PromptmillError],
-        call: Call,
-        system_prompt: str,
-        config: ModelConfig,
+        self, ctx: Context, total: int, items_of: Callable[[ModelConfig], Awaitable[_Items]], settings: _Settings
     ) -> ToolResult:
-        """Answer `items` with `config`. Work beyond `max_call_s` becomes a job, or the client's task.
+        """Answer the `total` items. Work beyond `max_call_s` becomes a job, or the client's task.
 
-        Raises `PromptmillError`.
+        Models of a list answer at once, each with its part of `max_cost`, and its failure is in its own result. Raises
+        `PromptmillError`.
         """
-        service = self._service
+        service, model, parts = self._service, settings.model, list[_Part]()
+        names, several = (model, True) if isinstance(model, list) else ([model], False)
+        if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and tasks.limit_s(ctx, 1) == 0.0):
+            raise input_error(f"`model` is a list: of 1 to {MOST_VARIANTS} names, each once, and in no task.")
         # One system prompt has a bound, because 128 requests of a call may each hold it.
-        if (most := MOST_SHARED // max(1, min(len(items), 128))) < len(system_prompt):
+        requests, characters = total * len(names), len(settings.system_prompt)
+        if (most := MOST_SHARED // max(1, min(requests, 128))) < characters:
             raise input_error(
-                f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "
-                f"send at most {most:,}, or fewer prompts in a call."
+                f"system_prompt has {characters:,} characters, and each of {requests:,} requests repeats it; send at "
+                f"most {most:,}, or fewer prompts in a call."
             )
-
-        caller = caller_of(ctx, service)
-        budget = call.ledger.budget
-        cost = self._questions.cost(ctx, config, None if budget is None else budget.limit, "This call")
-        if cost is not None:
-            await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, config))
-        job_id = None
+        limit = None if settings.max_cost is None else settings.max_cost / len(names)
+        for name in names:
+            call = Call(Facts(total=total), ledger=Ledger(None if limit is None else Budget(limit)))
+            config = await config_of_call(service, await service.call_config(name), *settings.changes)
+            prompt = settings.system_prompt or config.settings.system_prompt
+            parts.append(_Part(CallWork(await items_of(config), call, prompt, config, caller_of(ctx, service))))
+        priced = min((part.work.config for part in parts), key=lambda config: config.record.is_engine)
+        question = self._questions.cost(ctx, priced, settings.max_cost, "This call")
+        if question is not None:
+            await question.approve(*await asyncio.to_thread(_costs, parts))
+        calls = [part.work.call for part in parts]
+        whole = Call(Facts(total=requests)) if several else calls[0]
+        words = partial(words_of_calls, service, whole, calls) if several else None
         try:
-            work = CallWork(items, call, system_prompt or config.settings.system_prompt, config, caller)
-            result, job_id = await self._answered(ctx, work)
+            answering = asyncio.gather(*(self._answer(ctx, part, several=several) for part in parts))
+            await with_progress(ctx, service, whole, asyncio.wait_for(answering, None), words)
         finally:
-            if cost is not None and job_id is None:  # with a job, the job spends the rest
-                cost.charge(call.counts.cost or 0.0)
-        return result
+            if question is not None and not any(part.job_id for part in parts):  # with a job, the job spends the rest
+                question.charge(sum(call.counts.cost or 0.0 for call in calls))
+        results = [await self._result(ctx, part, len(names), several=several) for part in parts]
+        return side_by_side(dict(zip(map(str, names), results, strict=True))) if several else results[0]
 
-    async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:
-        """Return the result, and the id of the job that continues the call, if any."""
-        service, call, config = self._service, work.call, work.config
-
-        async def keep(outcomes: Sequence[Outcome]) -> str:
-            await asyncio.to_thread(_import_jobs)
-            from promptmill.jobs.manage import deferred_call
-
-            return await deferred_call.keep(self._server_jobs(), replace(work, config=config), outcomes)
-
-        limit_s, task_s = config.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
+    async def _answer(self, ctx: Context, part: _Part, *, several: bool) -> None:
+        """Set the outcomes of a part, and its job. Raises `PromptmillError`, except for one of several models."""
+        service, work, config = self._service, part.work, part.work.config
+        limit_s, task_s = config.settings.max_call_s, None if several else tasks.limit_s(ctx, len(work.items))
         if task_s is not None:
             limit_s = min(task_s, limit_s or math.inf)
-        if limit_s is None:
-            answering = service.generate(work.items, call, system_prompt=work.system_prompt, config=config)
-            outcomes: Sequence[Outcome] = await with_progress(ctx, service, call, answering)
-            return await result_of(ctx, outcomes, call, config, keep), None
-        await asyncio.to_thread(_import_jobs)
-        from promptmill.jobs.manage.deferred_call import DeadlineCall
-
-        config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
-        task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)
-        bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
         try:
-            outcomes = await with_progress(ctx, service, call, bounded.outcomes())
-            job_id, spent = bounded.go_on()
-        finally:
-            await bounded.abandon()
-        if task is not None and job_id is not None:
-            return await tasks.started(ctx, self._server_jobs(), job_id), job_id
-        return await result_of(ctx, outcomes, spent, config, keep, job_id=job_id), job_id
+            if limit_s is None:
+                call, prompt = work.call, work.system_prompt
+                part.outcomes = await service.generate(work.items, call, system_prompt=prompt, config=config)
+                return
+            await asyncio.to_thread(importlib.import_module, _JOBS)
+            from promptmill.jobs.manage.deferred_call import DeadlineCall
+
+            config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
+            task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)
+            bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
+            try:
+                part.outcomes = await bounded.outcomes()
+                part.job_id, spent = bounded.go_on()
+                part.work = replace(work, config=config, call=spent)
+            finally:
+                await bounded.abandon()
+        except PromptmillError as error:
+            if not several:
+                raise
+            part.outcomes = [Failure(error)] * len(work.items)
+
+    async def _result(self, ctx: Context, part: _Part, models: int, *, several: bool) -> ToolResult:
+        """Return the result of a part, or the handle of its task. `models`: the number of models of the call."""
+        work, job_id = part.work, part.job_id
+
+        async def keep(outcomes: Sequence[Outcome]) -> str:
+            await asyncio.to_thread(importlib.import_module, _JOBS)
+            from promptmill.jobs.manage import deferred_call
+
+            return await deferred_call.keep(self._server_jobs(), work, outcomes)
+
+        if job_id is not None and not several and tasks.limit_s(ctx, len(work.items)) is not None:
+            return await tasks.started(ctx, self._server_jobs(), job_id)
+        return await result_of(ctx, part.outcomes, work.call, work.config, keep, job_id=job_id, models=models)
 
 
-def _costs(
-    items: Sequence[Conversation | PromptmillError], system_prompt: str, config: ModelConfig
-) -> tuple[float | None, float | None]:
-    """Return the estimated and the highest cost of a call; None if unknown. Blocks."""
-    settings = config.settings
-    system = system_prompt or settings.system_prompt
-    shown = registry.shown_by(config)
-    asked = (item.composed(system, shown) for item in items if isinstance(item, Conversation))
-    sent = sending(config)
-    requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
-    return cost_of(config, (sent(request).request for request in requests))
+def _costs(parts: Sequence[_Part]) -> tuple[float | None, float | None]:
+    """Return the estimated and the highest cost of a call's models; None if unknown. Blocks."""
+    costs = []
+    for work in (part.work for part in parts):
+        settings, shown, sent = work.config.settings, registry.shown_by(work.config), sending(work.config)
+        asked = (item.composed(work.system_prompt, shown) for item in work.items if isinstance(item, Conversation))
+        requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
+        costs.append(cost_of(work.config, (sent(request).request for request in requests)))
+    known = [estimated for estimated, _ in costs if estimated is not None]
+    highest = [most for _, most in costs if most is not None]
+    return sum(known) if known else None, sum(highest) if len(highest) == len(costs) else None

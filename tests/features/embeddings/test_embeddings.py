@@ -521,7 +521,7 @@ def test_a_row_of_another_form_fails_alone(bench, texts):
     bench.write([{"prompt": "x"}, {"messages": turns}, {"prompt": "y"}])
     assert bench.run("--set", "sampling_params.embed=true").returncode == 1
     good, bad, also_good = bench.answers()
-    assert bad["error"]["message"].startswith("A vector is of one text: this row has images")
+    assert bad["error"]["message"].startswith("A vector is of one text: this row has sounds, files or several messages")
     assert good["answer"] == pytest.approx(vector("x"), rel=1e-8)
     assert also_good["answer"] == pytest.approx(vector("y"), rel=1e-8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from batch_server import BatchServer
 from fakes import openai_config, openai_configuration
+from promptmill.backends.protocol import Call
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.features.sources.web_search import WebSearch
+from promptmill.jobs.caller import Caller, CallWork
 from promptmill.server import create_server
 from promptmill.server import tools as tools_of_calls
 from promptmill.service.service import Service
@@ -254,8 +257,12 @@ def test_the_user_is_not_asked_about_a_cost_without_the_searches(upstream):
     raw = openai_configuration(upstream.url, provider="openai", dialect="responses")._raw
     price = {"price": {"input": 1, "output": 10}, "sampling_params": {"max_tokens": 10}}
     config = Configuration({**raw, **price}).config
-    assert None not in tools_of_calls._costs([PROMPT], "", config)
-    assert tools_of_calls._costs([PROMPT], "", config.with_sampling({"web": True})) == (None, None)
+    plain = tools_of_calls._Part(CallWork([PROMPT], Call(), "", config, Caller()))
+    searching = replace(plain, work=replace(plain.work, config=config.with_sampling({"web": True})))
+    assert None not in tools_of_calls._costs([plain])
+    assert tools_of_calls._costs([searching]) == (None, None)
+    cost, most = tools_of_calls._costs([plain, searching])
+    assert (cost is None, most) == (False, None), "the known costs of several models are added"
 
 
 async def test_a_client_may_not_search_at_the_expense_of_the_operator(upstream, tools):

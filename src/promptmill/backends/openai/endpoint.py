@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from posixpath import normpath
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -469,7 +470,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for requests in OpenAI's API that are not chats, such as `/embeddings`."""
+    """Return the endpoint for requests that are not chats: at `/embeddings`, or beside the API at `/../v2/rerank`."""
     url = urlsplit(endpoint.url)
     base = _REQUESTS.sub("", url.path.removesuffix("/"))
     if endpoint.dialect == "gemini":
@@ -477,7 +478,7 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
         more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
         endpoint = replace(endpoint, headers={**endpoint.headers, **more})
         base += gemini.OPENAI_LAYER
-    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)), dialect="openai")
+    return replace(endpoint, url=urlunsplit(url._replace(path=normpath(base + path))), dialect="openai")
 
 
 def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[str]:

@@ -76,7 +76,7 @@ class ExchangedAnswers(FixedShare):
     async def _body(self, request: Request) -> bytes:
         """Return the body of a request. Raises `PromptmillError` if the request cannot be sent."""
         if request.path:
-            return self._encoder.encode_body(request)
+            return self._encoder.encode_body(request, {})
         head = self._encoder.head(request)
         left_out(self._encoder, head, request, self._call, is_error=self._unsupported_is_error)
         check_form(request, self._endpoint)

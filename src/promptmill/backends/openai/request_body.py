@@ -213,10 +213,14 @@ class RequestEncoder:
     def _marks_of(self, head: Head, message: Message) -> frozenset[str]:
         return head.marks if message.role in self._dialect.MARKED else frozenset()
 
-    def encode_body(self, request: Request) -> bytes:
-        """Return the body of a request that is not a chat. Raises as `encode` does."""
+    def encode_body(self, request: Request, images: Mapping[str, bytes]) -> bytes:
+        """Return the body of a request that is not a chat. An `ImagePart` in it becomes its URL, as JSON in `images`.
+
+        Raises as `encode` does.
+        """
+        body, plain = {"model": self.model, **request.extra}, orjson.OPT_PASSTHROUGH_DATACLASS
         try:
-            return orjson.dumps({"model": self.model, **request.extra})
+            return orjson.dumps(body, lambda part: orjson.Fragment(images[part.source]), plain)
         except (TypeError, orjson.JSONEncodeError):
             raise _unencodable() from None
 

@@ -227,9 +227,8 @@ class Sender:
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
         """Post the unchanged body of a request that is not a chat. Keep the response unchanged, or only its vectors."""
-        del prepared
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
-        body = endpoint_state.encoder.encode_body(item.request)
+        body = endpoint_state.encoder.encode_body(item.request, prepared)
         item.attempts += 1
         self._call.sending(item.request, again=item.attempts > 1)
         try:

@@ -13,6 +13,7 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Tot
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import EMBEDDINGS, SYSTEM_ROLES, Conversation, Request, Sampling
+from promptmill.features.embeddings import pictures
 from promptmill.features.embeddings.parameters import Embedded
 from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
@@ -50,7 +51,12 @@ class Embedding(Gathering):
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return a function that converts a row to the request for its vector, and to its part of a shared request."""
         step = cls(Loading(config, None, is_shared=False))
-        return lambda request: Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
+
+        def sent(request: Request) -> Sent:
+            is_alone = by_batch or bool(request.conversation.images)
+            return Sent(step.joined([request]), 1.0 if is_alone else 1 / step.bounds(request).items)
+
+        return sent
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
@@ -79,6 +85,9 @@ class Embedding(Gathering):
                 Code.UNSUPPORTED, f"The backend {self._config.backend} makes no embeddings.", remedy
             )
             return Failure(error, request.attempts, concerns_all=True)
+        if call.exchange is not None and request.conversation.sourced:
+            error = PromptmillError(Code.UNSUPPORTED, "Vectors of pictures are not made by batch.", "")
+            return Failure(error, request.attempts)
         outcome = await super().answer(request, call)
         is_live = call.exchange is None
         if is_live and isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
@@ -109,6 +118,8 @@ class Embedding(Gathering):
     def joined(self, requests: Sequence[Request]) -> Request:
         """Return the request for the embeddings of several texts. Raises `PromptmillError` for another form."""
         first = requests[0]
+        if first.conversation.images:
+            return pictures.request_for(first, self._config, _dimensions(first))
         body = {**first.extra, **self._encoding, "input": [_text(one) for one in requests]}
         if (dimensions := _dimensions(first)) is not None:
             body[self._dimensions] = dimensions
@@ -118,7 +129,7 @@ class Embedding(Gathering):
     async def send(self, joined: Request, call: Call) -> Outcome:
         """Answer a request for embeddings; as numbers, if the endpoint does not send base64. A reply without a usable
         vector is a failure."""
-        outcome = self._checked(await self.following(joined, call), joined, call)
+        outcome = self._checked(pictures.with_vector(await self.following(joined, call)), joined, call)
         if not isinstance(outcome, Failure):
             self._doubts = 0
             return outcome
@@ -188,7 +199,7 @@ def _dimensions(request: Request) -> int | None:
 def _text(request: Request) -> str:
     """Return the text of a row. Raises `PromptmillError` (`invalid_input`)."""
     if not _is_text(request):
-        raise input_error("A vector is of one text: this row has images, sounds or several messages.")
+        raise input_error("A vector is of one text: this row has sounds, files or several messages.")
     return str(request.conversation.messages[-1].content)
 
 

@@ -11,7 +11,7 @@ COLUMN = "embedding"
 _WHY = "; a vector has no answer"
 _NO_ANSWERS = [
     *("schema", "choices", "max_words", "match", "language", "split", "votes", "sure", "check"),
-    *("image_column", "audio_column", "n"),
+    *("audio_column", "n"),
 ]
 
 
@@ -44,6 +44,14 @@ OPTIONS = (
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.dimensions"],
+        needs=[Named("embed")],
+    ),
+    Option(
+        "picture_api",
+        str,
+        "the API of the endpoint for vectors of pictures: doubao, jina, voyage or cohere",
+        argument=Argument(within="sampling_params"),
+        keys=["sampling_params.picture_api"],
         needs=[Named("embed")],
     ),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from promptmill.core.parameter import APPLIED, REPEATABLE, Parameters
+from promptmill.core.parameter import APPLIED, OF_OPERATOR, REPEATABLE, Parameters
+
+PictureApi: TypeAlias = Literal["doubao", "jina", "voyage", "cohere"]
 
 
 def _is_wanted(value: object) -> object:
@@ -22,4 +24,7 @@ class Embedded(Parameters):
     )
     dimensions: Annotated[int | None, APPLIED] = Field(
         None, ge=1, description="The numbers of a vector, for models that shorten theirs."
+    )
+    picture_api: Annotated[PictureApi | None, APPLIED, OF_OPERATOR] = Field(
+        None, description="The API of the endpoint for vectors of pictures, if its address does not show it."
     )

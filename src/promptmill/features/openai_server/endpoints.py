@@ -24,7 +24,7 @@ from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Request, required_o
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
-from promptmill.features.openai_server.rerank import RERANK, Ranking
+from promptmill.features.openai_server.rerank import RERANK, Ranking, api_of
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
 from promptmill.server.tool_calls import owner_of
@@ -88,10 +88,14 @@ class Endpoints:
         return _json(reply_body(path, asked.body, answer, asked.model))
 
     async def rerank(self, request: HttpRequest) -> Response:
-        """Rank documents by the vectors of a model."""
-        body = await body_of(request)
-        ranking = Ranking.of(body)
-        asked = await self.asked(EMBEDDINGS, ranking.embedded(body), owner_of(request), client_of(request))
+        """Rank documents by a reranker, or by the vectors of a model."""
+        body, owner, client = await body_of(request), owner_of(request), client_of(request)
+        ranking, name = Ranking.of(body), model_of(body)
+        config = self.config_of(name, owner)
+        if (api := api_of(config)) is not None:
+            asked = EndpointRequest(RERANK, body, name or config.name, ranking.request(api), config.capped, client)
+            return _json(ranking.read(await unless_left(request.receive, self.answer(asked)), asked.model))
+        asked = await self.asked(EMBEDDINGS, ranking.embedded(body), owner, client)
         answer = await unless_left(request.receive, self.answer(asked._replace(path=RERANK)))
         return _json(ranking.reply(reply_body(EMBEDDINGS, asked.body, answer, asked.model)))
 

@@ -1,19 +1,66 @@
-"""The body and the reply of `/v1/rerank`: documents in the order of their similarity to a query."""
+"""`/v1/rerank`: documents in the order of their relevance to a query.
+
+| model | scores |
+|---|---|
+| a reranker of an endpoint (`rerank` in its name, or `sampling_params.rerank`) | of the endpoint's own rerank API |
+| any other | the cosines of vectors |
+"""
 
 from __future__ import annotations
 
 import math
 import operator
+import re
 import secrets
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from promptmill.backends.protocol import Completion
+from promptmill.config.model_config import ModelConfig
+from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
+from promptmill.features.openai_server.parameters import Reranking
 
 RERANK = "/v1/rerank"
 _MOST = 1000  # documents; Cohere advises no more in a request
 _FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+_RERANKER = re.compile(r"re-?rank|llama-rank", re.IGNORECASE)
+_COMPATIBLE = "/compatibility/v1"  # the end of Cohere's base URL for chats, which has no rerank
+
+
+class RerankApi(NamedTuple):
+    """An endpoint's rerank API: its path behind the base URL, and the names of two fields."""
+
+    path: str = "/rerank"
+    documents: str = "documents"
+    top_n: str = "top_n"
+
+
+_APIS: Mapping[str, RerankApi] = {
+    "api.voyageai.com": RerankApi(top_n="top_k"),  # docs.voyageai.com/reference/reranker-api
+    "api.mixedbread.com": RerankApi("/reranking", "input", "top_k"),  # mixedbread.com/api-reference/endpoints/reranking
+    "api.mixedbread.ai": RerankApi("/reranking", "input", "top_k"),
+}
+"""By host. All others have Jina's fields: Cohere, Jina, Together, SiliconFlow, vLLM and llama.cpp."""
+
+
+def api_of(config: ModelConfig) -> RerankApi | None:
+    """Return the rerank API of a model's endpoint; None: documents are ranked by vectors."""
+    chosen = config.settings.sampling_params
+    assert isinstance(chosen, Reranking)
+    if not config.record.needs_endpoint or chosen.rerank == "vectors":
+        return None
+    block = config.settings.backend_configs.openai
+    first = next(iter(block.base_url), "")
+    api = _APIS.get(urlsplit(first).hostname or "", RerankApi())
+    if chosen.rerank is not None:
+        return api._replace(path=chosen.rerank)
+    if not _RERANKER.search(config.model or ""):
+        return None
+    is_compatible = block.provider == "cohere" and (not first or first.rstrip("/").endswith(_COMPATIBLE))
+    return api._replace(path="/../../v2/rerank") if is_compatible else api
 
 
 class Ranking(NamedTuple):
@@ -45,18 +92,50 @@ class Ranking(NamedTuple):
         """Return the body of a request for the vectors of the query and of each document."""
         return {"model": body.get("model"), "input": [self.query, *self.documents]}
 
+    def request(self, api: RerankApi) -> Request:
+        """Return the request to an endpoint's rerank API."""
+        top_n = min(self.top_n, len(self.documents))
+        body = {"query": self.query, api.documents: self.documents, api.top_n: top_n}
+        # the limit is not sent: `max_cost` needs one, and a ranking has no answer tokens
+        return Request(0, Conversation(()), Sampling(max_tokens=1), body, path=api.path)
+
+    def read(self, answer: Completion, model: str) -> JsonDict:
+        """Return the reply, given that of an endpoint's rerank API. Raises `ApiError` unless each of its results has a
+        score and the number of a document of its own. llama.cpp does not sort them, and some servers ignore `top_n`."""
+        payload: JsonObject = (answer.details or {}).get("payload") or {}
+        results = payload.get("results", payload.get("data"))
+        listed = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
+        scores: dict[Any, Any] = {one.get("index"): one.get("relevance_score", one.get("score")) for one in listed}
+        known, count = range(len(self.documents)), min(self.top_n, len(self.documents))
+        is_whole = len(scores) == len(listed) == len(results or ()) and len(scores) in {count, len(self.documents)}
+        sound = [type(at) is int and at in known and _is_score(score) for at, score in scores.items()]
+        if not (is_whole and all(sound)):
+            problem = f"The reply of the endpoint does not hold one score for each of {count} documents."
+            raise ApiError(502, problem, None, "bad_response")
+        ranked: dict[int, float] = {at: scores[at] for at in sorted(scores, key=lambda at: (-scores[at], at))}
+        usage = {"prompt_tokens": answer.usage.prompt_tokens, "total_tokens": answer.usage.prompt_tokens}
+        meta = {"meta": payload["meta"]} if isinstance(payload.get("meta"), dict) else {}
+        return self._reply(ranked, model, usage) | meta
+
     def reply(self, vectors: JsonObject) -> JsonDict:
         """Return the reply, given that of the request for vectors: a score is the cosine of query and document."""
         query, *documents = (row["embedding"] for row in vectors["data"])
         scores = [_cosine(query, document) for document in documents]
-        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: self.top_n]
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])
+        return self._reply({index: scores[index] for index in best}, vectors["model"], vectors["usage"])
+
+    def _reply(self, ranked: Mapping[int, float], model: str, usage: JsonObject) -> JsonDict:
+        """Return the reply for documents by number, the best first, with their scores."""
         results = [
-            {"index": index, "relevance_score": scores[index]}
+            {"index": index, "relevance_score": score}
             | ({"document": {"text": self.documents[index]}} if self.returns_documents else {})
-            for index in best
+            for index, score in [*ranked.items()][: self.top_n]
         ]
-        head = {"id": f"rerank-{secrets.token_hex(14)}", "model": vectors["model"]}
-        return {**head, "results": results, "usage": vectors["usage"]}
+        return {"id": f"rerank-{secrets.token_hex(14)}", "model": model, "results": results, "usage": usage}
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text_of(document: object) -> str:
