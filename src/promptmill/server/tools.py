@@ -280,7 +280,7 @@ class _Answers:
         service, model, parts = self._service, settings.model, list[_Part]()
         names, several = (model, True) if isinstance(model, list) else ([model], False)
         if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and tasks.limit_s(ctx, 1) == 0.0):
-            raise input_error(f"`model` is a list: of 1 to {MOST_VARIANTS} names, each once, and in no task.")
+            raise input_error(f"A list in `model` has 1 to {MOST_VARIANTS} names, each once; a task has one model.")
         # One system prompt has a bound, because 128 requests of a call may each hold it.
         requests, characters = total * len(names), len(settings.system_prompt)
         if (most := MOST_SHARED // max(1, min(requests, 128))) < characters:
