@@ -50,7 +50,7 @@ async def test_a_list_of_models_gets_answers_side_by_side_and_a_failure_costs_it
 @pytest.mark.parametrize(
     ("models", "problem"),
     [
-        ([], "`model` is a list: of 1 to 100 names, each once"),
+        ([], "A list in `model` has 1 to 100 names, each once"),
         (["a", "a"], "each once"),
         (["a", "c"], "there is no model 'c'; models here: "),
     ],

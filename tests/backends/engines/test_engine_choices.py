@@ -75,7 +75,7 @@ def test_the_tokens_of_a_word_count_together(desk, engine):
     assert json.loads(outcome.text)["answer"] == "business", "`s`, the first token of `sports`, is likelier"
 
 
-@pytest.mark.parametrize("length", [160, 4000])
+@pytest.mark.parametrize("length", [160, pytest.param(4000, marks=pytest.mark.thorough)])
 def test_long_choices_are_computed_where_they_differ(desk, engine, length):
     choices = ["a" * length + "b", "a" * length + "c", "a" * length]
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 3}, choices=choices)

@@ -32,7 +32,7 @@ def ask(desk: Any, engine: Any, text: str, *forms: Form) -> list[Any]:
     return desk.answer(engine, [one.changed(form=form) for one, form in zip(requests, forms, strict=True)])
 
 
-@pytest.mark.parametrize("times", [1, 12])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.thorough), 12])
 def test_a_question_has_the_same_answer_alone_and_among_others(desk, engine, times):
     together, *alone = ask(desk, engine, MAIL * times, Form(QUESTIONS), *(Form((one,)) for one in QUESTIONS))
     values = json.loads(together.text)
