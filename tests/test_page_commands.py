@@ -13,6 +13,7 @@ import subprocess
 import sys
 import wave
 from contextlib import closing
+from typing import Any
 
 import duckdb
 import openpyxl
@@ -203,7 +204,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             upstream.reply = answer('{"total": 128.5}')
     if "--quote" in command:
         (tmp_path / "invoices.csv").write_text("id,mail\n1,Invoice R-7. Total due: EUR 12.50\n")
-        quoted = {"number": {"quote": "Invoice R-7", "value": "R-7"}, "total": {"quote": "EUR 12.50", "value": 12.5}}
+        quoted: dict[str, Any] = {"customer": None} if "customer" in command else {}
+        quoted |= {"number": {"quote": "Invoice R-7", "value": "R-7"}, "total": {"quote": "EUR 12.50", "value": 12.5}}
         upstream.reply = answer(json.dumps(quoted))
     if "contracts" in command:
         upstream.reply = answer('{"party": ["Ann"], "amount": 128.5, "end": "2030-01-31"}')
