@@ -211,12 +211,12 @@ def test_rows_that_are_data_set_nothing(bench, suffix, option):
 def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(bench, suffix, option):
     table(bench, [{"prompt": "a", "model": "other", "temperature": 0.5, "seed": ""}], suffix)
     result = bench.run("--dry-run", *option)
-    assert "Read as settings of each row: `model`" in " ".join(result.stdout.split())
+    assert "Columns read as row settings: `model`" in " ".join(result.stdout.split())
     found = bench.succeed(*option)
     (seen,) = bench.upstream.seen
     assert (seen.json["model"], seen.json["temperature"]) == ("other", 0.5)
     (note,) = found["warnings"]
-    assert note.startswith("Read as settings of each row: `model`, ")
+    assert note.startswith("Columns read as row settings: `model`, ")
 
 
 def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench):

@@ -435,10 +435,10 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
             {"files": [str(home / "in.csv")]},
         ):
             said = await talk.error("bulk_generate", **asked, prompt="{{text}}")
-            assert f"no `allowed_roots` is set, and {place}, where the server started, is too much" in said
+            assert f"set `allowed_roots`; {place}, where the server started, holds too much" in said
             assert "inside" not in said
         result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(home / "a.png")]])
-        assert "no `allowed_roots` is set" in result.structured_content["errors"][0]["message"]
+        assert "set `allowed_roots`" in result.structured_content["errors"][0]["message"]
         assert (await talk.answers("no file")) == ["echo: no file"]
     upstream.seen.clear()
     async with serve(top={"allowed_roots": [str(home)]}) as talk:
@@ -512,9 +512,9 @@ async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_
         assert await talk.answers("no file") == ["echo: no file"]
         for name in (str(tmp_path / "in.csv"), "in.csv"):
             for source in ({"files": [name]}, {"input_file": name, "output_file": "out.csv"}):
-                assert "no `allowed_roots` is set" in await talk.error("bulk_generate", **source, prompt="{{text}}")
+                assert "none: set `allowed_roots`" in await talk.error("bulk_generate", **source, prompt="{{text}}")
         result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(tmp_path / "in.csv")]])
-        assert "no `allowed_roots` is set" in text(result)
+        assert "none: set `allowed_roots`" in text(result)
 
 
 # The operator's own programs

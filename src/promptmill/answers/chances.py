@@ -29,9 +29,9 @@ _DECODER = json.JSONDecoder()
 class Chances:
     """Adds up the probability of each choice while an answer is generated.
 
-    Only tokens that can lead to a choice count, as if the model had no others. Each result is a lower bound: if a token
-    could begin several choices and was not chosen, its probability counts for no choice. So the sum of the results is
-    below 1.
+    Only tokens that can lead to a choice are considered, as if the model had no others. Each result is a lower bound:
+    the probability of a token that could begin several choices, and was not chosen, is added to no choice. So the
+    sum of the results is below 1.
     """
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ def _unchecked(_: frames.Frame, error: Exception) -> frames.Frame:
 def main() -> None:
     """Serve the parent process."""
     subprocesses.end_with_parent()
-    # The imports come before the clock starts: their time does not count for a check.
+    # The imports come before the clock starts: their time is no part of a check's time.
     modules = ("jsonschema_rs", "json_repair")
     subprocesses.serve_parent(_checked, _unchecked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 

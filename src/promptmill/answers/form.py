@@ -14,7 +14,7 @@ from promptmill.core.values import JsonObject
 
 IN_ORDER = "from the lowest to the highest"
 """The `$comment` of an `enum` whose values are the levels of a scale, in a JSON Schema."""
-_MOST_LEVELS = 10  # the most levels of a scale of numbers; no model that decides takes so many in one question
+_MOST_LEVELS = 10  # the most levels of a scale of numbers; no model that decides takes this many in one question
 _OF_VALUES = frozenset({"enum", "const", "type", "description", "title", "default", "examples", "$comment"})
 _OF_NUMBERS = _OF_VALUES | {"minimum", "maximum"}
 

@@ -143,7 +143,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
 
 
 def _ends_of_groups(text: str) -> dict[int, int]:
-    """Return the start of each matched bracket with the position after its partner. Brackets inside texts count."""
+    """Return the start of each matched bracket, even inside texts, with the position after its partner."""
     ends, waiting = dict[int, int](), list[int]()
     for found in _BRACKET.finditer(text):
         if found[0] in _PARTNERS:

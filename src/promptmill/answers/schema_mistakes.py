@@ -1,4 +1,4 @@
-"""The mistakes in a JSON Schema that a user gives, in words: with the place and the remedy."""
+"""The mistakes in a JSON Schema that a user gives, in words: with the location and the remedy."""
 
 from __future__ import annotations
 

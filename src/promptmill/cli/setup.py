@@ -52,8 +52,8 @@ _OF_ENDPOINT = """\
     # rpm: 500         # most requests a minute, if the provider has such a limit
 """
 _OF_SAMPLING = """\
-  # temperature: 0   # always the likeliest answer; left out, the model's own default counts
-  # max_tokens: 4096 # longest answer, thinking included; left out, the endpoint's own limit counts
+  # temperature: 0   # always the likeliest answer; without it, the model's own default applies
+  # max_tokens: 4096 # longest answer, thinking included; without it, the endpoint's own limit applies
 """
 _OF_ALL = """\
 # system_prompt: You are brief.

@@ -87,7 +87,7 @@ class LargeCall:
 
 
 class FannedOut:
-    """The openai backend of a plan, with worker processes for large calls."""
+    """The openai backend of a configuration, with worker processes for large calls."""
 
     def __init__(self, backend: _Local, config: ModelConfig) -> None:
         self._backend, self._config = backend, config
@@ -116,7 +116,7 @@ class FannedOut:
         return large.replicas.enter(call)
 
     def _processes(self, call: protocol.Call) -> int:
-        """Return how many processes the call is worth. With `num_workers`, that is any large call and any job."""
+        """Return the number of processes for a call. With `num_workers`, any large call and any job gets them."""
         if call.exchange is not None:
             return 0
         is_large, most = (call.facts.total or 0) >= self._settings.bulk_threshold, self._backend.most

@@ -66,7 +66,7 @@ class ReplicaReport:
     """The news of the other process since its last report."""
 
     outcomes: list[tuple[int, protocol.Outcome | PromptmillError]]
-    """Outcomes by the requests' numbers; an error if no request can continue in that process."""
+    """Outcomes by the requests' numbers, or an error if no request can continue in that process."""
     most: int
     """The number of requests that the backend takes at a time."""
     held: int = 0
@@ -82,7 +82,7 @@ class ReplicaReport:
     needed_keys: int = 0
     """The number of renewed keys that the replica has needed so far. It waits for the last of them."""
     pace: float = 0.0
-    """The requests per second beyond which requests are held back; 0: none are."""
+    """The requests per second beyond which requests are held back; 0: no request is held back."""
 
 
 class _DriversAccount:
@@ -205,7 +205,7 @@ class Replica:
         return await self._needed_key
 
     async def report(self) -> ReplicaReport:
-        """Return the news as soon as there are any; an empty report every few seconds."""
+        """Return the news as soon as there are any, or an empty report after a few seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ALIVE_S):
                 await self._news.wait()
@@ -342,7 +342,7 @@ class RemoteBackend:
         facts: protocol.Facts | None = None,
         key: protocol.KeyHolder | None = None,
     ) -> None:
-        """`arguments`: for `Replica.load`. `facts`: about its calls. `wanted`: the places of `quota` it can use.
+        """`arguments`: of `Replica.load`. `facts`: about the replica's calls. `wanted`: how much of `quota` it can use.
 
         `key`: the renewed key of the endpoint.
         """

@@ -78,7 +78,7 @@ class _Replica:
 
 
 class _ReplicaShare:
-    """A call's share of all replicas: the sum of its shares of each."""
+    """A call's share of all replicas: the sum of its shares of the replicas."""
 
     def __init__(self, replicas: Replicas, call: Call) -> None:
         self.grown: Callable[[], None] = ignored
@@ -117,13 +117,13 @@ class _ReplicaShare:
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which all replicas hold requests back; 0: not all do."""
+        """The requests per second beyond which all replicas hold requests back; 0: some replica holds none back."""
         paces = [share.pace if isinstance(share, Flow) else 0.0 for share in self._shares()]
         return sum(paces) if all(paces) else 0.0
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests; for engines, the number of replicas as text."""
+        """The names of the endpoints that have requests or, for engines, the number of replicas as text."""
         names = dict.fromkeys(share.where for share in self._shares() if isinstance(share, Flow))
         return ", ".join(filter(None, names)) or f"{self._replicas.count} replicas"
 

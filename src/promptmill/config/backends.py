@@ -42,7 +42,7 @@ class BackendRecord:
     decides: bool = False
     """Whether the backend answers all questions of a closed `Request.form` at once, with each option's probability."""
     compares: bool = False
-    """Whether the backend compares texts and follows no words: a yes or no then needs the meanings of both answers."""
+    """Whether the backend compares texts and follows no instructions: yes and no then each need a description."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True

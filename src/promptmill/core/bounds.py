@@ -84,8 +84,8 @@ LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, because a head may never end."""
 MOST_SEARCHED, MOST_PLACES, PLACE = 1 << 30, 1000, 1000
 """Characters of a row that are searched for the quotes of a reply, and places of a quote that are compared, because
-millions of quotes, or of one letter, would take hours. The other quotes count as missing. A place takes as long (2 µs)
-as the search of `PLACE` characters."""
+millions of quotes, or of one letter, would take hours. The other quotes are taken for missing. A place takes as long (2
+µs) as the search of `PLACE` characters."""
 MOST_PAGES = 1000
 """Pages of a list: they hold 100,000 batches or files, more than an account has; a broken provider may list new ones
 endlessly."""

@@ -131,7 +131,7 @@ class Format:
     only_read: Sequence[str] = ()
     """Further suffixes, of files that are read and not written."""
     name: str = ""
-    """The name in the databases of jobs; by default the first suffix without its dot."""
+    """The name in the databases of jobs; by default, this is the first suffix without its dot."""
 
     read: str = ""
     """`"module:function"`: takes the path of a file, which is decompressed, and yields its rows as mappings. Raises
@@ -162,7 +162,7 @@ class Format:
     rows: Literal["objects", "cells", "texts", "requests"] = "objects"
     """What a row is: an object, values under a header (`cells`), texts under a header (`texts`), or a whole request."""
     read_as: str = ""
-    """The name of the format whose reader reads the rows of an input; by default this format."""
+    """The name of the format whose reader reads the rows of an input; by default, it is this format."""
     is_text: bool = False
     """Whether a file is text, whose encoding is checked, and which is searched for keys before it is read."""
     is_list: bool = False
@@ -185,7 +185,7 @@ class Format:
     extra: str = ""
     """The extra of promptmill that installs them; `""`: the user installs them."""
     title: str = ""
-    """The name for such files in messages; by default the suffix."""
+    """The name for such files in messages; by default, it is the suffix."""
     words: str = ""
     """What a row is, for the list of formats in the docs."""
 

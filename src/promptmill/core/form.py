@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
     options: tuple[str, ...]
     definitions: tuple[str, ...] = ()
-    """A definition for each option (`""`: undefined); `()`: none has one."""
+    """A definition for each option (`""`: undefined); `()`: no option has a definition."""
     many: bool = False
     is_optional: bool = False
     """Whether null is an answer, too."""
@@ -57,8 +57,8 @@ class Scale(NamedTuple):
     is_optional: bool = False
 
     def expected(self, shares: Mapping[str, float]) -> float | None:
-        """Return the expected level from the shares of the values as text: a number of a scale of numbers; else from 0
-        for the lowest to `len(levels) - 1`. None without shares.
+        """Return the expected level from the shares of the values as text: a number on a scale of numbers, otherwise
+        from 0 for the lowest to `len(levels) - 1`. None without shares.
 
         >>> Scale(("low", "high")).expected({"low": 0.25, "high": 0.75})
         0.75
@@ -109,7 +109,7 @@ class Asked(NamedTuple):
     kind: Closed
     options: tuple[AllowedAnswer, ...]
     title: str
-    """The name as a model sees it; `""`: it sees none."""
+    """The name as a model sees it; `""`: the model sees no name."""
 
 
 class Given(NamedTuple):
@@ -118,7 +118,7 @@ class Given(NamedTuple):
     option: str
     """The text of the given option."""
     shares: Mapping[str, float]
-    """The probability of each option by its text, as reported; it may have fewer options."""
+    """The reported probability of each option, by the option's text. Options may be missing."""
 
 
 class Answer(NamedTuple):

@@ -777,7 +777,7 @@ class Portion(NamedTuple):
 
 @dataclass(slots=True)
 class Request:
-    """One conversation to answer; immutable.
+    """One conversation to answer. The object is immutable.
 
     `key`: the caller's key (an index, a row number). Keys may have gaps, and requests for several answers to an item
     (`Sampling.n`) share its key. `extra`: the `extra_params` for the engine or the request body. `attempts`: the number

@@ -391,7 +391,7 @@ def _surplus(cells: int, width: int) -> str:
 
 
 class _Records:
-    """Reads records of lines with misplaced quotes. After such a quote, only the first line counts."""
+    """Reads records of lines with misplaced quotes. Such a record ends after its first line."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, longest: int, number: int = 0) -> None:
         self._lines, self._delimiter, self._longest = lines, delimiter, longest

@@ -353,7 +353,7 @@ def _compression_errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:
-        if error.errno is None:  # pyarrow's errors have none; errors of the disk have one
+        if error.errno is None:  # an error of pyarrow; errors of the disk have a number
             raise _broken(path, error) from None
         raise
 

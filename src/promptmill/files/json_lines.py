@@ -32,7 +32,7 @@ _SPACE = " \t\r\n"
 
 
 class JsonLines:
-    """The rows of all files, with the columns that a file's path adds. Blank lines count for the numbers of rows."""
+    """The rows of all files, with the columns that a file's path adds. Blank lines are numbered, too."""
 
     header: Sequence[str] = ()
     style = Style()
@@ -60,7 +60,7 @@ class JsonLines:
 
 
 def row_of(n: int, line: bytes | None) -> InputRow:
-    """Return the row of a line; None: of a line that is too long."""
+    """Return the row of a line. `line`: None for a line that is too long."""
     return InputRow(n, b"{}", problem=f"it {TOO_LONG}.") if line is None else InputRow(n, line)
 
 

@@ -40,7 +40,7 @@ _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
 _OF_OUTLOOK = "has its text in winmail.dat, which only Outlook reads; save the text there"
 _IN_PIECES = "is one piece of a mail that was sent in several; join them in its mail program"
 _SHORT = 3
-"""If a page has so many times the letters of the plain text next to it, the two are not forms of the same text."""
+"""A page with this many times the letters of the plain text next to it is not another form of the same text."""
 _LONGEST_STUB = 300  # characters of a text such as "Your mail program does not show HTML"
 _ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
 _SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"

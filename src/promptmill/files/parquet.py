@@ -218,7 +218,7 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _value_at(column: Any, at: int) -> Any:
-    """Return a value; the text of a time that Python cannot represent."""
+    """Return a value; as text, if it is a time that Python cannot represent."""
     import pyarrow as pa
 
     def text(kind: Any, usual: Any) -> Any:

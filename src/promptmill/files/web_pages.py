@@ -163,7 +163,7 @@ class _Looks:
     tags: dict[int, str] = field(default_factory=dict)
     """The tags that elements look like."""
     sizes: dict[int, bool] = field(default_factory=dict)
-    """Whether letters have a size above 0; only for elements whose style sets a size."""
+    """For elements whose style sets a size: whether letters have a size above 0."""
     struck: list[Any] = field(default_factory=list)
     """The elements that are struck out."""
 
@@ -360,7 +360,7 @@ class _Writer:
         grid = self._tables[-1]
         if grid.column and not self._behind_table:
             while self._texts and not self._texts[-1].strip(" \n"):
-                self._texts.pop()  # the break at the end of a block of the cell before
+                self._texts.pop()  # the break at the end of a block in the previous cell
         width, height = (min(whole_number(attributes.get(name), 1), 1000) for name in ("colspan", "rowspan"))
         self._put(grid.tabs(width, height if height > 0 else 1000))  # in browsers, 0 rows are all rows
         self._begins = True

@@ -130,7 +130,7 @@ def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
-    """Write the text of a file that Word shows at this place (`altChunk`), as converters from HTML store it."""
+    """Write the text of a file that Word shows at this position (`altChunk`), as converters from HTML store it."""
     name, text = _attribute(element, "id"), ""
     if name in relations and not relations[name].is_external:
         part = relations[name].target_part
@@ -204,7 +204,7 @@ def _run(text: str, element: Any) -> str:
 
 
 def _joins_next(paragraph: Any) -> bool:
-    """Return whether the mark at the end of a paragraph is deleted or hidden: the next one continues it."""
+    """Return whether the mark at the end of a paragraph is deleted or hidden: the next paragraph then continues it."""
     mark = paragraph.find("{*}pPr/{*}rPr")
     if mark is None:
         return False
@@ -413,7 +413,7 @@ def _first(element: Any, *names: str) -> Any:
 
 
 def _is_on(switch: Any) -> bool:
-    """Return whether a switch of Word's is on. Without a value, it is."""
+    """Return whether a switch of Word's is on. Without a value, it is on."""
     return switch is not None and _attribute(switch, "val") not in {"0", "false", "off"}
 
 

@@ -7,9 +7,9 @@ job's database, in whichever process it runs:
                                                                  ├──▶ text
     jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
 
-So rows of detached jobs count, even after a restart of the server. Rows are gauges: they count rows in the databases,
+So rows of detached jobs are counted, also after a server's restart. Rows are gauges: they count rows in the databases,
 and fall if a job is removed or sends its failed rows again. Requests, tokens and costs of jobs never fall during the
-life of a server: a removed job still counts.
+life of a server: a removed job is still counted.
 
 No label has a value from a prompt. The first fifty models have their own label; all others are `other`.
 """

@@ -21,7 +21,7 @@ _REDIRECTS = 5
 _TERSEST = len(b"HTTP/1.1 100\r\n\r\n")
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
-)  # the only globally routable unicast block; the others are local, embedded or reserved
+)  # the only globally routable unicast block; other blocks are local, embedded or reserved
 # Blocks inside it that are not public: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some
 # Python versions know as not global, and Azure's metadata service, whose address looks public.
 _NOT_PUBLIC = tuple(

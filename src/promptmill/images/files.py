@@ -90,7 +90,7 @@ def check_pdf(file: BinaryIO, name: str, limits: FileLimits, halt: Halt | None) 
 
 
 def media_type(data: bytes, given: str, name: str, forms: Collection[str] | None) -> str:
-    """Return the media type of a recording. `given`: that of its `data:` URL, or `""`. Raises `PromptmillError`
+    """Return the media type of a recording. `given`: the type in its `data:` URL, or `""`. Raises `PromptmillError`
     (`invalid_input`) for a format that is not in `forms`, and for a file that is no recording."""
     named = given.removeprefix("audio/") if given.startswith("audio/") else ""
     form = named if named in _KNOWN else form_of(data[:12]) or named  # a server of the web says `mpeg`

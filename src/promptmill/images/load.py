@@ -1,4 +1,4 @@
-"""Loads images from paths, URLs or memory as bytes in a format for models: PNG, JPEG, WebP or GIF; files as they are.
+"""Loads images from paths, URLs or memory as PNG, JPEG, WebP or GIF, the formats for models, and files unchanged.
 
 Only the header of a file that is not an image is read, and nothing is sent. `ImageCache` loads and keeps the images and
 files of a call; `WebImages` downloads web images.
@@ -55,7 +55,7 @@ _PLUGINS = tuple(
 )  # imported one by one, or the first such image makes Pillow import all its plugins
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
-_BYTES_PER_PIXEL = 12  # for the decoded image, the rotated or converted one, and the written one
+_BYTES_PER_PIXEL = 12  # copies: the decoded image, the rotated or converted image, and the written image
 _SHORTEST_BASE64 = 64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
 # The first bytes of each format, in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
@@ -368,7 +368,7 @@ def _probe(start: bytes, name: str) -> None:
 
 
 def _check(data: bytes, name: str, rules: ImageRules, page: int | None = None) -> ImageFile:
-    """Return a file as an image that can be sent. `page`: of a TIFF file."""
+    """Return a file as an image that can be sent. `page`: the page to take from a TIFF file."""
     from PIL import Image
 
     for plugin in _PLUGINS:
@@ -460,7 +460,7 @@ class HeldImage(str):
     image: Any
 
     def __new__(cls, image: Any, name: str = "") -> HeldImage:
-        """`name`: by default the identity of `image`, which this object keeps alive."""
+        """`name`: the text; by default, the identity of `image`, which this object keeps alive."""
         held = super().__new__(cls, name or f"held:{id(image):x}")
         held.image = image
         return held
@@ -557,7 +557,7 @@ def _needs_rewriting(image: Image) -> bool:
 def _rewritten(image: Image, *, needs_white: bool) -> bytes:
     """Return an image as a PNG file: upright, with 8 bits per channel, and on white if needed.
 
-    An animation becomes its first frame; a TIFF, its chosen page.
+    An animation becomes its first frame, and a TIFF file its chosen page.
     """
     from PIL import ImageOps
 

@@ -46,7 +46,7 @@ _SCAN, _PICTURE = 0.5, 0.05  # min shares of a page that make it a scan, or a pa
 # Drawings are measured in letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # max characters of a page that are checked for a meaning
-_UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
+_UNMAPPED = 0.1  # share of letters without a meaning: above that of list symbols, below that of fonts without a table
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
 # The texts of a drawing. An escaped bracket begins no text.
@@ -366,7 +366,7 @@ def _stamped(stamp: Any) -> str:
 
 
 def _value(form: Any, field: Any) -> str:
-    """Return the value of a form field; for a list, the labels of the selected entries."""
+    """Return the value of a form field or, for a list, the labels of the selected entries."""
     from pypdfium2 import raw
 
     chosen = [
@@ -411,7 +411,7 @@ def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
 
 def main() -> None:
     """Serve the parent process."""
-    # The imports come before the clock starts: their time does not count for a page.
+    # The imports come before the clock starts: their time is no part of a page's time.
     modules = ("pypdfium2", "PIL.JpegImagePlugin")
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 

@@ -37,7 +37,7 @@ USER = Caller()
 
 @dataclass(frozen=True, slots=True)
 class CallModels:
-    """The models that a call may use. Their plans include the call's sampling."""
+    """The models that a call may use. Their configurations include the call's sampling."""
 
     config: ModelConfig
     configs: Mapping[str, ModelConfig] = field(default_factory=dict)

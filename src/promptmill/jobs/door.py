@@ -106,7 +106,7 @@ class Opening(NamedTuple):
         return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
 
     def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
-        """Return the order with rows that were fetched from the place `text`. `changes`: other values of the order."""
+        """Return the order with rows fetched from the address `text`. `changes`: other values of the order."""
         shown = self.order.shown.model_copy(update={"urls": {**self.order.shown.urls, "input_file": text}})
         return self.having(source, shown=shown, **changes)
 

@@ -345,7 +345,7 @@ class _Names:
 
     def see(self, row: JsonObject) -> None:
         """Note the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if the output cannot
-        have so many."""
+        have this many."""
         self._count += 1
         if self._count <= _LOOKED_AT:
             self._seen.update(dict.fromkeys(row))

@@ -72,9 +72,9 @@ class AnswerOptions(TypedDict, total=False):
     logprobs: bool | None
     """The probabilities of the answer's tokens."""
     top_logprobs: int | None
-    """So many other tokens at each place, with their probabilities."""
+    """This many other tokens at each position, with probabilities."""
     top_choices: int | None
-    """So many of the `choices`, with their probabilities."""
+    """This many of the `choices`, with their probabilities."""
 
 
 class ModelOptions(TypedDict, total=False):
@@ -114,7 +114,7 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float | None
     """Only the likeliest tokens that have this probability together."""
     top_k: int | None
-    """Only so many of the likeliest tokens."""
+    """Only this number of the likeliest tokens."""
     min_p: float | None
     """Only tokens with this share of the likeliest one's probability."""
     seed: int | None
@@ -122,9 +122,9 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     """Texts that end an answer."""
     presence_penalty: float | None
-    """Above 0: fewer tokens that are there already."""
+    """Above 0: used tokens become less likely."""
     frequency_penalty: float | None
-    """Above 0: fewer tokens that are there often."""
+    """Above 0: tokens become less likely with each use."""
     repetition_penalty: float | None
     """Above 1: fewer repetitions, on engines."""
     reasoning_effort: str | None
@@ -252,7 +252,7 @@ class ItemsOptions(TypedDict, total=False):
     """Options: items."""
 
     rows_from: str | None
-    """The field of the answers with a list: each of its items becomes a row of the output."""
+    """A field that holds a list: each item of the list becomes a row of the output."""
 
 
 class LabelsOptions(TypedDict, total=False):
@@ -300,7 +300,7 @@ class RayOptions(TypedDict, total=False):
     ray: str | None
     """Answer on a Ray cluster: HOST:PORT, or auto."""
     replicas: int
-    """With `ray`: so many of the model."""
+    """With `ray`: this many replicas of the model."""
     num_gpus: float
     """With `ray`: GPUs of each replica."""
     num_cpus: float

@@ -299,8 +299,8 @@ ANSWERS = (
         Option(name, kind, words, flag=None, argument=Argument(within="sampling_params"))
         for name, kind, words in (
             ("logprobs", bool, "the probabilities of the answer's tokens"),
-            ("top_logprobs", int, "so many other tokens at each place, with their probabilities"),
-            ("top_choices", int, "so many of the {choices}, with their probabilities"),
+            ("top_logprobs", int, "this many other tokens at each position, with probabilities"),
+            ("top_choices", int, "this many of the {choices}, with their probabilities"),
         )
     ),
 )
@@ -451,12 +451,12 @@ SAMPLING = (
         keyword=None,
     ),
     _sampling("top_p", float, "only the likeliest tokens that have this probability together"),
-    _sampling("top_k", int, "only so many of the likeliest tokens"),
+    _sampling("top_k", int, "only this number of the likeliest tokens"),
     _sampling("min_p", float, "only tokens with this share of the likeliest one's probability"),
     _sampling("seed", int, "the same seed gives the same answers, where the engine can"),
     _sampling("stop", str, "texts that end an answer", "str | Sequence[str] | None"),
-    _sampling("presence_penalty", float, "above 0: fewer tokens that are there already"),
-    _sampling("frequency_penalty", float, "above 0: fewer tokens that are there often"),
+    _sampling("presence_penalty", float, "above 0: used tokens become less likely"),
+    _sampling("frequency_penalty", float, "above 0: tokens become less likely with each use"),
     _sampling("repetition_penalty", float, "above 1: fewer repetitions, on engines"),
     _sampling("reasoning_effort", str, "how long the model thinks: low, medium, high"),
     _sampling("enable_thinking", bool, "whether the model thinks"),

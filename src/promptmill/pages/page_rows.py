@@ -47,9 +47,9 @@ class Column:
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
     source: str = ""
-    """The name of the column's values in the column of places."""
+    """The field of this column in the JSON of the column that `has_places`."""
     has_places: bool = False
-    """Whether the cells have the place of each value in its document, as JSON."""
+    """Whether the cells state, as JSON, where each value is in its document."""
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class PageRows:
         return True
 
     def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
-        """Add a row, with its values by column key; only a remark if they may hold secrets."""
+        """Add a row with its values by column key, or only with a remark if the values may hold secrets."""
         if self.finder is not None and may_hold_secrets(self.finder, _names_in(values), json_text(values)):
             first = next(column.key for column in self.columns if column.kind in {"answer", "error"})
             state, values = 0, {first: f"The row {MAY_HOLD_SECRETS}."}
@@ -133,7 +133,7 @@ class PageRows:
                 del self.columns[index], self.cells[index]
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
-        """Order the columns by worth. `asked`: the keys of the prompt's columns; `()`: any input column may be."""
+        """Order the columns by importance. `asked`: the keys of the prompt's columns; `()`: any input column may be."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
             column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])

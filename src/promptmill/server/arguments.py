@@ -327,7 +327,7 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Return the arguments as language models mean them: `null` stands for an optional argument's default.
+    """Return the arguments as language models mean them: `null` means an optional argument's default.
 
     For a list or an object, they may send its JSON text; for a list, also its only text or object; for `choices`, a
     text with commas.

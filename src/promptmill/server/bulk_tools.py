@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
 _READ_AHEAD = 2  # pages of rows that are read for one page, because its length is only known when it is written
-_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
+_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls, and the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)

@@ -71,7 +71,7 @@ class UserQuestions:
         self._unasked: OrderedDict[str, float] = OrderedDict()
         """By session: the highest cost, in US dollars, of the calls without a question since the last question."""
         self._agreed: list[tuple[object, ...]] = []
-        """Accepted endpoints (with key and headers) that may get file texts; accepted files that may be replaced."""
+        """Accepted endpoints (with key and headers) that may get texts of files, and files that may be replaced."""
 
     async def check_endpoint(self, ctx: Context, config: ModelConfig, *, asks: bool = True) -> None:
         """Ask the user before the text of local files is sent to an endpoint that a call chose.

@@ -302,7 +302,7 @@ def describe(service: Service) -> dict[str, object]:
 
 
 class _Shown:
-    """Shows values of a plan's settings without secrets."""
+    """Shows values of a model's settings without secrets."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config, self._settings = config, config.settings

@@ -55,7 +55,7 @@ _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
 _POLLS = 10  # polls that a client makes in the remaining time
 _OLD = "2025-11-25"
-_WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in its result's: the handle
+_WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in the result's `_meta`: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
 _CAPABILITY: JsonObject = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 

@@ -27,7 +27,7 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[AutoChoice]]
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
     """Return `configuration` with its open backend and model resolved. Raises like `with_model`.
 
-    `choose`: by default, the choice of the openai backend.
+    `choose`: makes the choice, by default as the openai backend does.
     """
     if configuration.config.backend == AUTO:
         choice = await (choose or (await _module(BACKENDS["openai"].choice)).choose)(configuration)

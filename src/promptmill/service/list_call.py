@@ -63,7 +63,7 @@ class ListSink(Sink):
     """The outcomes of a call by position."""
 
     def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
-        """`most_large`: the limit for the bytes of large answers; `most`: for all answers; None: no limit."""
+        """`most_large`, `most`: the most bytes of large answers, and of all answers; None: no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0

@@ -90,7 +90,7 @@ class ModelLabels:
 
 
 def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
-    """Yield the counts of the service's calls, or with `of_job` of its runs of jobs. Equal labels may repeat."""
+    """Yield the counts of the service's calls or, with `of_job`, of its runs of jobs. Equal labels may repeat."""
     for totals in service.calls.by_model():
         if totals.of_job is not of_job:
             continue

@@ -59,7 +59,7 @@ class Models:
     """The models of a process by name, created when first needed. Its engines share the machine."""
 
     def __init__(self, create: Create | None, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
-        """`create` makes the backend for a plan, instead of promptmill's own function.
+        """`create` makes the backend for a configuration, instead of promptmill's own function.
 
         `drain_s`: the limit for calls that continue on a swapped model. `is_shared`: the process has several clients.
         """
@@ -84,9 +84,9 @@ class Models:
         return next((model.activity for model in self._by_name.values() if model.activity), "")
 
     async def unload(self, wanted: Callable[[ModelConfig], bool], reason: PromptmillError) -> None:
-        """Immediately unload each model whose plan `wanted` accepts, for `reason`. A later call loads it again.
+        """Immediately unload the models whose configuration `wanted` accepts. A later call loads them again.
 
-        All such models are unloaded even if one fails to close; then its error is raised.
+        `reason`: the error of their calls. All are unloaded even if one fails to close; then its error is raised.
         """
         unloading = [model.unload(wanted, reason) for model in self._by_name.values()]
         for error in await asyncio.gather(*unloading, return_exceptions=True):
@@ -129,7 +129,7 @@ class Models:
 
 
 class Model:
-    """One model: its plan, and its backends, of which there are two during a swap."""
+    """One model: its configuration, and its backends, of which there are two during a swap."""
 
     def __init__(self, config: ModelConfig, models: Models) -> None:
         self.config, self.models = config, models
@@ -249,7 +249,7 @@ class Model:
             del self._unloading[loaded]
 
     async def unload(self, wanted: Callable[[ModelConfig], bool], reason: PromptmillError) -> None:
-        """Unload now, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
+        """Unload the backends whose configuration `wanted` accepts; see `Models.unload`. Raises the first error."""
         to_unload = {loaded for loaded in self.all_loaded() if wanted(loaded.config)}
         if self._current in to_unload:
             self._current = None
@@ -424,7 +424,7 @@ class Loaded:
 
 
 def _identity_of(config: ModelConfig) -> tuple[object, ...]:
-    """Return the parts of a plan whose change requires a new load: its block, and the keys that the call set."""
+    """Return the parts of a configuration whose change requires a new load: block, and keys that the call set."""
     block = config.block
     if config.record.needs_endpoint and block is not None:
         from_call = config.from_call & block.marked(OF_ENDPOINT)

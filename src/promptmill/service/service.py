@@ -58,7 +58,7 @@ class Service:
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:
-        """`config` replaces the configuration's plan of the default model, which answers calls that name no model.
+        """`config` replaces the configuration of the default model, which answers calls that name no model.
 
         `create` makes the backend for a plan, instead of promptmill's own function. `drain_s`: the limit for calls that
         continue on a swapped model. `is_shared`: the service has several clients, and no client may learn another
@@ -243,7 +243,7 @@ class Service:
         """Answer `items`: n conversations → n outcomes in order. An item that is an error becomes a failure.
 
         A `Request` instead of a conversation has its own parameters, which `config` and `system_prompt` do not change.
-        `config`: for a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the outcomes so far, for
+        `config`: of a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the outcomes so far, for
         a caller that needs them after cancelling the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
@@ -311,7 +311,7 @@ class Service:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
         `of_job`: the configuration of a job. If another model has replaced the job's model, it gets no row, because
-        it may not be permitted the files. `steps`: of the job, outside of the model's chain.
+        it may not be permitted the files. `steps`: the job's steps, outside of the model's chain.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
@@ -338,7 +338,7 @@ class Service:
             call.warn(warning)
         if len(self.models) > 1:
             call.model = config.name
-        # The configuration is looked up again, because an open plan's model is decided during the call.
+        # The configuration is looked up again, because an open model is decided during the call.
         now = (lambda: self._model(config.name).config) if config.is_open else lambda: config
         counted = Counted(call, now, call.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
@@ -423,7 +423,7 @@ def too_long(limit_s: float | None) -> PromptmillError:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A running call, or a running round of a job, with a function that returns its plan."""
+    """A running call, or a running round of a job, with a function that returns its configuration."""
 
     call: Call
     config: Callable[[], ModelConfig]

@@ -68,9 +68,9 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
-    """Returns cached answers, and sends only one of identical requests; with several clients, only within a call.
+    """Returns cached answers, and sends only one of identical requests: with several clients, of those in one call.
 
-    It keeps complete answers to requests at temperature 0; with `everything`, to all requests of a single user.
+    It keeps complete answers to requests at temperature 0 or, with `everything`, to all requests of a single user.
     """
 
     one_by_one = False  # if the first request fails, the others would fail one after another
@@ -151,7 +151,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
             latency_s = round(time.monotonic() - began, 4)
             return replace(outcome, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
         call.counts.cached += 1
-        # The file has no costs. A hit counts as an answer of the model.
+        # The file has no costs. A hit is reported as an answer of the model.
         cost = None if call.counts.cost is None else 0.0
         return replace(copied(outcome, request.attempts), cost=cost, came="cached")
 
@@ -280,7 +280,7 @@ def _is_of_one_request(answer: Completion, request: Request) -> bool:
 
 
 def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
-    """Return a digest of the position and of the settings that affect answers. Settings of a request do not count."""
+    """Return a digest of the position and of the settings that affect answers. Settings of a request are left out."""
     block = config.block
     assert block is not None
     # A block of another package has parameters with the usual names.

@@ -1,7 +1,7 @@
 """The chain of a loaded model: its backend, and the steps around `answer` that every backend gets.
 
     request                                                                                                  outcome
-       │   PIECES     a plan's: a row with a long text, as several requests                                     ▲
+       │   PIECES     a plan's step: a row with a long text, as several requests                                ▲
        │   (the router to a model, and to its fallbacks)                                                        │
        │   LOCATED    features': where the words of an answer are in the row's file                              │
        │   CACHED     the cache of one user: a hit costs nothing                                                │
@@ -9,9 +9,9 @@
        │   SEVERAL    `n`: as many requests                                                                     │
        │   CHOSEN     choices and schemas: as a form; choices also as a schema, with probabilities              │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
-       │   FORMED     features': an answer of another form, brought into the request's form                     │
-       │   MASKED     features': values are replaced, and put back in the outcome                               │
-       │   GATHERED   features': several items in one request                                                   │
+       │   FORMED     features' steps: an answer of another form, brought into the request's form               │
+       │   MASKED     features' steps: values are replaced, and put back in the outcome                         │
+       │   GATHERED   features' steps: several items in one request                                             │
        │   DIVIDED    models that decide: many questions, as several requests; what they cannot answer, fails   │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
@@ -19,9 +19,9 @@
        ▼   WARMED     held until the provider's cache has the beginning                                         │
     backend ────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
-`STEPS` lists the steps of the core, and `Feature.answers` adds the features' steps. A request skips the steps that do
-not want it. The cache is outside of the checks, so it keeps only answers that pass these (`cached.py`). Prices and
-budgets are inside of all steps that send a request again, so that they see every request.
+`STEPS` lists the steps of the core, and `Feature.answers` adds the features' steps. A request skips the steps that its
+parameters do not need. The cache is outside of the checks, so it keeps only answers that pass them (`cached.py`).
+Prices and budgets are inside of all steps that send a request again, so that they see every request.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
-    """Return `answer` with the steps around it, sorted by place. A request skips the steps that do not want it."""
+    """Return `answer` with the steps around it, by place. A request skips steps that its parameters do not need."""
     inside: list[tuple[Step, protocol.Answer]] = []
     for step in sorted(steps, key=lambda one: one.place, reverse=True):
         inside.insert(0, (step, step.wrap(_first(inside, answer))))

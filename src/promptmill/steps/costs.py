@@ -75,7 +75,7 @@ _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # the advice comes after this many answers, and is this multiple of their average
 _BATCH = Tiers(BATCH)
 AS_LIVE = (
     "The price of a batch is not known, so it is counted at the live price; `price: IN/OUT/0.5` makes a batch cost "
@@ -407,8 +407,8 @@ class _BudgetAccount(Account):
 
 
 def lacking(configs: Iterable[model_config.ModelConfig], *, rows_set: bool = False) -> PromptmillError | None:
-    """Return the error for a budget on models, with the missing prices and limits of answers; None if none is missing.
-    `rows_set`: rows may set limits. Blocks."""
+    """Return the error that names the prices and token limits that a budget lacks; None if it lacks none. Blocks.
+    `rows_set`: rows may set limits."""
     by_name = {_named(config): config for config in configs}
     unpriced = {name: config for name, config in by_name.items() if price_of(config) is None}
     unlimited = {name: config for name, config in by_name.items() if _lacks_limit(config)}
@@ -512,7 +512,7 @@ def most_of(
     asks_again: bool = True,
 ) -> float:
     """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and, if it
-    `asks_again`, for second attempts after a check; infinite without a limit or a price. Failed attempts are not
+    `asks_again`, for second attempts after a check. It is infinite without a limit or a price. Failed attempts are not
     included.
 
     `has_check`: a function of the program checks the answers, too.

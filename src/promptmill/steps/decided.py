@@ -47,13 +47,13 @@ def tokens_of(request: Request, questions: int = 0) -> int:
 
 def bytes_of(request: Request, questions: int = 0) -> int:
     """Return the number of bytes of a request's evidence and questions. `questions`: the most questions of a request,
-    if the request is not yet divided; then the evidence counts once for each part."""
+    if the request is not yet divided: then the evidence is counted once for each part."""
     form = request.form or form_of(request.sampling)
     return size_of(request, form or Form(()), parts_of(request, questions))
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return the number of requests into which the questions of a request are divided. `questions`: in each; 0: all."""
+    """Return the number of requests into which the questions of a request are divided. `questions`: of each; 0: all."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 

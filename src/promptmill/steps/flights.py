@@ -73,7 +73,7 @@ class OneFlight(Step, Generic[K]):
         raise NotImplementedError
 
     async def shared(self, flight: Flight, call: Call) -> Outcome | None:
-        """Wait for the outcome of an equal request. Meanwhile, this request takes no place."""
+        """Wait for the outcome of an equal request. Meanwhile, another request may run in its place."""
         with call.hold():
             return await asyncio.shield(flight)
 

@@ -17,7 +17,7 @@ ASSUMED = "an assumption"
 """The source of a length that is only assumed, because the request asks for a text."""
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
-_BYTES_PER_TOKEN = 3  # of JSON: its quotes and braces are separate tokens
+_BYTES_PER_TOKEN = 3  # bytes of JSON per token: its quotes and braces are separate tokens
 _BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens; a schema has longer names, too
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase

@@ -29,7 +29,7 @@ from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
-# US dollars for 1,000 web searches, by provider and beginnings of model names; the first that fits counts. As others
+# US dollars for 1,000 web searches, by provider and beginnings of model names: the first match is used. As others
 # quoted the providers' pages by November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
 # platform.claude.com, ai.google.dev/gemini-api/docs/pricing (without the free allowance),
 # docs.perplexity.ai/docs/getting-started/pricing. `search` in `price` overrides them.
@@ -274,7 +274,7 @@ class Prices:
         """The last sampling parameters, and the most tokens of an answer by their form: many requests have the same."""
 
     def of(self, request: Request) -> Price | None:
-        """Return the price of the model in `request`, None if unknown. The most expensive of several models counts.
+        """Return the price of the model in `request`, None if unknown. Of several models, the most expensive is used.
 
         The operator's price applies only to the model and the alternatives in the configuration.
         """

@@ -164,11 +164,11 @@ class FileRule:
 
     @property
     def words(self) -> str:
-        """The permitted places, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
+        """The permitted folders, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
         if self.started_in:
             return (
-                f"the folders that agents may use: no `allowed_roots` is set, and {self.shown(Path(self.started_in))}, "
-                "where the server started, is too much to allow"
+                f"the folders that agents may use (none: set `allowed_roots`; {self.shown(Path(self.started_in))}, "
+                "where the server started, holds too much)"
             )
         shown = ", ".join(map(self.shown, self.roots or ())) or "none"
         return f"the folders that agents may use (`allowed_roots`: {shown})"

@@ -92,7 +92,7 @@ def command_into(folder: Path, requirement: str, *, of_linux: bool = False) -> t
 def _uv() -> str | None:
     """Return the path of the uv that runs this process, or else of the uv on PATH."""
     found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
-    # Only an absolute path counts: on Windows, `which` searches the working directory first.
+    # Only an absolute path is used: on Windows, `which` searches the working directory first.
     return found if found is not None and Path(found).is_absolute() else None
 
 

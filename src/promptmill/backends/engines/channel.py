@@ -119,7 +119,7 @@ class WaitingRows(Generic[R]):
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Add a new row behind the other rows of its run; before them if the row's text was computed before."""
+        """Add a new row behind the other rows of its run, or before them if the row's text was computed before."""
         with self._changed:
             if row.run not in self._cancelled:
                 rows = self._waiting.setdefault(row.run, deque())

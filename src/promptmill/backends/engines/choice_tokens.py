@@ -2,7 +2,7 @@
 
 A grammar of texts also permits fragments of words: after `Choices.OPENING`, SmolLM2 writes `b` (log probability -8.4)
 before the word's own token `business` (-10.7), and then must complete it. Fragments are tokens of other words, so their
-probabilities say little; so do those of first tokens: `s` of `sports` begins a thousand words. Words are compared.
+probabilities say little. First tokens say as little: `s` of `sports` begins a thousand words. Words are compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SMALL = math.log(0.01)  # a word is skipped if its first tokens have less than 
 
 
 class ChoiceTokens:
-    """The tokens of each choice. Its last tokens also end the answer, so no choice is the beginning of another."""
+    """The tokens of each choice. A choice's last tokens also end the answer, so no choice begins another."""
 
     def __init__(self, sequences: Mapping[str, Tokens], begins_word: Callable[[int, int], bool]) -> None:
         """`sequences`: for each choice, the tokens of its ending (`Choices.endings`).

@@ -52,7 +52,7 @@ class LikelyToken(TypedDict):
 
 
 class TokenLogprob(LikelyToken):
-    """An entry of OpenAI's `logprobs.content`: a token of the answer, and the likeliest tokens at its place."""
+    """An entry of OpenAI's `logprobs.content`: a token of the answer, and the likeliest tokens at its position."""
 
     top_logprobs: list[LikelyToken]
 
@@ -109,7 +109,7 @@ class GrowingForm:
         self.chances[0].step([(self.possible([*before, token]), logprob) for token, logprob in tokens])
 
     def _is_answer(self, text: str) -> bool:
-        """Return whether a beginning of the text goes beyond the reasoning, in which stop strings do not count."""
+        """Return whether a beginning of the text goes beyond the reasoning, in which stop strings are ignored."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
@@ -256,7 +256,7 @@ def _text_before_stop(
 ) -> str | None:
     """Return the text before the first stop string, which the last token may have completed; else None.
 
-    A stop string does not count if the answer may not end after the text before it.
+    A stop string is ignored if the answer may not end after the text before it.
     """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:

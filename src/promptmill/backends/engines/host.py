@@ -41,7 +41,7 @@ from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 from promptmill.system.state import cache_folder
 
-_NEARLY_EQUAL = 0.8  # a key this similar to a known one counts as misspelt; high, because it may be the engine's own
+_NEARLY_EQUAL = 0.8  # a key this similar to a known key counts as misspelt; high, because the engine may have the key
 _CHILD = "promptmill.backends.engines.child"
 _READ_AT_ONCE = 8  # max items of a call whose images are in memory, between the disk and the pipe
 

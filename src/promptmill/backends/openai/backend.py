@@ -460,10 +460,10 @@ class Attempts(ConcurrencyShare):
     def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.
 
-        If an endpoint has answered before, a timeout may be due to the item, so only a lost connection counts. If none
-        has, one lost connection is enough, or a proxy without a server: a long call ends after `SEVERAL` of these, and
-        a short call must end in the same way. An item that failed in an earlier run shows nothing: it may be the only
-        remaining item because its connection is always lost.
+        If an endpoint has answered before, a timeout may be due to the item, so only a lost connection proves it. If
+        none has, one lost connection is enough, or a proxy without a server: a long call ends after `SEVERAL` of these,
+        and a short call must end in the same way. An item that failed in an earlier run shows nothing: it may be the
+        only remaining item because its connection is always lost.
         """
         is_lost = decision.kind is FailureKind.LOST
         has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
@@ -474,7 +474,7 @@ class Attempts(ConcurrencyShare):
         return is_lost or not endpoint_state.health.successes
 
     def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
-        """Return the wait of an item that is put back. Pauses of its endpoint come on top."""
+        """Return the wait of an item that is put back. Pauses of its endpoint are added to it."""
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:

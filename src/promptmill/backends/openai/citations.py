@@ -38,7 +38,7 @@ _NUMBERS = re.compile(
     r"|(?P<before>[ \t]?(?<!\[)[\[【](?:ref_)?)(?P<numbers>\d{1,3}(?:\s?[,;\u2013-]\s?\d{1,3}){0,9})"
     r"(?P<behind>[\]】])(?![(\]])"
 )
-_WIDEST = 10  # numbers; a wider range is an interval of values, and would take long
+_WIDEST = 10  # numbers; a wider range is no citation, and slow to expand
 _RANGE = re.compile(r"(\d+)(?:\s?[\u2013-]\s?(\d+))?")
 _ID = re.compile(r"\[?(?:ref_)?(\d{1,9})\]?")
 _WEB = re.compile(r"(?i)https?://[^\s\x00-\x1f]+")
@@ -79,8 +79,8 @@ class Citations(NamedTuple):
     def renumbered(self, text: str) -> str:
         """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations.
 
-        A number refers to the page to which the reply gives it; if no page has it, to the page at this position. It is
-        removed if it refers to no source, and would now refer to another page.
+        A number refers to the page to which the reply gives it; without such numbers, to the page at this position. It
+        is removed if its page is not on the web, or if it has no page but would now refer to a source.
         """
         if not self.has_numbers:
             return text

@@ -310,8 +310,8 @@ def _of_openais_client(
 ) -> dict[str, str]:
     """Return the headers that OpenAI's client reads from the environment, if they may be meant for this endpoint.
 
-    Organization and project go to OpenAI, together with a key. Custom headers go there too, and to an endpoint of the
-    operator that speaks OpenAI's API and belongs to no other provider, such as a gateway.
+    Organization and project go to OpenAI, together with a key. Custom headers go to OpenAI, too, and to an endpoint of
+    the operator that speaks OpenAI's API and belongs to no other provider, such as a gateway.
     """
     account = host_profile.site.header_env
     headers = {

@@ -111,7 +111,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
 
 
 def fields_of(payload: Any) -> Iterator[tuple[str, object]]:
-    """Yield all values with the names of their fields, outer fields first, up to a limit; no quotations."""
+    """Yield all values except quotations with the names of their fields, outer fields first, up to a limit."""
     level: list[tuple[str, object]] = [("", payload)]
     left = MOST_LEAVES
     while level and left > 0:

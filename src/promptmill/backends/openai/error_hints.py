@@ -1,4 +1,4 @@
-"""The user's next step after an error response, as rows of statuses and words. The first matching row counts.
+"""The user's next step after an error response, as rows of statuses and words. The first matching row is used.
 
 The words are the providers' own, in lower case. Gateways pass them on, so each row applies to all endpoints.
 """

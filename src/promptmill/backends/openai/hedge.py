@@ -1,4 +1,4 @@
-"""`hedge: true`: a request that takes much longer than others is sent a second time. The first answer counts."""
+"""`hedge: true`: a request that takes much longer than others is sent a second time. The first answer is used."""
 
 from __future__ import annotations
 

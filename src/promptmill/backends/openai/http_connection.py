@@ -47,7 +47,7 @@ def check_body(size: int, pieces: int) -> None:
 
 
 class Headers(Mapping[str, str]):
-    """Response headers, parsed on first use. Names are case-insensitive; of equal names, the first counts."""
+    """Response headers, parsed on first use. Names are case-insensitive; of equal names, the first is used."""
 
     __slots__ = ("_raw", "_read")
 

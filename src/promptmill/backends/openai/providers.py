@@ -321,7 +321,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
             other_paths=CHATS_ONLY,
         ),
     ),
-    # Claude by `…/anthropic/v1` and `dialect: anthropic`; not `public`, because a key belongs to a region
+    # Claude needs `…/anthropic/v1` and `dialect: anthropic`. Not `public`: a key is for one region
     ProviderProfile(
         "bedrock",
         Site(

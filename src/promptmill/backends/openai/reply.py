@@ -57,7 +57,7 @@ _USAGE_OF_DECISIONS = frozenset({"input_tokens", "output_tokens"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
 _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
-_SHORT_EVENT = 20  # bytes: an end mark is shorter
+_SHORT_EVENT = 20  # bytes; no end mark is as long
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
@@ -644,8 +644,8 @@ def _searches(usage: JsonObject) -> int:
 
 
 def _stated_cost(usage: JsonObject) -> int:
-    """Return the cost of the request that the usage states: xAI's, Perplexity's, or OpenRouter's (unless the user's own
-    key was used, whose provider sends a bill, too)."""
+    """Return the request's cost as its usage states it: at xAI, Perplexity, or OpenRouter (where it is 0 with the
+    user's own key, whose provider bills separately)."""
     ticks, cost = usage.get("cost_in_usd_ticks"), usage.get("cost")
     if type(ticks) is int and 0 < ticks < MOST_TOKENS * TICKS:
         return ticks

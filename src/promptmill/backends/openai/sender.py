@@ -30,7 +30,7 @@ NOTHING: Mapping[str, bytes] = {}
 # cause: by chance, one item in a million gets five such refusals in a row.
 _SUCCESSES_PER_REFUSAL = 10
 _SMALLEST_CONTEXT = 2048  # Ollama's default until 2025: the smallest usual context
-_FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts otherwise
+_FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts differently
 _SHORT_TOKEN = 5  # max characters per token; English texts have 4.3, spaces included
 _LONG_TOKEN = 16  # max bytes per token
 _TOOLS = frozenset({"tools", "functions"})

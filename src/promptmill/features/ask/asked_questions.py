@@ -17,7 +17,7 @@ from promptmill.jobs.store.description import Stored
 
 ASK = Named("ask")
 SIGN = "\u2063"
-"""An invisible sign that no prompt has: it marks places in the prompt of a row."""
+"""An invisible sign that no prompt has: it marks positions in the prompt of a row."""
 EXAMPLE = "'Tone:positive|negative=Is it praise or a complaint? {{text}}'"
 _TEXT = ({"type": "string"}, {"type": ["string", "null"]})
 _SHOWN = 40
@@ -71,7 +71,7 @@ def questions_of(value: object) -> tuple[AskedQuestion, ...]:
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Divide `NAME=PROMPT` at the first `=`, so that a prompt may have others."""
+    """Divide `NAME=PROMPT` at the first `=`, so that a prompt may contain the sign, too."""
     name, sign, prompt = text.partition("=")
     if not sign or "{{" in name:
         raise input_error(ASK, f": {cut(text, _SHOWN)!r} has no name; write NAME=PROMPT, such as {EXAMPLE}.")

@@ -1,4 +1,4 @@
-"""The requests about a row, and the prompt of the row that has all of them.
+"""The requests about a row, and the row's prompt, in which each request has a section.
 
 questions ─▶ inquiries, in levels ─▶ one template, a section for each inquiry ─▶ a row's sections ─▶ requests
 """

@@ -24,7 +24,7 @@ _BEGINNING = "asked "  # the beginning of their names in table `job`
 
 
 class KeptAnswers:
-    """The kept answers of a job, for one run. Only rows with several requests have some."""
+    """The kept answers of a job, for one run. Only rows with several requests have kept answers."""
 
     def __init__(self, job: RunningJob) -> None:
         self._job = job

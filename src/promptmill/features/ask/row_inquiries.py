@@ -47,7 +47,7 @@ class RowPart:
 
     @property
     def is_text(self) -> bool:
-        """Whether its answer is the text of its only question, and no object with fields."""
+        """Whether the answer is the text of the only question, and no object with fields."""
         return self.changes["response_format"] is None
 
 

@@ -127,7 +127,7 @@ class BatchRound:
         self._most: dict[int, int] = {}
         """The most requests in a batch, by slot. A full queue reduces the number."""
         self._again_at: dict[int, float] = {}
-        """The time at which to look for a batch, or to create it, again; by the batch's id."""
+        """By the id of a batch: the time at which to look for the batch, or to create it, again."""
         self._warmed: set[tuple[int, str]] = set()
         """The shared beginnings, by slot, that a batch of this run puts into the provider's cache."""
         self._replans = False
@@ -135,7 +135,7 @@ class BatchRound:
         self._missing: dict[int, float] = {}
         """The time since when the provider lacks a batch or a part of its results, by the batch's id."""
         self._onward: dict[int, set[int]] = {}
-        """The keys of rows with further requests, whose first reply was passed on; by the batch's id."""
+        """By the id of a batch: the keys of rows whose first reply was passed on and led to further requests."""
         self._trouble: tuple[float, str] | None = None
         """The time since when the provider is unreachable, and its last error."""
         self._is_resumed = bool(self._open())

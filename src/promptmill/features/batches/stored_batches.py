@@ -332,7 +332,7 @@ def mark_passed(store: JobDatabase, batch: Batch) -> None:
 
 
 def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:
-    """Store that a batch is done. `onward`: the keys of rows with a request that the batch does not have.
+    """Store that a batch is done. `onward`: the keys of rows that need further requests after the batch.
 
     These rows are planned again; with `again`, all other rows without an answer are planned again, too; otherwise they
     are marked as tried. Replies to rows that are no longer in the input are kept, because the rows may return.
@@ -376,7 +376,7 @@ def without_row(store: JobDatabase, batch: Batch) -> float:
 
 
 def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
-    """Assign each reply, or awaited reply, to the row that has its question now. `targets`: by slot.
+    """Assign each reply, or awaited reply, to the row that has its question now. `targets`: the targets by slot.
 
     Rows with the same question keep their order, and the requests of a row stay together. A finished batch is read
     again if rows that had been removed from the input are back in it.

@@ -36,7 +36,7 @@ from promptmill.system.safe_open import home_expanded
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare files, and print or write the result. Return 0; the exit code of a judge's job that stopped."""
+    """Compare files, and print or write the result. Return 0, or the exit code of a judge's job that stopped."""
     asked = _checked(arguments)
     folders = JobFolders.from_environ()
     order = order_of(vars(arguments))
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _width() -> int:
-    """Return the width of a terminal; for a program, the width of the same text in Python."""
+    """Return the width of a terminal. Output to a program is as wide as the same text in Python."""
     return columns(sys.stdout) if sys.stdout.isatty() else WIDTH
 
 

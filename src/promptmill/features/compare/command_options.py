@@ -40,7 +40,7 @@ def add_options(compare: Parser) -> None:
     group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     group = compare.add_argument_group("output")
     group.add_argument(
-        "--rows", type=at_least_one, default=ROWS, metavar="N", help=f"show so many rows that differ; else {ROWS}"
+        "--rows", type=at_least_one, default=ROWS, metavar="N", help=f"show this many rows that differ; else {ROWS}"
     )
     group.add_argument("--json", action="store_true", help="print all figures as JSON")
     group.add_argument("--quiet", action="store_true", help="print the first table alone")
@@ -48,7 +48,7 @@ def add_options(compare: Parser) -> None:
     group.add_argument("--open", action="store_true", help="with --report: show it in the browser")
     group = compare.add_argument_group("a judge", "a model says which of two different answers is better")
     group.add_argument("--criterion", metavar="TEXT", help="such as 'is the better summary'; each pair in both orders")
-    group.add_argument("--limit", type=at_least_one, metavar="N", help="judge only so many rows, taken at random")
+    group.add_argument("--limit", type=at_least_one, metavar="N", help="judge only this many rows, drawn at random")
     group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that this judgement may spend, in all")
     group.add_argument("--again", choices=("failed", "all"), help="judge these pairs again")
     add_shared(compare, named=["--judge"])

@@ -234,7 +234,7 @@ class _JoinedTexts(Sequence[str]):
 
 
 def _kept(store: TextStore, rows: Iterable[Sequence[str]], fields: int) -> list[KeptTexts]:
-    """Return the values of each of so many fields. `rows`: the values of each row."""
+    """Return the values of each field. `rows`: for each row, its value of each field."""
     columns = [KeptTexts(store) for _ in range(fields)]
     for row in rows:
         for column, value in zip(columns, row, strict=True):

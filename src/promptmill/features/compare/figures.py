@@ -24,7 +24,7 @@ from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 from promptmill.jobs.store.label_shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
-_FEW = 20  # up to so many distinct answers are labels even for few rows, unless nearly all answers differ
+_FEW = 20  # up to this many distinct answers are labels even for few rows, unless nearly all answers differ
 _MOST_TALLIED = 4096  # different pairs of answers that are counted in memory
 _MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
 SHOWN_VALUES = 12
@@ -172,7 +172,7 @@ def tabulated(changes: Sequence[Change], kept: Collection[str]) -> Counter[tuple
 
 
 def _changes(pairs: Counter[tuple[str, str]]) -> list[Change]:
-    """Return a cross-tabulation. A long one names only the most frequent answers, and `""` stands for the rest."""
+    """Return a cross-tabulation. A long one names only the most frequent answers, and counts all others as `""`."""
     changes: list[Change] = [{"from": a, "to": b, "rows": count} for (a, b), count in pairs.most_common()]
     if len(changes) <= _MOST_CHANGES:
         return changes

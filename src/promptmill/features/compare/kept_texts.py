@@ -15,7 +15,7 @@ _MOST_SHORT = 4096
 """The number of different short texts that are kept in memory: labels, and the first of other texts."""
 _SHORT = 200  # characters
 _WRITTEN = 1 << 20  # bytes that are written together
-_SIZE_BITS = 28  # of a code: the bytes of a text; the other bits are its place
+_SIZE_BITS = 28  # the bits of a code for the bytes of a text; the other bits are the text's position in the file
 _MOST_PLACE = 1 << 63 - _SIZE_BITS
 
 
@@ -85,7 +85,7 @@ class KeptTexts(Sequence[str]):
         self.hashes.append(hash(text))
 
     def at(self, places: Sequence[int]) -> KeptTexts:
-        """Return the texts at these places; `""` at the place -1."""
+        """Return the texts with these indices; `""` for the index -1."""
         chosen = KeptTexts(self._store)
         for its, all_ in ((chosen._codes, self._codes), (chosen.hashes, self.hashes)):
             its.extend(all_[place] if place >= 0 else 0 for place in places)  # both are 0 for ""

@@ -116,7 +116,8 @@ def mcnemar_more(first: int, second: int) -> float:
 
 
 def _at_most(hits: int, rows: int, share: float = 0.5) -> float:
-    """Return the probability of at most `hits` heads in `rows` tosses of a coin with heads in a `share` of tosses."""
+    """Return the probability of at most `hits` heads in `rows` tosses of a coin that shows heads with the probability
+    `share`."""
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0

@@ -368,7 +368,7 @@ def _ends(share: LabelShare) -> tuple[float, float]:
 
 
 def _differences(gold: JsonObject) -> Iterator[Table]:
-    """Yield the differences between files in right answers, in all fields and in each; and those in cost and time."""
+    """Yield the differences between files: in right answers (in all fields, and in each field), cost and time."""
     every = [("", each) for each in gold["differences"]]
     every += [
         (f"{cut(field['field'], 24)}: ", each) for field in gold.get("fields", ()) for each in field["differences"]

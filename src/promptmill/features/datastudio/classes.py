@@ -305,7 +305,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         seconds to connect and of silence, `thread_num` requests in flight. Several keys and ports share the requests.
         None leaves a parameter to the endpoint; a number outside the usual range is sent, and the endpoint may refuse
         it. `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs`
-        alone. `kwargs` go into the request body. Attributes that are set later count from the next call on. Raises
+        alone. `kwargs` go into the request body. Attributes that are set later apply from the next call on. Raises
         `PromptmillError` (`invalid_config`).
         """
         super().__init__(

@@ -29,7 +29,7 @@ class ClientQuestion(NamedTuple):
     """A question as a client asks it."""
 
     name: str | None
-    """The client's name for it, which no model sees."""
+    """The client's name for the question, which no model sees."""
     question: Question
     """With `""` as its name."""
     values: tuple[Any, ...] = ()
@@ -90,7 +90,7 @@ def scale(name: str | None, words: str, levels: Sequence[tuple[str, str]]) -> Cl
     labels = tuple(label for label, _ in levels)
     bare = tuple(composed(label).strip() for label in labels)
     kind: Closed = Scale(bare, _some(said for _, said in levels))
-    if len({*bare}) < len(bare) or not all(bare):  # their places distinguish equal or empty levels
+    if len({*bare}) < len(bare) or not all(bare):  # their positions distinguish equal or empty levels
         defined = tuple(f"{label}: {said}" if said else label for label, said in levels)
         kind = Scale(tuple(range(len(levels))), defined)
     return ClientQuestion(name, Question("", words, kind), labels)
@@ -130,12 +130,12 @@ def shares_of(reported: Sequence[float | None]) -> Shares | None:
 
 
 def place_of(shares: Shares) -> int:
-    """Return the place of the likeliest option, the first of several."""
+    """Return the index of the likeliest option, the first of several."""
     return max(range(len(shares)), key=shares.__getitem__)
 
 
 def expected(shares: Shares) -> float:
-    """Return the expected place.
+    """Return the expected position of the level, from 0.
 
     >>> expected([0.25, 0.75])
     0.75

@@ -1,4 +1,4 @@
-"""The probability of each option of a client's questions, from the model of a plan.
+"""The probability of each option of a client's questions, from a configured model.
 
 | backend | requests |
 |---|---|

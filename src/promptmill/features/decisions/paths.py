@@ -121,7 +121,7 @@ class _Calls:
         self._endpoints = Endpoints(service)
 
     async def config_of(self, name: str, request: HttpRequest) -> ModelConfig:
-        """Return the plan of the model `name` for the client. Raises `ApiError`."""
+        """Return the configuration of the model `name` for the client. Raises `ApiError`."""
         if name in system_one.LATEST and name not in self._service.offered:
             name = ""
         return self._endpoints.config_of(name, owner_of(request)).capped

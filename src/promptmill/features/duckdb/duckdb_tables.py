@@ -29,7 +29,7 @@ _OTHER = """
     UNION ALL SELECT 'sequence' FROM duckdb_sequences() WHERE lower(sequence_name) = lower(?)
 """
 _KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
-"""Finds the types whose values Python reads differently from DuckDB's display, also in lists and structures; skips
+"""Finds the types whose values Python reads differently from DuckDB's display, also in lists and structures. It skips
 names."""
 _ZONED = "TIMESTAMP WITH TIME ZONE"
 
@@ -39,7 +39,7 @@ class DuckDb(Database):
 
     form: ClassVar[Literal["sql", "parquet"]] = "parquet"
     log: ClassVar[str] = ".wal"
-    most_columns: ClassVar[int] = 2_000  # so many take 1.3 GB of memory while they are written, see `_COLUMN_MB`
+    most_columns: ClassVar[int] = 2_000  # these take 1.3 GB of memory while they are written, see `_COLUMN_MB`
 
     def connected(self, file: Path) -> Any:
         """Return a connection that reads a database, and no other file. Raises `duckdb.Error`."""
@@ -76,7 +76,7 @@ class DuckDb(Database):
         """Do nothing: in quotes, DuckDB takes any name."""
 
     def other(self, file: Path, table: str) -> str:
-        """Return `view` or `sequence` if one has the table's name; else `""`."""
+        """Return `view` or `sequence` if such an object has the table's name; else `""`."""
         with _errors(file), contextlib.closing(connected(file)) as connection:
             found = connection.execute(_OTHER, (table, table)).fetchone()
         return "" if found is None else str(found[0])

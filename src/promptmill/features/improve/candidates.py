@@ -1,4 +1,4 @@
-"""Candidates: prompts that the strong model writes from the mistakes of an earlier prompt; and their check."""
+"""Candidates: prompts that the strong model writes from the mistakes of an earlier prompt; and a candidate's check."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _BEGIN, _END = "<prompt>", "</prompt>"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A prompt, and the answers to the seen rows that it got."""
+    """A prompt, and the answers to the seen rows with this prompt."""
 
     name: str
     prompt: str

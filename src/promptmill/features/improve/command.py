@@ -33,7 +33,7 @@ _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
 def run(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Search, print the result and write the prompt. Return 0 for any result; a job's exit code if it stopped."""
+    """Search, print the result and write the prompt. Return 0 for any result, or a stopped job's exit code."""
     refuse(
         (not arguments.strong.strip(), "--strong", "needs the name of the model that writes better prompts."),
         (arguments.prompt == "", "--prompt", "is empty."),

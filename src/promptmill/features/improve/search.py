@@ -4,7 +4,8 @@
                                                                                                        │
                           "gain", "cannot tell" or "worse" ◀── both prompts on the held-out rows ◀─────┘
 
-The figures of the seen rows are too high, because they chose the winner. The figures of the held-out rows are unbiased.
+The figures of the seen rows are too high, because the winner was chosen by them. The figures of the held-out rows are
+unbiased.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> Json
 
 
 def rows_to_tell(gain: float, changed: float, level: float = LEVEL) -> int | None:
-    """Return the approximate number of gold rows that shows the gain in four of five runs; None without a gain.
+    """Return about how many gold rows prove the gain with a probability of 0.8; None without a gain.
 
     `changed`: the share of rows on which only one of the prompts is right. Half of the rows are held out. The method is
     the normal approximation of McNemar's test, with a continuity correction.

@@ -19,8 +19,8 @@ _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held
 
 
 def longest_of(config: ModelConfig, max_cost: float | None) -> int | None:
-    """Return the token limit for the strong model's replies if the configuration has a limit (which is meant for
-    labels) or a budget requires one; else None, because a small model may lack the room."""
+    """Return the token limit for the strong model's replies. The configuration's own limit is for labels. Without it
+    and without a budget, the limit is None, because a small model may lack the room."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 

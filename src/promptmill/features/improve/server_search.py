@@ -42,7 +42,7 @@ _RESUMES = "The same call resumes the search, and pays for no answer again."
 
 
 class SearchModel(NamedTuple):
-    """A model of the search: its plan, and a function that is called with the cost of each of its jobs."""
+    """A model of the search: its configuration, and a function that is called with the cost of each of its jobs."""
 
     config: ModelConfig
     approve: Approve | None

@@ -165,7 +165,7 @@ class _Columns:
         ]
 
     def _places(self, extras: JsonObject, items: int) -> Callable[[int], JsonDict]:
-        """Return the function from the number of an item to the extras with its place in a document."""
+        """Return the function from an item's number to the extras with the item's place in a document."""
         sources = extras.get(SOURCES)
         if not isinstance(sources, dict) or not isinstance(of_items := sources.get(self.field), list):
             return lambda _at: {}

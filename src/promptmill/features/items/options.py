@@ -9,7 +9,7 @@ OPTIONS = (
     Option(
         "rows_from",
         str,
-        "the field of the answers with a list: each of its items becomes a row of the output",
+        "a field that holds a list: each item of the list becomes a row of the output",
         flag=Flag(metavar="FIELD"),
         needs=[Named("schema"), Named("fields")],
         excludes=[Excluded("choices"), Excluded("embed"), Excluded("sure"), Excluded("votes")],

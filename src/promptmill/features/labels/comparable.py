@@ -10,7 +10,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling
 
 SURE, SCORE = "sure", "score"
-"""Columns for the giver of the label, and for its score (0 to 1)."""
+"""The columns for who gave the label, and for the label's score (0 to 1)."""
 
 
 def check_comparable(config: ModelConfig, option: str, recall: Collection[str] = ()) -> None:

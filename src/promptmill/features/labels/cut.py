@@ -40,7 +40,7 @@ from math import ceil, exp, floor, isnan, lgamma, log
 from typing import TypeAlias
 
 Place: TypeAlias = tuple[float, float]
-"""The place of a row in the order: its score (0 to 1), then a drawn number (0 to 1). A greater place is surer."""
+"""The place of a row in the order: its score (0 to 1), then a drawn number (0 to 1). Greater places are surer."""
 LAST: Place = (-1.0, -1.0)
 """The place of a row without a cheap answer or score. As a cut, it makes all other rows sure."""
 NOTHING_SURE: Place = (2.0, 2.0)
@@ -93,8 +93,8 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
-    """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of them may have
-    another cheap answer before the cut, so that at least `recall` of the class's rows are delivered with it.
+    """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of these rows may
+    have another cheap answer before the cut, so that at least `recall` of the class's rows are delivered with it.
 
     With several targets, use the surest of their cuts, each with the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.

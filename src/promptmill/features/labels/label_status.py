@@ -19,11 +19,11 @@ class SureSample(TypedDict, total=False):
     drawn: int
     """Sampled rows; 0: the strong model answers all rows."""
     taught: int
-    """Training rows of the student; only with a student."""
+    """With a student: the rows that it learned from."""
     student: str
-    """The kind of student; only with a student."""
+    """With a student: its kind."""
     agreed: int
-    """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
+    """Sampled rows on which both models agree or, with right labels, on which the cheap model is right."""
     gold: int
     """Rows with a right label, from which the sample was drawn; only with the option `gold`."""
     right: int
@@ -31,11 +31,12 @@ class SureSample(TypedDict, total=False):
     whole: bool
     """True if the cheap model answered all rows before the sample, as its requests had several rows."""
     alone: int
-    """Rows without a label from a reply to several rows, if the model is compared with itself. They are not sampled."""
+    """If the model is compared with itself: rows without a label in a reply to several rows, which are not sampled."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
-    """By label: sampled rows with it (from the strong model, or right), and how many the cheap model labels so."""
+    """By label: sampled rows with this label (the strong model's or the right one), and how many get it from the cheap
+    model."""
     unguarded: list[str]
     """Labels with too few rows in the sample to guard them."""
 
@@ -46,13 +47,13 @@ class SureExpected(TypedDict, total=False):
     pays: bool
     """Whether the cheap model answers rows outside the samples."""
     share: float
-    """The share of rows that the strong model answers, or would answer if the cheap model paid."""
+    """The share of rows that the strong model answers, or would answer if the cheap model answered the others."""
     share_between: list[float]
     """The ends of the 95 % interval of `share`."""
     agree: float
     """The estimated share of delivered labels that agree with the strong model or, with right labels, are right."""
     alone: float
-    """A lower bound of the share of the strong model's labels that are right; only with right labels."""
+    """With right labels: a lower bound of the share of the strong model's labels that are right."""
     cost: float
     cost_between: list[float]
     """The cost with the ends of `share_between`."""
@@ -84,7 +85,8 @@ class SureStatus(TypedDict, total=False):
     factor: float
     """With a student: delivered labels per label of the strong model; 1 if the student gave no labels."""
     shares: dict[str, dict[str, LabelShare]]
-    """By field (`""`: the whole answer) and label: its estimated share if the strong model labelled every row."""
+    """By field (`""`: the whole answer) and label: the label's estimated share if the strong model answered every
+    row."""
 
 
 class VoteStatus(TypedDict, total=False):
@@ -104,7 +106,7 @@ def sample_lines(sure: SureStatus) -> list[str]:
     model, rows, sample, expected = strong_model(sure), sure["rows"], sure["sample"], sure["expected"]
     rows_alone = sample.get("alone", 0)
     if not sample["drawn"]:
-        why = "none has a label from a reply to several rows" if rows_alone else "a sample does not pay for so few"
+        why = "none has a label from a reply to several rows" if rows_alone else "a sample saves too little for so few"
         return [f"{model} answers all {counted(rows, 'row')}: {why}"]
     agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
     way = "at both models" if sure["model"] else "together and alone"

@@ -10,8 +10,8 @@ from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
 TOGETHER = "together"
-"""The option and the sampling parameter of a feature: the most rows in a request. Then an answer may depend on the rows
-next to it."""
+"""The option and the sampling parameter of a feature: the most rows in a request. An answer may then depend on the
+other rows of its request."""
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
 _REPLACES_CHEAP = ": the student takes the cheap model's place"

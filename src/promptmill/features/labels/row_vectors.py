@@ -74,7 +74,7 @@ class VectorRequests(Step):
         return self._job.requests().questions.template
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request; for a vector with 16-bit floats."""
+        """Answer a request. A row's vector gets 16-bit floats."""
         if request.key // SLOT != VECTORS:
             return await self.following(request, call)
         text = Conversation((Message("user", fields_of(request, self._template)),))
@@ -89,7 +89,7 @@ class VectorRequests(Step):
 
 
 def _embedding(given: Sampling) -> Sampling:
-    """Return the parameters of a request for a vector: of an answer's, the length of vectors, and what is masked."""
+    """Return the parameters of a request for a vector. It keeps the length of vectors and the masks of `given`."""
     kept = {name: value for name, value in given.given().items() if name in {"dimensions", "mask"}}
     return Sampling.model_validate({"embed": True, **kept})
 

@@ -1,7 +1,7 @@
 """The rule of a job with `sure`, its decisions, and its rounds.
 
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
-                                              └─ does not pay ─────────────────────────▶ the strong model, all rows
+                                              └─ saves too little ─────────────────────▶ the strong model, all rows
 
 If requests to the cheap model have several rows, its answer to a row may depend on the other rows of the request. The
 promise needs answers that do not depend on the drawn rows. So the first round is `whole`, in which the cheap model
@@ -34,7 +34,7 @@ from promptmill.jobs.store.rounds import COPY, IS_MISSING, LIVE, Round
 from promptmill.options.table import Again
 
 STUDENT = "student"
-"""The name of a student as a label's giver and as an answer's model."""
+"""The name of a student where a label or an answer names its model."""
 VECTORS = 2
 """The slot of the vectors of rows, in a job with a student."""
 _Z = 1.96  # the quantile of the normal distribution for 95 %
@@ -55,11 +55,11 @@ class SureCut(Stored):
     sampled: tuple[int, ...] = ()
     """The rounds in which the strong model answered the sample."""
     agreed: int = 0
-    """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
+    """Sampled rows on which both models agree or, with right labels, on which the cheap model is right."""
     before: int = 0
     """Sampled rows before the cut."""
     errors: int = 0
-    """Sampled rows on which the models disagree; with right labels, on which only the cheap model is wrong."""
+    """Sampled rows on which the models disagree or, with right labels, on which only the cheap model is wrong."""
     bad: int = 0
     """With right labels: sampled rows on which the strong model is wrong."""
     mended: int = 0
@@ -72,7 +72,7 @@ class SureCut(Stored):
     prices: tuple[float, float] | None = None
     """The mean cost of a sampled row, in US dollars: of the strong model, and of the cheap models."""
     extra: float = 0.0
-    """The cost of the sample's repeats if they order no answers, so that no other row has them."""
+    """The cost of the sample's repeats, if these order no answers: then other rows get no repeats."""
     learned: str = ""
     """The digest of the answers that trained the student."""
 
@@ -86,7 +86,7 @@ class SurePart(Stored):
     of: str
     """The digest of the input and of the limit from which the rows came."""
     round: int
-    """The first round of the part. It owns the cheap answers of this and later rounds, up to the next part."""
+    """The part's first round. The cheap answers of this and later rounds, up to the next part, belong to the part."""
     rows: int
     """Rows with a question."""
     seed: str = ""
@@ -98,7 +98,7 @@ class SurePart(Stored):
     taught: int = 0
     """Training rows of the student, which are included in `earlier`."""
     alone: int = 0
-    """Rows sent together with others that got no label from such a reply, if the model is compared with itself. They
+    """If the model is compared with itself: rows that got no label from a reply to several rows. They
     are included in `earlier`."""
     gold: int = 0
     """Rows with a right label, if the sample was drawn from these rows."""
@@ -247,16 +247,16 @@ class SureRule(Plan):
 
     @property
     def option(self) -> str:
-        """The option that selects the plan: without a strong model, the promise."""
+        """The option that selects the plan: `agree` without a strong model; `""`: the plan's usual option."""
         return "" if self.model else "agree"
 
     @property
     def only_model(self) -> str | None:
-        """With a student, the strong model: the model of the vectors answers no row."""
+        """With a student, the strong model, because the model of the vectors answers no row."""
         return self.model if self.student else super().only_model
 
     def asked(self, targets: Sequence[Target]) -> Sequence[str]:
-        """Return the models that answer each prompt of a row; the model of the vectors answers none."""
+        """Return the models that answer each prompt of a row, without the model of the vectors."""
         return super().asked(targets[:VECTORS] if self.student else targets)
 
     @property

@@ -34,7 +34,7 @@ FEWEST_ROWS = 5_000
 """The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
-_FEW_MISSING, _MOST_MISSING = 20, 0.01  # rows without a vector, at most, and their share
+_FEW_MISSING, _MOST_MISSING = 20, 0.01  # max rows without a vector: a number, and a share of the rows
 _IS_UNLABELLED = f"NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = answer.key - {VECTORS * SLOT})"
 
 

@@ -32,7 +32,7 @@ from promptmill.jobs.store.spec import digest
 from promptmill.steps.prices import BATCH, cost_of_many, price_of, tier_of
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
-"""The givers of labels. The strong model gives a label because the row was sampled (`SAMPLE`), or because the row was
+"""Who gave a label. The strong model gives a label because the row was sampled (`SAMPLE`), or because the row was
 unsure or a training row (`STRONG`)."""
 _DIGITS = 4
 _NEAR = 0.05
@@ -106,7 +106,7 @@ class Sure(SureRule):
         end: int,
     ) -> Estimate:
         """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
-        model, and the range of the cost: the sample decides how many rows the strong model answers."""
+        model, and the range of the job's cost: the sample decides how many rows the strong model answers."""
         strong = configs[self.model]
         rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
         taught = taught_of(rows) if self.student else 0
@@ -192,7 +192,7 @@ class Sure(SureRule):
     # ---- the answers
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
-        """Return the giver of a row's label (None for a failed row), and the label's score."""
+        """Return who gave a row its label (None for a failed row), and the label's score."""
         score, _ = self._scored(beside)
         return {
             SURE: None if record.code is not None else self._giver(spec, record),

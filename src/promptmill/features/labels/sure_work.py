@@ -1,7 +1,7 @@
 """The work of a job with `sure`: the sample, the cut, and which model answers which row.
 
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
-                                              └─ does not pay ─────────────────────────▶ the strong model, all rows
+                                              └─ saves too little ─────────────────────▶ the strong model, all rows
 
     draw ─▶ `whole`: the cheap model, all rows, several in a request ─▶ `sample`: the strong model ─▶ decide ─▶ …
 
@@ -120,7 +120,7 @@ class SureWork(PlanWork):
         self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
         self._first = LAST_KEY
-        """The round from which on rows with cheap answers may be drawn: answers to all rows do not depend on a draw."""
+        """Rows with cheap answers since this round may be drawn: answers to all rows do not depend on a draw."""
 
     @property
     def _rule(self) -> SureRule:
@@ -436,8 +436,8 @@ class SureWork(PlanWork):
             first = page[-1].key + 1
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the sure answers for slot 0; for a round of the student, the student's answers; for a round of vectors,
-        the vectors."""
+        """Yield the records of a round: vectors in the slot of vectors, a student's answers in the round `cheap`, and
+        otherwise the sure answers for slot 0."""
         if slot == VECTORS and self._vectors is not None:
             yield from self._vectors.records(round_, pages)
             return
@@ -477,8 +477,8 @@ class SureWork(PlanWork):
         ]
 
     def _is_alone(self, first: Record) -> bool:
-        """Return whether an answer of the first slot is to its row alone, because the reply to several rows had no
-        label for it: it is then the label to compare with."""
+        """Return whether the first slot's answer comes from a request for this row alone, because the reply to several
+        rows had no label for the row. Such an answer is the label to compare with."""
         return self._compares_itself and not self._rule.votes and "came" not in first.extras
 
     def _is_complete(self, cheap: Record) -> bool:

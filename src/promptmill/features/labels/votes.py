@@ -78,7 +78,7 @@ class Votes(Plan):
         yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
     def resumes(self, last: Round) -> bool:
-        """Return whether a round is resumed; a round from before the job had votes is not."""
+        """Return whether a round is resumed: not if it began before the job had votes."""
         return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
@@ -112,7 +112,7 @@ class Votes(Plan):
         return VoteWork(job, self)
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
-        """Return the giver of the label, and the label's share of the votes."""
+        """Return who gave the label, and the label's share of the votes."""
         del spec
         decision = majority(beside)
         score = None if decision is None else round(decision.score, _DIGITS)
@@ -156,7 +156,7 @@ class VoteWork(PlanWork):
     """The decisions during one run."""
 
     window = 512  # rows that are decided together: few, so that the progress shows decisions early
-    late = 1024  # rows; a slow vote delays no row further behind than this, and is decided at the end
+    late = 1024  # rows; a slow vote delays at most this many later rows, and its own row is decided at the end
     meanwhile = MappingProxyType({"open": f"answer.key IS NULL AND {_IS_VOTED}"})
 
     def __init__(self, job: RunningJob, votes: Votes) -> None:

@@ -26,17 +26,17 @@ Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
 
 
 class Detector(NamedTuple):
-    """A function that finds values, and what is known of a text with one of them."""
+    """A function that finds values, and the shapes that a text with such a value has."""
 
     detect: Detect
     shapes: Sequence[bytes] = ()
-    """Parts of `shape_of` a text: without any of them, it has no value. `()`: a value may have no digits."""
+    """A text has a value only if `shape_of` the text has one of these parts. `()`: a value may have no digits."""
     at_ends: Detect | None = None
-    """Finds what may be a part of a value at both ends of a text, which is a part of a longer one."""
+    """Finds possible parts of values at both ends of a text that is a piece of a longer text."""
 
 
 _FOUND = "\0"
-"""Takes the place of the characters of a value, so that no further detector sees them."""
+"""Replaces the characters of a value, so that no further detector sees them."""
 
 
 class Detectors(NamedTuple):
@@ -67,7 +67,7 @@ class Detectors(NamedTuple):
         return found
 
     def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
-        """Yield what may be a part of a value at both ends of a text, which is a part of a longer one."""
+        """Yield possible parts of values at both ends of a text that is a piece of a longer text."""
         folded = Folded.of(text)
         for find in filter(None, dict.fromkeys(detector.at_ends for detector in self.of_folded)):
             for span in find(folded.text):

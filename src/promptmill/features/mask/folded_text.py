@@ -25,15 +25,15 @@ _INDENTED = re.compile(r"\n[ \t>]+")
 _DROPPED = re.compile(f"[{_INVISIBLE}]")
 _SHAPES = bytes.maketrans(bytes(range(256)), bytes(48 if 48 <= one < 58 else 97 for one in range(256)))
 _BETWEEN = bytes(one for one in range(256) if chr(one).isspace()) + b"().-/?"
-"""What a shape leaves out: white space and the signs in a number. `?` stands for a character outside of Latin-1."""
+"""The characters that a shape omits: white space and the signs in a number. `?` is any character beyond Latin-1."""
 
 
 class Folded(NamedTuple):
-    """A folded text, and the places of its characters in the original text."""
+    """A folded text, and the positions of its characters in the original text."""
 
     text: str
     starts: Sequence[int] | None
-    """The start of each character; None: each is at its own place."""
+    """The start of each character in the original text; None: the positions are equal."""
     ends: Sequence[int] = ()
 
     @classmethod
@@ -69,7 +69,7 @@ class Folded(NamedTuple):
         return cls("".join((*pieces, text[last:])), starts, ends)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the place in the original text of the characters `start` to `end - 1`."""
+        """Return the span in the original text of the characters `start` to `end - 1`."""
         return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
 
 
@@ -99,7 +99,7 @@ def _odd() -> re.Pattern[str]:
 
 
 def _unescaped(character: str) -> str:
-    """Return the character that JSON's escape or an indented line break is; another character itself."""
+    """Return the character for JSON's escape or an indented line break; any other character unchanged."""
     if character[0] == "\n" or (len(character) == 2 and character[0] == "\\"):
         return "\n"
     return chr(int(character[-4:], 16)) if len(character) == 6 and character[0] == "\\" else character

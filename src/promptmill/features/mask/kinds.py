@@ -23,7 +23,7 @@ class Kinds(NamedTuple):
 
     of_evidence: Detectors
     of_instructions: Detectors
-    """Those for the words of a prompt: without names of one word, which may be ordinary words."""
+    """The detectors for the words of a prompt: without names of one word, which may be ordinary words."""
     columns: Sequence[str]
     """The columns whose values are masked in their rows."""
 

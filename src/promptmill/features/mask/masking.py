@@ -199,8 +199,8 @@ class _Words(NamedTuple):
     """The words of a prompt around its cells."""
 
     around: Sequence[str]
-    """The ends of the words before the first cell, the words between cells, and the beginning of those after them: for
-    the search of values that a cell and the prompt have together."""
+    """The end of the words before the first cell, the words between cells, and the beginning of the words after the
+    last cell: to find values that begin in a cell and end in the prompt, or the other way round."""
     have_values: bool
     """Whether the words themselves have values."""
 
@@ -305,7 +305,7 @@ def _changed(part: Part, change: Callable[[str], str]) -> Part:
 
 
 def _changed_field(name: str, value: Any, change: Callable[[str], str]) -> Any:
-    """Return a field of a message, such as its tool calls, with each text changed; their arguments are JSON."""
+    """Return a field of a message, such as its tool calls, with each text changed. The arguments of calls are JSON."""
     if name == "arguments" and isinstance(value, str):
         return in_json(value, change)
     if isinstance(value, Mapping):

@@ -62,8 +62,8 @@ class Masks:
         """The values, by code."""
 
     def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
-        """Return a text with masks in place of the spans, which are in order. `at`: the place of the text in the longer
-        text of which the spans are."""
+        """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
+        is the start of this text in it."""
         if not spans:
             return text
         pieces, last = list[str](), 0
@@ -111,7 +111,7 @@ class Masks:
         return mapped(value, self.put_back) if self.values else value
 
     def growing(self, text: str, *, is_json: bool = False) -> str:
-        """Return the beginning of a growing text with values in place of masks, before any part of a mask."""
+        """Return a growing text, up to any part of a mask at its end, with values in place of masks."""
         begun = _BEGUN.search(text, max(0, len(text) - 2 * _NEAR)) if self.values else None
         return self.put_back(text if begun is None else text[: begun.start()], is_json=is_json)
 
@@ -123,7 +123,7 @@ class Masks:
 
 
 def _span_of(text: str, code: re.Match[str], last: int) -> tuple[int, int]:
-    """Return the place of the mask around a code, behind `last`. A bracket counts only with the other one."""
+    """Return the span of the mask around a code, behind `last`. A single bracket does not belong to the mask."""
     start, end = code.span()
     before = _BEFORE.search(text, max(last, start - _NEAR), start)
     if before is None or before[2] is None:
@@ -145,7 +145,7 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def in_json(text: str, change: Callable[[str], str]) -> str:
-    """Return JSON, such as the arguments of a tool call, with each text in it changed; another text changed as a
+    """Return JSON, such as the arguments of a tool call, with each text in it changed. Other text changes as a
     whole."""
     try:
         value = json.loads(text)

@@ -46,7 +46,7 @@ class Names:
 
     @property
     def detector(self) -> Detector:
-        """The names, also those that an end of a text divides."""
+        """The detector of the names, also of names that an end of a text divides."""
         return Detector(self, at_ends=self.parts_at_ends)
 
     @property
@@ -88,7 +88,7 @@ class Names:
 
     @functools.cached_property
     def _parts(self) -> tuple[Collection[str], Collection[str]]:
-        """The beginnings of names of several words or without spaces, and the ends of them."""
+        """The beginnings and the ends of names that have several words or are written without spaces."""
         beginnings, ends = set[str](), set[str]()
         for words in itertools.chain.from_iterable(self._spaced.values()):
             beginnings.update(" ".join(words[:n]) for n in range(1, len(words)))
@@ -120,7 +120,7 @@ class Names:
 
 
 def _places_of(word: str, text: str) -> Iterator[tuple[int, int]]:
-    """Yield the places of a word that is not a part of a longer one."""
+    """Yield the spans at which a word is not a part of a longer word."""
     start = text.find(word)
     while start >= 0:
         end = start + len(word)

@@ -24,7 +24,7 @@ _JOINS = re.compile(r"[A-Za-z0-9_]")
 _FEWEST, _MOST = 7, 19
 NUMBER_SHAPES = (b"0" * _FEWEST,)
 ID_SHAPES = (b"000000", b"00a00a")
-"""Those of the ids of `WrittenIds`; the second is Italy's."""
+"""The shapes of the ids of `WrittenIds`; the second shape is Italy's."""
 IBAN_SHAPES = (b"0000",)
 """Accounts in use have four digits in a row, though the registry allows only letters in a few countries (RO, QA)."""
 _OTHERS, _PLUS = re.compile(r"[^0-9]+"), re.compile(r"\+\(?(?=[0-9])")
@@ -51,9 +51,9 @@ class NationalId(NamedTuple):
 
     module: str
     form: str
-    """The pattern of its digits, or from its first digit on, of an id that is no `is_digits`."""
+    """The pattern of its digits or, without `size`, of its text from the first digit on."""
     size: int = 0
-    """The number of digits of an id of digits alone; 0: another id."""
+    """The number of digits; 0: the id also has other characters."""
     letters: int = 0
     """The number of letters before its first digit."""
     is_strong: bool = True
@@ -107,20 +107,20 @@ IDS: Mapping[str, Sequence[NationalId]] = {
     "US": (NationalId("us.ssn", r"[0-9]{2}\s?-\s?[0-9]{2}\s?-\s?[0-9]{4}"),),
     "ZA": (NationalId("za.idnr", f"[0-9]{{2}}{_MONTH}{_DAY}[0-9]{{4}}[01][89][0-9]", 13),),
 }
-"""The ids by country. The id of the USA has no check digit, and counts only with its hyphens."""
+"""The ids by country. The id of the USA has no check digit, and is found only with its hyphens."""
 
 
 class Phones:
     """Decides which digits are a telephone number, by the plans of Google's libphonenumber."""
 
     def __init__(self, regions: Sequence[str]) -> None:
-        """`regions`: the countries whose numbers count without `+`. Raises `PromptmillError`."""
+        """`regions`: the countries whose numbers are found without `+`. Raises `PromptmillError`."""
         self._package: Any = needed("phonenumbers", "phone")
         self._plans: dict[int, re.Pattern[str] | None] = {}
         self._regions = [self._package.PhoneMetadata.metadata_for_region(region) for region in regions]
 
     def is_international(self, digits: str) -> bool:
-        """Return whether digits are the code of a country and a number of it."""
+        """Return whether digits are the code of a country, followed by a number of this country."""
         for size in (1, 2, 3):
             code = int(digits[:size])
             if code in self._package.COUNTRY_CODE_TO_REGION_CODE:
@@ -150,8 +150,8 @@ class Phones:
 
 
 def _goes_alone(plan: Any, digits: str, *, is_divided: bool) -> bool:
-    """Return whether a number is written without the prefix of its country. A number without separators is one only if
-    it is a mobile's."""
+    """Return whether a number is written without the prefix of its country. Without separators, only the
+    number of a mobile is accepted."""
     for form in plan.number_format:
         leading = form.leading_digits_pattern
         if re.fullmatch(form.pattern, digits) and (not leading or re.match(leading[-1], digits)):
@@ -184,7 +184,7 @@ class Numbers:
                 yield span
 
     def _whole(self, text: str, first: int, last: int) -> ValueSpan | None:
-        """Return the number in a text from one place to another, with the sign or bracket before it."""
+        """Return the number at `first` to `last - 1` of a text, with the sign or bracket before the number."""
         start = _PLUS.match(text, first - 1) or _PLUS.match(text, first - 2) if first else None
         if not (label := self._label(text[first:last], has_plus=start is not None)):
             return None
@@ -261,7 +261,7 @@ def digits_at_ends(text: str) -> Iterator[ValueSpan]:
 
 
 class WrittenIds:
-    """The detector of national ids with letters or with separators of their own."""
+    """The detector of national ids that have letters, or separators at fixed positions."""
 
     def __init__(self, ids: Sequence[NationalId]) -> None:
         """Raises `PromptmillError` (`missing_dependency`)."""
@@ -280,7 +280,7 @@ class WrittenIds:
 
     @staticmethod
     def _at(digit: int, text: str, form: re.Pattern[str], letters: int, check: Check) -> ValueSpan | None:
-        """Return the id of a form whose first digit is at a place."""
+        """Return the id of a form whose first digit is at the position `digit`."""
         start, match = _before(text, digit, letters), form.match(text, digit)
         if match is None or _is_joined(text, start) or not check(_SPACE.sub("", text[start : match.end()]).upper()):
             return None
@@ -293,7 +293,8 @@ def _from_digit(form: str) -> re.Pattern[str]:
 
 
 def _before(text: str, start: int, letters: int) -> int:
-    """Return the place of so many letters, perhaps with separators, before a place; `start` if they are missing."""
+    """Return the position of the first of `letters` letters, perhaps with separators, before `start`; `start` if they
+    are missing."""
     at = start
     while letters and at:
         at -= 1
@@ -305,7 +306,7 @@ def _before(text: str, start: int, letters: int) -> int:
 
 
 def _is_joined(text: str, start: int) -> bool:
-    """Return whether a text has a letter, a digit or `_` before a place."""
+    """Return whether a text has a letter, a digit or `_` before `start`."""
     return start > 0 and _JOINS.match(text, start - 1) is not None
 
 
@@ -317,7 +318,7 @@ def check_of(module: str) -> Check:
 
 
 _IBAN = re.compile(r"[0-9](?:(?<=[A-Za-z]{2}[0-9])|(?<=[A-Za-z]{2}[\s.\-][0-9]))[0-9]")
-"""The check digits behind a country, which begin with a digit, for which a search is fast."""
+"""The check digits behind the code of a country. The search for a digit is fast, so the pattern begins with one."""
 _IBAN_SIZES = dict(
     re.findall(
         r"([A-Z]{2})([0-9]{2})",

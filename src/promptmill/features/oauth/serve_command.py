@@ -68,7 +68,7 @@ def without_token(record: logging.LogRecord) -> bool:
 
 
 def _check(name: str, url: str) -> None:
-    """Refuse another text than a URL with https; http is for this machine."""
+    """Refuse any text that is no URL with https, or with http for this machine."""
     parts = urlsplit(url)
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
     if not is_safe or not parts.hostname or parts.query or parts.fragment or parts.username is not None:

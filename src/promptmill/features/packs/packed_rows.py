@@ -6,7 +6,7 @@
 
 Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, or when no further items come
 (`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
-that completes a pack sends it. The driver and the endpoint's limits see only this item: the others use no place.
+that completes a pack sends it. The driver and the endpoint's limits see only this item: the other items only wait.
 
 A pack may fail as a whole, because it is too long or has an item that the endpoint refuses. It is then halved, down to
 single items. A server that is down fails in the same way, but must not get twice as many requests as there are items:
@@ -169,7 +169,7 @@ class Gathering(Step):
         if packs.unread >= _ENOUGH:
             call.warn(_GIVEN_UP)
             return await self._alone(request, call)
-        is_first = request.choice == 0  # only the first of several answers to an item counts
+        is_first = request.choice == 0  # only the first of several answers to an item is used
         call.waits.inside += is_first
         try:
             gathered = await self._gathered(request, kind, packs, call)
@@ -333,7 +333,7 @@ class Gathering(Step):
 
 
 class _Items:
-    """The items of a pack, by place, each with its cost so far and its result."""
+    """The items of a pack, by position, each with its cost so far and its result."""
 
     def __init__(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> None:
         self.requests, self.call, self.packs = [*requests], call, packs

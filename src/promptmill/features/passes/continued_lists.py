@@ -29,7 +29,7 @@ _KEPT = (
 
 
 class ContinuedLists(Step):
-    """Asks for the rest of a list that was cut, up to `MOST_CONTINUED` times, each time if it brought something new.
+    """Asks for the rest of a cut list, up to `MOST_CONTINUED` times, while each reply brings new items.
 
     If the rest does not come, the answer fails as `truncated`, and the failure has the complete items as its `part`.
     """
@@ -94,7 +94,7 @@ def _is_cut(outcome: Outcome) -> bool:
 
 
 def own_text(text: str, request: Request) -> str:
-    """Return the text of an answer without inline reasoning, with which it may begin."""
+    """Return the text of an answer without the inline reasoning at its beginning, if any."""
     return split_marked(text)[1] if request.sampling.reasoning == "inline" else text
 
 

@@ -102,7 +102,7 @@ class ListForm:
         return is_closed and (answer.is_whole or {*self.fields} <= {*answer.others, self.field})
 
     def read(self, text: str) -> ListAnswer | None:
-        """Return the answer in a text, which may be cut at any place; None for a text of another form."""
+        """Return the answer in a text, which may be cut at any position; None for a text of another form."""
         with contextlib.suppress(ValueError):
             value = loaded(text)
             if self.field is None:
@@ -139,7 +139,7 @@ def _most(schema: JsonObject) -> float:
 
 
 class _Cut:
-    """Reads JSON up to the place where it was cut."""
+    """Reads JSON up to the position where it was cut."""
 
     def __init__(self, text: str, at: int) -> None:
         self._text, self._at = text, at

@@ -148,7 +148,7 @@ class FoundItems:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the items are others than those of the first answer: there are more, or equal ones became one."""
+        """Whether the items differ from the first answer's: items were added, or equal items became one."""
         return "added" in self.counts or len(self._known) < self._first
 
     @property
@@ -171,7 +171,7 @@ class FoundItems:
         return added > 0
 
     def _take(self, item: Any, source: Sources) -> None:
-        """Add an item, or a source that the text has to an equal one whose source it lacks."""
+        """Add an item. If an equal item has a source that the text lacks, give it a source that the text has."""
         known, its = self._known.setdefault(key := key_of(item), (item, source))
         if _is_missing(its) and not _is_missing(source):
             self._known[key] = known, source
@@ -191,8 +191,8 @@ def _is_missing(source: Sources) -> bool:
 
 
 async def _joined(form: ListForm, found: FoundItems, request: Request, first: Completion, call: Call) -> Completion:
-    """Return the answer with the items of all answers; the first one if it has them, or if a check has a complaint
-    about the joined one."""
+    """Return the answer with the items of all answers, or the first answer if it has them all or if a check has a
+    complaint about the joined one."""
     own = own_text(first.text, request)
     if not found.is_changed:
         return first

@@ -10,7 +10,7 @@ OPTIONS = (
     *(
         Option(name, kind, words, default, flag=Flag(metavar="N"), argument=None, needs=[Named("ray", "ADDRESS")])
         for name, kind, words, default in (
-            ("replicas", int, "with {ray}: so many of the model", 1),
+            ("replicas", int, "with {ray}: this many replicas of the model", 1),
             ("num_gpus", float, "with {ray}: GPUs of each replica", 0),
             ("num_cpus", float, "with {ray}: cores of each replica", 1),
         )

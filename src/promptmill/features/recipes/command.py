@@ -69,7 +69,7 @@ def add_options(run: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a recipe. Return 0 if all rows are answered, 1 if some failed; if a step stopped, its exit code."""
+    """Run a recipe. Return 0 if all rows are answered, 1 if some failed, or the exit code of a step that stopped."""
     file = home_expanded(arguments.recipe)
     if not file.is_file():
         example = "`promptmill run --help` shows an example."

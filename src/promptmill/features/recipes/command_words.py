@@ -102,7 +102,8 @@ def command_of(entries: StepEntries) -> Command:
 
 
 def check_key(entry: Entry, known: Collection[str], command: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for an option that is not one of `known`. `command`: in messages."""
+    """Raise `PromptmillError` (`invalid_config`) for an option that is not one of `known`. `command`: named in
+    messages."""
     if entry.key in OF_RUN:
         raise entry.place.error(f"{entry.key} is an option of a run, not of a step: see `promptmill run --help`.")
     if entry.key not in known:
@@ -167,7 +168,7 @@ def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    """Return the text as it is written; for a block, without the line feed at its end."""
+    """Return the text as it is written. A block loses the line feed at its end."""
     text = str(node.value)
     return text.removesuffix("\n") if node.style in {"|", ">"} else text
 
@@ -179,7 +180,7 @@ def _scalar(entry: Entry, node: yaml.Node) -> str:
 
 
 def _joined(node: yaml.Node) -> str:
-    """Return a list as texts with commas, as on the command line; another list or an object as JSON."""
+    """Return texts without commas joined by commas, as on the command line; other lists and objects as JSON."""
     texts = [_text(each) for each in node.value if isinstance(each, yaml.ScalarNode)]
     is_plain = isinstance(node, yaml.SequenceNode) and len(texts) == len(node.value)
     if is_plain and not any("," in text for text in texts):

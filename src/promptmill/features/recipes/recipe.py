@@ -97,7 +97,7 @@ class RecipeStep:
         ]
 
     def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, RecipeStep]) -> list[RecipeStep]:
-        """Return the earlier steps that write the rows of this one."""
+        """Return the earlier steps that write the rows of this step."""
         earlier = self._earlier(outputs)
         found = [earlier.get(_path(name)) or earlier.get(_file(name)) for name in self.reads(arguments)]
         return [step for step in found if step is not None]

@@ -80,7 +80,7 @@ class Spending:
     costs: dict[str, float] = field(default_factory=dict)
     """The cost of each job, by its folder."""
     elsewhere: dict[str, float] = field(default_factory=dict)
-    """The part of each of these costs that was spent before the recipe first ran the job, by its folder."""
+    """By the job's folder: the part of each of these costs that was spent before the recipe first ran the job."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
     """The stamp of each output after its step, by its path."""
     searches: dict[str, Search] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class Spending:
         return stamp is not None and self.outputs.get(str(output)) == [*stamp]
 
     def keep_stamp(self, output: Path, digest: str = "") -> None:
-        """Record how a step has left its output. `digest`: of a step that has finished a search for it."""
+        """Record how a step has left its output. `digest`: the step's digest, if the step is a finished search."""
         if (stamp := table_paths.stamp(output)) is not None:
             self.outputs[str(output)] = [*stamp]
             if digest:

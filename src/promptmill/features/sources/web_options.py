@@ -15,8 +15,8 @@ OPTIONS = (
             Excluded("quote", "; the sources of an answer are quotes or pages"),
             Excluded("embed", "; a vector has no sources"),
             Excluded("split", "; the sources of a row in pieces are its pieces"),
-            Excluded("together", "; the pages cited for several rows belong to none of them"),
-            Excluded("n", "; the pages cited for several answers belong to none of them"),
+            Excluded("together", "; the pages cited for several rows cannot be matched to rows"),
+            Excluded("n", "; the pages cited for several answers cannot be matched to answers"),
         ],
     ),
 )

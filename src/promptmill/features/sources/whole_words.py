@@ -95,7 +95,7 @@ def _is_within(text: str, at: int) -> bool:
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]
-    if before.isascii() and after.isascii():  # mostly; only numbers need a second look
+    if before.isascii() and after.isascii():  # the usual case: only numbers need a second look
         if before.isalpha() and after.isalpha():
             return True
         if not (before.isdigit() or after.isdigit() or before in "-^"):

@@ -173,7 +173,7 @@ class Telemetry:
     """Exports the spans and metrics of one service. It belongs to the running event loop."""
 
     def __init__(self, service: Service, exporters: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-        """`exporters`: for spans (`trace`), for metrics (`metric`), or both."""
+        """`exporters`: one for spans (`trace`), one for metrics (`metric`), or both."""
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope

@@ -64,7 +64,7 @@ class RecordForm:
     is_text: bool
     """Whether an answer is a text instead of JSON."""
     is_object: bool
-    """Whether the answers are the fields of one object; otherwise a list."""
+    """Whether the answers are the fields of one object; otherwise, they are a list."""
     _of_counts: dict[int, Sampling] = field(default_factory=dict)
 
     @classmethod

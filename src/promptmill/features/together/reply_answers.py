@@ -5,7 +5,7 @@
     {"r1": "delivery", …}                                      an object whose ids can be guessed: bare only
 
 A reply may have several lists or objects: a draft and the final answers, or a list that is cut off and written anew.
-The words around them do not show reliably which list counts. So a row has an answer only if all of them agree on it.
+The words around them do not show reliably which list is final. So a row has an answer only if all of them agree on it.
 """
 
 from __future__ import annotations

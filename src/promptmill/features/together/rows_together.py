@@ -58,7 +58,7 @@ class RowsTogether(Gathering):
         window = getattr(loading.config.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
-        """The form by parameters, because rows may set some of them; or a text: why such rows are sent alone."""
+        """By parameters, because rows may set some of them: the form, or the reason why such rows are sent alone."""
         self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:

@@ -51,7 +51,7 @@ _UNSURE = 5
 _LOOKED_AT = 200
 """The most rows whose fields are measured. Their mean is within a few percent of the mean of all rows."""
 _FEWEST_SAMPLED = 20
-"""The size of a sample of rows sent alone whose mean counts for all rows."""
+"""The number of rows sent alone whose mean is taken as the mean of all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
 """The bytes around a choice in an answer alone, which an endpoint writes as an object."""
 _MEAN_ANSWER = f"""
@@ -87,7 +87,7 @@ class TogetherStatus(TypedDict):
     unread: bool
     """Whether no reply to several rows had a readable answer."""
     saved: int
-    """About how many fewer prompt tokens the job had than with each row alone; negative: more tokens."""
+    """The approximate number of prompt tokens saved, compared with each row alone; negative: more tokens."""
     added: NotRequired[int]
     """About how many more tokens the answers had. Missing if the model thinks, because its reasoning about a row alone
     has an unknown length."""

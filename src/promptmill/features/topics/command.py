@@ -56,7 +56,7 @@ _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
 def run(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Find topics, print them and write them. Return 0; a job's exit code if it stopped."""
+    """Find topics, print them and write them. Return 0, or the exit code of a job that stopped."""
     refuse((arguments.prompt == "", "--prompt", "is empty."))
     check_number("most", arguments.most, MOST_CHOICES - 1)
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
@@ -127,7 +127,7 @@ def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:
 
 
 def _estimated(drawn: Drawn, most: int, estimates: Sequence[TopicEstimate]) -> JsonDict:
-    likely = with_chosen(drawn, range(chosen_rows(drawn)))  # rows of the same number stand for the chosen ones
+    likely = with_chosen(drawn, range(chosen_rows(drawn)))  # any rows, as many as would be chosen
     for estimate in estimates:
         Finding(likely, estimate.questions.prompt, most, estimate, is_estimate=True).figures()
     return figures_of(*estimates)

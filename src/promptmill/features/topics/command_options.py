@@ -33,14 +33,14 @@ def add_options(topics: Parser) -> None:
         type=at_least_one,
         metavar="N",
         default=SAMPLE,
-        help=f"so many random rows, in which topics are found; default: {SAMPLE}",
+        help=f"number of random rows in which topics are found; default: {SAMPLE}",
     )
     group.add_argument(
         "--held-out",
         type=at_least_one,
         metavar="N",
         default=HELD_OUT,
-        help=f"so many other rows, on which the topics are tried; default: {HELD_OUT}",
+        help=f"number of other rows on which topics are tried; default: {HELD_OUT}",
     )
     group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all steps may spend")
     group.add_argument("--again", choices=("failed",), help="send failed requests again")

@@ -115,7 +115,7 @@ class Topic:
 
     label: str
     rows: int = 0
-    """The number of rows in which the topic was found; a row counts once for each list that names it."""
+    """The number of rows in which the topic was found; a row counts once for each list with the topic."""
     quotes: Sequence[Quote] = ()
     definition: str = ""
 

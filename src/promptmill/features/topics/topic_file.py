@@ -103,7 +103,7 @@ class TopicFile(SeriesFile):
             _write(its, [_row(topic) for topic in figures["topics"]], path)
 
     def is_equal(self, written: Path) -> bool:
-        """Return whether the file has the topics of another. (Two workbooks with equal cells differ in their time.)"""
+        """Return whether the file has the topics of `written`. (Workbooks with equal cells differ in their time.)"""
         with suppress(PromptmillError):
             pairs = itertools.zip_longest(objects_in(self.path), objects_in(written))
             return all(one == other for one, other in pairs)

@@ -47,14 +47,14 @@ def check_form(config: ModelConfig) -> None:
 
 
 def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | None:
-    """Return the token limit for lists of at most `most` topics if the configuration has a limit (which is meant for
-    labels) or a budget requires one; else None, because a small model may lack the room."""
+    """Return the token limit for a list of `most` topics. The configuration's own limit is for labels. Without it and
+    without a budget, the limit is None, because a small model may lack the room."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
 
 
 def settings_of(form: Form, limit: int | None) -> JsonDict:
-    """Return the options of `step_model` for answers of a form. `limit`: of the tokens of a list."""
+    """Return the options of `step_model` for answers of a form. `limit`: the most tokens of a list."""
     if isinstance(form, Labels):
         return {"choices": form, "schema": None}
     return {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}

@@ -63,7 +63,7 @@ _TOOLS = {
 
 class PipelineCalls(Middleware):
     """Adapts arguments and results, and reports on stderr failures, warnings and progress, which the client does not
-    show; each warning only once."""
+    show. Each warning is reported only once."""
 
     def __init__(self, service: Service, stream: TextIO | None = None, every_s: float = _LINE_EVERY_S) -> None:
         self._service = service

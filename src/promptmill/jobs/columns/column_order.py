@@ -33,6 +33,6 @@ def mean_lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _place_at_end(name: str) -> int:
-    """Return the place of a column among the last ones, from 1; 0 for any other column."""
+    """Return the position of a column among the last columns, from 1; 0 for any other column."""
     name = "id" if re.search(r"(?:^|[_ -])id$", name, re.IGNORECASE) else name
     return _LAST.index(name) + 1 if name in _LAST else 0

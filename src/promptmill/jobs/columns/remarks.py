@@ -24,7 +24,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
     asked = {target.model for target in spec.targets if spec.is_grid}
     read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # of several models: data
     if read:
-        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
+        yield f"Columns read as row settings: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:
         of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.blank.items())
         yield f"Empty cells leave their places in the prompt blank: {of}."

@@ -168,7 +168,7 @@ def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
 
 
 def _with_names(store: JobDatabase, spec: JobSpec, compared: Callable[[str], str]) -> JobSpec:
-    """Return a job with names of its columns for another output, which compares them by `compared`."""
+    """Return the job with column names for another output, where two names clash if `compared` makes them equal."""
     own, wanted = OwnValues(spec), wanted_names(spec)
     taken = {*spec.input.taken, *own.names_in(())}
     if not spec.input.header:  # the rows were read with other names in view

@@ -117,7 +117,7 @@ def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
 def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> bool:
     """Return whether the output, whose stamp is `there`, is unchanged since the job wrote it. Blocks.
 
-    In a sheet that the job fills, only the job's columns count: the user and other jobs may change other columns.
+    In a sheet that the job fills, only the job's columns are compared: other columns may have changed.
     """
     if made is None or made.is_own(there):
         return made is not None

@@ -100,7 +100,7 @@ class OwnValues:
 
     @staticmethod
     def _of_batch(row: Row) -> JsonDict:
-        """Return the column of a Batch line in a table, its id; a Batch line has no other column."""
+        """Return the only column that a table has of a Batch line: the line's id."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}

@@ -119,7 +119,7 @@ def _check_width(columns: int) -> None:
 
 
 def check_fits(rows: int) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a sheet cannot hold so many rows."""
+    """Raise `PromptmillError` (`invalid_input`) if a sheet cannot hold this many rows."""
     if rows > _MOST_ROWS:
         raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
 

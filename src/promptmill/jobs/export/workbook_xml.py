@@ -110,8 +110,8 @@ class Dates:
         self._numbers: dict[tuple[int, str], str] = {}
 
     def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
-        """Return the style and the number of days of a cell that has the style `style`, `""` for the usual style;
-        a text if Excel has no number for the date, or if the workbook has no formats."""
+        """Return the style and the number of days of a cell with the style `style` (`""`: the usual one), or a text if
+        Excel has no number for the date or the workbook has no formats."""
         match value:
             case dt.time():
                 form, time, least = _TIME, dt.datetime.combine(self._first, value), self._first
@@ -164,14 +164,14 @@ class Cells:
         self._dates, self._prefix = dates, prefix
 
     def row(self, number: int, values: Sequence[Any]) -> str:
-        """Return a row. `number`: from 1."""
+        """Return a row. `number`: the row's number, from 1."""
         cells = "".join(
             self.cell(number, column, value) for column, value in enumerate(values) if value not in (None, "")
         )
         return f'<{self._prefix}row r="{number}">{cells}</{self._prefix}row>'
 
     def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
-        """Return a cell. `row`: from 1. `style`: the number of the cell's format."""
+        """Return a cell. `row`: the row's number, from 1. `style`: the number of the cell's format."""
         p, kind = self._prefix, ""
         if isinstance(value, dt.date | dt.time):
             style, value = self._dates.cell(value, style)

@@ -73,7 +73,7 @@ def schema_of_fields(text: str) -> JsonDict:
     A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, `NAME:low<middle<high` for the levels of a scale, or
     `NAME:rows(FIELDS)` for a list of objects. It may be null,
     and a list empty, because a model invents the value that a schema demands: `amount:number` gave 0 for 30 of 40 mails
-    without an amount. A `!` at its end demands a value; a `?` changes nothing.
+    without an amount. A field that ends in `!` needs a value; a final `?` is ignored.
 
     >>> schema_of_fields("customer:str!,amount:float")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}

@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "default_model": "model",
     "system_prompt": "system",
 }
-"""Arguments whose name differs from their field or key."""
+"""Arguments whose name differs from the name of their field or key."""
 _FIELD_TYPES = MappingProxyType(
     {
         str: "text",
@@ -58,7 +58,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
     }
 )
-"""For options whose values are not plain: the types of the values, and words for an error about another type."""
+"""For options whose values are not plain: the types of the values, and the words for an error about a wrong type."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 

@@ -40,7 +40,7 @@ class JobPlaces:
 
     @classmethod
     def of_process(cls, *, is_shared: bool) -> JobPlaces:
-        """Return as many places for jobs as this process has file descriptors for."""
+        """Return the places for jobs: as many as the file descriptors of this process allow."""
         count = min(MOST_OPEN, descriptors(MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
         return cls(max(1, count), is_shared=is_shared)
 

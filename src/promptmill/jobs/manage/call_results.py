@@ -30,7 +30,7 @@ Only = Literal["all", "answers", "failed"]
 LEFT_OUT = "left_out"
 """The field with the reason, if a row's fields or its answer are withheld."""
 WITHHELD = "(withheld)"
-"""Stands for the answers that may hold secrets, among the counts of equal answers."""
+"""The name for answers that may hold secrets, among the counts of equal answers."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
 
@@ -77,7 +77,7 @@ def results_page(
 
 
 def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
-    """Return the counts of the answers without those answers that may hold secrets, see `statistics.results`."""
+    """Return the counts of the answers, without answers that may hold secrets; see `statistics.results`."""
     if not rule.is_guarded:
         return {**results}
     finder = rule.finder
@@ -96,7 +96,7 @@ class ShownRows:
     """The rows of a job and their answers as fields that can be sent to a caller, without what may be a secret."""
 
     def __init__(self, spec: JobSpec, rule: FileRule) -> None:
-        """`rule`: says whether the rows are those of the operator's job, in which secrets are searched for."""
+        """`rule`: unless it is the rule of the operator's own programs, secrets are searched for."""
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 

@@ -71,7 +71,7 @@ class DeadlineCall:
         limit_s: float,
         task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `work.call`. `task`: the task that the call may become."""
+        """`limit_s`: the time that `work.call` may take. `task`: the task that the call may become."""
         self._service = service
         self._server_jobs = server_jobs
         self._work = work
@@ -146,7 +146,7 @@ class DeadlineCall:
         return await self._deferred(job, lambda: _make_durable(job), lambda: self._server_jobs.adopt(job, run, place))
 
     async def _put_off(self, job: Job, place: JobPlace) -> PromptmillError:
-        """Close the job, which got no place in time. Return the error for its items."""
+        """Close the job, which got no place in time. Return the error for the job's items."""
 
         def close() -> None:
             job.folder.put(status={"state": progress.INTERRUPTED})  # the job would look killed without a stored state

@@ -176,7 +176,7 @@ def forget_ended(folder: Folder, folders: JobFolders, *, unfinished: bool) -> No
 
 
 def _last_change(path: Path) -> float:
-    """Return the time of the job's last work. Reading the job or taking its lock does not count."""
+    """Return the time of the job's last work. Reading the job or taking its lock is no work."""
     folder = Folder(path)
     if (spec := folder.spec) is not None:
         updated = folder.status.get("updated")

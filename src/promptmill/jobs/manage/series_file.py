@@ -28,8 +28,8 @@ _MARK = "written.json"
 class SeriesFile:
     """The file that a series of jobs writes. It replaces another file only if the user wishes it.
 
-    With `sends_again`, the results may differ from those of an earlier run of the series; the file of that run is
-    replaced if it is unchanged.
+    With `sends_again`, the results may differ from those of an earlier run of the series; the file of that run, if
+    unchanged, is replaced.
     """
 
     path: Path

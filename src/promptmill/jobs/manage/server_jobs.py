@@ -79,7 +79,7 @@ class ServerJobs:
     async def opened(
         self, rows: Rows, output: str | Path | None, options: Mapping[str, Any], models: CallModels, caller: Caller
     ) -> AsyncGenerator[OpenJob]:
-        """Yield the job of a call: `open_job` in a thread. `CallPaths` has checked the paths of the call.
+        """Yield the job of a call, which `open_job` opens in a thread. `CallPaths` has checked the paths of the call.
 
         Calls with files read these in turn, see `Readers`. A cancelled call ends its reading. Raises `PromptmillError`.
         """
@@ -111,7 +111,7 @@ class ServerJobs:
         `approve` is called with the cost of the rows that have no answer yet. With `validate`, nothing is started, and
         the problems in the rows are returned.
 
-        With the openai backend, the job runs in a child process; otherwise on this server's engine. Raises
+        With the openai backend, the job runs in a child process; otherwise, it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) if `admission` refuses the order.
         """
         order, source = opened.order, opened.source
@@ -167,7 +167,7 @@ class ServerJobs:
     def _running(self, order: JobOrder) -> Status | None:
         """Return the status of the job of an order, if a process runs this job with the same order. Blocks."""
         folder = self.folders.of(order.target)
-        if order != folder.order:  # with `again` they never equal, because `earlier` is not stored
+        if order != folder.order:  # orders with `again` are never equal, because `earlier` is not stored
             return None
         now = status.read(folder)
         if not now["alive"] or now["state"] not in progress.ALIVE:  # not counted: the runner may be about to exit

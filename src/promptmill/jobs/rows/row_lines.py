@@ -99,7 +99,7 @@ class RowLimits:
     models: frozenset[str] | None = None
     """The models that a row may name, according to the operator's `client_limits`."""
     tokens: int | None = None
-    """The largest `max_tokens` of a row according to `client_limits`; also the default."""
+    """The largest `max_tokens` of a row according to `client_limits`, which is also the default."""
     values: int | None = None
     """The most values in a row: while it parses JSON, the process does nothing else."""
     only_model: str = ""
@@ -307,7 +307,7 @@ def row_word(kind: str, *, has_lines: bool = True) -> str:
 
 
 def may_exceed(most: int, line: bytes) -> bool:
-    """Return whether the JSON of a line may have more than `most` values. Commas inside texts count too."""
+    """Return whether the JSON of a line may have more than `most` values. Commas inside texts are counted, too."""
     return len(line) > most and sum(map(line.count, (b"[", b"{", b","))) > most
 
 
@@ -504,7 +504,7 @@ def _sources(value: Any, where: str, kind: Literal["image", "pdf", "audio"] = "i
 
 
 def _structured(name: str, value: Any, where: str) -> Any:
-    """Return `value`; if it is a table's cell with JSON, parse it."""
+    """Return `value`, parsed if it is a table's cell with JSON."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
             return read_json(value)

@@ -42,7 +42,7 @@ from promptmill.jobs.rows.plain_template import PROMPT, RESERVED, PlainTemplate,
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
-_ALIKE = 0.7  # min similarity of a misspelling; lower, `a - b` would match `a`
+_ALIKE = 0.7  # min similarity of a misspelling: with a lower value, `a - b` would match `a`
 _CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
 _PLACES = "promptmill places"  # a variable's name that no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
@@ -134,7 +134,7 @@ def _name(text: str) -> str:
 
 
 def alike(name: str, columns: Iterable[str]) -> str:
-    """Return the column whose name looks like `name`, for example but for an invisible sign, or `""`.
+    """Return the column whose name looks like `name`, perhaps with an invisible sign, or `""`.
 
     >>> alike("text", ["id", "\\u200btext"]) == "\\u200btext"
     True
@@ -281,7 +281,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
-    """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`, and writes the values of `a ~ b` as places."""
+    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Writes the values of `a ~ b` as placeholders do."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""

@@ -146,8 +146,8 @@ def _usable(folder: Folder) -> Iterator[None]:
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order. An order that resumes an interrupted `again` counts from the
-    last round before that `again`."""
+    """Return the id of the last round before the order. If the order resumes an interrupted `again`, this is the last
+    round before that `again`."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -246,7 +246,7 @@ def _identity(spec: JobSpec) -> tuple[object, ...]:
 
 
 def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
-    """Return the targets. In slot 0, answers that a plan copied from the other slots count too."""
+    """Return the targets. Slot 0 also accepts the answers that a plan copied from the other slots."""
     delivered, *others = targets
     kept = tuple(sorted({*delivered.kept, *(target.settings for target in others)} - {delivered.settings}))
     return delivered.model_copy(update={"kept": kept}), *others

@@ -1,6 +1,6 @@
 """Runs a job in a process that outlives its parent: `python -m promptmill.jobs.run.detached`.
 
-The process takes over the job's lock, and its messages go to the job's `log`. It inherits the environment's keys for
+The process receives the job's lock, and its messages go to the job's `log`. It inherits the environment's keys for
 its models.
 """
 

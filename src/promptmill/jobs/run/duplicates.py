@@ -94,7 +94,7 @@ class Duplicates(OneFlight[_Question]):
         return await super().shared(flight, call) if call.waits.held < _MOST_HELD else _WAITS
 
     async def known(self, question: _Question, request: Request, call: Call) -> Outcome | None:
-        """Return the outcome of the row that counts for a question; None if the request must be sent."""
+        """Return the outcome that another row with this question has; None if the request must be sent."""
         del call
         return await self._read(self._outcome, question, request.key)
 

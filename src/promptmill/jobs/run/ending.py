@@ -25,7 +25,7 @@ class Stopped(Exception):  # noqa: N818 (ends a run early; never leaves the run)
 
 
 class Ending:
-    """The early end of one run. The first reason counts.
+    """The early end of one run. Later reasons are ignored.
 
     A run that leaves takes no new rows, and waits at most `leaving_s` seconds for its requests in flight, which are
     paid anyway.
@@ -80,7 +80,7 @@ class Ending:
             self._end_after_flight(Stopped(states.STOPPED, error))
 
     def leave(self, state: str = states.INTERRUPTED) -> bool:
-        """End the run in `state` after its requests in flight. If there are none, do nothing; return False."""
+        """End the run in `state` after its requests in flight. If there are none, do nothing, and return False."""
         if self._progress.state != states.RUNNING or not self._progress.call.in_flight:
             return False
         if self._waiting is None:

@@ -52,7 +52,7 @@ class JobRounds:
         show: Callable[[Mapping[str, object]], object] = dict,
         config_of: Callable[[str], ModelConfig] | None = None,
     ) -> None:
-        """`end`: the number of the first row beyond the order's limit. `work` follows and halts the plan's long work.
+        """`end`: the number of the first row beyond the order's limit. `work` shows and halts the plan's long work.
         `show`, `config_of`: see `RunningJob`; without `config_of`, the job's model is the only configured one."""
         self._job = job
         self._end = end
@@ -164,7 +164,7 @@ class JobRounds:
         self._job.folder.store.write(records, [record.key for record in records])
 
     def targets(self, round_: Round) -> Sequence[Target]:
-        """Return the targets of a round, by slot. If it names a model, this model's answers count from now on."""
+        """Return a round's targets, by slot. If the round names a model, the job accepts its answers from now on."""
         job = self._job
         if not round_.model:
             return job.spec.targets

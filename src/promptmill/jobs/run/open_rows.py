@@ -21,7 +21,7 @@ from promptmill.jobs.store.rounds import Round, join_of
 
 _NO_QUESTION = bytes(16)
 Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
-"""Yields the rows to send after the answers to the rows `first` to `following - 1`."""
+"""Yields the rows to send once the rows `first` to `following - 1` are answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def _note_persons(run: RunState) -> None:
 
 
 async def _note_bound(run: RunState, bound: Bound) -> None:
-    """Note which earlier answers count, and which answers of other jobs count although their settings differ."""
+    """Note which earlier answers are kept, and which answers of other jobs are used although their settings differ."""
     _note_kept(run, bound)
     run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 

@@ -1,6 +1,6 @@
 """Resuming a job with another order: which answers are kept, and which changes are refused.
 
-An answer counts if it was made with the order's settings, or if the user keeps answers made with other settings.
+An answer is kept if it was made with the order's settings, or if the user keeps answers made with other settings.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 _HELD_BYTES = 64 << 20
-# Answers: enough to tell a low limit from a few long answers, and few to pay for.
+# Answers: enough to distinguish a low limit from a few long answers, and few to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 

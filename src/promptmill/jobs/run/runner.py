@@ -79,7 +79,7 @@ class Runner:
         return self._run.progress
 
     def leave(self) -> bool:
-        """End the run after its requests in flight. If there are none, do nothing; return False."""
+        """End the run after its requests in flight. If there are none, do nothing, and return False."""
         return self._run.ending.leave()
 
     async def run(self) -> RunStatus:

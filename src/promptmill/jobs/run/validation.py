@@ -74,9 +74,9 @@ _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON, searched for names of fields: most files have the same in all rows
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
-"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model pays for them."""
+"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model reads them as tokens."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
-_MANY_ROWS = 20  # with fewer rows, equal rows are not worth an option
+_MANY_ROWS = 20  # with fewer rows, `dedupe` is not advised for equal rows
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
 _WORTH_A_WORD = 2  # the highest cost must fall by this factor before a lower `max_tokens` is advised
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts

@@ -52,7 +52,7 @@ class Way(Protocol):
 
     @staticmethod
     def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
-        """Return the figures of a job that has rounds of this way. `configs`: of the model of each slot. Blocks.
+        """Return the figures of a job that has rounds of this way. `configs`: one for each slot's model. Blocks.
 
         Raises the errors of `JobDatabase`.
         """

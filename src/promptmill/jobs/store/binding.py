@@ -224,8 +224,8 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
-    """Add another job's answers to wanted questions to `spare`, after all existing answers, at the next of the
-    descending `places`. The copies cost nothing. Return the places before the first copy and after the last copy."""
+    """Copy another job's answers to wanted questions into `spare`, after all existing answers. Each copy gets the next
+    of the descending `places`, and costs nothing. Return the places before the first copy and after the last copy."""
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -260,7 +260,7 @@ def _of_other(other: JobDatabase) -> Iterator[_Source]:
 
 
 def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
-    """Yield the records of the job that belong to no row and count for `spec`."""
+    """Yield the records of the job that belong to no row and whose settings `spec` accepts."""
     settings = ", ".join(map(str, [*spec.targets[0].counted, PERSON]))
     for place, *columns in connection.execute(_OWN.format(settings=settings)):
         record = Record._make(columns)
@@ -314,8 +314,7 @@ def _counts(
     borrowed: Iterable[tuple[int, int]],
     parts: Sequence[tuple[int, int]],
 ) -> Bound:
-    """Count the matches. `borrowed`: the places of the answers of each other job, see `_borrow`. `parts`: see
-    `_take_parts`."""
+    """Count the matches. `borrowed`: for each other job, the two places from `_borrow`. `parts`: see `_take_parts`."""
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")

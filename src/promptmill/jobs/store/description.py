@@ -29,7 +29,7 @@ class JobPrompts(Stored):
     audio_column: str | None = None
     """The field with the paths of a row's recordings."""
     files: tuple[FileKind, ...] = ()
-    """The kinds of files that rows of whole files are, and that are sent as they are."""
+    """The kinds of whole files that are rows and are sent as they are."""
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
@@ -104,7 +104,7 @@ class Target(Stored):
     settings: int = 0
     """The id of the settings in table `settings`; `fingerprint` is their content."""
     kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers count too."""
+    """The ids of other settings whose answers are accepted, too."""
     changed: tuple[str, ...] = ()
     """The settings that changed since the job began (see `Earlier.keep`). Every later record names them."""
     fingerprint: dict[str, Any] = Field({})
@@ -120,7 +120,7 @@ class Target(Stored):
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return this target, with answers of `model` counting too, and the target of a round that `model` answers.
+        """Return this target, accepting `model`'s answers, too, and the target of a round that `model` answers.
 
         `settings`: the id of this target's settings with `model`.
         """

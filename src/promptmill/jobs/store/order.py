@@ -106,7 +106,7 @@ class Earlier(Stored):
     again: Again | None = None
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers made with other settings count (later records name the change), and most answers may be lost."""
+    """Whether answers of other settings are kept (later records name the change), and most answers may be lost."""
     from_jobs: tuple[Path, ...] = ()
     """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
@@ -145,7 +145,7 @@ class OrderTexts(Stored):
     command: list[str] = Field([])
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
-    """The URLs of `input_file` and `output_file`, which are local copies; with commits of datasets, without secrets."""
+    """The URLs, without secrets, of which `input_file` and `output_file` are local copies. Datasets have commits."""
     input: str = ""
     """The input as the user wrote it, without secrets."""
     reason: str = "first"

@@ -58,7 +58,7 @@ class OrderPart(Stored):
         return ()
 
     def hints(self, inputs: Sequence[Path]) -> Sequence[Words]:
-        """Return hints for the user about files of rows. `inputs`: as the user named them."""
+        """Return hints for the user about files of rows. `inputs`: the paths as the user named them."""
         del inputs
         return ()
 

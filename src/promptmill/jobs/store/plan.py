@@ -45,7 +45,7 @@ class PlanWork:
     """
 
     window = 4096
-    """In a live round, answers are delivered each time after this many row numbers. A query over more rows would block
+    """A live round delivers answers whenever it has passed this many row numbers. A query over more rows would block
     the database too long."""
     late = 0
     """The number of rows before a window that are checked again."""
@@ -244,9 +244,9 @@ class Plan(OrderPart):
     ) -> Estimate:
         """Return what a validation adds for the plan. Blocks.
 
-        `configs`: by model. `checked`: the figures so far, as for one model; `alone`: the `Usage` of all rows if each
-        is sent alone; `text_tokens`: the tokens of their texts; `of_models`: the costs by model, empty without a price.
-        `end`: the number of the first row beyond the limit. If the figures have a `least_estimated_cost`,
+        `configs`: by model name. `checked`: the figures so far, as for one model; `alone`: the `Usage` of all rows if
+        each is sent alone; `text_tokens`: the tokens of their texts; `of_models`: the costs by model, empty without a
+        price. `end`: the number of the first row beyond the limit. If the figures have a `least_estimated_cost`,
         `estimated_cost` is the upper end of a range.
         """
         del store, spec, configs, checked, end

@@ -19,7 +19,7 @@ SLOT = 1 << 40
 PERSON = -1
 """The settings id of a label that a person gave. No other settings have this id."""
 A_PERSON = "person"
-"""The name that outputs show as the giver of a person's labels."""
+"""The name in outputs for the person who gave a label."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
 

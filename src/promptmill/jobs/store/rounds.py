@@ -47,8 +47,8 @@ RULES: Mapping[str, str] = MappingProxyType(
 )
 """The rules that select the rows of a round: a condition on `row` and its `answer` in a slot, if any, by name.
 
-`since` is the id of the last round before the order, `settings` the settings ids whose answers count, `base` the key of
-the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name, see `Awaited`.
+`since` is the id of the last round before the order, `settings` the ids of accepted settings, `base` the key of the
+slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name, see `Awaited`.
 """
 
 
@@ -74,7 +74,7 @@ class Awaited(Protocol):
         ...
 
     def check(self, store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the awaited answers would not count for `targets`."""
+        """Raise `PromptmillError` (`invalid_input`) if `targets` would not accept the awaited answers."""
         ...
 
     def most_cost(self, store: JobDatabase) -> float:
@@ -82,7 +82,7 @@ class Awaited(Protocol):
         ...
 
     def rebind(self, store: JobDatabase, targets: Sequence[Target]) -> None:
-        """Assign each awaited answer to the row that has its question now. `targets`: by slot."""
+        """Assign each awaited answer to the row that has its question now. `targets`: the targets by slot."""
         ...
 
     def forget(self, store: JobDatabase) -> None:
@@ -162,7 +162,7 @@ class Round:
     """Whether another round followed or the job finished."""
 
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
-        """Return the condition for the round's rows in a slot. `settings`: ids of settings whose answers count."""
+        """Return the condition for the round's rows in a slot. `settings`: the ids of accepted settings."""
         ids = ", ".join(str(int(each)) for each in settings)
         way = None if self.way in {LIVE, COPY} else _awaited(self.way)
         rule = rule_of(self.rows) if way is None else f"({rule_of(self.rows)}) AND NOT {way.TRIED}"

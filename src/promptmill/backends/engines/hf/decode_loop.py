@@ -47,7 +47,7 @@ _NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # of a
 _MISHAPS = 3  # failed steps; a row that was in this many is considered their cause
 _MOST_LEADING = 256  # different tokens that may lead to a choice
 _MOST_TEXTS = 8  # questions about a text precede other rows, so a run has one text at a time
-_SHARE_OF_TEXTS = 4  # of the cache's tokens, the share that texts may take
+_SHARE_OF_TEXTS = 4  # texts may take 1/4 of the cache's tokens
 _QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
 
@@ -362,7 +362,7 @@ class ContinuousBatch:
                 row.computed_too_far = 0
 
     def wipe(self, position: int) -> None:
-        """Erase a row's content before another row uses its place."""
+        """Erase a row's content before another row uses its part of the cache."""
         self._cache.wipe(position)
 
     def drop(self, positions: list[int]) -> None:

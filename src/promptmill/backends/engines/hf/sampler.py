@@ -149,7 +149,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     numbers = [choice.draw() for choice in choices]
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
-    # a card takes as long for all rows as for one; a CPU three times as long as for one after the other
+    # a card takes as long for all rows as for one; a CPU takes three times as long as for the rows one by one
     for rows in [whole] if scaled.is_cuda and whole else [[row] for row in whole]:
         shares = (scaled[rows] if len(rows) > 1 else scaled[rows[0], None]).softmax(-1)
         upto = (shares.cpu() if shares.is_mps else shares).cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64

@@ -30,9 +30,9 @@ _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed 
 _SHORT = 128  # tokens; a shorter prompt is computed completely with others, not alone from its changed end on
 _STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row; 64 on a card
 _CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists twice while it is moved
-_RESERVE = 10  # 1/10 of a card, or 1/4 of what is free, stays free for what a step computes and for other programs
+_RESERVE = 10  # 1/10 of a card, or 1/4 of its free memory, stays free for the values of a step and for other programs
 _BATCH_SHARE = 2 / 3  # of the rest; paused rows and kept texts get 1/3 (on a card, a cache is moved layer by layer)
-_SCORE_BYTES = 32  # for each token of the vocabulary: a row's scores in 16 and 32 bits, four copies, and their sums
+_SCORE_BYTES = 32  # bytes for each token of the vocabulary: a row's scores in 16 and 32 bits, four copies, their sums
 _IMAGE_ROWS = 64  # max rows of an image model: twice as many prompts wait with their pixels, each with some MB
 
 

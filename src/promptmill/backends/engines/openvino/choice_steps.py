@@ -17,7 +17,7 @@ from typing import Any
 
 from promptmill.backends.engines.choice_tokens import ChoiceSearch
 
-_EQUALLY = 1e6  # a temperature; differences of log probabilities are below 100
+_EQUALLY = 1e6  # a temperature that makes tokens equally likely: differences of log probabilities are below 100
 # A draw takes 1 ms. 20 tokens need 240 draws, which miss one of them in 1 of 10,000 cases.
 _MOST_TOKENS, _LOG_MISSED = 20, 9
 _SEEDS = 2**32

@@ -269,7 +269,7 @@ class StrictJson:
         return self._names[body]
 
     def _of(self, node: Any, open_references: frozenset[str]) -> str:
-        """Return the expression for a schema. `open_references`: those that contain the schema at the same place."""
+        """Return the expression for a schema. `open_references`: references around the schema at the same position."""
         if node is True:
             return "value"
         keywords = node.keys() - _IGNORED

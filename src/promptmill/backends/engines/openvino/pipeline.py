@@ -87,7 +87,7 @@ class LoadedPipeline:
 
     @functools.cached_property  # read when first needed
     def vocabulary(self) -> int:
-        """The number of tokens that the model gives a probability; often more than its tokenizer has."""
+        """The number of tokens that the model gives a probability. The tokenizer often has fewer tokens."""
         if self._path.is_file():
             return len(self.tokenizer.numbers)
         logits = openvino.Core().read_model(self._path / IR.files[0]).output("logits")
@@ -190,7 +190,7 @@ class Sight:
     """The prompt for a model that reads images, as text and images instead of tokens."""
 
     text: str
-    """The prompt, with OpenVINO's tags at the places of its images."""
+    """The prompt, with OpenVINO's tags at the positions of its images."""
     images: Sequence[str]
     """Image files in base64; decoded images of waiting rows would take many times the memory."""
 

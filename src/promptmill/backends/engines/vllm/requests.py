@@ -258,7 +258,7 @@ class ParserReader:
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> Frame:
-        """Return the preview of an unfinished answer; `{}` unless inline, because parsers need the whole text."""
+        """Return an unfinished answer's preview; `{}` unless reasoning is inline: parsers need the whole text."""
         return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 

@@ -54,7 +54,7 @@ _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 # Statuses of redirects: providers redirect a download to their storage.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
-_LONGEST_WAIT_S = 300.0  # an endpoint that asks for a longer wait is an error
+_LONGEST_WAIT_S = 300.0  # a request of the endpoint to wait longer is an error
 _FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # polls, and seconds between them; Azure processes 200 MB within minutes
 
 

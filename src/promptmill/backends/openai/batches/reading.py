@@ -128,7 +128,7 @@ def count(value: object) -> int | None:
 
 
 def is_full(payload: Any, *, soft: bool = False) -> bool:
-    """Return whether an error body reports a full queue. `soft`: words for a quota count, too."""
+    """Return whether an error body reports a full queue. `soft`: words about a quota suffice."""
     body = read_error(payload)
     if soft and SOFT_QUOTA.search(body.words) and not NO_QUOTA_AT_ALL.search(body.words):
         return True

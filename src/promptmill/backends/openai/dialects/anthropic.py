@@ -30,7 +30,7 @@ FILES: frozenset[FileKind] = frozenset({"pdf"})
 MARKS, MARKED = frozenset({"cache_control"}), ROLES
 DEFAULT_TOKENS = 16_384
 """The `max_tokens` of requests without a limit, because the API requires a limit. Larger answers are streamed, or may
-be cut off. The value is doubled for a thinking model, because its thoughts count."""
+be cut off. The value is doubled for a thinking model, because thoughts use up the limit, too."""
 
 # Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
@@ -402,7 +402,7 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event. Zeros for the prompt count only if another count of the prompt is not 0."""
+    """Return the usage after a later event. Zeros for the prompt are used only if another of its counts is not 0."""
     if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
         return {**usage, **{name: count for name, count in later.items() if count is not None}}
     return dialect.grown_usage(usage, later)

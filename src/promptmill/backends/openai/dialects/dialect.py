@@ -302,7 +302,7 @@ def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reas
 
 
 def with_searches(usage: JsonDict, searches: int) -> JsonDict:
-    """Return a usage in the format of chat completions with the number of searches of the web, in Anthropic's field."""
+    """Return a usage of chat completions that includes the number of web searches, in Anthropic's field."""
     return usage | {"server_tool_use": {"web_search_requests": searches}} if searches else usage
 
 

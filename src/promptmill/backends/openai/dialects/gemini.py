@@ -319,8 +319,8 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
 
 
 def _annotations(grounding: Any) -> list[JsonDict]:
-    """Return the citations of web pages: the pages that support a part of the text, in order of the text; all pages if
-    none does. Values of other types are ignored."""
+    """Return the citations of web pages: the pages that support a part of the text, in order of the text, or all pages
+    if no page supports a part. Values of other types are ignored."""
     if not isinstance(grounding, dict):
         return []
     chunks = dialect.listed(grounding, "groundingChunks")

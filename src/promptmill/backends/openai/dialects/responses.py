@@ -197,8 +197,9 @@ def _answers(items: list[JsonDict]) -> list[JsonDict]:
 def _distinct(items: list[Any]) -> list[JsonDict]:
     """Return the items of a response, each once. OpenAI and gateways repeat some items, sometimes with another id.
 
-    A message is a repetition if its text is that of an earlier message of its phase, or begins with that of the last
-    one; the longer text counts. Another item is one if it has the id of an earlier item and contradicts no field of it.
+    A message is a repetition if its text equals the text of an earlier message of its phase, or begins with the text of
+    the last one: the longer text is kept. Any other item is a repetition if it has an earlier item's id and contradicts
+    none of its fields.
     """
     distinct: list[JsonDict] = []
     texts: set[tuple[str, str]] = set()
@@ -402,7 +403,7 @@ class _StreamedItems:
     def __init__(self) -> None:
         self.items: list[_Item] = []
         self._open: dict[tuple[object, ...], _Item] = {}
-        """The items that have not ended, by index, type and id; and the last of them by index and type."""
+        """The items that have not ended, by index, type and id, and by index and type the last of these items."""
 
     def add(self, event: JsonDict) -> None:
         match event:

@@ -11,7 +11,7 @@ providers, do not cost speed.
 
 `ThroughputSearch` sets the upper bound of the limit for an operator's own server, which seldom refuses. With continuous
 batching, a server answers more requests per second the more are in flight, up to a point; beyond this point, each
-answer only takes longer. The bound is doubled while this pays, then set to the point where the gain ended, and a
+answer only takes longer. The bound is doubled while this has a gain, then set to the point where the gain ended, and a
 slightly higher bound is tried from time to time. A server that publishes its number of waiting requests does not get
 more than it computes: vLLM always publishes it (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp if started
 with an option, as Prometheus text at `/metrics` next to the API.
@@ -37,9 +37,9 @@ _TOLERATED = 0.1
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial ends when the earlier share of refusals would have caused so many of them, …
+# A trial ends when the earlier share of refusals would have caused this many refusals, …
 _TELLING = 8
-_TRIAL_LIMITS = 4  # … or after so many answers per permit
+_TRIAL_LIMITS = 4  # … or after this many answers per permit
 # Rounds at a found limit before a slightly higher limit is tried. (A wait that doubles from 2 to 32 is no faster.)
 _REST = 16
 _LONGEST_REST = 32  # rounds, in the search for the best throughput
@@ -378,7 +378,7 @@ class ThroughputSearch:
     def answered(self, round_number: int, in_flight: int, answer_s: float, tokens: int) -> None:
         """Count an answer that arrived while `in_flight` requests, including its own, were in flight.
 
-        `round_number`: from `AdaptiveLimit.taken`. `tokens`: 0 if the server does not report them.
+        `round_number`: the result of `AdaptiveLimit.taken`. `tokens`: 0 if the server does not report them.
         """
         if round_number < self._since:
             return

@@ -20,7 +20,7 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
 # From this number of consecutive refusals on, the cause is the endpoint, not single items. A filter that refuses a
-# third of all prompts refuses so many in a row once in 40 million.
+# third of all prompts refuses this many in a row once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
 # Answers within this time before an item was first sent show that the endpoint was well.
@@ -332,7 +332,7 @@ class EndpointState:
 
     def used_up(self, wait_s: float) -> None:
         """Send nothing for `wait_s`: an answer reported that the limit per minute is used up until then."""
-        # Longer waits count only in a refusal: a limit per minute resets after a minute, so a header with a longer wait
+        # A refusal may ask for longer waits: a limit per minute resets after a minute, so a header with a longer wait
         # refers to a limit per day.
         if wait_s <= min(60.0, longest_wait_s(self._settings)):
             self.pause.used_up_until = self._clock() + wait_s

@@ -91,7 +91,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Probe:
-    """Requests beyond the limit: they show whether an endpoint that refused so many accepts them after a while."""
+    """Requests beyond the limit: they show whether an endpoint accepts this number a while after it refused it."""
 
     due: float = math.inf
     wait_s: float = 1.0
@@ -178,7 +178,7 @@ class Pace:
         if self.rate < math.inf:
             return 0
         if not probe.size:
-            # more requests than it took in the burst; none if the limit is far below that, as many would be refused
+            # an eighth more than it took in the burst; none if the limit is now far lower: many would be refused
             probe.most = max(0, probe.held - size) + max(1, probe.held // 8)
             return probe.most if now >= probe.due and probe.most <= size else 0
         missing = probe.most - len(probe.serials)
