@@ -708,13 +708,24 @@ def test_a_conflict_is_decided_by_field(contract):
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [({"label: totl": "5"}, "has no field 'totl'"), ({"label: total": "many"}, "does not fit the schema")],
+    [
+        ({"label: totl": "5"}, "has no field 'totl'"),
+        ({"label: total": "many"}, "does not fit the schema"),
+        ({"label: total": ["5"]}, "does not fit the schema"),
+        ({"label": "Ann", "label: total": "5"}, "has a label of the whole answer and of its fields; keep one"),
+    ],
 )
 def test_a_value_of_a_field_is_checked(contract, label, said):
     (row,) = table(contract)
     contract.path.joinpath("decided.jsonl").write_text(json.dumps({**row, **label}))
     assert said in reviewed(contract, "--take", "decided.jsonl", code=2).stderr
     assert fields_of(contract)["total"] == 400
+
+
+def test_a_value_of_a_field_takes_no_label_back(voted):
+    row, *_ = table(voted)
+    voted.path.joinpath("decided.jsonl").write_text(json.dumps({**row, "label: total": "5"}))
+    assert "has no field 'total'" in reviewed(voted, "--take", "decided.jsonl", code=2).stderr
 
 
 @pytest.mark.thorough

@@ -14,18 +14,22 @@ from promptmill.core.values import JsonDict, JsonObject, json_text
 def with_fields(schema: JsonObject, answer: str, label: str, fields: JsonObject) -> str:
     """Return the whole answer for a label that has some fields of it, and for the values of single `fields`.
 
-    A label that is no object, or has all fields, is returned as it is. A name such as `party.name` is a field within a
-    field. A text becomes a number, or another value of JSON, for a field that takes no text. Raises `KeyError` for a
-    field that the answer does not have.
+    Without `fields`, a label that is no object, or has all fields, is returned as it is. A name such as `party.name` is
+    a field within a field. A text becomes a number, or another value of JSON, for a field that takes no text. Raises
+    `KeyError` for a field that the answer does not have, and `ValueError` for `fields` beside a label of another kind.
 
     >>> schema = {"properties": {"total": {"type": "number"}}}
     >>> with_fields(schema, '{"number": "R-7", "total": null}', "", {"total": "80"})
     '{"number":"R-7","total":80}'
     """
     whole, own = _object(answer), _object(label)
-    changes: JsonDict = {**(own or {}), **fields}
-    if whole is None or not changes or (label and own is None) or (own is not None and whole.keys() <= own.keys()):
+    if not fields and (not own or whole is None or whole.keys() <= own.keys()):
         return label
+    if label and own is None:
+        raise ValueError("the label is no object")
+    if whole is None:
+        raise KeyError(next(iter(fields)))
+    changes: JsonDict = {**(own or {}), **fields}
     for name, value in changes.items():
         at, its = whole, resolved(schema, schema)
         *parents, last = [name] if name in whole else name.split(".")

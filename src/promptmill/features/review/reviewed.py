@@ -470,7 +470,7 @@ def _decision(
     fields = {
         name.removeprefix(OF_FIELD): row[name]
         for name in row
-        if name.startswith(OF_FIELD) and row[name] not in {None, ""}
+        if name.startswith(OF_FIELD) and row[name] is not None and row[name] != ""
     }
     if not (label or fields) and (record is None or record.settings != PERSON or key != record.question_key):
         return []  # the row has no label to take back
@@ -482,12 +482,14 @@ def _decision(
         raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
     if label == NO_LABEL and label not in known:
         return [_Decision(where, n, "")]
-    if schema is not None:
+    if fields or schema is not None:
         answer = record.text if record.code is None else str(record.extras.get("part", ""))
         try:
-            label = with_fields(schema, answer, label, fields)
+            label = with_fields(schema or {}, answer, label, fields)
         except KeyError as error:
             raise input_error(f"{where}: the answer has no field {str(error.args[0])[:60]!r}.") from None
+        except ValueError:
+            raise input_error(f"{where} has a label of the whole answer and of its fields; keep one.") from None
     return [_Decision(where, n, label)]
 
 
