@@ -151,7 +151,7 @@ def test_a_refused_key_is_the_error_of_the_request(ranker, upstream):
             {"model_name": "mixedbread-ai/mxbai-rerank-large-v2", "base_url": "https://api.mixedbread.com/v1"},
             RerankApi("/reranking", "input", "top_k"),
         ),
-        ({"model_name": "rerank-v3.5", "provider": "cohere", "base_url": []}, RerankApi("/../../v2/rerank")),
+        ({"model_name": "rerank-v3.5", "provider": "cohere", "base_url": []}, RerankApi()),
         ({"model_name": "rerank-v3.5", "base_url": "https://api.cohere.com/v2"}, RerankApi()),
     ],
 )
@@ -180,5 +180,6 @@ def test_other_names_of_fields_are_sent_and_read():
 
 def test_coheres_rerank_api_is_beside_its_chats():
     (endpoint,) = endpoints(openai_config([], provider="cohere"), {})
-    assert elsewhere(endpoint, "/../../v2/rerank").url == "https://api.cohere.ai/v2/rerank"
+    assert elsewhere(endpoint, "/rerank").url == "https://api.cohere.ai/v2/rerank"
+    assert elsewhere(endpoint, "/embed").url == "https://api.cohere.ai/v2/embed"
     assert elsewhere(endpoint, "/embeddings").url == "https://api.cohere.ai/compatibility/v1/embeddings"

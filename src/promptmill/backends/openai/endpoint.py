@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from posixpath import normpath
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -29,7 +28,7 @@ from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey
 from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
-from promptmill.core.request import FileKind
+from promptmill.core.request import EMBEDDINGS, FileKind
 from promptmill.core.wording import close_matches, did_you_mean
 from promptmill.images.files import UNLIMITED, FileLimits
 
@@ -64,6 +63,7 @@ _LIST = "/models"  # every API lists its models there, so this path shows no dia
 _ANY_PATH = "|".join(sorted({dialect.PATH for dialect in DIALECTS.values()}))
 _REQUESTS = re.compile(f"({_ANY_PATH})$")
 _WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # other ends may be the name of a gateway
+_COHERES_LAYER = re.compile("/compatibility/v1$")  # for OpenAI's clients: it has chats and vectors of texts alone
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
 _OF_OPENAI = frozenset({"openai", "responses"})
@@ -470,7 +470,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for requests that are not chats: at `/embeddings`, or beside the API at `/../v2/rerank`."""
+    """Return the endpoint for requests that are not chats, such as `/embeddings`."""
     url = urlsplit(endpoint.url)
     base = _REQUESTS.sub("", url.path.removesuffix("/"))
     if endpoint.dialect == "gemini":
@@ -478,7 +478,9 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
         more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
         endpoint = replace(endpoint, headers={**endpoint.headers, **more})
         base += gemini.OPENAI_LAYER
-    return replace(endpoint, url=urlunsplit(url._replace(path=normpath(base + path))), dialect="openai")
+    if path != EMBEDDINGS:
+        base = _COHERES_LAYER.sub("/v2", base)
+    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)), dialect="openai")
 
 
 def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[str]:

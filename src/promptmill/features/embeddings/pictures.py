@@ -23,7 +23,6 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.embeddings.parameters import Embedded, PictureApi
 from promptmill.images.load import is_web
 
-_COMPATIBLE = "/compatibility/v1"  # the end of Cohere's base URL for chats, which has no vectors of pictures
 _HOSTS: Mapping[str, PictureApi] = {
     "ark.cn-beijing.volces.com": "doubao",
     "api.jina.ai": "jina",
@@ -69,19 +68,15 @@ def request_for(request: Request, config: ModelConfig, dimensions: int | None) -
     body = {**request.extra, **_body(api, parts, fetches=config.settings.fetch_images)}
     if dimensions is not None:
         body["dimensions" if api in {"doubao", "jina"} else "output_dimension"] = dimensions
-    first = next(iter(config.settings.backend_configs.openai.base_url), _COMPATIBLE)
-    path = "/../../v2/embed" if api == "cohere" and first.rstrip("/").endswith(_COMPATIBLE) else _PATHS[api]
     pictures = tuple(part for part in parts if isinstance(part, ImagePart))
-    conversation, none = Conversation((Message("user", pictures),)), frozenset[str]()
-    # the limit is not sent: `max_cost` needs one, and a vector has no answer tokens
-    changes: JsonDict = {
-        "sampling": Sampling(max_tokens=1),
-        "shared": None,
-        "required": none,
-        "extra": body,
-        "path": path,
-    }
-    return request.changed(conversation=conversation, **changes)
+    return request.changed(
+        conversation=Conversation((Message("user", pictures),)),
+        sampling=Sampling(max_tokens=1),  # not sent: `max_cost` needs a limit, and a vector has no answer tokens
+        shared=None,
+        required=frozenset[str](),
+        extra=body,
+        path=_PATHS[api],
+    )
 
 
 def _parts(conversation: Conversation) -> list[TextPart | ImagePart]:

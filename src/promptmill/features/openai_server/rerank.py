@@ -27,7 +27,6 @@ RERANK = "/v1/rerank"
 _MOST = 1000  # documents; Cohere advises no more in a request
 _FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 _RERANKER = re.compile(r"re-?rank|llama-rank", re.IGNORECASE)
-_COMPATIBLE = "/compatibility/v1"  # the end of Cohere's base URL for chats, which has no rerank
 
 
 class RerankApi(NamedTuple):
@@ -52,15 +51,11 @@ def api_of(config: ModelConfig) -> RerankApi | None:
     assert isinstance(chosen, Reranking)
     if not config.record.needs_endpoint or chosen.rerank == "vectors":
         return None
-    block = config.settings.backend_configs.openai
-    first = next(iter(block.base_url), "")
+    first = next(iter(config.settings.backend_configs.openai.base_url), "")
     api = _APIS.get(urlsplit(first).hostname or "", RerankApi())
     if chosen.rerank is not None:
         return api._replace(path=chosen.rerank)
-    if not _RERANKER.search(config.model or ""):
-        return None
-    is_compatible = block.provider == "cohere" and (not first or first.rstrip("/").endswith(_COMPATIBLE))
-    return api._replace(path="/../../v2/rerank") if is_compatible else api
+    return api if _RERANKER.search(config.model or "") else None
 
 
 class Ranking(NamedTuple):
@@ -100,8 +95,8 @@ class Ranking(NamedTuple):
         return Request(0, Conversation(()), Sampling(max_tokens=1), body, path=api.path)
 
     def read(self, answer: Completion, model: str) -> JsonDict:
-        """Return the reply, given that of an endpoint's rerank API. Raises `ApiError` unless each of its results has a
-        score and the number of a document of its own. llama.cpp does not sort them, and some servers ignore `top_n`."""
+        """Return the reply for the endpoint's reply. Raises `ApiError` unless each of its results has a score and the
+        number of a document of its own. llama.cpp does not sort them, and some servers ignore `top_n`."""
         payload: JsonObject = (answer.details or {}).get("payload") or {}
         results = payload.get("results", payload.get("data"))
         listed = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
