@@ -259,6 +259,8 @@ class _Part:
     work: CallWork
     outcomes: Sequence[Outcome] = ()
     job_id: str | None = None
+    task_s: float | None = None
+    """Seconds after which the call becomes a task; None for a client without tasks, and for several models."""
 
 
 class _Answers:
@@ -279,7 +281,8 @@ class _Answers:
         """
         service, model, parts = self._service, settings.model, list[_Part]()
         names, several = (model, True) if isinstance(model, list) else ([model], False)
-        if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and tasks.limit_s(ctx, 1) == 0.0):
+        task_s = tasks.limit_s(ctx, 1 if several else total)
+        if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and task_s == 0.0):
             raise input_error(f"A list in `model` has 1 to {MOST_VARIANTS} names, each once; a task has one model.")
         # One system prompt has a bound, because 128 requests of a call may each hold it.
         requests, characters = total * len(names), len(settings.system_prompt)
@@ -293,7 +296,8 @@ class _Answers:
             call = Call(Facts(total=total), ledger=Ledger(None if limit is None else Budget(limit)))
             config = await config_of_call(service, await service.call_config(name), *settings.changes)
             prompt = settings.system_prompt or config.settings.system_prompt
-            parts.append(_Part(CallWork(await items_of(config), call, prompt, config, caller_of(ctx, service))))
+            work = CallWork(await items_of(config), call, prompt, config, caller_of(ctx, service))
+            parts.append(_Part(work, task_s=None if several else task_s))
         priced = min((part.work.config for part in parts), key=lambda config: config.record.is_engine)
         question = self._questions.cost(ctx, priced, settings.max_cost, "This call")
         if question is not None:
@@ -302,43 +306,46 @@ class _Answers:
         whole = Call(Facts(total=requests)) if several else calls[0]
         words = partial(words_of_calls, service, whole, calls) if several else None
         try:
-            answering = asyncio.gather(*(self._answer(ctx, part, several=several) for part in parts))
+            answer = self._answer_apart if several else self._answer
+            answering = asyncio.gather(*(answer(ctx, part) for part in parts))
             await with_progress(ctx, service, whole, asyncio.wait_for(answering, None), words)
         finally:
             if question is not None and not any(part.job_id for part in parts):  # with a job, the job spends the rest
                 question.charge(sum(call.counts.cost or 0.0 for call in calls))
-        results = [await self._result(ctx, part, len(names), several=several) for part in parts]
+        results = [await self._result(ctx, part, len(names)) for part in parts]
         return side_by_side(dict(zip(map(str, names), results, strict=True))) if several else results[0]
 
-    async def _answer(self, ctx: Context, part: _Part, *, several: bool) -> None:
-        """Set the outcomes of a part, and its job. Raises `PromptmillError`, except for one of several models."""
-        service, work, config = self._service, part.work, part.work.config
-        limit_s, task_s = config.settings.max_call_s, None if several else tasks.limit_s(ctx, len(work.items))
-        if task_s is not None:
-            limit_s = min(task_s, limit_s or math.inf)
+    async def _answer_apart(self, ctx: Context, part: _Part) -> None:
+        """Set the outcomes of a part, and its job. An error is the failure of each of its items."""
         try:
-            if limit_s is None:
-                call, prompt = work.call, work.system_prompt
-                part.outcomes = await service.generate(work.items, call, system_prompt=prompt, config=config)
-                return
-            await asyncio.to_thread(importlib.import_module, _JOBS)
-            from promptmill.jobs.manage.deferred_call import DeadlineCall
-
-            config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
-            task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)
-            bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
-            try:
-                part.outcomes = await bounded.outcomes()
-                part.job_id, spent = bounded.go_on()
-                part.work = replace(work, config=config, call=spent)
-            finally:
-                await bounded.abandon()
+            await self._answer(ctx, part)
         except PromptmillError as error:
-            if not several:
-                raise
-            part.outcomes = [Failure(error)] * len(work.items)
+            part.outcomes = [Failure(error)] * len(part.work.items)
 
-    async def _result(self, ctx: Context, part: _Part, models: int, *, several: bool) -> ToolResult:
+    async def _answer(self, ctx: Context, part: _Part) -> None:
+        """Set the outcomes of a part, and its job. Raises `PromptmillError`."""
+        service, work, config = self._service, part.work, part.work.config
+        limit_s = config.settings.max_call_s
+        if part.task_s is not None:
+            limit_s = min(part.task_s, limit_s or math.inf)
+        if limit_s is None:
+            prompt = work.system_prompt
+            part.outcomes = await service.generate(work.items, work.call, system_prompt=prompt, config=config)
+            return
+        await asyncio.to_thread(importlib.import_module, _JOBS)
+        from promptmill.jobs.manage.deferred_call import DeadlineCall
+
+        config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
+        task = None if part.task_s is None else tasks.task_of(ctx, len(work.items), config)
+        bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
+        try:
+            part.outcomes = await bounded.outcomes()
+            part.job_id, spent = bounded.go_on()
+            part.work = replace(work, config=config, call=spent)
+        finally:
+            await bounded.abandon()
+
+    async def _result(self, ctx: Context, part: _Part, models: int) -> ToolResult:
         """Return the result of a part, or the handle of its task. `models`: the number of models of the call."""
         work, job_id = part.work, part.job_id
 
@@ -348,7 +355,7 @@ class _Answers:
 
             return await deferred_call.keep(self._server_jobs(), work, outcomes)
 
-        if job_id is not None and not several and tasks.limit_s(ctx, len(work.items)) is not None:
+        if job_id is not None and part.task_s is not None:
             return await tasks.started(ctx, self._server_jobs(), job_id)
         return await result_of(ctx, part.outcomes, work.call, work.config, keep, job_id=job_id, models=models)
 
