@@ -29,22 +29,29 @@ _LARGEST = 8_000
 """Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
 
 
-async def pictures(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[int], *, with_pages: bool) -> JsonDict:
+async def pictures(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
     """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images, the
-    likeliest first. `with_pages`: return the pages of PDFs on which the rows have quotes instead.
+    likeliest first.
 
     Raises `PromptmillError` (`invalid_input`).
     """
-    folder, rule = jobs.visible.find(job_id, caller), jobs.paths.rule
-    if with_pages:
-        call = partial(_pages, path=folder.path, rows=list(rows), rule=rule)  # with keys: a page may show one
-    else:
-        call = partial(_pictures, path=folder.path, rows=list(rows), rule=rule.without_secrets)
+    folder = jobs.visible.find(job_id, caller)
+    call = partial(_pictures, path=folder.path, rows=list(rows), rule=jobs.paths.rule.without_secrets)
+    return await jobs.apart(call, folder.job_id, _COMPUTING_S)
+
+
+async def pages(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
+    """Return the pages of PDFs on which rows have quotes, by the numbers of the rows.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    folder = jobs.visible.find(job_id, caller)
+    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # with keys: a page may show one
     return await jobs.apart(call, folder.job_id, _COMPUTING_S)
 
 
 def _pages(*, path: Path, rows: list[int], rule: FileRule) -> JsonDict:
-    folder, pages = Folder(path), JsonDict()
+    folder, found = Folder(path), JsonDict()
     if "sources" in features():
         from promptmill.features.sources.page_pictures import page_pictures  # imported on use: it may be missing
 
@@ -52,9 +59,9 @@ def _pages(*, path: Path, rows: list[int], rule: FileRule) -> JsonDict:
             spec = folder.spec_in(store)
             for row in JobRows(store, spec).read(store.records_at([number - 1 for number in sorted(rows)])):
                 file = from_folder(row.file, spec.image_folders)
-                if found := page_pictures(row.values.get(SOURCES), file, ImageRules(rule)):
-                    pages[str(row.number)] = found
-    return {"job_id": folder.job_id, "columns": [], "pictures": {}, "pages": pages}
+                if shown := page_pictures(row.values.get(SOURCES), file, ImageRules(rule)):
+                    found[str(row.number)] = shown
+    return {"job_id": folder.job_id, "columns": [], "pictures": {}, "pages": found}
 
 
 def _pictures(*, path: Path, rows: list[int], rule: FileRule) -> JsonDict:

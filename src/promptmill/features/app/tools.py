@@ -103,9 +103,8 @@ def add(socket: ToolSocket) -> None:
         """Return small pictures of the images of rows, only for the page."""
         from promptmill.features.app import pictures  # imported on use: most servers show no pictures
 
-        found = await pictures.pictures(
-            await socket.jobs(), caller_of(ctx, socket.service), job_id, rows, with_pages=pages
-        )
+        shown = pictures.pages if pages else pictures.pictures
+        found = await shown(await socket.jobs(), caller_of(ctx, socket.service), job_id, rows)
         return ToolResult("The pictures are in the structured content.", found)
 
     orders: dict[tuple[object, ...], list[int]] = {}

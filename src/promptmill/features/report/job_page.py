@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -112,8 +112,9 @@ def _title(spec: JobSpec) -> str:
 def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str]]:
     """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
-    pictures, skips_empty = _Thumbnails(spec.image_folders, rules), spec.question.skip_empty
-    pages, rule = _Pages(spec.image_folders, rules), rules.files
+    pictures = _Pictures(functools.partial(_thumbnail, folders=spec.image_folders, rules=rules), _PICTURES)
+    pages = _Pictures(functools.partial(_pages, folders=spec.image_folders, rules=rules), _PAGES)
+    skips_empty, rule = spec.question.skip_empty, rules.files
     with folder.reading() as store:
         results = cast("Results", shown_results(statistics.results(store, output=spec.output), rule))
         examples, spread = statistics.examples(store), statistics.spread(store)
@@ -410,48 +411,40 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
     return [(label, cut(text, 20_000)) for label, text in facts.items() if text]
 
 
-class _Thumbnails:
-    """Thumbnails for the first answered rows with images: of the first image, if the job could read it."""
+class _Pictures:
+    """Pictures for the first rows that have them, while there is room."""
 
-    def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
-        self.found: dict[str, str] = {}
-        """JPEG images in base64, by row number."""
-        self._folders = folders
-        self._rules = rules
-        self._room = _PICTURES
-
-    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
-        """Yield the rows, and make thumbnails of their images."""
-        for row in rows:
-            has_image = row.images and not row.error and str(row.number) not in self.found
-            if has_image and self._room > 0:
-                picture = thumbnail(from_folder(row.images[0], self._folders), self._rules)
-                self._room -= len(picture or "")
-                if picture is not None and self._room >= 0:
-                    self.found[str(row.number)] = picture
-            yield row
-
-
-class _Pages:
-    """Pictures of pages with quotes, for the first rows about PDFs that have quotes with boxes."""
-
-    def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
-        self.found: dict[str, Sequence[PagePicture]] = {}
+    def __init__(self, made: Callable[[JobRow], tuple[object, int] | None], room: int) -> None:
+        """`made`: returns the pictures of a row and their characters; None if it has none. `room`: the most characters
+        of all pictures together."""
+        self.found: dict[str, object] = {}
         """The pictures, by row number."""
-        self._folders, self._rules, self._room = folders, rules, _PAGES
+        self._made, self._room = made, room
 
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
-        """Yield the rows, and make the pictures of their pages."""
-        if "sources" not in features():
-            yield from rows
-            return
-        from promptmill.features.sources.page_pictures import page_pictures  # imported on use: it may be missing
-
+        """Yield the rows, and make their pictures."""
         for row in rows:
-            sources = row.values.get(SOURCES)
-            if sources and row.file and self._room > 0 and str(row.number) not in self.found:
-                pictures = page_pictures(sources, from_folder(row.file, self._folders), self._rules)
-                self._room -= sum(len(picture["png"]) for picture in pictures)
-                if pictures and self._room >= 0:
+            if self._room > 0 and str(row.number) not in self.found and (made := self._made(row)) is not None:
+                pictures, size = made
+                self._room -= size
+                if self._room >= 0:
                     self.found[str(row.number)] = pictures
             yield row
+
+
+def _thumbnail(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[str, int] | None:
+    """Return a JPEG image in base64: of the first image of an answered row, if the job could read it."""
+    if row.error or not row.images:
+        return None
+    picture = thumbnail(from_folder(row.images[0], folders), rules)
+    return None if picture is None else (picture, len(picture))
+
+
+def _pages(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[Sequence[PagePicture], int] | None:
+    """Return the pages of a PDF on which the answer has quotes with boxes."""
+    if not (row.file and (sources := row.values.get(SOURCES)) and "sources" in features()):
+        return None
+    from promptmill.features.sources.page_pictures import page_pictures  # imported on use: it may be missing
+
+    found = page_pictures(sources, from_folder(row.file, folders), rules)
+    return (found, sum(len(picture["png"]) for picture in found)) if found else None
