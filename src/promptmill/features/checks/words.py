@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 
-_HAN_AND_KANA = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_WITH_MARKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""Thai, Lao, Burmese, Khmer."""
-_UNSPACED = re.compile(rf"[{_WITH_MARKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7af{_HAN_AND_KANA}]")
-"""A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
-_PIECES = re.compile(rf"([{_HAN_AND_KANA}])|([{_WITH_MARKS}]+)|[^\W{_HAN_AND_KANA}{_WITH_MARKS}]+")
+from promptmill.core.writing_systems import HAN_AND_KANA, UNSPACED, WITH_MARKS
+
+_PIECES = re.compile(rf"([{HAN_AND_KANA}])|([{WITH_MARKS}]+)|[^\W{HAN_AND_KANA}{WITH_MARKS}]+")
 _SIGNS_IN_A_WORD = 5
 """Characters of a word of Thai, Lao, Burmese or Khmer: their words have four to five with their marks, and a limit of
 words should rather accept a text."""
@@ -26,7 +23,7 @@ def word_count(text: str) -> int:
 
 
 def _words_in(piece: str) -> int:
-    if piece.isascii() or not _UNSPACED.search(piece):
+    if piece.isascii() or not UNSPACED.search(piece):
         return 1
     found = _PIECES.finditer(piece)
     return max(1, sum(1 if one[2] is None else -(-len(one[2]) // _SIGNS_IN_A_WORD) for one in found))

@@ -15,11 +15,8 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-_HAN_AND_KANA = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_WITH_MARKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-"""Thai, Lao, Burmese, Khmer."""
-_UNSPACED = re.compile(rf"[{_WITH_MARKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7af{_HAN_AND_KANA}]")
-"""A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
+from promptmill.core.writing_systems import UNSPACED
+
 _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
@@ -110,7 +107,7 @@ def _continues(left: str, right: str) -> bool:
     """Return whether a word or number begins in `left` and ends in `right`."""
     before, after = left[-1], right[0]
     if before.isalpha() and after.isalpha():
-        if _UNSPACED.match(before) or _UNSPACED.match(after):
+        if UNSPACED.match(before) or UNSPACED.match(after):
             return not _MULTIPLIERS.isdisjoint(before + after) and _NUMERAL.match(before + after) is not None
         return True
     if not after.isascii() and unicodedata.combining(after):
