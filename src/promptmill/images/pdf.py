@@ -53,7 +53,7 @@ _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
 _DRAWN = re.compile(r"\\.|(\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\())")
 _ESCAPED = re.compile(r"\\(.)")
 REPLACEMENTS = {"\ufffe": "-\n", "\r\n": "\n", "\0": ""}
-"""What replaces characters of pdfium's text of a page. U+FFFE is a hyphen at the end of a line."""
+"""Replacements for characters of pdfium's text of a page. U+FFFE is a hyphen at the end of a line."""
 REPLACED = re.compile("|".join(REPLACEMENTS))
 _LOST = "takes too much time or memory to read, or is damaged"
 

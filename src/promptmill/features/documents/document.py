@@ -43,7 +43,7 @@ class Document(NamedTuple):
     column: int | None = None
     """The place of the text among the fields of the prompt; None if it is not one of them."""
     paragraphs: Paragraphs | None = None
-    """The paragraphs of the text, if it is that of a Word document or a web page."""
+    """The paragraphs of the text of a Word document or a web page."""
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Document:

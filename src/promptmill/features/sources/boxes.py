@@ -33,7 +33,7 @@ class PdfText(NamedTuple):
     text: str
     page: int = 1
     offset: int = 0
-    """Where the text begins, see `Fields.offset`."""
+    """`page` and `offset`: the place of the first character, see `Fields`."""
     column: str = ""
     """The name of the column with the text; `""` if it is no column."""
 

@@ -1,4 +1,4 @@
-"""Where the words of quotes are on the pages of a PDF: functions that the child process of `images/pdf.py` calls.
+"""Finds the words of quotes on the pages of a PDF, in the child process of `images/pdf.py`.
 
     the page's text          pdfium's text                    pdfium's characters        boxes
     "inter-\\nnational"   ◀─  "inter" U+FFFE "national"   ◀─   a rectangle for each   ─▶  one for each line
@@ -195,7 +195,7 @@ class _PageText:
 
 
 class _Shown(NamedTuple):
-    """How a page is displayed: its visible rectangle, and its rotation."""
+    """The visible rectangle of a page and its rotation."""
 
     left: float
     bottom: float

@@ -26,7 +26,7 @@ class PagePicture(TypedDict):
     page: int
     """The number of the page, from 1."""
     width: float
-    """Points, as those of `Box`."""
+    """Points, as in `Box`."""
     height: float
     png: str
     """The picture, in base64."""

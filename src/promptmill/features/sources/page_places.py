@@ -1,4 +1,4 @@
-"""Where a character of a PDF's text is: its page, and its number in the text of that page."""
+"""The place of a character of a PDF's text: its page, and its number in the text of that page."""
 
 from __future__ import annotations
 

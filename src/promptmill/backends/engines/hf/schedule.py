@@ -121,7 +121,7 @@ class Capacity:
 
 
 def card_memory(device: torch.device) -> tuple[int, int]:
-    """Return a card's free and total bytes. What torch keeps and does not use is free."""
+    """Return a card's free and total bytes. Memory that torch keeps unused is free."""
     free, total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
