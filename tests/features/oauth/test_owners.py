@@ -41,6 +41,7 @@ def test_files_and_batches_belong_to_the_subject(clients, bearer):
         bob.files.content(batch.input_file_id)
     with pytest.raises(openai.NotFoundError):
         bob.batches.cancel(batch.id)
+    eventually(lambda: renewed.batches.retrieve(batch.id).status == "completed")
 
 
 def test_jobs_belong_to_the_subject(server, bearer):
@@ -72,3 +73,4 @@ def test_no_client_can_name_a_subject_itself(server, bearer, provider):
     assert job
     for scheme in ("Subject", "subject", "Bearer Subject"):
         assert server.ask("GET", "/v1/models", {"Authorization": f"{scheme} {'0' * 64}"}).status == 401
+    eventually(lambda: mine.call("bulk_status", job_id=job)["structuredContent"]["state"] == "finished")
