@@ -17,7 +17,7 @@ _NAMES = {
 
 
 def _names() -> dict[str, str]:
-    """Return the part for each public name for programs, including names of features."""
+    """Return, for each public name, the part of a module that it means; features add names."""
     from promptmill.core.feature import names
 
     return {**_NAMES, **names()}

@@ -17,7 +17,7 @@ from promptmill.core.values import text_of
 
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
-_SAME = 0.01  # log probabilities of one token, which may be rounded
+_SAME = 0.01  # log probabilities of one token may differ by this, because some are rounded
 # An end mark such as `<|im_end|>` or `</s>` as a pattern for reversed text, and its greatest length.
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
@@ -45,7 +45,7 @@ class Chances:
         self._path, self._taken = 1.0, ""
 
     def step(self, tokens: Sequence[tuple[Sequence[str], float]]) -> None:
-        """Add the tokens that were possible at the next position; the first was chosen.
+        """Add the tokens that were possible at the next position. The first token is the chosen one.
 
         Each token is a pair: the choices that it can lead to, and its log probability.
         """
@@ -71,10 +71,10 @@ class Chances:
 
 
 def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
-    """Return `Chances.likeliest` for an answer from the `logprobs` of its reply; None if these are not enough.
+    """Return `Chances.likeliest` for an answer, by the `logprobs` of its reply; None if the `logprobs` do not suffice.
 
-    The `top_logprobs` of a position are treated as all its tokens. Tokens before the answer, such as those of the
-    reasoning (SGLang), do not count.
+    The `top_logprobs` of a position are treated as all tokens that were possible there. Tokens before the answer, such
+    as those of the reasoning (SGLang), do not count.
     """
     chances, given = Chances(), choices.chosen(answer)
     try:
@@ -108,8 +108,8 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
 
 
 def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> dict[str, dict[str, float]] | None:
-    """Return the value of each field of a reply, a JSON object, with its probability: the product over the tokens that
-    have a part of it. None if the reply is no object, or if the tokens belong to another text.
+    """Return the value of each field of a reply, a JSON object, with the value's probability: the product over the
+    tokens that have a part of the value. None if the reply is no object, or if the tokens belong to another text.
 
     `answer`: the final answer. Values that it does not have, such as quotes and repaired values, are left out.
 
@@ -173,8 +173,8 @@ def _end_of(match: re.Match[str] | None) -> int:
 
 
 def _start_of(answer: str, data: bytes) -> int | None:
-    """Return where an answer starts in the bytes of its reply, with the white space before it; None if the reply does
-    not end with the answer as a separate word. An end mark may follow the answer."""
+    """Return where an answer starts in the bytes of its reply, including the white space before it; None if the reply
+    does not end with the answer as a separate word. An end mark may follow the answer."""
     wanted = answer.strip().encode("utf-8", "replace")
     whole = data.rstrip()
     marks = _END_MARKS.match(whole[::-1][:_LONGEST_END])
@@ -189,7 +189,7 @@ def _start_of(answer: str, data: bytes) -> int | None:
 def _others(token: Mapping[str, Any]) -> list[tuple[bytes, float]]:
     """Return the alternatives to a token, each once, with their log probabilities.
 
-    llama.cpp omits their leading blank, also where it repeats the chosen token among them.
+    llama.cpp omits the leading blank of the alternatives, even of the chosen token, which it repeats among them.
     """
     own, score = _bytes_of(token), float(token["logprob"])
     others = dict.fromkeys((_bytes_of(each), float(each["logprob"])) for each in token["top_logprobs"])

@@ -8,8 +8,8 @@ from promptmill.core.request import Request, Sampling
 
 
 class Check:
-    """A check of answers: `complaint` returns the problem of an answer. `steps.checked` asks again and words
-    failures."""
+    """A check of answers: `complaint` returns the problem of an answer. `steps.checked` asks again, and puts failures
+    into words."""
 
     blocks = False
     """Whether `complaint` is slow or blocks, so that a thread must call it."""
@@ -18,7 +18,7 @@ class Check:
     """Whether the answer is checked and delivered without the blanks around it."""
 
     wanted_by: Collection[str] = ()
-    """Names of parameters: answers to a request that sets one of them are checked. Empty: the check of a call."""
+    """Names of parameters: answers to a request that sets one of them are checked. Empty: all answers of a call are."""
 
     def is_wanted(self, sampling: Sampling) -> bool:
         """Return whether answers to requests with these parameters are checked."""

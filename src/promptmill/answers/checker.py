@@ -1,4 +1,4 @@
-"""Checks answers in a child process: the validator holds the GIL, and a hostile schema may take it any time.
+"""Checks answers in a child process: the validator holds the GIL, for any time if a schema is hostile.
 
 The process checks one answer at a time, and a call has at most one answer in its queue. If a check takes too long or
 too much memory, the process is ended, and the next answer starts a new one.
@@ -20,7 +20,7 @@ from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, subprocesses
 
-# The limit of processor time, which other load does not change. A check takes 0.001 s, a repair of 128 KiB 0.2 s.
+# The limit of processor time, on which other load has no effect. A check takes 0.001 s, a repair of 128 KiB 0.2 s.
 _CHECK_S = 1.0
 _REPLY_S = 10.0  # the limit of wall time
 _MEMORY = 1 << 30
@@ -40,7 +40,7 @@ class Checker:
         return await self._asked({"schema": schema.content, "text": text, "complete": complete}, call)
 
     async def match(self, pattern: str, text: str, call: object) -> str:
-        """Return `""` if a text matches a pattern as a whole, else the problem, also if the match takes too long."""
+        """Return `""` if a text matches a pattern as a whole, else the problem, which may be that it takes too long."""
         if is_soon_matched(text):
             return "" if whole_match(pattern).is_valid(text) else NO_MATCH
         return (await self._asked({"pattern": pattern, "text": text}, call)).problem

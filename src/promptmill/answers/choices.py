@@ -19,10 +19,10 @@ _AROUND_CHOICE = " \t\r\n\"'`*_.\u3002\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb
 
 
 class Choices:
-    """The texts from which an answer is chosen. They are requested as a JSON object with one field, for every backend.
+    """The texts from which an answer is chosen. For every backend, a JSON object with one field is requested.
 
     An engine that renders the prompt itself appends `opening` to it and lets the model write one of `endings`, so only
-    the choice is written. Small models choose better with it: 197 of 220 labels were right, without 119.
+    the choice is written. Small models choose better with it: 197 of 220 labels were right, and 119 without it.
     """
 
     OPENING = f'{{"{_CHOICE}": "'
@@ -43,16 +43,16 @@ class Choices:
         )
 
     def chosen(self, answer: str, *, complete: bool = True) -> str:
-        """Return the choice in `answer`, even as a bare word or with other quotes or case; `""` if in doubt.
+        """Return the choice in `answer`, even if it is a bare word or has other quotes or case; `""` if in doubt.
 
-        A choice inside a sentence is in doubt ("not positive"). In an answer that is not `complete`, a choice that
-        begins another choice is in doubt too.
+        A choice inside a sentence is in doubt ("not positive"). In an answer that is not `complete`, a choice with
+        which another choice begins is in doubt, too.
         """
         if len(answer) > LONGEST_ANSWER:
             return ""
         text = answer.strip()
         is_whole = text in self._choices or text[:1] + text[-1:] in {"{}", '""'}
-        if not is_whole:  # a choice may have the marks of a fence
+        if not is_whole:  # a choice may itself have the marks of a code fence
             fenced = {piece for piece, *_ in fenced_pieces(text)}
             text = fenced.pop() if len(fenced) == 1 else text
         value: Any = text

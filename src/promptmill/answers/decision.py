@@ -64,7 +64,7 @@ def words_of(asked: Asked, instructions: str) -> str:
 
 
 def words_around(fields: Fields) -> str:
-    """Return the words of a template; with several columns, the words include their names.
+    """Return the words of a template; with several columns, the words include the columns' names.
 
     >>> words_around(Fields(("Which team? ", "mail", ""), ("hi",)))
     'Which team?'

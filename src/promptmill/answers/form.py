@@ -13,8 +13,8 @@ from promptmill.core.request import Sampling
 from promptmill.core.values import JsonObject
 
 IN_ORDER = "from the lowest to the highest"
-"""The `$comment` of an `enum` whose values are the levels of a scale, in a JSON Schema."""
-_MOST_LEVELS = 10  # the most levels of a scale of numbers; no model that decides takes this many in one question
+"""In a JSON Schema, the `$comment` of an `enum` whose values are the levels of a scale."""
+_MOST_LEVELS = 10  # the most levels of a scale of numbers; no model that decides takes as many in one question
 _OF_VALUES = frozenset({"enum", "const", "type", "description", "title", "default", "examples", "$comment"})
 _OF_NUMBERS = _OF_VALUES | {"minimum", "maximum"}
 
@@ -32,9 +32,9 @@ def form_of(sampling: Sampling) -> Form | None:
 
 
 def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | None:
-    """Return the form of the objects with a JSON Schema; None if it does not name their fields.
+    """Return the form of the objects that a JSON Schema describes; None if it does not name their fields.
 
-    `defined`: definitions of values of its `enum`s.
+    `defined`: the definitions of values of the schema's `enum`s.
     """
     fields = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(fields, Mapping) or not fields:
@@ -48,7 +48,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 def _with_open(form: Form, fields: JsonObject) -> Form:
     """Return a form whose questions have different names: fields with colliding names become open.
 
-    The field `a: b` is named like the label `b` of the field `a`, and a field without a name like an option itself.
+    The field `a: b` has the name of the label `b` of the field `a`, and a field without a name has that of an option.
     """
     named = Counter(asked.name for asked in form.asked)
     if named[""] == 0 and len(named) == named.total():

@@ -1,6 +1,6 @@
 """The JSON values in an answer's text whose meaning is beyond doubt.
 
-An answer may have a value in a code fence or in prose, with slips of notation, or denied by the words around it.
+An answer may have a value in a code fence or in prose; its notation may have slips; words around it may deny it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DRAFTED = re.compile(
     r"(?i)\b(?:perhaps|maybe|might|could|possibl[ey]|guess|draft|example|e\.g|such as|like|or|if|schema|format|"
     r"vielleicht|etwa|oder|wenn|beispiel)\b|可能|也许|或许|或者|例如|比如|如果|格式"
 )
-_LONGEST_END = 64 << 10  # characters; a model that forgets to write its answer ends its reasoning with a shorter text
+_LONGEST_END = 64 << 10  # characters in which a reasoning's value at its end is searched for; real values are shorter
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
 _LEAD = " \t\r\n:\uff1a"  # the characters allowed between a sentence and the value that it introduces
 _STOP = re.compile(r"[.!?。\n]")

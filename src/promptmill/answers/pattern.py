@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 _PATTERN_BYTES = 1 << 20  # limit of a compiled pattern: `\d{1,100000}` would take gigabytes
 _SOON = 1000
-"""The length of an answer up to which the event loop matches it: a character takes up to 0.06 ms with a pattern of
-thousands of states, during which no other thread runs. Longer answers are matched in the process of `Checker`."""
+"""Answers up to this length are matched on the event loop: with a pattern of thousands of states, a character takes up
+to 0.06 ms, in which no other thread runs. Longer answers are matched in the process of `Checker`."""
 
 
 @functools.lru_cache(64)
 def whole_match(pattern: str) -> Validator:
     """Return the validator of texts that match a pattern as a whole. Raises `ValueError` for an invalid pattern.
 
-    It takes linear time; with `re`, a client's pattern may take hours.
+    A match takes linear time; with `re`, a client's pattern may take hours.
     """
     from jsonschema_rs import RegexOptions, validator_for  # imported on use, as in `answers.schema`
 

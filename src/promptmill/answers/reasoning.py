@@ -73,7 +73,7 @@ class Wrap(NamedTuple):
     openings: tuple[str, ...]
     closings: tuple[str, ...]
     is_plain: bool = False
-    """Whether other models also write it, because a prompt may request it: then it counts only after reasoning."""
+    """Whether other models also write the marks, as prompts may request: then the marks count only after reasoning."""
 
 
 WRAPS = (
@@ -121,7 +121,7 @@ _UNMARKED = re.compile(
     "|".join(re.escape(mark) for family in FAMILIES if family.is_prose for mark in family.openings)
     + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
 )
-# The marks at the end of a turn, which some servers leave in the text, each with the mark of a beginning.
+# The marks at the end of a turn, which some servers leave in the text, each with the mark that begins a turn.
 _TURN_MARKS = {
     "</s>": "<s>",
     "<|im_end|>": "<|im_start|>",
@@ -165,12 +165,12 @@ _CALL = re.compile(
 
 
 def may_have_marks(text: str) -> bool:
-    """Return whether a text may contain a mark: it has one of these characters, or begins like a sentence mark."""
+    """Return whether a text may contain a mark: it has the first character of one, or begins like a mark in prose."""
     return "<" in text or "[" in text or "◁" in text or bool(_UNMARKED.match(text[:_MARK_LENGTH].lstrip(_BLANK)))
 
 
 def unknown_mark(text: str) -> str:
-    """Return an unknown mark at the beginning of a text that looks like a mark of `FAMILIES`, or `""`.
+    """Return the mark at the beginning of a text that resembles the marks of `FAMILIES` but is unknown, or `""`.
 
     Marks of `FAMILIES` around a block after other lines also count as unknown.
 
@@ -187,7 +187,7 @@ def unknown_mark(text: str) -> str:
 
 
 def unknown_end(text: str) -> str:
-    """Return a mark at the end of a text that looks like a mark of a model's turns, or `""`.
+    """Return the mark at the end of a text that resembles the marks of a model's turns, or `""`.
 
     >>> unknown_end("Paris<|end_of_utterance|>"), unknown_end("The end token is <pad>")
     ('<|end_of_utterance|>', '')
@@ -249,7 +249,7 @@ def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None,
 
 
 def _closed_again(text: str) -> tuple[list[str], str]:
-    """Return `(thoughts, answer)` of a text after a thought, which a model may close a second time."""
+    """Return `(thoughts, answer)` of the text after a thought, in which a model may close the thought again."""
     thoughts: list[str] = []
     while (found := _closed_in(text, _CLOSING_AGAIN)) is not None:
         thoughts.append(found[0].strip())
@@ -258,7 +258,7 @@ def _closed_again(text: str) -> tuple[list[str], str]:
 
 
 def _closed_in(text: str, marks: Iterable[str] = _CLOSING_ALONE) -> tuple[str, str] | None:
-    """Return the texts before and after the first closing mark without an opening mark; None if it is a quotation."""
+    """Return the texts before and after the first closing mark without an opening mark; None if the text quotes it."""
     place, mark = min((_place_of(mark, text), mark) for mark in marks)
     before, behind = text[:place], text[place + len(mark) :]
     if place == len(text) or any(opening in before for opening in _OPENINGS):
@@ -345,7 +345,7 @@ def without_turn_end(text: str) -> str:
 
 
 def _begins_in_channel(text: str) -> bool:
-    """Return whether a text begins inside the reasoning of gpt-oss, whose opening marks ended the prompt."""
+    """Return whether a text begins inside gpt-oss's reasoning, because the prompt ended with its opening marks."""
     thought, _, behind = text.partition(_ENDS[0])
     return behind.startswith(f"{_START}assistant{_CHANNEL}") and "<|" not in thought
 
@@ -368,7 +368,7 @@ def _place_of(mark: str, text: str) -> int:
 def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
     """Return an unfinished text without its end, if the end may be the beginning of one of `marks`.
 
-    If only later text decides whether the first sentence is reasoning, return nothing yet.
+    If only later text decides whether the first sentence is reasoning, return `""` for now.
 
     >>> without_broken_mark("<think>France?</th")
     '<think>France?'
@@ -385,7 +385,7 @@ def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
 
 
 def split_channels(text: str) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text in the Harmony format of gpt-oss, which includes the marks.
+    """Return `(reasoning, answer)` of a text that has the marks of gpt-oss's Harmony format.
 
     The answer consists of messages in the channel `final` and messages without a channel; all others are reasoning.
     Format: github.com/openai/harmony, docs/format.md.

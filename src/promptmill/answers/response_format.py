@@ -81,7 +81,7 @@ class SchemaCache:
         self._turn = asyncio.Lock()  # one compilation at a time: several in threads would slow the event loop
 
     async def of(self, wanted: JsonObject) -> AnswerSchema | None:
-        """Return the compiled schema of `wanted`; None if it does not request JSON. Raises like `compile_schema`."""
+        """Return the compiled schema of `wanted`; None if it does not request JSON. Raises as `compile_schema` does."""
         known = self._by_id.get(id(wanted))
         if known is None:
             if len(self._by_id) >= MOST_SCHEMAS:  # cleared, because each row may have its own schema

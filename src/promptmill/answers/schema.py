@@ -29,11 +29,11 @@ MOST_SCHEMAS = MOST_KEPT // 4
 """The most compiled schemas in a cache; each takes thirty times the memory of its text."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # comparing an integer of thousands of digits takes a millisecond
-# Keywords that let the time of a check, or the memory of a schema, exceed a product of two lengths.
+# Keywords with which a check may take more time, or a schema more memory, than a product of lengths (see `_SOON`).
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
 )
-# Length of the schema times length of the answer: up to this product, the event loop checks it within 10 ms.
+# Length of the schema times length of the answer: up to this product, the event loop checks the answer within 10 ms.
 _SOON = 16 << 20
 _READING = 256  # parsing an answer takes as long as checking it against a schema of this length
 # The bound on backtracking in `fancy-regex`, which supports lookaround (as in the patterns of pydantic's `Decimal`).
@@ -78,7 +78,7 @@ class AnswerSchema:
         return f"it is longer than {LONGEST_ANSWER >> 20} MiB" if len(text) > LONGEST_ANSWER else ""
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
-        """Return the answer `text` unchanged if it satisfies the schema, else repaired, or else with its problem.
+        """Return the answer `text` unchanged if it satisfies the schema, repaired if it can be, or with its problem.
 
         A repair is made only if it is beyond doubt (see `candidates`), and never if the answer is not `complete`. This
         may take any time and memory: see `Checker`.
@@ -120,7 +120,7 @@ class AnswerSchema:
         return Checked(text, problem)
 
     def _check_behind(self, value: Any, behind: str) -> None:
-        """Raise `DoubtError` if the text after an object gives a field that the object lacks: `total: 12`."""
+        """Raise `DoubtError` if the text after an object has a field that the object lacks: `total: 12`."""
         fields = json.loads(self.content).get("properties", {})
         for name in fields if isinstance(value, dict) else ():
             if name not in value and re.search(_FIELD_BEHIND.format(re.escape(name)), behind):
@@ -215,7 +215,7 @@ def _without_patterns(schema: Any, patterns: list[str]) -> Any:
 
 
 def _check_patterns(patterns: list[str]) -> None:
-    """Raise `ValueError` for an invalid regular expression. They are parsed but not compiled: 0.1 µs each."""
+    """Raise `ValueError` for an invalid regular expression. The patterns are only parsed, in 0.1 µs each."""
     import jsonschema_rs
 
     is_pattern = jsonschema_rs.validator_for({"format": "regex"}, validate_formats=True).is_valid

@@ -1,4 +1,4 @@
-"""The mistakes in a JSON Schema that a user gives, in words: with the location and the remedy."""
+"""Describes the mistakes in a user's JSON Schema in words, with the location and the remedy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _misspelt(schema: JsonObject) -> str:
 
     JSON Schema ignores unknown keywords, so the misspelt schema would be valid, and every answer or none would match.
     """
-    # Only the first 50 are compared, because comparing names takes time.
+    # Only the first 50 unknown names are compared, because comparing names takes time.
     for path, name, known in itertools.islice(_unknown(schema), 50):
         if near := close_matches(name, itertools.islice(known, 50), cutoff=_ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"

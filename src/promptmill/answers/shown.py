@@ -1,7 +1,7 @@
-"""The words about the form of its answer that a model gets at the end of its system prompt.
+"""The words about the form of its answer, which a model gets at the end of its system prompt.
 
-If the server shows the model the schema, the model only gets definitions here. If a server or an engine only constrains
-the answer, the model also gets the names: labels, fields and their values, unless the prompt has all of them.
+If the server shows the model the schema, these words are only definitions. If a server or an engine only constrains the
+answer, the model also gets the names: labels, fields and their values, unless the prompt has all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from promptmill.core.request import Sampling, Shown, nested
 from promptmill.core.values import JsonObject, json_text, text_of
 
 LONGEST = 16_000
-"""Characters of the names that are shown, about 4,000 tokens: a small model has room for little more."""
+"""The most characters of names that are shown, about 4,000 tokens: a small model has room for little more."""
 _DEEPEST = 4
 _TEXTS: Mapping[str, str] = MappingProxyType({"date": "date (YYYY-MM-DD)", "date-time": "date and time"})
 _TYPES: Mapping[str, str] = MappingProxyType(
@@ -100,7 +100,7 @@ def _takes_null(field: Any) -> bool:
 
 
 def _type(schema: Any, depth: int) -> str:
-    """Return a JSON Schema in words. Objects and lists further inside than `depth` have no fields."""
+    """Return a JSON Schema in words. Objects and lists that are nested deeper than `depth` have no fields."""
     match schema:
         case {"enum": [*values]}:
             return f"one of {', '.join(json_text(one) if one is None else text_of(one) for one in values)}"

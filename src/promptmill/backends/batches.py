@@ -1,17 +1,17 @@
 """The interface between a job and a provider's Batch API.
 
     async with open_batches(endpoint, settings, path) as api:   # `connect.open_batches`
-        await api.check()                                   # before anything is planned
+        await api.check()                                   # before a batch is planned
         ...                                                 # write `api.line(custom_id, body)` of each row into a file
-        file_id = await api.upload(batch)                   # store it, then
-        state = await api.create(batch)                     # store its id
+        file_id = await api.upload(batch)                   # store `file_id`, then
+        state = await api.create(batch)                     # store `state.id`
         while not state.is_ended:
             state = await api.state(state.id)
         async for reply in api.replies(state):
             ...
         await api.delete(batch, state)
 
-After a crash, `find_file` returns the file id that `upload` did not return, and `find` the batch that `create` made.
+If the process ended before `upload` or `create` returned, `find_file` returns the file id, and `find` the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from promptmill.core.errors import PromptmillError
 
 LIST_LAG_S = 30.0
-"""Seconds after an unclear `create` until `find` is reliable. Providers' lists lag behind."""
+"""Seconds after an unclear `create` until `find` is reliable, because providers list a new batch late."""
 CLOCK_SKEW_S = 3600.0
 """`find` accepts a batch that was created up to this long before it was planned, because clocks differ."""
 
@@ -69,7 +69,7 @@ class BatchState:
     problem: PromptmillError | None = None
     """The reason why the provider refused the whole batch."""
     is_full: bool = False
-    """Whether the provider refused it because a queue is full: submit the same rows again later, with another key."""
+    """Whether the provider refused the batch because a queue is full. Submit its rows again later, with another key."""
 
 
 class Reply(NamedTuple):
@@ -83,7 +83,7 @@ class Reply(NamedTuple):
 
     @property
     def is_answer(self) -> bool:
-        """Whether the request succeeded, and is paid."""
+        """Whether the request succeeded, and is billed."""
         return 200 <= self.status < 300
 
 
@@ -97,7 +97,7 @@ class BatchLimits:
     window_s: float = 86_400.0
     """The time after which the provider may end an unfinished batch, in seconds."""
     poll_s: float = 30.0
-    """The shortest time between two requests for its state that the provider recommends."""
+    """The shortest time, in seconds, that the provider recommends between two requests for a batch's state."""
     takes_local_images: bool = True
     """Whether requests may contain images; otherwise they may only contain URLs of images."""
 
@@ -144,17 +144,17 @@ class BatchApi(Protocol):
         """Create the batch, but never twice. Raises `BatchUnclearError`, `QueueFullError`, or a refusal."""
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
-        """Return the batch that an unclear `create` has made. `known`: ids of other batches, which are ignored.
+        """Return the batch that an unclear `create` has created. `known`: ids of other batches, which are ignored.
 
-        The batch has promptmill's label or file. If the provider stores neither, it is the only unknown batch created
-        since then with the same number of requests; if there are several, raises `BatchUnclearError`.
+        The batch has promptmill's label or file. If the provider stores neither, it is the only unknown batch that was
+        created since `batch.planned` with as many requests; if there are several, raises `BatchUnclearError`.
         """
 
     async def state(self, batch_id: str) -> BatchState:
         """Return the current state."""
 
     def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
-        """Yield the existing results, in any order; None for a damaged result, which may be billed too.
+        """Yield the existing results, in any order; None for a damaged result, which may be billed, too.
 
         After a lost connection, replies may be repeated.
 

@@ -1,4 +1,4 @@
-"""Models that only a provider runs, not an engine, by their names."""
+"""Finds the provider of models that no engine can run, by the models' names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Host(NamedTuple):
-    """The provider of a model: its name, its row in the table of providers, and the variable that holds its key."""
+    """The provider of a model: its name, the name of its profile, and the environment variable for its key."""
 
     owner: str
     provider: str

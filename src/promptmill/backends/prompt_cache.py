@@ -11,12 +11,12 @@ CacheWay: TypeAlias = Literal["automatic", "key", "marks", "breakpoints"]
 
 automatic    every beginning
 key          every beginning, for requests with the same `prompt_cache_key`
-marks        up to a `cache_control` in a request of the provider's dialect; writing costs more than the prompt
-breakpoints  up to a `prompt_cache_breakpoint`, for requests with the same key; writing costs more than the prompt
+marks        up to a `cache_control` in the provider's dialect; cached tokens cost more when they are first written
+breakpoints  up to a `prompt_cache_breakpoint`, for requests with the same key; first writing costs more, too
 """
 BYTES_PER_TOKEN = 4
 """Bytes per token of English text; less accurate for other scripts."""
-# The limit of OpenAI, Azure, Gemini and most models of Anthropic. Shorter beginnings are not cached, at no cost.
+# The limit of OpenAI, Azure, Gemini and most models of Anthropic. Shorter beginnings are not cached, and cost nothing.
 _LEAST_TOKENS = 1024
 
 
@@ -40,7 +40,7 @@ class PromptCache:
     marks: frozenset[str] = frozenset()
     """The `CACHE_MARKS` that parts of a chat completion may have with any model."""
     least: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """The fewest tokens of a beginning that a model caches, by its name; for other models: 1,024."""
+    """The fewest tokens of a beginning that a model caches, by the model's name; for other models: 1,024."""
 
     def has_breakpoints(self, model: str) -> bool:
         """Return whether `model` caches up to breakpoints."""

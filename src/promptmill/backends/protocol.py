@@ -29,7 +29,7 @@ _EMPTY = (
     "and ask a chat model."
 )
 _WHOLE = frozenset({None, "stop", "tool_calls"})
-"""The finish reasons of an answer that may be empty."""
+"""The finish reasons with which an empty answer is not an error."""
 _UNKNOWN_MARK = "An answer contains "
 _UNKNOWN_END = "An answer ends with "
 _UNREAD_CALL = "The text of an answer has the mark of a tool call, "
@@ -39,12 +39,12 @@ DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 
 
 TICKS = 10**10
-"""The ticks of a US dollar, in which costs are whole numbers, as xAI's are."""
+"""The number of ticks in a US dollar. Costs in ticks are whole numbers, as at xAI."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Usage:
-    """Token counts from the engine or endpoint; 0 if it reported none. Never changed."""
+    """Token counts from the engine or endpoint; 0 if it reported none. An instance is never changed."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -86,7 +86,7 @@ Spent: TypeAlias = tuple[Usage, str]
 class Completion:
     """An answer. `text` never contains reasoning; `finish_reason` is OpenAI's value (`stop`, `length`, `tool_calls`).
 
-    It must not be changed after it is passed on. It is not frozen, because creating it would take six times longer.
+    It must not be changed after it is passed on. It is not frozen, because a frozen object is created six times slower.
     """
 
     text: str
@@ -115,7 +115,7 @@ class Completion:
     warnings: tuple[str, ...] = ()
     """Deviations from the request that the backend reported to the call. They apply to every copy of the answer."""
     unmetered: int = 0
-    """The number of requests without a reported usage that may be billed."""
+    """The number of requests that may be billed although no usage was reported for them."""
     spent: tuple[Spent, ...] = ()
     """The usages of the attempts, if several attempts reported one. `usage` is their sum."""
     made_of: int = 1
@@ -124,7 +124,7 @@ class Completion:
     """Whether the text is the model's refusal to answer, which the endpoint sent in a separate field."""
     came: Came = ""
     shared: int = 0
-    """The number of `attempts` that were requests for other items, so that a sum counts each request once."""
+    """The number of `attempts` whose requests were sent for other items. A sum over items leaves these out."""
     sources: Sources = None
     """The places of the answer's values, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
@@ -134,7 +134,7 @@ class Completion:
 
     @property
     def shown_probabilities(self) -> JsonObject:
-        """The `probabilities` as users get them: for `choices` by choice, else by question; see `by_question`."""
+        """The `probabilities` as users get them: by choice for `choices`, otherwise by question; see `by_question`."""
         return {} if self.probabilities is None else self.probabilities.get("", self.probabilities)
 
     @property
@@ -144,21 +144,21 @@ class Completion:
 
     @property
     def is_metered(self) -> bool:
-        """Whether the usage is enough for a cost: it has the tokens of the prompt and of the answer, if any."""
+        """Whether a cost can be computed: the usage has the tokens of the prompt, and of the answer if there is one."""
         writes = self.probabilities is None  # a deciding model may report no answer tokens
         says = writes and (self.text or self.tool_calls or self.reasoning or self.finish_reason == "length")
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property
     def wanted(self) -> int:
-        """The requested number of answers, which equals the number of requests without retries."""
+        """The requested number of answers, which is the number of requests if none is retried."""
         return len(self.answers) or self.made_of
 
     @property
     def unanswered(self) -> PromptmillError | None:
         """The error of a completion that ended before its first word: at its limit, during its reasoning, or for an
-        unknown reason. None for an answer, even if it was cut off after some words: its finish reason shows
-        this."""
+        unknown reason. None for any other answer, even if it was cut off after some words, which its finish reason
+        shows."""
         if not self.is_empty:
             return None
         if self.finish_reason == "length":
@@ -175,7 +175,7 @@ class Completion:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has neither text nor tool calls nor vectors."""
+        """Whether the completion has neither text nor tool calls nor vectors."""
         return not self.text.strip() and not self.tool_calls and not self.vectors
 
 
@@ -202,7 +202,7 @@ class Failure:
     spent: tuple[Spent, ...] = ()
     """See `Completion.spent`."""
     part: str = ""
-    """A partial answer, in the form of an answer. An output shows it together with the error."""
+    """A partial answer in the form of a whole answer. An output shows it together with the error."""
     details: JsonObject | None = None
     """See `Completion.details`."""
     reasoning: str = ""
@@ -329,8 +329,8 @@ class Journal(Protocol):
     """Records requests in flight on disk, for the next run if this run is killed."""
 
     def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
-        """Record that a request for item `key` is about to be sent, and its highest possible cost. `requests`: 0 if it
-        is the request of another item."""
+        """Record that a request for item `key` is about to be sent, and its highest possible cost. `requests`: 0 if the
+        request is already recorded for another item."""
         ...
 
     def not_billed(self, key: int, choice: int) -> None:
@@ -343,7 +343,7 @@ class Journal(Protocol):
 
 
 Exchange: TypeAlias = Callable[[Request, Callable[[Request], Awaitable[bytes]]], Awaitable[Reply | Failure]]
-"""Returns the reply to a request, or a failure instead. Its second argument writes the request's body."""
+"""A function that returns the reply to a request, or a failure. Its second argument writes the body of a request."""
 
 
 class Source(Protocol):
@@ -401,7 +401,7 @@ class Flow(Protocol):
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which requests are held back, after refusals; 0: none are."""
+        """After refusals, the requests per second beyond which requests are held back; 0: no request is held back."""
         ...
 
     @property
@@ -410,37 +410,37 @@ class Flow(Protocol):
         ...
 
     def waiting(self) -> str:
-        """Return the reason for a stall and its end; empty while requests are running."""
+        """Return why the call is stalled, and when the stall ends; `""` while requests are running."""
         ...
 
 
 def ignored() -> None:
-    """Do nothing. The callback of a call without a driver."""
+    """Do nothing: the callback if a call has no driver."""
 
 
 @dataclass(slots=True)
 class Waits:
-    """The requests of a call that wait and do not use its share, counted for the call's driver."""
+    """Counts the requests of a call that wait without using the call's share, for the call's driver."""
 
     parked: int = 0
     """The number of requests that wait for a time to pass, such as a back-off."""
     held: int = 0
-    """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
+    """The number of requests that wait for a verdict, an identical request, a budget, or a model that loads."""
     forked: int = 0
     """The number of answers in flight in addition to one per worker, because a request may want several answers."""
     starved: set[Callable[[], None]] = field(default_factory=set)
-    """Called when no further items come: the source has ended, or waits for answers in flight. Set by steps whose items
-    wait for further items."""
+    """Functions of steps whose items wait for further items. They are called when no further items come, because the
+    source has ended or waits for answers in flight."""
     inside: int = 0
     """The number of items that wait in such steps."""
     most: int = sys.maxsize
     """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
-    """Set by the driver. Called when a part of the share becomes free."""
+    """A function that the driver sets. It is called when a part of the share becomes free."""
 
 
 class _Wait:
-    """While the block runs, the request counts as waiting, so that the driver can start another request instead."""
+    """Counts a request as waiting while its `with` block runs, so that the driver can start another request instead."""
 
     __slots__ = ("_name", "_waits")
 
@@ -456,7 +456,7 @@ class _Wait:
 
 
 LOOKED_AT = 20
-"""The number of first items of a call that decide whether the call has images."""
+"""The number of items at the beginning of a call that decide whether the call has images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,13 +476,13 @@ class Facts:
     of_job: bool = False
     """Whether the call is a round of a job, whose database has the counts."""
     checks: tuple[Check, ...] = ()
-    """The checks of all answers of the call, next to those that the parameters of a request want."""
+    """The checks of all answers of the call, in addition to the checks that the parameters of a request want."""
     secret: Callable[[], bytes] | None = None
-    """Returns random bytes of the job, the same in all of its runs. The first call blocks. None: there is no job."""
+    """Returns random bytes that are the same in all runs of a job; the first call blocks. None: there is no job."""
     vector_bytes: int = 0
     """The length of the vectors from the call's earlier runs; 0 if there are none, or their lengths may differ."""
     has_portions: bool = False
-    """Whether the call reads replies of a batch to several items, see `Call.portion_of`."""
+    """Whether the call reads batch replies that each answer several items, see `Call.portion_of`."""
 
 
 class Histogram:
@@ -533,7 +533,7 @@ class Durations(defaultdict[str, Histogram]):
 
 @dataclass(slots=True)
 class Counts:
-    """The counts of a call. They can be added: over the rounds of a job, and over the calls of a server.
+    """The counts of a call. The counts of the rounds of a job, or of the calls of a server, can be added.
 
     Each count has one writer: the driver counts outcomes, the sender counts requests, and the functions around `answer`
     count their own work, such as the cost.
@@ -666,8 +666,8 @@ class Call:
     """Set while replies of a batch are read. Returns an item's portion of the reply that it shares; None if the reply
     is for this item only."""
     preview: Callable[[Growing], None] | None = None
-    """Called with the growing answer, for a call of one item if the backend supports it. An answer that does not
-    continue the previous one belongs to another attempt."""
+    """Called with the growing answer, in a call of one item if the backend supports it. If the growing answer does not
+    continue the previous one, another attempt has begun."""
 
     def park(self) -> AbstractContextManager[None]:
         """Free the place of a request while it waits for a back-off."""
@@ -679,12 +679,12 @@ class Call:
 
     @property
     def waiting(self) -> str:
-        """The reason for a stall; `""` while requests are running."""
+        """The reason why the call is stalled; `""` while requests are running."""
         return "" if self.flow is None else self.flow.waiting()
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which requests are held back, after refusals; 0: none are."""
+        """See `Flow.pace`."""
         return 0.0 if self.flow is None else self.flow.pace
 
     def warn(self, message: str) -> None:
@@ -799,10 +799,10 @@ class Share(Protocol):
     grown: Callable[[], None]
     """Set by the driver; called when `most` has grown."""
     gathered: int
-    """The number of items without a place: they wait for other items, or are in the request of another item."""
+    """The number of items that take no place, because they wait for others or are in the request of another item."""
 
     def want(self, items: int | None) -> None:
-        """Set the number of items that remain for the call; None if unknown."""
+        """Set the number of items that remain for the call; None if it is unknown."""
         ...
 
     def idle(self) -> None:
@@ -811,7 +811,7 @@ class Share(Protocol):
 
 
 def fair_parts(whole: int, wanted: Sequence[int]) -> list[int]:
-    """Divide `whole` places: each gets the places it wants, up to an equal share (max-min fairness).
+    """Divide `whole` places: each part is as large as wanted, up to an equal share (max-min fairness).
 
     >>> fair_parts(10, [2, 50, 50])
     [2, 4, 4]
@@ -840,7 +840,7 @@ class FixedShare:
 
 
 Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]
-"""Answers one request: the operation of a backend, of a function around a backend's, and of a router.
+"""Answers one request: the operation of a backend, of a function around the operation, and of a router.
 
 The failure of a request is its outcome. `PromptmillError` is raised only if no request of the call can continue. A
 cancelled answer frees all its resources.
@@ -858,7 +858,7 @@ class Backend(Protocol):
         ...
 
     def enter(self, call: Call) -> Share:
-        """Record that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`), reserving nothing."""
+        """Record that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`); then nothing is reserved."""
         ...
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -897,7 +897,7 @@ class KeyHolder(Protocol):
     fetch: Callable[[str], Awaitable[Key]]
 
     async def after(self, key: str) -> Key:
-        """Return the present key if it is not `key`, else a new key. Raises `PromptmillError`."""
+        """Return the present key if it differs from `key`, otherwise a new key. Raises `PromptmillError`."""
         ...
 
 
@@ -907,7 +907,7 @@ class Renewing(Protocol):
 
     @property
     def key(self) -> KeyHolder | None:
-        """The renewed key; None: the key never changes."""
+        """The renewed key; None if the key never changes."""
         ...
 
 

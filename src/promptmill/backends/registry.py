@@ -1,4 +1,4 @@
-"""Backends by name: creates, tests and checks them. Their modules are imported when needed."""
+"""Creates, tests and checks backends by their names. The module of a backend is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def create(config: ModelConfig) -> Backend:
 
 
 async def diagnose(config: ModelConfig, report: Callable[[CheckStage], None]) -> bool:
-    """Test the endpoints of `config` in stages, and `report` each stage. Return False if the backend has none.
+    """Test the endpoints of `config` in stages, and `report` each stage. Return False if the backend has no test.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -108,7 +108,7 @@ def keys_sent(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def renewed_key(config: ModelConfig) -> KeyHolder | None:
-    """Return the renewed key of the configuration's endpoints, not yet fetched; None: their keys do not change."""
+    """Return the renewed key of the configuration's endpoints, not yet fetched; None if their keys do not change."""
     if not config.record.needs_endpoint or not config.settings.backend_configs.openai.api_key_command:
         return None
     endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(config, os.environ)
@@ -140,7 +140,7 @@ class Listed(NamedTuple):
     provider: str
     base_url: str
     key_env: str
-    """The variable that usually holds the provider's key."""
+    """The environment variable that usually holds the provider's key."""
     key_is_set: bool
     batches: bool
     """Whether the provider's Batch API is known."""
@@ -183,7 +183,7 @@ def check_batches(config: ModelConfig) -> None:
 
 def check_files(config: ModelConfig, kind: FileKind) -> None:
     """Raise `PromptmillError` (`unsupported`) unless the endpoints of `config` are known to take files of this kind,
-    and the form of its answers beside them; `auto` may have such endpoints."""
+    together with the form of its answers. `auto` is not checked, because it may find such endpoints."""
     if config.backend == AUTO:
         return
     noun = NOUNS[kind]
@@ -249,7 +249,7 @@ def prompt_cache_of(config: ModelConfig) -> ModelCache | None:
 
 
 def keeps_schemas(config: ModelConfig) -> bool:
-    """Return whether every answer follows the schema of its request, as at engines and at providers that promise it."""
+    """Return whether every answer follows its request's schema, which engines and some providers guarantee."""
     if not config.record.needs_endpoint:
         return config.record.keeps_schemas
     profiles = _working(config)
@@ -257,7 +257,7 @@ def keeps_schemas(config: ModelConfig) -> bool:
 
 
 def takes_schemas(config: ModelConfig) -> bool:
-    """Return whether the configuration's endpoints get the schema of a request as a schema, not only as words."""
+    """Return whether the configuration's endpoints get the schema of a request as a schema, not only in the prompt."""
     return bool(profiles := _working(config)) and all(not profile.json.is_in_words for profile in profiles)
 
 
@@ -279,7 +279,7 @@ def shows_forms(config: ModelConfig) -> bool:
 
 
 def shown_by(config: ModelConfig, sampling: Sampling | None = None) -> Shown:
-    """Return the words on its answer's form that prompts show the model of `config`. `sampling`: other parameters."""
+    """Return the words on the answer's form that prompts show to the model. `sampling` replaces the configured one."""
     sampling = sampling or config.settings.sampling_params
     if not sampling.sets(OF_FORM) or decides(config):
         return NOT_SHOWN
@@ -299,15 +299,15 @@ def _profiles(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def _answering(config: ModelConfig) -> list[ProviderProfile]:
-    """Return the profile of the provider that the configuration names, or else those at its addresses."""
+    """Return the profile of the provider that the configuration names; if none, the profiles at its addresses."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(config.block, "provider", None)
     return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(config))]
 
 
 def _working(config: ModelConfig) -> list[ProviderProfile]:
-    """Return the profiles as `_answering` does; none for an unknown provider or a missing URL: creating the endpoint
-    reports these."""
+    """Return the profiles of `_answering`; none for an unknown provider or a missing URL, which the creation of the
+    endpoint reports."""
     try:
         return _answering(config)
     except PromptmillError:
@@ -315,7 +315,7 @@ def _working(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def known_provider(config: ModelConfig) -> str:
-    """Return the provider that the configuration names, or else the provider at all its addresses; `""` if unknown."""
+    """Return the provider that the configuration names, or the one at all its addresses; `""` if it is unknown."""
     names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
 

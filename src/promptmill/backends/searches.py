@@ -1,4 +1,4 @@
-"""Whether the endpoint may search the web for a request, according to the request's parameters and model."""
+"""Finds out from a request's parameters and model whether the endpoint may search the web."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ from promptmill.core.wording import counted
 _NUMBERS = re.compile(rb'"embedding"\s*:\s*\[([^\[\]"{}]*)\]')
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
 _BELOW_2_TO_65 = bytes(top for top in range(256) if top & 0x7F < 0x60)
-"""The top bytes of numbers below 2^65. 32 bits cannot hold the square of a larger number, so a vector with one has no
-similarity to other vectors. A model never writes such numbers. Among the halves of 64-bit floats, a quarter are that
-large, so no vector is read from a server that sends 64-bit floats in base64."""
+"""The top bytes of numbers below 2^65. 32 bits cannot hold the square of a larger number, so a vector with a larger
+number has no similarity to other vectors. Models never write such numbers. If a server sends 64-bit floats in base64, a
+quarter of their halves are that large, so no vector is read from it."""
 
 
 def vector_of(numbers: Iterable[float]) -> bytes:
-    """Return numbers as a vector; `b""` if a value is not a number, or is 2^65 or more.
+    """Return `numbers` as a vector; `b""` if a value is not a number, or is 2^65 or more.
 
     >>> [*floats_of(vector_of([0.5, -2]))]
     [0.5, -2.0]
@@ -65,8 +65,8 @@ def words_of(floats: Sequence[float]) -> str:
 
 
 def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
-    """Return a reply to a request for the embeddings of `count` texts: its payload without them, and the vectors, see
-    `in_payload`.
+    """Read a reply to a request for the embeddings of `count` texts. Return its payload without the embeddings, and the
+    vectors; see `in_payload`.
 
     Raises `ValueError` for a body that is not JSON.
     """
@@ -74,7 +74,7 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
 
     def taken(numbers: re.Match[bytes]) -> bytes:
         lists.append(numbers[1])
-        return b'"embedding":[%d]' % (len(lists) - 1)  # the only lists then
+        return b'"embedding":[%d]' % (len(lists) - 1)  # then these are the only embeddings that are lists
 
     payload = orjson.loads(_NUMBERS.sub(taken, body))
     if not isinstance(payload, dict):
@@ -90,7 +90,7 @@ def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
 
 
 def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
-    """Return the vector of each text; `b""` for a text without a vector, or with a vector of another length than most.
+    """Return the vector of each text; `b""` for a text without a vector, or if most vectors have another length.
 
     `lists`: the JSON texts of the lists of numbers, whose indices are in the payload; None: the lists are in `data`.
     """
@@ -105,12 +105,12 @@ def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tup
 
 
 def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
-    """Return the number of each item's text; `()` if a number is in doubt.
+    """Return, for each item, the number of its text; `()` if a number is in doubt.
 
-    A server that leaves out a text, splits one, or makes one vector of several may number its vectors anew, from 0 or
-    from 1. So each number must belong to a text and occur only once. If vectors are missing, each vector must have a
-    number, and the first and the last text must have a vector: a list that was numbered anew would lack one of the two.
-    Order is no number: if there are as many vectors as texts, only one may lack its number (JSON may leave out zeros).
+    A server that leaves out a text, splits a text, or makes one vector of several texts may number its vectors anew,
+    from 0 or 1. So each number must belong to a text and occur only once. If vectors are missing, each vector must have
+    a number, and the first and the last text must have a vector: a list that was numbered anew would lack one of them.
+    If there are as many vectors as texts, only one may lack its number (JSON may omit zeros): order is not enough.
     """
     given = [_number(item.get("index")) for item in items]
     numbers = [place if number is None else number for place, number in enumerate(given)]

@@ -1,4 +1,4 @@
-"""`promptmill bulk`: a file answered into another, in the foreground, through pipes, or detached."""
+"""`promptmill bulk`: answers the rows of a file into another file, in the foreground, through pipes, or detached."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def run_bulk(arguments: argparse.Namespace, configuration: Configuration) -> int
 
 
 def precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
-    """Check a command without running it. `has_rows`: the input exists, so check it too. Raises as `run_bulk`."""
+    """Check a command without running it. `has_rows`: the input exists, so check it too. Raises as `run_bulk` does."""
     _check(arguments)
     values, configuration = _read_options(arguments), decided(configuration)
     if arguments.max_cost is not None:
@@ -178,10 +178,10 @@ def _printed_name(arguments: argparse.Namespace) -> Path:
 
 
 def _printed(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, folder: Folder) -> int:
-    """Run a job whose answers are printed to standard output in the order of the input. Returns as `run` does.
+    """Run a job whose answers are printed to standard output in the order of the input. Return the exit code.
 
-    A row is printed when it is answered; a table, whose columns depend on all rows, at the end of the job. Messages go
-    to stderr. A job that stopped is resumed when the same rows are given again.
+    A row is printed when it is answered; a table, whose columns depend on all rows, is printed at the end of the job.
+    Messages go to stderr. A job that stopped is resumed when the same rows are given again.
     """
     name = _printed_name(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
@@ -256,7 +256,7 @@ def _cost_lines(found: Mapping[str, Any], config: ModelConfig, max_cost: float |
 
 
 def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the numbers of rows that take existing answers. The figures leave these answers out."""
+    """Yield the numbers of rows that take existing answers. The other figures of `found` leave these answers out."""
     of = f"of {counted(found['rows'], 'row')}"
     if (whole := found.get("taken")) is not None:
         yield f"{whole:,} {of} take the answers of another job; only the others are sent and priced"
@@ -278,7 +278,7 @@ def _answered_words(found: Mapping[str, Any]) -> str:
 
 
 def _price_words(found: Mapping[str, Any], way: str = "") -> str:
-    """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
+    """Return the likely and the highest price of a job as text. `way`: the prefix of the names in `found`."""
     each, source = found["estimated_completion_tokens"] / max(1, found["answers"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
     answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"

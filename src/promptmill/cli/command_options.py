@@ -13,7 +13,7 @@ from promptmill.options import table
 from promptmill.options.option import Option
 
 SHOWN_ROWS = 5
-"""The rows that `promptmill jobs JOB --rows` shows."""
+"""The number of rows that `promptmill jobs JOB --rows` shows."""
 
 
 def add_bulk(bulk: Parser) -> None:

@@ -13,7 +13,7 @@ from promptmill.cli.options import ARGUMENTS, naming_option
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error
 from promptmill.options import table
 
-if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: the import takes a tenth of a second
     from promptmill.config.configuration import Configuration
 
 _NAME = re.compile(r"`(\w+)`")
@@ -33,7 +33,7 @@ def option_of(named: Named) -> str | None:
         return f"--price {shlex.quote(f'{model}={named.value}')}"
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
-    has_option = key in ARGUMENTS and not isinstance(named.value, dict)  # options take texts
+    has_option = key in ARGUMENTS and not isinstance(named.value, dict)  # options take texts, not objects
     if not has_option and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
     option = table.options().get(key)
@@ -45,7 +45,7 @@ def option_of(named: Named) -> str | None:
 
 
 def in_options(text: str) -> str:
-    """Return a stored text, which names arguments, with the names of options.
+    """Return a stored text with its names of arguments replaced by those of options.
 
     >>> in_options("Raise `max_cost`, or leave `text` out.")
     'Raise --max-cost, or leave `text` out.'
@@ -60,7 +60,7 @@ def _stored_names() -> set[str]:
 def explained(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
     """Return `error` with the source of a wrong setting: an option, `--set`, or a line of the file.
 
-    If an engine cannot be loaded, the error names the source of this choice and other ways to get answers.
+    If an engine cannot be loaded, the error names the setting that chose the engine, and other ways to get answers.
     """
     return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
 
@@ -115,7 +115,7 @@ def _with_other_ways(
 
 
 def _endpoint_of(model: str) -> str:
-    """Return the options for the endpoint of a model; the model's name may show the provider."""
+    """Return the options for an endpoint that has a model. The model's name may show the provider."""
     from promptmill.backends.hosted_models import host_of
 
     if (host := host_of(model)) is None:

@@ -46,7 +46,7 @@ from promptmill.system.safe_open import is_file, real_path
 
 # Options whose values may contain a key, unless the value is the name of a variable.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
-# If a new job ends with one of these errors, it is removed, unless its status has a field of `_KEPT`.
+# If a new job ends with one of these errors, the job is removed, unless its status has a field of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
 
@@ -62,14 +62,14 @@ def run(
 ) -> int:
     """Run or resume a job in the foreground, with the options `json` and `quiet`.
 
-    `live` receives the answers during the run, and stderr everything else. `is_step`: run inside another command; print
-    progress only, because that command owns stdout. `names_failures`: print the summary of a finished step with failed
-    rows, too.
+    `live` receives the answers during the run, and stderr everything else. `is_step`: the job runs inside another
+    command and prints only progress, because that command owns stdout. `names_failures`: a finished step that has
+    failed rows prints its summary, too.
 
     On a terminal, the user decides whether answers are kept after a change of settings, prompt or input.
 
     Return 0 if all rows are answered, 1 if not, and 75 if the job stopped and the same command may help later. Raises
-    `PromptmillError` as `OpenJob.admit`.
+    the errors of `OpenJob.admit`.
     """
     while True:
         try:
@@ -81,12 +81,12 @@ def run(
 
 
 class StoppedError(Exception):
-    """A job of a series stopped early, and has reported the reason. Its argument is the exit code."""
+    """A job of a series stopped early, and has reported the reason. The argument of the error is the exit code."""
 
 
 def step_model(arguments: argparse.Namespace, *, names_failures: bool = True, **changes: Any) -> StepModel:
-    """Return the model of a step of a series, by the command's arguments with changes. Raises `PromptmillError`; its
-    `run` also raises `StoppedError`."""
+    """Return the model of a step of a series, made from the command's arguments with `changes`. Raises
+    `PromptmillError`; the model's `run` also raises `StoppedError`."""
     its = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
     changed = argparse.Namespace(**{**vars(its), **changes})
     configuration = door.decided(configuration_of(changed))
@@ -143,7 +143,7 @@ def _chosen(error: ChangedError, opened: OpenJob) -> JobOrder:
 
 
 def _chosen_column(error: ChangedError, opened: OpenJob) -> JobOrder:
-    """Return the order that the user chooses for another question into a sheet. Raises as `_chosen`."""
+    """Return the order that the user chooses if the sheet has answers to another question. Raises as `_chosen` does."""
     order = opened.order
     names = (f"{order.form.column}_{number}" for number in itertools.count(2))
     orders = (order.model_copy(update={"form": order.form.model_copy(update={"column": name})}) for name in names)
@@ -176,7 +176,7 @@ def _run(
     is_step: bool,
     names_failures: bool,
 ) -> int:
-    """Run a job like `run`. Raises `ChangedError`."""
+    """Run a job as `run` does, but let a `ChangedError` pass."""
     configuration = door.decided(configuration)
     as_json, on_stderr = arguments.json, live is not None or is_step
     job = _before_job(arguments, replace(opened, models=configuration)).admit()
@@ -226,7 +226,7 @@ def _run(
         code = TERMINATED if terminated else _exit_code(ended, error)
         return code
     finally:
-        job.close()  # first, because a function may resume the job
+        job.close()  # closed first, because a feature's function may resume the job
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code, requests))
 
@@ -270,7 +270,7 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
 
 
 def _form_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the options of a remembered command for the form of its answers."""
+    """Return the options by which a remembered command sets the form of its answers."""
     if arguments.choices is None:
         schema = getattr(arguments, "schema", None)
         return [] if schema is None else ["--schema", orjson.dumps(schema).decode()]
@@ -292,7 +292,7 @@ def passed_on(given: Sequence[str], own: Container[str], switches: Container[str
 
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
-    """Return a command line that works from any folder, without keys, so that a job can be resumed by its id."""
+    """Return a command line without keys that works from any folder, so that a job can be resumed by its id."""
     texts_or_files = {"--choices", "--schema"}
     files = {*texts_or_files, *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
     words, kept = iter(given), []

@@ -35,15 +35,15 @@ from promptmill.system.safe_open import is_file
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
-# A word of a language that separates words by spaces; a question in Chinese has none.
+# A word of a language that separates words by spaces. A question in Chinese has no such word.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
 
 def run_generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Answer prompts and print the answers in order, or write them to a file.
 
-    Return 0 if all prompts are answered, else 1; 130 after Ctrl-C, with the answers up to then. Before any request is
-    sent, raises `PromptmillError` if the file cannot be written.
+    Return 0 if all prompts are answered, else 1. After Ctrl-C, print the answers up to then, and return 130. Before any
+    request is sent, raises `PromptmillError` if the file cannot be written.
     """
     if not arguments.json:
         _refuse_unquoted(arguments.prompt)
@@ -83,7 +83,7 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
-    """Return the prompts: `given`, or stdin for `-` or no prompt. With `lines`, each line of stdin is a prompt."""
+    """Return the prompts `given`, with stdin in place of `-` or no prompt. `lines`: each line of stdin is a prompt."""
     for prompt in given:
         if any("\udc80" <= character <= "\udcff" for character in prompt):  # Python's form for bytes that are not UTF-8
             raise config_error(
@@ -116,7 +116,7 @@ def _stdin_text() -> str:
 
 
 def _refuse_unquoted(prompts: Sequence[str]) -> None:
-    """Raise `PromptmillError` for prompts that look like one prompt without quotes: each word would be paid.
+    """Raise `PromptmillError` for prompts that look like one prompt without quotes: each word would be paid for.
 
     Other programs join words (`aichat`, `mods`) or accept only one prompt (`llm`); for promptmill, each argument is a
     prompt. Real commands seldom have several prompts of one word, and scripts use --json.
@@ -151,7 +151,7 @@ def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
 
 
 def _check_writable(output: Path) -> None:
-    """Before the answers are paid: raise `PromptmillError` if `output` cannot be written."""
+    """Raise `PromptmillError` if `output` cannot be written, before any answer is paid for."""
     folder = output.parent
     existing = output if output.exists() else folder
     if output.is_dir():
@@ -245,7 +245,7 @@ async def _answers(
 
 
 async def _report_waits(work: asyncio.Future[Any], call: Call) -> None:
-    """Print the reason of a wait immediately, then every few seconds. Used if there is no progress display."""
+    """Print the reason of a wait immediately, then every few seconds. This is for stderr without a progress display."""
     printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
@@ -276,7 +276,7 @@ class LiveAnswer:
         self._target = target
         self._shown = ""
         self.begins: Callable[[], None] | None = None
-        """Called before the first text, to clear the line."""
+        """A function that is called before the first text, to clear the line."""
 
     def show(self, text: str) -> None:
         """Print the new part of `text`, the answer so far."""
@@ -294,7 +294,7 @@ class LiveAnswer:
         self._shown = text
 
     def end(self, text: str | None) -> None:
-        """Print the rest of the finished answer; None after a failure."""
+        """Print the rest of the finished answer. `text`: the whole answer; None after a failure."""
         if text is not None:
             self.show(text)
         if text is not None or self._shown:

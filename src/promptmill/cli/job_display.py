@@ -32,7 +32,7 @@ from promptmill.jobs.store.status_record import Status
 _GO_ON = "  the same command resumes the job; its answers are kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
-_WIDE = 1000  # columns of a table for a program: nothing is shortened
+_WIDE = 1000  # the width of a table for a program, in which nothing is shortened
 _PATH = "output"  # a column for programs; a terminal shows the name in the column "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
@@ -51,10 +51,10 @@ def print_status(
     again: bool = True,
     quiet: bool = False,
 ) -> None:
-    """Print a job's status as JSON or as a summary (`quiet`: its first line).
+    """Print a job's status as JSON or as a summary (`quiet`: only the summary's first line).
 
-    `folder` gives the messages of failures, `order` the URLs of files. `again`: the same command may resume a stopped
-    job.
+    `folder` has the messages of failures, and `order` the URLs of files. `again`: the same command may resume the job
+    if it has stopped.
     """
     stream = sys.stderr if on_stderr else sys.stdout
     found = cast("Status", {**found, **(order.shown.urls if order is not None else {})})
@@ -62,7 +62,7 @@ def print_status(
         say(orjson.dumps(found).decode(), stream)
         return
     examples = {} if folder is None else status.examples(folder)
-    if folder is not None and "results" not in found:  # counted with the output
+    if folder is not None and "results" not in found:  # otherwise counted when the output is written
         found = status.with_results(folder, found)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     if reason := found.get("reason"):
@@ -99,7 +99,7 @@ def command_of(found: Status) -> str:
 
 
 def _remedies(found: Status, examples: Mapping[str, str], folder: Folder | None) -> dict[str, str]:
-    """Return the remedy for the rows of each count, by its name. `examples`: a message for each failure code."""
+    """Return, by the name of each count, the remedy for its rows. `examples`: a message for each failure code."""
     failed = (
         {"failed": "\n".join(_failed(found, examples) + _of_features(found, folder))} if found.get("failed") else {}
     )
@@ -137,7 +137,7 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
 
 
 def _is_in_other_sheet(found: Status) -> bool:
-    """Return whether the answers are in another sheet of the input workbook, which a correction also changes."""
+    """Return whether the answers are in another sheet of the input workbook, so that corrections change the file."""
     paths = (Path(found[name] or "") for name in ("input_file", "output_file"))
     (source, read), (output, written) = map(table_paths.split, paths)
     known = writing(output)
@@ -206,7 +206,7 @@ def _line(progress: Progress, width: int) -> str:
 
 
 def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
-    """Print a row for each job to `target`, else to stdout.
+    """Print a row for each job to `target` (default: stdout).
 
     On a terminal, the table is as wide as the screen and coloured; columns that do not fit form a line below each row.
     """

@@ -39,7 +39,7 @@ _ACTIONS = (
 """The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
 _FIRST = "The first: promptmill bulk TABLE.csv LABELS.csv --prompt 'Is this positive? {{text}}' --choices yes,no"
-_NEWEST = 20  # jobs that the list shows
+_NEWEST = 20  # the number of jobs that the list shows
 _WATCH_S = 2.0  # seconds between polls: a poll takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # polls between two checks for new jobs
 _LINE_EVERY_S = 5.0
@@ -237,7 +237,7 @@ def _follow(job: Folder, *, as_json: bool) -> int:
 
 
 def _watch(folders: JobFolders) -> None:
-    """Until Ctrl-C, show a line for each job that runs or has ended since; on a terminal, update it in place."""
+    """Until Ctrl-C, show a line for each job that runs or has run meanwhile; on a terminal, update it in place."""
     from rich.live import Live
     from rich.text import Text
 
@@ -283,7 +283,7 @@ def _export(job: Folder, target: Path, shapes: Mapping[str, OrderPart], *, every
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    """Resume a job by its id in the foreground, with its last order. Returns as `run` does."""
+    """Resume a job by its id in the foreground, with its last order. Return the exit code, as `run` does."""
     from promptmill.cli.bulk import remembered
     from promptmill.cli.foreground import run
     from promptmill.jobs.door import reopened
@@ -305,7 +305,7 @@ def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
 
 
 def _prune(age: str, *, unfinished: bool, as_json: bool) -> int:
-    """Remove old jobs. On a terminal, the user decides: the jobs may be of any folder."""
+    """Remove old jobs. On a terminal, ask the user first, because the jobs may be in any folder."""
     from promptmill.jobs.manage import prune
 
     folders, age_s = JobFolders.from_environ(), prune.age_s(age)

@@ -48,10 +48,10 @@ _WAYS = MappingProxyType(
 
 def show_features(arguments: argparse.Namespace) -> int:
     """Print each feature with the names that a user types for it, and how to hide a feature. Return 0."""
-    from promptmill.steps.chain import steps_of_features  # imported on use: it takes a tenth of a second
+    from promptmill.steps.chain import steps_of_features  # imported on use: the import takes 0.1 s
 
     steps_of_features()
-    backends.installed()  # both raise an error for a feature of another package that clashes
+    backends.installed()  # both calls raise an error for a clashing feature of another package
     found, without = features(), hidden()
     if arguments.json:
         shown = [(name, each, name in without) for name, each in {**found, **without}.items()]
@@ -92,7 +92,7 @@ def uses_of(feature: Feature) -> dict[str, list[str]]:
 
 
 def show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Print the configuration's models, the default first; with an endpoint's option, print the endpoint's models.
+    """Print the configuration's models, the default first; with an option for an endpoint, print its models.
 
     Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
     """

@@ -20,7 +20,7 @@ from promptmill.core.feature import WITHOUT, Command, features, part
 from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
 
-if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: the import takes a tenth of a second
     from promptmill.config.configuration import Configuration
 
 COMMANDS = (
@@ -51,7 +51,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
+    """Run the command line. Return the exit code: 0 if all is answered, 1 if some failed, 2 for a mistake."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-# Includes variables used by the configuration files in deploy/ and scripts/.
+# These include the variables that the configuration files in deploy/ and scripts/ use.
 _VARIABLES = tuple(
     f"PROMPTMILL_{name}"
     for name in (
@@ -132,7 +132,7 @@ def _speak_utf8() -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Run the command of parsed arguments, and return its exit code. Raises as the command."""
+    """Run the command of parsed arguments, and return its exit code. Raises the errors of the command."""
     if "unconfigured" in arguments:
         unconfigured: Callable[[argparse.Namespace], int] = arguments.unconfigured
         return unconfigured(arguments)

@@ -17,7 +17,7 @@ from promptmill.core.feature import order_parts
 from promptmill.options import table
 from promptmill.options.check import check
 
-if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: the import takes a tenth of a second
     from promptmill.config.configuration import Configuration
     from promptmill.config.model_config import ModelConfig
     from promptmill.core.values import JsonDict
@@ -28,7 +28,7 @@ ARGUMENTS: Mapping[str, str] = {
     for key in option.keys
     if option.flag is not None
 }
-"""The configuration keys that have an argument of the command line, with this argument."""
+"""By configuration key, the argument of the command line that sets the key."""
 OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
 
@@ -56,7 +56,7 @@ def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
-    """Return the configuration file with values replaced by options. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the file's configuration with values replaced by options. Raises `PromptmillError` (`invalid_config`)."""
     from promptmill.config.assignments import assigned
     from promptmill.config.configuration import HTTP_DEFAULTS, Configuration
 
@@ -92,7 +92,7 @@ def settings_given(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dic
 
 
 def naming_option(error: PromptmillError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return an error about a configuration key with the option that set the key in place of the key's path."""
+    """Return `error`; if it is about a configuration key that an option set, the option replaces the key's path."""
     first, *others = error.parts
     path, colon, said = first.partition(": ") if isinstance(first, str) else ("", "", "")
     argument = ARGUMENTS.get(path.rpartition(".")[2], "")
@@ -115,7 +115,7 @@ def _check_backend(name: str) -> None:
         instead = "instead: --base-url URL --model NAME"
     elif any(row.provider == plain for row in registry.providers()):
         instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # an unknown name that is similar is reported together with other mistakes
+    else:  # any other unknown name is reported together with other mistakes
         return
     raise config_error(f"--backend {name}", instead)
 
@@ -193,7 +193,7 @@ def note_once(config: ModelConfig) -> None:
         seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():
             continue
-        with contextlib.suppress(OSError):  # if it cannot be stored, the note is shown again
+        with contextlib.suppress(OSError):  # if the mark cannot be stored, the note is shown again
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)

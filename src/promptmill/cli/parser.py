@@ -32,24 +32,24 @@ class Parser(argparse.ArgumentParser):
         self.replaces_first = ""
         """The option that replaces the first of two positional arguments, which then is `[]`."""
         self.only_with: Mapping[str, Collection[str]] = {}
-        """For each argument, the arguments that have no effect without it, by argparse's names."""
+        """By argparse's name of an argument, the names of the arguments that have no effect without it."""
         self._common: Mapping[str, str] = {}
         self._joined: Collection[str] = ()
-        self.set_defaults(parser=self)  # the parser of a command, which replaces that of the whole command line
+        self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line here
 
     def show_examples(self, *lines: str) -> None:
         """Show these lines at the end of the help."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
     def shorten(self, common: Mapping[str, str], joined: Collection[str]) -> None:
-        """Let `--help` show only the options `common`, each with its line, and `--help all` every option.
+        """Let `--help` show only the options `common`, each with its line. `--help all` shows every option.
 
         `joined`: the titles of groups that are shown as one group, `features`.
         """
         self._common, self._joined, self.usage = common, joined, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help. `--help all` prints a long help completely, `--help OPTION` the help of one option."""
+        """Print the help. `--help all` prints all of a long help, and `--help OPTION` the help of one option."""
         asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
         words = self._given[asked + 1 : asked + 2]
         is_short = self._common and words != ["all"]
@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
         return brief if name else None
 
     def _lacks_first(self) -> bool:
-        """Return whether the option is given instead of the first positional argument."""
+        """Return whether the option `replaces_first` is given instead of the first positional argument."""
         option, words, positional = self.replaces_first, iter(self._given), 0
         if not option or not any(word.partition("=")[0] == option for word in self._given):
             return False
@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
     def _needs_quotes(self, word: str) -> str:
-        """Return, for an argument that follows the value of an option, that the value needs quotes; else `""`."""
+        """If an argument follows the value of an option, return the words that the value needs quotes; else `""`."""
         before = self._given[: self._given.index(word)] if word in self._given else []
         at = max((at for at, given in enumerate(before) if given.startswith("-")), default=-1)
         action = self._option_string_actions.get(before[at]) if at >= 0 else None
@@ -194,7 +194,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path_of(key: str) -> str:
-    """Return the path of a configuration key that an option is named after, or `""`. Raises `PromptmillError`
+    """Return the path of the configuration key that an option's name, `key`, means, or `""`. Raises `PromptmillError`
     for an option of a feature that does not set its parameter."""
     from promptmill.config.settings import OpenAISettings, Settings  # importing pydantic takes a tenth of a second
     from promptmill.core.request import ADDED, BESIDE, Sampling
@@ -238,7 +238,7 @@ def add_table(
 
 
 def _argparse_of(option: Option, flag: Flag, known: Mapping[str, Option], *, several: bool) -> dict[str, Any]:
-    """Return the arguments of argparse for an option."""
+    """Return argparse's arguments for an option."""
     words = option.words_on("flag", known).replace("%", "%%")
     if flag.action == "off":
         return {"action": "store_false", "default": None, "help": words}
@@ -266,7 +266,7 @@ def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:
 
 
 def at_least_one(text: str) -> int:
-    """Return a whole number from an option's value. Raises argparse's error for other values."""
+    """Return a whole number from an option's value. Raises argparse's error for any other value."""
     if not text.isascii() or not text.removeprefix("-").isdigit():
         thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
         hint = f"; write {thousands[1]}000" if thousands else "; write one such as 20, or leave the option out"
@@ -279,7 +279,7 @@ def at_least_one(text: str) -> int:
 
 
 def read_by(reader: str) -> Callable[[str], Any]:
-    """Return a type for argparse whose values `"module:name"` parses. The function is imported on first use."""
+    """Return a type for argparse whose values the function `"module:name"` parses. It is imported on first use."""
 
     def read(text: str) -> Any:
         try:
@@ -319,7 +319,7 @@ class Several(argparse.Action):
 
 
 def refuse(*mistakes: tuple[object, str, str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for the first true condition: the option, then its problem."""
+    """Raise `PromptmillError` (`invalid_config`) for the first of `mistakes` whose condition is true."""
     for is_wrong, option, problem in mistakes:
         if is_wrong:
             raise config_error(option, f" {problem}")

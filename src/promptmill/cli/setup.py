@@ -1,4 +1,4 @@
-"""`promptmill init` writes a configuration from three questions; and a check of a configuration, stage by stage."""
+"""`promptmill init`, which writes a configuration after three questions, and the check of a configuration in stages."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def run_init(arguments: argparse.Namespace) -> int:
 
 
 def _unchecked(text: str) -> str:
-    """Return the first line of a configuration file with this text whose check failed."""
+    """Return the line that is written above the text of a configuration file whose check failed."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
 
@@ -274,7 +274,7 @@ def _lines(content: JsonObject, depth: int, notes: Mapping[str, str] = MappingPr
 
 
 def _unset(comments: str, content: JsonObject) -> str:
-    """Return the comments that show keys, except keys that the file has."""
+    """Return the comments that show further keys, without the keys that the file has."""
     shown = (part for part in re.split(r"(?m)^(?= *# \w+:)", comments) if part)
     return "".join(part for part in shown if part.split(":")[0].strip("# ") not in content)
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from promptmill.core.errors import without_controls
 
-if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: the import takes a tenth of a second
     from rich.progress import Progress
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 """Exit codes of the commands. 75 is EX_TEMPFAIL in sysexits.h; 143 means that SIGTERM ended the process."""
 
 SHORTEST_BAR = 8
-"""Characters of the bar; 80 columns then also have room for the reason of a wait."""
+"""The fewest characters of the bar: 80 columns then also have room for the reason of a wait."""
 _COLUMNS = 80
 _RUN = " Run: "  # marks the start of a command at the end of an error
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
@@ -31,7 +31,7 @@ class LostOutputError(Exception):
 
 
 def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
-    """Write `text` and a line feed to `stream` (default: stdout). If it is not a terminal, the text is unchanged.
+    """Write `text` and a line feed to `stream` (default: stdout). If the stream is no terminal, the text is unchanged.
 
     `wrap`: on a terminal, break long lines between words. Raises `LostOutputError`.
     """

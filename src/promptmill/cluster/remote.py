@@ -5,7 +5,7 @@
 
 Requests are sent in batches: `submit` sends all requests since the last batch, and each `report` waits until there is
 something to report, at most a few seconds. A process that does not report for long is assumed lost. Neither end knows
-how messages are transported: the links do, in `fan_out` and in features.
+how messages are transported: only the links know, which are in `fan_out` and in features.
 
 An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
 of a request, which reserves the cost of each attempt, stays in the driver's process.
@@ -36,7 +36,7 @@ _SILENCE_S = 60.0
 """After this time without a report, the process has stopped or its machine is unreachable."""
 _ALIVE_S = 5.0
 _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
-_KEPT_IMAGES = 16  # most images that a program keeps, each encoded once for several requests
+_KEPT_IMAGES = 16  # the most images in a program's memory that are kept encoded, for further requests
 
 
 def part_of(config: ModelConfig) -> ModelConfig:
@@ -86,17 +86,17 @@ class ReplicaReport:
 
 
 class _DriversAccount:
-    """The account of a request in the replica, whose driver is in the other process."""
+    """A request's account in the replica, which asks the real account in the driver's process."""
 
     def __init__(self, replica: Replica, number: int) -> None:
         self._replica, self._number = replica, number
 
     def sent(self) -> float:
-        """Do nothing: the driver has recorded it."""
+        """Do nothing: the driver has recorded the request."""
         return 0.0
 
     def not_billed(self) -> None:
-        """Do nothing: the outcome reports it."""
+        """Do nothing: the outcome reports what is billed."""
 
     async def reserve_again(self) -> bool:
         """Let the driver reserve the cost of another attempt."""
@@ -110,11 +110,11 @@ class Orders:
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     reserved: list[tuple[int, bool]] = field(default_factory=list)
-    """The requests whose next attempt waited for a reservation, each with whether it was reserved."""
+    """The requests whose next attempt waited for a reservation, each with whether its cost was reserved."""
     facts: protocol.Facts = field(default_factory=protocol.Facts)
     """Facts about the requests' call."""
     key: protocol.Key | PromptmillError | None = None
-    """The renewed key, or the reason for its lack, if the replica needs one."""
+    """The renewed key that the replica has asked for, or the reason why there is none."""
 
 
 T = TypeVar("T")
@@ -122,12 +122,12 @@ _Create: TypeAlias = Callable[[ModelConfig], Awaitable[protocol.Backend]]
 
 
 class Replica:
-    """The remote end: a backend that gets requests and returns reports. Errors are returned, as some do not pickle."""
+    """The remote end: a backend that takes requests and returns reports. It returns errors: some cannot be pickled."""
 
     def __init__(self) -> None:
         self._backend: protocol.Backend | None = None
         self._share: protocol.Share | None = None
-        """Set while it answers a call's requests."""
+        """Set while the replica answers a call's requests."""
         self._call = protocol.Call()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._outcomes: list[tuple[int, protocol.Outcome | PromptmillError]] = []
@@ -157,7 +157,7 @@ class Replica:
         await self._backend.load(lambda _: None)
 
     async def submit(self, orders: Orders) -> None:
-        """Start, stop and continue requests. Their keys are the driver's numbers."""
+        """Start, stop and continue requests. A request's `key` is the driver's number for it."""
         assert self._backend is not None
         for number in orders.cancelled:
             if (task := self._tasks.get(number)) is not None:
@@ -198,7 +198,7 @@ class Replica:
 
     async def _fetch_key(self, before: str) -> protocol.Key:
         """Return a new key from the driver, which runs the operator's program for all replicas."""
-        del before  # the driver knows it
+        del before  # the driver knows the previous key
         self._needed_key = asyncio.get_running_loop().create_future()
         self._needed_keys += 1
         self._news.set()
@@ -222,7 +222,7 @@ class Replica:
         return ReplicaReport(outcomes, most, held, refused, warnings, reserving, call.waiting, where, keys, pace)
 
     async def idle(self) -> None:
-        """Decide about held requests, because all remaining requests wait for others."""
+        """Decide about held requests, because all remaining requests wait for other requests."""
         if self._share is not None:
             self._share.idle()
 
@@ -266,7 +266,7 @@ class Replica:
 
 
 async def _or_error(work: Awaitable[T], problem: str) -> T | PromptmillError:
-    """Return the result of `work`, or its error in a form that the driver can read; `problem` describes a bug."""
+    """Return the result of `work`, or its error in a form that the driver can read. `problem`: the text for a bug."""
     try:
         return await work
     except PromptmillError as error:
@@ -293,7 +293,7 @@ class _RemoteShare(protocol.FixedShare):
     def __init__(self, remote: RemoteBackend, most: int) -> None:
         super().__init__(most)
         self.wanted: int | None = None
-        """The number of items that remain for the call; None if unknown."""
+        """The number of items that remain for the call; None if it is unknown."""
         self.remote = remote
 
     def want(self, items: int | None) -> None:
@@ -342,9 +342,9 @@ class RemoteBackend:
         facts: protocol.Facts | None = None,
         key: protocol.KeyHolder | None = None,
     ) -> None:
-        """`arguments`: of `Replica.load`. `facts`: about the replica's calls. `wanted`: how much of `quota` it can use.
+        """`arguments`: the arguments of `Replica.load`. `facts`: facts about the replica's calls.
 
-        `key`: the renewed key of the endpoint.
+        `wanted`: the most places of `quota` that the replica can use. `key`: the renewed key of the endpoint.
         """
         self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or protocol.Facts()
         self._wanted = wanted
@@ -434,7 +434,7 @@ class RemoteBackend:
             await asyncio.wait({self._serving})
 
     def decide_if_idle(self) -> None:
-        """Let the replica decide if all its remaining requests wait for others."""
+        """If all remaining requests of the replica wait for other requests, let the replica decide about them."""
         held = self.last.held
         if held and held >= len(self._open) and all(share.wanted is not None for share in self._shares.values()):
             deciding = asyncio.ensure_future(self._link.call("idle"))
@@ -529,7 +529,7 @@ class RemoteBackend:
 def _most(report: ReplicaReport) -> int:
     """Return the most requests to send: the backend's places, the held requests, and a few that wait in its process.
 
-    They count as sent, and are charged after a kill, so only a few may wait.
+    Waiting requests count as sent, and are charged after a kill, so only a few may wait.
     """
     most = max(1, report.most)
     return most + max(1, most // 8) + report.held
@@ -585,11 +585,11 @@ class Quota:
     """The `concurrency`, `rpm` and `tpm` of an endpoint, leased to processes without ever exceeding the whole.
 
     Parts are equal, but no process gets more places than it wants. Parts shrink before others grow, and a new process
-    waits for its part. A process that does not reply keeps its part until it is found lost; then the others get it.
+    waits for its part. A process that does not reply keeps its part until it is known to be lost.
     """
 
     def __init__(self, whole: int, here: Lessee | None = None) -> None:
-        """`whole`: the limit of requests in flight together. `here`: this process, which has had the whole so far."""
+        """`whole`: the limit of requests in flight of all processes. `here`: this process, which has had the whole."""
         self.whole = whole
         self.answered: weakref.WeakSet[protocol.Call] = weakref.WeakSet()
         """The calls that the endpoint has answered."""
@@ -600,7 +600,7 @@ class Quota:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def join(self, one: Lessee, wanted: int) -> bool:
-        """Add a process that can use `wanted` places. Return whether it got its part, or was lost meanwhile (False)."""
+        """Add a process that can use `wanted` places. Return False if it was lost before it got its part."""
         self._lost.discard(one)
         self._parts[one], self._wanted[one] = _Part(), wanted
         await asyncio.shield(self._changed())  # shielded: a part that a process has received must be recorded
@@ -609,7 +609,7 @@ class Quota:
         return one in self._parts
 
     def leave(self, one: Lessee) -> None:
-        """Remove a process, if it is a member. The others get its part."""
+        """Remove a process, if it is a member. The other processes get its part."""
         if self._parts.pop(one, None) is not None:
             del self._wanted[one]
             self._changed()
@@ -639,7 +639,7 @@ class Quota:
                 await asyncio.gather(*(self._lease(one, part) for one, part in parts.items()))
 
     def _divided(self) -> dict[Lessee, _Part]:
-        """Return each process's part: equal numbers of places, but at most the number it wants."""
+        """Return each process's part: equal numbers of places, but at most the number that the process wants."""
         if len(self._parts) == 1:
             return dict.fromkeys(self._parts, _Part(self.whole, 1.0))
         places = protocol.fair_parts(self.whole, [*self._wanted.values()])

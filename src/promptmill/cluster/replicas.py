@@ -6,8 +6,8 @@
 A replica is a `Backend`. A request is sent to the replica with the most room; if this replica is lost, the request is
 sent to another, and the lost replica is loaded again. A request that was on several replicas when they were lost may be
 the cause, so it then runs alone on a replica; if this replica is also lost, the request fails. A replica that cannot be
-loaded, or is repeatedly lost before it answers, is abandoned. Cache, schema, budget, routing and counts are outside,
-once for all replicas.
+loaded, or is repeatedly lost before it answers, is abandoned. The cache, the check of schemas, the budget, routing and
+counts are outside of this module, once for all replicas.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class _Replica:
     shares: dict[Call, Share] = field(default_factory=dict)
     in_flight: int = 0
     held: int = 0
-    """The number of requests in flight when it was lost."""
+    """The number of requests in flight when the replica was lost."""
     has_answered: bool = False
-    """Whether it has answered since its load."""
+    """Whether the replica has answered since its load."""
     false_starts: int = 0
     """The number of consecutive losses before any answer."""
     is_reserved: bool = False
-    """Whether it is reserved for a single request."""
+    """Whether the replica is reserved for a single request."""
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -128,7 +128,7 @@ class _ReplicaShare:
         return ", ".join(filter(None, names)) or f"{self._replicas.count} replicas"
 
     def waiting(self) -> str:
-        """Return the reason for a stall; empty while a replica works."""
+        """Return the reason why the call is stalled; `""` while a replica works."""
         if self._replicas.count and not self._replicas.ready:
             return f"waiting for one of {self._replicas.count} replicas"
         waits = [share.waiting() if isinstance(share, Flow) else "" for share in self._shares()]
@@ -147,11 +147,11 @@ class Replicas:
         suspected: int = _SUSPECTED,
         hint: str = "Look at the logs of the replicas.",
     ) -> None:
-        """`connect` returns the replicas for `load`, once. `disconnect` is called when all are closed.
+        """`load` calls `connect` once to get the replicas. `disconnect` is called when all replicas are closed.
 
-        `starts_with_one`: load the other replicas after the first has answered: a refused key or a wrong address then
-        costs no more requests than in one process. `suspected`: a request that was on this many lost replicas runs
-        alone. `hint`: the remedy for lost replicas.
+        `starts_with_one`: load the other replicas after the first has answered, so that a refused key or a wrong
+        address costs no more requests than in one process. `suspected`: a request that was on this many lost replicas
+        runs alone. `hint`: the remedy for lost replicas.
         """
         self._connect, self._disconnect = connect, disconnect
         self._starts_with_one, self._suspected, self._hint = starts_with_one, suspected, hint
@@ -190,7 +190,7 @@ class Replicas:
             await self._change()
 
     def begin(self, backends: Sequence[Backend], report: Callable[[str], None]) -> None:
-        """Start to load these replicas. Requests wait for the first."""
+        """Start to load these replicas. Requests wait until the first replica is ready."""
         self._replicas = [_Replica(backend) for backend in backends]
         self._idle = deque(self._replicas)
         self._load_next(report, 1 if self._starts_with_one else self.count)
@@ -257,7 +257,7 @@ class Replicas:
                 return Failure(full, attempts, unmetered=losses)
 
     async def _place(self, call: Call, *, alone: bool) -> _Replica:
-        """Return the replica with the most room; with `alone`, a replica without requests. Raises if none is left."""
+        """Return the replica with the most room; if `alone`, a replica without requests. Raises if none is left."""
         while True:
             self._raise_if_none_is_left()
             one = self._roomiest(call)
@@ -335,7 +335,7 @@ class Replicas:
     def _lose(self, one: _Replica) -> None:
         if one.is_ready:
             one.is_ready, one.held = False, one.in_flight
-            # Not counted if the replica was reserved: then the reserving request was the cause.
+            # A loss does not count if the replica was reserved, because then the only request was the cause.
             one.false_starts = 0 if one.has_answered else one.false_starts + (not one.is_reserved)
             one.lost.set()
             for share in self._calls.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from promptmill.system import subprocesses
 
-# The pipes are made before an import can print into the protocol.
+# The pipes are made first, so that no import can print into them.
 _PIPES = subprocesses.private_pipes() if __name__ == "__main__" else None
 
 import asyncio

@@ -13,7 +13,7 @@ from promptmill.core.errors import Named, config_error
 from promptmill.core.values import JsonDict, JsonObject
 
 SETTINGS = Named("settings")
-_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # the depth of a key, by its block
+_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # by block, the number of names in a key's path
 
 
 def assigned(texts: Iterable[str]) -> JsonObject:
@@ -23,7 +23,7 @@ def assigned(texts: Iterable[str]) -> JsonObject:
         path, equals, text = assignment.partition("=")
         if not equals or not (path := path.strip()):
             raise config_error(SETTINGS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
-        values.pop(path, None)  # moved to the end, so that it is applied after its block
+        values.pop(path, None)  # moves to the end, so that it is applied after the block that has it
         try:
             values[path] = parsed(text)
         except (yaml.YAMLError, ValueError):
@@ -43,7 +43,7 @@ def keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
 
 
 def set_key(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set a key of the file. A sampling parameter of the file then applies to all models of the file."""
+    """Set a key of the file's content. If it is a sampling parameter, it then applies to all models of the file."""
     put(raw, path, value)
     if path[0] == "sampling_params":  # one parameter, or several as a mapping
         for name in path[1:2] or (value if isinstance(value, Mapping) else ()):

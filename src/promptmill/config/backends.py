@@ -26,7 +26,7 @@ class BackendRecord:
     is_engine: bool = False
     """Whether the backend runs on this machine: `vllm_shutdown` frees its memory, and its jobs end with the server."""
     needs_endpoint: bool = False
-    """Whether its block has `base_url`, `provider` and keys."""
+    """Whether the backend's block has `base_url`, `provider` and keys."""
     any_model: bool = False
     """Whether each row may name its own model."""
     other_paths: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ class BackendRecord:
     diagnosis: str = ""
     """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True
-    """Whether any model of the backend reads images. If not, items with images are refused earlier."""
+    """Whether any model of the backend reads images. If not, items with images do not reach the backend."""
     weighs_choices: bool = False
     """Whether the backend itself reports the probability of each choice, without log probabilities."""
     decides: bool = False
@@ -46,9 +46,9 @@ class BackendRecord:
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True
-    """Whether its model sees the schema or the choices of a request. If not, the prompt names them."""
+    """Whether the backend's model sees the schema or the choices of a request. If not, the prompt names them."""
     sampling: frozenset[str] | None = None
-    """The supported sampling parameters; others are dropped with a warning. None: the backend itself reports them."""
+    """The supported sampling parameters; others are dropped with a warning. None: the backend itself reports others."""
 
 
 _ENGINE = BackendRecord(
@@ -89,9 +89,9 @@ def record(name: str) -> BackendRecord:
 
 
 def installed() -> Mapping[str, str]:
-    """Return the backends of features by name, each `"module:name"`, not imported.
+    """Return the backends of features by name, each as `"module:name"`. Nothing is imported.
 
-    Raises `PromptmillError` (`invalid_config`) if one has the name of promptmill's own.
+    Raises `PromptmillError` (`invalid_config`) if one has the name of one of promptmill's own backends.
     """
     found = feature.backends()
     for name in found.keys() & {*BACKENDS, AUTO}:

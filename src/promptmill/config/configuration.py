@@ -65,9 +65,9 @@ class Configuration:
     ) -> None:
         """`raw`: the content of the file, with `${…}` expanded.
 
-        `calls_replace` is for pipelines: a call's blocks and parameters replace those of the file instead of merging,
-        unknown keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
-        `keyless` and `call_files`, see `ModelConfig`. Raises `PromptmillError` (`invalid_config`).
+        `calls_replace` is for pipelines: a call's blocks and parameters replace those of the file instead of being
+        merged, unknown keys are dropped with a warning, and answers are not checked against `response_format`. For
+        `chosen`, `keyless` and `call_files`, see `ModelConfig`. Raises `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
@@ -120,14 +120,14 @@ class Configuration:
         )
 
     def with_choice(self, values: JsonObject, chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration with `values`, by dotted path, in the place of `backend: auto`."""
+        """Return the configuration in which `values`, by dotted path, replace `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
             put(raw, path.split("."), value)
         return self._copy(raw, chosen=chosen, keyless=keyless)
 
     def for_clients(self, secrets: Iterable[str] = (), *, is_shared: bool = False) -> Configuration:
-        """Return the configuration for calls of clients. These may not use all files of this machine.
+        """Return the configuration for calls of clients, which may not use all files of this machine.
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment. A trusted client may
         use the files that the operator may use. `is_shared`: see `FileRule`.
@@ -161,11 +161,11 @@ class Configuration:
         """Read the file that `find` finds. `assignments`: values by key path (`"backend_configs.openai.concurrency"`).
 
         `content`: the file's content, if it was already read. `values` gets the content so far and returns further
-        values by key path. Sampling parameters of both apply to all models. `defaults` replace the usual defaults of
-        top-level keys that the file omits or sets to null.
+        values by key path. Sampling parameters of `assignments` and `values` apply to all models. `defaults` replace
+        the usual defaults of top-level keys that the file omits or sets to null.
 
-        Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy, after the file's name if
-        `values` did not set the key.
+        Raises `PromptmillError` (`invalid_config`), whose message has the path of the key and the remedy, after the
+        file's name if `values` did not set the key.
         """
         ADDED.check()
         backends.installed()  # checks their names
@@ -182,11 +182,11 @@ class Configuration:
                 set_key(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # the file's own backend replaces its default model
+                raw["default_model"] = None  # the top-level backend is the default then, not one of `models`
             options = values(raw)
             for keys, value in options.items():
                 set_key(raw, keys, value)
-            for path_, value in assignments.items():  # repeated, because a full path overrides the options
+            for path_, value in assignments.items():  # set again, because assignments override the options
                 for keys, one in keys_in(tuple(path_.split(".")), value):
                     set_key(raw, keys, one)
             unset = [key for key, value in raw.items() if value is None and key in Settings.model_fields]
@@ -288,14 +288,14 @@ class Configuration:
 
 
 def _owner_of(key: str, chosen: str) -> str:
-    """Return the backend whose block may have `key`: the chosen backend, or else the first that knows the key."""
+    """Return the backend whose block may have `key`: the chosen one if it knows the key, or the first one that does."""
     blocks = BackendConfigs()
     owners = [name for name in BackendConfigs.model_fields if key in type(getattr(blocks, name)).model_fields]
     return chosen if chosen in owners or not owners else owners[0]
 
 
 def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
-    """Return whether a call's address differs from the operator's. The operator's parameters may contain keys."""
+    """Return whether a call's address differs from the operator's, so that the operator's keys are not sent there."""
     if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
         return False
     own = operator.backend_configs.openai
@@ -318,7 +318,7 @@ def _backend_of(raw: JsonObject) -> str:
     if name is None or name == "":
         name = Settings.model_fields["backend"].default
     if not isinstance(name, str):
-        without_unset({"backend": name}, "")  # raises for the variable of `${NAME}`
+        without_unset({"backend": name}, "")  # raises if the value is an unset `${NAME}`
         raise config_error("backend", f"should be text, not {shape(name)}.")
     return name.strip().lower()
 

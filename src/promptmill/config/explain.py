@@ -34,11 +34,11 @@ _SHOULD = "should be "
 
 
 def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "") -> str:
-    """Return the problems of `error`, key by key. Only numbers are quoted from the values.
+    """Return the problems of `error`, key by key. Of the values, only numbers are quoted.
 
     For an unknown key, the most similar known key is named. `above`: the path of the block that `model` describes.
     """
-    lines: dict[str, tuple[list[str], str]] = {}  # the problems and the kind of value, by path
+    lines: dict[str, tuple[list[str], str]] = {}  # by path: the problems, and the kind of the value
     problems = error.errors(include_url=False, include_context=False)
     for problem in problems:
         if _is_other_branch(problem["loc"], [other["loc"] for other in problems]):
@@ -60,7 +60,7 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
             if path == "backend_configs" and isinstance(problem["input"], list):
                 got += '; remove the "- " before each name in it'
             said, _ = lines.setdefault(path, ([message], f"{got}."))
-            if message not in said and all(one.startswith(_SHOULD) for one in (message, *said)):  # from another branch
+            if message not in said and all(one.startswith(_SHOULD) for one in (message, *said)):  # another branch's
                 said.append(message)
     lines_shown = [
         f"{above}{path:.200}: {' or '.join([first, *(one.removeprefix(_SHOULD) for one in others)])}{got}"
@@ -78,7 +78,7 @@ def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[in
 
 
 def _names_branch(problem: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
-    """Return whether a problem's location ends with a type of a union instead of a key: then other types fail, too."""
+    """Return whether a problem's location ends with a type of a union, not a key: then other types of it fail, too."""
     *above, branch = problem["loc"] or ("",)
     if _BRANCH.fullmatch(str(branch)) is None:
         return False

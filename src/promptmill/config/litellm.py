@@ -1,4 +1,4 @@
-"""The block `litellm` of a configuration, as the block `openai`."""
+"""Converts the block `litellm` of a configuration to the block `openai`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from promptmill.core.errors import config_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
-# The fourth backend of a pipeline's server: https://github.com/OpenBMB/UltraRAG/pull/496
+# The server of a RAG framework has it as a fourth backend: https://github.com/OpenBMB/UltraRAG/pull/496
 _LITELLM = "litellm"
 # Prefixes of LiteLLM's model names (litellm 1.109) → promptmill's providers. Both send the same name to the same host.
 _PROVIDERS = {

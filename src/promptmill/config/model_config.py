@@ -43,8 +43,8 @@ OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
 class ModelConfig:
     """The settings of one model: the backend to load and how to run it.
 
-    `from_call`: the keys in the chosen backend's block that a call set. `operator`: the configuration without the call;
-    it limits the keys, headers and remote code that a call may use.
+    `from_call`: the keys in the chosen backend's block that a call set. `operator`: the settings without the call; they
+    limit the keys, headers and remote code that a call may use.
     """
 
     settings: Settings
@@ -202,7 +202,7 @@ def names(raw: JsonObject) -> list[str]:
 def raw_of(raw: JsonObject, name: str) -> JsonDict:
     """Return the content of the file as if `name` were its only model.
 
-    A named model has its own block and inherits nothing from the file's block, whose key and price are another model's.
+    A named model has its own block and inherits nothing from the file's block: its key and price are another model's.
     """
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
@@ -221,16 +221,16 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
 
 
 def _merged(below: Any, above: Any) -> Any:
-    """Return `above` merged over `below`. A value of another type is kept, and the settings refuse it later."""
+    """Return `above` merged over `below`. If one of them is no mapping, return it: the settings refuse it later."""
     wrong = [value for value in (above, below) if not isinstance(value, Mapping | None)]
     return wrong[0] if wrong else {**(below or {}), **(above or {})}
 
 
 def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
-    """Return the `openai` keys in `given`. They override the file's block `own`.
+    """Return the keys of `openai` by which `given` overrides the file's block `own`.
 
     A provider in `given` replaces the file's address by the provider's address; an address in `given` replaces the
-    file's provider. Then the file's key and headers are not sent: they belong to the other endpoint. `given` may have
+    file's provider. Then the file's key and headers are not sent: they belong to the file's endpoint. `given` may have
     both a provider and an address. A key in `given` replaces the file's key, whatever the source of that key.
     """
     provider, address = given.get("provider"), given.get("base_url")
@@ -256,10 +256,10 @@ def settings_of(
     tier: str | None = None,
     price: object = None,
 ) -> dict[tuple[str, ...], Any]:
-    """Return the settings for choices on the command line, by path.
+    """Return the settings that result from choices on the command line, by path.
 
     `raw`: the file's content. `endpoint`: keys of `openai`. `tier`: a service tier. `price`: see `prices_in`. `model`:
-    a name in the file's `models`; with `backend` or `endpoint`, or without `models` in the file, a model of that
+    a name in the file's `models`; if `backend` or `endpoint` is set, or the file has no `models`, a model of the
     backend.
 
     Raises `PromptmillError`: `invalid_config` for a key that the backend lacks, `invalid_input` for an unknown model.
@@ -304,7 +304,7 @@ def settings_of(
     for key, value in replacing_choices(sampling).items():
         if key not in BESIDE:
             values["sampling_params", key] = value
-        else:  # a named model inherits none of these from the file, so they are stored with it
+        else:  # stored with a named model, which inherits none of these parameters from the file
             values[*(("models", name) if is_named else ()), "extra_params", key] = value
     return values
 

@@ -1,4 +1,4 @@
-"""Converts parameters with the names or places of other programs to promptmill's, with a warning."""
+"""Converts parameters that have names or places of other programs to promptmill's names and places, with a warning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptmill.core.wording import close_matches, listed, synonym
 
 _SAMPLING = frozenset(Sampling.model_fields)
 _KNOWN = _SAMPLING | BESIDE
-# Options of the `openai` package's methods that are no part of a request (`extra_body` is both).
+# Options of the `openai` package's methods that are no part of a request (`extra_body` is part of one, too).
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
     "extra_headers": "set `backend_configs.openai.headers`",
@@ -28,8 +28,8 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
     """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
 
     Unknown `sampling_params` move to `extra_params`, unless `extra_params` already sets them. For a local engine, known
-    parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) with `unsupported: error` and,
-    unless `of_pipeline`, for a misspelt name of promptmill (`extra_params` may have such a name).
+    parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) instead of a warning with
+    `unsupported: error`, and, unless `of_pipeline`, for a misspelt parameter outside of `extra_params`.
 
     A pipeline's `response_format` moves to `extra_params`: it is sent to the endpoint, and answers are not checked.
     """
@@ -48,7 +48,7 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
     ]
     for feature, each in hidden().items():
         parameters = part(each.sampling).model_fields if each.sampling else {}
-        if name := next((name for name in parameters if name in others), ""):  # an endpoint may ignore the parameter
+        if name := next((name for name in parameters if name in others), ""):  # refused: an endpoint may ignore it
             raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
     if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(
@@ -75,7 +75,7 @@ def _is_ours(name: object, value: object) -> bool:
 
 def _nearest(name: str) -> str:
     if name in _KNOWN:
-        return ""  # nothing to correct, also in OpenRouter's `reasoning`
+        return ""  # nothing to correct, not even in OpenRouter's `reasoning`
     return next(iter(close_matches(name, _KNOWN, n=1, cutoff=0.85)), "")
 
 

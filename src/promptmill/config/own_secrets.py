@@ -21,7 +21,7 @@ _SHORTEST_PART = 12
 
 
 def is_secret(name: str) -> bool:
-    """Return whether the field `name` holds a secret. The name of a variable, or of a program for keys, is none."""
+    """Return whether the field `name` holds a secret. A field that names a variable or a program has no secret."""
     return SECRET_NAME.search(name) is not None and not name.endswith(("_env", "_command"))
 
 
@@ -51,13 +51,13 @@ def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def custom_headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read like OpenAI's client does: other lines are ignored."""
+    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read as OpenAI's client reads them: other lines are ignored."""
     lines = (line.partition(":") for line in environ.get(CUSTOM_HEADERS, "").split("\n"))
     return {name.strip(): value.strip() for name, colon, value in lines if colon}
 
 
 def _headers(headers: Any) -> Iterator[str]:
-    """Yield the secrets in headers. Other headers (`X-Title`, `HTTP-Referer`) may occur in any file."""
+    """Yield the secrets in headers. Values of other headers (`X-Title`, `HTTP-Referer`) may occur in any file."""
     for name, value in headers.items() if isinstance(headers, Mapping) else ():
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):
@@ -66,7 +66,7 @@ def _headers(headers: Any) -> Iterator[str]:
 
 
 def without_random(text: str) -> str:
-    """Return a program's message without words that may be a key: long words with a digit that are no path."""
+    """Return a program's message without words that may be a key: long words that have a digit and are not a path."""
     return _RANDOM_IN_TEXT.sub("[redacted]", text)
 
 

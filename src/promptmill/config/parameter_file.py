@@ -21,7 +21,7 @@ _VARIABLE = "PROMPTMILL_CONFIG"
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
 )  # as in shells; but `$${name}` means a literal `${name}`
-# PyYAML's problems → promptmill's messages. `line` has the problem; `began` starts the value or block around it.
+# PyYAML's problems → promptmill's messages. The problem is in `line`; the value or block around it starts in `began`.
 _PROBLEMS = (
     (r"but got '{'", "Line {line} needs quotes: inside {{…}}, put `${{…}}` between quotes."),
     (r"expected ',' or|<stream end>", "The {{ or [ in line {began} is not closed: a }} or ], or a comma, is missing."),
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, or the shipped."""
+    """Return the first file that exists: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped."""
     named = path or (home_expanded(environ[_VARIABLE]) if environ.get(_VARIABLE) else None)
     if named is not None and not named.is_file():
         where = "" if path else _VARIABLE
@@ -119,7 +119,7 @@ def parsed(text: str, duplicates: list[str] | None = None) -> Any:
 
 
 def composed(file: Path) -> yaml.Node | None:
-    """Return a YAML file as nodes. Their scalars have the text as it was written. None for an empty file.
+    """Return a YAML file as nodes, whose scalars have their text as the file has it; None for an empty file.
 
     Raises `PromptmillError` (`invalid_config`) with the line.
     """

@@ -87,7 +87,7 @@ KEY_SOURCE: Final = Mark("It brings the key. A source that is given replaces the
 OF_EFFORT: Final = Mark("It affects how an answer is obtained, but not the answer.")
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
-"""Variables that may hold an API key if no setting names one, in this order."""
+"""The environment variables that are searched, in this order, for an API key if no setting names one."""
 _GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _REPLICAS = (
@@ -103,7 +103,7 @@ _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    # `defer_build`, and defaults by `model_construct`: otherwise the schema of each block would be built once more
+    # Without `defer_build` and defaults made by `model_construct`, the schema of each block would be built twice.
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )

@@ -1,7 +1,7 @@
 """The bounds for data from others. Each bound is defined once, with its reason.
 
-A bound names the attacker or the accident against which it protects. The three sections are the three sources of
-untrusted data. A reverse proxy handles floods of requests and slow clients: see SECURITY.md.
+The text of a bound states what is limited, and the attack or accident against which it protects. The three sections are
+the three sources of untrusted data. A reverse proxy handles floods of requests and slow clients: see SECURITY.md.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 # ---- a client of a shared server
 
 MOST_SHARED = 64 << 20
-"""Bytes of one kind that a process holds for all clients or endpoints, so that none of them fills its memory: large
-request bodies in progress, large response bodies, events of sessions, answers for clients that disconnected; also for
-one call: its answers, or the rows of a prompt search."""
+"""Bytes that a process holds of each kind for all clients or endpoints, so that none of these fills the memory. Kinds
+are large request bodies in progress, large response bodies, events of sessions, and answers for disconnected clients.
+The same bound holds for one call's answers, and for the rows of its prompt search."""
 MOST_LARGE = 32 << 20
-"""Bytes of a call's answers above 64 KiB and of its errors, because its result holds several copies of them."""
+"""Bytes of a call's errors, and of its answers with more than 64 KiB each: the call's result holds several copies."""
 MOST_VALUES = 300_000
 """JSON values in a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
@@ -24,28 +24,28 @@ MOST_SESSIONS = 2000
 MOST_CALL_JOBS = 10_000
 """Jobs of calls on disk: each task and each long call leaves a job for a week."""
 LARGEST_CALL_JOBS = 4 << 30
-"""Bytes of the jobs of calls on disk, for the same reason. The oldest finished jobs make room for new jobs."""
+"""Bytes of the jobs of calls on disk, where each job stays for a week. New jobs replace the oldest finished jobs."""
 MOST_OPEN = 256
-"""Jobs of calls that run in the server: each job takes a megabyte of memory."""
+"""Jobs of calls that run at a time in the server's own process: each job takes a megabyte of memory."""
 MOST_WAITING = 2000
-"""Jobs of calls in progress: a waiting job takes a few kilobytes, and one session may fill half of the queue."""
+"""Jobs of calls that run or wait in the server's process: a waiting job takes kilobytes. One session may have half."""
 LARGEST_PAGE = 8 << 20
 """Bytes of a page with rows of a job. Further fields and rows are on the next page, or in the output."""
 MOST_MODELS = 50
 """Models with separate counts, because a client can name any number of models."""
 MOST_READERS = 4
-"""Sessions whose calls read files at a time, each in one of the server's threads. One process reads their documents."""
+"""Sessions whose calls may read files at the same time, each in a thread of the server. A process reads documents."""
 MOST_RUNNERS = 16
-"""Concurrent jobs of calls, each in a process of a hundred megabytes or more. Half this number of processes read and
-write files of calls."""
+"""Jobs of calls that run at a time in processes of their own, each of a hundred megabytes or more. Half this number of
+processes read and write files of calls."""
 LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings (each value counts as fifty more), because each request of the call repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, because a compiled schema takes thirty times as much memory."""
 MOST_PARTS, LONGEST_FORM = 10_000, 2 << 20
-"""Values of a schema whose references are written out, as each value gets a quote, and characters of the result: each
-level of definitions that refer twice to the next one doubles the values. A schema of 256 KiB without references has
-fewer of both."""
+"""Values of a schema after its references were written out, because each value gets a quote; characters of the result.
+If each level of definitions refers twice to the next level, each level doubles the values. A schema of 256 KiB without
+references has fewer values and characters."""
 MOST_VARIANTS = 100
 """Pairs of a model and a prompt that answer each row of a job, because each takes space in the job and its reports."""
 MOST_CHOICES = 1000
@@ -61,14 +61,14 @@ LARGEST_FILE = 256 << 20
 LARGEST_UPLOAD = 512 << 20
 """Bytes of a file that a client uploads (OpenAI's limit), because an upload could fill the disk."""
 MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
-"""Files of a token, and their total bytes, for the same reason. Output files of the token's batches also count."""
+"""Files stored for a token, and their total bytes: they could fill the disk. Outputs of its batches also count."""
 LONGEST_FIELD, MOST_FORM_FIELDS = 64 << 10, 8
-"""Bytes of an upload's other form fields, and of a batch's parameters, and the number of these form fields, because
-they are kept in memory."""
+"""Bytes of each form field of an upload, except the file, and of a batch's parameters; number of these form fields. All
+are kept in memory."""
 LARGEST_BATCH, MOST_BATCH_LINES = 200 << 20, 50_000
-"""Bytes and lines of a batch (OpenAI's limits): its rows and answers take several times as much of the disk."""
+"""Bytes and lines of a batch (OpenAI's limits): its rows and answers take several times as much space on the disk."""
 MOST_BATCHES = 100
-"""Unfinished batches of a token, for the same reason. `MOST_RUNNERS` of them run, and the others wait."""
+"""Unfinished batches of a token: each takes space on the disk. `MOST_RUNNERS` of them run, and the others wait."""
 
 # ---- a reply of an endpoint
 
@@ -77,39 +77,39 @@ LARGEST_BODY = 16 << 20
 MOST_MEMORY = 128 << 20
 """Bytes of memory for the values of a body: a hostile body of brackets takes a hundred times its size."""
 MOST_FIELDS = 500_000
-"""Fields of a body: no other thread runs while it is parsed, and this many different names take 0.2 s."""
+"""Fields of a body: no other thread runs while the body is parsed, and this many different names take 0.2 s."""
 MOST_EVENTS = 150_000
 """Events of a stream, and pieces of a body, each of which costs time. Answers have fewer tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, because a head may never end."""
 MOST_SEARCHED, MOST_PLACES, PLACE = 1 << 30, 1000, 1000
-"""Characters of a row that are searched for the quotes of a reply, and places of a quote that are compared, because
-millions of quotes, or of one letter, would take hours. The other quotes are taken for missing. A place takes as long (2
-µs) as the search of `PLACE` characters."""
+"""Characters that are searched for the quotes in a reply about a row, and places that are compared with a quote. A
+search for millions of quotes, or for quotes of one letter, would take hours. The quotes for which no search is left
+count as missing. To compare a place takes as long (2 µs) as to search `PLACE` characters."""
 MOST_PAGES = 1000
-"""Pages of a list: they hold 100,000 batches or files, more than an account has; a broken provider may list new ones
+"""Pages of a list: they hold 100,000 batches or files, more than an account has; a broken provider may list new pages
 endlessly."""
 LONGEST_SEARCHED = 16 << 10
-"""Characters of an error in which the cause is searched, and bytes of an answer before its choice: longer searches
-would delay other requests."""
+"""Characters of an error that are searched for its cause, and bytes that may precede the choice in an answer: longer
+searches would delay other requests."""
 MOST_LEAVES = 2000
-"""Values of an error in which the cause or the wait is searched, for the same reason."""
+"""Values in an error that are searched for its cause or the wait that it asks for: more would delay other requests."""
 LONGEST_ANSWER = 1 << 20
 """Characters of an answer under a schema, which is checked, repaired and quoted; bytes of an answer that is cached or
 parsed leniently. Only endless answers are longer."""
 MOST_UNREADABLE = 100
-"""Brackets in the prose of an answer in which JSON is searched: each costs time in proportion to the answer's length,
-and a small model may repeat a bracket until `max_tokens`."""
+"""Brackets in the prose of an answer at which JSON may begin: each costs time in proportion to the answer's length, and
+a small model may repeat a bracket until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context has. The number is charged to `tpm`."""
 LONGEST_DEBT_S = 120
-"""Seconds without requests after tokens beyond `tpm`, because the usage that an endpoint reports may be wrong."""
+"""Seconds without requests after an endpoint reported more tokens than `tpm`, because its report may be wrong."""
 LONGEST_CALLED = 1000
 """Characters of the name of a called function in a stream, because a longer one would be copied with each piece; real
 names have 64."""
 MOST_SOURCES, LONGEST_SOURCE = 1000, 2000
-"""Web pages that an answer cites, and characters of the address and of the title of each: they are in a cell of the
-row, and browsers open no longer address reliably."""
+"""Web pages that an answer cites, and characters of each page's address and title: all are stored in one cell of the
+row, and browsers do not reliably open longer addresses."""
 
 # ---- a row of a file
 
@@ -118,47 +118,47 @@ LONGEST_ROW = 64 << 20
 smaller, and sixteen such rows in flight fit into a small machine's memory."""
 TOO_LONG = "is longer than 64 MiB"
 MOST_RATIO = 200
-"""The largest ratio of decompression: a bomb has a thousand, and rows that differ only in a number have 100."""
+"""The largest ratio of decompressed to compressed size: a bomb has 1,000; rows that differ in a number have 100."""
 MOST_WARMED = 16 << 20
-"""Characters of the prompts that wait until a provider has cached their beginning, by model."""
+"""Characters, for each model, of the beginnings of prompts that wait until a provider has cached these beginnings."""
 MOST_HELD = 1024
 """Requests of a call that wait for others, such as a budget or an equal request: each holds its prompt in memory."""
 MOST_FILES = 10_000
-"""Files that patterns match. Twenty times as many files are examined at most, so that `/**` ends."""
+"""Files that patterns match. Twenty times as many files are examined at most, so that the search for `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
-"""Bytes of XML in a workbook: a sheet is read completely, into five times its size. A million rows have 100 MB."""
+"""Bytes of XML in a workbook: a sheet is read completely and takes five times its size. A million rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30
 """The memory of processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
 MOST_COLUMNS = 16_384
-"""Columns of a sheet, which is Excel's limit, and of a table in a document, whose cells may name any number."""
+"""Columns of a sheet (Excel's limit), and of a table in a document, whose cells may claim any number of columns."""
 LONGEST_HEADER = 32_000
-"""Characters of a mail's header: Python's parsers of headers take time in the square of its length, 17 s for 400 KB.
+"""Characters of a mail's header: the time of Python's parsers grows with the square of the length (400 KB take 17 s).
 Five hundred receivers take 20,000 characters."""
 DEEPEST_MAIL = 50
-"""Mails within mails, as each is read by a call within a call; three are usual."""
+"""Levels of mails inside mails, because each level is read by a nested call; three levels are usual."""
 LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent completely, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100
 """PDF pages whose images a request may contain: providers allow 50 to 500; each page takes 300 KB of memory."""
 LONGEST_QUERY_S = 300
-"""Seconds for a call's query to return its rows, because a recursive query makes any number of rows from nothing. A
+"""Seconds in which a call's query must return its rows, because a recursive query may generate rows without end. A
 million short rows take a minute."""
 LONGEST_READING_S = 120
-"""Seconds of processor time in which the documents and PDFs of a call are read, because one process reads those of all
+"""Seconds of processor time for reading the documents and PDFs of a call, because one process reads the files of all
 calls: ten thousand mails take ten seconds."""
 LONGEST_COLUMN = 200
 """Characters of a column name from a call, because each row of the output repeats it."""
 MOST_NAMES = 10_000
 """Distinct fields of rows that become columns of a table, because each row repeats all of them."""
 LONGEST_HEADER = 2 << 20
-"""Bytes of a header with the names of all columns: a file that is not a table may have any number of columns."""
+"""Bytes of a table's header, the names of all columns: a file that is not a table may have any number of columns."""
 MOST_LINES = 10_000
 """Lines of a quoted cell, because an unclosed quote would take the rest of the file."""
 MOST_REPORT_ROWS, LARGEST_REPORT = 100_000, 12_000_000
-"""Rows and bytes of a report, which a browser opens in half a second."""
+"""Rows and bytes of a report: a browser opens such a report in half a second."""
 LONGEST_SHOWN, MOST_SHOWN = 2_000, 50
-"""Characters of a cell, prompt or path, and columns, fields or values of a table, on a page or in a tool's result: more
-would crowd out others."""
+"""Characters of a cell, prompt or path, and columns, fields or values of a table, that a page or a tool's result shows:
+more would leave no room for other texts."""
 DEEPEST_TEXT = 3
 """Levels of JSON inside JSON strings that are searched for secrets, because an agent could nest a key to hide it."""
 DEEPEST = 20

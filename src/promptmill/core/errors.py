@@ -1,4 +1,4 @@
-"""Errors, each with a stable code, whether a retry may help, and a hint."""
+"""Errors. Each has a stable code and a hint, and states whether a retry may help."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ READS_IMAGES = "Choose a model that reads images, or leave the images out."
 class Named(NamedTuple):
     """The name of an argument, or the path of a configuration key, in the text of an error.
 
-    `text`: the text around the name, such as "; {} replaces it". `value`: a value after the name: `again: "all"`.
-    `otherwise`: the text where the surface lacks the name.
+    `text`: the text around the name, such as "; {} replaces it". `value`: a value that follows the name, as in
+    `again: "all"`. `otherwise`: the whole text on a surface that lacks the name.
     """
 
     field: str
@@ -163,13 +163,13 @@ _TRAITS: dict[Code, _Trait] = {
 class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
-    `message` states the problem and where it is; `hint` states the remedy. They never contain keys, prompts or images.
-    These contain names of arguments and keys. A surface (the command line, a tool) replaces them by its own names, and
-    omits the text around names that it lacks (`worded`).
+    `message` states the problem and where it is; `hint` states the remedy. Neither contains API keys, prompts or
+    images. Both contain names of arguments and configuration keys. A surface (the command line, a tool) replaces these
+    names by its own, and omits the text around names that it lacks (`worded`).
     """
 
     said: Mapping[str, Any] | None = None
-    """The endpoint's own error: its `status_code`, and the fields of `error` in its body."""
+    """The endpoint's own error: the `status_code` of its response, and the fields of `error` in the body."""
 
     def __init__(self, code: Code, message: Words, hint: Words | None = None) -> None:
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
@@ -185,7 +185,7 @@ class PromptmillError(Exception):
         return _TRAITS[self.code].retryable
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
-        """Return the text with each name replaced by the result of `name`; None: the surface lacks the name."""
+        """Return the text with each name replaced by the result of `name`, which is None if the surface lacks it."""
         return f"{worded(self.parts, name)} {worded(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
@@ -195,8 +195,9 @@ class PromptmillError(Exception):
 def argument_name(named: Named) -> str | None:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
 
-    `status` is the tool for the status of jobs. None for `command` (a command of promptmill) and `shell` (any other
-    command), because a text that is stored, or shown over MCP, names no command; None also for a name with `otherwise`.
+    The field `status` becomes the tool for the status of jobs. Return None for `command` (a command of promptmill) and
+    `shell` (any other command), because texts that are stored or shown over MCP name no commands. Return None also for
+    a name with `otherwise`.
     """
     if named.field == "status":
         return "bulk_status"
@@ -228,14 +229,12 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
 
 
 class ArgumentError(PromptmillError, TypeError):
-    """A function of promptmill lacks this argument. It is a `TypeError`, as for any Python function."""
+    """A function of promptmill was called with an unknown argument. It is a `TypeError`, as for any Python function."""
 
 
 def truncated_error(tokens: int) -> PromptmillError:
-    """Return the error for an answer that was cut before its first word, after `tokens` tokens (0: unknown).
-
-    Its remedy names at least 4,096 tokens (most models think for 300 to 900), or twice the used tokens.
-    """
+    """Return the error for an answer that was cut before its first word, after `tokens` tokens (0: unknown). Its hint
+    names a limit of at least 4,096 tokens (most models think for 300 to 900), or of twice the used tokens."""
     after = f", after {tokens:,} tokens" if tokens else ""
     cut = f"The answer was cut before its first word{after}, by `max_tokens` or the model's own limit."
     return PromptmillError(Code.TRUNCATED, cut, _more_room(max(4096, 1 << (2 * tokens - 1).bit_length())))
@@ -247,7 +246,7 @@ def input_error(*message: str | Named, hint: str = "") -> PromptmillError:
 
 
 def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
-    """Return the error for the key or option at `path`. A problem that begins with a space continues the sentence."""
+    """Return the error for the key or option at `path`. No colon precedes a `problem` that begins with a space."""
     colon = "" if isinstance(problem[0], str) and problem[0].startswith(" ") else ": "
     place = () if not path else (f"{path}{colon}",) if isinstance(path, str) else (path, colon)
     return PromptmillError(Code.INVALID_CONFIG, (*place, *problem), "")

@@ -39,28 +39,28 @@ class Command:
     """`"module:function"`: adds the options to the command's parser, and sets the function that runs it."""
     writes: Sequence[str] | None = None
     """The arguments that name files which the command writes, as argparse stores them; other positional arguments name
-    files that it reads. None: the command does not make files from files and then end, so no series of commands has
-    it."""
+    files that it reads. None: the command does not make files from files and then end, so it cannot be part of a series
+    of commands."""
     is_search: bool = False
-    """Whether its output is what later commands ask with, such as labels or a prompt. A series of commands searches
-    once: as long as the output is there, changed rows begin no other search."""
+    """Whether the command searches for something that later commands use, such as labels or a prompt. A series of
+    commands searches once: while the output exists, changed rows do not start another search."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartEntry:
-    """A part of the orders of jobs."""
+    """A part that a feature adds to the orders of jobs."""
 
     name: str
     """The option that selects the part, and its name in the databases of jobs."""
     part: str
     """`"module:class"`: the subclass of `promptmill.jobs.store.order_part.OrderPart`, such as a plan."""
     options: Sequence[str] = ()
-    """Further options of `bulk` that may select it."""
+    """Further options of `bulk` that may select the part."""
     is_shape: bool = False
-    """Whether it is a `promptmill.jobs.store.shape.Shape`: `promptmill jobs --export` has its option, too."""
+    """Whether the part is a `promptmill.jobs.store.shape.Shape`, so `promptmill jobs --export` has its option, too."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
-        """Return whether one of its options is set."""
+        """Return whether one of the part's options is set."""
         values = (options.get(option) for option in (self.name, *self.options))
         return any(value is not None and value is not False and value not in ({}, []) for value in values)
 
@@ -73,12 +73,12 @@ class WayEntry:
     run: str
     """`"module:class"`: a `promptmill.jobs.run.ways.Way`."""
     awaited: str
-    """A module with the names of `promptmill.jobs.store.rounds.Awaited`."""
+    """A module that defines all names of the protocol `promptmill.jobs.store.rounds.Awaited`."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """The tables of the way in the database of a job that uses it, and their indexes: the statement that creates each,
-    by name. Their columns have a name and a type only."""
+    """The way's tables and indexes in the database of a job: for each, its name and the statement that creates it. A
+    column has only a name and a type."""
     tier: str = ""
-    """The tier of its prices, see `promptmill.steps.prices`; `""`: that of live requests."""
+    """The tier of the prices of its requests, see `promptmill.steps.prices`; `""`: the tier of live requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class JobAction:
     """An action of the command `jobs` on one job."""
 
     names: Sequence[str]
-    """The arguments of which one selects the action, as argparse stores them. The first is the action's name."""
+    """The arguments that select the action, each alone, as argparse stores them. The first is the action's name."""
     purpose: str
     """The purpose for which a job is named, such as `to report`."""
     options: str
@@ -122,8 +122,8 @@ class Format:
     """A format of files: what its rows are, how it is read and written, and what jobs may do with it.
 
     Most packages need `names` and `read`, `write` or both. The records of promptmill's own formats are in
-    `promptmill.files.format_table`. Reading and writing are independent: a format that is only written says nothing
-    about inputs with its suffix.
+    `promptmill.files.format_table`. Reading and writing are independent: a format that is only written does not
+    determine how inputs with its suffix are read.
     """
 
     names: Sequence[str] = ()
@@ -176,14 +176,14 @@ class Format:
     is_followed: bool = False
     """Whether standard output gets each row while the job runs. The columns must not depend on all rows."""
     is_read_by_calls: bool = False
-    """Whether calls of clients may name inputs. Without this, such a file may belong to a program."""
+    """Whether calls of clients may name such files as inputs. If not, such a file may belong to another program."""
     is_written_by_calls: bool = False
-    """Whether calls of clients may name outputs."""
+    """Whether calls of clients may name such files as outputs."""
 
     packages: Sequence[str] = ()
     """The modules that the format needs."""
     extra: str = ""
-    """The extra of promptmill that installs them; `""`: the user installs them."""
+    """The extra of promptmill that installs these modules; `""`: the user installs them."""
     title: str = ""
     """The name for such files in messages; by default, it is the suffix."""
     words: str = ""
@@ -230,9 +230,9 @@ class Figure:
     """`"module:function"`: returns the field's section of a report or None. It also takes the `JobDatabase` and the
     `JobSpec`."""
     count: str = ""
-    """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`,
-    and the configuration of the model of each slot; `()` after the run. Without a function, a plan or a way sets the
-    field."""
+    """`"module:function"`: returns this field and perhaps others at the end of a run. It takes the arguments of
+    `Plan.figures`, and the configuration of the model of each slot, or `()` after the run. `""`: a plan or a way sets
+    the field."""
     option: str = ""
     """The option of the jobs for which `count` is called; `""`: all jobs."""
 
@@ -254,9 +254,9 @@ class Feature:
     words: str
     """The line of the feature in `promptmill features`."""
     needs: Sequence[str] = ()
-    """The features that it imports. Without one of them, this feature counts as missing too."""
+    """The features that this feature imports. If one of them is missing, this feature counts as missing, too."""
     uses: Sequence[str] = ()
-    """Further features that it imports on use, if they are not missing."""
+    """Further features, which this feature imports when it uses them, if they are not missing."""
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
@@ -281,17 +281,17 @@ class Feature:
     returns an ASGI app."""
     authentication: str = ""
     """A module with `add_options`, which adds options to a group of `serve`, and `authentication_of`, which takes the
-    arguments and returns a `promptmill.http.token.Authentication`, or None without these options."""
+    arguments and returns a `promptmill.http.token.Authentication`, or None if these options are not set."""
     formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names in the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is a name in
     `promptmill.api`."""
 
     backends: Mapping[str, str] = field(default_factory=dict)
-    """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
+    """Backends by name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
     embedded: str = ""
     """`"module:function"`: takes the `ModelConfig` of the embedded model and its `Backend`, not yet loaded, and
-    returns the backend that answers in its place."""
+    returns the backend that answers in place of this backend."""
     observation: Observation | None = None
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
@@ -300,24 +300,24 @@ class Feature:
     """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
     Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.description.JobPrompts`, the
     option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
-    of these as lines of JSON."""
+    of the new rows as lines of JSON."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     before_job: Mapping[str, str] = field(default_factory=dict)
     """What precedes each job that a command runs, by the attribute of its arguments that asks for it; each function
     takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
-    """What follows after a command has run a job, also detached, by the option that asks for it, such as `{"report":
-    "module:function"}`; each function takes the `promptmill.jobs.run.job.EndedJob`."""
+    """What follows after a command has run a job (also a detached job), by the option that asks for it, such as
+    `{"report": "module:function"}`; each function takes the `promptmill.jobs.run.job.EndedJob`."""
     doubts: Mapping[str, str] = field(default_factory=dict)
-    """By the option of the jobs that it concerns (`""`: all), each `"module:function"`: takes the `Record` of an
-    answer, and returns why a person should check it, as a `promptmill.jobs.store.plan.Doubt`, or None."""
+    """Doubts by the option of jobs (`""`: all jobs), each `"module:function"`: takes an answer's `Record` and returns
+    why a person should check the answer, as a `promptmill.jobs.store.plan.Doubt`, or None."""
     remedies: Mapping[str, Words] = field(default_factory=dict)
-    """By the code of failed rows, what an option of the feature does about them, for the summary of a job without a
-    plan: `{"code": (Named("lake"), " sends them …")}`."""
+    """By the error code of failed rows, what an option of the feature does about such rows. The summary of a job
+    without a plan shows it: `{"code": (Named("lake"), " sends them …")}`."""
     variants: str = ""
-    """`"module:function"`: prints the answers of a job with several to each row, after a command has run it. It takes
-    the path of the output and the name of the column with the variant."""
+    """`"module:function"`: prints the answers of a job that has several answers to each row, after a command has run
+    the job. It takes the path of the output and the name of the column with the variant."""
 
 
 def part(name: str) -> Any:
@@ -340,7 +340,7 @@ def later(name: str) -> Callable[..., Any]:
 
 
 def bug(error: BaseException) -> str:
-    """Return the message of an unexpected error: in promptmill, or in the package of a feature."""
+    """Return the message for an unexpected error. It names promptmill, or a feature's package that raised the error."""
     others = {entry.module.partition(".")[0] for entry in entry_points()} - {"promptmill"}
     frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     owners = [root for name in frames if (root := name.partition(".")[0]) in {"promptmill", *others}]
@@ -350,13 +350,13 @@ def bug(error: BaseException) -> str:
 
 
 def entry_points() -> list[metadata.EntryPoint]:
-    """Return the entry points of features. (`importlib.metadata` would parse all packages: 7 ms instead of 2.)"""
+    """Return the entry points of features. (`importlib.metadata` would parse all packages, in 7 ms instead of 2 ms.)"""
     named = {each.name for each in metadata.distributions() if GROUP in (each.read_text("entry_points.txt") or "")}
     return [entry for name in sorted(named) for entry in metadata.distribution(name).entry_points.select(group=GROUP)]
 
 
 def features() -> Mapping[str, Feature]:
-    """Return the installed features by name, except hidden features and features that need a missing one.
+    """Return the installed features by name, except hidden features and features that need a missing feature.
 
     Raises `PromptmillError` (`invalid_config`) if a package cannot be imported.
     """
@@ -364,7 +364,7 @@ def features() -> Mapping[str, Feature]:
 
 
 def hidden() -> Mapping[str, Feature]:
-    """Return the installed features that are hidden, and the features that need a hidden one."""
+    """Return the installed features that are hidden, and the features that need a hidden feature."""
     return {} if not os.environ.get(WITHOUT) else _hidden(os.environ[WITHOUT])
 
 

@@ -1,4 +1,4 @@
-"""The form of an answer as data: questions, each with its allowed answers, until a backend writes them down.
+"""The form of an answer as data: questions with their allowed answers. Each backend writes the form in its own way.
 
 choices, definitions, a schema ─▶ `Form` ─▶ questions of a model that decides, or options that an engine or the
                                             encoder compares ─▶ `Form.answer` ─▶ text, probabilities
@@ -26,7 +26,7 @@ def adds_up(shares: Collection[float]) -> bool:
 
 
 class Choice(NamedTuple):
-    """One of several texts, or any number of them."""
+    """A question whose answer is one of several texts or, if it may have `many`, any number of these texts."""
 
     options: tuple[str, ...]
     definitions: tuple[str, ...] = ()
@@ -36,11 +36,11 @@ class Choice(NamedTuple):
     """Whether null is an answer, too."""
     least: int = 0
     most: int | None = None
-    """The fewest and the most labels of an answer, if it may have `many`; None: any number."""
+    """If an answer may have `many` labels: the fewest and the most labels of an answer; None: no limit."""
 
 
 class YesNo(NamedTuple):
-    """True or false. `definition`, `opposite`: what true and false mean."""
+    """A question whose answer is true or false. `definition`: what true means. `opposite`: what false means."""
 
     is_optional: bool = False
     definition: str = ""
@@ -48,7 +48,7 @@ class YesNo(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """One of some ordered levels, from the lowest to the highest."""
+    """A question whose answer is one of several levels, in order from the lowest to the highest."""
 
     levels: tuple[str | int, ...]
     """The values: consecutive whole numbers, or texts."""
@@ -57,8 +57,8 @@ class Scale(NamedTuple):
     is_optional: bool = False
 
     def expected(self, shares: Mapping[str, float]) -> float | None:
-        """Return the expected level from the shares of the values as text: a number on a scale of numbers, otherwise
-        from 0 for the lowest to `len(levels) - 1`. None without shares.
+        """Return the expected level. `shares`: the probability of each level, by the level's text. Levels that are
+        texts count as numbers from 0, the lowest level, on. Return None if no level has a share.
 
         >>> Scale(("low", "high")).expected({"low": 0.25, "high": 0.75})
         0.75
@@ -70,7 +70,7 @@ class Scale(NamedTuple):
 
 
 class Value(NamedTuple):
-    """Any value of a JSON Schema."""
+    """An open question, whose answer is any value that the JSON Schema allows."""
 
     schema: JsonObject
 
@@ -97,7 +97,7 @@ class AllowedAnswer(NamedTuple):
     text: str
     definition: str
     value: Any
-    """The value in the answer. None: the question has no answer."""
+    """The value in the answer; None means that the question has no answer."""
 
 
 class Asked(NamedTuple):
@@ -132,7 +132,7 @@ class Answer(NamedTuple):
 
 
 class Form(NamedTuple):
-    """The allowed answers to a request, as questions. Without a form, it is any text."""
+    """The allowed answers to a request, as questions. Without a form, any text is an allowed answer."""
 
     questions: tuple[Question, ...]
 
@@ -154,9 +154,9 @@ class Form(NamedTuple):
     def answer(
         self, given: Mapping[str, Given], fields: Sequence[tuple[Question, tuple[Asked, ...]]] | None = None
     ) -> Answer:
-        """Return the answer of `Given` by the names of `asked`. A field with an unanswered question is left out.
+        """Return the answer from `given`, by the names in `asked`. A field with an unanswered question is left out.
 
-        `fields`: the result of `fields`, for callers with many answers.
+        `fields`: the value of the property `fields`, which a caller with many answers reads only once.
 
         >>> form = Form((Question("urgent", "", YesNo()),))
         >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
@@ -180,7 +180,7 @@ class Form(NamedTuple):
 
 
 def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
-    """Return the labels that are right, or the likeliest labels if the schema needs more or fewer."""
+    """Return the labels that are right; if the schema requires more or allows fewer, return the likeliest labels."""
     is_yes = [own.option == "yes" for own in given]
     count = min(max(sum(is_yes), choice.least), len(given) if choice.most is None else choice.most)
     ranked = sorted(range(len(given)), key=lambda at: (not is_yes[at], -given[at].shares.get("yes", 0.0)))

@@ -20,7 +20,7 @@ class Budget:
     """One spending limit. It belongs to one event loop."""
 
     def __init__(self, limit: float, spent: float = 0.0, set_aside: float = 0.0) -> None:
-        """`spent`: the amount spent by earlier runs. `set_aside`: the highest cost of requests that these runs lost."""
+        """`spent`: the amount spent by earlier runs. `set_aside`: the highest cost of requests lost in these runs."""
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
@@ -48,22 +48,22 @@ class Budget:
         self._changed()
 
     def set_reserved_aside(self, amount: float, excess: float = 0.0) -> None:
-        """Set aside an `amount` that was reserved, because its cost will be known only hours later. Release its
-        `excess`."""
+        """Set aside an `amount` that was reserved, because the request's cost will be known only hours later. Release
+        the reserved `excess`."""
         self._reserved = max(0.0, self._reserved - amount)
         self._release(excess)
         self.set_aside += amount
         self._changed()
 
     def lend(self, most: float | None) -> float:
-        """Set aside up to `most` (None: all of the free amount). Return the amount."""
+        """Set aside up to `most` (None: all of the free amount). Return the amount that was set aside."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
         lent = room if most is None else min(room, max(0.0, most))
         self.set_aside += lent
         return lent
 
     def free(self, set_aside: float, spent: float) -> None:
-        """Release `set_aside`, and charge the amount `spent` by its requests."""
+        """Release the amount `set_aside` for requests, and charge `spent`, the amount that these requests cost."""
         self.set_aside = max(0.0, self.set_aside - set_aside)
         self.spent += spent
         self._changed()
@@ -105,10 +105,10 @@ def dollars(amount: float) -> str:
 
 
 def prices_in(given: object) -> JsonDict:
-    """Return the prices in a value of the option `price` by model; `""`: the price of the job's model.
+    """Return the prices in a value of the option `price`, by model. The price of the job's model has the key `""`.
 
-    The value is `IN/OUT`, `IN/OUT/BATCH` (the part of the price that a batch costs), `MODEL=IN/OUT`, a list of these,
-    the two numbers, or a mapping from models to them. Raises `PromptmillError` (`invalid_input`).
+    The value is `IN/OUT`, `IN/OUT/BATCH` (BATCH: the share of the price that a batch costs), `MODEL=IN/OUT`, a list of
+    these, two numbers, or a mapping from models to prices. Raises `PromptmillError` (`invalid_input`).
 
     >>> prices_in("1/2"), prices_in(["small=0.1/0.4", "good=2/8"]), prices_in({"small": (0.1, 0.4)})
     ({'': '1/2'}, {'small': '0.1/0.4', 'good': '2/8'}, {'small': (0.1, 0.4)})

@@ -28,7 +28,7 @@ REPEATABLE: Final = _Mark()
 
 
 OF_FIELDS: Final = _Mark()
-"""The mark of a parameter that makes an answer depend on the fields in its prompt, see `Request.fields`."""
+"""The mark of a parameter that makes an answer depend on the fields in the request's prompt, see `Request.fields`."""
 
 
 OF_OPERATOR: Final = _Mark()
@@ -37,7 +37,7 @@ it."""
 
 
 SOURCED: Final = _Mark()
-"""The mark of a parameter that gives answers sources, see `core.sources`."""
+"""The mark of a parameter that adds sources to answers, see `core.sources`."""
 
 
 class Parameters(BaseModel):
@@ -62,7 +62,7 @@ class Added:
 
     @classmethod
     def to(cls, core: Iterable[str]) -> Added:
-        """Return the features' parameters for `core`. A mistake is kept for `check`, because an import calls this."""
+        """Return the parameters that features add to `core`. A mistake does not end an import: `check` raises it."""
         try:
             known = features()
         except PromptmillError as error:
@@ -85,12 +85,12 @@ class Added:
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of these parameters."""
+        """The names of the added parameters."""
         return frozenset(name for kind in self.classes for name in kind.model_fields)
 
     def check(self) -> None:
-        """Raise `PromptmillError` (`invalid_config`) for a feature's parameter, or an option for it, that has no
-        effect."""
+        """Raise `PromptmillError` (`invalid_config`) if a feature's parameter, or the option for such a parameter, has
+        no effect."""
         if self.mistake:
             raise config_error("", self.mistake)
         for name, feature in features().items():
@@ -102,7 +102,7 @@ class Added:
 
 
 def _mistake(name: str, feature: Feature, kind: object, owners: Mapping[str, str]) -> str:
-    """Return the problem of a feature's parameters, or `""`. `owners`: the earlier parameters."""
+    """Return the problem of a feature's parameters, or `""`. `owners`: the owner of each earlier parameter."""
     if not (isinstance(kind, type) and issubclass(kind, Parameters)):
         return (
             f"{feature.sampling} is no subclass of `promptmill.core.parameter.Parameters`; make it one. {_hides(name)}"

@@ -41,12 +41,12 @@ PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs
 
 
 CACHE_MARKS = frozenset({"prompt_cache_breakpoint", "cache_control"})
-"""OpenAI's and Anthropic's fields of a part that mark where the beginning for the provider's prompt cache ends."""
+"""The fields of a part, OpenAI's and Anthropic's, that mark the end of what the provider's prompt cache stores."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A piece of text between images. `marks`: its `CACHE_MARKS`."""
+    """A piece of text between images. `marks`: the part's `CACHE_MARKS`."""
 
     text: str
     marks: JsonObject | None = field(default=None, hash=False)
@@ -54,8 +54,8 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image, given as a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint. `marks`: its
-    `CACHE_MARKS`."""
+    """An image. `source`: a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint. `marks`: the
+    part's `CACHE_MARKS`."""
 
     kind: ClassVar[Literal["image"]] = "image"
     source: str
@@ -68,9 +68,9 @@ FileKind: TypeAlias = Literal["pdf", "audio"]
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A PDF or a recording that is sent as it is, with a source as of an image. `name`: the caller's name of the file.
+    """A PDF or a recording that is sent as it is. `source`: see `ImagePart`. `name`: the caller's name of the file.
 
-    A recording's `data:` URL has its format in OpenAI's words: `data:audio/mp3;base64,…`. `marks`: its `CACHE_MARKS`.
+    The `data:` URL of a recording names its format as OpenAI does: `data:audio/mp3;base64,…`. `marks`: see `TextPart`.
     """
 
     source: str
@@ -128,20 +128,20 @@ def with_words(system_prompt: str, words: str) -> str:
 
 
 _MOST_COMPARED = 10_000_000
-"""The largest product of names and searched characters: 20 ms."""
+"""The largest product of the numbers of names and of searched characters. This search takes 20 ms."""
 _UNSPACED = "\u2e80"
 """The first sign of scripts that write words without spaces."""
 
 
 class Shown(NamedTuple):
-    """The words about the form of its answer that a model gets at the end of its system prompt."""
+    """Words at the end of a system prompt that tell the model which form its answer must have."""
 
     words: str = ""
     names: tuple[str, ...] = ()
-    """The names in `words`, if `words` has nothing else: a prompt with all names stays. `()`: also definitions."""
+    """The names in `words`: a prompt that has all names gets no words. `()`: every prompt gets `words`."""
 
     def beside(self, texts: Sequence[str]) -> str:
-        """Return the words that a prompt with these texts gets.
+        """Return the words for a prompt with these texts; `""` if the texts have all names.
 
         >>> shown = Shown("The labels:\\n- yes\\n- no", ("yes", "no"))
         >>> shown.beside(["Spam, Yes or No?"]), shown.beside(["Is it spam? Yesterday: none"])
@@ -204,7 +204,7 @@ class Conversation:
 
     @property
     def file_kinds(self) -> set[FileKind]:
-        """The kinds of its files; `audio` also if a turn refers to a sound stored at the endpoint."""
+        """The kinds of the conversation's files; `audio` also if a turn refers to a sound stored at the endpoint."""
         kinds = set[FileKind]()
         for message in self.messages:  # a loop, because a generator would take four times as long
             if isinstance(message.content, tuple):
@@ -223,7 +223,7 @@ class Conversation:
         return names
 
     def with_marks(self, kept: Callable[[Message], Container[str]]) -> Conversation:
-        """Return the conversation with only those cache marks of parts that `kept` returns for their message."""
+        """Return the conversation with only the cache marks that `kept` returns for the message of a part."""
         return Conversation(tuple(_with_marks(message, kept(message)) for message in self.messages))
 
     def as_messages(self) -> list[JsonDict]:
@@ -268,13 +268,13 @@ class Conversation:
         return Conversation((Message(first.role, content, first.extra), *self.messages[1:]))
 
     def composed(self, system_prompt: str, shown: Shown) -> Conversation:
-        """Return the conversation as it is sent, shown and estimated: with this system prompt (`""` changes nothing),
-        and with the words of `shown` that it lacks."""
+        """Return the conversation as it is sent, displayed and estimated: with `system_prompt` (`""` changes nothing),
+        and with the words of `shown` if its texts lack one of the names."""
         conversation = self.with_system(system_prompt)
         return conversation.with_words(shown.beside(conversation.texts)) if shown.words else conversation
 
     def with_sources(self, change: Callable[[SourcedPart], str]) -> Conversation:
-        """Return the conversation with the source of each image and file that `change` returns."""
+        """Return the conversation with the result of `change` as the source of each image and file."""
         if not self.sourced:
             return self
         return Conversation(tuple(_with_sources(message, change) for message in self.messages))
@@ -282,11 +282,11 @@ class Conversation:
     def with_images(
         self, sources: Sequence[str | FilePart], image_tag: str | None, position: ImagePosition = "after"
     ) -> Conversation:
-        """Return the conversation with images and files in its last message: images at its image tags, the others
-        before or after its text.
+        """Return the conversation with images and files in its last message: images at the message's image tags, and
+        everything else before or after its text.
 
-        Without images, a tag in the text stays text. Raises `PromptmillError` (`invalid_input`) if the numbers of tags
-        and images differ.
+        Without `sources`, a tag in the text stays text. Raises `PromptmillError` (`invalid_input`) if the numbers of
+        tags and images differ.
         """
         if not sources:
             return self
@@ -492,7 +492,7 @@ def nested(value: Any) -> Iterator[Any]:
 def is_longer(value: Any, most: int) -> bool:
     """Return whether the JSON text of `value` is certainly longer than `most` characters.
 
-    Writing tens of megabytes would block all other work.
+    The JSON text is not written, because tens of megabytes would block all other work.
     """
     left = most
     for inner in nested(value):
@@ -544,8 +544,8 @@ def _none_for_one(value: int | None) -> int | None:
 
 
 def replacing_choices(changes: JsonObject) -> JsonDict:
-    """Return `changes` to parameters. A `response_format` in them also replaces earlier `choices`, and each of the two
-    replaces earlier `definitions`."""
+    """Return `changes` to sampling parameters. If they set `response_format`, earlier `choices` are removed; if they
+    set `response_format` or `choices`, earlier `definitions` are removed."""
     replaced: JsonDict = {} if changes.get("response_format") is None else {"choices": None, "definitions": None}
     return replaced | ({} if changes.get("choices") is None else {"definitions": None}) | dict(changes)
 
@@ -643,9 +643,9 @@ OF_FORM = frozenset({"choices", "definitions", "response_format"})
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)
-"""The parameters that make an answer depend on the fields in its prompt."""
+"""The parameters that make an answer depend on the fields in the request's prompt."""
 SOURCED_NAMES = Sampling.marked(SOURCED)
-"""The parameters that give answers sources."""
+"""The parameters that add sources to answers."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 """The parameters that an untrusted client may not set."""
 
@@ -655,12 +655,12 @@ Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
 
 
 def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
-    """Return the result of `make`, cached in `made` for the same objects, such as shared parameters."""
+    """Return the result of `make`. It is cached in `made` for the same objects `of`, such as shared parameters."""
     key = tuple(map(id, of))
     if key not in made:
         if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
             made.clear()
-        made[key] = of, make()  # the objects are kept, so that no others get their ids
+        made[key] = of, make()  # the objects are kept, so that no other objects get the same ids
     return made[key][1]
 
 
@@ -682,7 +682,7 @@ _NEUTRAL: JsonObject = {
 
 
 def required_of(given: JsonObject) -> frozenset[str]:
-    """Return the parameters in `given`, set by a request's author, that a backend must not leave out.
+    """Return the parameters that a backend must not leave out. `given`: the parameters that a request's author set.
 
     >>> sorted(required_of({"seed": 1, "top_p": 1.0, "user": "me"}))
     ['seed']
@@ -703,7 +703,7 @@ def check_left_out(names: Iterable[str], required: Container[str], taker: str) -
 
 
 class Account(Protocol):
-    """The amount that a budget has reserved for one request. The sender reports each attempt to it."""
+    """The amount that a budget has reserved for one request. The sender reports each attempt to this object."""
 
     def sent(self) -> float:
         """Record that a request is sent and may be billed. Return its highest possible cost."""
@@ -716,7 +716,7 @@ class Account(Protocol):
     async def reserve_again(self) -> bool:
         """Reserve the cost of another attempt after a failed attempt that may be billed.
 
-        False if a budget does not allow this: the request fails as `budget`, and is sent when the budget allows it.
+        Return False if a budget does not allow it. Then the request fails with the code `budget`, and is sent later.
         """
         ...
 
@@ -744,24 +744,24 @@ class Shared(NamedTuple):
 
 
 NOTHING_SHARED = Shared(0, "")
-"""For a request of a job whose beginning no other request has: writing it to the provider's cache would be a waste."""
+"""Set for a job's request whose beginning no other request has, so that the provider's cache need not store it."""
 LEAST_SHARED = 2048
-"""The fewest bytes of a beginning that any model caches: 512 tokens."""
+"""The bytes of the shortest beginning that a provider caches for any model: 512 tokens."""
 
 
 class Fields(NamedTuple):
     """The parts of a row's prompt."""
 
     parts: tuple[str, ...]
-    """A text, the name of a field, a text, …: the same for all rows of a prompt."""
+    """Texts of the template and names of fields in turn, a text first. They are the same for all rows of a prompt."""
     texts: tuple[str, ...]
-    """The row's texts of the fields, in the order of their names in `parts`."""
+    """The row's text for each field, in the order of the names in `parts`."""
     file: str = ""
     """The path of the file whose text is the field `content`."""
     page: int = 1
-    """The page of a PDF on which that text begins; a piece of a long text begins on a later one."""
+    """The page of a PDF on which the file's text begins; a piece of a long text begins on a later page."""
     offset: int = 0
-    """The number of characters of that page before the text, without the line of `ATTACHED`."""
+    """The number of characters that precede the text on this page, without the line that begins with `ATTACHED`."""
 
 
 class Portion(NamedTuple):
@@ -800,21 +800,21 @@ class Request:
     question: bytes | None = None
     """Set for a row of a job: the digest of its question, which is equal for rows with the same question."""
     is_part: bool = False
-    """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
+    """Whether the row's answer is merged from several requests' answers. No check applies to this request's answer."""
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
     members: tuple[Request, ...] = ()
-    """The requests that this request answers together, itself as the first; `()`: it answers one item."""
+    """The requests that this request answers together. It is itself the first of them; `()`: it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
     form: Form | None = None
-    """The form of the answer to a request with choices or a schema. It stays when a step asks for another reply."""
+    """The form of the answer to a request with choices or a schema, even while a step asks for another reply."""
     is_filled: bool = False
-    """Whether the prompt is a template, so that not all of its words are the row's."""
+    """Whether the prompt was made from a template, so that not all of its words come from the row."""
     portion: Portion | None = None
-    """The item's part of the request that it shares, if that request is answered by a batch."""
+    """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0
-    """The number of messages at the end that ask again: each answer that was not accepted, and the complaint."""
+    """The number of messages at the end that ask again: each refused answer, and the complaint about it."""
 
     @property
     def texts(self) -> int:
@@ -826,7 +826,7 @@ class Request:
 
     @property
     def shared_system(self) -> Shared | None:
-        """The system prompt as the shared beginning of requests with other prompts; None: unknown."""
+        """The system prompt, as the beginning that requests with other prompts share; None: unknown."""
         if not self.shared:
             return self.shared
         messages = itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, self.conversation.messages)

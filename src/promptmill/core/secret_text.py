@@ -1,8 +1,8 @@
 """Secret text: keys, tokens and passwords, recognized by their form or known as the server's own.
 
-`redact` (in `errors`) removes secret text from messages, and more: any word after "bearer", the user in any URL. A
-message loses nothing by this. `SecretFinder` decides whether a file may be sent, and must not refuse a file because of
-a word: it finds private keys and, of the texts that `redact` removes, only random texts and passwords.
+`redact` (in `errors`) removes secret text from messages, and also harmless text: any word after "bearer", and the user
+in any URL. A message loses nothing by this. `SecretFinder` decides whether a file may be sent, and must not refuse a
+file because of a word. It finds private keys and, of the texts that `redact` removes, only random texts and passwords.
 
 A file of rows may have gigabytes, so each form has a pattern that starts with a rare letter, which Python's `re` finds
 at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that starts with any of the prefixes. Only
@@ -72,7 +72,7 @@ _FIELD = (
 )
 _VARIABLE = r"[A-Z0-9_]+_(?:PASSWORD|PASSWD|SECRET|TOKEN)|[A-Z0-9_]*(?:API|ACCESS|PRIVATE|SECRET)_KEY"
 _FIELD_NAME = re.compile(rf"\s*(?:(?i:{_FIELD})|{_VARIABLE})\s*")
-# A value assigned to a name with such an end, as in settings.py, docker-compose.yml, appsettings.json and .env:
+# A value assigned to a name with one of these ends, as in settings.py, docker-compose.yml, appsettings.json and .env:
 #     DB_PASSWORD = "…"    "api_key": "…"    define('DB_PASSWORD', '…')    <password>…</password>    Password=…;
 _NAME_END = r"(?i:passw(?:or)?d|passphrase|pwd|secret(?:[_-]?key)?|token|key)"
 _QUOTED = re.compile(
@@ -128,13 +128,13 @@ class SecretFinder:
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
-        # Each form is searched: a key after a backslash may start with the letter of an escape: `C:\npm_…`.
+        # Also the escaped text is searched: a key after a backslash may look like an escape, as in `C:\npm_…`.
         return next(filter(None, map(_kind_in, texts)), "")
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
         """Return the kind of secret in a file that is read in `blocks`, as `find` does, and its line (0 if unknown).
 
-        A key may be split by the borders of blocks.
+        A key is found even if one part is at the end of a block and the other part at the beginning of the next.
         """
         tail, lines = b"", 0
         for block in blocks:
@@ -195,7 +195,6 @@ def may_hold_secrets(finder: SecretFinder, names: Iterable[object], row: str) ->
 
 def is_long_enough(secret: str) -> bool:
     """Return whether a configured key is a secret, not a word that local servers accept (`EMPTY`, `ollama`)."""
-    # A word is no key: local servers get `ollama` or `not-needed`.
     return len(secret) >= _SHORTEST_KEY and (len(secret) > 16 or _DIGIT.search(secret) is not None)
 
 
@@ -225,7 +224,7 @@ def _kind_in(text: bytes) -> str:
 
 
 def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bool:
-    run = 0  # the next run, kept so that a text of prefixes, `sk-sk-sk-…`, is searched only once for it
+    run = 0  # where the next run begins; stored because a text of prefixes, `sk-sk-sk-…`, is searched for it only once
     for match in anchor.finditer(text, start, end):
         if run < match.start():
             found = _KEY_RUN.search(text, match.start(), end + _BEHIND)
@@ -236,8 +235,8 @@ def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bo
 
 
 def _follows_header(text: bytes, match: re.Match[bytes]) -> bool:
-    """Return whether the second part of a token follows a first part. The first part is searched backwards: in a text
-    of `eyJ-`, each of them would start a forward search."""
+    """Return whether the second part of a token follows a first part. The search goes backwards from the second part,
+    because in a text that repeats `eyJ-`, each `eyJ` would start a forward search."""
     before = text[max(0, match.start() - _LONGEST_PART) : match.start()]
     part = before[len(before.rstrip(_OF_PART)) :]
     return 0 <= part.find(b"eyJ") < len(part) - _SHORTEST_PART and _KEY_RUN.search(match[1]) is not None
@@ -258,7 +257,7 @@ _SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 def _unescaped(data: bytes) -> bytes:
     r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them, and a space for `\n`.
 
-    A key may follow a line feed. `\\n` is a backslash and a letter.
+    The space is needed because a key may follow a line feed. `\\n` is no line feed, but a backslash and a letter.
     """
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:

@@ -3,8 +3,8 @@
     answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
     sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
 
-The sources of an answer have its form: an object has them by field, a list has a list. Each value has a `ValueSource`,
-a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
+The sources of an answer are nested like the answer: an object for an object, and a list for a list. In place of a
+value, they have a `ValueSource`, a text (`"page 3"`), or None. Citations of web pages are a list for the whole answer.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class ValueSource(TypedDict, total=False):
     quote: str
     """The words, copied from the text."""
     is_missing: bool
-    """Set if `quote` is not in the text, or empty: then the value has no source."""
+    """Set if `quote` is empty or not in the text: then the value has no source."""
     column: str
-    """The column of the input with the text; absent if the text is no column, or if the column has changed since: then
-    no place is known."""
+    """The input's column that has the text. It is absent if the text is not from a column, or if the column has changed
+    since, so that no place is known."""
     start: int
     """The number of the first character in the text, from 0."""
     end: int
-    """The number of the character after the last character."""
+    """The number of the character that follows the quote."""
     page: int
     """The number of the page, from 1, in a text with pages."""
     heading: str
@@ -57,7 +57,7 @@ class ValueSource(TypedDict, total=False):
 PAGE = "\f"
 """The character that ends a page in a text."""
 ATTACHED = "Attachments (not sent): "
-"""The beginning of the line before a page's text that names files attached to it. An empty line follows the line."""
+"""The beginning of a line that names the files attached to a page. It and an empty line precede the page's text."""
 
 
 def with_page(source: ValueSource, text: str) -> ValueSource:
@@ -79,7 +79,7 @@ def leaves(sources: Sources) -> Iterator[tuple[str, ValueSource]]:
 
 
 def changed(sources: Sources, change: Callable[[ValueSource], ValueSource]) -> Sources:
-    """Return sources with each quote changed."""
+    """Return `sources` after `change` was applied to each source that has a quote."""
     if isinstance(sources, list):
         return [changed(each, change) for each in sources]
     if not isinstance(sources, Mapping):

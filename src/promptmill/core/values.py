@@ -38,8 +38,8 @@ _NUMBERS = bytes(sign if sign in b"0123456789.eE+-" else 32 for sign in range(25
 
 
 class SheetDate(str):
-    """The ISO text of a date or a time, in a workbook's cell or in a field of an answer. Another value may have the
-    same text."""
+    """The ISO text of a date or a time, in a workbook's cell or in a field of an answer. It is a class of its own
+    because a value that is a text may have the same characters."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 
 
 def as_float(digits: str) -> float | str:
-    """Return a number of JSON as a float; as its own text if no float holds it, because infinity is another value.
+    """Return a JSON number as a float; return its text if no float holds it, because infinity is another value.
 
     >>> as_float("1.5"), as_float("1E400")
     (1.5, '1E400')
@@ -82,7 +82,7 @@ def as_float(digits: str) -> float | str:
 
 
 def exact_float(digits: str) -> float | str | ExactNumber:
-    """Return a number of JSON as `as_float` does; as an exact number if a float would change its digits.
+    """Return a JSON number as `as_float` does, or as an `ExactNumber` if a float would change its digits.
 
     >>> exact_float("0.1"), exact_float("8.000000000000001")
     (0.1, Decimal('8.000000000000001'))
@@ -92,15 +92,15 @@ def exact_float(digits: str) -> float | str | ExactNumber:
         return number
     exact = ExactNumber(digits)
     places = len(exact.as_tuple().digits)
-    is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # such as 19 digits of a float
+    is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # a float written with 19 digits
     return number if is_same else exact
 
 
 def has_long_fraction(data: bytes) -> bool:
-    """Return whether a JSON text may have a fraction with other digits than its float has."""
+    """Return whether a JSON text may contain a fraction whose digits change if it is read as a float."""
     if b"0" * _DIGITS not in data.translate(_ZEROS).replace(b".", b"0"):
         return False  # the usual case; fifty times as fast as a regular expression
-    with contextlib.suppress(TypeError, ValueError):  # usually a program's floats, which orjson writes alike
+    with contextlib.suppress(TypeError, ValueError):  # usual: a program's floats, with the digits that orjson writes
         if orjson.dumps(orjson.loads(data)).translate(None, b" ") == data.translate(None, b" \t\r\n"):
             return False
     long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS and b"." in part]
@@ -108,7 +108,7 @@ def has_long_fraction(data: bytes) -> bool:
 
 
 def _is_float(part: bytes) -> bool:
-    """Return whether a number has the digits that Python writes for its float. True also for a piece of a text."""
+    """Return whether `part` is not a number, or has the digits that Python writes for its float."""
     try:
         return repr(float(part)).encode() == part
     except ValueError:
@@ -159,9 +159,9 @@ def floats_text(floats: array[float]) -> str:
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
-    """Return a value as JSON. `finite`: it contains neither NaN nor infinity, which are otherwise written as in Python.
+    """Return a value as JSON. A value of an unknown type becomes a text.
 
-    A value of an unknown type becomes a text.
+    `finite`: the value contains neither NaN nor infinity; without `finite`, these are written as Python writes them.
     """
     if finite:
         try:
@@ -233,7 +233,7 @@ def _untagged(value: Any) -> Any:
 
 
 def holds_base64(value: object) -> bool:
-    """Return whether the text of a value has bytes that are no text in UTF-8, and are hence written in base64.
+    """Return whether a value contains bytes that are no text in UTF-8, which `plain_text` writes in base64.
 
     >>> holds_base64("Größe".encode()), holds_base64([b"\\xff"])
     (False, True)
@@ -256,7 +256,7 @@ def _utf8(data: bytes | bytearray | memoryview) -> str:
 
 
 def plain_text(value: object) -> str:
-    """Return a value that JSON cannot represent as text; bytes that are no text in UTF-8 become base64.
+    """Return the text of a value for which JSON has no type; bytes that are no text in UTF-8 become base64.
 
     >>> plain_text(dt.timedelta(days=10, hours=15)), plain_text(decimal.Decimal("0E-8"))
     ('255:00:00', '0.00000000')
@@ -308,7 +308,7 @@ def composed(text: str) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text, equal for every format: `1`, `true`, lists and objects as JSON."""
+    """Return a value as a text that does not depend on the file's format: `1`, `true`, lists and objects as JSON."""
     match value:
         case None:
             return ""

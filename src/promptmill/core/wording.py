@@ -12,7 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _SHOWN = 60  # characters of an answer in a message
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
-_SHORTEST_BEGINNING = 3  # characters that two names of columns have in common at their beginning
+_SHORTEST_BEGINNING = 3  # min characters of a name that begins a longer name, so that one is suggested for the other
 _SYNONYMS = (
     ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
@@ -126,12 +126,12 @@ def duration(seconds: float) -> str:
 
 
 def paced(pace: float) -> str:
-    """Return why no more than `pace` requests are sent per second; `""` if it is 0."""
+    """Return why no more than `pace` requests are sent per second; `""` if `pace` is 0."""
     return f"paced at {pace:,.{0 if pace >= 10 else 2}f} requests/s: the endpoint refused more" if pace else ""
 
 
 def list_in_words(text: str) -> str:
-    """Return a list of plain values in JSON as people write it; any other text stays.
+    """Return a JSON list of plain values as people write a list; return any other text unchanged.
 
     >>> list_in_words('["Alpha", "Beta"]'), list_in_words("[removed]")
     ('Alpha; Beta', '[removed]')
@@ -166,7 +166,7 @@ def cut_inside(text: str, most: int) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Return a text; in JSON, letters that models write as escapes are decoded: é for `\\u00e9`. All else stays.
+    """Return a JSON text with é in place of `\\u00e9`, because some models escape letters; other texts stay unchanged.
 
     >>> unescaped('{"name": "Ren\\\\u00e9"}')
     '{"name": "René"}'
@@ -219,7 +219,7 @@ def did_you_mean(
 
 
 def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> str:
-    """Return the problem of missing columns, with the columns similar to a single missing one, else with all columns.
+    """Return a message that columns are missing. It suggests columns similar to a single missing one, or lists all.
 
     >>> no_column("txt", columns=["id", "text"])
     "the input has no column 'txt'; did you mean text?"
@@ -235,7 +235,7 @@ def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> s
 
 
 def _is_near(name: str, column: str) -> bool:
-    """Return whether a name differs from a column in case, in the order of letters, or in one letter (two of five)."""
+    """Return whether a name differs from a column in case, letter order, or one letter (two, from five letters on)."""
     one, other = name.lower(), column.lower()
     pieces = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
     changed = sum(max(end - start, end_2 - start_2) for tag, start, end, start_2, end_2 in pieces if tag != "equal")

@@ -18,7 +18,7 @@ from promptmill.files import format_table
 
 Stamp: TypeAlias = tuple[int, int]
 """Two numbers that identify the content of an output. For a file: its size in bytes, and the time of its last change in
-ns. For a table: its number of rows, and their digest, because other tables change the time and size of the file too."""
+ns. For a table: its number of rows, and their digest, because other tables change the file's time and size, too."""
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _OTHER = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('view', 'index')"
@@ -39,7 +39,7 @@ class Database:
     def check(self, file: Path, table: str, columns: Sequence[str]) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the database cannot get a table of this name and these columns.
 
-        Called before the first request. The file may be missing.
+        This is called before the first request. The file need not exist yet.
         """
         if len(columns) > self.most_columns:
             raise input_error(
@@ -70,11 +70,11 @@ class Database:
             )
 
     def other(self, file: Path, table: str) -> str:
-        """Return the kind of an object with the name of a table that is no table, such as `view`, or `""`."""
+        """Return the kind of the object that is named `table` but is no table, such as `view`; `""` if none is."""
         try:
             with contextlib.closing(connected(file)) as connection:
                 found = connection.execute(_OTHER, (table,)).fetchone()
-        except sqlite3.OperationalError:  # locked by another program, perhaps not for long
+        except sqlite3.OperationalError:  # the file is locked by another program, perhaps not for long
             return ""
         except sqlite3.Error as error:
             raise input_error(f"{file.name} cannot be written: {error}; name another file.") from None
@@ -162,7 +162,7 @@ def taken(target: object) -> PromptmillError:
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # limited after VACUUM INTO, which also needs ATTACH
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # forbids ATTACH, and VACUUM INTO, which needs it
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # SQLite checks no encoding
     return connection

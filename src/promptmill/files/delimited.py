@@ -1,8 +1,8 @@
 """Tables of cells: CSV, TSV and plain text as rows under one header.
 
-A file is read in pieces that end with a line and outside of quotes, and `csv` parses each piece in one step. After the
-first misplaced quote, the rest of the file is parsed line by line, and the line with the misplaced quote becomes a row
-with an error.
+A file is read in pieces, each of which ends at the end of a line and outside of quotes. `csv` parses a piece in one
+step. After the first misplaced quote, the rest of the file is parsed line by line, and the line with the misplaced
+quote becomes a row with an error.
 
 Bytes that are not UTF-8 pass through the cells unchanged.
 """
@@ -29,17 +29,16 @@ from promptmill.files.files import InputFile, InputFiles
 from promptmill.files.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
-_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line of Excel's that names the delimiter
+_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line that names the delimiter, as Excel writes it
 _END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a line end; a \r at the end of the block may be half of a \r\n
-_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a quoted cell, in which a delimiter does not count
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a quoted cell; the delimiters in it are not counted
 # A cell of more than `MOST_LINES` lines is taken for an unclosed quote: its first line becomes the row, and its other
-# lines are read again. From then on, a cell may have only `_MOST_DOUBTFUL_LINES` lines, or a file of such quotes would
-# be read thousands of times.
+# lines are read again. Among these, a cell may have only `_MOST_DOUBTFUL_LINES` lines; otherwise, the lines of a file
+# with many such quotes would be read thousands of times.
 _MOST_DOUBTFUL_LINES = 32
-"""The likely encoding of a file that is not UTF-8. For printable text it equals Latin-1."""
 _PIECE = 1 << 18  # bytes read at a time: thousands of rows, so that the overhead of a piece is small
-_LONGEST_PIECE = 4 << 20  # max bytes of a piece; a piece that still ends inside quotes is parsed line by line
-_MANY = 5  # lines of a cell with the delimiters of rows: an address or a short list has fewer
+_LONGEST_PIECE = 4 << 20  # max bytes of a piece; if it still ends inside quotes, it is parsed line by line
+_MANY = 5  # a cell with so many lines looks like rows: an address or a short list has fewer lines
 _NUMBER = re.compile(r"\d+")
 _AT_ONCE = 1024  # rows of a page
 _NONE: list[str] = []
@@ -63,7 +62,7 @@ class _Page:
     problems: Mapping[int, str] = field(default_factory=dict)
     """The rows' problems, by the index of the row."""
     lines: Sequence[int] = ()
-    """The number of the last line of each row in its file; empty if `line_of` computes it from `text`."""
+    """For each row, the number of its last line in the file; empty if `line_of` computes these numbers from `text`."""
     text: str = ""
     delimiter: str = ""
     first_line: int = 0
@@ -157,13 +156,13 @@ class CellTable:
             )
 
     def _without_headers(self, page: _Page, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield the rows of a page with their indices, without those that repeat the header, as in joined files.
+        """Yield the rows of a page with their indices, except rows that repeat the header, as in files joined into one.
 
-        In a file with one column, the name may be a value. Raises `PromptmillError` (`invalid_input`) for a header in
-        another order.
+        In a file with one column, no row is left out: a value may equal the column's name. Raises `PromptmillError`
+        (`invalid_input`) for a row with the names of the header in another order.
         """
         header = [*map(_folded, names)] if len(names) > 1 and self._kind != "txt" else []
-        longest = max(map(len, names), default=0) + 2  # with a byte-order mark and a space
+        longest = max(map(len, names), default=0) + 2  # with room for a byte-order mark and a space
         for index, cells in enumerate(page.rows):
             if len(cells[0]) > longest or _folded(cells[0]) not in header or len(cells) != len(header):
                 yield index, cells
@@ -178,7 +177,7 @@ class CellTable:
                 self.style = self.style._replace(repeated_line=page.line_of(index))
 
     def _note(self, page: _Page, delimiter: str, width: int) -> None:
-        """Note a quoted cell that contains rows of the file, which a stray pair of quotes joins without an error."""
+        """Note a quoted cell that seems to contain rows, because a stray pair of quotes joins rows without an error."""
         if self.style.joined_line or (page.text and page.extent.lines <= len(page.rows)):
             return
         if self._kind == "tsv":
@@ -194,11 +193,11 @@ class CellTable:
             self.style = self.style._replace(joined_line=page.line_of(index))
 
     def header_at(self, row: int) -> Sequence[str]:
-        """Return the columns that the first file would have with its header in this line; see `Headed`."""
+        """Return the columns that the first file would have if its header were in line `row`; see `Headed`."""
         return self._header(0, row)[0].names
 
     def _header(self, at: int, row: int | None) -> tuple[_Header, list[str]]:
-        """Return the header of file number `at`, and the texts above it. `row`: the header's line, if it was named."""
+        """Return the header of file `at`, and the texts above it. `row`: the header's line, if the user named it."""
         if self._kind == "txt":
             return _Header(["prompt"], ""), []
         with self._files.stream(at) as stream:
@@ -212,7 +211,7 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons, if the next line has equally many
+        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons: then the next line has as many
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
@@ -307,9 +306,9 @@ class _Pieces:
         self._begins = not self._at
         self._lines_above = (header_row or 1) - 1
         self.delimiter = ""
-        """The delimiter that the file's first line names (`sep=;`); set after the first piece."""
+        """The delimiter that the file's first line names (`sep=;`); set once the first piece is read."""
         self.above: Sequence[str] = ()
-        """The lines above the header; set after the first piece."""
+        """The lines above the header; set once the first piece is read."""
         self._rest = b""
 
     def __iter__(self) -> Iterator[_Piece]:
@@ -324,7 +323,7 @@ class _Pieces:
                     text = data.removeprefix(codecs.BOM_UTF8)[named.end() if named else 0 :]
                 data = above + data
             ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
-            extent = Extent(len(data), 0, skipped + ends)  # with the `skipped` lines, which are not in the text
+            extent = Extent(len(data), 0, skipped + ends)  # includes the `skipped` lines, which are not in the text
             piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, extent)
             yield piece
             self._begins = False
@@ -352,7 +351,7 @@ class _Pieces:
         return data
 
     def _next(self) -> bytes:
-        """Return the next whole lines. Their number of quotes is even: otherwise a piece could end inside a cell."""
+        """Return the next whole lines. They have an even number of quotes: otherwise they could end inside a cell."""
         data = self._rest
         while block := self._block():
             data += block
@@ -382,7 +381,7 @@ def _quote_problem(error: csv.Error, lines: int) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return the name of a column without a byte-order mark, white space around it, and capitals."""
+    """Return the name of a column in small letters, without a byte-order mark and without white space around it."""
     return name.strip("\ufeff \t").lower()
 
 
@@ -391,19 +390,19 @@ def _surplus(cells: int, width: int) -> str:
 
 
 class _Records:
-    """Reads records of lines with misplaced quotes. Such a record ends after its first line."""
+    """Reads records from lines that may have misplaced quotes. A record with such a quote ends after its first line."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, longest: int, number: int = 0) -> None:
         self._lines, self._delimiter, self._longest = lines, delimiter, longest
         self._back: deque[str] = deque()
-        self._doubtful = 0  # the last line that is read again because of a misplaced quote
+        self._doubtful = 0  # the number of the last line that is read again because of a misplaced quote
         self.number = number
         """The number of the last line of the record."""
         self.line = ""
         """The last line of the record."""
 
     def next(self) -> tuple[list[str] | None, str]:
-        """Return the cells of the next record (None at the end), and its problem or `""`."""
+        """Return the cells of the next record (None at the end of the file), and the record's problem or `""`."""
         taken: list[str] = []
         reader = csv.reader(self._take(taken), delimiter=self._delimiter, strict=True)
         try:
@@ -436,7 +435,7 @@ def _count_of(line: str) -> Callable[[str], int]:
 
 
 def _wants_bom(files: InputFiles) -> bool:
-    """Return whether the output needs a byte-order mark for Excel: the first file has a mark or a Windows encoding."""
+    """Return whether the output needs a byte-order mark for Excel, as the first file has one or a Windows encoding."""
     with files.stream() as stream:
         start = stream.read(3)
     is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")
@@ -444,7 +443,7 @@ def _wants_bom(files: InputFiles) -> bool:
 
 
 def _places(own: list[str], part: InputFile, columns: list[Column]) -> list[int | str] | None:
-    """Return each table column's index in the file, or its constant value; None if the columns are equal."""
+    """Return each table column's index in the file, or its constant value; None if the file has just these columns."""
     places = {column: at for at, column in enumerate(numbered(own))}
     if list(places) == columns:
         return None
@@ -462,7 +461,8 @@ def _is_endless(cells: list[str]) -> bool:
 def _are_rows(row: str, delimiter: str) -> bool:
     """Return whether the lines of a row with line breaks look like separate rows.
 
-    All have equally many delimiters, and begin with a number or an id of one form, or are many.
+    All lines must have equally many delimiters. They must also begin with a number or an id of one form, or there must
+    be at least `_MANY` lines.
     """
     lines = row.split("\n")
     count = lines[0].count(delimiter)

@@ -62,7 +62,7 @@ def make_private_folder(path: Path) -> None:
 def check_private_folder(path: Path) -> None:
     """Raise `ForeignError` if the folder or a file in it belongs to another user or is a link.
 
-    In a folder that several users can write to, another user could have put such a file.
+    If several users can write to the folder, another user could have put such a file there.
     """
     if sys.platform == "win32":
         return

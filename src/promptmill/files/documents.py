@@ -19,14 +19,14 @@ from promptmill.files.format_table import all_formats
 from promptmill.system import frames, runtime, subprocesses
 from promptmill.system.installation import adding
 
-_COMPUTING_S = 10.0  # of processor time, and as long again for each `_SIZE`: a web page of 100 MiB takes half a minute
+_COMPUTING_S = 10.0  # seconds of processor time, and 10 more for each `_SIZE`; a web page of 100 MiB takes 30
 _SIZE = 20 << 20
 _REPLY_S = 180.0  # the limit of wall time, for a busy machine
 _UNREADABLE = "takes too much time or memory to read, or is damaged"
 _MAIL_BEGINS = re.compile(
     rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\n]*\d\d:\d\d[^\n]*(?:\n|\Z)"
-)  # with the time of arrival
-_QUOTED_FROM = re.compile(rb"(?m)^>(>*From )")  # a line of a mail that begins like the next mail
+)  # the line before a mail, with the time of arrival
+_QUOTED_FROM = re.compile(rb"(?m)^>(>*From )")  # a line of a mail that began with `From `: mailboxes mark it by `>`
 _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
@@ -50,9 +50,9 @@ def text_of(known: Format, data: bytes, halt: subprocesses.Halt | None = None) -
 
 
 def mails_in(data: bytes) -> list[bytes]:
-    """Return the mails of a mailbox (.mbox). A line of a mail that begins with `From ` begins no other mail.
+    """Return the mails of a mailbox (.mbox). A line that begins with `From ` inside a mail starts no other mail.
 
-    The standard library's `mailbox` opens a path, which a call's file forbids, and ends a mail at such a line.
+    The standard library's `mailbox` opens files by path, which a call may not do, and ends a mail at such a line.
 
     >>> mails_in(b"From a Mon Jan  1 10:00:00 2024\\nSubject: 1\\n\\n>From b\\n\\nFrom c Mon Jan  1 10:01:00 2024\\n")
     [b'Subject: 1\\n\\nFrom b\\n\\n', b'']

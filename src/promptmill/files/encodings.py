@@ -22,14 +22,14 @@ SAMPLE = 1 << 18
 _USUAL = "cp1252"
 _ASIAN = ("gb18030", "big5", "shift_jis", "euc_kr")
 _KNOWN = (_USUAL, "cp1250", "cp1251", *_ASIAN)
-_FEW = 60  # bytes beyond ASCII, up to which the detection of an Asian encoding is often wrong
-_FEWEST = 12  # bytes beyond ASCII from which the detection is right more often than not
+_FEW = 60  # if fewer bytes are beyond ASCII, a detected Asian encoding is often wrong
+_FEWEST = 12  # if so many bytes are beyond ASCII, the detection is usually right
 _SHOWN = 60  # max characters of a line in an error
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WIDE = {b"\1\0\0\0": "utf-32-le", b"\0\0\0\1": "utf-32-be", b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}
 """Encodings without a byte-order mark, by the pattern of nonzero bytes (1) at the beginning of a Latin text."""
-_NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
-_READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding
+_NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # a text in these may be valid UTF-8 with another meaning
+_READ_AS: Mapping[str, str] = MappingProxyType(  # by encoding.spec.whatwg.org, each name means a larger encoding
     {
         "ascii": "utf-8",
         "iso8859-1": "cp1252",
@@ -51,7 +51,7 @@ _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: eac
         "unicode-1-1-utf-8": "utf-8",
     }
 )
-_RARE = re.compile("[\u0180-\u02ff]")  # letters that 'É' before a space of French typography would be
+_RARE = re.compile("[\u0180-\u02ff]")  # as UTF-8, 'É' and a no-break space of French typography would be such a letter
 _OF_WINDOWS = {ord(bytes([code]).decode(_USUAL, "ignore") or chr(code)): code for code in range(0x80, 0xA0)}
 _NO_NAMES = frozenset({"unknown-8bit", "x-unknown", "unknown", "default", "8bit", "binary"})
 _TAG, _LATIN = re.compile(rb"<[^<>]{0,999}>"), re.compile(rb"[A-Za-z]")
@@ -61,10 +61,10 @@ _PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2
 
 
 def text_of(data: bytes, *charsets: str) -> str:
-    """Return a text as mailers and browsers read it. `charsets`: the names in the text, maybe wrong."""
+    """Return a text as mailers and browsers read it. `charsets`: the charsets that the text names, perhaps wrongly."""
     named = [_encoding(charset) for charset in charsets if charset and charset.lower() not in _NO_NAMES]
-    named += ["big5hkscs"] if "cp950" in named else []  # browsers read both encodings as one
-    # A key in such a text would have zeros between its letters.
+    named += ["big5hkscs"] if "cp950" in named else []  # browsers read Big5 and Big5-HKSCS as one encoding
+    # UTF-16 or UTF-32: in another encoding, a key in such a text would be read with zeros between its letters.
     wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         wide = "utf-32"
@@ -85,7 +85,7 @@ def text_of(data: bytes, *charsets: str) -> str:
 
 
 def _mostly(data: bytes, named: list[str]) -> str:
-    """Return the named encoding of a text with a few wrong bytes, or the usual encoding."""
+    """Return the named encoding in which a text has only a few wrong bytes; if none fits, the likely or usual one."""
     for encoding in named:
         with contextlib.suppress(LookupError):
             text = data.decode(encoding, "replace")
@@ -124,7 +124,7 @@ def _encoding(charset: str) -> str:
 def _of_windows(pair: bytes) -> bytes:
     """Return a pair of bytes of JIS X 0208 in Shift_JIS.
 
-    Windows' Shift_JIS has the signs of NEC and IBM, such as ① and 髙, which Python's codecs lack.
+    Windows' Shift_JIS has the signs of NEC and IBM, such as ① and 髙, which Python's codecs of these encodings lack.
     """
     row, cell = pair[0] & 0x7F, pair[1] & 0x7F
     lead = (row + 1 >> 1) + (0x70 if row < 0x5F else 0xB0)
@@ -167,7 +167,7 @@ _JAPANESE = MappingProxyType({"iso2022_jp": _iso_2022_jp, "euc_jp": _euc_jp})
 
 
 def escaped(data: bytes) -> str:
-    """Return the encoding of a text that changes its letters by escape sequences; `""` for any other text.
+    """Return the encoding of a text that switches its character set by escape sequences; `""` for any other text.
 
     >>> escaped("日本".encode("iso2022_jp")), escaped(b"\\x1b(I1"), escaped(b"text")
     ('iso2022_jp', 'iso2022_jp', '')
@@ -177,9 +177,9 @@ def escaped(data: bytes) -> str:
 
 
 def is_encoded_twice(text: str) -> bool:
-    """Return whether all letters beyond ASCII are the bytes of UTF-8, each read as a letter of Windows.
+    """Return whether all letters beyond ASCII are bytes of UTF-8 that were each read as a letter of Windows (cp1252).
 
-    `text`: not only ASCII.
+    `text` must have letters beyond ASCII.
 
     >>> is_encoded_twice("GrÃ¶ÃŸe"), is_encoded_twice("donâ€™t"), is_encoded_twice("Größe"), is_encoded_twice("SÃO")
     (True, True, False, False)
@@ -214,7 +214,7 @@ def remedy(data: bytes) -> Named:
 
 
 def with_header(data: bytes, names: Sequence[str]) -> Named | None:
-    """Return the end of an error, as `remedy`: the encoding in which the first line has all `names`, or None.
+    """Return the end of an error as `remedy` does, with an encoding in which the first line has all `names`, or None.
 
     >>> with_header("番号,本文".encode("shift_jis"), ["本文"]).text
     '; {} reads line 1 as "番号,本文"'

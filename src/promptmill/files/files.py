@@ -35,7 +35,7 @@ from promptmill.system.safe_open import NoFileError, OutsideError, open_regular,
 
 FILE_COLUMN = "source_file"
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
-_SURROGATE = re.compile("[\ud800-\udfff]")  # replaces a byte that is not UTF-8 in a name
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Python's replacement for a byte of a file name that is not UTF-8
 _HIDDEN = (".", "~$", "_committed_", "_started_")  # Excel creates `~$…` while a workbook is open
 _MARKERS = frozenset(  # markers of Spark, Databricks and Hive
     {
@@ -70,7 +70,7 @@ class InputFile:
 
 
 def find(given: Sequence[Path], output: Path) -> list[InputFile]:
-    """Return the files for the paths, folders and patterns `given`, in that order; the files of a folder by name.
+    """Return the files for the paths, folders and patterns `given`, in that order. A folder's files are sorted by name.
 
     A single path that is neither folder nor pattern is returned even if no such file exists. In a folder, files of
     other formats, databases, hidden files and folders, and `output` are left out.
@@ -139,7 +139,7 @@ def is_several(path: Path) -> bool:
 
 
 def holds_output(given: Sequence[Path], output: Path) -> bool:
-    """Return whether a folder or a pattern in `given` has `output`, which `find` leaves out."""
+    """Return whether a folder or a pattern in `given` includes the file `output`, which `find` leaves out."""
     if not (output.is_file() and _is_known(output)):
         return False
     target = real_path(output)
@@ -206,13 +206,13 @@ class InputFiles:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the rows are read unchanged from disk: the input is one uncompressed file of UTF-8."""
+        """Whether the rows are read unchanged from disk: the input is a single uncompressed file in UTF-8."""
         is_utf8 = self.encoding is None or codecs.lookup(self.encoding).name == "utf-8"
         return len(self.parts) == 1 and is_utf8 and not compression_of(self.parts[0].path)
 
     def stamp(self) -> tuple[int, int]:
-        """Return `(size in bytes, version)`. The version is the file's last change in ns, or a digest of several
-        files."""
+        """Return `(size in bytes, version)`. The version is the time of the file's last change in ns; for several files
+        or a table, it is a digest."""
         call = [path.stat() for part in self.parts for path in _with_log(part.path)]
         if len(call) == 1 and not self.parts[0].within:
             return call[0].st_size, call[0].st_mtime_ns
@@ -311,10 +311,10 @@ def _is_utf_16(files: InputFiles) -> bool:
 
 
 def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
-    """Return the error for a missing input file. It suggests a file with a similar name, or else gives `remedy`."""
+    """Return the error for a missing input file. It suggests a file with a similar name; if there is none, `remedy`."""
     with suppress(OSError):
         known = sorted(filter(_is_known, file.parent.iterdir()), key=lambda path: path.suffix == file.suffix)
-        names = {path.stem: path.name for path in known}  # equal suffixes do not make names similar
+        names = {path.stem: path.name for path in known}  # by stem: equal suffixes do not make names similar
         if near := close_matches(file.stem, names, n=1):
             remedy = f"Did you mean {file.with_name(names[near[0]])}?"
     return input_error(f"There is no input file {file}. {remedy}")

@@ -1,12 +1,12 @@
-"""The only table of formats, of promptmill and of features, by suffix and by name.
+"""The only table of formats, of promptmill's own and those of features, by suffix and by name.
 
     `labels.csv.gz` ─ without `.gz` ─▶ `.csv` ─┬─▶ `reading`: how rows are read       ─▶ `.key` ─▶ the job's database
                                                ├─▶ `writing`: how rows are written    ─▶ `.key` ─▶ the job's database
                                                └─▶ `whole`: what the whole file is, if it is one row
     the job's database ─ name ─▶ `of_input`, `of_output`
 
-The formats of a suffix for `reading`, `writing` and `whole` are independent. `path_formats` applies the table to
-paths. A job looks a format up once, not for each row.
+A suffix may have one format for `reading`, another for `writing`, and a third for `whole`. `path_formats` applies the
+table to paths. A job looks a format up once, not for each row.
 """
 
 from __future__ import annotations
@@ -151,17 +151,17 @@ _OWN = (
 
 
 def reading(name: str | Path) -> Format | None:
-    """Return the format in which rows are read from a file with this name; None if no rows are."""
+    """Return the format in which rows are read from a file with this name; None if it cannot be read as rows."""
     return _found(_table().read, name)
 
 
 def writing(name: str | Path) -> Format | None:
-    """Return the format in which rows are written to a file with this name; None if none are."""
+    """Return the format in which rows are written to a file with this name; None if no rows can be written to it."""
     return _found(_table().written, name)
 
 
 def whole(name: str | Path) -> Format | None:
-    """Return the format of a file with this name as a whole; None if it is unknown, such as for a program."""
+    """Return the format of a whole file with this name, see `Format.whole`; None for others, such as programs."""
     return _found(_table().whole, name)
 
 
@@ -172,7 +172,7 @@ def is_image(name: str | Path) -> bool:
 
 
 def image_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of images, to compare many names with."""
+    """Return the suffixes of images, for a comparison with many names."""
     return tuple(suffix for suffix, each in _table().whole.items() if each.whole in {"image", "images"})
 
 
@@ -188,17 +188,17 @@ def database(name: str | Path) -> str:
 
 
 def of_input(key: str) -> Format:
-    """Return the format with this name in the description of an input. Without its feature, nothing is read."""
+    """Return the format that a job's database names for an input. Without the format's feature, nothing is read."""
     return _table().inputs.get(key) or Format(name=key)
 
 
 def of_output(key: str) -> Format:
-    """Return the format with this name in the description of an output. Without its feature, nothing is written."""
+    """Return the format that a job's database names for an output. Without the format's feature, nothing is written."""
     return _table().outputs.get(key) or Format(name=key)
 
 
 def store(url: str) -> str:
-    """Return the store of the scheme of a URL, see `Format.store`; `""` for a scheme that no feature has."""
+    """Return the store for the scheme of a URL, see `Format.store`; `""` if no feature has a store for the scheme."""
     return _table().stores.get(url.partition("://")[0].lower(), "")
 
 
@@ -241,7 +241,7 @@ def _table() -> _Table:
 @functools.cache
 def _table_without(hidden: str) -> _Table:
     """Return the table. `hidden`: the features that are hidden. Raises `PromptmillError` (`invalid_config`)."""
-    del hidden  # `formats` reads the variable
+    del hidden  # `formats` reads the environment variable itself
     own = [("", each) for each in _OWN]
     table = _Table([each for _, each in (*own, *formats())])
     for feature, each in (*own, *formats()):
@@ -255,8 +255,8 @@ def _table_without(hidden: str) -> _Table:
 
 
 def _found(known: Mapping[str, Format], name: str | Path) -> Format | None:
-    """Return the format of the longest suffix of a name, which may be any text, such as a long prompt."""
+    """Return the format of the longest known suffix of a name. The name may be any text, such as a long prompt."""
     file = Path(name).name.lower()
-    first = max(1, len(file) - max(map(len, known), default=0))  # a suffix follows something
+    first = max(1, len(file) - max(map(len, known), default=0))  # at least one letter precedes a suffix
     ends = (file[at:] for at in range(first, len(file)) if file[at] == ".")
     return next((known[end] for end in ends if end in known), None)

@@ -8,7 +8,7 @@ from typing import Any
 _RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
 _LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _RAISED_START = re.compile(r"\s*[-+\u2212(]?[0-9]|\s*[-+\u2212]\s*\Z")
-_POWER = re.compile(r"[-+\u2212]?[i-kmnpqtx-z](?:[-+\u2212*/]\w{1,9})?|[.,][0-9]{1,9}")  # 1o, 1e and 1a are ordinals
+_POWER = re.compile(r"[-+\u2212]?[i-kmnpqtx-z](?:[-+\u2212*/]\w{1,9})?|[.,][0-9]{1,9}")  # not a, e, o: 1o is an ordinal
 _LEFT_OUT = frozenset({"annotation", "annotation-xml", "mphantom"})
 
 
@@ -18,7 +18,7 @@ def grouped(text: str) -> str:
 
 
 def raised(text: str) -> str:
-    """Return the digits of a superscript as such, because 10² is no 102; a power that is no number is `^n`.
+    """Return a superscript with raised digits, because 10² is not 102. A power that is not a number becomes `^n`.
 
     >>> raised("2"), raised("2,3"), raised("st"), raised("n+1"), raised(".5")
     ('²', '²,³', 'st', '^(n+1)', '^.5')
@@ -29,7 +29,7 @@ def raised(text: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """Return the digits of a subscript as such, because log₂8 is no log28.
+    """Return a subscript with lowered digits, because log₂8 is not log28.
 
     >>> lowered("2"), lowered("max")
     ('₂', 'max')
@@ -38,7 +38,7 @@ def lowered(text: str) -> str:
 
 
 def of_mathml(formula: Any) -> str:
-    """Return the text of a page's `math` element. Not recursive, because a page may be nested deeply."""
+    """Return the text of a page's `math` element. It is not recursive, because a page may be nested deeply."""
     texts: dict[int, str] = {}
     for node in reversed(list(formula.traverse(include_text=True))):
         if node.tag == "-text":

@@ -21,7 +21,7 @@ from promptmill.files.files import InputFiles
 from promptmill.files.path_formats import format_of_input
 from promptmill.files.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
-_LOOKED_AT = 100  # first rows, among which objects are searched for
+_LOOKED_AT = 100  # the number of first rows in which objects are searched for
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'"([\w-]{1,40})"[ \t\r\n]{0,99}:[ \t\r\n]{0,99}\[[ \t\r\n]{0,99}\{')
 _LISTS_IN_A_ROW = frozenset({b"messages", b"tools"})  # lists of objects that belong to one request
@@ -70,7 +70,7 @@ def _pages(lines: Iterator[bytes]) -> Iterator[tuple[list[bytes | None], bytes]]
 
 
 def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | None], bytes]]:
-    """Yield pieces of a file: their lines (None for a line that is too long) and their bytes."""
+    """Yield the pieces of a file, each as its lines (None for a line that is too long) and its bytes."""
     at, begins = window.before.size, not window.before.size
     if at:
         stream.seek(at)
@@ -96,7 +96,7 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
 
 
 def first_objects(files: InputFiles) -> Iterator[JsonDict]:
-    """Yield the objects among the first rows, without unreadable ones.
+    """Yield those of the first rows that are readable objects.
 
     Raises `PromptmillError` (`invalid_input`) if the first file holds one object, or an invalid array.
     """
@@ -156,7 +156,7 @@ def rows_inside_error(path: Path, name: str) -> PromptmillError:
 
 
 def _list_of_rows(text: bytes) -> str:
-    """Return the name of the first list of objects in the text of an object that may be rows, or `""`."""
+    """Return the name of the first list in a JSON object, `text`, whose items may be rows; `""` if there is none."""
     names = (match[1] for match in _LIST_OF_ROWS.finditer(text))
     return next((name.decode() for name in names if name not in _LISTS_IN_A_ROW), "")
 
@@ -170,7 +170,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def with_columns(line: bytes, columns: Mapping[str, str]) -> bytes:
-    """Return a line of JSON with further fields, unless it has fields of these names."""
+    """Return a line of JSON with the fields `columns` added. Fields that the line already has are kept."""
     try:
         value = json_values.load(line, "")
     except PromptmillError:
@@ -184,7 +184,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield the text of each item of an array as one line. At most a block and an item are in memory."""
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
-    before = 0  # the dropped characters, for positions in errors
+    before = 0  # the number of dropped characters, for positions in errors
 
     def more() -> bool:
         nonlocal held, at, block, before

@@ -30,9 +30,9 @@ _BLOCK = 1 << 16
 _LENGTH = re.compile(rb"(\d{1,12})\s*\n")
 _BEFORE = b" \t\r\n\0"
 _HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]{1,60}[ \t]{0,9}:[ \t\r\n]")
-_SPACED = re.compile(rb"(?m)^([A-Za-z][A-Za-z0-9-]{1,60})[ \t]{1,9}:")  # as some programs write a header
+_SPACED = re.compile(rb"(?m)^([A-Za-z][A-Za-z0-9-]{1,60})[ \t]{1,9}:")  # some programs write a header with these spaces
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
-_SOFT_BREAK = re.compile(r"(?m)(?<!^--) \n ?(?!>|-- $)")  # of format=flowed with delsp, between any two letters
+_SOFT_BREAK = re.compile(r"(?m)(?<!^--) \n ?(?!>|-- $)")  # format=flowed with `delsp` breaks lines between any letters
 _FOLD = re.compile(r"[\r\n]+[ \t]*")
 _WORD = re.compile(r"=\?([^?*\s]{1,60})(?:\*[^?\s]{0,60})?\?([bBqQ])\?([^?]*)\?=")  # letters beyond ASCII in a header
 # Invisible letters with which newsletters hide the beginning of their text.
@@ -40,7 +40,7 @@ _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
 _OF_OUTLOOK = "has its text in winmail.dat, which only Outlook reads; save the text there"
 _IN_PIECES = "is one piece of a mail that was sent in several; join them in its mail program"
 _SHORT = 3
-"""A page with this many times the letters of the plain text next to it is not another form of the same text."""
+"""If a page has more than this many times the letters of the plain text next to it, the two are different texts."""
 _LONGEST_STUB = 300  # characters of a text such as "Your mail program does not show HTML"
 _ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
 _SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"
@@ -54,7 +54,7 @@ def mail_text(data: bytes) -> str:
     Raises `PromptmillError` (`invalid_input`) for an encrypted mail; its message is the predicate of a sentence.
     """
     marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    if data.startswith(marks) or data[1:4:2] == b"\0\0" or data[:3:2] == b"\0\0":  # written by PowerShell
+    if data.startswith(marks) or data[1:4:2] == b"\0\0" or data[:3:2] == b"\0\0":  # UTF-16, as PowerShell writes it
         data = encodings.text_of(data).encode()
     data = data.removeprefix(codecs.BOM_UTF8).lstrip(_BEFORE)
     if b"\r\r\n" in data[:_BLOCK]:  # line ends that were converted twice
@@ -66,7 +66,7 @@ def mail_text(data: bytes) -> str:
         data = data[:end] if data[end:].lstrip().startswith(b"<?xml") else data  # without Apple Mail's own flags
     first_line, _, rest = data.partition(b"\n")
     if not _HEADER.match(first_line) and not first_line.startswith(b"From ") and _HEADER.match(rest):
-        data = rest  # skips `>From …` of a mailbox, or a line of a program
+        data = rest  # skips the line `>From …` of a mailbox, or a line that a program added
     head, gap, body = data.partition(b"\n\n")
     mail = _parsed(_SPACED.sub(rb"\1:", head) + gap + body)
     content = _read(mail, 0)
@@ -77,7 +77,7 @@ def mail_text(data: bytes) -> str:
 
 def _parsed(data: bytes) -> _Part:
     parser = email.parser.BytesFeedParser(Message, policy=_Headers())
-    for at in range(0, len(data), _BLOCK):  # in blocks: at once, the parser takes nine times the size of a mail
+    for at in range(0, len(data), _BLOCK):  # in blocks: a parser of the whole mail takes nine times its size
         parser.feed(data[at : at + _BLOCK])
     return parser.close()
 
@@ -89,7 +89,7 @@ class _Headers(email.policy.Compat32):
         """Return the name and the value of a header."""
         name, value = super().header_source_parse(sourcelines)
         is_whole = len(value) <= LONGEST_HEADER
-        return name, value if is_whole else f"{value[:LONGEST_HEADER]} ..."  # in ASCII: its encoding is not yet known
+        return name, value if is_whole else f"{value[:LONGEST_HEADER]} ..."  # ASCII, as the encoding is unknown
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         """Return the text of a header, whose bytes may be of any encoding."""
@@ -132,7 +132,7 @@ def _shown(mail: _Part, content: _Content, depth: int) -> str:
 
 
 def _read(part: _Part, depth: int) -> _Content:
-    """Return the content of a part in its order. `depth`: the number of mails around it.
+    """Return the content of a part, in the part's order. `depth`: the number of mails that enclose the part.
 
     A mail may have several texts, such as those before and behind a picture, and the footer of a mailing list.
     """
@@ -151,7 +151,7 @@ def _read(part: _Part, depth: int) -> _Content:
         if text.startswith(_PGP):
             return _Content(problem=_ENCRYPTED)
         return _Content([text]) if text else _Content(files=[] if kind in _SEEN and not is_file else [part])
-    if kind == "multipart/related":  # a page and its pictures; `start` names the page if it is not the first
+    if kind == "multipart/related":  # a page and its pictures; `start` names the page if it is not the first part
         start = part.get_param("start", "")
         page, *files = sorted(parts, key=lambda each: str(each["content-id"]).strip() != start)
         content = _read(page, depth)

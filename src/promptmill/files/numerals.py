@@ -45,7 +45,7 @@ _ALPHABETS: Mapping[str, str] = MappingProxyType(  # by ECMA-376, part 1, 17.18.
         "chicago": "*†‡§",
     }
 )
-_FIRST_SIGNS: Mapping[str, tuple[str, int]] = MappingProxyType(  # signs in the order of Unicode, and their count
+_FIRST_SIGNS: Mapping[str, tuple[str, int]] = MappingProxyType(  # the first of consecutive signs, and their count
     {
         "decimalEnclosedCircle": ("①", 20),
         "decimalEnclosedCircleChinese": ("①", 10),
@@ -65,7 +65,7 @@ _DIGITS = "〇一二三四五六七八九"
 
 
 def numeral(number: int, form: str) -> str:
-    """Return the number of a list's item in a form as Word names it. In an unknown form, it has the usual digits.
+    """Return the number of a list item in the form that Word calls `form`; for an unknown form, in the usual digits.
 
     >>> numeral(28, "lowerLetter"), numeral(4, "upperRoman"), numeral(3, "decimal"), numeral(3, "decimalZero")
     ('bb', 'IV', '3', '03')
@@ -93,7 +93,7 @@ def numeral(number: int, form: str) -> str:
         case "cardinalText" | "ordinalText" if 0 < number < 100:
             return _in_words(number, is_ordinal=form == "ordinalText")
         case "hebrew1" if 0 < number < 100:
-            is_written = number in {15, 16}  # the usual letters of these two would be a name of God
+            is_written = number in {15, 16}  # the usual letters for 15 and 16 would be a name of God
             tens, unit = (0, 0) if is_written else divmod(number, 10)
             return (
                 {15: "\u05d8\u05d5", 16: "\u05d8\u05d6"}[number]

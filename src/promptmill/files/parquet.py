@@ -29,7 +29,7 @@ _ERA = 146_097  # the days of 400 years
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
-_PAGE_HEADER = 32  # bytes at the start of a page's header, with its first fields
+_PAGE_HEADER = 32  # bytes at the start of a page's header that hold its first fields
 _PAGE_BYTES = 1 << 20
 
 
@@ -39,7 +39,7 @@ class ParquetTable:
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
         if sys.platform == "linux":  # every build of pyarrow for Linux has jemalloc
-            # jemalloc keeps the fewest freed pages; other allocators keep more, depending on the system.
+            # jemalloc keeps the fewest freed pages; how many more another allocator keeps depends on the system.
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -55,7 +55,7 @@ class ParquetTable:
                 if name not in schema.names:
                     schema = schema.append(pa.field(name, pa.string()))
             schemas.append(schema)
-        if any(schema != schemas[0] for schema in schemas):  # a text may be a category in one of the files
+        if any(schema != schemas[0] for schema in schemas):  # one of the files may store a text column as categories
             schemas = [pa.schema([field.with_type(_with(_decoded, field.type)) for field in each]) for each in schemas]
         self.schema, self._mixed = _joined(schemas)
 
@@ -85,7 +85,7 @@ class ParquetTable:
             n += len(arrays[0]) if arrays else 0
 
     def _batches(self) -> Iterator[Sequence[Any]]:
-        """Yield all rows in batches of a few megabytes: the arrays of the columns."""
+        """Yield all rows in batches of a few megabytes, each as the arrays of its columns."""
         for at, part in enumerate(self._files.parts):
             with self._opened(at) as (file, stream):
                 known = set(file.schema_arrow.names)
@@ -112,7 +112,7 @@ class ParquetTable:
 
 
 def _joined(schemas: Sequence[Any]) -> tuple[Any, tuple[str, ...]]:
-    """Return the schema of several files, and its columns that become texts because no other type holds all values."""
+    """Return the schema of several files, and the names of columns that become texts because no type fits them all."""
     import pyarrow as pa
 
     if all(schema == schemas[0] for schema in schemas):
@@ -150,7 +150,7 @@ def packed_schema(schema: Any) -> str:
 
 
 def unpacked_schema(text: str) -> Any:
-    """Return the Arrow schema from the text of `packed_schema`."""
+    """Return the Arrow schema that `packed_schema` wrote as `text`."""
     import pyarrow as pa
 
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
@@ -171,7 +171,7 @@ def without_nanoseconds(kind: Any) -> Any:
 
 
 def _with(changed: Callable[[Any, Any], Any], kind: Any) -> Any:
-    """Return an Arrow type with its inner types changed. `changed` takes a type and its result for most types."""
+    """Return an Arrow type with its inner types changed. `changed` takes a type and its default result."""
     import pyarrow as pa
 
     kinds = pa.types
@@ -218,7 +218,7 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _value_at(column: Any, at: int) -> Any:
-    """Return a value; as text, if it is a time that Python cannot represent."""
+    """Return the value at an index of a column, or its text if it is a time that Python cannot represent."""
     import pyarrow as pa
 
     def text(kind: Any, usual: Any) -> Any:
@@ -235,7 +235,7 @@ def _value_at(column: Any, at: int) -> Any:
 
 
 def unit_of(text: str, kind: Any) -> int:
-    """Return the number that an Arrow type of days or times has for the text of a time outside of Python's years.
+    """Return the number by which an Arrow type stores the day or time in `text`, which is outside of Python's years.
 
     >>> import pyarrow
     >>> unit_of("10000-01-01", pyarrow.date32()), unit_of("10000-01-01 00:00:00.5Z", pyarrow.timestamp("ms", "UTC"))
@@ -260,7 +260,7 @@ def _has_halves(kind: Any) -> bool:
 
 
 def _rounded(value: Any, kind: Any) -> Any:
-    """Return a value with the fewest digits of each fraction of 16 bits: 0.1, not 0.0999755859375."""
+    """Return a value in which each float of 16 bits has the fewest digits that name it: 0.1, not 0.0999755859375."""
     import pyarrow as pa
 
     if isinstance(value, dict):
@@ -319,7 +319,7 @@ def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
 
 
 def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
-    """Return an upper bound of the size in bytes of a value in the dictionary of a column chunk."""
+    """Return an upper bound, in bytes, for the size of any value in a column chunk's dictionary."""
     if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
         return 0
     stream.seek(start)
@@ -348,7 +348,7 @@ def _page_header(data: bytes) -> list[int]:
     numbers: list[int] = []
     at = 0
     while len(numbers) < 3 and at < len(data):
-        at += 1  # the byte that names the field
+        at += 1  # skips the byte that names the field
         value = shift = 0
         while at < len(data):
             value |= (data[at] & 0x7F) << shift
@@ -371,7 +371,7 @@ def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
                 column = pa.array(map(_shown, _python_values(column)), pa.string())
             elif _with(_widened, column.type) != _with(
                 _widened, field.type
-            ):  # an array of short fractions keeps their digits
+            ):  # floats of fewer bits are not cast: they keep their digits
                 try:
                     fitted = column.cast(field.type)
                     column = column if _keeps_digits(column.type, field.type) else fitted
@@ -387,8 +387,8 @@ def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
 
 
 def _keeps_digits(kind: Any, wider: Any) -> bool:
-    """Return whether rows keep a value's own digits although the output has a wider type: 5 among fractions, or 1.50
-    among decimals with more digits."""
+    """Return whether a value keeps its own digits in the rows although the output's type is wider: 5 among fractions,
+    or 1.50 among decimals with more digits."""
     import pyarrow as pa
 
     kinds = pa.types

@@ -1,4 +1,4 @@
-"""The formats of paths: of a file, a table in a file or a compressed file, see `files.format_table`."""
+"""The formats of paths. A path names a file, a table in a file or a compressed file; see `files.format_table`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_url(name: str) -> bool:
 
 
 def reading(path: Path) -> Format | None:
-    """Return the format in which the rows of an input are read; None if it has none."""
+    """Return the format in which the rows of the input at `path` are read; None if its name has no such format."""
     return format_table.reading(plain(path))
 
 
@@ -48,7 +48,7 @@ def format_of_input(path: Path) -> Format:
 
 
 def read_names() -> list[str]:
-    """Return the suffixes of files of rows."""
+    """Return the suffixes of files that can be read as rows."""
     each = (each for each in format_table.all_formats() if each.is_read)
     return [suffix for known in each for suffix in (*known.names, *known.only_read)]
 
@@ -60,7 +60,7 @@ def names_of_outputs() -> list[str]:
 
 
 def names_for_calls(use: Literal["read", "write"], *, with_databases: bool = False) -> list[str]:
-    """Return the first suffix of each format of files that calls may name."""
+    """Return the first suffix of each format in which calls may read (or write) files."""
     return [
         each.names[0]
         for each in format_table.all_formats()

@@ -90,7 +90,7 @@ class Style(NamedTuple):
     short_line: int = 0
     """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
     above: tuple[str, ...] = ()
-    """The texts above the header row that the user named."""
+    """The texts above the header row, if the user named that row."""
     line_end: str = "\n"
     """The end of a line of cells."""
     mixed: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ class Input(Protocol):
         ...
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows with the fields `columns`: pairs of a cell's index in the header and the field's name.
+        """Yield the rows with the fields `columns`, each a pair of the cell's index in the header and the field's name.
 
         `window` must begin and end between two stretches. Raises `OSError`; `PromptmillError` (`invalid_input`) if the
         content does not match the file's format.

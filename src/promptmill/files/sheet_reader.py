@@ -1,11 +1,11 @@
 """Reads sheets of workbooks with python-calamine in a separate process, which serves many workbooks.
 
 **The attacker** is the author of a workbook. **The harm**: a file of a few kilobytes with a cell in the last corner of
-the grid takes all memory, and damaged XML crashes the parser, which is written in Rust. Then the process is ended and
-the workbook is reported as unreadable.
+the grid takes all memory, and damaged XML crashes the parser, which is written in Rust. In both cases, the process ends
+and the workbook is reported as unreadable.
 
-Messages to the process: `{"size": …, "file": …, "sheet": …}` followed by the `size` bytes of a workbook; then
-`{"first": …}` for the rows from this index on. Replies: the fields of `Sheet`, then `{"rows": …}`; or `{"problem": …}`.
+Messages to the process: `{"size": …, "file": …, "sheet": …}`, followed by the workbook's bytes; then `{"first": …}` for
+the rows from this index on. Replies: the fields of `Sheet`, then `{"rows": …}`; or `{"problem": …}`.
 
 python-calamine reports no number formats, errors, hidden rows or formulas without a value. For an `.xlsx` file, a
 second pass over the sheet's XML finds these.
@@ -43,14 +43,14 @@ _AT_ONCE = 4 << 20  # characters of rows in one message
 _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _DTD = "its XML has a DTD, which no spreadsheet program writes"
-_MOST_REPEATED = 10_000  # the most repeats, with values, of a row, column or space in an element of an .ods file
+_MOST_REPEATED = 10_000  # the most repeats of a row, cell or space that are read from an element of an .ods file
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
 _FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|\*.|#+(?=0)|(?P<sign>.)""")
 _INLINE_VALUE = re.compile(rb"""inlineStr["'][^<>]{0,200}>\s{0,20}<(?:\w{1,9}:)?v>""")
-"""Finds a text in the element of a number, where some programs write it, and Excel reads it."""
+"""Finds a text in the XML element for numbers (`v`): some programs write texts there, and Excel reads them."""
 _LAST_ROW = 1_048_575  # Excel's limit
-_PART = re.compile(r"""(?:\\.|"[^"]*"|[^;"\\])+|;""")  # a part of a format, or the sign between two
+_PART = re.compile(r"""(?:\\.|"[^"]*"|[^;"\\])+|;""")  # a part of a number format, or the `;` between two parts
 _CONDITION = re.compile(r"\[(<=|>=|<>|<|>|=)(-?[0-9.]{1,20})\]")
 _CONDITIONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {
@@ -64,7 +64,7 @@ _CONDITIONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     }
 )
 _Section: TypeAlias = tuple[str, float, Sequence[str]]
-_DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # of an .ods file, from 24 hours on
+_DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # a duration of 24 hours or more in an .ods file
 _PLACE = re.compile(rb'\br="([A-Z]{1,3})(\d{1,7})"')
 _KIND = re.compile(rb'\bt="(\w{1,20})"')
 _SAVED = "open it in Excel or LibreOffice, and save it as .xlsx"
@@ -96,7 +96,7 @@ class Sheet:
     has_wide_header: bool = False
     """Whether cells of the header are merged over several columns."""
     above: list[str] = field(default_factory=list)
-    """The texts above the header row that the user named."""
+    """The texts above the header row, if the user named that row."""
     rows: list[str] = field(default_factory=list)
     """The rows below the header, each as a JSON array; `""` for an empty row."""
 
@@ -228,7 +228,7 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
 
 
 def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the index and the values of each row of a sheet. (`iter_rows` omits empty columns at the left.)"""
+    """Yield the index and the values of each row of a sheet. The empty columns that `iter_rows` omits are included."""
     _, left = sheet.start
     behind = range(sheet.total_height, min(max(look.texts, default=-1), _LAST_ROW) + 1)
     for row, cells in enumerate(itertools.chain(sheet.iter_rows(), ([] for _ in behind))):
@@ -257,7 +257,7 @@ def _check(content: bytes, file: str) -> None:
         with zipfile.ZipFile(stream) as packed:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
-                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # it is in the manifest of .ods
+                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # an .ods file names its encryption there
     elif kind := _other_kind(content[:1000]):
         raise input_error(f"{file} is no workbook, but {kind}.")
     if is_protected:
@@ -265,7 +265,7 @@ def _check(content: bytes, file: str) -> None:
 
 
 def _other_kind(start: bytes) -> str:
-    """Return the real kind of a file that banks and shops export with the suffix of a workbook, or `""`."""
+    """Return what a file with a workbook's suffix really is (banks and shops export such files); `""` if unknown."""
     text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith(b"<"):
         is_page = any(tag in text for tag in _OF_PAGES)
@@ -315,12 +315,12 @@ class _Look:
         self.masked: dict[int, dict[int, Sequence[_Section]]] = {}
         """The formats with leading zeros, by row and column."""
         self.texts: dict[int, dict[int, str]] = {}
-        """Texts by row and column: with tabs and line breaks (of an .ods file), or in cells for numbers."""
+        """By row and column: texts with tabs and line breaks (of an .ods file), and texts in cells for numbers."""
         self.merged: list[tuple[tuple[int, int], tuple[int, int]]] = []
-        """The first and the last row and column of merged cells (of an .ods file)."""
+        """For merged cells of an .ods file: the row and column of the first cell, and those of the last cell."""
         self.uncomputed: set[int] = set()
         self.zeros: dict[int, list[int]] = {}
-        """The columns of formulas by row, if XlsxWriter has given all of the sheet the result 0."""
+        """By row, the columns of formulas, if all formulas of the sheet have the result 0, as XlsxWriter writes it."""
         self.hidden: list[int] = []
         self._masks, self._row, self._column = masks or {}, -1, -1
         self._may_be_zeros = recalculates
@@ -336,9 +336,9 @@ class _Look:
         self.uncomputed.update(*self.zeros.values())
 
     def find_masked(self, data: bytes) -> bool:
-        """Find the cells with a format in the XML as text, in a quarter of a parser's time.
+        """Find the cells that have a format of `_masks`. Searching the XML as text takes a quarter of a parser's time.
 
-        Return False if it is XML of another form than Excel's.
+        Return False if the XML does not have the form that Excel writes.
         """
         styles = b"|".join(re.escape(style.encode()) for style in self._masks)
         for cell in re.finditer(rb'<(?:\w{1,9}:)?c ([^<>]{0,200}?\bs="(%b)"[^<>]{0,200}?)/?>' % styles, data):
@@ -381,7 +381,7 @@ class _Look:
                 self.errors.setdefault(self._row, {})[self._column] = text
             elif self._kind == "inlineStr" and self._text:
                 self.texts.setdefault(self._row, {})[self._column] = self._text
-            elif self._is_formula and not text and self._kind != "str":  # no value; the text of `str` may be empty
+            elif self._is_formula and not text and self._kind != "str":  # no value; a result of type `str` may be empty
                 self.uncomputed.add(self._column)
             elif self._is_formula and self._may_be_zeros:
                 self._may_be_zeros = text == "0" and self._kind in {"", "n"}
@@ -468,7 +468,7 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
             return _Look()
         data, masks = packed.read(part), _masks(packed, parts.styles)
         asked = [one.get("fullCalcOnLoad") for one in parts.tree if xlsx.local(one.tag) == "calcPr"]
-    if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
+    if b"<!DOCTYPE" in data:  # refused, because the parser drops the entities that a DOCTYPE defines
         raise ValueError(_DTD)
     if any(mark in data for mark in _NOTED) or _INLINE_VALUE.search(data):
         return _Look(masks, [data], recalculates=bool({"1", "true"} & {*asked}))
@@ -503,7 +503,7 @@ def _sections(code: str) -> list[_Section]:
 
 
 def _mask(part: str) -> list[str]:
-    """Return the signs of a format of whole numbers with leading zeros, each `0` a digit; `[]` for any other format.
+    """Return the signs of a format that shows whole numbers with leading zeros (`0`: any digit); `[]` for any other.
 
     >>> _mask("00000"), _mask('0#" "##'), _mask('"0"0'), _mask("0.00")
     (['0', '0', '0', '0', '0'], ['0', '0', '\\\\ ', '0', '0'], ['\\\\0', '0'], [])
@@ -554,7 +554,7 @@ def _problem(asked: frames.Frame, error: Exception) -> frames.Frame:
 def main() -> None:
     """Serve the parent process."""
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)  # hides the reason of a crash, which the parser prints and the parent reports
+    os.dup2(null, 2)  # hides what the parser prints at a crash; the parent process reports the crash
     modules = ("python_calamine",)
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 

@@ -1,6 +1,6 @@
 """Tables and query results of databases as rows.
 
-The `Part` of an input names a table, such as `mails.db#inbox`, or has a query for a SQLite file.
+The `InputFile` of an input names a table, such as `mails.db#inbox`, or has a query for a SQLite file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
-    """Return whether a feature runs a query over the files `sources`. SQLite runs queries over SQLite files."""
+    """Return whether `sql` is a query that a feature runs over `sources`. Over SQLite files, SQLite runs queries."""
     names = [split(Path(name)) for name in sources]
     is_for_files = names and all(is_sqlite(file) or table for file, table in names)
     return sql is not None and not is_for_files
@@ -98,7 +98,7 @@ class SqlTable:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Yield a connection. Convert every error of the database in the block to a `PromptmillError`."""
+        """Yield a connection. Convert every database error in the `with` block to a `PromptmillError`."""
         try:
             with contextlib.closing(self._connection()) as connection:
                 yield connection
@@ -148,7 +148,7 @@ def _is_finite(cell: Any) -> bool:
 
 
 def _value(cell: Any) -> Any:
-    """Return a value of a database for JSON: a time becomes ISO text, a decimal without a fraction a whole number."""
+    """Return a value of a database for JSON: a time becomes ISO text, and a decimal without a fraction an integer."""
     match cell:
         case dt.datetime():
             return cell.isoformat(" ")

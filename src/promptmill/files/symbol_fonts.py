@@ -1,4 +1,4 @@
-"""Signs of fonts whose letters are pictures, such as Wingdings: a box that is ticked or not is a value."""
+"""Signs of fonts whose letters are pictures, such as Wingdings: a ticked or empty box, for example, is a value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 _NO_SIGN = "\ufffd"
-"""A sign that is shown, but has no letter in Unicode here."""
+"""Stands for a sign that is shown, but for which the tables below have no letter of Unicode."""
 _WINGDINGS: Mapping[int, str] = MappingProxyType(
     {
         **dict(zip(bytes.fromhex("28292a4a4b4c6c6e6f7071727376"), "☎✆✉☺😐☹●■☐☐❑❒⬧❖", strict=True)),
@@ -44,7 +44,7 @@ def shown(text: str, font: str = "") -> str:
 
 def _shown(letter: str, signs: Mapping[int, str] | None) -> str:
     code = ord(letter)
-    is_private = 0xF000 <= code <= 0xF0FF  # Word stores the letters of such a font so
+    is_private = 0xF000 <= code <= 0xF0FF  # Word stores the letters of such a font with these codes
     if not is_private and (signs is None or code > 0xFF or letter.isspace()):
         return letter
     if signs is None:

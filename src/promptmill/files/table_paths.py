@@ -16,8 +16,8 @@ from promptmill.files.databases import Stamp, database_of
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
-_COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits brackets in no name of a sheet
-_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that file names lack on some system, and promptmill's own
+_COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits no brackets in the name of a sheet
+_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that a system forbids in file names, and promptmill's own
 
 
 def split(path: Path) -> tuple[Path, str]:
@@ -39,7 +39,7 @@ def split(path: Path) -> tuple[Path, str]:
 
 
 def column_of(path: Path) -> str:
-    """Return the column of a filled sheet; `""` if the path names none.
+    """Return the column of a sheet that the path names; `""` if the path names none.
 
     >>> column_of(with_column(Path("labels.xlsx#Sheet2"), "Topic/Tone"))
     'Topic/Tone'
@@ -62,7 +62,7 @@ def with_column(path: Path, column: str) -> Path:
 
 
 def without_column(path: Path) -> Path:
-    """Return the path of the sheet that has a column, or any other path unchanged.
+    """Return the path of a sheet without the column that it names. Any other path is returned unchanged.
 
     >>> without_column(Path("labels.xlsx#Sheet2[Topic]")).name, without_column(Path("labels.xlsx#[Topic]")).name
     ('labels.xlsx#Sheet2', 'labels.xlsx')
@@ -72,7 +72,7 @@ def without_column(path: Path) -> Path:
 
 
 def _has_columns(file: Path) -> bool:
-    """Return whether jobs may fill columns of a file: of a workbook."""
+    """Return whether jobs may fill columns of a file, because it is a workbook."""
     written = format_table.writing(file)
     return written is not None and written.has_sheets
 
@@ -102,7 +102,7 @@ def log_of(file: Path) -> Path | None:
 def stamp(path: Path) -> Stamp | None:
     """Return the stamp of the output at `path`, None if there is no output.
 
-    A table or a sheet has its own stamp, which changes of other tables and sheets leave unchanged.
+    A table or a sheet has its own stamp, which stays the same when other tables and sheets change.
     """
     file, member = split(path)
     if is_table(path):

@@ -23,14 +23,14 @@ from promptmill.files.formulas import lowered, of_mathml, raised
 from promptmill.files.numerals import numeral
 
 TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
-_MOST = 4 * LARGEST_TEXT  # characters with the white space around them
-# Browsers ignore the charset UTF-16 if a page names it in letters of one byte, and the charset UTF-7.
+_MOST = 4 * LARGEST_TEXT  # the most characters of a text before its white space is reduced
+# Browsers ignore the charset UTF-7, and the charset UTF-16 if the page names it in letters of one byte.
 _CHARSET = re.compile(
     rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding)\s{0,9}=\s{0,9}["']?(?!utf-(?:16|7))([\w-]+)"""
 )
-_HEAD = 4096  # bytes in which a page may name its charset, outside of comments and scripts
+_HEAD = 4096  # bytes at the start of a page, where its charset is searched for outside of comments and scripts
 _NO_TAGS = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<script\b.*?(?:</script|\Z)")
-# In XHTML, each element may end in itself; in HTML, the rest of the page would be its content.
+# In XHTML, any element may be empty (`<p/>`). Read as HTML, such an element would contain the rest of the page.
 _ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a|b|i|td|th|li)\b([^<>]*)/>")
 _NOSCRIPT, _NOSCRIPT_END = re.compile(r"(?i)<noscript\b[^<>]*>"), re.compile(r"(?i)</noscript\s*>")
 _SHADOW = re.compile(r"(?i)<template\b[^<>]{0,300}\bshadowrootmode\b[^<>]{0,300}>")
@@ -48,7 +48,7 @@ _LIST_STYLE = re.compile(
     r"(?i)(?<![\w-])list-style(?:-type)?\s*:[^;]{0,99}?"
     r"\b(none|disc|circle|square|decimal(?:-leading-zero)?|(?:low|upp)er-(?:alpha|latin|roman))"
 )
-# Elements without a text of the page. Those after `iframe` have a text only for programs that cannot show the element.
+# Elements whose text is not shown. From `iframe` on, the text is only for programs that cannot show the element.
 _UNSEEN = frozenset(
     {
         *("script", "style", "template", "noscript", "svg", "datalist", "annotation", "annotation-xml"),
@@ -68,10 +68,10 @@ _GROUPS = frozenset({"thead", "tbody", "tfoot"})
 _OF_TABLES = frozenset({"table", "tr", *_GROUPS})
 _LISTS = frozenset({"ol", "ul", "menu", "dir"})
 _AS_WRITTEN = frozenset({"pre", "xmp", "listing", "plaintext", "textarea"})
-_KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # the white space of such an element, until the end
+_KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # stands for white space in such an element until `_GIVEN_BACK`
 _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
 STRUCK = ("\3", "\4")
-"""The signs before and behind a text that is struck out, until `with_struck` marks it."""
+"""The signs before and behind a text that is struck out, which `with_struck` replaces by marks of Markdown."""
 _STRUCK_BLANK, _STRUCK_ON, _STRUCK = re.compile("\3(\\s*)\4"), re.compile("\4( *)\3"), re.compile("\3+|\4+")
 _ENDS = "\0\1\2"
 _BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
@@ -101,7 +101,7 @@ def page_text(data: bytes, charset: str = "") -> str:
     page = encodings.text_of(data, charset, named[1].decode() if named else "")
     if page.lstrip().startswith("<?xml"):
         page = _ENDED.sub(r"<\1\2></\1>", page)
-    # The parser runs no script, so it would move a text for browsers without scripts out of its `noscript`.
+    # Remove each `noscript`: its text is for browsers without scripts, and the parser would move it out of the element.
     first, *others = _NOSCRIPT.split(page)
     page = first + "".join(_NOSCRIPT_END.split(other, maxsplit=1)[-1] for other in others)
     page = _SHADOW.sub("<div>", page)  # the content of a shadow root is shown
@@ -110,7 +110,7 @@ def page_text(data: bytes, charset: str = "") -> str:
     for element in tree.css("[style]"):
         looks.add(element, _COMMENT.sub("", element.attributes["style"] or ""))
     hidden = looks.hidden | {each.mem_id for each in tree.css("[hidden], [popover], dialog") if _is_hidden(each)}
-    hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # copies of MathML
+    hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # copies of formulas in MathML
     for formula in tree.css("math"):
         if formula.mem_id not in hidden:
             formula.replace_with(of_mathml(formula))
@@ -161,9 +161,9 @@ class _Looks:
 
     hidden: set[int] = field(default_factory=set)
     tags: dict[int, str] = field(default_factory=dict)
-    """The tags that elements look like."""
+    """By element, the tag that it looks like because of its style."""
     sizes: dict[int, bool] = field(default_factory=dict)
-    """For elements whose style sets a size: whether letters have a size above 0."""
+    """For elements whose style sets the size of letters: whether the size is above 0."""
     struck: list[Any] = field(default_factory=list)
     """The elements that are struck out."""
 
@@ -182,14 +182,14 @@ class _Looks:
             key, _, value = declaration.partition(":")
             if key.strip().lower() in {"font", "font-size"} and (match := _SIZE.search(value)) is not None:
                 number = float(match[1] or 1)
-                if not number or not match[2]:  # 2em of nothing is nothing
+                if not number or not match[2]:  # a relative size, such as 2em, may be a multiple of 0
                     self.sizes[name] = number > 0
 
 
 def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
     """Write the texts of all visible elements.
 
-    An element inside an element of size 0 may have its own size: newsletters avoid gaps so. A class may set it, too.
+    An element inside an element of size 0, with which newsletters avoid gaps, may have a size by its style or class.
 
     The walk is not recursive, because a page may be nested deeply.
     """
@@ -218,7 +218,7 @@ def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
 
 @dataclass(slots=True)
 class _Grid:
-    """The position in a table whose cells may be several columns and rows large."""
+    """The current position in a table, whose cells may span several columns and rows."""
 
     row: int = 0
     column: int = 0
@@ -233,7 +233,7 @@ class _Grid:
         self.row, self.column, self.shown = self.row + 1, 0, -1
 
     def tabs(self, width: int, height: int) -> str:
-        """Return the tabs before a cell, so that it is in its own column."""
+        """Return the tabs that precede a cell, so that the cell is in its column."""
         while self.below.get(self.column, 0) > self.row:
             self.column += 1
         tabs, self.shown = "\t" * (self.column - self.shown), self.column
@@ -246,7 +246,7 @@ class _Grid:
 
 @dataclass(slots=True)
 class _List:
-    """An open list: the number of its next item (None: its items have no numbers), their form and direction."""
+    """An open list: the number of its next item (None: items have no numbers), and the numbers' form and direction."""
 
     number: int | None
     form: str = ""
@@ -266,11 +266,11 @@ class _Writer:
         self._as_written = 0
         """The number of open elements whose white space is kept."""
         self._chosen: int | None = None
-        """The only option that an open list shows; None: it shows all of them."""
+        """The id of the only option that the open list shows; None: the list shows all options."""
         self._is_unchosen = False
-        """Whether an option is open that its list does not show."""
+        """Whether the open option is one that its list does not show."""
         self._begins, self._behind_table = False, False
-        """Whether nothing has followed the start of a cell, or the end of a table."""
+        """Whether no text has followed the start of a cell or item; whether no cell has followed the end of a table."""
 
     def _put(self, text: str) -> None:
         self._texts.append(text)
@@ -288,7 +288,7 @@ class _Writer:
             case ["sub"]:
                 text = lowered(text)
         self._begins = self._begins and text.isspace()
-        # In other elements, a run of white space becomes a space. The added letters protect it at both ends.
+        # In other elements, a run of white space becomes a space. The added letters protect the spaces at both ends.
         self._put(text.translate(_KEPT) if self._as_written else " ".join(f"x{text}x".split())[1:-1])
 
     def start(self, tag: str, element: Any) -> None:
@@ -360,9 +360,9 @@ class _Writer:
         grid = self._tables[-1]
         if grid.column and not self._behind_table:
             while self._texts and not self._texts[-1].strip(" \n"):
-                self._texts.pop()  # the break at the end of a block in the previous cell
+                self._texts.pop()  # removes the line breaks after a block that ends the previous cell
         width, height = (min(whole_number(attributes.get(name), 1), 1000) for name in ("colspan", "rowspan"))
-        self._put(grid.tabs(width, height if height > 0 else 1000))  # in browsers, 0 rows are all rows
+        self._put(grid.tabs(width, height if height > 0 else 1000))  # in browsers, 0 means all remaining rows
         self._begins = True
 
     def _start_field(self, tag: str, element: Any) -> None:

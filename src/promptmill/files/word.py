@@ -20,13 +20,13 @@ from promptmill.files.numerals import numeral
 from promptmill.files.web_pages import STRUCK, page_text, whole_number, with_struck
 from promptmill.files.xlsx import local
 
-_MOST_SPANNED = 63  # columns of a table in Word
+_MOST_SPANNED = 63  # the most columns of a table in Word
 # Elements whose texts are not shown: deleted text, properties, and instructions of fields.
 _UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "sdtPr", "footnoteRef", "endnoteRef"})
 _SIGNS: Mapping[str, str] = MappingProxyType({"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"})
 _LOOKS = ("vanish", "strike", "dstrike", "vertAlign")
 _CUSTOM = re.compile("0+1")  # the first number of a form such as 001, 002, 003, …
-_RAISED_BY = 3  # half points, from which a run is above the line
+_RAISED_BY = 3  # a run that is raised by more half points than this is a superscript
 _SYMBOL_FIELD = re.compile(
     r"""SYMBOL\s+(0[xX][0-9A-Fa-f]{1,4}|[1-9][0-9]{0,4})\b(?:.{0,40}?\\f\s*["“]?([\w ]{1,40}))?"""
 )
@@ -37,7 +37,7 @@ _MATH = "/math}"  # the end of the namespaces of formulas
 def word_text(data: bytes, *, is_inner: bool = False) -> str:
     """Return the text of a Word document. The cells of its tables are separated by tabs.
 
-    `is_inner`: the document is a part of another document, and its own parts are not read.
+    `is_inner`: the document is embedded in another Word document; the Word documents inside it are not read.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -80,7 +80,7 @@ def _clear_codes(tree: Any) -> None:
 
     The code of a field ends where its result begins. A field without a result keeps all texts.
     """
-    codes: list[list[Any] | None] = []  # the texts of each open field's code; None behind the code
+    codes: list[list[Any] | None] = []  # for each open field, the texts of its code; None after the code's end
     for element in tree.iter("{*}fldChar", "{*}t") if next(tree.iter("{*}fldChar"), None) is not None else ():
         kind = _attribute(element, "fldCharType")
         if kind == "begin":
@@ -96,7 +96,7 @@ def _clear_codes(tree: Any) -> None:
 
 
 def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
-    """Return the elements of `_LOOKS` that each style or its base has, by the id of the style."""
+    """Return, by the id of the style, the elements of `_LOOKS` that each style has or inherits from its base style."""
     known = {} if styles is None else {_attribute(each, "styleId"): each for each in styles.findall("{*}style")}
     looks: dict[str, Mapping[str, Any]] = {}
     for name in known:
@@ -114,7 +114,7 @@ def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy the elements of the styles into the runs that have a style, or whose paragraph has one."""
+    """Copy the elements of each style into the runs that have the style themselves or through their paragraph."""
     for element in tree.iter("{*}rStyle", "{*}pStyle"):
         if not (elements := looks.get(_attribute(element, "val"))):
             continue
@@ -130,7 +130,7 @@ def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
-    """Write the text of a file that Word shows at this position (`altChunk`), as converters from HTML store it."""
+    """Replace an `altChunk`, where Word shows an embedded file, by the file's text. Converters from HTML write it."""
     name, text = _attribute(element, "id"), ""
     if name in relations and not relations[name].is_external:
         part = relations[name].target_part
@@ -154,7 +154,7 @@ def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) 
 def _word(element: Any) -> str:
     """Return the text of an element of a Word document as it is shown, with its tracked changes.
 
-    A paragraph ends with a line break, a cell with a tab for each of its columns.
+    A paragraph ends with a line break, and a cell ends with one tab for each column that it spans.
     """
     name = local(element.tag) if isinstance(element.tag, str) else ""
     if name in _UNSEEN or (name == "tr" and _is_on(element.find("{*}trPr/{*}hidden"))):
@@ -204,7 +204,7 @@ def _run(text: str, element: Any) -> str:
 
 
 def _joins_next(paragraph: Any) -> bool:
-    """Return whether the mark at the end of a paragraph is deleted or hidden: the next paragraph then continues it."""
+    """Return whether a paragraph's end mark is deleted or hidden, so that the next paragraph continues this one."""
     mark = paragraph.find("{*}pPr/{*}rPr")
     if mark is None:
         return False
@@ -234,7 +234,7 @@ def _sign(name: str, element: Any) -> str | None:
             code = _attribute(element, "char")
             sign = chr(int(code, 16)) if re.fullmatch("[0-9A-Fa-f]{4}", code) else ""
             return symbol_fonts.shown(sign, _attribute(element, "font"))
-        case "instrText":  # a formula or a sign of an old field has no result
+        case "instrText":  # an old field for a formula or a sign has this code, but no result
             code = (element.text or "").strip()
             if field := _SYMBOL_FIELD.match(code):
                 return symbol_fonts.shown(chr(int(field[1], 0)), field[2] or "")
@@ -244,7 +244,7 @@ def _sign(name: str, element: Any) -> str | None:
         case "ruby":  # a word with its phonetic guide
             base, guide = _in(element, "rubyBase"), _in(element, "rt")
             return f"{base}({guide})" if guide else base
-        case "AlternateContent":  # the same in two forms
+        case "AlternateContent":  # the same content in two forms
             shown = _first(element, "Choice", "Fallback")
             return "" if shown is None else "".join(map(_word, shown))
         case "checkBox":
@@ -315,9 +315,9 @@ class _Numbering:
         self._levels: dict[tuple[str, int], Any] = {}
         """The format of each level of a list."""
         self._starts: dict[str, dict[int, int]] = {}
-        """The numbers with which a list begins anew."""
+        """By list and level, one less than the number with which the list begins anew."""
         self._counts: dict[str, dict[int, int]] = {}
-        """The last numbers by level. Lists of one kind (`abstractNum`) share their numbers."""
+        """The last number of each level, by the list's kind (`abstractNum`): lists of one kind share their numbers."""
         kinds = {_attribute(one, "abstractNumId"): one for one in numbering.findall("{*}abstractNum")}
         for one in numbering.findall("{*}num"):
             name, kind, changed = (
@@ -334,7 +334,7 @@ class _Numbering:
 
     def write(self, tree: Any) -> None:
         """Write the numbers into the paragraphs."""
-        twice = {  # the second form of a content
+        twice = {  # the paragraphs of the second form of a content
             paragraph
             for second in tree.iter("{*}Fallback")
             if second.getparent().find("{*}Choice") is not None
@@ -381,7 +381,7 @@ class _Numbering:
         return number and number + after
 
     def _restart(self, name: str, level: int) -> int:
-        """Return the level below which an item begins the numbers of this level anew."""
+        """Return the level such that an item of any lower level restarts the numbers of `level`."""
         return (
             whole_number(_value_of(self._levels[name, level], "lvlRestart"), level)
             if (name, level) in self._levels
@@ -408,12 +408,12 @@ def _format(element: Any, path: str) -> str:
 
 
 def _first(element: Any, *names: str) -> Any:
-    """Return the first child that has one of these names, in their order; None if there is none."""
+    """Return the child with the first of `names` that any child has; None if no child has one of them."""
     return next((child for name in names if (child := element.find(f"{{*}}{name}")) is not None), None)
 
 
 def _is_on(switch: Any) -> bool:
-    """Return whether a switch of Word's is on. Without a value, it is on."""
+    """Return whether an element that switches a property in Word is on. An element without a value is on."""
     return switch is not None and _attribute(switch, "val") not in {"0", "false", "off"}
 
 

@@ -85,7 +85,7 @@ def _named(header: Sequence[str]) -> list[str]:
 
 
 def _joined(style: Style, sheet: Sheet, names: Sequence[str]) -> Style:
-    """Return the style of the sheets so far and of `sheet`. `names`: its columns; `""` omits a column."""
+    """Return the joined style of the sheets so far and of `sheet`. `names`: the columns of `sheet`; `""` omits one."""
 
     def of(places: Iterable[int], earlier: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*earlier, *(names[at] for at in places if at < len(names) and names[at]))))

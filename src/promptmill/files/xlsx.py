@@ -43,7 +43,7 @@ class Parts(NamedTuple):
 
 @contextmanager
 def opened(stream: IO[bytes] | Path, file: str) -> Iterator[zipfile.ZipFile]:
-    """Open a workbook. Convert every reading error of the block to a `PromptmillError` (`invalid_input`)."""
+    """Open a workbook. Convert every reading error in the `with` block to a `PromptmillError` (`invalid_input`)."""
     try:
         with zipfile.ZipFile(stream) as packed:
             check_size(packed, file)
@@ -107,7 +107,7 @@ def tree_of(packed: zipfile.ZipFile, part: str) -> Element:
 
 
 def elements_of(packed: zipfile.ZipFile, part: str) -> Iterator[Element]:
-    """Yield the elements of a part, each at its end, the root last. Raises as `tree_of` does."""
+    """Yield each element of a part once its end is read, so the root comes last. Raises the errors of `tree_of`."""
     with packed.open(part) as stream:
         for _, element in ET.iterparse(stream):  # noqa: S314 (expat limits the growth of entities)
             yield element
@@ -124,7 +124,7 @@ def rels_of(part: str) -> str:
 
 
 def related(packed: zipfile.ZipFile, part: str) -> dict[str, tuple[str, str]]:
-    """Return the parts that `part` refers to, by relationship id: the last word of the part's type, and its path.
+    """Return, by relationship id, the last word of the type and the path of each part that `part` refers to.
 
     Raises errors that `opened` converts.
     """
@@ -145,12 +145,12 @@ def id_of(sheet: Element) -> str:
 
 
 def id_name(sheet: Element) -> str:
-    """Return the name, with its namespace, of the attribute that holds the id of `id_of`."""
+    """Return the name, with its namespace, of the attribute that `id_of` reads."""
     return next(name for name in sheet.attrib if name.endswith("}id"))
 
 
 def local(name: str) -> str:
-    """Return the name of an element without its namespace, as ElementTree or expat writes it.
+    """Return the name of an element without its namespace, which ElementTree and expat write before the name.
 
     >>> local("{urn:a}row"), local("x:row")
     ('row', 'row')

@@ -2,8 +2,8 @@
 
 The sockets are bound before anything else starts. The check of headers prevents DNS rebinding: a web page lets its own
 name point to this machine, so its requests have this name as `Host`. A page can do this only with a name, not with an
-IP address. So only names known to the operator are answered. A page from another port of this machine has another
-origin: `Origin` is compared with the request's scheme, host and port.
+IP address. So a request with a name is answered only if the operator knows the name. A page from another port of this
+machine has another origin: `Origin` is compared with the request's scheme, host and port.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class HostAllowlist:
         Raises `PromptmillError` (`invalid_config`) if one of them is invalid.
         """
         self.origins = frozenset(map(_origin, origins))
-        """The allowed origins in the form of browsers."""
+        """The allowed origins, as browsers write them."""
         bound = addresses(sockets)
         self._addresses = set(bound)
         self._any_address = any(one.is_unspecified for one in bound)
@@ -164,7 +164,7 @@ class HostAllowlist:
     def may_call(self, origin: bytes, scheme: str, host: bytes) -> bool:
         """Return whether a web page may call: its origin is this server's scheme, host and port, or an allowed origin.
 
-        `scheme` and `host` (a header that passed `is_ours`): from the page's request.
+        `scheme`: the scheme of the page's request. `host`: the request's `Host` header, which passed `is_ours`.
         """
         text = origin.decode("latin-1").lower()
         return text == f"{scheme}://{host.decode('latin-1').lower()}" or text in self.origins

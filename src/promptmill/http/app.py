@@ -55,17 +55,17 @@ _TO_PAGES = (
 )
 _TO_VISITORS = "promptmill is running; this address is for MCP clients"
 _ENCODINGS = frozenset({b"identity", b"zstd"})  # TypeSafe's client for Python and Codex send zstd
-_PIECE = 1 << 20  # bytes that are decompressed at a time, so that a bomb ends at the limit; they take a millisecond
+_PIECE = 1 << 20  # bytes that are decompressed at a time (in 1 ms), so that a decompression bomb stops at the limit
 _NOT_READ = "This server cannot read this `Content-Encoding`."
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 _DIGITS = 18
-# Bytes from which a body needs room in memory: a call takes about six times the size of its body.
+# A body with more bytes waits for room in memory: a call takes about six times the size of its body.
 _LARGE_BODY = 4 << 20
-_BESIDE_CALLS = 4 << 10  # bytes kept of a GET or DELETE, which needs no body; streams keep their body
+_BESIDE_CALLS = 4 << 10  # max bytes of the body of a GET or DELETE: it needs none, and a stream keeps it in memory
 _ROOM_S = 2.0  # the longest wait for room: some clients disconnect after five seconds of silence
 _RETRY_S = 30
-_SHARE = "promptmill.share"  # the key of a token's share in the scope of a request
+_SHARE = "promptmill.share"  # the key in a request's scope for the request's share of the memory for bodies
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Rules:
         return self.token is None and self.authentication is None
 
     def opens(self, scope: Scope, others: Sequence[Token] = ()) -> bool:
-        """Return whether a request has the server's token, has one of `others`, or needs none."""
+        """Return whether a request has the server's token or one of `others`, or needs no token."""
         tokens = others if self.token is None else (self.token, *others)
         return self.is_open or any(each.opens(scope["headers"]) for each in tokens)
 
@@ -204,8 +204,8 @@ class App(MonitoringPages):
         }
         if rules.authentication is not None:
             self._pages |= rules.authentication.pages
-        sdk_server = server._mcp_server  # set here, because FastMCP's wrapper has no option for the largest body
-        # Or the SDK would list all tools at each call, to find arguments in headers, which these tools do not have.
+        sdk_server = server._mcp_server  # used here, because FastMCP's wrapper has no option for the largest body
+        # Otherwise, the SDK would list all tools at each call, to find arguments in headers. These tools have none.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -414,7 +414,7 @@ def _unquoted(body: bytes) -> bytes:
 
 
 class _BodyMemory(Middleware):
-    """Holds a call's share of the memory for bodies: in a session, a call continues without its client."""
+    """Holds a call's share of the memory for bodies, because in a session, a call continues without its client."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -476,7 +476,7 @@ class _ValueCount:
         self._escape = b""
 
     def check(self) -> None:
-        """Raise `HttpError` 413 if there are too many."""
+        """Raise `HttpError` 413 if there are too many values."""
         if self.found > MOST_VALUES:
             raise HttpError(413, f"The request holds more than {MOST_VALUES:,} values; send fewer prompts at once.")
 
@@ -493,8 +493,8 @@ class _ValueCount:
 
 
 def _zstd(body: bytes) -> io.BufferedIOBase:
-    """Return the decompressed body, whose `read` raises the library's errors. Raises `ImportError` if no library can
-    decompress it. The first import blocks for a third of a second."""
+    """Return a file with the decompressed body. Its `read` raises the library's errors. Raises `ImportError` if no
+    library can decompress it. The first import blocks for a third of a second."""
     if sys.version_info >= (3, 14):
         from compression import zstd
 

@@ -19,7 +19,7 @@ _LIMITED = b"httpx2"
 _WITHOUT_LIMIT = re.compile(rb"python-httpx/|claude-code/|(?:node|undici)$")
 _TOKEN = b'"progressToken"'
 _CALL = b'"tools/call"'
-_LARGE = 4 << 10  # bytes of a request from which its answers may be large: dozens of prompts
+_LARGE = 4 << 10  # a request with more bytes than this (dozens of prompts) may have large answers
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
 _EVENT_BYTES = 1_000_000  # max bytes of an event: 1,048,576 less the event's other lines
@@ -31,12 +31,12 @@ class EitherResponse:
     """A response that becomes one JSON body or a stream of events when its first message is sent.
 
     If the result is the first message, the response is JSON. It must be a stream if the client requested progress, or
-    if the connection would be silent for too long. The response is always JSON for a large request, and for a
-    client with that limit if it requested no progress; then blanks keep the connection alive.
+    if the connection would be silent for too long. The response is always JSON for a large request, and for a client
+    that is known to have the limit and requested no progress; then blanks keep the connection alive.
     """
 
     def __init__(self, body: bytes, *, is_limited: bool) -> None:
-        """`body`: the request's body. `is_limited`: the client is known to have the limit."""
+        """`body`: the request's body. `is_limited`: whether the client is known to have the limit of events."""
         self._json = _CALL in body and (len(body) > _LARGE or (is_limited and _TOKEN not in body))
         self._is_stream = False
         self._held: list[Message] = []
@@ -76,7 +76,7 @@ class EitherResponse:
         response = b"" if self._is_stream or (self._sent and not self._json) else _response(events)
         if not self._sent:
             if not response and _is_empty(events) and message.get("more_body"):
-                self._held.append(message)  # it has the id with which a client resumes the stream
+                self._held.append(message)  # this event has the id with which a client resumes the stream
                 return
             self._json = self._json or bool(response)
             self._sent = True
@@ -85,7 +85,7 @@ class EitherResponse:
             for event in () if self._json else held:
                 await send(event)
         if self._json and events:
-            message = {**message, "body": response or b" "}  # a blank as a sign of life, with which JSON may start
+            message = {**message, "body": response or b" "}  # a blank keeps the connection alive, and may precede JSON
         elif events:
             message = {**message, "body": _unescaped(events)}
         await send(message)

@@ -15,7 +15,7 @@ from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
 from promptmill.http.app import MonitoringPages
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections: they reuse no closing one
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, so that no client reuses a connection being closed
 
 
 class Listener(uvicorn.Server):

@@ -1,15 +1,15 @@
 """The metrics of a server in Prometheus' text format: figures of its calls, and the progress of this user's jobs.
 
 A scrape costs calls no time: it reads the counters of each `Call`, and the status that a job's runner stores in the
-job's database, in whichever process it runs:
+job's database, in whichever process the runner works:
 
     calls of this process    Service.calls ──────────────────────┐
                                                                  ├──▶ text
     jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
 
-So rows of detached jobs are counted, also after a server's restart. Rows are gauges: they count rows in the databases,
-and fall if a job is removed or sends its failed rows again. Requests, tokens and costs of jobs never fall during the
-life of a server: a removed job is still counted.
+So rows of detached jobs are counted, also after a server's restart. The numbers of rows are gauges: they count rows in
+the databases, and fall if a job is removed or sends its failed rows again. Requests, tokens and costs of jobs never
+fall during the life of a server: a removed job is still counted.
 
 No label has a value from a prompt. The first fifty models have their own label; all others are `other`.
 """
@@ -159,11 +159,11 @@ class _Jobs:
 
     @property
     def seen(self) -> list[_JobSeen]:
-        """All jobs."""
+        """All jobs that this process has seen, including removed jobs."""
         return list(self._by_job.values())
 
     def read(self) -> None:
-        """Read changed jobs for at most two seconds, the longest unread first. Blocks."""
+        """Read changed jobs for at most two seconds, first the jobs that were not read for the longest time. Blocks."""
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:

@@ -32,11 +32,11 @@ from promptmill.core.bounds import MOST_SHARED
 
 IDLE_S = 1800.0
 _EACH = 1024  # bytes that count for an event in addition to its JSON
-# How long a call continues without its connection. Closing it may be a cancellation, after which work may take 1 s.
+# How long a call continues after its connection closed. The client may have cancelled it: then work may take 1 s.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
 _LOOKS_S = 1.0  # between two checks whether a session has ended
-_UNIQUE = 16  # shortest id that counts as unique: two clients do not choose the same by chance
+_UNIQUE = 16  # min characters of an id that counts as unique: two clients do not choose the same id by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
 
@@ -53,7 +53,7 @@ class Sessions(StreamableHTTPSessionManager):
 
     @property
     def event_store(self) -> EventStore | None:
-        """The store of one new session. The SDK reads this attribute once per session."""
+        """A new store, for one new session. The SDK reads this attribute once per session."""
         return SessionEvents(self._events)
 
     @event_store.setter
@@ -89,7 +89,7 @@ class _Event(NamedTuple):
     message: JSONRPCMessage | None
     """The message, without the result of a response."""
     result: bytes
-    """The result of a response as JSON, in a third of the memory of its objects; empty if JSON cannot hold it."""
+    """The result of a response as JSON, which takes a third of the memory of objects; empty if JSON cannot hold it."""
     size: int
 
     @classmethod
@@ -117,7 +117,7 @@ class Events:
         self._bytes = 0
         self._events: OrderedDict[str, _Event] = OrderedDict()
         self.sessions: dict[str, Callable[[], bool]] = {}
-        """Functions that return whether a session has ended, by the beginning of the ids of its events."""
+        """For each session (the beginning of its events' ids), a function that returns whether it has ended."""
 
     def add(self, event_id: str, stream: str, message: JSONRPCMessage | None) -> None:
         """Add an event as the newest."""
@@ -129,7 +129,7 @@ class Events:
             self._bytes -= oldest.size
 
     def forget_ended(self) -> None:
-        """Drop the events of sessions that have ended. If there are any, this takes 0.3 µs for each event."""
+        """Drop the events of sessions that have ended. If a session has ended, this takes 0.3 µs per stored event."""
         if ended := {session for session, is_over in self.sessions.items() if is_over()}:
             for event_id in [each for each in self._events if each.partition("-")[0] in ended]:
                 self._bytes -= self._events.pop(event_id).size
@@ -177,8 +177,8 @@ class SessionEvents(EventStore):
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
         """Send the later events in the event's stream. Return the stream; None if nothing more will be sent.
 
-        A request's stream is followed here until its response. The SDK listens for new events only after this function
-        has returned, so it would miss a response stored just before.
+        This function follows the stream of a request until its response. The SDK listens for new events only after this
+        function has returned, so the SDK would miss a response stored just before.
         """
         if not last_event_id.startswith(f"{self._session}-"):
             return None
@@ -219,7 +219,7 @@ class LostCalls:
         self._calls: OrderedDict[bytes, _Call] = OrderedDict()
 
     async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer one request. `body`: its body. `receive` reports that its client has disconnected."""
+        """Answer one request. `body`: the request's body. `receive` reports that the client has disconnected."""
         key = _key(scope, body)
         call = self._calls.get(key)
         if call is None or (call.listeners and not _has_unique_id(body)):
@@ -311,7 +311,7 @@ class _Call:
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled():
-            task.exception()  # retrieved here; `answer` raises it
+            task.exception()  # retrieve it, so that asyncio does not log it; `answer` raises it
         self._tell()
 
     def _tell(self) -> None:

@@ -23,8 +23,8 @@ HOW_TO_MAKE_ONE = f"Make one with: {_MAKE}"
 
 
 class Token:
-    """A bearer token, which is compared by its digest; the token is kept to detect it in files that must not be
-    sent."""
+    """A bearer token, which is compared by its digest. The token's text is kept to find it in files, which then must
+    not be sent."""
 
     def __init__(self, secret: str) -> None:
         self.secret = SecretStr(secret)
@@ -47,13 +47,13 @@ class Authentication(Protocol):
     """Another way to identify callers than the server's token."""
 
     words: str
-    """The callers, such as `clients with a token of https://…`."""
+    """The callers, in words, such as `clients with a token of https://…`."""
     pages: Mapping[str, ASGIApp]
     """Pages that need no token, by path."""
 
     async def admitted(self, scope: Scope) -> Scope:
-        """Return the scope of a request, with the caller in place of the token in its `authorization` header, from
-        which `owner_of` makes the owner. Raises `HttpError` for an unknown caller."""
+        """Return a request's scope in which the `authorization` header has the caller instead of the token. `owner_of`
+        makes the owner of this header. Raises `HttpError` for an unknown caller."""
         ...
 
     def check_body(self, scope: Scope, body: bytes) -> None:
@@ -62,7 +62,7 @@ class Authentication(Protocol):
 
 
 def owner_of(authorization: str) -> str:
-    """Return the owner of objects that a request creates: a digest of its header, with `Bearer` in a fixed spelling."""
+    """Return the owner of objects that a request creates: a digest of `authorization`, with `Bearer` spelled alike."""
     scheme, _, secret = authorization.partition(" ")
     same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
     return hashlib.sha256(same.encode()).hexdigest()

@@ -22,8 +22,8 @@ _TERSEST = len(b"HTTP/1.1 100\r\n\r\n")
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
 )  # the only globally routable unicast block; other blocks are local, embedded or reserved
-# Blocks inside it that are not public: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some
-# Python versions know as not global, and Azure's metadata service, whose address looks public.
+# Blocks in `_UNICAST` that are not public: IETF assignments with Teredo, documentation, 6to4. Then the IPv4 blocks that
+# only some Python versions know as not global, and the address of Azure's metadata service, which looks public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -52,7 +52,7 @@ class NotPublicError(OSError):
 
 
 def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for a connection to `address`, the result of every spelling, name and redirect.
+    """Return a socket for a connection to `address`, to which every spelling, name and redirect was resolved.
 
     Raises `NotPublicError`. The HTTP client then tries the host's other addresses.
     """
@@ -63,11 +63,11 @@ def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 class FinalResponse(aiohttp.ClientResponse):
-    """A response whose interim responses together have at most the size of one head: aiohttp reads them endlessly, and
-    parsing them leaves the event loop no time."""
+    """A response whose interim responses together have at most the size of one head. aiohttp itself would read interim
+    responses without end, and would leave the event loop no time."""
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Wait for the head of the final response. Raises `ClientError` for too many interim ones."""
+        """Wait for the head of the final response. Raises `ClientError` for too many interim responses."""
         protocol, left = connection.protocol, LARGEST_HEAD
         assert protocol is not None
         read = protocol.read

@@ -1,4 +1,4 @@
-"""PDFs and recordings that are sent as they are: what an endpoint takes of them, and the check of a file."""
+"""PDFs and recordings that are sent as they are: an endpoint's limits for such files, and the check of a file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from promptmill.images import pdf
 from promptmill.system.subprocesses import Halt
 
 NOUNS: dict[FileKind, str] = {"pdf": "PDF", "audio": "recording"}
-_STARTS_IN = 1024  # bytes in which a PDF begins: Adobe's readers take other bytes in front
-# The first bytes of recordings, and the format in OpenAI's words. At 4 in RIFF and FORM: the size.
+_STARTS_IN = 1024  # a PDF begins within this many bytes, because Adobe's readers accept other bytes before it
+# The first bytes of recordings, and the format in OpenAI's words. In RIFF and FORM, bytes 4 to 7 are the size.
 _FORMS = (
     (b"ID3", "mp3"),
     (b"\xff\xf1", "aac"),
@@ -34,7 +34,7 @@ _CONTAINED = {(b"RIFF", b"WAVE"): "wav", (b"FORM", b"AIFF"): "aiff", (b"FORM", b
 
 @dataclass(frozen=True, slots=True)
 class FileLimits:
-    """The files of a kind that an endpoint takes in a request."""
+    """An endpoint's limits for the files of one kind in a request."""
 
     size: int
     """The most bytes of all files of the kind together, before they are encoded."""
@@ -46,7 +46,7 @@ class FileLimits:
     """Whether a request with such a file may ask for JSON or one of several choices."""
 
     def check_size(self, size: int, name: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for files with more bytes."""
+        """Raise `PromptmillError` (`invalid_input`) if a file's `size` is above the limit."""
         if size > self.size:
             most = f"the endpoint takes {self.size:,} in a request"
             raise input_error(f"{name} has {size:,} bytes, but {most}; make it smaller, or divide it.")
@@ -93,7 +93,7 @@ def media_type(data: bytes, given: str, name: str, forms: Collection[str] | None
     """Return the media type of a recording. `given`: the type in its `data:` URL, or `""`. Raises `PromptmillError`
     (`invalid_input`) for a format that is not in `forms`, and for a file that is no recording."""
     named = given.removeprefix("audio/") if given.startswith("audio/") else ""
-    form = named if named in _KNOWN else form_of(data[:12]) or named  # a server of the web says `mpeg`
+    form = named if named in _KNOWN else form_of(data[:12]) or named  # a web server may name the format `mpeg`
     if not form:
         raise input_error(f"{name} is no recording that models read; send wav, mp3, m4a, flac or ogg.")
     if forms is not None and form not in forms:

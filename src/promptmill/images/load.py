@@ -1,6 +1,6 @@
-"""Loads images from paths, URLs or memory as PNG, JPEG, WebP or GIF, the formats for models, and files unchanged.
+"""Loads images from paths, URLs or memory as PNG, JPEG, WebP or GIF, which models read; loads other files unchanged.
 
-Only the header of a file that is not an image is read, and nothing is sent. `ImageCache` loads and keeps the images and
+If a file is not an image, only its header is read, and nothing is sent. `ImageCache` loads and keeps the images and
 files of a call; `WebImages` downloads web images.
 """
 
@@ -52,7 +52,7 @@ _FORMATS = {
 }
 _PLUGINS = tuple(
     f"PIL.{name}ImagePlugin" for name in ("Tiff", "WebP", "Avif", "Ico")
-)  # imported one by one, or the first such image makes Pillow import all its plugins
+)  # imported one by one, because otherwise the first such image would make Pillow import all its plugins
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _BYTES_PER_PIXEL = 12  # copies: the decoded image, the rotated or converted image, and the written image
@@ -75,7 +75,7 @@ _DEFAULT_BYTES = 1 << 30
 KEPT_BYTES = 256 * 1024 * 1024
 """Bytes of images that are kept for later items of a call."""
 _FILES_IN_FLIGHT = 24 << 20
-"""Bytes of encoded PDFs and recordings of all requests in flight, each of which is in a body, too."""
+"""Bytes of the encoded PDFs and recordings of all requests in flight. A request's body has a further copy of each."""
 _THREADS = 8
 _EACH = 4096  # bytes counted per entry in addition to source and image; also covers the error of an unreadable image
 _LARGE = 32 << 20
@@ -96,8 +96,8 @@ def _map_large_blocks() -> None:
 class ImageRules:
     """Limits for images: the files that may be read, the most pixels of an image, and the memory for decoding.
 
-    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`. `limits`:
-    those of PDFs and recordings; `in_flight`: the memory for them.
+    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`. `limits`: the
+    limits of PDFs and recordings. `in_flight`: the memory for the PDFs and recordings of requests in flight.
     """
 
     files: FileRule = field(default_factory=FileRule)
@@ -133,7 +133,8 @@ def is_data(source: str) -> bool:
 
 
 def from_folder(source: str, folders: Sequence[str]) -> str:
-    """Return a relative path in the first of `folders` that contains it, or else in the first. Other sources stay."""
+    """Return a relative path inside the first of `folders` that has such a file, or else inside the first folder.
+    Return any other source unchanged."""
     if not folders or source.startswith("~") or is_data(source) or source[:5].lower() == "file:" or _URL.match(source):
         return source
     if Path(source).is_absolute():
@@ -175,7 +176,7 @@ def _as_it_is(part: FilePart, rules: ImageRules, halt: Halt | None) -> ImageFile
 
 
 def encoded_size(part: FilePart, rules: ImageRules) -> int:
-    """Return about how many bytes a file has in base64; 0 if there is none. Blocks."""
+    """Return about how many bytes a file has in base64; 0 if the file cannot be found. Blocks."""
     if is_data(part.source):
         return len(part.source)
     with contextlib.suppress(OSError, PromptmillError):
@@ -195,17 +196,16 @@ def read_file(part: FilePart, rules: ImageRules, read: Callable[[BinaryIO, str],
         file.write(data)
         file.flush()
         del data
-        return read(cast("BinaryIO", file), part.name or name)  # on Windows, a wrapper
+        return read(cast("BinaryIO", file), part.name or name)  # on Windows, `file` is a wrapper
 
 
 def load_image(source: str, rules: ImageRules, halt: Halt | None = None) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or in memory. Blocks: call it in a thread.
 
     BMP, TIFF, AVIF and ICO become PNG (an AVIF photo becomes JPEG), as do animations (their first frame), CMYK and
-    16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG). With such types,
-    transparency becomes white. Any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF or TIFF.
-    `halt` ends the reading of a PDF.
-    Raises `PromptmillError` (`invalid_image`; `missing_dependency` for a PDF).
+    16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG). If `rules.types`
+    is set, transparency becomes white. The bytes of any other image are unchanged. `scan.pdf#page=3` is a page of a PDF
+    or TIFF. `halt` ends the reading of a PDF. Raises `PromptmillError` (`invalid_image`, `missing_dependency`).
     """
     page: int | None = None
     if isinstance(source, HeldImage):
@@ -306,7 +306,7 @@ def _local_path(source: str) -> Path:
 
 
 def names_of(source: str, files: FileRule) -> list[str]:
-    """Return the names that errors have for a local image: its resolved path, whole and shortened."""
+    """Return the names by which errors mention a local image: its resolved path, whole and shortened."""
     if not isinstance(source, str) or is_data(source) or is_web(source):
         return []
     try:
@@ -325,7 +325,7 @@ def _short_path(path: Path, files: FileRule) -> str:
 
 
 def _whole(path: Path, files: FileRule) -> str:
-    """Return the resolved path of an opened file; for callers on other machines, no folder that they did not name."""
+    """Return the resolved path of an opened file; for callers on other machines, only its part below a root folder."""
     if files.is_shared:
         root = next((root for root in files.roots or () if path.is_relative_to(root)), None)
         return str(path if root is None else path.relative_to(root))
@@ -342,7 +342,7 @@ def _data(source: str) -> tuple[str, bytes]:
     if head is None:
         raise _unusable("The head of a data URL is invalid.", "Write data:image/png;base64,….")
     try:
-        if ";base64" in (head[2] or "").lower():  # its lines may be broken, as in MIME
+        if ";base64" in (head[2] or "").lower():  # the base64 text may have line breaks, as in MIME
             return "the data URL", pybase64.b64decode("".join(source[head.end() :].split()), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
@@ -402,7 +402,7 @@ def _check(data: bytes, name: str, rules: ImageRules, page: int | None = None) -
                     return ImageFile(_rewritten(image, needs_white=needs_white), "image/png")
     except PromptmillError:
         raise
-    except Image.DecompressionBombError:  # Pillow's own limit, raised before the check below
+    except Image.DecompressionBombError:  # Pillow raises it at its own limit, before `max_pixels` is checked
         raise _unusable(
             f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own limit.",
             "Make it smaller.",
@@ -452,7 +452,7 @@ def _unusable(message: str, hint: str | None = None) -> PromptmillError:
 
 
 class HeldImage(str):
-    """An image in a program's memory instead of a path or URL: bytes, a Pillow image, an array or a tensor.
+    """An image that a calling program has in memory, instead of a path or URL: bytes, a Pillow image, array or tensor.
 
     Its text is a name; equal images have equal names.
     """
@@ -470,7 +470,7 @@ class HeldImage(str):
 
 
 def source_of(value: Any) -> str | None:
-    """Return the image source in a program's value; None if the value is not an image.
+    """Return the image source for a value that the calling program passed; None if the value is not an image.
 
     The value may be a text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or a Pillow image.
     """
@@ -482,7 +482,7 @@ def source_of(value: Any) -> str | None:
         if value.seekable():  # read from the beginning, because several inputs may share the file
             value.seek(0)
         value = value.read()
-    # The attribute is looked up on the type, because on a Pillow image it would copy all pixels.
+    # The attribute is looked up on the type, because reading it from a Pillow image would copy all pixels.
     is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
     is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
     return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
@@ -630,7 +630,7 @@ class WebImages:
 
 
 class ImageCache:
-    """The images and files of one call. Reads each once, outside of the event loop, and keeps it for later items.
+    """The images and files of one call. It reads them outside of the event loop, and keeps images for later items.
 
     Items that need the same file at the same time share one read.
     """
@@ -642,7 +642,7 @@ class ImageCache:
         fetch: Callable[[str], Awaitable[str]] | None,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`encode` makes the bytes to keep, in a thread. `fetch` converts an `http(s)` URL to a `data:` URL.
+        """`encode` runs in a thread and makes the bytes to keep. `fetch` converts an `http(s)` URL to a `data:` URL.
 
         At most `kept_bytes` are kept for later items of the call. Items in flight keep their own images.
         """
@@ -652,7 +652,7 @@ class ImageCache:
         self._readings: OrderedDict[_Key, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
-        # Images have a separate pool, because an image may wait for memory, which must not block other work.
+        # Separate threads read images, because an image may wait for memory, and this must not block other work.
         self._threads: ThreadPoolExecutor | None = None
         self._halt = Halt()
 
@@ -703,5 +703,5 @@ _Key: TypeAlias = tuple[str, str]  # the kind and the source of a part
 def _kept_size(key: _Key, reading: asyncio.Future[bytes]) -> int:
     (_, source), image = key, b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # A `data:` URL or a page counts eightfold: it seldom repeats, so that a file of such rows needs little memory.
+    # A `data:` URL or a page seldom repeats. It counts eightfold, so that less memory is used for a file of such rows.
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -1,4 +1,4 @@
-"""Whether an image file is whole, and the pages of a TIFF file, from its structure alone: no pixel is decoded."""
+"""Finds out whether an image file is complete, and which pages a TIFF file has. No pixel is decoded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 
 from promptmill.core.bounds import MOST_PDF_PAGES
 
-_NO_LENGTH = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers of a JPEG without content
+_NO_LENGTH = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers in a JPEG file that have no length and no content
 _SCAN = 0xDA
 _REDUCED = 254  # the tag of a page's kind; its lowest bit marks a smaller copy of another page
 
@@ -39,9 +39,9 @@ def _is_png_cut(data: bytes) -> bool:
 
 
 def tiff_pages(data: bytes) -> list[int]:
-    """Return the numbers, from 1, of the images in a TIFF file that are pages, up to one more than a request may have.
+    """Return the numbers, from 1, of the images in a TIFF file that are pages, at most one more than a request allows.
 
-    Smaller copies of a page are left out. `[1]` for a file with unknown structure.
+    Smaller copies of a page are left out. If the file's structure is unknown, return `[1]`.
     """
     order = "<" if data.startswith(b"II") else ">"
     is_big = data[2:4] in {b"+\0", b"\0+"}

@@ -40,20 +40,20 @@ _MEMORY = 1 << 30  # bound: a file of `LARGEST_FILE`, and a decoded scan of 100 
 _DPI = 200
 _SIDE = 2048  # max pixels of the longer side: providers make larger images smaller
 _QUALITY = 90  # quality of JPEG: small letters stay sharp
-_REOPENED = 50  # images after which a document is opened again (1 ms), because it keeps a copy of each shown image
-_GRID = 20  # cells per side of the grid that counts the share of a page which pictures cover
-_SCAN, _PICTURE = 0.5, 0.05  # min shares of a page that make it a scan, or a page with pictures; a logo covers 2 %
+_REOPENED = 50  # after this many pages, a document is opened again (1 ms), because it keeps a copy of each image shown
+_GRID = 20  # cells per side of the grid with which the share of a page that pictures cover is measured
+_SCAN, _PICTURE = 0.5, 0.05  # if pictures cover these shares, a page is a scan, or has pictures; a logo covers 2 %
 # Drawings are measured in letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # max characters of a page that are checked for a meaning
-_UNMAPPED = 0.1  # share of letters without a meaning: above that of list symbols, below that of fonts without a table
+_UNMAPPED = 0.1  # max share of letters without a meaning: list symbols are fewer, fonts without a table have more
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
 # The texts of a drawing. An escaped bracket begins no text.
 _DRAWN = re.compile(r"\\.|(\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\())")
 _ESCAPED = re.compile(r"\\(.)")
 REPLACEMENTS = {"\ufffe": "-\n", "\r\n": "\n", "\0": ""}
-"""Replacements for characters of pdfium's text of a page. U+FFFE is a hyphen at the end of a line."""
+"""Replacements for characters in the text that pdfium returns. U+FFFE is a hyphen at the end of a line."""
 REPLACED = re.compile("|".join(REPLACEMENTS))
 _LOST = "takes too much time or memory to read, or is damaged"
 
@@ -72,7 +72,7 @@ class PageContent(NamedTuple):
     has_pictures: bool
     """Whether a page with text also has pictures."""
     attached: str = ""
-    """The names of the files attached to the PDF (in its first page), which are not sent, or to the page."""
+    """The names of files attached to the page or, on the first page, to the PDF. These files are not sent."""
 
 
 def page_of(source: str, page: int) -> str:
@@ -81,7 +81,7 @@ def page_of(source: str, page: int) -> str:
 
 
 def text_of(source: str) -> str:
-    """Return a source that represents the missing text of a PDF. It is no image, so its row fails with the reason."""
+    """Return a source that stands for the missing text of a PDF. No image can be loaded from it, so the row fails."""
     return f"{source}#text"
 
 
@@ -97,14 +97,14 @@ def split(source: str) -> tuple[str, int | None]:
 
 
 def check_installed(problem: str = "PDF files need pypdfium2.") -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if the package for PDF files is not installed. `problem`: its
-    message."""
+    """Raise `PromptmillError` (`missing_dependency`) if the package for PDF files is not installed. `problem`: the
+    error's message."""
     if importlib.util.find_spec("pypdfium2") is None:
         raise PromptmillError(Code.MISSING_DEPENDENCY, problem, adding("files"))
 
 
 class PdfReader:
-    """Reads PDF files in its child process, which the first file starts. Only one thread may use it at a time."""
+    """Reads PDF files in a child process, which is started for the first file. Threads use the process in turn."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -113,7 +113,7 @@ class PdfReader:
         """The file that the process has loaded."""
         self._pages = 0
         self._lost: OrderedDict[object, None] = OrderedDict()
-        """Files that crashed the process. Their other pages are not tried, because they would take as long."""
+        """Files that crashed the process. Their other pages are not tried, because each would take as long."""
 
     def pages(self, file: BinaryIO, halt: subprocesses.Halt | None = None) -> int:
         """Return the number of pages. `halt` ends the reading.
@@ -244,7 +244,7 @@ def _opened(content: ctypes.Array[ctypes.c_char]) -> Any:
         raise PdfError("is damaged, or no PDF") from None
     if not len(document):
         raise PdfError("has no page")
-    if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:  # its only page asks to wait or for another reader
+    if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:  # its only page asks the user for another reader
         raise PdfError("is a form that only Adobe's programs show (XFA); print it into a PDF there")
     document.init_forms()  # so that the images of pages show the values of forms
     return document
@@ -330,11 +330,11 @@ def _drawn(page: Any) -> tuple[float, int]:
 def _annotated(page: Any) -> tuple[list[str], list[str]]:
     """Return the texts on a page that its text layer lacks, and the names of files attached to places of the page.
 
-    A line for each filled form field, such as `Name: Ann`, for each text typed onto the page, and for each stamp.
+    The texts have a line for each filled form field (`Name: Ann`), each text typed onto the page, and each stamp.
     """
     from pypdfium2 import raw
 
-    lines: dict[str, None] = {}  # once per value, because the buttons of a group share one
+    lines: dict[str, None] = {}  # each line once, because all buttons of a group have the same value
     files = list[str]()
     for at in range(raw.FPDFPage_GetAnnotCount(page)):
         if not (found := raw.FPDFPage_GetAnnot(page, at)):

@@ -1,4 +1,4 @@
-"""Images made small, for pages."""
+"""Small copies of images, for HTML pages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SIZES = ((160, 60), (112, 60), (80, 50))
-"""Pixels of a side and JPEG's quality, largest first. Noise takes 17,000, 8,700 and 4,300 characters."""
+"""Pixels of a side and JPEG's quality, largest first. An image of noise takes 17,000, 8,700 and 4,300 characters."""
 
 
 def thumbnail(source: str, rules: ImageRules, most: int | None = None) -> str | None:
     """Return an image as a small JPEG in base64, of at most `most` characters.
 
-    None for a web image, which is not fetched, for an image that `rules` refuse, and for an unreadable image. Blocks.
+    Return None for a web image (it is not fetched), an image that `rules` refuse, and an unreadable image. Blocks.
     """
     if is_web(source):
         return None
@@ -31,7 +31,7 @@ def thumbnail(source: str, rules: ImageRules, most: int | None = None) -> str | 
             text = base64.b64encode(made.getvalue()).decode()
             if most is None or len(text) <= most:
                 return text
-    except Exception:  # noqa: BLE001 (it is gone, or raised one of the many errors of Pillow's decoders)
+    except Exception:  # noqa: BLE001 (the file is gone, or Pillow's decoders raised one of their many errors)
         return None
     return None
 

@@ -19,11 +19,11 @@ class Caller(NamedTuple):
     session: str = ""
     """The id of the session, if several clients share the server. A list of jobs shows the jobs of this session."""
     owner: str = ""
-    """Over HTTP a digest of the token; over stdio `""` for this user. If a job's rows came in a call, only the job's
-    owner may see, read and end it."""
+    """Over HTTP, a digest of the token; over stdio, `""` for this user. If the rows of a job came in a call, only the
+    owner may see, read and end the job."""
     is_alone: bool = True
     """Whether no other client has this session. In a protocol without sessions, clients at one address share a session:
-    it limits their use together, but no list shows their jobs, and equal rows of two calls are two jobs."""
+    limits hold for all of them together, no list shows their jobs, and equal rows of two calls become two jobs."""
 
     @property
     def of_rows(self) -> str:
@@ -37,24 +37,24 @@ USER = Caller()
 
 @dataclass(frozen=True, slots=True)
 class CallModels:
-    """The models that a call may use. Their configurations include the call's sampling."""
+    """The models that a call may use. Their configurations include the sampling parameters of the call."""
 
     config: ModelConfig
     configs: Mapping[str, ModelConfig] = field(default_factory=dict)
 
     @property
     def names(self) -> Collection[str]:
-        """The names of models that variants may have."""
+        """The names of the models that variants may name."""
         return self.configs.keys()
 
     def config_of(self, name: str) -> ModelConfig:
-        """Return the plan of a model in `names`."""
+        """Return the configuration of a model in `names`."""
         return self.configs[name]
 
 
 @dataclass(frozen=True, slots=True)
 class CallWork:
-    """The items of a call, their settings and their counts."""
+    """The items of a call, with their settings, and with the call's counts."""
 
     items: Sequence[Conversation | PromptmillError]
     call: Call

@@ -1,4 +1,4 @@
-"""The entry to jobs: turns rows from anywhere and the options of a job into a job that can be run.
+"""The entry to jobs: makes a job that can be run from rows of any origin and the options of the job.
 
     `open_job`: paths, URLs, a query, rows ─┐              ┌─▶ validate
     `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
@@ -67,14 +67,14 @@ from promptmill.system.subprocesses import Halt
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """Functions that show the user how the rows are opened."""
+    """Functions that show the user the progress while rows are opened."""
 
     say: Say = lambda _: None
-    """Called with each step."""
+    """Called with a text about each step."""
     warn: Say = lambda _: None
     """Called with each warning."""
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-    """The context to enter while the store of a URL has not answered yet."""
+    """Returns the context in which a URL's store is awaited. Its argument is a text for the user."""
 
 
 SILENT = Telling()
@@ -82,7 +82,7 @@ SILENT = Telling()
 
 
 class Opening(NamedTuple):
-    """An order whose rows are opened."""
+    """An order whose rows are being opened."""
 
     order: JobOrder
     options: Mapping[str, Any]
@@ -91,9 +91,9 @@ class Opening(NamedTuple):
     telling: Telling
     is_of_call: bool
     source: InputRows | None = None
-    """Rows that are not in the user's files; None if there are none."""
+    """The rows, if they are not in the user's files; else None."""
     files: WholeFiles | None = None
-    """The files, if each file is a row."""
+    """The files, if each file is one row; else None."""
 
     def having(self, source: InputRows | None, **changes: Any) -> Opening:
         """Return the order with the rows `source`. `changes`: other values of the order."""
@@ -114,7 +114,7 @@ class Opening(NamedTuple):
     def with_files(self, files: WholeFiles, **changes: Any) -> Iterator[Opening]:
         """Yield the order with a row for each file. `changes`: other values of the order. Raises `PromptmillError`."""
         order = self.order.model_copy(update=changes)
-        if order.output.is_absolute():  # checked before the files are read, which may take long
+        if order.output.is_absolute():  # checked before the files are read, because reading may take long
             check_output(order, real_path(order.target))
         with written(self.folders, files.lines(), ".jsonl", files.name) as source:
             yield self._replace(order=files.asked(order), source=source, files=files)
@@ -122,16 +122,16 @@ class Opening(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a job, wherever they come from. This class: rows in a temporary file or in the job's database."""
+    """The rows of a job, of any origin. In this class, the rows are in a temporary file or in the job's database."""
 
     given: InputRows | None = None
-    """The rows in the temporary file."""
+    """The rows in the temporary file; None if they are in the job's database."""
     name: str = "rows"
     """The name of rows that are not in the user's files, for messages and ids."""
     owned_by: str | None = None
-    """The owner of the rows: if two owners send equal rows, each gets a job. None: equal rows share one job."""
+    """The owner of the rows. If two owners send equal rows, each owner gets a job; None: equal rows share one job."""
     job_id: str = ""
-    """The id of a job without an output; `""`: derive it from the rows, question and settings."""
+    """The id of a job without an output; `""`: the id is derived from the rows, the question and the settings."""
     halt: Halt | None = None
     """Set when the call was cancelled."""
 
@@ -142,11 +142,11 @@ class Rows:
 
     @property
     def as_written(self) -> str:
-        """The names of files as the user wrote them, without secrets; `""` for rows in no file."""
+        """The names of the files as the user wrote them, without secrets; `""` if the rows are not in files."""
         return ""
 
     def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
-        """Return the context of an order with these rows, whose end removes temporary files. Blocks.
+        """Return a context manager for the order with these rows; its end removes temporary files. Blocks.
 
         Raises `PromptmillError`.
         """
@@ -159,9 +159,9 @@ class MadeRows(Rows):
 
     blocks: Iterable[bytes]
     suffix: str = ".jsonl"
-    """The format of `blocks`."""
+    """The suffix that files in the format of `blocks` have."""
     has_lines: bool = True
-    """Whether the user knows a row as a line of text; False: as an element, for example of a list."""
+    """Whether a row is a line of text for the user; False if it is an element, for example of a list."""
 
     @contextlib.contextmanager
     def opened(self, opening: Opening) -> Iterator[Opening]:
@@ -172,7 +172,7 @@ class MadeRows(Rows):
 
 @dataclass(frozen=True, slots=True)
 class NamedRows(Rows):
-    """Rows in files of the user, at URLs, or of a query."""
+    """Rows in the user's files, at URLs, or from a query."""
 
     names: Sequence[str]
     """Paths, patterns or URLs; `()` if a query names the files."""
@@ -216,7 +216,7 @@ class NamedRows(Rows):
                 folder, command = folders.of(real_path(opening.order.output)), opening.order.shown.command
                 before, last = folder.spec, folder.order
                 is_same = command and last is not None and last.shown.command == command
-                # another command may have another question: the rows are read again
+                # a new command may have a new question, so the rows are read again
                 known = before.input.sha256 if is_same and before is not None and before.is_read else ""
                 pinned = remote_files.pinned(self.names, folder, telling.warn)
                 source = opened.enter_context(remote_files.fetched(folders, pinned, telling.say, known))
@@ -225,7 +225,7 @@ class NamedRows(Rows):
 
 @dataclass(frozen=True, slots=True)
 class CallFiles(NamedRows):
-    """Files of a call, each a row: paths, folders and patterns."""
+    """The files of a call, if each file is one row. `names` has paths, folders and patterns."""
 
     rule: FileRule
 
@@ -242,9 +242,9 @@ class OpenJob(WantedJob):
     loose: Folder | None = None
     """The folder of a job without an output."""
     remote: RemoteOutput | None = None
-    """The output by URL."""
+    """The output, if it is at a URL; else None."""
     files: WholeFiles | None = None
-    """The files, if each file is a row."""
+    """The files, if each file is one row; else None."""
 
     @property
     def notes(self) -> Sequence[Words]:
@@ -266,7 +266,7 @@ class OpenJob(WantedJob):
         return admission.admit(self, are_columns_checked=are_columns_checked)
 
     async def admitted(self, *, are_columns_checked: bool = False) -> Job:
-        """Like `admit`, in a thread. If the caller is cancelled meanwhile, the job is closed."""
+        """Do the same as `admit`, in a thread. If the caller is cancelled meanwhile, close the job."""
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
@@ -281,14 +281,14 @@ class OpenJob(WantedJob):
             raise
 
     def validate(self) -> dict[str, Any]:
-        """Check all rows; return the problems, and an estimate. Sends no request. Raises as `admit`."""
+        """Check all rows, and return their problems and an estimate. Sends no request. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imported on use, because it imports the readers of images
 
         return check(self)
 
     def detach(self, seen: Callable[[Job], None], followers: Mapping[str, Any]) -> Status:
-        """Start the job in its own process; return its status. `seen` gets the job before the start. `followers`: see
-        `detached.start`. Raises as `admit`."""
+        """Start the job in its own process, and return its status. `seen` is called with the job before the start.
+        `followers`: see `detached.start`. Raises as `admit`."""
         with contextlib.closing(self.admit()) as job:
             seen(job)
             if self.source is not None and (files := job.unread()) is not None:
@@ -309,18 +309,18 @@ async def run(
 
 
 async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
-    """Run the only admitted job of this process until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
+    """Run a job, the only one of this process, until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
     return await runner.until_ended(job, service, hooks)
 
 
 def decided(configuration: Configuration) -> Configuration:
-    """Return the configuration with its backend and model resolved, because both are part of a job. Blocks."""
+    """Return the configuration, in which backend and model are resolved because both are part of a job. Blocks."""
     return runtime.run_anywhere(choosing.decided(configuration)) if configuration.config.is_open else configuration
 
 
 def check_budget(options: Mapping[str, Any], configuration: Configuration) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if a model of a job lacks a value that a budget needs. The rows may
-    still be missing."""
+    """Raise `PromptmillError` (`invalid_config`) if a model of a job lacks a value that a budget needs, such as a
+    price. The rows of the job may not be known yet."""
     order = JobOrder.of((), Path("-"), {**with_implied(options), "from_job": None})
     first, named = configuration.config, configuration.names
     models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
@@ -338,7 +338,7 @@ def reopened(
     again: Literal["failed"] | None = None,
     is_of_call: bool = False,
 ) -> OpenJob:
-    """Return the job in `folder` with its last order and the present paths of its files. `again`: rows to send again.
+    """Return the job in `folder` with its last order and the present paths of its files. `again`: see `Earlier.again`.
 
     Raises `PromptmillError` if there is no such job.
     """
@@ -362,9 +362,9 @@ def open_job(
     caller: Caller | None = None,
     telling: Telling = SILENT,
 ) -> Iterator[OpenJob]:
-    """Yield the job for `rows` and `options`, see `JobOrder.of`. Afterwards, remove the temporary files of its rows.
+    """Yield the job for `rows` and `options`, see `JobOrder.of`. After the block, remove the rows' temporary files.
 
-    `output`: a path or a URL; None: no output. `shown`: texts for status and report, such as the command line.
+    `output`: a path or a URL; None: no output file. `shown`: texts for status and report, such as the command line.
     `caller`: the client of a call; a call names only files of this machine, by resolved paths. Blocks.
 
     Raises `PromptmillError`.
@@ -435,7 +435,7 @@ def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
     if source is not None:
         return opened_files(source.parts, reading=order.reading)
     target = real_path(order.target)
-    if order.output.is_absolute():  # a job without an output has only a name
+    if order.output.is_absolute():  # an output that is not absolute is only a name
         check_output(order, target)
     parts = with_query(find(order.inputs, target), order)
     return opened_files([replace(part, most_rows=None) for part in parts], reading=order.reading)

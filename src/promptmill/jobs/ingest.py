@@ -2,9 +2,9 @@
 
     input ─▶ rows ─▶ questions, digests ─▶ row_next ─ bind ─▶ row
 
-From then on the job works from its database only: the input may be edited or deleted. A column of the input keeps its
-name: if the input has a column `answer`, the answers are in `answer_1`. The names are chosen here once for the whole
-input, so every output and page of a job has the same names.
+After that, the job uses only its database, so the input may be edited or deleted. A column of the input keeps its name:
+if the input has a column `answer`, the answers are in `answer_1`. The names are chosen here once for the whole input,
+so every output and page of a job has the same names.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{row_lines.PROBLEM}":'.encode()
 _BYTES = b'"promptmill:bytes"'  # the tag of bytes in the cells of a row
-_QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes and commas
-_SEED = 0  # the same for all jobs, so that two models on a sample of one input get the same rows
+_QUOTES = 4  # a row may be this many times longer than in CSV, because of quotes and commas
+_SEED = 0  # the same for all jobs, so that two jobs with a sample of the same input get the same rows
 CALL_DISK_SHARE = 0.5
-"""The part of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # first rows: one of them must have each column of the prompt; they are searched for wrong letters
+"""The share of the free disk space that the rows of a call may take."""
+_LOOKED_AT = 100  # first rows: each column of the prompt must be in one; they are searched for wrong letters
 
 
 def ingest(
@@ -64,9 +64,9 @@ def ingest(
 ) -> tuple[JobSpec, Bound]:
     """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
 
-    `files`: the files of the source, if any. Stretches at their beginning and end that have not changed since the last
-    reading are not parsed again. `bind`: `binding.bind`, perhaps with bound arguments. `disk_share`: the part of the
-    free disk that the rows may take; below 1 for a call, whose query may return any number of rows. Blocks.
+    `files`: the files of the source, if it has any. Stretches at their beginning and end are not parsed again if they
+    are unchanged since the last reading. `bind`: `binding.bind`, perhaps with bound arguments. `disk_share`: the share
+    of the free disk that the rows may take; below 1 for a call, whose query may return any number of rows. Blocks.
 
     Raises `PromptmillError`: `invalid_input` if a file is not of its format or lacks a column, `storage` if the rows
     take more than `disk_share`; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
@@ -85,7 +85,7 @@ def ingest(
         parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
         if spec.question.sample is not None:
             _draw(store, spec.question.sample)
-            parts = []  # none are known: the next reading starts from the beginning
+            parts = []  # no stretch is known, so that the next reading starts from the beginning
         store.put(stretches_next={"of": parts})
         bound = bind(store, spec, replaced=replaced, halt=work.halt)
     except BaseException:
@@ -95,7 +95,7 @@ def ingest(
 
 
 def _draw(store: JobDatabase, count: int) -> None:
-    """Keep `count` of the rows that were read, drawn at random."""
+    """Draw `count` of the rows that were read at random, and delete the others."""
     numbers = [n for (n,) in store.read("SELECT n FROM row_next ORDER BY n")]
     if count < len(numbers):
         drawn = set(statistics.chance(_SEED).sample(numbers, count))
@@ -104,7 +104,7 @@ def _draw(store: JobDatabase, count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The unchanged stretches at the beginning (head) and the end (tail) of an input that was read before."""
+    """The unchanged stretches at the beginning (head) and the end (tail) of an input that was already read."""
 
     head: Sequence[tuple[Extent, bytes]] = ()
     tail: Sequence[tuple[Extent, bytes]] = ()
@@ -115,8 +115,8 @@ class _Known:
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
-        """Return the unchanged stretches; none if the input is now read with other options. Raises `OSError`."""
-        if files is None or not files.is_plain or not spec.is_read:  # read from the beginning
+        """Return the unchanged stretches; none if the options for reading have changed. Raises `OSError`."""
+        if files is None or not files.is_plain or not spec.is_read:  # all is read again
             return cls()
         if (stored := store.get("stretches")) is None or tuple(source.header) != spec.input.header:
             return cls()
@@ -130,12 +130,12 @@ class _Known:
             stream.seek(0)
             for extent, digest in known:
                 data = stream.read(extent.size)
-                if digest_of(data) != digest or not data.endswith(b"\n"):  # the last line may have grown, or it changed
+                if digest_of(data) != digest or not data.endswith(b"\n"):  # changed, or the last line may have grown
                     break
                 head += 1
             end = stream.seek(0, os.SEEK_END)
             before = _total(known[:head])
-            while tail < len(known) - max(head, 1):  # the first stretch stays out, because it may contain the header
+            while tail < len(known) - max(head, 1):  # without the first stretch, which may have the header
                 extent, digest = known[-1 - tail]
                 if not extent.size or end - extent.size < max(before.size, 1):
                     break
@@ -144,7 +144,7 @@ class _Known:
                     break
                 end, tail = end - extent.size, tail + 1
         first = _total(known[: len(known) - tail]).rows
-        # Such rows are read again, because their error names a line number, which may have changed.
+        # Rows with an error are read again, because the error names a line number, which may have changed.
         names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
         if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
             return cls(known[:head], (), Window(before))  # the rows of a shard may have other numbers now
@@ -153,7 +153,7 @@ class _Known:
     def replaced(self, store: JobDatabase, first: int) -> range:
         """Return the numbers of the rows that `row_next` replaces. `first`: the new number of the tail's first row.
 
-        If the numbers of the tail's rows have changed, its rows are copied into `row_next` too.
+        If the numbers of the tail's rows have changed, these rows are copied into `row_next` too.
         """
         begin = self.window.before.rows
         if self.tail and first == self.first_of_tail:
@@ -172,7 +172,7 @@ class _Reader:
     def __init__(
         self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, most_bytes: int | None
     ) -> None:
-        """`most_bytes`: the size limit of a call's rows; None: no call."""
+        """`most_bytes`: the most bytes that the rows of a call may take; None if the job is not of a call."""
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
@@ -194,7 +194,7 @@ class _Reader:
         self._began = time.monotonic()
 
     def _prepare(self, first: Sequence[InputRow]) -> None:
-        """Make the questions. `first`: rows that are objects. A template may name any field of these objects."""
+        """Make the questions. `first`: the first rows, if they are objects; a template may name any of their fields."""
         spec = self._spec
         seen = {name for row in first[:_LOOKED_AT] if isinstance(value := _value(row), dict) for name in value}
         fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
@@ -204,7 +204,7 @@ class _Reader:
         self._stores_questions = bool(spec.question.prompt_only) or not all(one.is_plain for one in self._questions)
 
     def pages(self, window: Window) -> Iterator[tuple[list[_DatabaseRow], Stretch]]:
-        """Yield the rows for the database, one stretch at a time."""
+        """Yield the rows in the form for the database, one stretch at a time."""
         total, size, self._is_whole = 0, 0, window == WHOLE
         row_of = self._table_row if self._is_table else self._object_row
         for stretch in self._source.stretches(self._columns, window):
@@ -244,7 +244,7 @@ class _Reader:
         )
 
     def _has(self, row: InputRow) -> bool:
-        """Return whether a row belongs to the job. Rows of other shards count only for the names of the columns."""
+        """Return whether a row belongs to the job. Rows of other shards only affect the names of the columns."""
         if self._shard is None or self._shard.has(row.n):
             return True
         if not self._is_table:
@@ -252,7 +252,7 @@ class _Reader:
         return False
 
     def _object(self, row: InputRow) -> Any:
-        """Return the value of a row of JSON (None if it is unreadable), and note its fields."""
+        """Note the fields of a row of JSON, and return the row's value; None if it is unreadable."""
         value = _value(row)
         if isinstance(value, dict):
             self._names.see(value)
@@ -261,7 +261,7 @@ class _Reader:
         return value
 
     def _check_letters(self, n: int, fields: JsonObject) -> None:
-        """Note the first row with a text that was encoded twice. Such a file has it in its first rows."""
+        """Note the first row with a text that was encoded twice. A file with such texts has some in its first rows."""
         if not self._twice:
             texts = (value for value in fields.values() if isinstance(value, str) and not value.isascii())
             self._twice = n + 1 if any(map(encodings.is_encoded_twice, texts)) else 0
@@ -316,15 +316,15 @@ class _Reader:
 
 
 def _value(row: InputRow) -> Any:
-    """Return the value of a row of JSON; None if it is unreadable, which the reader of the line reports."""
-    try:  # not `suppress`, which would take a tenth of a row's time
+    """Return the value of a row of JSON; None if it is unreadable. (The reader of the line reports the error.)"""
+    try:  # `suppress` would take a tenth of the time for a row
         return json_values.load(row.cells, "")
     except PromptmillError:
         return None
 
 
 class _Names:
-    """The names of the columns that the job adds, which differ from the input's, and the columns that are settings."""
+    """Chooses names for the columns that the job adds, other than the input's; finds the columns that are settings."""
 
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
@@ -344,8 +344,8 @@ class _Names:
         self._has_columns = self._is_open and spec.output.kind.is_table
 
     def see(self, row: JsonObject) -> None:
-        """Note the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if the output cannot
-        have this many."""
+        """Note the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if they are too many
+        for the output."""
         self._count += 1
         if self._count <= _LOOKED_AT:
             self._seen.update(dict.fromkeys(row))
@@ -359,7 +359,7 @@ class _Names:
             self._settings.update(name for name in names & row_lines.SETTINGS if not row_lines.is_null(row[name]))
 
     def check_templates(self, questions: Sequence[Questions]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a template names a column that is in no first row."""
+        """Raise `PromptmillError` (`invalid_input`) if a template names a column that none of the first rows has."""
         if not self._header and self._count:
             for one in questions:
                 check_names(() if one.template is None else one.template.names, self._seen)

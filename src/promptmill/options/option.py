@@ -29,8 +29,8 @@ class Flag:
     """The type of the value, or `"module:function"`, which parses the value and raises `PromptmillError`; it is
     imported on first use."""
     action: str = ""
-    """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value
-    is `NAME`, all are `NAMEs`. `off`: stores False."""
+    """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value is stored
+    as `NAME`, all values as `NAMEs`. `off`: stores False."""
     bare: object = None
     """The value of the flag without an argument; None: the argument is required."""
     stored: str = ""
@@ -54,7 +54,7 @@ class Argument:
     is_common: bool = False
     """Whether the list of tools shows the argument; otherwise it is a key of `options` in the list."""
     form: str = ""
-    """The description of the value that the list shows after the name of such a key."""
+    """The description of the value, which the list of tools shows after the argument's name in `options`."""
     least: float | None = None
     most: float | None = None
     within: str = ""
@@ -84,10 +84,10 @@ class Excluded(NamedTuple):
     words: str = ""
     """The text that replaces the name of the excluded option in the error."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether the options exclude each other, given all options that are set."""
+    """A function that takes all options that are set, and returns whether the two options exclude each other."""
 
     def applies(self, present: Mapping[str, Any]) -> bool:
-        """Return whether the value of this option, which is set, is excluded."""
+        """Return whether this option, which is set, has an excluded value."""
         if self.when is not None:
             return self.when(present)
         return not self.value or present[self.name] == self.value
@@ -117,7 +117,7 @@ class Option:
     """`"module:function"`: returns the values of options that the value implies. Options that are set take
     precedence."""
     check: str = ""
-    """`"module:function"`: takes the value before a job starts, and raises `PromptmillError`."""
+    """`"module:function"`: checks the value before a job starts, and raises `PromptmillError` if it is wrong."""
     rows: Sequence[str] = ()
     """The sources of rows (`ROWS`) to which the option applies; `()`: all."""
 
@@ -174,7 +174,7 @@ def sentence(words: str) -> str:
 
 
 def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
-    """Return a description with each `{name}` replaced by the face's name; None: by the table's name.
+    """Return a description with each `{name}` replaced by the option's name on `face`; None: by the name in the table.
 
     Raises `KeyError` for an option that the face lacks.
     """
@@ -190,7 +190,7 @@ def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group of options: a heading in the long help, and a class of Python's keywords."""
+    """A group of options: a heading in the long help, and a class of keyword arguments in Python."""
 
     name: str
     """The name of the group: `limit` becomes the class `LimitOptions` in Python; a feature's group has its name."""

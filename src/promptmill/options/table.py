@@ -19,7 +19,7 @@ from promptmill.core.feature import features, hidden, part
 from promptmill.options.option import Argument, Excluded, Face, Flag, Group, Keyword, Option
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
-"""The rules for sending rows again, by the value of the option `again`."""
+"""The values of the option `again`, each of which selects rows to send again."""
 
 ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
 """The beginnings of the configuration keys of endpoints, and of sampling parameters."""
@@ -42,9 +42,9 @@ SEVERAL = (
     Excluded("model", "; name one", words="several models", when=lambda present: _are_several(present["model"])),
     Excluded("prompt", "; write one", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
-"""Conditions for several models, and for several prompts."""
+"""The exclusions of several models, and of several prompts."""
 _FORMS = {"choices", "schema", "fields"}
-"""The options of the form of an answer, which a single request has, too."""
+"""The options for the form of an answer, which also apply to a single request."""
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
@@ -53,7 +53,7 @@ def _are_several(value: Any) -> bool:
 
 
 def _is_bare(price: object) -> bool:
-    """Return whether a price is for no named model."""
+    """Return whether a price, or one of several, names no model."""
     from promptmill.core.money import prices_in  # imported on use, because it imports asyncio
 
     return "" in prices_in(price)
@@ -655,7 +655,7 @@ def _implied(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
 
 @contextlib.contextmanager
 def errors_about(given: Mapping[str, Any]) -> Iterator[None]:
-    """Make errors in the block name the given options, not the options that these imply."""
+    """In the `with` block, let errors name the given options, not the options that these imply."""
     try:
         yield
     except PromptmillError as error:
@@ -679,7 +679,7 @@ def needs_hidden(name: str, face: Face) -> str:
 
 
 def keys_of(beginning: str) -> set[str]:
-    """Return the names of the configuration keys with this beginning that options set, without the key of `model`."""
+    """Return the rest of each configuration key with this beginning that an option other than `model` sets."""
     keys = {key for option in options().values() if option.name != "model" for key in option.keys}
     return {key.removeprefix(beginning) for key in keys if key.startswith(beginning)}
 

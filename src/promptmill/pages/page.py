@@ -4,8 +4,8 @@ The file makes no requests, and only its own script can run:
 
 * `head.html` and `rows.html` form the page. Its policy permits its only script and its styles, by their digests.
 * The data is JSON in two elements that browsers do not execute. The script inserts it as text nodes, never as HTML.
-* The rows are columns of texts, deflated; the browser itself inflates them. `LARGEST_REPORT` limits the file: long
-  texts are shortened first, then rows are left out. The page reports both.
+* The rows are stored column by column, as deflated JSON that the browser itself inflates. `LARGEST_REPORT` limits the
+  file: long texts are shortened first, then rows are left out. The page reports both.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from promptmill.files import disk
 from promptmill.pages.page_rows import PageRows
 
 _SPARE = 1_000  # bytes that stay free for the note about omitted rows
-_LEAST = 100_000  # min bytes for deflated rows, whatever the other content takes
+_LEAST = 100_000  # min bytes for deflated rows, even if the other content is large
 _MARK = b'<meta name="generator" content="promptmill report">'
-_HEAD = 4096  # first bytes of a file, in which the mark of an earlier report is searched for
+_HEAD = 4096  # the first bytes of a file, which contain the mark if the file is a report
 TEMPLATE = Path(__file__).with_name("rows.html")
 """The template of a report's page."""
 HEAD = Path(__file__).with_name("head.html")
@@ -51,7 +51,7 @@ class Report:
     path: Path
     rows: int
     total: int
-    """The number of rows with an answer or a failure. The report has `rows` of them."""
+    """The number of rows with an answer or a failure, of which the report has `rows`."""
     noun: str = "row"
     """The noun for a row; `answer` if a row has several answers."""
 
@@ -71,7 +71,7 @@ class Report:
 
 
 def check(target: Path, title: str = "") -> None:
-    """Raise `PromptmillError` unless a report can be written to `target`: it may replace a report with its title."""
+    """Raise `PromptmillError` unless a report can be written to `target`, which may be a report with the same title."""
     try:
         with target.open("rb") as file:
             head = file.read(_HEAD)

@@ -22,14 +22,14 @@ LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)
 OWN = "own."
 """The prefix of the keys of the input's columns."""
 _TEXTS = 64_000_000  # max characters of all rows in memory
-_LEVEL = 6  # for 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
-_TRIED = 2_000  # rows that are deflated to estimate the size of all
-_MEASURED = 200  # first rows whose texts are measured to order the columns
+_LEVEL = 6  # for 100,000 rows of 200 characters, this takes 1.1 s; level 9 takes 4.5 s, for 2 % fewer bytes
+_TRIED = 2_000  # the number of rows that are deflated to estimate the size of all rows
+_MEASURED = 200  # the number of first rows whose texts are measured to order the columns
 Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
 """A value; a list of several answers; or the turns of a conversation, each with its role."""
 _NUMBERS = (int, float)
 Filter: TypeAlias = tuple[str, str, int, int]
-"""The key and the label of a button, and a mask with the value that the masked state of a shown row has."""
+"""A button: its key, its label, a mask, and a value. It shows the rows whose state, masked, has this value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Column:
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
     source: str = ""
-    """The field of this column in the JSON of the column that `has_places`."""
+    """The name of the field for this column in the JSON of the column that `has_places`."""
     has_places: bool = False
     """Whether the cells state, as JSON, where each value is in its document."""
 
@@ -59,12 +59,12 @@ class PageRows:
     columns: list[Column] = field(default_factory=list)
     number: list[int] = field(default_factory=list)
     state: list[int] = field(default_factory=list)
-    """The state bits of each row, which `filters` select."""
+    """The bits of each row's state, by which `filters` select rows."""
     cells: list[list[Cell]] = field(default_factory=list)
     """The cells of each column."""
     templates: Sequence[Sequence[str]] = ()
-    """Prompts as templates for columns of the table: a text, the name of a column, a text, … If a prompt cell is a
-    number, the template with this number builds the prompt."""
+    """Templates of prompts. A template consists of a text, the name of a column, a text, … If a cell of the prompt's
+    column is a number, the template with this number builds the prompt."""
     filters: Sequence[Filter] = ()
     rows_of_input: int = 0
     """The number of input rows, if rows have several answers."""
@@ -74,7 +74,7 @@ class PageRows:
     """The length to which texts are shortened."""
     is_cut: bool = False
     own: dict[str, bool] = field(default_factory=dict)
-    """The columns of the input, each with whether it is in the table."""
+    """The names of the input's columns. The value is whether the column is in the table."""
     finder: SecretFinder | None = None
     """Finds rows that may hold keys or passwords, which are not shown. None: the page is the operator's own."""
     _size: int = 0
@@ -91,7 +91,7 @@ class PageRows:
         self.cells.insert(at, [None] * len(self.number))
 
     def has_own(self, name: str, *, has_images: bool = False) -> bool:
-        """Return whether the table has this input column. A new column is added after the others, if allowed."""
+        """Return whether the table has this input column. A new column is added, up to `MOST_SHOWN` input columns."""
         if name in self.own:
             return self.own[name]
         if (shown := sum(self.own.values())) >= MOST_SHOWN:
@@ -133,7 +133,7 @@ class PageRows:
                 del self.columns[index], self.cells[index]
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
-        """Order the columns by importance. `asked`: the keys of the prompt's columns; `()`: any input column may be."""
+        """Order the columns by importance. `asked`: the keys of the columns in the prompt; `()`: all input columns."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
             column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])
@@ -162,7 +162,7 @@ class PageRows:
         return packed
 
     def facts(self, total: int, so_far: str) -> dict[str, object]:
-        """Return facts about the rows for the page. `total`: the number of all rows."""
+        """Return facts about the rows for the page. `total`: the number of rows, including those left out."""
         shown = len(self.number)
         noun, of = self.noun, f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
         note = f"{'All ' if total > 1 else ''}{counted(shown, noun)}{of}{so_far}."
@@ -196,7 +196,7 @@ class PageRows:
         }
 
     def _shorter(self) -> bool:
-        """Shorten texts to the next shorter length. Return whether there is one."""
+        """Shorten texts to the next shorter length. Return False if there is no shorter length."""
         texts = (text for cells in self.cells for value in cells for text in _texts(value))
         present = max(map(len, texts), default=0)
         shorter = [length for length in LENGTHS if length < min(present, self.longest)]

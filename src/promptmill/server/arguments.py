@@ -55,10 +55,10 @@ from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.server.tool_calls import CodedToolError
 
 T = TypeVar("T")
-_SHORT = 20_000  # characters, or values, of prompts that the event loop converts (within a millisecond)
+_SHORT = 20_000  # prompts with at most so many characters or values are converted on the event loop, in a millisecond
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 # Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716). Other
-# programs add the last two.
+# programs add the last two names.
 _NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _WORDS = {
     "string": "a text",
@@ -68,7 +68,7 @@ _WORDS = {
     "array": "a list",
     "object": "an object",
 }
-_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic would quote them, or read true as 1
+_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic would quote a list, and read true as 1
 _TURN = {
     "type": "object",
     "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
@@ -82,7 +82,7 @@ def a_list(*, of: dict[str, Any], description: str) -> WithJsonSchema:
 
 
 Prompts = Annotated[
-    Any,  # also messages, but strict function calling refuses a schema with `anyOf`
+    Any,  # a prompt may also be messages, but strict function calling refuses a schema with `anyOf`
     a_list(of={"type": "string"}, description="The prompts; each gets one answer."),
 ]
 SystemPrompt = Annotated[str, Field(description="System prompt of every prompt.")]
@@ -140,7 +140,7 @@ ExtraParams = Annotated[dict[str, Any] | None, Field(description="Passed unchang
 
 
 class SentName(str):
-    """A name from the client. The type distinguishes it from the same name as a default."""
+    """A backend's name that the client sent. The type distinguishes it from the same name as a default."""
 
     __slots__ = ()
 
@@ -167,7 +167,7 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 async def conversations_with_images(
     prompts: Sequence[Any], images: Sequence[Any], tag: str | None, config: ModelConfig
 ) -> list[Conversation | PromptmillError]:
-    """Return a conversation for each prompt with its images, whose placeholder is `tag`, or else that of `config`.
+    """Return a conversation for each prompt with its images. Their placeholder is `tag`, or the one in `config`.
 
     Raises `PromptmillError` for an invalid list.
     """
@@ -245,7 +245,7 @@ class PlainArguments(Middleware):
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         arguments = context.message.arguments or {}
-        # Many arguments are refused at once, because each unknown argument adds an error.
+        # A call with many arguments is refused as a whole, because each unknown argument would add an error.
         if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
@@ -254,7 +254,7 @@ class PlainArguments(Middleware):
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # checked first, because a call with another program's arguments also lacks several of ours
+            try:  # checked first: a call that was written for another program also lacks several of our arguments
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
@@ -329,10 +329,10 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments as language models mean them: `null` means an optional argument's default.
 
-    For a list or an object, they may send its JSON text; for a list, also its only text or object; for `choices`, a
-    text with commas.
+    Models may send a list or an object as its JSON text, a list of one item as this item (a text or object), and
+    `choices` as a text with commas.
 
-    Raises `CodedToolError` for a text that may have more than 300,000 values: 60 MB of them would take 2 GB and 15
+    Raises `CodedToolError` for a text that may hold more than 300,000 values: a text of 60 MB would take 2 GB and 15
     seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
@@ -350,7 +350,7 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _in_list(value: Any, kinds: Collection[str]) -> Any:
-    """Return a list with a single text or object, if the argument can only be a list."""
+    """Return a single text or object as a list of one item, if the argument can only be a list; else the value."""
     kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
     return [value] if kind and "array" in kinds and kind not in kinds else value
 
@@ -379,7 +379,7 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
-        return ""  # a missing tool, which FastMCP reports
+        return ""  # the tool is missing, which FastMCP reports
     properties: JsonDict = schema.get("properties", {})
     lines = []
     for name in schema.get("required", ()):
@@ -426,7 +426,7 @@ def _kinds(argument: JsonObject) -> list[str]:
 
 
 def _where(name: str, properties: JsonObject) -> str:
-    """Return the right position of an unknown argument, or the argument with a similar name."""
+    """Return the end of an error about an unknown argument: where it belongs, or which argument has a similar name."""
     if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
         return f": it {needs}."
     if meant := synonym(name, properties):

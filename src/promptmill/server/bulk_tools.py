@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
-_READ_AHEAD = 2  # pages of rows that are read for one page, because its length is only known when it is written
+_READ_AHEAD = 2  # pages of rows that are read for one page, because a page's length is known only once it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls, and the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -122,14 +122,14 @@ def _argument_of(named: Named) -> str | None:
     option = table.options().get(named.field)
     if option is None or (name := option.name_on("argument")) is None:
         return None
-    value = "" if get_origin(option.type) is dict else named.value  # on other faces, an object may be a text
+    value = "" if get_origin(option.type) is dict else named.value  # other faces may write an object as a text
     return argument_name(named._replace(field=name, value=value))
 
 
 def _check_source(
     input_file: str, output_file: str, prompts: object, files: list[str] | None, options: Mapping[str, Any]
 ) -> None:
-    """Raise `PromptmillError` (`invalid_input`) unless rows have one source, and their answers a destination."""
+    """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and the answers have a destination."""
     if bool(input_file) + (prompts is not None) + (files is not None) != 1:
         raise input_error("Give one of `input_file`, `prompts` and `files`.")
     check(options, "file" if input_file else "values" if files is None else "files", "argument")
@@ -138,7 +138,7 @@ def _check_source(
 
 
 def _sent(options: Mapping[str, Any]) -> JsonDict:
-    """Return the options that a call sets. Null and, except in `fields`, an empty text set nothing."""
+    """Return the options that a call sets. A null sets nothing, and neither does an empty text, except in `fields`."""
     return {name: value for name, value in options.items() if value is not None and (value != "" or name == "fields")}
 
 
@@ -171,7 +171,7 @@ async def _rows_of(
 
     Raises `PromptmillError` (`invalid_input`).
     """
-    # imported on use, with `jobs`
+    # imported on use, like all of `jobs`
     from promptmill.jobs.door import CallFiles, MadeRows, NamedRows
     from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
@@ -189,9 +189,9 @@ async def _rows_of(
 
 
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
-    """Return the models of a job: the first model, and the configuration's models if there are several.
+    """Return the models of a job: the first, and, if there are several, all of them that the configuration offers.
 
-    `asked`: the arguments of `config_of_call` after `config`. Raises its errors.
+    `asked`: the arguments of `config_of_call` after `config`. Raises the errors of `config_of_call`.
     """
     from promptmill.jobs.caller import CallModels
 
@@ -268,7 +268,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.door import NamedRows  # imported on use, with `jobs`
+        from promptmill.jobs.door import NamedRows  # imported on use, like all of `jobs`
         from promptmill.jobs.inputs.short_forms import answer_forms
         from promptmill.jobs.store.plan import plan_of
 
@@ -309,7 +309,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # the error gets the tool's names of the order's fields
+            if error.code is Code.INVALID_INPUT:  # the error then names the order's fields as the tool does
                 raise input_error(error.worded(_argument_of)) from None
             raise
         if is_embedded(models.config):
@@ -403,7 +403,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         largest = min(LARGEST_PAGE, _READ_AHEAD * characters)
         results = functools.partial(running.visible.results, with_input=with_input, largest=largest)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
-        job_status = job_status | rows  # the rows' `state` is newer
+        job_status = job_status | rows  # the `state` that was read with the rows is newer
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.config)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
@@ -430,7 +430,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
 
 async def _acted(running: ServerJobs, job_id: str, caller: Caller, action: str) -> None:
     """Pause, continue or end a job."""
-    from promptmill.jobs.store.progress import ALIVE  # imported on use, with `jobs`
+    from promptmill.jobs.store.progress import ALIVE  # imported on use, like all of `jobs`
 
     if action == "cancel":
         await running.cancel(job_id, caller)
@@ -443,7 +443,7 @@ async def _acted(running: ServerJobs, job_id: str, caller: Caller, action: str) 
 
 
 async def _awaited(running: ServerJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
-    """Return the status of a job at its end, at its pause (unless it `goes_on`), or after `wait_s` seconds."""
+    """Return the status of a job once it ends or is paused (not if it `goes_on`), or after `wait_s` seconds."""
     from promptmill.jobs.store.progress import ALIVE
 
     end = time.monotonic() + wait_s

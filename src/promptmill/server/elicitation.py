@@ -1,12 +1,12 @@
-"""Questions to a client's user (MCP elicitation): before a call is expensive, or sends or replaces files.
+"""Questions to a client's user (MCP elicitation), asked before a call costs much, or sends or replaces files.
 
 An agent writes the arguments of a call, but the client program returns the user's answer.
 
 In the 2025 protocol, the server sends its question while the call waits. In the protocol of 2026-07-28, the call ends
 with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
-For a client without elicitation, `ask_above_cost` has no effect, because the operator has `max_cost`. But files are
-neither sent nor replaced, because nothing else protects them.
+For a client without elicitation, `ask_above_cost` has no effect, because the operator can limit costs by `max_cost`.
+But files are neither sent nor replaced, because nothing else protects them.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ANSWER = "agree"
 
 
 async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
-    """Return whether the user agrees. The client must support questions. `title`: the label of its box.
+    """Return whether the user agrees. The client must support questions. `title`: the label of the answer's box.
 
     `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
-    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # the answer is only to this question
+    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # an answer to another text does not count
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
     asked = ElicitRequestFormParams(message=question, requested_schema={**form, "required": [_ANSWER]})
@@ -65,19 +65,19 @@ def is_able_to_ask(ctx: Context) -> bool:
 
 
 class UserQuestions:
-    """The answers of the clients' users, and the cost of calls without a question."""
+    """The answers of the clients' users, and the cost of calls that ran without a question."""
 
     def __init__(self) -> None:
         self._unasked: OrderedDict[str, float] = OrderedDict()
-        """By session: the highest cost, in US dollars, of the calls without a question since the last question."""
+        """By session: the highest cost, in US dollars, of the calls since the last question, which ran without one."""
         self._agreed: list[tuple[object, ...]] = []
-        """Accepted endpoints (with key and headers) that may get texts of files, and files that may be replaced."""
+        """By consent: endpoints (with key and headers) that may get texts of files, and files that may be replaced."""
 
     async def check_endpoint(self, ctx: Context, config: ModelConfig, *, asks: bool = True) -> None:
         """Ask the user before the text of local files is sent to an endpoint that a call chose.
 
-        Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs.
-        Without `asks`, raises only if the client cannot ask.
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs. If
+        `asks` is false, nobody is asked: it raises only if the client cannot ask.
         """
         chosen, block = registry.endpoints_of_call(config), config.block
         account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
@@ -107,8 +107,8 @@ class UserQuestions:
     async def check_replacing(self, ctx: Context, output: Path, there: Stamp, *, asks: bool = True) -> None:
         """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.
 
-        Raises `PromptmillError` (`invalid_input`) unless the user agrees. Without `asks`, raises only if the client
-        cannot ask.
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees. If `asks` is false, nobody is asked: it
+        raises only if the client cannot ask.
         """
         if (agreement := (output, there)) in self._agreed:
             return
@@ -123,7 +123,7 @@ class UserQuestions:
         self._agreed.append(agreement)
 
     def cost(self, ctx: Context, config: ModelConfig, max_cost: float | None, what: str) -> CostQuestion | None:
-        """Return the question about the cost of a call; None if the operator or the client does not support it."""
+        """Return the question about the cost of a call; None without `ask_above_cost`, or if the client cannot ask."""
         if config.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
         limits = [limit for limit in (max_cost, config.settings.max_cost) if limit is not None]
@@ -139,7 +139,7 @@ class UserQuestions:
 
 @dataclass(slots=True)
 class CostQuestion:
-    """The question about the cost of one call, and the call's part in its session's sum."""
+    """The question about the cost of one call, and the amount that the call has added to its session's sum."""
 
     questions: UserQuestions
     ctx: Context
@@ -151,7 +151,7 @@ class CostQuestion:
     counted: float = 0.0
 
     async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
-        """Ask the user whether this call, with earlier calls without a question, may exceed `ask_above_cost`.
+        """Ask the user whether this call and earlier calls without a question may together exceed `ask_above_cost`.
 
         `most`: the highest cost; None if unknown. `sample`: the cost of the call's sample, if any, which shows the real
         cost. `estimated`: None if the price is unknown; then the user is asked only about a model that a call chose.
@@ -178,7 +178,7 @@ class CostQuestion:
         self.questions.add(self.session, -before)
 
     def charge(self, cost: float) -> None:
-        """Replace the call's highest cost by its real cost."""
+        """In the session's sum, replace the call's highest cost by its real cost."""
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0

@@ -1,6 +1,6 @@
 """The tools as `tools/list` shows them. They are short, because a language model reads all of them first.
 
-A call may have every argument at its top level; a tool's own schema lists all of them.
+A call may have every argument at its top level; the schema of the tool itself, which is not listed, has all of them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
 RARE = "rare"
-"""Marks the schema of an argument that the list shows as a key of `options`, with a description of its value."""
+"""Marks the schema of an argument that `tools/list` shows as a key of `options`, and describes the argument's value."""
 OPTIONS = "options"
 SKILL = "skill://promptmill/SKILL.md"
 _UNREAD = frozenset({"default", "examples", "title"})
 
 
 def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
-    """Return the input schemas for the list: types and descriptions, with rare arguments in `options`.
+    """Return the input schemas for `tools/list`: types and descriptions, with rare arguments in `options`.
 
     An argument is described only once: later tools show only its type.
     """
@@ -53,7 +53,7 @@ def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments of a call with the keys of `options` moved to the top level. Raises `PromptmillError`."""
     rare = next(rare_names(schema), "")
     if not rare:
-        return dict(arguments)  # unchanged, so that it is refused like any unknown argument
+        return dict(arguments)  # unchanged, so that `options` is refused like any unknown argument
     options = {} if arguments[OPTIONS] is None else arguments[OPTIONS]
     if not isinstance(options, dict):
         raise input_error(f'`options` is an object, such as {{"{rare}": …}}.')

@@ -71,7 +71,7 @@ _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
     {"cancel": {}, "requests": {"tools": {"call": {}}}}
-)  # only in the protocol 2025-11-25
+)  # announced only in the protocol 2025-11-25
 _SET = "[set]"
 
 
@@ -102,7 +102,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         return capabilities.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
-    # This replaces FastMCP's own hint, which also applies to contents of resources.
+    # This replaces FastMCP's own hint, which would also apply to contents of resources.
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
@@ -120,11 +120,11 @@ def create_server(
     observer: Observer | None = None,
     secrets: Iterable[str] = (),
 ) -> FastMCP:
-    """Return the app for `service`, which the caller creates and closes. It restricts files for clients from now on.
+    """Return the app for `service`, which the caller creates and closes. From now on, it restricts files for clients.
 
     `locked`: leave out tools that change the server's model, so that only the operator chooses it. `tools`: the only
-    tools that clients get; `()` for all. `observer`: gets each tool call. `secrets`: secrets in addition to the keys in
-    configuration and environment; no file that contains one is sent.
+    tools that clients get; `()` for all. `observer`: observes each tool call. `secrets`: secrets in addition to the
+    keys in configuration and environment; no file that contains one is sent.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown name in `tools`.
     """
@@ -137,7 +137,7 @@ def create_server(
         website_url=_WEBSITE,
         icons=[_icon()],
         middleware=[CallLog(observer), PlainArguments()],
-        dereference_schemas=False,  # kept: a schema contains its references
+        dereference_schemas=False,  # references are kept: a schema contains what they refer to
     )
     socket = ToolSocket.of(mcp, service)
     if not locked:
@@ -196,7 +196,7 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
 
 
 class _Skills(ServerExtension):
-    """Methods for clients that load skills over MCP (SEP-2640). For others, the skill is a plain resource."""
+    """Methods for clients that load skills over MCP (SEP-2640). For other clients, the skill is a plain resource."""
 
     identifier = "io.modelcontextprotocol/skills"
 
@@ -250,7 +250,7 @@ def _add_skill(mcp: FastMCP) -> None:
 
 
 class _SkillAnnounced(Middleware):
-    """Announces the extension to clients before 2026-07-28, which the SDK does not do."""
+    """Announces the extension for skills to clients of protocols before 2026-07-28, which the SDK does not do."""
 
     async def on_initialize(
         self,

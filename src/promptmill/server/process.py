@@ -31,7 +31,7 @@ _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _SCRAPERS = 16
 _TIDY_S = 10.0
-_MUCH = 5_000  # items in progress; with more, no garbage collection is made, because its pause would be noticed
+_MUCH = 5_000  # if more items are in progress, garbage is not collected, because the pause would be noticed
 
 
 def serve_stdio(
@@ -47,7 +47,7 @@ def serve_stdio(
     Never returns. `locked` and `tools`: see `create_server`. `metrics_port`: also serve metrics on this loopback port.
     `extend` may add tools before the server answers.
     """
-    for name in _ENDING_SIGNALS:  # ended at once: the import of FastMCP needs no shutdown
+    for name in _ENDING_SIGNALS:  # the process ends at once: the import of FastMCP needs no shutdown
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
     return run(_serve_stdio(configuration, extend, locked=locked, tools=tools, metrics_port=metrics_port))
@@ -67,7 +67,7 @@ def serve_http(
 
 
 def _build_models_late() -> None:
-    """Make pydantic build each model of MCP's messages on first use. Call it before the SDK is imported.
+    """Make pydantic build each model of MCP's messages on first use. Call this before the SDK is imported.
 
     Building all models of two protocol versions takes an eighth of a server's start.
     """
@@ -136,7 +136,7 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
 
 
 async def _tidy(service: Service, answered: Callable[[], int]) -> None:
-    """Collect garbage when `answered` has grown and few items are in progress.
+    """Collect garbage when `answered` returns a larger number than before and few items are in progress.
 
     Calls leave reference cycles, which are large but too few to trigger Python's own collection.
     """
@@ -211,7 +211,7 @@ def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
 
 
 class _Signals:
-    """Handles the signals that end the server, starting with its creation."""
+    """Handles the signals that end the server, from the creation of this object on."""
 
     def __init__(self) -> None:
         self.received: list[int] = []

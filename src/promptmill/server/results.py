@@ -1,4 +1,4 @@
-"""Converts outcomes to a tool's result: complete, or the part that its client accepts in one message."""
+"""Converts outcomes to a tool's result: the complete result, or the part that the client accepts in one message."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from promptmill.service.model import TOY
 
 T = TypeVar("T")
 _FEW = 10_000  # max items whose result is built on the event loop; more are built in a thread
-_LITTLE = 1 << 20  # max characters of these items
+_LITTLE = 1 << 20  # max characters of the items of a result that is built on the event loop
 
 # TypeScript's SDK ends a stdio session at a message of 10 MiB. A client without a limit is recognised by its default
-# name (`mcp` is the name of Python's SDK). TypeScript's SDK has no default name, so no client of it is in this set.
+# name (`mcp` is the name of Python's SDK). TypeScript's SDK has no default name, so no client of it is listed here.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
 # A bound over HTTP, where clients share the event loop, and the SDK writes a message at about 10 ns per byte.
 _HTTP_BYTES = 24 << 20
 _ENVELOPE = 4 << 10
 _NO_COPY = "The answers are in the structured content (`ans_ls`) only, without a copy here."
-# Claude Code writes a longer result to a file, which its model must open. Larger numbers have no effect.
+# Claude Code writes a result of more characters to a file, which its model must open. A larger number has no effect.
 INLINE = {"anthropic/maxResultSizeChars": 500_000}
 PAGE_CHARACTERS = 40_000  # about 10,000 tokens: clients shorten or refuse results of more than 25,000
 _PAGES = {"codex-mcp-client": 9_000}  # a client that removes the middle of a result beyond 10,000 bytes
@@ -121,7 +121,7 @@ def _undescribed(schema: Any) -> Any:
 
 
 ANSWERS_IN_SHORT: JsonDict = _undescribed(ANSWERS)
-"""The schema of answers without descriptions, for further tools: a client has all schemas in its context."""
+"""The schema of answers without descriptions, for the other tools: a client's model has all schemas in its context."""
 
 
 def _result(
@@ -144,7 +144,7 @@ def _result(
 
 
 async def _with_models(outcomes: Sequence[Outcome], config: ModelConfig) -> Sequence[Outcome]:
-    """Return the outcomes. If the endpoint lacks the model, add a hint with its models."""
+    """Return the outcomes. If the endpoint lacks the model, the errors get a hint with models that it has."""
     lacking = next((one for one in outcomes if _lacks_model(one)), None)
     if not isinstance(lacking, Failure) or config.settings.client_limits.models is not None:
         return outcomes
@@ -214,7 +214,7 @@ def _client(ctx: Context) -> Implementation | None:
 
 
 def page_characters(ctx: Context) -> int:
-    """Return the length of a page of rows that the client's model sees completely."""
+    """Return the largest length of a page of rows that the client's model sees completely."""
     client = _client(ctx)
     return PAGE_CHARACTERS if client is None else _PAGES.get(client.name, PAGE_CHARACTERS)
 
@@ -236,7 +236,7 @@ async def result_of(
     job_id: str | None = None,
     models: int = 1,
 ) -> ToolResult:
-    """Return the result of a call. If it is too large for the client, it names the job that `keep` creates for it.
+    """Return the result of a call. If the result is too large for the client, it names the job that `keep` creates.
 
     `job_id`: the job that answers the deferred items. `models`: the number of such results in one message.
     """
@@ -318,7 +318,7 @@ def _message_bytes(result: ToolResult) -> int:
 
 
 def _json_bytes(fields: JsonObject) -> int:
-    """Return the size of `found` as JSON; in pieces, because orjson blocks all threads while it writes a value."""
+    """Return the size of `fields` as JSON, measured in pieces: orjson blocks all threads while it writes a value."""
     size = 0
     for name, value in fields.items():
         pieces = value if isinstance(value, list) else [value]
@@ -337,7 +337,7 @@ def _first_answers(
 ) -> ToolResult:
     """Return the result with the first answers that fit into `most` bytes. Job `kept_id` has all answers.
 
-    The other answers are `""`, with one common entry in `errors`. `job_id`: the job of the deferred items.
+    The other answers are `""`, and have one common entry in `errors`. `job_id`: the job of the deferred items.
     """
     link = ResourceLink(
         type="resource_link",
@@ -398,7 +398,7 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
 def page(result: JsonObject, most: int, copies: int) -> JsonDict:
     """Return a page with the rows of a job that fit into `most` bytes. The message has each row `copies` times.
 
-    It always has the first row, whatever its size. `next_offset` becomes the number of rows so far.
+    The first row is included whatever its size. `next_offset` becomes the number of rows before the first omitted one.
     """
     size = 0
     for place, row in enumerate(result["rows"]):

@@ -36,12 +36,12 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
-# The longest wait for that list: Python's SDK requests it after a tool's first result, and drops the result without it.
+# The longest wait for `tools/list`: Python's SDK sends it after a tool's first result, and drops the result without it.
 _FOLLOW_UP_S = 0.5
 _READING_S = 5.0  # seconds for a client to read a large answer; then a signal ends the server immediately
 _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
-# A string, or an unclosed string up to the end of its line, so that its end is searched for only once.
+# A string. An unclosed string extends to the end of its line, so that its closing quote is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 # The beginnings of the methods that are requests.
 _REQUESTS = ("ping", "initialize", "server/", "tools/", "resources/", "prompts/", "completion/", "logging/", "tasks/")
@@ -120,7 +120,7 @@ class StdioServer:
     async def last_answers(self, limit_s: float) -> None:
         """Wait until the client has read all answers, including answers to requests that it sends after an answer.
 
-        Wait at most for `limit_s`, or longer while the client reads: up to `limit_s` after its last read.
+        Wait at most `limit_s` seconds, which begin again whenever the client reads a piece of an answer.
         """
         began, client = time.monotonic(), self._client
         busy_at = began if began < client.answered_at + _READING_S else -math.inf
@@ -151,7 +151,7 @@ class _Client:
         """The ids of requests that are not yet answered."""
         self.all_answered = asyncio.Event()
         self.answered_at = -math.inf
-        """The time when the transport accepted the last answer, which it writes afterwards."""
+        """The time when the transport accepted the last answer. The transport writes the answer afterwards."""
 
     async def send(self, item: SessionMessage, writing: Any) -> None:
         """Send a message, unless the client has left."""
@@ -169,7 +169,7 @@ class _Client:
             self._end(item.message.id)
 
     def expect(self, message: mcp_types.JSONRPCMessage) -> None:
-        """Record a message from the client: a request will be answered, unless the client cancels it."""
+        """Record a message from the client: a request awaits an answer, and a cancelled request no longer does."""
         if isinstance(message, mcp_types.JSONRPCRequest):
             self.unanswered.add(message.id)
             self.all_answered.clear()
@@ -244,7 +244,7 @@ def _without_mark(item: SessionMessage | Exception) -> SessionMessage | Exceptio
 
 
 class _Pipe:
-    """The standard output to the client, as a file for the SDK. Output of other code then goes to stderr."""
+    """Standard output, as a file to which the SDK writes. The output of other code then goes to stderr."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -254,8 +254,8 @@ class _Pipe:
         self._descriptor = -1
 
     def open(self) -> None:
-        """Take over standard output, as the SDK does without a file."""
-        null = os.open(os.devnull, os.O_RDWR)  # takes descriptor 2 if there is no stderr
+        """Take over standard output, as the SDK does if it gets no file."""
+        null = os.open(os.devnull, os.O_RDWR)  # becomes descriptor 2 if there is no stderr
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
         if null > 2:
@@ -272,7 +272,7 @@ class _Pipe:
         left = memoryview(message.encode())
         while left:
             left = left[os.write(self._descriptor, left[:_PIECE_BYTES]) :]
-            if left:  # only text that did not fit into the pipe needs a thread; short messages, such as progress, fit
+            if left:  # a long message; short ones, such as progress, fit into the pipe even if the client does not read
                 self.read_at = time.monotonic()
 
     async def flush(self) -> None:
@@ -280,7 +280,7 @@ class _Pipe:
 
 
 async def _open(pipe: _Pipe, streams: asyncio.Future[tuple[Any, Any]]) -> None:
-    """Open the SDK's transport. It stays open until the process ends, because its thread's read cannot end."""
+    """Open the SDK's transport. It stays open until the process ends, because the read in its thread cannot end."""
     pipe.open()
     stdout: Any = pipe
     async with stdio_server(stdout=stdout) as opened:
@@ -337,7 +337,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _number(text: str) -> int | None:
-    # Python refuses a longer number.
+    # Python refuses to convert more than 4,300 digits.
     return int(text) if len(text) <= 4000 else None
 
 

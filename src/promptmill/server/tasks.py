@@ -11,7 +11,7 @@ has all data about the task, so any server of the same user can answer the job's
 status `failed`, which means a protocol error: a job that stopped has a result, with the answers so far.
 
 In the 2025-11-25 form, the client makes a call a task by `task` in its parameters, and fetches the result with
-`tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` writes the reply after the SDK.
+`tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` replaces the SDK's reply.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LARGE = 100  # prompts; a call with at least this many is a task from the start
 _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
-_POLLS = 10  # polls that a client makes in the remaining time
+_POLLS = 10  # how often a client is asked to poll in a job's remaining time
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in the result's `_meta`: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
@@ -170,7 +170,7 @@ class Tasks(ServerExtension):
         return {"task": task}
 
     async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
-        """Return the result of a task after its end."""
+        """Wait for the end of a task, and return its result."""
         task, state = await self._current(ctx, params)
         while state["status"] == "working":
             await asyncio.sleep(state["pollIntervalMs"] / 1000)
@@ -230,7 +230,7 @@ class Tasks(ServerExtension):
         return task
 
     async def _resumed(self, task: _Task, caller: Caller) -> _Task:
-        """Return the task after its job was resumed or queued for a place; otherwise the task has stopped."""
+        """Resume the task's job, or queue it for a place, and return the task: it has stopped if neither succeeded."""
         job_id, error = task.folder.job_id, None
         try:
             await self._server_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)
@@ -250,7 +250,7 @@ class Tasks(ServerExtension):
             config = self._service.config
 
         async def kept(_: Sequence[Outcome]) -> str:
-            return task.folder.job_id  # finished: the job has all answers
+            return task.folder.job_id  # the job has finished, so it has all answers
 
         async with Context(fastmcp=self.server) as context:
             result = (await result_of(context, outcomes, call, config, kept)).to_mcp_result()
@@ -270,7 +270,7 @@ class _Task:
         self.status = status.read(folder)
         self.has_ended = self.status["state"] in progress.ENDED - {progress.INTERRUPTED}
         self.is_cancelled = self.status["state"] == progress.CANCELLED
-        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed during a cancellation
+        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed while it was cancelled
             self.has_ended = self.is_cancelled = True
 
     @property
@@ -301,7 +301,7 @@ class _Task:
         }
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt; a prompt without an outcome fails with the reason of the stop. Blocks."""
+        """Return the outcome of each prompt; a prompt without one fails with the reason why the job stopped. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."
@@ -310,7 +310,7 @@ class _Task:
         return [records[row].outcome() if row in records else left for row in prompts]
 
     def call(self, *, several_models: bool) -> Call:
-        """Return the counts of the call for all runs of its job."""
+        """Return a call that has the counts of all runs of the task's job."""
         every = {each.name for each in fields(Counts)}
         counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in every and count}
         counts = Counts(codes=Counter(self.status.get("errors")), **counted)

@@ -59,7 +59,7 @@ class CodedToolError(ToolError):
 
 
 class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
-    """The user must answer before the call can run. `result`: the result of this call."""
+    """The user must answer before the call can run. `result`: the call's result, which has the question."""
 
     def __init__(self, result: InputRequiredResult) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks it
 
 
 def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Return a decorator that adds a function to `mcp` as a tool, whose description is the docstring.
+    """Return a decorator that adds a function to `mcp` as a tool. The tool's description is the function's docstring.
 
-    promptmill's errors are raised as FastMCP errors, which it neither masks nor logs with a traceback.
+    promptmill's errors are raised as FastMCP errors, which FastMCP neither masks nor logs with a traceback.
     """
 
     def added(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -123,7 +123,7 @@ class CallLog(Middleware):
         call_next: CallNext[CallToolRequestParams, ToolResult],
         failed: Callable[[str], None],
     ) -> ToolResult:
-        """Log the call. `failed` gets the code of a call that has not answered all of its items."""
+        """Log the call. `failed` is called with the code of a call that has not answered all of its items."""
         began, end = time.monotonic(), f"code={Code.INTERNAL}"
         try:
             result = await call_next(context)
@@ -167,7 +167,7 @@ def _end_of(result: ToolResult) -> str:
 
 
 def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
-    """Return NAME/VERSION from the client, over HTTP with its address."""
+    """Return the client as NAME/VERSION, followed over HTTP by its address."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return "-"
@@ -276,8 +276,8 @@ def caller_of(ctx: Context, service: Service) -> Caller:
 
 
 def session_of(ctx: Context) -> str:
-    """Return the id of a client's session; in a protocol without sessions (2026-07-28), its owner and address, which
-    other clients may have, too: see `Caller.is_alone`."""
+    """Return the id of a client's session; in a protocol without sessions (2026-07-28), the client's owner and address,
+    which other clients may share: see `Caller.is_alone`."""
     request = None if ctx.request_context is None else ctx.request_context.request
     if request is None:
         return ""

@@ -68,7 +68,7 @@ class ToolSocket:
         return cls(mcp, service, running_jobs_of(service), UserQuestions())
 
     async def jobs(self) -> ServerJobs:
-        """Return the server's jobs. The first import takes 0.4 s, in a thread."""
+        """Return the server's jobs. A thread imports their module, because the first import takes 0.4 s."""
         await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.server_jobs")
         return self.server_jobs()
 

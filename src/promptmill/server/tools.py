@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.server_jobs import ServerJobs
 
 _Items: TypeAlias = Sequence[Conversation | PromptmillError]
-_SHORT_SETTINGS = 2000  # characters of settings that are parsed on the event loop, in less than a millisecond
-_JOBS = "promptmill.jobs.manage.deferred_call"  # imported in a thread, and for few servers: it takes 0.4 s
+_SHORT_SETTINGS = 2000  # settings of so many characters are parsed on the event loop, in less than a millisecond
+_JOBS = "promptmill.jobs.manage.deferred_call"  # imported in a thread, and only if needed: it takes 0.4 s
 _UNNAMED = "The backend is `{}`; `backend` chooses another."
 
 
@@ -169,18 +169,18 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
 
 def _backend_of(service: Service, backend_configs: JsonObject) -> str:
-    """Return the backend of a call that names none: the backend of its only block, or without a block the configured
-    backend.
+    """Return the backend of a call that names none: the backend of its only block; if it has no block, the backend in
+    use.
 
     (A trusted client gets the tool's default instead, as from its own server.) Raises `PromptmillError`
-    (`invalid_config`) for several blocks, and without a block if an earlier call chose another backend.
+    (`invalid_config`) for several blocks, or if there is no block and an earlier call chose another backend.
     """
     blocks, running, configured = _blocks(backend_configs), service.config.backend, service.configured_backend
     if len(blocks) == 1:
         return blocks[0]
     if blocks:
         raise config_error("backend", f"is missing: choose {' or '.join(map(_named, blocks))}.")
-    if configured not in {running, AUTO} and not any(backend_configs.values()):  # whose keys are then refused by name
+    if configured not in {running, AUTO} and not any(backend_configs.values()):  # else unknown blocks are refused later
         raise config_error(
             "backend",
             f"is missing, and an earlier call chose {running}. {_named(configured)} chooses the configured one; a "
@@ -199,7 +199,7 @@ def _named(backend: str) -> str:
 
 
 def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]) -> PromptmillError:
-    """Return the error of a backend that is not installed, with the backend of the call's only block, if another."""
+    """Return `error`. If its backend is not installed, and the call's only block is for another, name the other."""
     if error.code is not Code.MISSING_DEPENDENCY or len(blocks) != 1 or chosen in blocks:
         return error
     return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
@@ -274,17 +274,17 @@ class _Answers:
     async def of(
         self, ctx: Context, total: int, items_of: Callable[[ModelConfig], Awaitable[_Items]], settings: _Settings
     ) -> ToolResult:
-        """Answer the `total` items. Work beyond `max_call_s` becomes a job, or the client's task.
+        """Answer the `total` items. Work that takes longer than `max_call_s` becomes a job, or a task of the client.
 
-        Models of a list answer at once, each with its part of `max_cost`, and its failure is in its own result. Raises
-        `PromptmillError`.
+        The models of a list answer at the same time, each with its part of `max_cost`; each failure is in the model's
+        own result. Raises `PromptmillError`.
         """
         service, model, parts = self._service, settings.model, list[_Part]()
         names, several = (model, True) if isinstance(model, list) else ([model], False)
         task_s = tasks.limit_s(ctx, 1 if several else total)
         if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and task_s == 0.0):
             raise input_error(f"A list in `model` has 1 to {MOST_VARIANTS} names, each once; a task has one model.")
-        # One system prompt has a bound, because 128 requests of a call may each hold it.
+        # The size of a system prompt is limited, because 128 requests of a call may each hold it.
         requests, characters = total * len(names), len(settings.system_prompt)
         if (most := MOST_SHARED // max(1, min(requests, 128))) < characters:
             raise input_error(
@@ -316,7 +316,7 @@ class _Answers:
         return side_by_side(dict(zip(map(str, names), results, strict=True))) if several else results[0]
 
     async def _answer_apart(self, ctx: Context, part: _Part) -> None:
-        """Set the outcomes of a part, and its job. An error is the failure of each of its items."""
+        """Set the outcomes of a part, and its job. If an error is raised, each of the part's items fails with it."""
         try:
             await self._answer(ctx, part)
         except PromptmillError as error:
@@ -361,7 +361,7 @@ class _Answers:
 
 
 def _costs(parts: Sequence[_Part]) -> tuple[float | None, float | None]:
-    """Return the estimated and the highest cost of a call's models; None if unknown. Blocks."""
+    """Return the estimated and the highest cost of a call's models; None for an unknown cost. Blocks."""
     costs = []
     for work in (part.work for part in parts):
         settings, shown, sent = work.config.settings, registry.shown_by(work.config), sending(work.config)

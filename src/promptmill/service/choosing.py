@@ -16,7 +16,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed
 
-# Engines with the package that each needs. The first whose package is installed runs the embedded model.
+# Engines with the package that each needs. The first one whose package is installed runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
 
@@ -25,7 +25,7 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[AutoChoice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
-    """Return `configuration` with its open backend and model resolved. Raises like `with_model`.
+    """Return `configuration` with its open backend and model resolved. Raises the errors of `with_model`.
 
     `choose`: makes the choice, by default as the openai backend does.
     """
@@ -53,7 +53,7 @@ async def with_model(config: ModelConfig) -> ModelConfig:
 
 
 async def models_at(config: ModelConfig) -> list[str]:
-    """Return the names of the models at the configuration's endpoint, loaded models first; empty without a list.
+    """Return the names of the models at the configuration's endpoint, loaded models first; empty if it lists none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -64,7 +64,7 @@ async def models_at(config: ModelConfig) -> list[str]:
 
 
 async def around() -> tuple[str, str]:
-    """Return the address of a server on this machine, and a provider with a set key, or `""`."""
+    """Return the address of a server on this machine, and a provider whose key is set; `""` if there is none."""
     words: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
     return words
 
@@ -96,7 +96,7 @@ def is_installed(engine: str) -> bool:
 
 
 def _embedded(configuration: Configuration, choice: AutoChoice) -> AutoChoice:
-    """Return the choice if no endpoint works: a local engine with the embedded model."""
+    """Return the choice for the case that no endpoint works: a local engine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.config.settings.backend_configs, engine)
     model = block.model_name_or_path or EMBEDDED

@@ -11,7 +11,7 @@ Held requests must not count against the limit of parked requests: two requests 
 call arrives would otherwise block the third request, which could bring this answer. If only held requests are left, no
 event will release them, so the driver calls `share.idle()`, which decides about them.
 
-Only the requests in flight are in memory. A sink applies back-pressure by returning late.
+Only the requests in flight are in memory. A sink applies back-pressure if its `put` returns late.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TAKEN_AT_ONCE = 256
 def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
     """Put the outcome of item `key` into the sink, and count it. No other function counts outcomes.
 
-    Return the awaitable of `put`. Not a coroutine: a call from one coroutine to another takes 5,000 instructions.
+    Return the awaitable of `put`. This is no coroutine: a call from one coroutine to another takes 5,000 instructions.
     """
     try:
         waits = sink.put(key, outcome)
@@ -57,9 +57,9 @@ class Driver:
         self._loop_ran = False
         self._closed = True
         self._over = asyncio.Event()
-        """Set when the source has ended. Until then, a paused call has no worker."""
+        """Set when the source has ended. `run` waits for it, because a paused call has no worker."""
         self.stoppable = Stoppable()
-        """Stops `run` from outside, which then raises the given reason."""
+        """Stops `run` from outside; `run` then raises the given reason."""
 
     async def run(self, answer: Answer, share: Share) -> None:
         """Run until the source has ended and every request has its outcome.
@@ -100,7 +100,7 @@ class Driver:
         return min(self._share.most, self._waits.most)
 
     def _start_workers(self) -> None:
-        """Start workers for waiting requests, up to the share. Called when a part of the share becomes free."""
+        """Start workers for waiting requests, up to the share. This is called when a part of the share becomes free."""
         if self._closed:
             return
         wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
@@ -136,7 +136,7 @@ class Driver:
         self._start_workers()
 
     async def _take(self) -> bool:
-        """Take requests from the source if none is ready. Return whether there are any."""
+        """Take requests from the source if no request is ready. Return whether any request is ready then."""
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
@@ -155,9 +155,9 @@ class Driver:
         return bool(self._fresh)
 
     async def _let_loop_run(self) -> None:
-        """Let the event loop run, unless it has run since the last time: all requests of a list may fail immediately.
+        """Let the event loop run, unless it has run since the last call. (All requests of a list may fail immediately.)
 
-        If it has run, other workers would only wait for this one; with 8 requests in flight, one wait per request.
+        If the loop has run, this wait would only delay the other workers: with 8 requests in flight, once per request.
         """
         if not self._loop_ran:
             await asyncio.sleep(0)

@@ -59,7 +59,7 @@ class _Route:
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     stoppable: protocol.Stoppable = field(default_factory=protocol.Stoppable)
-    """The answers in flight at this model."""
+    """Stops the answers in flight at this model."""
 
     @property
     def is_resting(self) -> bool:
@@ -77,7 +77,7 @@ class _Route:
 
 
 class Router:
-    """Routes one call's requests to its models. Its `answer` is for the driver; its share covers all models."""
+    """Routes one call's requests to its models. The driver calls its `answer`, and uses it as a share of all models."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Router:
             await self._leave(route)
 
     async def _ask(self, route: _Route, request: Request) -> protocol.Outcome | None:
-        """Answer a request with one model, when it is loaded and has room in its share; None if it failed meanwhile."""
+        """Answer a request once its model is loaded and has room in its share; None if the model failed meanwhile."""
         call = self._call
         while route.share is None:
             with call.hold():
@@ -311,7 +311,7 @@ class Router:
 def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
     """Convert `request`, which was made for the model of `before`, to the form for the model of `now`.
 
-    The request's own parameters stay; the parameters of `now` replace the earlier configuration's.
+    The request's own parameters stay; the parameters that it has from `before` are replaced by those of `now`.
     """
     if before is now:
         return request

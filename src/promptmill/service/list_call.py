@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name
 from promptmill.core.request import NOT_SHOWN, Conversation, Request, Sampling, Shown
 
 _ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
-_LARGE_ANSWER = 64 * 1024  # bytes of memory from which an answer is large
+_LARGE_ANSWER = 64 * 1024  # an answer that takes more bytes of memory is a large answer
 _VALUE = 100
 """The bytes of memory for a value in tool calls and `logprobs`, with its name."""
 
@@ -74,10 +74,10 @@ class ListSink(Sink):
         self._unshared = 0
 
     def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`. A large answer beyond the limit of large answers becomes a failure.
+        """Keep the outcome of item `key`. A large answer becomes a failure if all large answers exceed their limit.
 
-        A failure with such an answer keeps only its error. Raises `PromptmillError` when the limit of all answers is
-        reached; the call then sends no further requests.
+        A failure that has such an answer keeps only its error. Raises `PromptmillError` when all answers together
+        exceed their limit; the call then sends no further requests.
         """
         if self._most_large is not None:
             size = self._size(outcome)
@@ -91,7 +91,7 @@ class ListSink(Sink):
             raise _too_large("answers", self._most)
 
     def _shared(self, failure: Failure) -> Failure:
-        """Give `failure` the error of an earlier failure with equal text, because all items may fail alike.
+        """Give `failure` the error of an earlier failure with equal text, because all items may fail for one reason.
 
         After too many different messages, further failures share an error without a message.
         """
@@ -183,7 +183,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     such items becomes one entry with `index` and `last`.
     """
     groups: list[dict[str, Any]] = []
-    shared: dict[int, list[Any]] = {}  # by the id of the error object: its number of items, and their message
+    shared: dict[int, list[Any]] = {}  # by the id of the error object: the number of its items, and their message
     before: object = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):
@@ -229,7 +229,7 @@ def summary(outcomes: Sequence[Outcome], name: Callable[[Named], str | None] = a
 
 
 def totals(call: Call) -> dict[str, Any]:
-    """Return the totals of a call. `seconds`: since its start. `tokens_per_second`: tokens of answers."""
+    """Return the totals of a call. `seconds`: the time since its start. `tokens_per_second`: only tokens of answers."""
     seconds = time.monotonic() - call.started
     facts: dict[str, object] = {
         "requests": call.counts.requests,

@@ -85,12 +85,12 @@ class ModelLabels:
         return labels
 
     def of_config(self, config: ModelConfig | None) -> Labels:
-        """Return the labels of the configuration's model; None: the labels that all further models share."""
+        """Return the labels of the configuration's model; for None, the labels that all further models share."""
         return _OTHER if config is None else self.of(registry.provider_of(config), config.model)
 
 
 def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
-    """Yield the counts of the service's calls or, with `of_job`, of its runs of jobs. Equal labels may repeat."""
+    """Yield the counts of the service's calls or, with `of_job`, of its runs of jobs. Samples may have equal labels."""
     for totals in service.calls.by_model():
         if totals.of_job is not of_job:
             continue

@@ -5,9 +5,9 @@
 
 **Load.** The first call that needs a model loads it, as does `generation_init`. Calls that arrive meanwhile wait for
 the same load. **Use.** A call enters a ready model, and leaves it at its end; any number of calls share a model.
-**Unload.** After its last call, if no call used it for `idle_unload` seconds, another engine needs its device, or a
-swap replaced it by a model that fits next to it. Or immediately, ending its calls with the reason: `vllm_shutdown`, the
-server's end, a swap on the same device whose running calls take longer than `drain_s`.
+**Unload.** A model is unloaded after its last call if no call used it for `idle_unload` seconds, another engine needs
+its device, or a swap replaced it by a model that fits next to it. It is unloaded immediately, and its calls end with
+the reason, at `vllm_shutdown`, the server's end, or a swap on the same device if calls run on for more than `drain_s`.
 
 **Turns.** Engines that do not fit into memory together (`fits_beside`) take turns. Before an engine loads, engines that
 need its room are unloaded, the least recently used first and each after its last call. A call for a model that is
@@ -56,12 +56,12 @@ async def _create(config: ModelConfig) -> Backend:
 
 
 class Models:
-    """The models of a process by name, created when first needed. Its engines share the machine."""
+    """The models of a process by name, created when first needed. The engines among them share the machine."""
 
     def __init__(self, create: Create | None, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
         """`create` makes the backend for a configuration, instead of promptmill's own function.
 
-        `drain_s`: the limit for calls that continue on a swapped model. `is_shared`: the process has several clients.
+        `drain_s`: how long calls may continue on a swapped model. `is_shared`: the process has several clients.
         """
         self.create, self.drain_s, self.budget, self.is_shared = create or _create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
@@ -95,7 +95,7 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def room(self, coming: Loaded) -> AsyncIterator[None]:
-        """Make room for `coming`, and reserve it until the end of the block, in which `coming` loads."""
+        """Make room for `coming`, and reserve it until the end of the `with` block, in which `coming` loads."""
         if not coming.config.record.is_engine:
             yield
             return
@@ -208,7 +208,7 @@ class Model:
         try:
             await new.wait_ready()
         except PromptmillError as error:
-            is_wanted = old is None and error.code is Code.SHUTDOWN  # not replaced: the next call loads it again
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # `new` stays: the next call loads it again
             if self._current in {new, None} and not is_wanted:  # unless a call is already loading it again
                 await back(error)
             raise
@@ -218,7 +218,7 @@ class Model:
             raise
 
     async def _swap_beside(self, new: Loaded) -> None:
-        """Load `new` next to the present backend, used until `new` is ready, unloaded after its last call."""
+        """Load `new` next to the present backend, which is used until `new` is ready and unloaded after its calls."""
         self._coming = new
         new.start()
         try:
@@ -234,7 +234,7 @@ class Model:
             self.unload_after_calls(old)
 
     def unload_after_calls(self, loaded: Loaded) -> Awaitable[None]:
-        """Unload `loaded` after its last call; return an awaitable for that. A call meanwhile loads the model again."""
+        """Unload `loaded` after its last call; return an awaitable for that. A new call loads the model again."""
         if loaded is self._current:
             self._current = None
         if loaded not in self._unloading:
@@ -343,9 +343,9 @@ class Loaded:
             self.awaited -= 1
 
     def enter(self, call: Call, run: Stoppable) -> Share:
-        """Record that a call starts on this backend. Raises the reason if it cannot, before it takes any request.
+        """Record that a call starts on this backend. Raises the reason if the call cannot start.
 
-        `run` stops the call's work on this backend if it is unloaded meanwhile.
+        `run` stops the call's work on this backend if the backend is unloaded meanwhile.
         """
         if self._reason is not None:
             raise self._reason
@@ -365,7 +365,7 @@ class Loaded:
             self._chain.widen(most)
 
     def note(self, error: PromptmillError) -> None:
-        """Record an error that ends a call's work here. After an engine's death, the next call loads it again."""
+        """Record an error that ends a call's work. After an engine's death, the next call loads it again."""
         if error.code is Code.ENGINE_DIED:
             self._reason = self._reason or error
 
@@ -390,7 +390,7 @@ class Loaded:
         """Wait until no call runs on this backend or waits for it."""
         while self._calls or self.awaited:
             await self._no_calls.wait()
-            await asyncio.sleep(0)  # lets a call enter that waited for the load
+            await asyncio.sleep(0)  # lets a call that waited for the load enter
 
     async def unload(self, reason: PromptmillError) -> None:
         """Immediately stop the load, end running calls with `reason`, and free all memory. May be called twice."""
@@ -436,12 +436,12 @@ def _identity_of(config: ModelConfig) -> tuple[object, ...]:
 def fits_beside(old: ModelConfig, new: ModelConfig) -> bool:
     """Return whether `new` may load while `old` is still loaded.
 
-    An endpoint always may. An engine may on a separate GPU, or on the CPU if ample memory is free for its weights.
+    An endpoint always may. An engine may load on a separate GPU, or on the CPU if ample memory is free for its weights.
     """
     if not (old.record.is_engine and new.record.is_engine):
         return True
     ours, theirs = old.block, new.block
-    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # it always runs on the CPU
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # OpenVINO always runs on the CPU
         elsewhere = hardware.has_accelerator() and not isinstance(theirs, OpenVINOSettings)
         return elsewhere or _enough_memory(new)
     if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):

@@ -17,11 +17,11 @@ class Observer(Protocol):
     """An observer of one service. It sets the service's `observe`, and belongs to the running event loop."""
 
     def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> AbstractContextManager[Callable[[str], None]]:
-        """Observe a tool call in the block. Yields a function that records the code of a failure."""
+        """Observe a tool call that runs in the `with` block. Yields a function that records the code of a failure."""
         ...
 
     async def aclose(self, limit_s: float) -> None:
-        """Export the rest, for at most `limit_s` seconds."""
+        """Export what has not been exported yet, for at most `limit_s` seconds."""
         ...
 
 
@@ -51,13 +51,13 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Obse
 
 @contextlib.asynccontextmanager
 async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
-    """Observe `service` during the block, and export the rest at its end."""
+    """Observe `service` during the `with` block, and export what is left at the block's end."""
     module = _module(environ)
     async with contextlib.nullcontext() if module is None else module.exported(service, environ):
         yield
 
 
 def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return environment variables that make a child process observed like this process."""
+    """Return the environment variables with which a child process is observed as this process is."""
     module = _module(environ)
     return {} if module is None else module.inherited(environ)

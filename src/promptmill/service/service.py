@@ -60,9 +60,9 @@ class Service:
     ) -> None:
         """`config` replaces the configuration of the default model, which answers calls that name no model.
 
-        `create` makes the backend for a plan, instead of promptmill's own function. `drain_s`: the limit for calls that
-        continue on a swapped model. `is_shared`: the service has several clients, and no client may learn another
-        client's requests.
+        `create` makes the backend for a configuration, instead of promptmill's own function. `drain_s`: the seconds for
+        which calls may continue on a swapped model. `is_shared`: the service has several clients, and no client may
+        learn another client's requests.
         """
         self._configuration = configuration
         self.is_shared = is_shared
@@ -71,9 +71,9 @@ class Service:
         """The limit for the total cost of all calls."""
         self.calls = _ServiceStats()
         self.observe: Observe = _unobserved
-        """Entered for each call with the call's sink. It yields a sink for the call's outcomes."""
+        """A context manager, entered for each call. It gets the call's sink, and yields a sink for the outcomes."""
         self.planning = asyncio.Lock()
-        """Held while a thread reads the long settings of a call, because several threads would slow the event loop."""
+        """The lock for a thread that reads the long settings of a call: several threads would slow the event loop."""
         self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
         self._models.add(configuration.default, config or configuration.config)
         self._deciding = asyncio.Lock()
@@ -116,22 +116,22 @@ class Service:
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
     def row_models(self, config: ModelConfig) -> frozenset[str] | None:
-        """The models that rows of a file may name, in a job on `config`; None: any model of the endpoint."""
+        """Return the models that rows of a file may name, in a job on `config`; None: any model of the endpoint."""
         allowed = config.operator.client_limits.models
         if allowed is None or config.trust_client:
             return None
         return frozenset({*self.offered, *allowed, DEFAULT, config.model})
 
     def offered_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration of a client's model, by default of the default model. Raises like `config_of`."""
+        """Return the configuration of the model that a client names, or the default one. Raises as `config_of` does."""
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
         return self.config_of(name)
 
     async def job_config(self, name: str | None, where: str = "model") -> ModelConfig:
-        """Return the configuration for a job on a client's model: offered, or a model that rows may name.
+        """Return the configuration for a job on a model that a client names: an offered one, or one that rows may name.
 
-        `where`: the argument that names the model. Raises like `config_of`.
+        `where`: the argument that names the model. Raises the errors of `config_of`.
         """
         if not name or name in {*self.offered, DEFAULT}:
             return self.config_of(name)
@@ -144,9 +144,9 @@ class Service:
         return config.with_model(name)
 
     async def call_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration for a call on a client's model. The requests name a model that it lacks.
+        """Return the configuration for a call on the model that a client names. Requests name it if it is not offered.
 
-        Raises like `job_plan`.
+        Raises the errors of `job_config`.
         """
         config = await self.job_config(name)
         if not name or name in {*self.offered, DEFAULT}:
@@ -206,7 +206,7 @@ class Service:
         return model.config
 
     async def resolved_config(self, config: ModelConfig) -> ModelConfig:
-        """Return the configuration of a call that has its own sampling. `decided` resolves an open backend or model."""
+        """Return the configuration of a call with its own sampling, after `decided` has resolved backend and model."""
         if not config.is_open:
             return config
         decided = await self.decided(config.name)
@@ -243,8 +243,8 @@ class Service:
         """Answer `items`: n conversations → n outcomes in order. An item that is an error becomes a failure.
 
         A `Request` instead of a conversation has its own parameters, which `config` and `system_prompt` do not change.
-        `config`: of a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the outcomes so far, for
-        a caller that needs them after cancelling the call.
+        `config`: the configuration of a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the
+        outcomes so far, for a caller that needs them after cancelling the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
         with this error. Raises `PromptmillError` only if the backend cannot be loaded.
@@ -275,7 +275,7 @@ class Service:
     ) -> PromptmillError | None:
         """Answer `items` without a time limit, and put the outcomes into `sink` by position.
 
-        Return the error for items without an outcome; None if all have one. Raises like `generate`.
+        Return the error for items without an outcome; None if all have one. Raises the errors of `generate`.
         """
         config = config or self.config
         settings = config.settings
@@ -310,8 +310,8 @@ class Service:
     ) -> None:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
-        `of_job`: the configuration of a job. If another model has replaced the job's model, it gets no row, because
-        it may not be permitted the files. `steps`: the job's steps, outside of the model's chain.
+        `of_job`: the configuration of a job. A model that has replaced the job's model gets no row, because it may not
+        be permitted to get the files. `steps`: the job's steps, outside of the model's chain.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
@@ -333,7 +333,7 @@ class Service:
 
     @contextlib.contextmanager
     def _counted(self, config: ModelConfig, call: Call, sink: Sink) -> Iterator[Sink]:
-        """Count a call during the block. Yield the sink for its outcomes."""
+        """Count a call during the `with` block. Yield the sink for its outcomes."""
         for warning in config.warnings:
             call.warn(warning)
         if len(self.models) > 1:
@@ -469,7 +469,7 @@ class _ServiceStats:
 
     @contextlib.contextmanager
     def counted(self, counted: Counted) -> Iterator[None]:
-        """Count a call, which is in progress during the block."""
+        """Count a call, which is in progress during the `with` block."""
         self._number = number = self._number + 1
         self._running[number] = counted
         try:

@@ -68,7 +68,7 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
-    """Returns cached answers, and sends only one of identical requests: with several clients, of those in one call.
+    """Returns cached answers, and sends only one of identical requests (with several clients, of those in one call).
 
     It keeps complete answers to requests at temperature 0 or, with `everything`, to all requests of a single user.
     """
@@ -141,7 +141,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         return True
 
     def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
-        """Return a copy of an answer. With several clients, it is reported like the answer to a sent request."""
+        """Return a copy of an answer. With several clients, the copy is reported like the answer to a sent request."""
         if not _serves(outcome, request):
             return None
         for warning in outcome.warnings:
@@ -182,7 +182,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
 
 
 class _Batches:
-    """Reads and writes the cache in a thread, in one batch for all requests of a turn of the event loop."""
+    """Reads and writes the cache in a thread. Requests of the same turn of the event loop are read together."""
 
     def __init__(self, cache: AnswerCache) -> None:
         self._cache = cache
@@ -280,10 +280,10 @@ def _is_of_one_request(answer: Completion, request: Request) -> bool:
 
 
 def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
-    """Return a digest of the position and of the settings that affect answers. Settings of a request are left out."""
+    """Return a digest of the cache's position and of the configuration's settings that affect answers."""
     block = config.block
     assert block is not None
-    # A block of another package has parameters with the usual names.
+    # The block of another package may have parameters with the names that this package uses.
     effort = OpenAISettings.marked(OF_EFFORT) | block.marked(OF_EFFORT)
     asked = block.model_dump(mode="json", exclude={*effort, "headers"})
     headers = getattr(block, "headers", {})

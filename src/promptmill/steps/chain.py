@@ -3,10 +3,10 @@
     request                                                                                                  outcome
        │   PIECES     a plan's step: a row with a long text, as several requests                                ▲
        │   (the router to a model, and to its fallbacks)                                                        │
-       │   LOCATED    features': where the words of an answer are in the row's file                              │
+       │   LOCATED    features' steps: an answer's quotes are looked up in the row's file                       │
        │   CACHED     the cache of one user: a hit costs nothing                                                │
        │   EQUAL      `dedupe`: of equal requests in flight, one is sent                                        │
-       │   SEVERAL    `n`: as many requests                                                                     │
+       │   SEVERAL    `n`: one request becomes `n` requests                                                     │
        │   CHOSEN     choices and schemas: as a form; choices also as a schema, with probabilities              │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
        │   FORMED     features' steps: an answer of another form, brought into the request's form               │
@@ -73,7 +73,7 @@ class Chain:
         """The steps that need to know when a call starts or ends."""
         self._is_priced = False
         self.answer: protocol.Answer = backend.answer
-        """Answers one request of an entered call. Complete after `load`."""
+        """Answers one request of a call that has entered. `load` puts the steps around it."""
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Build the chain and load the backend. `report` is called with short descriptions of the progress.
@@ -124,8 +124,8 @@ class Chain:
 def steps_of_features() -> list[type[Step]]:
     """Return the steps that features add.
 
-    Raises `PromptmillError` (`invalid_config`) for a step or check that no request would want, and for a parameter or
-    an option of a feature that has no effect.
+    Raises `PromptmillError` (`invalid_config`) if a step or check would never apply to a request, or if a feature's
+    parameter or option has no effect.
     """
     ADDED.check()
     added = feature.answers()
@@ -188,7 +188,7 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
         optional.append((step, wrapped))
     if not optional:
         return answer
-    # Most requests share these objects with the request before, or with one of another call that runs at the same time.
+    # Most requests share `sampling` and `facts` with the request before, or with a request of another running call.
     # Reading a field of `Sampling` takes 500 instructions.
     last_sampling: Sampling | None = None
     last_facts: protocol.Facts | None = None

@@ -47,7 +47,7 @@ _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""
 _TOOLS = frozenset({"tools", "functions"})
 _OTHERS: JsonObject = {"top_logprobs": 5}  # all endpoints with `top_logprobs` support this number
-_SHORT, _MOST_KNOWN = 1024, 1024  # characters of an answer whose choice is remembered, and their number
+_SHORT, _MOST_KNOWN = 1024, 1024  # max characters of an answer whose choice is remembered, max number of such answers
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
@@ -67,7 +67,7 @@ def is_checked(sampling: Sampling) -> bool:
 class ChosenAnswers(Step):
     """Gives a request its form and, if it has choices, their schema; reads probabilities from log probabilities.
 
-    A deciding backend reads the form; an engine constrains its answer to `choices`; others use `response_format`.
+    A deciding backend reads the form, an engine constrains its answer to `choices`, and others use `response_format`.
     """
 
     place, wanted_by = Place.CHOSEN, _FORM
@@ -93,7 +93,7 @@ class ChosenAnswers(Step):
 
 
 async def _with_chances(request: Request, call: protocol.Call, answer: protocol.Answer) -> protocol.Outcome:
-    """Answer a request with `top_choices` by `answer`. Read probabilities from the endpoint's log probabilities: of
+    """Call `answer` for a request that has `top_choices`. Read probabilities from the endpoint's log probabilities: of
     the likeliest choices, or of the answer's fields."""
     choices = None if request.sampling.choices is None else _choices(request.sampling)
     asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
@@ -131,7 +131,7 @@ class _Complaint(NamedTuple):
     """The problem of an answer."""
 
     turn: str
-    """The message with which the request is sent again; `""` if it is not, because that would not help."""
+    """The message with which the request is sent again; `""` if it is not sent again, because that would not help."""
     error: PromptmillError
     """The failure, if the request is not sent again."""
 
@@ -144,7 +144,7 @@ class _Form(NamedTuple):
     wanted: str
     """`choices`, or the type of the `response_format`."""
     known: dict[str, tuple[str, bool]]
-    """The choices of the answers so far, and whether each is valid as written. Most rows repeat these choices."""
+    """For answers so far, the choice, and whether the answer is valid as written. Most rows repeat these answers."""
 
 
 class CheckedAnswers(Step):
@@ -159,7 +159,7 @@ class CheckedAnswers(Step):
         return cls(config, decides=config.record.compares or registry.decides(config))
 
     def __init__(self, config: ModelConfig, *, decides: bool = False) -> None:
-        """`decides`: whether the model decides. It would give the same answer to a complaint."""
+        """`decides`: whether the model decides. Such a model would repeat its answer after a complaint."""
         self._is_endpoint = config.record.needs_endpoint
         self._decides = decides
         self._retries = config.settings.check_retries
@@ -250,7 +250,7 @@ class CheckedAnswers(Step):
         checker = self._checker = self._checker or Checker()
         if form is not None:
             is_complete = outcome.finish_reason != "length"
-            is_written = outcome.probabilities is None  # this package writes the answer of a deciding model
+            is_written = outcome.probabilities is None  # promptmill itself writes the answer of a deciding model
             right, problem = await _in_form(form, answer, call, checker, is_complete=is_complete, is_written=is_written)
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
@@ -263,7 +263,7 @@ class CheckedAnswers(Step):
 async def _in_form(
     form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool, is_written: bool
 ) -> tuple[str, str]:
-    """Return an answer, repaired if necessary, and its problem (`""`: none). A valid choice becomes its exact text."""
+    """Return an answer, repaired if necessary, and its problem or `""`. A valid choice becomes its exact text."""
     chosen, is_valid = (form.known.get(answer) if is_complete else None) or ("", False)
     if not chosen:
         chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
@@ -292,9 +292,9 @@ async def _without_reasoning(text: str, request: Request) -> str:
 
 
 def as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
-    """Return an answer whose text a schema can check: no refusal, and no call of a tool that the request lacks.
+    """Return an answer whose text can be checked against a schema; return a failure if the model refused to answer.
 
-    The arguments of such a call are the answer: LiteLLM, for example, converts a schema to a tool.
+    LiteLLM converts a schema to a tool, so the arguments of a call become the text if the request itself has no tools.
     """
     if answer.is_refusal:
         error = PromptmillError(Code.CONTENT_FILTER, f"The model refused to answer: {answer.text[:400]}")

@@ -5,10 +5,10 @@ up this reservation, so the sender reserves the amount again before a retry (`Ac
 not allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
 
 An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. A model's name does
-not reliably show this. So the first such request is sent alone. Each answer lets one more be in flight if the rest of
-the budget allows `_UNLIMITED` tokens for each; otherwise, only one is in flight. The first answer that is
-longer than its form ends this trial: no form bounds a request to this model any more, and the next request fails
-because it has no limit.
+not reliably show whether it thinks. So the first such request is sent alone. Each answer lets one more such request be
+in flight if the rest of the budget allows `_UNLIMITED` tokens for each; otherwise, only one is in flight. The first
+answer that is longer than its form ends this trial: from then on, no form bounds a request to this model, and the next
+request fails because it has no limit.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _UNKNOWN_SEARCHES = (
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 # The most tokens of a prompt. A text has at most one token per byte; each turn adds roles and marks; an image has at
-# most Qwen-VL's count for the largest (16,384; other models count less, even for a photo of 12 million pixels).
+# most as many as the largest image in Qwen-VL (16,384; other models count fewer, even for a photo of 12 megapixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
-# The most tokens that a second attempt adds to the invalid answer: a complaint, the words around it, and two turns.
+# The most tokens that precede a second attempt besides the invalid answer: a complaint, words around it, and two turns.
 _PER_COMPLAINT = LONGEST_COMPLAINT + 200
 # gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs the same as with
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
@@ -75,7 +75,7 @@ _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # the advice comes after this many answers, and is this multiple of their average
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # after this many answers, this multiple of their average length is advised
 _BATCH = Tiers(BATCH)
 AS_LIVE = (
     "The price of a batch is not known, so it is counted at the live price; `price: IN/OUT/0.5` makes a batch cost "
@@ -112,13 +112,13 @@ class BudgetedAnswers(Step):
         self._line = asyncio.Lock()
         """A queue, first come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
-        """The room for requests whose form alone bounds the answer. It grows with each answer, so that a model that
-        thinks is found before many answers are paid. `Budget.reserve` bounds their cost."""
+        """The free places for requests whose answer only its form bounds. Each answer adds a place, so that a model
+        that thinks is noticed before many answers are paid. `Budget.reserve` bounds the cost of these requests."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
-        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a budget if all requests may search
-        the web."""
+        """Begin to count the cost of a call. Raises `PromptmillError` (`invalid_config`) if there is a budget, and all
+        requests of the call may search the web."""
         if call.exchange is not None and self._price.batch is None:
             call.warn(AS_LIVE)
         is_limited = self._budget is not None or call.ledger.budget is not None
@@ -143,7 +143,7 @@ class BudgetedAnswers(Step):
         return self._prices.longest(request) is not None
 
     async def _on_trial(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        """Answer a request that its form bounds, when the answers so far show well enough that forms are kept."""
+        """Answer a request that only its form bounds, as soon as enough answers so far have kept to their forms."""
         with call.hold():
             await self._trial.acquire()
         try:
@@ -162,7 +162,7 @@ class BudgetedAnswers(Step):
         return outcome
 
     async def _priced(self, request: Request, call: Call, unmetered_cost: float = 0.0) -> Outcome:
-        """Answer a request. Without a reported usage, it costs `unmetered_cost`."""
+        """Answer a request. Each attempt without a reported usage costs `unmetered_cost`."""
         outcome = await self.following(request, call)
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
             return self._batched(outcome, request, call)
@@ -189,7 +189,7 @@ class BudgetedAnswers(Step):
         return outcome
 
     def _batched(self, outcome: Failure, request: Request, call: Call) -> Failure:
-        """Return the outcome of a request that is added to a batch, with its highest cost if known."""
+        """Return the outcome of a request that is added to a batch, with the request's highest cost if it is known."""
         price = self._prices.of(request)
         try:
             return outcome if price is None else replace(outcome, cost=self._worst(request, call, price)[1])
@@ -291,7 +291,7 @@ class BudgetedAnswers(Step):
                         return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
-        if account.excess and self._prices.why:  # meanwhile, another request has learned why
+        if account.excess and self._prices.why:  # meanwhile, another answer was longer than its form
             account.charge(0.0)
             return Failure(_breaks_form(self._prices.why))
         return None
@@ -309,7 +309,7 @@ class BudgetedAnswers(Step):
         return bisect.bisect_right(range(1, sampling.max_tokens), room, key=cost)
 
     def _failure(self, full: Budget, worst: float, fitting: Callable[[float], int]) -> Failure:
-        """Return the failure for unsent items: one object for all, until the spent amount changes.
+        """Return the failure for unsent items. All items get the same object until the state of the budget changes.
 
         `fitting` returns the largest `max_tokens` with which the item costs at most an amount; 0 if there is none.
         """
@@ -335,13 +335,13 @@ class BudgetedAnswers(Step):
 def _advise(call: Call, most: Usage, why: str, cost: Callable[[Usage], float]) -> None:
     """Warn once that reservations for long answers keep a budget full although answers are short.
 
-    `most`: the highest usage of a request. `why`: the reason for it. `cost` returns the cost of a usage.
+    `most`: the highest usage of a request. `why`: the reason for this usage. `cost` returns the cost of a usage.
     """
     answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
         return
     enough = 10 * math.ceil(_TIMES_AVERAGE * call.counts.completion_tokens / answered / 10) or 10
-    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # a free answer always has room
+    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # not 0: a free answer always has room
     if times > 1:
         call.warn(
             f"{_RESERVES}: each reserves {dollars(cost(most))} for {why}; a `max_tokens` of {enough:,} lets {times:,} "
@@ -392,7 +392,7 @@ class _BudgetAccount(Account):
         self.reserved = self._excesses = 0.0
 
     def defer(self) -> None:
-        """Keep the reservation for the reply of a batch."""
+        """Set the reservation aside until a batch's reply shows the cost."""
         for budget in self._budgets:
             budget.set_reserved_aside(self.reserved, self._excesses)
 
@@ -435,8 +435,8 @@ def _unpriced(
     limit: str = "",
     add: Sequence[Named] = (),
 ) -> PromptmillError:
-    """Return the error for a budget on models without a price. `keys`: the keys of their prices. `limit`: a text about
-    a missing limit of answers. `add`: the options that set this limit."""
+    """Return the error for a budget on models without a price. `keys`: the configuration keys of the prices. `limit`: a
+    text about a missing limit of answers. `add`: the options that set this limit."""
     prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
     its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
     prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)
@@ -466,8 +466,8 @@ def _thinks(config: model_config.ModelConfig) -> bool:
 
 
 def advised_limit(config: model_config.ModelConfig) -> int:
-    """Return a `max_tokens` that is enough for most answers: the most tokens of the form, or else four times the likely
-    length. Thinking needs more."""
+    """Return a `max_tokens` that is enough for most answers: for a model that thinks, `_FOR_THINKING`; for others, the
+    most tokens of the form, or four times the likely length if the form has no bound."""
     if _thinks(config):
         return _FOR_THINKING
     sampling = config.settings.sampling_params
@@ -493,7 +493,7 @@ def _highest(
 ) -> float:
     """Return the highest cost of an attempt with the usage `most`, at any of `tiers`. `writes`: see `Prices`.
 
-    Writing the beginning that a request shares into the provider's cache may cost more than the prompt itself.
+    If the provider writes the shared beginning of a request to its cache, this may cost more than the prompt itself.
     """
     usages = [most]
     if request.shared or (writes and request.shared is None):
@@ -511,11 +511,11 @@ def most_of(
     has_check: bool = False,
     asks_again: bool = True,
 ) -> float:
-    """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and, if it
-    `asks_again`, for second attempts after a check. It is infinite without a limit or a price. Failed attempts are not
-    included.
+    """Return the highest cost of a request, as a budget reserves it: the cost of all its `n` answers and, with
+    `asks_again`, of attempts after a check refused an answer. The cost is infinite without a limit or a price. It does
+    not include failed attempts.
 
-    `has_check`: a function of the program checks the answers, too.
+    `has_check`: whether a function of the calling program checks the answers, too.
     """
     price, sampling = prices.of(request), request.sampling
     live = prices.served_at(Tiers(tier_of(request.extra), tier_of(config.settings.extra_params)).charged())
@@ -534,7 +534,7 @@ def most_of(
         return math.inf
     if price is None:
         return math.inf
-    invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
+    invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts each byte of the invalid answer as a token
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     tiers = {BATCH} if by_batch else live
     cost = _highest(price, first, request, tiers, by_batch=by_batch, writes=prices.writes)
@@ -588,13 +588,13 @@ def worst_case(
     by_form: Callable[[Request], int | None] = _unbounded,
     why: str = "",
 ) -> Usage:
-    """Return the highest usage of one attempt at `request`. The request goes to `model` unless it names others.
+    """Return the highest usage of one attempt at `request`. It is sent to `model` unless it names other models.
     `decides`: the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: the reason
     why no form bounds an answer.
 
-    The longest answer is the largest of the request's limits, because endpoints differ in the limit that they use.
-    Without a limit, the form of the answer may bound it. Raises `PromptmillError` for a request without either
-    (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
+    The longest answer has as many tokens as the request's largest limit, because endpoints differ in the limit that
+    they use. Without a limit, the form may bound the answer. Raises `PromptmillError` for a request without limit and
+    bounding form (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
     """
     extra = request.extra
     if may_search(extra, model):

@@ -2,8 +2,8 @@
 
     request ─▶ form ─▶ more questions than a request may have ─▶ several requests ─▶ one outcome
 
-A deciding endpoint answers closed questions, and writes no text. A question that it cannot answer ends a call before
-its first request, because every row would fail in the same way.
+A deciding endpoint answers closed questions, and writes no text. A question that the endpoint cannot answer ends a call
+before the call's first request, because every row would fail in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
-# Words of an option for every row that fits no other option.
+# Words that name an option for the rows that fit no other option.
 _NONE = re.compile(
     r"(?i)\b(?:other\w*|none|neither|unknown|unclear|nothing|misc\w*|else|n/?a|irrelevant|not applicable|uncertain|"
     r"andere\w*|sonstig\w*|kein\w*|autres?|aucune?|otr[oa]s?|ningun[oa]?|altr[oi]|nessun[oa]?)\b|其他|其它|その他|기타"
@@ -46,20 +46,20 @@ def tokens_of(request: Request, questions: int = 0) -> int:
 
 
 def bytes_of(request: Request, questions: int = 0) -> int:
-    """Return the number of bytes of a request's evidence and questions. `questions`: the most questions of a request,
-    if the request is not yet divided: then the evidence is counted once for each part."""
+    """Return the number of bytes of a request's evidence and questions. `questions`: the most questions in a request,
+    if this request is not yet divided: then the evidence is counted once for each part."""
     form = request.form or form_of(request.sampling)
     return size_of(request, form or Form(()), parts_of(request, questions))
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return the number of requests into which the questions of a request are divided. `questions`: of each; 0: all."""
+    """Return into how many requests a request's questions are divided. `questions`: the most in each; 0: no limit."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
 
 def check_plan(config: ModelConfig) -> str:
-    """Return a note on the answers that the parameters of `config` allow, if its model decides; else `""`.
+    """Return a note on the answers that the parameters of `config` allow, if the model decides; else `""`.
 
     Raises `PromptmillError` (`invalid_input`) for fields that the model cannot decide.
     """

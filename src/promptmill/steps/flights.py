@@ -32,7 +32,7 @@ Flight: TypeAlias = "asyncio.Future[Outcome | None]"
 
 
 class OneFlight(Step, Generic[K]):
-    """Sends one request for each question at a time, and gives copies of its outcome to the others."""
+    """Sends one request for each question at a time. Other requests with this question get copies of its outcome."""
 
     one_by_one = True
     """Whether requests that waited in vain are sent one after another instead of all at once."""
@@ -73,7 +73,7 @@ class OneFlight(Step, Generic[K]):
         raise NotImplementedError
 
     async def shared(self, flight: Flight, call: Call) -> Outcome | None:
-        """Wait for the outcome of an equal request. Meanwhile, another request may run in its place."""
+        """Wait for the outcome of an equal request. While this request waits, another request may use its place."""
         with call.hold():
             return await asyncio.shield(flight)
 
@@ -84,12 +84,12 @@ class OneFlight(Step, Generic[K]):
     def learn(self, question: K, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
         """Keep the outcome of a sent request. Return whether waiting requests get a copy.
 
-        `is_second`: the request itself had waited in vain.
+        `is_second`: the request had itself waited for an equal request, and got no copy.
         """
         raise NotImplementedError
 
     def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
-        """Return the copy of an outcome for a request that arrived at `began`; None if it does not serve the
+        """Return the copy of an outcome for a request that arrived at `began`; None if the outcome does not serve the
         request."""
         del began
         call.counts.cached += 1
@@ -134,8 +134,8 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
     def learn(
         self, question: tuple[Call, bytes], outcome: Outcome, request: Request, call: Call, *, is_second: bool
     ) -> bool:
-        """Keep an outcome for the call. A temporary failure may not recur: one more request is sent before it is
-        shared."""
+        """Keep an outcome for the call. A temporary failure is kept only if a second request fails, too, because it may
+        not recur."""
         del request
         if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_second:
             self._outcomes.setdefault(call, {})[question[1]] = outcome
@@ -152,7 +152,7 @@ def is_repeatable(request: Request) -> bool:
 def request_digest(request: Request, *context: Any, decides: bool = False) -> bytes:
     """Return a digest of a request's contents and of its `context`.
 
-    `decides`: the answering model decides. Then columns, definitions and questions count, too.
+    `decides`: the answering model decides. Then the digest also depends on columns, definitions and questions.
 
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
@@ -160,7 +160,7 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
     sampling = request.sampling.given() if decides else request.sampling.beside_prompt()
     asked = (
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
-        # An answer may have places in the fields.
+        # An answer may state places in the fields.
         [*request.fields[:2]] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)

@@ -80,7 +80,7 @@ def form_tokens(sampling: Sampling) -> int:
 
 
 def most_tokens_of(sampling: Sampling) -> int | None:
-    """Return the most tokens of an answer by its form: a token has at least one byte. None if the form has no bound."""
+    """Return the most tokens that an answer of this form can have, one for each byte. None if the form has no bound."""
     if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None
     return size + _AROUND
@@ -91,7 +91,7 @@ def _most_bytes(
 ) -> int | None:
     """Return the most bytes of a value with a schema, indented, without escapes; None without a bound.
 
-    `known`: the sizes of definitions, by depth. Without them, schemas that name each other would take exponential time.
+    `known`: the sizes of definitions, by name and depth, so that definitions that name each other take little time.
     """
     if not isinstance(schema, Mapping) or depth > _DEEPEST_CLOSED:
         return None

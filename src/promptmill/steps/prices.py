@@ -1,7 +1,7 @@
-"""The price of a model: from its operator, or from `genai-prices`; it is never guessed.
+"""The price of a model: the operator sets it, or `genai-prices` lists it; it is never guessed.
 
-The price of a batch or service tier is a share of the price. It comes from the operator, the provider's documents, or
-`tier_prices.json`. `scripts/prices.py` writes this table of deviating batch prices, and of `flex` and `priority`.
+The price of a batch or service tier is a multiple of the price. It comes from the operator, the provider's documents,
+or the table `tier_prices.json` (exceptional prices of batches; `flex`; `priority`), which `scripts/prices.py` writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
-# US dollars for 1,000 web searches, by provider and beginnings of model names: the first match is used. As others
-# quoted the providers' pages by November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
+# US dollars for 1,000 web searches, by provider and beginnings of model names: the first match is used. Third parties
+# quoted these pages until November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
 # platform.claude.com, ai.google.dev/gemini-api/docs/pricing (without the free allowance),
 # docs.perplexity.ai/docs/getting-started/pricing. `search` in `price` overrides them.
 _SEARCHES: Mapping[str, Mapping[str, float]] = {
@@ -48,21 +48,20 @@ _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking
 """Parameters in `extra_params` with which an answer may be longer than its form."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below this length
-# The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
+# The price of writing to the cache, relative to the input price; only Anthropic has a price for an hour (its pages).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 BATCH = "batch"
 """The tier of requests in batches. A request must not name it."""
 
 
 def is_here(config: model_config.ModelConfig) -> bool:
-    """Return whether all endpoints of the configuration are servers on this machine. No list of prices has these."""
+    """Return whether all endpoints of the configuration are servers on this machine. No price list has such servers."""
     return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(config))
 
 
 def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Words:
-    """Return a sentence: no price is known for the models `names`. For a provider, it tells how to give a price.
-
-    A server on this machine seldom has a price.
+    """Return a sentence: no price is known for the models `names`. It also states how to set a price, except for a
+    server on this machine, which seldom has a price.
     """
     unknown = f"no price is known for {', '.join(names)}"
     if is_here(config):
@@ -94,7 +93,7 @@ def even(factor: float) -> Factors:
     return Factors(factor, factor, factor)
 
 
-# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a newer `priority`.
+# Factors for models of which only the standard price is known: OpenAI's for most models. `fast` is a newer `priority`.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
@@ -176,7 +175,7 @@ class _ListedPrice:
     """A model's price in `genai-prices`. It may depend on the prompt's length."""
 
     def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> None:
-        """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
+        """`place`: arguments that locate the model in the list. Raises `LookupError` if the list lacks the model."""
         self._model, self._place, self.search = model, place, search
         one = 1000
         usages = (
@@ -271,7 +270,7 @@ class Prices:
         self.why = ""
         """The reason why forms no longer bound answers of this model; `""` if they do."""
         self._last: tuple[Sampling, int | None] | None = None
-        """The last sampling parameters, and the most tokens of an answer by their form: many requests have the same."""
+        """The last sampling parameters, which many requests share, and the most tokens of an answer by their form."""
 
     def of(self, request: Request) -> Price | None:
         """Return the price of the model in `request`, None if unknown. Of several models, the most expensive is used.
@@ -307,9 +306,9 @@ class Prices:
         return 0 if limits is None else limits.questions
 
     def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
-        """Return the most tokens of an answer by the form that `request` asks for; None if the endpoint takes no
-        schemas, or if the model is known to think. `by_batch`: answers come too late to learn from them, so the
-        endpoint must promise that it keeps to schemas."""
+        """Return the most tokens of an answer in the form that `request` asks for; None if the endpoint takes no
+        schemas, or if the model is known to think. `by_batch`: a batch's answers come too late to show whether forms
+        are kept, so the endpoint must promise to keep to schemas."""
         if request.members:
             sizes = [self.longest(one, by_batch=by_batch) for one in request.members]
             known = [size + _AROUND_MEMBER for size in sizes if size is not None]
@@ -329,7 +328,7 @@ class Prices:
         return None if any(registry.may_think(self._config, model, sampling) for model in others) else self._last[1]
 
     def compare(self, tokens: int, most: int) -> None:
-        """Learn from the length of an answer whose form allows `most` tokens: if it is longer, no form is certain."""
+        """Compare an answer's `tokens` with the `most` that its form allows; if it has more, forms bound no answers."""
         if tokens > most:
             self.why = (
                 f"An answer of {self._config.model} had {tokens:,} tokens where its form has {most:,} at most, as if "
@@ -354,8 +353,8 @@ class Prices:
 
     @functools.cached_property
     def _dearest(self) -> Mapping[str, str]:
-        """The most expensive tier that may serve a request for another tier. With `auto`, the provider's account
-        decides, and at OpenAI and Azure `auto` is the default."""
+        """For a requested tier, the most expensive tier that may serve the request. With `auto`, the provider's account
+        decides about the tier, and at OpenAI and Azure, `auto` is the default."""
         return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._config) else ("auto",), "priority")
 
     @functools.cached_property
@@ -393,7 +392,7 @@ class _UnknownSearch:
 
 @dataclass(frozen=True, slots=True)
 class _DearestPrice:
-    """The highest price of several models. One of them will serve the request."""
+    """The highest price of several models, one of which will serve the request."""
 
     prices: Sequence[Price]
 
@@ -448,10 +447,10 @@ class Tiers(NamedTuple):
 
 def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bool = False) -> float | None:
     """Return the cost of requests, each at the tier that its reply reports. None if one of them searched the web at an
-    unknown price. `may_search`: they may have searched without a count."""
+    unknown price. `may_search`: they may have searched without reporting a number of searches."""
     cost = 0.0
     for usage, served in spent:
-        if usage.stated_cost and (usage.searches or may_search):  # exact: includes tools without a known price
+        if usage.stated_cost and (usage.searches or may_search):  # the endpoint's own figure includes tools
             cost += usage.stated_cost / TICKS
             continue
         cost += price.cost(usage, tiers.charged(served))

@@ -1,4 +1,4 @@
-"""Several answers to one request, and tools for steps that send several requests."""
+"""Several answers to one request, and functions for steps that send several requests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SeveralAnswers(Step):
 
 
 class Copies:
-    """The copies of prompts in flight, without the first of each: a prompt of 7 MB with `n: 128` would take 1.4 GB."""
+    """The copies of prompts in flight, except each prompt's first copy. 128 copies of 7 MB would take 1.4 GB."""
 
     def __init__(self, most: int = MOST_SHARED) -> None:
         """`most`: the characters that all copies may have together. Of a longer prompt, one copy is sent at a time."""
@@ -75,7 +75,7 @@ class Copies:
 
 
 async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:
-    """Run the parts of one answer concurrently; return their results. Raises the first error, and cancels the rest."""
+    """Run the parts of one answer concurrently; return their results. Raises the first error; cancels other parts."""
 
     async def one(part: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -102,8 +102,8 @@ def sums_of(parts: Sequence[protocol.Outcome]) -> dict[str, Any]:
 
 
 def failure_in(parts: Sequence[protocol.Outcome]) -> protocol.Failure | None:
-    """Return the failure of an outcome that needs all parts; None if no part failed. A failure of the budget comes
-    first: a larger budget sends the item again."""
+    """Return the failure of an outcome that needs all parts; None if no part failed. A failure with the code `budget`
+    takes precedence, because with a larger budget, the item is sent again."""
     failed = [one for one in parts if isinstance(one, protocol.Failure)]
     return next((one for one in failed if one.error.code is Code.BUDGET), failed[0] if failed else None)
 

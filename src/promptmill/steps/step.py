@@ -72,7 +72,7 @@ class Sent(NamedTuple):
     alone: Request | None = None
     """The request that is also sent if the reply to several items has no answer to this item."""
     around: int = 0
-    """The tokens of the reply around the item's answer."""
+    """The number of tokens that the reply has around the item's answer."""
 
 
 class Step:
@@ -82,13 +82,13 @@ class Step:
     wanted_by: Collection[str] | None = None
     """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request skips it."""
     path: str = ""
-    """The path of the requests that the step sends, see `Request.path`; `""`: it keeps the path of its request."""
+    """The path of the requests that the step sends, see `Request.path`; `""`: the path of the request stays."""
     following: Answer
     """Answers a request with the steps inside of this one."""
 
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
-        """Return the step for a model; None if its requests never need the step. Raises `PromptmillError`."""
+        """Return the step for a model; None if the model's requests never need the step. Raises `PromptmillError`."""
         del loading
         return cls()
 
@@ -108,7 +108,7 @@ class Step:
         return self.answer
 
     def enter(self, call: Call) -> None:
-        """Record that a call starts. Raises `PromptmillError` if it cannot."""
+        """Record that a call starts. Raises `PromptmillError` if the call cannot start."""
 
     async def leave(self, call: Call) -> None:
         """Record that a call has ended, with no answer in flight."""

@@ -13,7 +13,7 @@ from promptmill.steps.step import Loading, Place, Step
 
 
 class ScreenedRequests(Step):
-    """Removes parameters that the backend does not support, with a warning, and converts its exceptions to failures."""
+    """Removes parameters that the backend does not support, with a warning; makes failures of its exceptions."""
 
     place = Place.SCREENED
 

@@ -1,4 +1,4 @@
-"""Sends only one request of each shared beginning first, so that later requests find it in the provider's cache.
+"""Sends only one of the requests with the same beginning first; the others find it in the provider's cache.
 
 A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
 would each pay the full price of the beginning.
@@ -20,7 +20,7 @@ from promptmill.core.request import Request, Shared
 from promptmill.steps.step import Loading, Place, Step
 
 _KEPT_S = 240.0  # seconds after the last use; every provider keeps a beginning for five minutes
-_LONGEST_WAIT_S = 60.0  # other requests wait no longer for a first request that is slow or repeated
+_LONGEST_WAIT_S = 60.0  # the longest wait of other requests, if the first request is slow or sent repeatedly
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
 

@@ -6,7 +6,7 @@ an endpoint or the agent, or a file is planted where a shell or another agent re
 
 A call may use a file
 
-    below a root            `allowed_roots`; if unset, the working directory, if the home folder is not inside it
+    below a root            `allowed_roots`; if unset, the working directory, unless the home folder is inside it
     with no hidden part     below the root; `.git` and `.env` are hidden
     of an ordinary name     not the name of an environment file, key, key store, credential or password export
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
@@ -30,7 +30,7 @@ from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
 
 _ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
-# Names that leak scanners search for, and coding agents ignore.
+# Names of files that leak scanners search for, and that coding agents ignore.
 _SECRET = re.compile(
     r"(?i)(env|dotenv|(.*\.)?env(\..*)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
     r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
@@ -64,7 +64,7 @@ class FileRule:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """The server's own keys, headers and tokens."""
     is_shared: bool = False
-    """Whether the callers may be on other machines: errors name no folder above a root."""
+    """Whether the callers may be on other machines; if so, errors name no folder above a root."""
     started_in: str = ""
     """The working directory, if it contains too much to be a root."""
 
@@ -77,7 +77,7 @@ class FileRule:
         *,
         is_shared: bool = False,
     ) -> FileRule:
-        """Return the rule for the calls of a server with this setting. `is_shared`: see the attribute.
+        """Return the rule for a server's calls with this setting of `allowed_roots`. `is_shared`: see the attribute.
 
         Without the setting, the root is the working directory. Desktop programs start servers in `/` or in the home
         folder, which contain all of the user's files: then there is no root.
@@ -139,8 +139,8 @@ class FileRule:
         return real
 
     def placed(self, path: Path) -> Path:
-        """Return the path to try for a path that a call names: a relative path is below the only root, if the server
-        was started in `/` or in the home folder, as desktop programs do, and the path does not lead inside from there.
+        """Return the path to try for a path that a call names. If the server was started in `/` or in the home folder,
+        as desktop programs do, a relative path that does not lead into the only root is tried below the root.
         """
         if not self.is_guarded or path.anchor or len(self.roots or ()) != 1 or not holds_everything(Path()):
             return path

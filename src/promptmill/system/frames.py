@@ -32,7 +32,7 @@ def packed(message: Frame) -> bytes:
 
 
 def pickled(message: Any) -> bytes:
-    """Return a message to a child that trusts this process, as a frame."""
+    """Return, as a frame, a message to a child that trusts this process."""
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
@@ -67,7 +67,7 @@ async def receive(stream: asyncio.StreamReader) -> Frame | None:
 
 def _body_length(head: bytes) -> int:
     (length,) = _LENGTH.unpack(head)
-    # The length is in bytes. With a larger length, the stream is out of sync.
+    # A length of more than 1 GiB means that the stream is out of sync.
     if length > 1 << 30:
         raise OutOfStepError
     return int(length)

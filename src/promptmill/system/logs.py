@@ -37,7 +37,7 @@ def to_stderr(level: str | None = None, *, all_calls: bool = False, as_json: boo
 
 
 def announce(text: str) -> None:
-    """Write a line for the operator to stderr, in the format of the log, whatever its level."""
+    """Write a line for the operator to stderr, in the format of the log, whatever the log's level."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, _JsonLines):
             handler.handle(logging.LogRecord("promptmill", logging.INFO, "", 0, text, None, None))

@@ -46,7 +46,7 @@ class Memory:
 
 
 class Held:
-    """The bytes of one holder. `free`, the end of all its `with` blocks, or its deletion returns them."""
+    """The bytes of one holder. They are returned by `free`, at the end of all its `with` blocks, or at its deletion."""
 
     def __init__(self, memory: Memory) -> None:
         self.size = 0

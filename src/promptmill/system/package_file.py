@@ -22,7 +22,7 @@ from promptmill.system.installation import command_into
 from promptmill.system.safe_open import make_private
 from promptmill.system.state import cache_folder
 
-_DOWNLOAD_S = 900  # bound: the download takes less
+_DOWNLOAD_S = 900  # seconds; the download takes less
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Conversion:
     """The conversion of a file into a folder. The cache keeps the result under `version`."""
 
     version: str
-    """The version of the conversion. It changes so that older results in the cache are not used."""
+    """The version of the conversion. After a change, older results in the cache are not used."""
     last: str
     """The file that is written last. Without this file, the result is incomplete."""
     seconds: str
@@ -46,7 +46,7 @@ class PackageFile:
     name: str
     """The name of the converted folder, without the version of its conversion."""
     title: str
-    """The file in messages: `small model`."""
+    """What messages call the file, such as `small model`."""
     requirement: str
     member: str
     """The path in the wheel, whose first part is the package's module."""
@@ -62,8 +62,8 @@ class PackageFile:
     def converted(self, conversion: Conversion, report: Callable[[str], None]) -> Path:
         """Return the folder of the converted file. If the cache lacks it, convert the file first.
 
-        The cache is `PROMPTMILL_CACHE`, or else the user's cache folder. `report` is called with the progress. Without
-        the installed package, the package index is needed. Raises `PromptmillError` (`engine_load_failed`,
+        The cache is `PROMPTMILL_CACHE`, or else the user's cache folder. `report` is called with the progress. If the
+        package is not installed, it is downloaded. Raises `PromptmillError` (`engine_load_failed`,
         `missing_dependency`).
         """
         folder = cache_folder() / f"{self.name}-{conversion.version}"
@@ -98,7 +98,7 @@ class PackageFile:
         return file if file.is_file() and file.stat().st_size == self.size else None
 
     def downloaded(self, scratch: Path, report: Callable[[str], None]) -> Path:
-        """Download the package into the new folder `scratch`, and return the file. Raises as `converted`."""
+        """Download the package into the new folder `scratch`, and return the file. Raises as `converted` does."""
         report(f"Downloading the {self.title} ({self.download})")
         target = scratch / "wheel"
         command = command_into(target, self.requirement, of_linux=self.of_linux)

@@ -53,7 +53,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
 
 
 def in_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
-    """Start `work` in a thread that the end of the process does not wait for; its error is raised with the result."""
+    """Start `work` in a thread for which the end of the process does not wait. The result raises its error."""
     future = Future[T]()
     future.set_running_or_notify_cancel()  # a caller that is cancelled does not cancel the work
 
@@ -118,7 +118,7 @@ def usable_cores() -> int:
 
 
 def limit_memory(most: int) -> None:
-    """Make allocations beyond `most` bytes fail with `MemoryError`; Linux only."""
+    """Make allocations beyond `most` bytes fail with `MemoryError` (on Linux only)."""
     if sys.platform == "linux":
         import resource
 
@@ -129,7 +129,7 @@ def limit_memory(most: int) -> None:
 def limit_computing(seconds: float) -> None:
     """End this process after `seconds` more of processor time. A later call restarts the limit.
 
-    The system ends it, because Python runs no handlers during a single long operation. Not on Windows.
+    The system ends the process (not on Windows), because Python runs no handlers during a single long operation.
     """
     if sys.platform != "win32":
         import signal

@@ -34,9 +34,9 @@ def is_file(path: str | Path) -> bool:
 def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
     """Return a descriptor of the regular file at `path`, which must be in one of `roots` (resolved; None: anywhere).
 
-    `check` is called with the resolved path before opening, and with the path of the open file; it raises to refuse.
+    `check` gets the resolved path before opening, and then the path of the open file; it raises an error to refuse it.
 
-    Never waits for a pipe's writer. Raises `OutsideError`, `NoFileError`, `OSError`.
+    This never waits for a pipe's writer. Raises `OutsideError`, `NoFileError`, `OSError`.
     """
     if is_remote(str(path)) and not any(path.is_relative_to(root) for root in roots or ()):
         raise OutsideError
@@ -72,7 +72,7 @@ def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
 
 
 def is_inside(path: Path, roots: Sequence[Path]) -> bool:
-    """Return whether `path` is in one of `roots`. All are resolved."""
+    """Return whether `path` is in one of `roots`. All of these paths must be resolved."""
     if any(path.is_relative_to(root) for root in roots):
         return True
     return not CASE_COUNTS and any(is_same(above, root) for above in (path, *path.parents) for root in roots)
@@ -123,7 +123,7 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def _place_of(descriptor: int, resolved: Path) -> Path:
-    """Return the path of an open file, from the system. `resolved`: the path that was opened."""
+    """Return the path of an open file, as the system reports it. `resolved`: the path that was opened."""
     try:
         if sys.platform == "linux":
             return Path(f"/proc/self/fd/{descriptor}").readlink()

@@ -45,10 +45,10 @@ _USUAL_BEGINNINGS = (
 _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
-_START_S = 30.0  # bound of a helper's imports, on a busy machine
-_LOOK_S = 1.0  # between two looks at the parent process
+_START_S = 30.0  # the limit for a helper's imports, on a busy machine
+_LOOK_S = 1.0  # seconds between two looks at the parent process
 _LOOK_AT_PROGRAM_S = 0.1
-_LAST_OUTPUT_S = 1.0  # a child of an ended program may keep its pipes open
+_LAST_OUTPUT_S = 1.0  # a child of an ended program may keep the program's pipes open
 _NICENESS = 5  # a low priority: the server answers fast on a busy machine, and the engine does not starve
 
 if sys.platform == "win32":
@@ -149,7 +149,7 @@ class Child:
             end_group(self.pid)
 
     async def wait(self) -> str:
-        """Wait for the end of the process, even if this is cancelled. Return a text about how it ended."""
+        """Wait for the end of the process, even if this call is cancelled. Return a text about how it ended."""
         self._outgoing.close()
         ending = asyncio.ensure_future(self._process.wait())
         try:
@@ -160,7 +160,7 @@ class Child:
 
 
 async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asyncio.subprocess.Process:
-    """Start a process. uvloop cannot while an event loop in another thread starts one; then this tries again."""
+    """Start a process. uvloop raises an error while another thread's event loop starts one; then this tries again."""
     tries = 0
     while True:
         tries += 1
@@ -174,7 +174,7 @@ async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asynci
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output of a program. `status`: its exit status, negative for a signal; None: it was ended after its limit."""
+    """The output of a program. `status`: its exit status, negative for a signal; None: the time limit ended it."""
 
     status: int | None
     stdout: bytes
@@ -184,9 +184,9 @@ class Output:
 async def output_of(command: Sequence[str], limit_s: float, most_bytes: int) -> Output:
     """Run another program without a terminal; return up to `most_bytes` of each of its outputs.
 
-    After `limit_s`, or if this is cancelled, the program and its children are ended. Raises `OSError`.
+    After `limit_s`, or if this call is cancelled, the program and its children are ended. Raises `OSError`.
     """
-    program = shutil.which(command[0])  # on Windows, it also finds `gcloud.cmd`
+    program = shutil.which(command[0])  # on Windows, `which` also finds `gcloud.cmd`
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "no such program", command[0])
     flags = group_creation_flags() | _NO_WINDOW
@@ -230,14 +230,14 @@ def command_of(module: str) -> tuple[str, ...]:
 def started_detached(
     module: str, environment: Mapping[str, str], log: int, inherited: int | None
 ) -> subprocess.Popen[bytes]:
-    """Start `module` in a process that outlives this one, with a pipe to its standard input. It writes to `log`, and
-    has the descriptor `inherited` (none on Windows). Raises `OSError`."""
+    """Start `module` in a process that outlives this one, with a pipe to its standard input. The process writes to
+    `log`, and has the descriptor `inherited` (none on Windows). Raises `OSError`."""
     command, options = command_of(module), _options(env=environment, stdout=log, stderr=log)
     if sys.platform != "win32":
         return subprocess.Popen(command, **options, pass_fds=[] if inherited is None else [inherited])
     options["creationflags"] |= subprocess.DETACHED_PROCESS
     try:
-        # outside of the job object in which some clients run servers: its end ends all of its processes
+        # outside of the job object in which some clients run servers: the object's end ends all of its processes
         breakaway = options["creationflags"] | subprocess.CREATE_BREAKAWAY_FROM_JOB
         return subprocess.Popen(command, **{**options, "creationflags": breakaway})
     except OSError:
@@ -245,13 +245,13 @@ def started_detached(
 
 
 def _options(**changed: Any) -> dict[str, Any]:
-    """Return the options for a process in a new group and session, which signals to this one's do not reach."""
+    """Return the options for a process in a new group and session. Signals to this process's group do not reach it."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     return {**pipes, "start_new_session": True, "creationflags": group_creation_flags(), **changed}
 
 
 class Halt:
-    """Ends a call's present and later questions to helpers. Questions of other calls stay."""
+    """Ends a call's present and later questions to helpers, but no questions of other calls."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -286,7 +286,7 @@ class Halt:
 class Helper:
     """Runs a module that calls `serve_parent`. The first question starts the process; any thread may ask.
 
-    The process answers one question at a time. A question that takes too long, or crashes it, gets no reply; the next
+    The process answers one question at a time. A question that takes too long or crashes it gets no reply, and the next
     question starts a new process. It is not a `Child`, because threads without an event loop wait for its replies.
     """
 
@@ -306,7 +306,7 @@ class Helper:
     def ask(self, question: bytes, file: IO[bytes] | None = None, halt: Halt | None = None) -> frames.Frame | None:
         """Send a frame, followed by the content of `file`; return the reply. Raises `OSError` if no process starts.
 
-        If there is no reply (None), the process was ended, or `halt` was set before.
+        Return None if the process was ended without a reply, or if `halt` was set before.
         """
         halt = halt or Halt()
         with self._turn, halt.asking(self):
@@ -321,7 +321,7 @@ class Helper:
                     if _exchange(self._process, b"", None, _START_S) is None:
                         raise OSError("no process starts")
                 assert self._process is not None
-                if not halt.is_set():  # again, because `kill` does nothing before the process runs
+                if not halt.is_set():  # checked again, because `kill` does nothing before the process runs
                     reply = _exchange(self._process, question, file, self._reply_s)
             finally:
                 if reply is None:
@@ -396,9 +396,9 @@ def serve_parent(
 ) -> NoReturn:
     """In a child: answer each message of the parent with `reply`, until the parent closes its pipe.
 
-    `reply` also gets the pipe, for content that follows the message. `failure` answers a message for which it raises,
-    so no file and no answer ends the process. The process may take `memory` bytes (Linux), and a reply `computing_s` of
-    processor time, which ends the process; the imports of `modules` come before.
+    `reply` also gets the pipe, for content that follows the message. `failure` answers a message for which `reply`
+    raises an error, so that no file and no answer ends the process. The process may take `memory` bytes (Linux). It is
+    ended if a reply takes more than `computing_s` of processor time; `modules` are imported before.
     """
     incoming, outgoing = private_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -461,7 +461,7 @@ def environment() -> dict[str, str]:
 def bare_environment(keys: Collection[str]) -> dict[str, str]:
     """Return the environment for a detached child: the variables `keys`, and no others that may be secret.
 
-    Variables of the system, Python, the network and compute libraries are passed by name.
+    Variables of the system, Python, the network and compute libraries are passed on by their names.
     """
     return {
         name: value

@@ -14,23 +14,23 @@ megabytes is tokenized. The engine ends when the server ends. Messages to the en
                                                      `field`: the name and the values of the requested field, each
                                                      value with its text among the `choices`
                                                      `text`: the number of the text that several questions are about
-                                                     `follows`: an earlier question about it was answered
+                                                     `follows`: an earlier question about this text was answered
     {"type": "submit", "run", "id", "path", "body"}  a request that is not a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 
 Messages from the engine:
 
-    {"type": "progress", "text"}                     while it loads
+    {"type": "progress", "text"}                     a step of the load
     {"type": "loaded", "window", "images"}           `window`: the number of items that a run should keep submitted;
                                                      `images`: true when the model reads images
     {"type": "failed", "error"}                      loading failed
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
     {"type": "preview", "run", "id", "text", "reasoning"}  the answer so far, if `live`
-    {"type": "last_words", "text"}                   the reason why it is about to end
+    {"type": "last_words", "text"}                   the reason why the engine is about to end
 
 `error` is the result of `frames.packed_error`. The `content` of a turn is a text, null, or a list of `{"type": "text",
 "text"}` and `{"type": "image", "index"}`; `images[index]` is the checked image in base64 (PNG, JPEG, WebP or GIF: see
-`submission`). The indices count over all turns: 0, 1, 2, …; without images, the key is missing.
+`submission`). The indices count over all turns: 0, 1, 2, …; without images, the key `images` is missing.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Channel:
     def receive(self) -> Frame:
         """Wait for the first message and return it.
 
-        From then on, a thread reads, even while the main thread imports or computes: on every system, a closed pipe
-        shows that the server died, and this process then ends with its process group.
+        From then on, a thread reads the pipe, even while the main thread imports or computes. On every system, the pipe
+        is closed when the server dies; then this process ends its process group and itself.
         """
         if (message := frames.read(self._incoming)) is None:
             _end()
@@ -89,7 +89,7 @@ class Channel:
         self.send({"type": "progress", "text": text})
 
     def leave_to_parent(self) -> None:
-        """In a forked child: close its copies of both pipes, and end when the parent ends."""
+        """Close both pipes of a forked child, in which this is called, and let the child end when its parent ends."""
         null = os.open(os.devnull, os.O_RDWR)
         for pipe in (self._incoming, self._outgoing):
             os.dup2(null, pipe.fileno(), inheritable=False)
@@ -110,7 +110,7 @@ def _end() -> NoReturn:
 
 
 class WaitingRows(Generic[R]):
-    """Waiting rows by run. One thread prepares and adds rows; another thread takes and computes them."""
+    """The waiting rows of each run. One thread prepares and adds rows; another thread takes and computes them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -119,7 +119,7 @@ class WaitingRows(Generic[R]):
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Add a new row behind the other rows of its run, or before them if the row's text was computed before."""
+        """Add a new row behind the other rows of its run, or in front of them if its text is already computed."""
         with self._changed:
             if row.run not in self._cancelled:
                 rows = self._waiting.setdefault(row.run, deque())
@@ -127,7 +127,7 @@ class WaitingRows(Generic[R]):
                 self._changed.notify()
 
     def put_back(self, row: R) -> None:
-        """Put a row that has already run before the other rows of its run."""
+        """Put back a row that was taken earlier, in front of the other rows of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).appendleft(row)
@@ -135,7 +135,7 @@ class WaitingRows(Generic[R]):
     def next_row(self, running: Mapping[int, int], free: int) -> R | None:
         """Take the next row of the run with the fewest `running` rows; None if no row waits or no place is free.
 
-        A run without running rows gets a place even if `free` is 0.
+        If a run has no running rows, its row is taken even if `free` is 0.
         """
         with self._changed:
             run = self._next_run(running)

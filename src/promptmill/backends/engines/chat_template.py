@@ -1,4 +1,4 @@
-"""Chat templates: convert turns to the text of a prompt, even for models without a template."""
+"""Chat templates, which convert turns to the text of a prompt; and the prompt for models without a template."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ChatTemplate:
         before, mark, after = text.rpartition(_MARK)
         if not mark:
             raise jinja2.TemplateError("it leaves out the last turn, which continue_final_message continues")
-        return before if after.startswith(" ") else before.rstrip()  # for a template that strips texts
+        return before if after.startswith(" ") else before.rstrip()  # the template strips texts
 
 
 class _Generation(Extension):  # type: ignore[misc]
@@ -116,7 +116,7 @@ def prompt_text(
 
 
 def without_system(turns: list[JsonDict]) -> list[JsonDict]:
-    """Return the turns, with the system prompt moved to the beginning of the first user turn, see
+    """Return the turns, with the system prompt moved to the beginning of the first user turn. See also
     `Conversation.without_system`."""
     if len(turns) < 2 or (turns[0]["role"], turns[1]["role"]) != ("system", "user"):
         return turns
@@ -138,10 +138,10 @@ def _refusal(error: Exception) -> PromptmillError:
 
 
 def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
-    """Render `turns`. The arguments of their tool calls are JSON texts, as in OpenAI's format.
+    """Render `turns`, whose tool calls have their arguments as JSON texts, as in OpenAI's format.
 
-    Most chat templates need objects instead; a template that joins texts, such as DeepSeek's, gets texts. If a model
-    wrote arguments that are not an object, a template that needs objects gets an object with them as its only member.
+    Most chat templates need objects instead; a template that joins texts, such as DeepSeek's, gets texts. If the
+    arguments that a model wrote are no object, a template that needs objects gets `{"arguments": …}`.
     """
     for read in (_loaded, lambda arguments: arguments, _object):
         try:

@@ -8,7 +8,7 @@ import sys
 from promptmill.system import subprocesses  # imports only the standard library
 
 _ENGINES = "promptmill.backends.engines"
-"""The package of the engines. `serve(options, channel)` of each subpackage loads, sends `loaded`, and answers."""
+"""The package of the engines. `serve(options, channel)` of each subpackage loads the model and answers requests."""
 
 
 def main() -> None:

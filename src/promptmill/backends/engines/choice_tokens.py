@@ -1,8 +1,8 @@
-"""The tokens of each choice, as the model's own tokenizer writes it, and the search for the likeliest choice.
+"""The tokens into which the model's own tokenizer splits each choice, and the search for the likeliest choice.
 
 A grammar of texts also permits fragments of words: after `Choices.OPENING`, SmolLM2 writes `b` (log probability -8.4)
-before the word's own token `business` (-10.7), and then must complete it. Fragments are tokens of other words, so their
-probabilities say little. First tokens say as little: `s` of `sports` begins a thousand words. Words are compared.
+rather than the token `business` (-10.7), and then must complete the word. Fragments are tokens of other words, so their
+probabilities say little, and so do first tokens: `s` of `sports` begins a thousand words. The search compares words.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from promptmill.answers.chances import Chances
 from promptmill.answers.choices import Choices
 
 Tokens: TypeAlias = tuple[int, ...]
-_LONGEST_WORD = 3  # tokens of a word that are counted together: a fourth token says little
-_MOST_LOOKS = 8  # tokens that are computed to find one word
-_MOST_PAIRS = 10_000  # pairs of tokens whose border is remembered
-_SMALL = math.log(0.01)  # a word is skipped if its first tokens have less than this share of the likeliest word's
+_LONGEST_WORD = 3  # max tokens of a word whose log probabilities are added: a fourth token says little
+_MOST_LOOKS = 8  # max requests for log probabilities to find one word
+_MOST_PAIRS = 10_000  # max cached pairs of tokens for which it is known whether a word begins between them
+_SMALL = math.log(0.01)  # a word is skipped if its first tokens have less than 1 % of the likeliest word's probability
 
 
 class ChoiceTokens:
-    """The tokens of each choice. A choice's last tokens also end the answer, so no choice begins another."""
+    """The tokens of each choice. They include the answer's end, so no choice's tokens are a prefix of another's."""
 
     def __init__(self, sequences: Mapping[str, Tokens], begins_word: Callable[[int, int], bool]) -> None:
         """`sequences`: for each choice, the tokens of its ending (`Choices.endings`).
@@ -68,14 +68,14 @@ def choice_tokens(
 ) -> ChoiceTokens | None:
     """Return the tokens of `choices` after their opening. `encode` adds no special tokens.
 
-    None if the tokenizer changes a choice, for example its Unicode form. Then only a grammar leads to the choice.
+    Return None if the tokenizer changes a choice, for example its Unicode form: then only a grammar can produce it.
     """
     opening = encode(choices.opening)
     opened = decode(opening)
     sequences = {}
     for choice, ending in choices.endings.items():
         whole = encode(choices.opening + ending)
-        # some tokenizers make one token of the opening's quote and a sign, as in `"-1`
+        # some tokenizers join the last quote of the opening and the next character to one token, as in `"-1`
         own = whole[len(opening) :] if whole[: len(opening)] == opening else encode(ending)
         if decode([*opening, *own]) != opened + ending:
             return None
@@ -116,7 +116,7 @@ class SearchedTokens(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """A word, or its first tokens, in the order of the search; or tokens whose probability is only bounded."""
+    """A word, or its first tokens, sorted by `lost`; or `unknown` tokens of which only a bound of `lost` is known."""
 
     lost: float
     """The negative log probability; for `unknown` tokens, its lower bound."""
@@ -145,9 +145,9 @@ class ChoiceSearch:
         is_thorough: bool = False,
         skips: bool = True,
     ) -> None:
-        """`chances` get the words. `is_thorough`: also examine words that only their later tokens make unlikely.
+        """`chances` get the words. `is_thorough`: also examine words whose first tokens are less likely (see `_SMALL`).
 
-        `skips`: leave out the log probabilities of tokens without an alternative.
+        `skips`: do not ask for the log probability of a token that has no alternative.
         """
         self._own = own
         self._drawn = drawn
@@ -162,13 +162,13 @@ class ChoiceSearch:
         self._begin(())
 
     def restart(self) -> None:
-        """Start over, as the answer does."""
+        """Start the search again, because the answer starts again."""
         if self._chances is not None:
             self._chances.clear()
         self._begin(())
 
     def add(self, found: Mapping[int, float]) -> None:
-        """Add the log probabilities that the search has `asked`, at least those of the likeliest tokens."""
+        """Add the log probabilities that the search has `asked` for; those of unlikely tokens may be missing."""
         assert self.asked is not None
         tokens, permitted = self.asked
         for token, logprob in found.items():

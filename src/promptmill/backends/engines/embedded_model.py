@@ -29,7 +29,7 @@ GGUF = PackageFile(
     download="95 MB",
     room="400 MB",
 )
-"""The model's file in the wheel. Importing the package would need a C++ build."""
+"""The model's file in the wheel. The package is not imported, because its import would need a C++ build."""
 
 
 def model_folder(report: Callable[[str], None], conversion: Conversion | None = None) -> Path:
@@ -69,7 +69,7 @@ def _convert(source: Path, target: Path) -> None:
     if not described.is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise GGUF.failure("the conversion wrote no model.")
-    # engines choose their number format by `dtype`, and a bfloat16 model may overflow in float16
+    # engines compute in the number format that `dtype` names; a model trained in bfloat16 may overflow in float16
     values = json.loads(described.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 

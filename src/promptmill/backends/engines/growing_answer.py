@@ -89,7 +89,7 @@ class GrowingForm:
         return opening + _whole_text(tokens, self.texts.decode)
 
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
-        """Return the final text if the last token ends the answer (a stop string, only one choice left); else None."""
+        """Return the final text if the last token completes a stop string or leaves only one choice; else None."""
         if self.choices is not None:
             return self.choices.decided(self.possible(tokens))
         return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
@@ -109,12 +109,11 @@ class GrowingForm:
         self.chances[0].step([(self.possible([*before, token]), logprob) for token, logprob in tokens])
 
     def _is_answer(self, text: str) -> bool:
-        """Return whether a beginning of the text goes beyond the reasoning, in which stop strings are ignored."""
+        """Return whether an unfinished answer goes beyond the reasoning. In reasoning, stop strings are ignored."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
-        """Return `text`, `reasoning`, `tool_calls` and `probabilities` of a complete answer. `split` separates the
-        reasoning."""
+        """Return `text`, `reasoning`, `tool_calls` and `probabilities` of an answer. `split` separates reasoning."""
         split, tools = split or self._split, self.tools
         calls: list[JsonDict] = []
         if tools is not None and tools.form.before_reasoning and not tools.must:
@@ -161,11 +160,12 @@ class GrowingAnswer:
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     entries: dict[tuple[int, ...], TokenLogprob] = field(default_factory=dict)
-    """The entries for `logprobs` of all tokens that the search has examined, by the tokens up to and including them."""
+    """The entries for `logprobs` of all tokens that the search has examined. The key of an entry is the tokens of the
+    answer up to and including the examined token."""
     finish_reason: str | None = None
     mishaps: int = 0
     text: int | None = None
-    """The number of the text, if this and other questions are about one text."""
+    """The number of the text that this question and others are about; None if the request is not such a question."""
     follows: bool = False
     """Whether another question about the text was answered before."""
     started: float | None = None
@@ -195,9 +195,9 @@ class GrowingAnswer:
         return self.finish_reason is not None
 
     def searched(self, search: ChoiceSearch, logprobs: Mapping[int, float], entry: _Entry) -> bool:
-        """Add the log probabilities that the search has `asked`. Return whether it has ended: always with a choice.
+        """Add the log probabilities that the search has `asked` for. Return whether it has found the choice.
 
-        `entry` returns the entry of a token for `logprobs`.
+        `entry` returns the entry for `logprobs` of a token.
         """
         assert search.asked is not None
         if self.logprobs is not None:
@@ -254,13 +254,13 @@ class GrowingAnswer:
 def _text_before_stop(
     tokens: Sequence[int], stops: Sequence[str], decode: _Decode, may_end: Callable[[str], bool]
 ) -> str | None:
-    """Return the text before the first stop string, which the last token may have completed; else None.
+    """Return the text before the first stop string if the last token has completed one; else None.
 
-    A stop string is ignored if the answer may not end after the text before it.
+    A stop string is ignored if `may_end` returns False for the text before it.
     """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
-        # starts earlier if the first character is incomplete (byte tokens): it would garble the following characters
+        # start at an earlier token if the first character is incomplete (byte tokens): it would garble the next ones
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
             if not recent.startswith(BROKEN):
@@ -301,7 +301,7 @@ def outcome_fields(
 ) -> Frame:
     """Return the fields of an `outcome` message. `answer`: the parts of the answer.
 
-    `ended`: the last token only marks the end, and is not part of the answer.
+    `ended`: whether the last token only marks the end and is not part of the answer.
     """
     if logprobs is not None:
         answer = answer | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
@@ -335,7 +335,7 @@ class WrittenTokens:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def of(self, token: int) -> tuple[str, bytes]:
-        """Return the text and the bytes of a token. A special token that answers omit has its name, and no bytes."""
+        """Return a token's text and bytes. For a special token that answers omit: its name, and no bytes."""
         if token not in self._known:
             self._known[token] = self._read(token)
         return self._known[token]
@@ -352,7 +352,7 @@ class WrittenTokens:
 
 
 def _bytes_of(name: str | bytes | None) -> bytes | None:
-    """Return the bytes of a token of byte-level or byte-fallback vocabularies; None if its name does not show them."""
+    """Return the bytes that a token's name shows in a byte-level or byte-fallback vocabulary; None if it shows none."""
     if isinstance(name, str) and name and all(character in _ALPHABET for character in name):
         name = name.encode() if _BYTE.fullmatch(name.encode()) else bytes(_ALPHABET[character] for character in name)
     if isinstance(name, bytes):
@@ -372,7 +372,7 @@ class AnswerTexts:
         kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span tokens
         self.tokens = WrittenTokens(tokenizer, self.decode, special)
         self.keeps_marks = bool(kept)
-        """Whether marks are special tokens. Then all special tokens are decoded, and the hidden tokens are removed."""
+        """Whether a mark is a special token. Then special tokens are decoded, except the tokens in `_hidden`."""
         self._hidden = {number: name for name, number in special.items() if name not in kept}
 
     def decode(self, tokens: Sequence[int]) -> str:

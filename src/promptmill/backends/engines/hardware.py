@@ -17,7 +17,7 @@ _PER_CORE = 64e9  # multiply-adds per second of one current CPU core, measured w
 
 
 def cores() -> int:
-    """Return the number of cores for this process without hyper-threads, by affinity and the container's quota."""
+    """Return the number of physical cores, at most as many as affinity and the container's quota allow."""
     usable, psutil = usable_cores(), _psutil()
     return usable if psutil is None else min(usable, psutil.cpu_count(logical=False) or usable)
 
@@ -39,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the total bytes of the weight files of the first of `kinds` that `folder` contains, or 0."""
+    """Return the total bytes of the weight files in `folder`. Only files of the first kind that occurs count."""
     files_by_kind = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 
@@ -58,12 +58,12 @@ def has_native_bfloat16(torch: Any) -> bool:
 
 
 def batch_rows(device: str, parameters: int) -> int:
-    """Return the default number of rows to compute together. On a CPU: the rows that get a token each in half a second.
+    """Return the default number of rows to compute together. On a CPU, a step for these rows takes half a second.
 
-    On a CPU, each additional row takes additional time: more than 64 rows gain little, fewer than 8 waste much.
+    On a CPU, each additional row makes a step longer: more than 64 rows gain little, fewer than 8 waste much.
     """
     if device != "cpu":
-        return 512 if device == "cuda" else 64  # a card starts a step's operations in one time for 8 rows and for 512
+        return 512 if device == "cuda" else 64  # a card takes the same time to start a step for 8 rows or for 512 rows
     rows = 0.5 * cores() * _PER_CORE / max(parameters, 1)
     return int(max(8, min(64, 2 ** math.floor(math.log2(max(rows, 1))))))
 

@@ -6,8 +6,8 @@ An `EngineHost` is the backend of a loaded model. Each load starts an `EnginePro
                  └── failed ──▶ the host ends the group ───────────┘
 
 However the process ends (it crashes, it is killed, the host closes), its pipe closes. Only then, the rest of its
-process group is ended, its scratch folder is removed, and all waiting requests get the reason. So each request ends
-exactly once: by its outcome, by a cancellation, or by the end of the process.
+process group is ended, its scratch folder is removed, and all waiting requests get the reason as their error. So each
+request ends exactly once: by its outcome, by a cancellation, or by the end of the process.
 
 A call may choose a model and limits for its computation. Settings that may bring code, files or connections are
 reserved for the operator (`check_arguments`, `trusts_remote_code`).
@@ -41,9 +41,9 @@ from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 from promptmill.system.state import cache_folder
 
-_NEARLY_EQUAL = 0.8  # a key this similar to a known key counts as misspelt; high, because the engine may have the key
+_NEARLY_EQUAL = 0.8  # a key this similar to a known key counts as misspelt; a less similar key may be the engine's own
 _CHILD = "promptmill.backends.engines.child"
-_READ_AT_ONCE = 8  # max items of a call whose images are in memory, between the disk and the pipe
+_READ_AT_ONCE = 8  # max items of a call whose images are in memory: read from the disk, not yet written to the pipe
 
 
 def create(config: ModelConfig) -> EngineHost:
@@ -75,7 +75,7 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # without this, transformers asks a service of Hugging Face to convert a model that has no safetensors
     environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # keeps compiled code: its usual place is the temporary folder, which is removed with the engine
+    # keeps compiled code, which torch usually stores in the temporary folder; that is removed when the engine ends
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
@@ -168,7 +168,7 @@ class EngineHost:
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Let the engine answer a request. Raises `PromptmillError` (`engine_died`, `shutdown`) if it has ended."""
+        """Let the engine answer a request. Raises `PromptmillError` (`engine_died`, `shutdown`) if the engine ended."""
         if request.form is None or not several_questions.is_asked(request):
             return await self._exchanged(request, call)
         text = next(self._numbers)
@@ -354,12 +354,12 @@ class EngineShare(FixedShare):
         self.writing = asyncio.Lock()
         self.reading = asyncio.Semaphore(_READ_AT_ONCE)
         self.abandoned = False
-        """Whether the submitted items are no longer wanted."""
+        """Whether a request of the call was cancelled, so the engine should drop the call's remaining rows."""
         self._images = images
         self._live = live
 
     async def frame(self, number: int, request: Request, of_form: Mapping[str, Any] = MappingProxyType({})) -> bytes:
-        """Return the `submit` frame for a request (see `channel`). `of_form`: further fields.
+        """Return the `submit` frame for a request (see `channel`). `of_form`: further fields for a form's question.
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
@@ -420,7 +420,7 @@ def _packed(message: frames.Frame) -> bytes:
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, object]]:
-    """Return the turns as OpenAI messages. Numbers, counted over all turns, replace the images."""
+    """Return the turns as OpenAI messages. A number replaces each image; it counts the images of all turns."""
     index = 0
     turns = []
     for message in messages:
@@ -491,7 +491,7 @@ ENGINE_ARGUMENTS = frozenset(
         *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "reasoning_parser", "served_model_name"),
     }
 )
-# These choose the model. A call may choose any model, but then the model's own code does not run.
+# These settings choose the model. A call may choose any model, but then the model's own code does not run.
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
     *("trust_remote_code", "gpu_ids", "replicas", "device", "dtype", "batch_size", "gguf_file"),
@@ -519,7 +519,7 @@ def check_arguments(config: ModelConfig) -> None:
 def _check_spelling(backend: str, extra: Mapping[str, object]) -> None:
     """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known names.
 
-    Used if the block has no model: a misspelt name explains more than "missing".
+    It is called if the block names no model, because the reason may be a misspelt name of the model's setting.
     """
     path, problems = "", []
     for name in extra:

@@ -25,8 +25,8 @@ from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
-_BACKENDS = {"cpu": "openvino"}  # names of extras that differ from the backend's
-# LiteLLM writes PROVIDER/MODEL; only `openai` is also an owner on the hub.
+_BACKENDS = {"cpu": "openvino"}  # by extra, the name of its backend if that differs from the extra's name
+# LiteLLM writes a model's name as PROVIDER/MODEL. Some of these words, such as `openai`, are also owners on the hub.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
@@ -55,7 +55,7 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class ModelFormat:
-    """An engine's model format: the files that identify a folder in this format, and advice for other formats."""
+    """An engine's model format: the files that identify a folder in this format, and advice if a model lacks them."""
 
     files: tuple[str, ...]
     advice: str
@@ -89,7 +89,7 @@ def locate(
     require: Callable[[], None],
     form: ModelFormat = TRANSFORMERS,
 ) -> Location:
-    """Find the model `name` in the engine's format. Called before heavy packages are imported.
+    """Find the model `name` in the engine's format. Call this function before heavy packages are imported.
 
     `require` raises an error if the engine's packages are missing. It is called after a path is checked and before the
     network is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
@@ -158,7 +158,7 @@ def _in_folder(folder: Path, gguf_file: str | None, form: ModelFormat) -> Locati
 def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
     """Raise an error if the hub lacks `name`; go offline if the hub is unreachable and the model is cached.
 
-    The hub's own client would retry for more than 20 seconds per file.
+    Without this check, the hub's own client would retry for more than 20 seconds per file.
     """
     _require_hub()
     from huggingface_hub import constants, try_to_load_from_cache
@@ -197,7 +197,7 @@ def _is_on_hub(name: str, file: str) -> bool:
         ) from None
     except EntryNotFoundError:
         return False
-    except Exception as error:  # reported later: loading raises it again
+    except Exception as error:  # errors of other kinds, for example from a mirror of the hub
         raise _refusal(name, error) from None
     return True
 
@@ -249,7 +249,7 @@ def require_packages(extra: str, *names: str, size: str = "", instead: str = "")
     """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed. Imports nothing.
 
     `size`: the size of the packages, as text. `instead`: an alternative without the packages. The last line of the
-    error is the command that installs them.
+    error is the command that installs the packages.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,6 +1,6 @@
 """A form of several questions: each question is asked after the same text, which the engine computes once.
 
-The questions do not see each other's answers. The first question goes ahead, so the others find the text computed.
+The model sees no other answers. The first question is sent alone, so the text is computed when the others are sent.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from promptmill.core.values import text_of
 from promptmill.system.frames import Frame
 
 Ask: TypeAlias = Callable[[Request, Frame], Awaitable[Outcome]]
-"""Answers one question. The second argument has the fields `field` and `follows` of its message, see `channel`."""
+"""Answers one question. The second argument has the fields `field` and `follows` of a message, see `channel`."""
 _WRITTEN = frozenset({"tools", "logprobs", "top_logprobs"})  # parameters that concern the text of an answer
-_AT_ONCE = 16  # questions of an item that the engine gets at a time
+_AT_ONCE = 16  # max questions of an item that the engine gets at a time
 
 
 def is_asked(request: Request) -> bool:
@@ -74,7 +74,7 @@ def _field(question: Asked) -> str:
 
 
 def _with_question(conversation: Conversation, question: Asked) -> Conversation:
-    """Return the conversation with the question at its end, unless its texts already name the field and its options."""
+    """Return the conversation with the question added, unless its texts already name the field and the options."""
     shown = _shown(question).beside(conversation.texts)
     if not shown:
         return conversation
@@ -87,8 +87,8 @@ def _with_question(conversation: Conversation, question: Asked) -> Conversation:
 
 
 def _shown(question: Asked) -> Shown:
-    """Return the words of a question, and the names that the text must contain if it replaces these words. Thousands of
-    options are left out, as in `answers.shown`."""
+    """Return the words of a question. A conversation whose texts contain all `names` does not need these words. A list
+    of thousands of options is left out, as in `answers.shown`."""
     values = [text_of(option.value) if option.value is not None else "null" for option in question.options]
     title = question.title and f"{question.title}:"
     every = f"One of {', '.join(values)}."

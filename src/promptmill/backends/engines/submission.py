@@ -1,4 +1,4 @@
-"""Reads a submitted request for all engines: its options and images, and errors about them."""
+"""Reads the options and images of a submitted request, for all engines, and defines the errors about them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHARACTERS_PER_TOKEN = 16
-"""An upper bound: only the beginning of a text with more characters per token of context is measured."""
+"""If a text has more characters for each token of the context, only its beginning of that length is tokenized."""
 
 USUAL_TOKENS = 1024
 """The limit of an answer's tokens, if neither the request nor the model's generation defaults set a limit."""
@@ -83,10 +83,10 @@ def wanted_logprobs(extra: JsonObject) -> int | None:
 
 
 def chances_of(extra: JsonObject, choices: Choices | None, unasked: int | None = None) -> tuple[Chances, int] | None:
-    """Return the object that sums the probabilities of the `choices`, and how many to report besides that of the given
-    choice; None without choices.
+    """Return the object that sums the probabilities of the `choices`, and how many probabilities to report in addition
+    to that of the chosen one; None if none are to be reported.
 
-    `unasked`: the number to report if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
+    `unasked`: this number if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
     """
     most = unasked if (asked := top_choices_of(extra)) is None else asked
     return None if most is None or choices is None else (Chances(), most)
@@ -98,7 +98,7 @@ def is_inline(message: Frame) -> bool:
 
 
 def unknown_names(extra: JsonObject, known: Container[str]) -> list[str]:
-    """Return the names in `extra_params` that are not in `known`. Null and `n: 1` request nothing and do not count."""
+    """Return the names in `extra_params` that are not in `known`, except names that request nothing: null or `n: 1`."""
     asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
     return sorted(name for name in asked if name not in known)
 
@@ -125,13 +125,13 @@ def template_options(
             continue
         if knows(name):
             options[name] = value
-        elif value is not False:  # an unknown option; False is harmless: a model without the option does not think
+        elif value is not False:  # the template lacks the option; then the model does not think, so False has no effect
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
 
 
 def choices_after(prompt: str, message: Frame, tools: tool_use.ToolUse | None) -> Choices | None:
-    """Return the request's choices if the answer may begin with their opening directly after `prompt`; else None.
+    """Return the request's choices if `Choices.opening` may directly follow `prompt`; else None.
 
     If an answer may begin with reasoning or call tools, its `response_format` constrains or checks the answer instead.
     """
@@ -157,7 +157,7 @@ def penalties_in(sampling: Mapping[str, Any]) -> list[str]:
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
-    """Return the stop strings, and the end tokens: the stop strings that are special tokens."""
+    """Return the stop strings that are not special tokens, and the others as the numbers of end tokens."""
     stops = [stop for stop in wanted if stop]
     if len(stops) < len(wanted):
         warnings.append("An empty stop string was left out.")
@@ -194,7 +194,7 @@ def warn_of_left_out(names: Sequence[str], engine: str, warnings: list[str], req
 
 
 def refuse(warnings: Iterable[str]) -> None:
-    """With `unsupported: error`: raise `PromptmillError` (`unsupported`) if there are warnings."""
+    """Raise `PromptmillError` (`unsupported`) for warnings except `NO_TEMPLATE`. It implements `unsupported: error`."""
     if refused := [text for text in warnings if text is not NO_TEMPLATE]:
         raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
 
@@ -202,7 +202,7 @@ def refuse(warnings: Iterable[str]) -> None:
 def check_length(text: str, context: int | None, encode: Callable[[str], Sequence[int]]) -> None:
     """Raise `PromptmillError` (`context_length`) if the beginning of a text is already too long.
 
-    Tokenizing megabytes takes seconds and gigabytes of memory.
+    Only the beginning is tokenized, because to tokenize megabytes takes seconds and gigabytes of memory.
     """
     if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
         count = len(encode(text[:enough]))
@@ -223,7 +223,7 @@ def too_long(size: str, context: int, unit: str = "tokens", *, images: bool = Fa
 def check_tokens(count: int, context: int | None, description: str = "", *, images: bool) -> None:
     """Raise `PromptmillError` if a prompt of `count` tokens is empty, or leaves no room for an answer.
 
-    `description`: a text about the number, if it is not exact.
+    `description`: the words for the number of tokens in the error, if `count` is not exact.
     """
     if context is not None and count >= context:
         raise too_long(description or str(count), context, images=images)

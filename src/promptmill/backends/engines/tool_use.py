@@ -35,7 +35,7 @@ Tools: TypeAlias = Mapping[str, JsonObject]
 """The JSON Schemas of the tools' parameters, by tool name."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]
 """The text without its calls, and the calls as pairs of name and arguments."""
-# A text without its closing mark extends to the end, as below.
+# A string without its closing quote extends to the end of the text, like the parts below.
 _PYTHON_TEXT = re.compile(r"""'(?:\\.|[^'\\])*+(?:'|\\?\Z)|"(?:\\.|[^"\\])*+(?:"|\\?\Z)""", re.DOTALL)
 _AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
 _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
@@ -116,7 +116,7 @@ class ToolUse:
     def response_format(self) -> JsonObject | None:
         """The schema that constrains the answer to calls, if a call is required; else None.
 
-        Also None if the request has a `response_format`: the answer may be calls, and is validated afterwards.
+        The request's own `response_format` is then only validated afterwards, because the answer may be calls.
         """
         if not self.must:
             return None
@@ -143,7 +143,7 @@ class ToolUse:
 
 
 class ToolReader:
-    """Reads the tools of requests, in the form of one model's chat template."""
+    """Reads the tools of requests for one model. The model's chat template determines the form of calls."""
 
     def __init__(self, template: str | None) -> None:
         """`template`: None if the model has no template."""
@@ -199,7 +199,7 @@ def _check_tools(tools: object) -> list[JsonDict]:
 
 
 def _chosen(choice: object, tools: list[JsonDict]) -> str | None:
-    """Return the name of the tool that must be called, if it is fixed. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the name of the tool that must be called, or None. Raises `PromptmillError` (`invalid_input`)."""
     match choice:
         case None | "auto" | "required":
             return None
@@ -239,8 +239,8 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
 
 
 def _moved(node: Any, tool: int, *, by_name: bool = False) -> Any:
-    """Return a part of a tool's schema, with its references changed to definitions of all tools, because other tools
-    may have the same names. `by_name`: the keys are names, for example of properties."""
+    """Return a part of a tool's schema whose references have the tool's number, because several tools may define the
+    same names. `by_name`: whether the keys are names, for example of properties."""
     if not isinstance(node, dict):
         return [_moved(inner, tool) for inner in node] if isinstance(node, list) else node
     moved = {
@@ -280,8 +280,8 @@ def _between(
 ) -> CallForm:
     """Return the form for calls between two marks. At the end of the text, the closing mark may be missing.
 
-    `around`: further marks of such calls that do not belong to the text. `lone`: the beginning of a call, for models
-    that omit the opening mark.
+    `around`: further marks around such calls, which are removed from the text. `lone`: the beginning of a call, for
+    models that omit the opening mark.
     """
     blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
 
@@ -340,7 +340,7 @@ def _xtml(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _declared(pattern: re.Pattern[str], body: str, schema: JsonObject) -> JsonDict:
-    """Return the arguments that `pattern` matches: names, attributes, texts and closing marks."""
+    """Return the arguments that `pattern` finds. It matches a name, attributes, a text and a closing mark."""
     closed = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
     texts = {html.unescape(name): text for name, attributes, text in closed if _IS_TEXT.search(attributes)}
     others = [(html.unescape(name), text) for name, attributes, text in closed if not _IS_TEXT.search(attributes)]
@@ -530,7 +530,7 @@ def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
 
 
 def _expressions(block: str) -> list[ast.expr]:
-    """Return the expressions of a list, of a single expression, or of one on each line. Texts may have line breaks."""
+    """Return the expressions of a list, or of each line. String literals in them may contain line breaks."""
     escaped = _PYTHON_TEXT.sub(lambda text: text[0].replace("\r", "\\r").replace("\n", "\\n"), block)
     for text in (block, escaped):
         for parts in ([text], [line.strip() for line in text.split("\n") if line.strip()]):

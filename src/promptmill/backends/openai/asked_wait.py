@@ -1,7 +1,7 @@
 """The wait that an error response requests: in headers, in fields of the body, or in its text.
 
-Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's
-`RetryInfo`, OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has each.
+Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's `RetryInfo`,
+OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has examples of each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}(?:T|\s+(?:at\s+)?)\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
 )
-# A time counts as a wait only after one of these words in the same sentence.
+# A time in a text counts as a wait only if one of these words precedes it in the same sentence.
 _ASKING = re.compile(
     r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)",
     re.IGNORECASE,
@@ -50,7 +50,7 @@ _BARE = re.compile(
 _NEAR = 60
 
 _RESET = re.compile(r"(?:x-|anthropic-)?ratelimit-(?:(.+)-)?reset(?:-(.+))?|x-ratelimit-reset-?(.*)")
-# Names of body fields, in lower case and joined, with the seconds of their unit; None: see `_span_s`.
+# Names of body fields, in lower case and without separators. Values: the unit in seconds; None: see `_span_s`.
 _FIELDS: Mapping[str, float | None] = {
     "retrydelay": None, "retryafter": None, "retryafterseconds": 1, "retryaftersec": 1, "retryafterms": 0.001,
     "retryin": None, "retryinseconds": 1, "retryinms": 0.001, "estimatedtime": 1, "waitseconds": 1, "waittime": None,
@@ -72,7 +72,7 @@ _NONSENSE_S = 100 * 365 * 86400.0
 
 
 def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str) -> float | None:
-    """Return the seconds that a response requests to wait, or None. `payload`: the parsed body. `text`: its text."""
+    """Return the seconds that a response asks to wait, or None. `payload`: the parsed body. `text`: the raw body."""
     now = time.time()
     for wait in (
         _retry_after_s(headers, now),
@@ -86,7 +86,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str) -> float |
 
 
 def exhausted_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the reset of a limit that is used up, according to an answer's headers; else None."""
+    """Return the seconds until a used-up limit is reset, according to `headers`; None if no limit is used up."""
     waits: list[float] = []
     for remaining, resets in _LIMITS:
         if headers.get(remaining) == "0":
@@ -125,7 +125,7 @@ def _from_fields(payload: Any, now: float) -> float | None:
 
 
 def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
-    """Return a field or header value in seconds from now: it is a span, seconds, or a time (Unix or a date)."""
+    """Return the seconds from now for the value of a field or header: a span, seconds, or a time (Unix or a date)."""
     if isinstance(value, Mapping):  # google.protobuf.Duration as an object
         return _number(value.get("seconds"))
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -156,7 +156,7 @@ def _from_words(text: str, now: float) -> float | None:
                 continue
             if pattern is _SPAN:
                 waits.append(_span_sum_s(match[0]))
-            elif pattern is _CLOCK:  # a wait if "in" or "after" precedes it; else a time of day
+            elif pattern is _CLOCK:  # after "in" or "after", this is a wait; otherwise it is a time of day
                 waits += [_clock_s(match)] if before.endswith((" in ", " after ")) else []
             elif (wait := _until_s(match[0], now, local=not text.isascii())) is not None:
                 waits.append(wait)

@@ -1,16 +1,16 @@
-"""The `openai` backend: converts requests to outcomes by HTTP, over one pool of connections, with a loop per request.
+"""The `openai` backend: answers requests over HTTP, through one pool of connections.
 
-`OpenAIBackend` has what all calls share. `Attempts` brings the requests of one call to their outcomes: get a permit,
-make an attempt, classify, wait, repeat.
+`OpenAIBackend` has the pool and the limiter that all calls share. `Attempts` answers the requests of one call. For each
+request, it runs a loop: get a permit, make an attempt, classify the result, wait, repeat.
 
-An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt is classified:
-it concerns only the item (final), only this attempt (retry, counted against `retries`), or the endpoint (retry when it
-can take the request; not counted while other items are not answered either). An item fails after `retries` counted
-attempts, and in any case after five times that number.
+An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt may concern
+only the item (the failure is final), only this attempt (it is retried, and counts against `retries`), or the endpoint
+(it is retried when the endpoint can take the request, and does not count while other items are not answered either).
+An item fails after `retries` counted attempts, and in any case after five times that number.
 
-A prompt that crashes its server loses the requests of its neighbours, too. An item whose connection was lost after
-`retries` losses is a *suspect*: suspects are sent one at a time, so that a neighbour is answered when its turn comes.
-An item fails after `2 * retries` losses if other items were answered meanwhile.
+If a prompt crashes its server, other requests in flight lose their connections, too. An item that has lost its
+connection `retries` times is a *suspect*. Suspects are sent one at a time, so that those with harmless prompts are
+answered. An item fails after `2 * retries` losses if other items were answered meanwhile.
 
 A refusal that may concern every item, such as a refused key, is held until other items show whether it does: see
 `_Attribution`.
@@ -54,9 +54,9 @@ from promptmill.images.load import ImageRules, WebImages
 
 # An item fails at the latest after this multiple of `retries` attempts, even if most of them were not counted.
 _HARD_CAP = 5
-# An item fails after this multiple of `retries` losses if other items were answered meanwhile, …
+# An item fails after this multiple of `retries` losses if other items were answered meanwhile.
 _LOSS_CAP = 2
-# … with waits of up to this many seconds from `retries` losses on, so that an outage of 10 s is over by then.
+# After `retries` losses or more, an item waits up to this many seconds, so that it outlasts an outage of 10 s.
 _LOST_WAIT_S = 5.0
 _NOTHING_BEHIND = 502  # the status of a proxy whose server is down
 # Failures with these codes are caused by the item's content, even if many items have them.
@@ -78,7 +78,7 @@ def create(config: ModelConfig) -> OpenAIBackend:
 
 
 class OpenAIBackend:
-    """All calls share one pool and one limiter, so `concurrency` limits all of them together."""
+    """Answers requests over HTTP. All calls share one pool and one limiter, so `concurrency` limits them together."""
 
     def __init__(self, config: ModelConfig) -> None:
         """`config` chooses endpoints, keys and limits. No connection is opened yet."""
@@ -99,7 +99,7 @@ class OpenAIBackend:
 
     @cached_property
     def _rules(self) -> ImageRules:
-        """The rules for images, created for the first image. All calls share their memory."""
+        """The rules for images, created for the first image. All calls share the rules, and their limit of memory."""
         settings = self._config.settings
         types = image_types_of(self._endpoints)
         known = file_limits_of(((each.profile, each.dialect) for each in self._endpoints), self._settings.files)
@@ -119,7 +119,7 @@ class OpenAIBackend:
 
     @property
     def key(self) -> KeyHolder | None:
-        """The renewed key of the endpoints; None: their keys do not change."""
+        """The renewed key of the endpoints; None if the endpoints' keys do not change."""
         return next((endpoint.renewed for endpoint in self._endpoints if endpoint.renewed is not None), None)
 
     @property
@@ -144,7 +144,7 @@ class OpenAIBackend:
                 attempts.widen(self._concurrency)
 
     def enter(self, call: Call) -> Attempts | ExchangedAnswers:
-        """Record that a call starts. Raises `PromptmillError` (`shutdown`)."""
+        """Return what answers the requests of a new call. Raises `PromptmillError` (`shutdown`) if no pool is open."""
         if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if call.exchange is not None:
@@ -205,7 +205,7 @@ class OpenAIBackend:
 
 
 class Attempts(ConcurrencyShare):
-    """The requests of one call at one pool of endpoints. `answer` brings one of them to its outcome."""
+    """The requests of one call at one pool of endpoints. `answer` repeats one request until it has an outcome."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class Attempts(ConcurrencyShare):
         return ", ".join(dict.fromkeys(busy))
 
     def waiting(self) -> str:
-        """Return the reason for a stall and its end; `""` while requests are running."""
+        """Return why the call is stalled, and when the stall ends; `""` while the call makes progress."""
         return self._flow.waiting()
 
     @cached_property
@@ -269,7 +269,7 @@ class Attempts(ConcurrencyShare):
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:
-        """Decide on the held failures: no other item remains that could show whether they concern all items."""
+        """Decide on the held failures, because no other item remains that could show whether they concern all items."""
         if self._attribution is not None:
             self._attribution.release()
 
@@ -357,7 +357,7 @@ class Attempts(ConcurrencyShare):
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
-        """Send once, within `item_timeout`. It may be cancelled if the second request of a hedge is answered."""
+        """Send the item once, within `item_timeout`. A hedge cancels this request if its other request is answered."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
@@ -386,7 +386,7 @@ class Attempts(ConcurrencyShare):
         return not forgiven
 
     def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
-        """Return `decision` with a hint on the sent key, the URL's scheme, or an excessive wait."""
+        """Return `decision` with a hint on the key that was sent, the URL's scheme, or an excessive wait."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
         if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.health.successes:
@@ -446,8 +446,8 @@ class Attempts(ConcurrencyShare):
         return None
 
     def _attempts_of(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> str:
-        """Return a text with the next and the last possible attempt of an item that failed repeatedly; `""` if
-        `patience` ends the attempts instead."""
+        """Return a text on an item that failed repeatedly: the number of its next attempt, and the most attempts; `""`
+        if the setting `patience` ends the attempts instead."""
         retries = self._settings.retries
         if decision.is_loss and endpoint_state.answered_about(item.since):
             failed, most, setting = item.losses, _LOSS_CAP * retries, "twice the setting `retries`"
@@ -460,10 +460,10 @@ class Attempts(ConcurrencyShare):
     def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.
 
-        If an endpoint has answered before, a timeout may be due to the item, so only a lost connection proves it. If
-        none has, one lost connection is enough, or a proxy without a server: a long call ends after `SEVERAL` of these,
-        and a short call must end in the same way. An item that failed in an earlier run shows nothing: it may be the
-        only remaining item because its connection is always lost.
+        If an endpoint has answered before, a timeout may be due to the item, so only a lost connection is proof. If
+        none has, one lost connection, or one proxy without a server, is enough: a long call ends after `SEVERAL` such
+        failures, and a short call must end, too. An item that failed in an earlier run proves nothing: perhaps it is
+        the only remaining item because its prompt always breaks the connection.
         """
         is_lost = decision.kind is FailureKind.LOST
         has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
@@ -474,15 +474,15 @@ class Attempts(ConcurrencyShare):
         return is_lost or not endpoint_state.health.successes
 
     def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
-        """Return the wait of an item that is put back. Pauses of its endpoint are added to it."""
+        """Return the seconds to wait before an item is sent again. A pause of the endpoint may prolong the wait."""
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # the first refusal lowered the limit, which delays enough
+            if item.refusals:  # after the first refusal, the lowered limit delays the item enough
                 base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
-            # only while the endpoint is up: when it is down, the pause between probes delays enough
+            # only while the endpoint is up: when it is down, the pause between probes delays the item enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
         if item.losses >= settings.retries:
             wait_s = max(wait_s, min(settings.base_delay * 2**item.losses, settings.max_delay, _LOST_WAIT_S))
@@ -492,7 +492,7 @@ class Attempts(ConcurrencyShare):
 
 
 def _estimated_tokens(request: Request) -> int:
-    """Return a rough estimate for `tpm`. The actual tokens are charged afterwards."""
+    """Return a rough estimate of the prompt's tokens, for `tpm`. The actual tokens are charged after the answer."""
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
@@ -527,17 +527,17 @@ class _Held:
     permit: Permit
     decision: RetryDecision
     verdict: asyncio.Future[bool]
-    """Set to whether the refusal concerns all items."""
+    """Its result is whether the refusal concerns all items."""
 
 
 class _Attribution:
     """Determines whether the items or the endpoint caused the final failures of a call.
 
-    A refusal because of key or model is held until a later request is answered: this shows that the item caused the
-    refusal. An answer to an earlier request shows nothing about the present key.
+    A refusal because of key or model is held until a request that was sent later is answered: this shows that the item
+    caused the refusal. An answer to a request that was sent earlier shows nothing about the present key.
 
-    While the call has no answers, its final failures are compared: with an unsupported parameter, every item fails.
-    `SEVERAL` equal failures end the call.
+    While the call has no answers, its final failures are compared, because an unsupported parameter makes every item
+    fail. `SEVERAL` failures with the same code end the call.
     """
 
     def __init__(self, *, answered: bool) -> None:
@@ -546,7 +546,7 @@ class _Attribution:
         self._answered = answered
         self._pages = 0
         self.ended: PromptmillError | None = None
-        """The error that ends the call: no request is sent after it."""
+        """The error that ends the call: no further request is sent."""
 
     def takes(self, decision: RetryDecision) -> bool:
         """Return whether a final failure must be held."""
@@ -557,7 +557,7 @@ class _Attribution:
     def is_ended_by(self, decision: RetryDecision) -> bool:
         """Count a retryable failure. Return whether it ends the call.
 
-        A single web page may come from a portal or proxy and be gone at the next request. `SEVERAL` pages without an
+        A single web page may come from a portal or proxy, and the next request may succeed. `SEVERAL` pages without an
         answer mean that the address is a web site.
         """
         if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
@@ -571,7 +571,7 @@ class _Attribution:
     def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
         """Hold a final failure of the request with `permit`. Return its verdict: whether it concerns all items."""
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
-        self._held = [one for one in self._held if not one.verdict.done()]  # drops cancelled failures
+        self._held = [one for one in self._held if not one.verdict.done()]  # drops failures of cancelled items
         self._held.append(held)
         if permit.endpoint_state.health.blocked:
             self.ended = permit.endpoint_state.health.blocked
@@ -584,7 +584,7 @@ class _Attribution:
         return held.verdict
 
     def answered(self, permit: Permit) -> None:
-        """Record that the request with `permit` was answered: items themselves caused some of the failures."""
+        """Record that the request with `permit` was answered, so some of the failures must concern only their items."""
         self._answered = True
         if not self._held:
             return

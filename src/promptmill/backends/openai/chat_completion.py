@@ -2,8 +2,7 @@
 
 `read_message`, `read_finish` and `details_of` read its fields. `GrowingMessage` collects the fields of a stream.
 
-Formats: platform.openai.com, chat completions, streaming; html.spec.whatwg.org, server-sent events; the providers' own
-reasoning fields.
+Formats: platform.openai.com (chat completions, streaming), html.spec.whatwg.org (server-sent events).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from promptmill.core.values import JsonDict, JsonObject
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
-# Fields that are left out: `Completion` has them, or they are equal in every answer.
+# Fields that `details_of` leaves out, because `Completion` has them or because they are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _NO_TEXT = frozenset({"role", "tool_calls"})
@@ -48,7 +47,7 @@ def read_message(message: JsonObject) -> tuple[str, str | None]:
 
 
 def _is_value(content: JsonDict | list[Any]) -> bool:
-    """Return whether a content is an object or a list instead of the text of the requested JSON (Workers AI)."""
+    """Return whether `content` is the requested JSON itself instead of its text (Workers AI)."""
     if isinstance(content, dict):
         return bool(content) and "type" not in content and not content.keys() <= set(_INNER)
     return bool(content) and all(isinstance(part, dict) and _is_value(part) for part in content)
@@ -59,7 +58,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def text_of(part: Any, depth: int = 0) -> str:
-    """Return the text of a part; `""` if it has a `type` but no text. Raises `TypeError` for any other value."""
+    """Return the text of a content part; `""` for a part with a `type` but no text. Raises `TypeError` for others."""
     if isinstance(part, str):
         return part
     if part is None:
@@ -132,10 +131,10 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
-# Words for a limit, even inside a longer reason such as `REASON_MAX_LEN` of xAI.
+# Words that report a limit, even inside a longer reason such as xAI's `REASON_MAX_LEN`.
 _CUT = re.compile(r"length|max_(?:\w{1,20}_)?(?:len|tokens?)\b|token_limit|truncat|context_window")
 _CALLS = _set_of("tool_calls tool_call tool_use function_call function_calls")
-# Any word for a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
+# Words that report a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
     r"|flagged|unsafe"
@@ -149,8 +148,8 @@ _BROKEN = re.compile(
 
 
 def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
-    """Return OpenAI's finish reason (the endpoint's own if OpenAI has no equal) and the ending. SGLang's reason may be
-    an object with a `type`.
+    """Return OpenAI's equivalent of a finish reason (or the reason itself if there is none), and how the answer ended.
+    SGLang's reason may be an object with a `type`.
 
     Sources: the providers' API references. Gateways pass on Gemini's and Cohere's own reasons unchanged.
     """
@@ -158,9 +157,9 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, ReplyEnd.WHOLE
-    # characters; searching a longer reason would block the event loop
+    # only 200 characters, because a search of a long reason would block the event loop
     reason = reason[:200]
-    word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # of Python
+    word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # a Python enum's
     if word in _STOP:
         return "stop", ReplyEnd.WHOLE
     if word in _LENGTH or _CUT.search(word):
@@ -177,7 +176,8 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
 def finish_of(choice: JsonObject) -> object:
     """Return the finish reason of a choice, or the model's own reason if only that reports a cut or a failure.
 
-    OpenRouter has it as `native_finish_reason`, gateways of Anthropic as `stop_reason`; vLLM has a stop string there.
+    OpenRouter has the model's own reason as `native_finish_reason`, gateways of Anthropic as `stop_reason`. vLLM's
+    `stop_reason` is a stop string.
     """
     native, stop = choice.get("native_finish_reason"), choice.get("stop_reason")
     own = native or (stop if read_finish(stop)[0] == "length" else None)
@@ -185,7 +185,7 @@ def finish_of(choice: JsonObject) -> object:
 
 
 def later_finish(reason: object, later: object) -> object:
-    """Return the finish reason after a later event. A later event revokes neither a cut nor a filter nor a failure.
+    """Return the finish reason after a later event, which cannot revoke a cut, a filter, or a failure.
 
     >>> later_finish("length", "stop"), later_finish("stop", "tool_calls"), later_finish("stop", None)
     ('length', 'tool_calls', 'stop')
@@ -194,15 +194,15 @@ def later_finish(reason: object, later: object) -> object:
 
 
 def loss_of(reason: object) -> int:
-    """Return the loss that a finish reason reports: 0: no loss; 1: the end of the answer; 2: the whole answer."""
+    """Return how much is lost according to a finish reason: 0: nothing; 1: the answer's end; 2: the whole answer."""
     finish, ending = read_finish(reason)
     return 2 if ending is not ReplyEnd.WHOLE else int(finish == "length")
 
 
 def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> JsonDict | None:
-    """Return the remaining fields of an answer's `body`, `choice` and `message`, for outputs in the Batch format.
+    """Return the fields of an answer that `Completion` does not have, for outputs in the Batch format.
 
-    Return None if there are none, or if their nesting is too deep for a file.
+    Return None if there are no such fields, or if they are nested too deeply for a file.
     """
     extras = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
     kept = {name: value for name, value in extras.items() if value}
@@ -217,10 +217,10 @@ def can_go_on(value: Any) -> bool:
     """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
     try:
         text = orjson.dumps(value)
-        # quick test: with at most 32 brackets, at most 32 levels, which is safe; the rest is measured exactly
+        # quick test: at most 32 brackets make at most 32 levels, which is our limit
         if text.count(b"{") + text.count(b"[") <= 32:
             return True
-        for _ in range(254 - 32):  # wrapped, so that orjson's limit of 254 levels equals ours
+        for _ in range(254 - 32):  # exact test: orjson takes 254 levels, and these lists leave 32 of them for `value`
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:
@@ -244,7 +244,7 @@ def is_stream(content_type: str, body: bytes) -> bool:
 
 
 def first_event(body: bytes) -> Any:
-    """Return the first event that is JSON, or None. Some servers send errors as a stream."""
+    """Return the data of the first event that is JSON, or None. Some servers send an error as a stream of events."""
     for _, data in events_in(body):
         try:
             return orjson.loads(data)
@@ -254,15 +254,15 @@ def first_event(body: bytes) -> Any:
 
 
 def is_end(data: bytes) -> bool:
-    """Return whether the data of an event mark the end of the stream. Some servers put quotes or spaces around it."""
+    """Return whether an event's data are a stream's end mark. Some servers put quotes or spaces around the mark."""
     return data.strip(b" \t\"'").lower() == _END
 
 
 def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the name and the data of each event; an event's data lines are joined by a line break.
 
-    An object or end mark after a whole object is a separate event, even without an empty line between them. A field
-    `error` (older llama-server) is an event with this name.
+    An object, or the end mark, that follows a complete object is a separate event, even without an empty line between
+    them. A line with the field `error` (older llama-server) is an event named `error`.
     """
     name, lines = b"", list[bytes]()
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
@@ -290,7 +290,7 @@ def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 _OLDER = -1
-"""The index of a call in the older form, which some gateways send in addition to the call in the newer form."""
+"""The index of a call in the older form (`function_call`), which some gateways send in addition to the newer form."""
 
 
 class UnreadableEventError(ValueError):
@@ -312,9 +312,9 @@ class GrowingMessage:
     def add(self, delta: JsonDict) -> None:
         """Add the next pieces. Raises `TypeError` if the content is not text.
 
-        Instead, a delta may have: `message`, which is like a delta, or repeats all deltas; `start`, the beginning of
-        texts that the next pieces may repeat; `again`, the name of a text that the next pieces may repeat from its
-        beginning; `hidden`, the number of an item whose pieces are not added.
+        Instead of pieces, a delta may have one of these fields: `message`, a whole message, which may repeat earlier
+        deltas; `start`, the beginnings of texts, which the next pieces may repeat; `again`, the name of a text that
+        the next pieces may repeat from its beginning; `hidden`, the number of an item whose pieces are not added.
         """
         if "message" in delta:
             self._add_message(delta["message"])
@@ -333,7 +333,7 @@ class GrowingMessage:
                 self._has_deltas = bool(self._calls) or any(map(any, self._texts.values()))
 
     def _add_message(self, message: JsonDict) -> None:
-        """Add a whole message. It replaces a text or calls whose deltas are incomplete."""
+        """Add a whole message. Its text and its calls replace those of earlier deltas if these were incomplete."""
         calls = message.get("tool_calls")
         if isinstance(calls, list) and len(calls) > sum(map(len, self._calls.values())):
             self._calls.clear()
@@ -365,7 +365,7 @@ class GrowingMessage:
             elif name == "tool_calls":
                 for piece in value or ():
                     self._add_call(piece)
-            elif name == "function_call" and isinstance(value, dict):  # the older form of a call
+            elif name == "function_call" and isinstance(value, dict):  # a call in the older form
                 self._add_call({"index": _OLDER, "function": value})
             elif name in {"reasoning_details", "annotations"} and isinstance(value, list):
                 self._details.setdefault(name, []).extend(value)
@@ -406,7 +406,7 @@ class GrowingMessage:
 
 
 def distinct(calls: list[JsonDict]) -> list[JsonDict]:
-    """Return tool calls, with repeated ids changed: results are matched by id. Numbers become texts.
+    """Return tool calls with distinct ids, because results are matched by id. Ids that are numbers become texts.
 
     >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": 1}, {"id": ""}, {"id": " "}])]
     ['a', 'a-3', 'a-2', '1', '', '']
@@ -437,8 +437,8 @@ def continued(start: str, pieces: str) -> str:
     return pieces if pieces.startswith(start) else start + pieces
 
 
-# Parse arguments of at most this length with each piece that may begin another call: 64 KiB in pieces of 20 bytes take
-# 0.2 s.
+# The longest arguments that are parsed again at each piece that may begin another call. For 64 KiB in pieces of 20
+# bytes, this takes 0.2 s.
 _LONGEST_COMPARED = 64 * 1024
 
 
@@ -457,8 +457,8 @@ class _Call:
     def is_followed_by(self, piece: JsonDict) -> bool:
         """Return whether `piece` begins another call. Parallel calls may all have the index 0, or no index.
 
-        It does if it has another id and a name; or if it has a name but no id, and follows complete arguments. If there
-        are no arguments so far, it also needs another name.
+        A piece with a name begins another call if its id differs, or if it has no id and this call's arguments are
+        complete. While this call has no arguments, the piece's name must differ, too.
         """
         function = _function_in(piece)
         name, identity = function.get("name"), self._fields.get("id")
@@ -474,7 +474,7 @@ class _Call:
 
     @property
     def _is_whole(self) -> bool:
-        """Whether the arguments are a complete object. Long arguments are not parsed with each piece."""
+        """Whether the arguments are a complete object. Long arguments are never parsed, and count as incomplete."""
         if self._length > _LONGEST_COMPARED:
             return False
         try:
@@ -491,10 +491,10 @@ class _Call:
         name, arguments = function.get("name") or "", function.get("input" if self._is_custom else "arguments") or ""
         if not isinstance(name, str) or not isinstance(arguments, str):
             raise TypeError
-        repeats = bool(name) and name == self._name  # some servers repeat the name with each piece, …
+        repeats = bool(name) and name == self._name  # some servers repeat the name with each piece
         if repeats and len(arguments) == self._length and self._is_whole and arguments == "".join(self._arguments):
-            return  # … or the whole call at the end
-        if name and not repeats:  # some send the name so far with each piece
+            return  # some servers repeat the whole call at the end
+        if name and not repeats:  # with each piece, some servers send as much of the name as they have so far
             self._name = name if name.startswith(self._name) else self._name + name
             if len(self._name) > LONGEST_CALLED:
                 raise UnreadableEventError(
@@ -519,8 +519,8 @@ def _function_in(piece: JsonDict) -> JsonDict:
     return piece
 
 
-# Showing takes at most one eleventh of the time. A short answer is shown in microseconds, so with nearly every
-# piece; an answer of a megabyte takes milliseconds, and is shown some times per second.
+# After each showing, the preview rests ten times as long as the showing took. A short answer, which takes microseconds,
+# is shown with nearly every piece; an answer of a megabyte takes milliseconds, and is shown a few times per second.
 _REST_PER_SHOWING = 10
 
 
@@ -542,8 +542,8 @@ class StreamPreview:
         later: Callable[[float, Callable[[], None]], asyncio.TimerHandle | None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`show` gets the answer so far. `delta_in` returns what an event adds. `inline`: keep reasoning in the
-        text. `later` calls a function after some seconds."""
+        """`show` is called with the answer so far. `delta_in` returns an event's delta. `inline`: keep reasoning in
+        the text. `later` schedules a call of a function in the given number of seconds."""
         self._show, self._inline, self._delta_in = show, inline, delta_in
         self._later, self._clock = later, clock
         self._line: list[bytes] = []
@@ -554,7 +554,7 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         end = piece.rfind(b"\n")
-        if end < 0:  # joined only when the line ends: otherwise, each piece would copy the line again
+        if end < 0:  # pieces are joined only when the line ends: otherwise, each piece would copy the line again
             self._line.append(piece)
             return
         lines = b"".join((*self._line, piece[:end])).split(b"\n")

@@ -1,8 +1,8 @@
 """Reads the web pages that an answer cites, and removes the marks of citations from its text.
 
-A reply names pages in one of three ways, of which the first that it uses counts: `search_results`, a list to which
-numbers in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI's chat
-completions, and dialects that convert citations to these); `citations`, a list of all read pages (xAI, gateways).
+A reply may name pages in three fields. Only the first that names any is read: `search_results`, a list to which numbers
+in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI, and dialects
+that convert their citations to this format); `citations`, a list of all pages that were read (xAI, gateways).
 
 Formats: the types of openai 3.57.0 and perplexityai; docs.x.ai/developers/tools/citations.
 """
@@ -20,25 +20,25 @@ from promptmill.core.sources import ValueSource
 from promptmill.core.values import JsonDict, JsonObject
 
 LISTS = frozenset({"search_results", "citations"})
-"""The fields of a reply with lists of pages."""
+"""The fields of a reply that list pages."""
 SEARCHING = frozenset({"openai", "anthropic", "google", "perplexity"})
-"""The providers whose replies name only pages of their own search. Others pass on pages from a server behind them."""
+"""The providers whose replies name only pages of their own search. Others may name pages that another server found."""
 # OpenAI's models mark a citation by private characters (lidge-jun/opencodex#3150): U+E200 "cite" U+E202 "turn0search0"
-# U+E201. Without these characters "citeturn0search0" is left. Assistants and gpt-oss write 【4:0†source】.
+# U+E201. If these characters are lost, "citeturn0search0" remains. Assistants and gpt-oss write 【4:0†source】.
 _MARK = re.compile(
     r"[ \t]?(?:\ue200[a-z_]{1,20}(?:\ue202[^\ue200-\ue202]{0,200})*\ue201"
     r"|(?<![\w`])cite(?:turn\d{1,3}[a-z]{3,10}\d{1,3})+(?![\w`])"
     r"|【\d{1,3}(?::\d{1,3})?†[^【】\n]{0,80}】)"
 )
-# OpenAI adds it to the cited URLs, also in the text.
+# OpenAI adds this parameter to the URLs of citations, and to the same URLs in the text.
 _TRACKED = re.compile(r"(\?)utm_source=openai&|[?&]utm_source=openai(?![\w.%&-])|&utm_source=openai(?=&)")
-# numbers such as [1], [1, 3], [2-4] or [ref_1]; or code, in which numbers are no citations
+# matches numbers such as [1], [1, 3], [2-4] or [ref_1], and whole code blocks, because numbers in code are no citations
 _NUMBERS = re.compile(
     r"(?s)(```|~~~).*?(?:\1|\Z)|`[^`\n]*`"
     r"|(?P<before>[ \t]?(?<!\[)[\[【](?:ref_)?)(?P<numbers>\d{1,3}(?:\s?[,;\u2013-]\s?\d{1,3}){0,9})"
     r"(?P<behind>[\]】])(?![(\]])"
 )
-_WIDEST = 10  # numbers; a wider range is no citation, and slow to expand
+_WIDEST = 10  # the most numbers in a range; a wider range is no citation, and slow to expand
 _RANGE = re.compile(r"(\d+)(?:\s?[\u2013-]\s?(\d+))?")
 _ID = re.compile(r"\[?(?:ref_)?(\d{1,9})\]?")
 _WEB = re.compile(r"(?i)https?://[^\s\x00-\x1f]+")
@@ -79,8 +79,8 @@ class Citations(NamedTuple):
     def renumbered(self, text: str) -> str:
         """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations.
 
-        A number refers to the page to which the reply gives it; without such numbers, to the page at this position. It
-        is removed if its page is not on the web, or if it has no page but would now refer to a source.
+        A number refers to the page with this number in the reply; if the reply does not number its pages, to the page
+        at this position. It is removed if its page is not on the web, or if it has no page but is a source's number.
         """
         if not self.has_numbers:
             return text
@@ -100,7 +100,7 @@ class Citations(NamedTuple):
         return text
 
     def unmarked(self, text: str, *, is_openai: bool) -> str:
-        """Return the text without OpenAI's marks: marks of citations, if the reply is OpenAI's, and in cited URLs."""
+        """Return the text without OpenAI's marks, if the reply is OpenAI's or cites URLs that OpenAI has marked."""
         tracked = {page.url[: match.start()] for page in self.pages if (match := _TRACKED.search(page.url))}
         return without_marks(text, tracked) if tracked or (is_openai and self.pages) else text
 
@@ -132,7 +132,7 @@ def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
 
 
 def without_marks(text: str, tracked: Set[str] = frozenset()) -> str:
-    """Return the text of an answer without marks of citations, also in URLs that begin with one of `tracked`.
+    """Return an answer's text without marks of citations, and without OpenAI's parameter behind the URLs `tracked`.
 
     >>> without_marks("Open (http://a.org/?utm_source=openai). \\ue200cite\\ue202turn0search0\\ue201", {"http://a.org/"})
     'Open (http://a.org/).'
@@ -164,7 +164,7 @@ def _cited(annotations: Any) -> list[_Page]:
 
 
 def _pages(listed: Any) -> list[_Page]:
-    """Return the pages of a list. Numbers in the text also refer to pages that are not on the web."""
+    """Return all pages of a list: numbers in the text may also refer to pages that are not on the web."""
     return [
         _page(page if isinstance(page, Mapping) else {"url": page})
         for page in (listed if isinstance(listed, list) else ())

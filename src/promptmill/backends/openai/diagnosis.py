@@ -35,7 +35,7 @@ _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# The smallest limit that every API accepts: the Responses API takes no smaller one, and Anthropic's thoughts need more.
+# The smallest `max_tokens` that the Responses API accepts. Anthropic's reasoning needs more, so it is not requested.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))
@@ -43,7 +43,7 @@ _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
 async def diagnose(config: ModelConfig, report: Callable[[CheckStage], None], limit_s: float = _IN_ALL_S) -> None:
-    """Test each endpoint of `config`, within `limit_s` in total.
+    """Test each endpoint of `config`, within `limit_s` seconds in total.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -82,7 +82,7 @@ class _Stages:
 
 
 class _Trial:
-    """The test of one endpoint, stage by stage, up to the first failing stage."""
+    """Tests one endpoint stage by stage, and stops at the first stage that fails."""
 
     def __init__(self, config: ModelConfig, endpoint: Endpoint, pool: Pool, stage: _Stages) -> None:
         self._config, self._endpoint, self._pool, self._stage = config, endpoint, pool, stage
@@ -240,7 +240,7 @@ class _Trial:
         stage.ok(f"one decision{named} in {seconds:.2f} s")
 
     async def _with_hint(self, error: PromptmillError, decision: failures.RetryDecision, model: str) -> PromptmillError:
-        """Return the error of a request with a hint that uses the results of earlier stages."""
+        """Return the error of the trial request with a hint, which uses the results of earlier stages."""
         if self._url.scheme == "http" and await self._port_speaks_tls(error):
             return failures.tls_port(self._endpoint)
         if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:

@@ -48,7 +48,7 @@ async def connected(config: ModelConfig) -> AsyncIterator[Pool]:
 async def with_model(config: ModelConfig) -> ModelConfig:
     """Return `config` with the endpoint's model if the configuration names no model.
 
-    Raises `PromptmillError` with the list of models if the endpoint has several, or with the reason for a missing list.
+    Raises `PromptmillError` with the list of models if there are several, or with the reason why there is no list.
     """
     first = endpoints(config)[0]
     async with connected(config) as pool:
@@ -69,7 +69,7 @@ async def with_model(config: ModelConfig) -> ModelConfig:
 
 
 async def models_at(config: ModelConfig) -> list[str]:
-    """Return the names of the models at the first endpoint, loaded models first; `[]` without a list."""
+    """Return the names of the models at the first endpoint, loaded models first; `[]` if it lists no models."""
     first = endpoints(config)[0]
     try:
         async with connected(config) as pool:
@@ -103,7 +103,7 @@ def _naming(config: ModelConfig, model: str, why: str) -> ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A candidate endpoint. `values` are the settings for its `openai` block."""
+    """A candidate endpoint. `values`: the settings that name it in the block `openai` of the configuration."""
 
     name: str
     values: JsonObject
@@ -116,10 +116,10 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> AutoChoice:
-    """Return the first working endpoint (empty if none works), and the reasons against earlier candidates.
+    """Return the first working endpoint (no settings if none works), and the reasons against earlier candidates.
 
-    The order: the configuration's endpoint; servers at their usual addresses on this machine; providers whose key is
-    set and that have the named model.
+    Candidates are tried in this order: the configuration's endpoint; servers at their usual addresses on this machine;
+    providers whose key is set and that have the named model.
     """
     block = configuration.config.settings.backend_configs.openai
     against: list[str] = []
@@ -142,7 +142,7 @@ async def choose(
 
 
 async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Return the address of an answering server on this machine, and a provider with a key; `""` if there is none."""
+    """Return the address of a server that answers on this machine, and a provider with a key; each may be `""`."""
     servers = _local(configuration, environ, PROFILES)
     async with connected(configuration.config) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
@@ -214,7 +214,7 @@ def _providers(
         )
         for profile in profiles
         if profile.site.public and profile.site.base_url and environ.get(profile.site.key_env, "").strip()
-        if profile.decisions is None  # a row of deciding models answers no prompts
+        if profile.decisions is None  # a provider of deciding models answers no prompts
     ]
 
 
@@ -306,7 +306,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 
 
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
-    """Return the models of one of the operator's own servers, with the context and state that the server reports."""
+    """Return the models of an operator's own server, with their context lengths and states as the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # no LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
@@ -362,7 +362,7 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 def _entries(payload: Any) -> list[JsonObject] | None:
     """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together.
 
-    An entry may be only the name. Load balancers list a model once for each of its replicas.
+    An entry may be only a name. A model that a load balancer lists once for each replica is returned once.
     """
     entries = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
     if not isinstance(entries, list):

@@ -1,4 +1,4 @@
-"""URL, key and provider profile of an endpoint, and the rule for the key that it gets."""
+"""The URL, key and provider profile of each endpoint, and the rules that decide which key an endpoint gets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Headers that only the operator may set: several servers may share an address, but the key belongs to one of them.
+# Headers that only the operator may set, because they may select another server at an address than the key's server.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
@@ -62,12 +62,12 @@ _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
 _LIST = "/models"  # every API lists its models there, so this path shows no dialect
 _ANY_PATH = "|".join(sorted({dialect.PATH for dialect in DIALECTS.values()}))
 _REQUESTS = re.compile(f"({_ANY_PATH})$")
-_WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # other ends may be the name of a gateway
-_COHERES_LAYER = re.compile("/compatibility/v1$")  # for OpenAI's clients: it has chats and vectors of texts alone
+_WRITTEN_REQUESTS = re.compile(rf"(?<=/v\d)({_ANY_PATH})$|{COMPLETIONS}$")  # other endings may be names of gateways
+_COHERES_LAYER = re.compile("/compatibility/v1$")  # Cohere's API for OpenAI's clients has only chats and text vectors
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
 _OF_OPENAI = frozenset({"openai", "responses"})
-"""The dialects that OpenAI made. Their servers may constrain an answer by a schema without showing it to the model."""
+"""OpenAI's dialects. Their servers may constrain an answer by a schema without showing the schema to the model."""
 # The placeholder of a renewed key in the headers of an endpoint.
 _KEY = "{api_key_command}"
 _ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
@@ -105,7 +105,7 @@ class Endpoint:
     def with_key(self, key: str) -> Endpoint:
         """Return the endpoint with the renewed key `key` in its headers.
 
-        Azure and Google take a token of their accounts only as a bearer token, not in the place of an API key.
+        Azure and Google take a token of their accounts only as a bearer token, not in the header for an API key.
         """
         headers = {name: value.replace(_KEY, key) for name, value in self.headers.items()}
         if _ACCOUNT_TOKEN.match(key):
@@ -141,7 +141,7 @@ def _needs_renewed(endpoint: Endpoint) -> bool:
 
 
 def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
-    """Return the provider and the dialect at each address of the settings. Raises as `endpoints` does."""
+    """Return the provider and the dialect at each address of the settings. Raises the same errors as `endpoints`."""
     found: set[tuple[str, str]] = set()
     for given in _required_urls(settings):
         url = parsed(given)
@@ -152,8 +152,8 @@ def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
 
 
 def decisions(settings: OpenAISettings) -> DecisionLimits | None:
-    """Return the limits of a request if the models at the addresses decide (of several limits, the smallest); None if
-    the models write. Raises as `endpoints` does, and if some models decide and others write."""
+    """Return the limits of a request (the smallest of all addresses) if the models decide; None if the models write.
+    Raises the same errors as `endpoints`, and `invalid_config` if some models decide and others write."""
     limits: list[DecisionLimits] = []
     for name, api in (found := apis(settings)):
         if isinstance(dialect := DIALECTS[api], Deciding):
@@ -166,12 +166,12 @@ def decisions(settings: OpenAISettings) -> DecisionLimits | None:
 
 
 def files_taken(settings: OpenAISettings) -> FilesTaken:
-    """Return the limits of the files that the endpoints are known to take. Raises as `endpoints` does."""
+    """Return the limits of the files that the endpoints are known to take. Raises the same errors as `endpoints`."""
     return file_limits_of([(profile_named(name), dialect) for name, dialect in apis(settings)], settings.files)
 
 
 def shows_forms(settings: OpenAISettings) -> bool:
-    """Return whether models at all addresses of the settings see the form of their answer. Raises as `endpoints`."""
+    """Return whether models at all addresses see the form of their answer. Raises the same errors as `endpoints`."""
     return all(api not in _OF_OPENAI or profile_named(name).json.is_shown for name, api in apis(settings))
 
 
@@ -199,12 +199,12 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
 
 
 def addresses(settings: OpenAISettings) -> list[SplitResult]:
-    """Return the addresses in the settings, perhaps none. Raises as `endpoints` does."""
+    """Return the addresses in the settings, perhaps none. Raises the same errors as `endpoints`."""
     return list(map(parsed, _urls(settings)))
 
 
 def _urls(settings: OpenAISettings) -> list[str]:
-    """Return the URLs of the settings: `base_url`, or else the address in `provider`'s profile."""
+    """Return the URLs of the settings: `base_url`, or, if it is empty, the address in the provider's profile."""
     if settings.base_url or settings.provider is None:
         return settings.base_url
     base_url = _named_profile(settings.provider).site.base_url
@@ -229,7 +229,7 @@ def _dialect_of(path: str, settings: OpenAISettings, profile: ProviderProfile) -
             if isinstance(dialect, Deciding):
                 raise _no_dialect(path)
             return name
-    if path.endswith("/anthropic/v1"):  # Bedrock's and other gateways' base of Claude's own API
+    if path.endswith("/anthropic/v1"):  # the base URL of Claude's own API at Bedrock and other gateways
         return "anthropic"
     if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
         return "openai"
@@ -244,7 +244,7 @@ def _known_dialect(name: str) -> str:
 
 
 def _no_dialect(path: str) -> PromptmillError:
-    """Return the error for a URL of decisions without a dialect: several APIs share its path."""
+    """Return the error for a missing dialect, if several APIs for decisions share the URL's path."""
     names = [name for name, dialect in DIALECTS.items() if isinstance(dialect, Deciding)]
     shown = path[path.rindex("/") :]
     said = f"is missing: several APIs share the path {shown}, so say which one it is: {', '.join(names)}."
@@ -289,7 +289,7 @@ def _endpoint(
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
     of_client = {}
-    if config.trust_client or "api_key" not in config.from_call:  # otherwise, the account is the caller's
+    if config.trust_client or "api_key" not in config.from_call:  # otherwise, the key belongs to the caller's account
         of_client = _of_openais_client(environ, host_profile, has_key=bool(key), named=named, dialect=name)
     headers = _over(
         _over(_headers(url, key, profile, name), of_client),
@@ -310,8 +310,8 @@ def _of_openais_client(
 ) -> dict[str, str]:
     """Return the headers that OpenAI's client reads from the environment, if they may be meant for this endpoint.
 
-    Organization and project go to OpenAI, together with a key. Custom headers go to OpenAI, too, and to an endpoint of
-    the operator that speaks OpenAI's API and belongs to no other provider, such as a gateway.
+    The headers for organization and project are sent only to OpenAI, together with a key. Custom headers are also sent
+    to an endpoint that the operator named, if it speaks OpenAI's API and belongs to no provider, such as a gateway.
     """
     account = host_profile.site.header_env
     headers = {
@@ -362,13 +362,13 @@ def _key_of(
 
 
 def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str) -> dict[str, str]:
-    """Return the headers of each request, without those of the user. `key` may be empty."""
+    """Return the headers of each request, without the headers that the user configured. `key` may be empty."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     is_azure = (url.hostname or "").endswith(".openai.azure.com")
     if key and is_azure:
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
-        headers |= {"Authorization": f"Bearer {key}"}  # both: gateways may check either header
+        headers |= {"Authorization": f"Bearer {key}"}  # an additional header, because gateways may check either
     if not (is_azure and dialect in _OF_OPENAI):
         headers |= DIALECTS[dialect].headers(key)
     return headers
@@ -415,7 +415,7 @@ def _name(name: str, *, of_call: bool = False, source: str = f"{_BLOCK}.headers"
 
 
 def _over(headers: Mapping[str, str], own: Mapping[str, str], *, source: str = f"{_BLOCK}.headers") -> dict[str, str]:
-    """Return `headers` with `own` added or replacing. Names are case-insensitive."""
+    """Return `headers` updated with `own`. Header names are case-insensitive."""
     names = {name.lower() for name in own}
     if len(names) < len(own):
         raise config_error(source, "contains the same name twice; header names are case-insensitive.")
@@ -436,15 +436,15 @@ def _origin(url: SplitResult) -> str:
 
 
 def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
-    """Return the media types that all endpoints support; None: all types that models read."""
+    """Return the media types that all endpoints support; None if the types are not limited."""
     known = [types for endpoint in endpoints if (types := endpoint.profile.images.types) is not None]
     return frozenset.intersection(*known) if known else None
 
 
 def file_limits_of(places: Iterable[tuple[ProviderProfile, str]], own: Collection[FileKind]) -> FilesTaken:
-    """Return the limits of files that all endpoints with these profiles and dialects are known to take.
+    """Return the limits of the kinds of files that all endpoints with these profiles and dialects are known to take.
 
-    `own`: the kinds that they take according to the configuration.
+    `own`: the kinds that the endpoints take according to the configuration.
     """
     taken = [
         {
@@ -494,7 +494,7 @@ def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[s
     blocks += [model.openai for model in own.models.values() if model.openai is not None]
     named: set[str] = set()
     for block in blocks:
-        with contextlib.suppress(PromptmillError):  # an unusable model in the configuration file
+        with contextlib.suppress(PromptmillError):  # ignores a model of the configuration file with an invalid URL
             named.update(map(_origin, addresses(block)))
     is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & config.from_call)
     return [
@@ -583,7 +583,7 @@ def _straightened(url: str) -> str:
     """Return `url` without common mistakes: copied quotes and spaces, a mistyped or doubled scheme."""
     url = "".join(url.strip(_AROUND).split())
     url = re.sub(r"https?://(?=https?(?::/|//))", "", url, count=1)
-    if not re.match(r"https?:\d+(/|$)", url):  # a host called http
+    if not re.match(r"https?:\d+(/|$)", url):  # not for a host called http, with a port
         url = _SCHEME.sub(lambda match: f"{match[1].lower()}://", url, count=1)
     name, colon, rest = url.partition("://")
     if colon and name.lower() not in {"http", "https"}:

@@ -1,7 +1,7 @@
 """Reads error bodies in any provider's format: the message, its words and codes, and the cause that they indicate.
 
-`read_error` extracts message, words and codes; `CODES` and `WORDS` map them to a `Cause`. A provider's own codes and
-phrases, in its profile, take precedence. Evidence: tests/backends/openai/evidence.jsonl has each body with its source.
+`read_error` extracts message, words and codes; `CODES` and `WORDS` map them to a `Cause`. The codes and phrases in a
+provider's profile take precedence. Evidence: tests/backends/openai/evidence.jsonl has each body with its source.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_typ
 _NUMBERED = ("code", "status_code", "http_code", "status", "statusCode", "error_code")
 # Fields that are skipped because they quote the request, whose prompt may contain any words.
 _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "links", "url", "prompt", "messages"})
-# Long quotations, such as pydantic's of its input, are skipped too: they are not the provider's words.
+# Long quotations are skipped, too, because they are not the provider's words: pydantic, for example, quotes its input.
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
@@ -49,7 +49,7 @@ class ErrorBody:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status in the body, if it differs from the response's status."""
+        """The HTTP status that the body contains, or None. It may differ from the status of the response."""
         for name in _NUMBERED:
             if 400 <= (number := self.numbers.get(name, 0)) < 600:
                 return number
@@ -88,13 +88,13 @@ def read_error(payload: Any) -> ErrorBody:
 def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     """Return `value` with JSON inside strings parsed, because gateways quote responses of other servers.
 
-    `left`: counts down the values that may still be visited.
+    `left`: a list with one number, which counts down the values that may still be visited.
     """
     left[0] -= 1
     if depth > 6 or left[0] < 0:
         return value
     if isinstance(value, str):
-        # the longest string that is parsed as JSON
+        # a longer string is shortened before it is parsed as JSON
         value = value[: 64 * 1024]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
@@ -111,7 +111,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
 
 
 def fields_of(payload: Any) -> Iterator[tuple[str, object]]:
-    """Yield all values except quotations with the names of their fields, outer fields first, up to a limit."""
+    """Yield field names and values, outer fields first, up to a limit. Fields that quote the request are left out."""
     level: list[tuple[str, object]] = [("", payload)]
     left = MOST_LEAVES
     while level and left > 0:
@@ -183,7 +183,7 @@ class Cause(Enum):
     INPUT = auto()
     """Another mistake in the request."""
     KEY = auto()
-    """The key, or the permissions of the key."""
+    """The key is refused, or lacks a permission."""
     MODEL = auto()
     """The model, deployment or path does not exist."""
     QUOTA = auto()
@@ -341,7 +341,7 @@ PER_DAY = re.compile(
 )
 NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
-# With a 5xx status, these words still refer to the request. All other words then describe a failure of the server.
+# Even with a 5xx status, these words refer to the request. All other words then describe a failure of the server.
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"

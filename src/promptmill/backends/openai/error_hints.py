@@ -1,6 +1,6 @@
-"""The user's next step after an error response, as rows of statuses and words. The first matching row is used.
+"""Hints on the user's next step after an error response. The first row of `HINTS` that matches the response is used.
 
-The words are the providers' own, in lower case. Gateways pass them on, so each row applies to all endpoints.
+A row's words are the providers' own, in lower case. Gateways pass them on, so each row applies to all endpoints.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ HINTS = (
         "The server cannot turn this schema into a grammar: use fewer and simpler fields, or ask without a schema.",
     ),
     Hint(
-        _REFUSED,  # Anthropic's words, Google's
+        _REFUSED,  # the words of Anthropic and Google
         re.compile(r"compiled grammar is too large|too many states for serving"),
         "The provider cannot enforce so large a schema: use fewer fields and values, or split the question.",
     ),
@@ -99,12 +99,12 @@ HINTS = (
         READS_IMAGES,
     ),
     Hint(
-        _REFUSED,  # LM Studio's, Ollama's words
+        _REFUSED,  # the words of LM Studio and Ollama
         re.compile(r"must be a base64 encoded image|invalid image input"),
         "If the image is on the web, set `fetch_images: true`, or send a local file: the endpoint fetches none.",
     ),
     Hint(
-        _REFUSED,  # OpenAI's; vLLM's own, and aiohttp's inside it
+        _REFUSED,  # the words of OpenAI and vLLM, and those of aiohttp, which vLLM uses
         re.compile(
             r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
             r"|\b\d{3}, message='[^']*', url="
@@ -112,12 +112,12 @@ HINTS = (
         "The endpoint could not download the image: correct its URL, or send a local file.",
     ),
     Hint(
-        _BROKEN,  # vLLM's `EngineDeadError`, and its replies to later requests
+        _BROKEN,  # the words of vLLM's `EngineDeadError`, and of vLLM's replies to later requests
         re.compile(r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"),
         "vLLM's engine has stopped; the server's own log states the reason. Restart the server.",
     ),
     Hint(
-        _BROKEN,  # Ollama's words, PyTorch's, llama.cpp's
+        _BROKEN,  # the words of Ollama, PyTorch and llama.cpp
         re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory"),
         "The server's machine lacks memory for this model: use a smaller model, or free memory there.",
     ),

@@ -1,6 +1,6 @@
-"""Requests of a call whose replies arrive hours later by a batch, instead of by HTTP requests.
+"""Answers the requests of a call whose replies arrive hours later, from a batch.
 
-Bodies are the same as in live requests, and replies are read in the same way.
+The bodies of requests are the same as in live requests, and replies are read in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IN_FLIGHT = 64  # max bodies at a time: images are read while other bodies are 
 
 
 class ExchangedAnswers(FixedShare):
-    """The share of one call. It writes each request's body, and reads the reply that the call's `exchange` returns."""
+    """Answers the requests of one call: writes each request's body, and reads the reply that `exchange` returns."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ExchangedAnswers(FixedShare):
         try:
             reply = await self._exchange(request, self._body)
         except PromptmillError as error:
-            if error.code is Code.STORAGE:  # an error of the job's folder, which every request needs
+            if error.code is Code.STORAGE:  # the job's folder, which every request needs, is not usable
                 raise
             return Failure(error, request.attempts)
         if isinstance(reply, Failure):

@@ -1,10 +1,10 @@
-"""Failed attempts: the decision on each attempt, and the exceptions of transports that lead to decisions.
+"""Decides what follows a failed attempt, and defines the exceptions of transports.
 
-A `RetryDecision` states the scope of a failure and the time of the next attempt; the loop in `backend` waits and
+A `RetryDecision` states the scope of a failure and the wait before the next attempt; the loop in `backend` waits and
 retries. `classify_exception` makes a decision from an exception, `refusals` from an error response.
 
-Both transports raise `TransportError` for an attempt without a complete response. Exceptions of the system
-(`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may pass unchanged.
+Both transports raise `TransportError` for an attempt without a complete response. They may also raise exceptions of the
+operating system (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) unchanged.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class FailureKind(Enum):
     ITEM = auto()
     """It affects only this item, and is final."""
     TRANSIENT = auto()
-    """It affects only this attempt: retry, counted against `retries`."""
+    """It affects only this attempt, which is retried and counts against `retries`."""
     LOAD = auto()
-    """The endpoint is busy (429): put the item back, lower the limit."""
+    """The endpoint is busy (429): the item is put back, and the limit is lowered."""
     LOST = auto()
     """The endpoint may be down (lost or refused connection, 503)."""
     ENDPOINT = auto()
-    """The failure concerns the key, the account, the model or the host: all items, if others are refused, too."""
+    """It concerns the key, the account, the model or the host, and affects all items if others are refused, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class RetryDecision:
     """The consequences of a failed attempt.
 
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
-    next attempt needs a new connection but no wait. `usage`: the usage of an unusable answer; `tier`: its service tier.
-    `status`: the HTTP status, or the status in the body, or 0. `unmetered`: the request was sent and may be
-    billed, but no usage was reported. `is_cut`: the connection ended within the response. `reasoning`, `part`,
-    `probabilities`: see `Failure`.
+    next attempt needs a new connection but no wait. `usage`, `tier`: the usage and the service tier of an unusable
+    answer. `status`: the HTTP status of an error, from the response or its body, or 0. `unmetered`: the request was
+    sent and may be billed, but no usage was reported. `is_cut`: the connection ended within the response. `reasoning`,
+    `part`, `probabilities`: see `Failure`.
     """
 
     kind: FailureKind
@@ -85,7 +85,7 @@ class RetryDecision:
 
     @property
     def is_loss(self) -> bool:
-        """Whether the endpoint accepted the request and was lost, or answered 503. The request may be the cause."""
+        """Whether an accepted connection was lost, or the endpoint answered 503. The request may be the cause."""
         return self.kind is FailureKind.LOST and self.error.code not in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
 
     @property
@@ -103,12 +103,12 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 
 
 def longest_wait_s(settings: OpenAISettings) -> float:
-    """Return the longest honoured wait. An endpoint that requests a longer wait is no longer used."""
+    """Return the longest wait that an endpoint may request. An endpoint that requests more is no longer used."""
     return 10 * settings.max_delay
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision on an attempt that ended with `exc`. (Its frames may hold large bodies.)"""
+    """Return the decision on an attempt that ended with `exc`. Drops `exc`'s frames, which may hold large bodies."""
     without_frames(exc)
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision
@@ -165,14 +165,14 @@ class CutError(TransportError):
 
 
 class ConnectTimeoutError(TransportError):
-    """The connection was not established in time. The text states the limit."""
+    """The connection was not established in time. The exception's text states the limit."""
 
     code = Code.TIMEOUT
     was_sent = False
 
 
 class SilenceTimeoutError(TransportError):
-    """No data was received for the time that the text states."""
+    """No data was received for the time that the exception's text states."""
 
     code = Code.TIMEOUT
 
@@ -191,14 +191,14 @@ class UnreachableError(TransportError):
 
 
 class ProxyError(TransportError):
-    """The proxy, which the text names, accepted no connection or refused to open one to the endpoint."""
+    """The proxy in the exception's text accepted no connection, or refused to open a connection to the endpoint."""
 
     code = Code.UNREACHABLE
     was_sent = False
 
 
 class PrivateAddressError(TransportError):
-    """The host in the text has a private address, but only public addresses are permitted."""
+    """The host in the exception's text has a private address, but only public addresses are permitted."""
 
     code = Code.UNSUPPORTED
     was_sent = False

@@ -10,7 +10,7 @@ from dataclasses import replace
 from promptmill.backends.openai.sender import Billed, Item
 from promptmill.backends.protocol import Completion, Outcome, billed
 
-# A request is late after twice the time in which this share of the newest requests got an answer.
+# A request is late after `_STRAGGLER` times the time in which the share `_PERCENTILE` of recent requests was answered.
 _STRAGGLER = 2
 _PERCENTILE = 0.95
 _KEPT_TIMES = 200
@@ -19,7 +19,7 @@ _TWIN_SHARE = 0.05
 
 
 class Hedge:
-    """Wraps the function `answer`, which brings an item of one call to its outcome."""
+    """Wraps the function `answer`, which returns the outcome of an item of one call."""
 
     def __init__(self, answer: Callable[[Item], Awaitable[Outcome]]) -> None:
         self._answer = answer
@@ -27,7 +27,7 @@ class Hedge:
         self._sent = self._twins = 0
 
     async def answer(self, item: Item) -> Outcome:
-        """Return the first answer to `item` or its copy; without an answer, the failure of `item`."""
+        """Return the first answer to `item` or its copy; if neither is answered, the failure of `item`."""
         self._sent += 1
         times = sorted(self._times)
         slow_s = _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
@@ -68,7 +68,7 @@ class Hedge:
 
 
 async def _twin_of(item: Item) -> Item | None:
-    """Return a copy of the request, for another endpoint if possible; None if the item waits or lacks budget."""
+    """Return a copy of `item`, for another endpoint if possible; None if it has had no permit, or no budget is left."""
     account = item.request.account
     if item.permit is None or not (account is None or await account.reserve_again()):
         return None

@@ -32,9 +32,9 @@ from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_EVENTS, MOST
 from promptmill.system.memory import Held, Memory
 
 SMALL_BODY = 64 * 1024
-"""The largest usual body of an answer. Bodies up to this size are not counted."""
-# An endpoint chooses the size of its body's chunks, and each chunk costs time and memory. So chunks beyond
-# `MOST_EVENTS` must have a minimum average size: the smallest event of a stream, a word in `choices`, has 47 bytes.
+"""A size that the body of an answer seldom exceeds. Bodies up to this size are not counted."""
+# An endpoint chooses the size of its body's chunks, and each chunk costs time and memory. So more than `MOST_EVENTS`
+# chunks must have at least this average size. The smallest event of a stream, a word in `choices`, has 47 bytes.
 _SMALL_PIECE = 40
 
 
@@ -47,7 +47,7 @@ def check_body(size: int, pieces: int) -> None:
 
 
 class Headers(Mapping[str, str]):
-    """Response headers, parsed on first use. Names are case-insensitive; of equal names, the first is used."""
+    """Response headers, parsed on first use. Names are case-insensitive. The first of several equal names is used."""
 
     __slots__ = ("_raw", "_read")
 
@@ -81,13 +81,13 @@ class Headers(Mapping[str, str]):
 
 # One object for all backends and event loops, because it limits the memory of the process.
 BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
-"""The bytes of response bodies larger than `SMALL_BODY` that are not yet read."""
+"""The memory for response bodies larger than `SMALL_BODY`, each until it is read."""
 
 
 class HttpResponse:
     """A complete response. `held` counts the bytes of a large body; `encoding` is its compression, if any.
 
-    `proxy`: the host and port of the proxy that read the request, and may have answered it; else `""`.
+    `proxy`: the host and port of the proxy that read the request, and may have answered it; `""` without such a proxy.
     """
 
     __slots__ = ("body", "encoding", "headers", "held", "proxy", "status")
@@ -161,7 +161,7 @@ class _Pieces:
     def __init__(self) -> None:
         self.received = self.body_size = 0
         self.before = 0
-        """The value of `received` at the last piece of the head or the body."""
+        """The value of `received` when the head was complete, or when the last piece of the body arrived."""
         self.counted = 0
         """The number of body pieces that `body_size` includes."""
         self.held: Held | None = None
@@ -177,19 +177,19 @@ class _Response:
         self.head: dict[bytes, bytes] = {}
         self.body: list[bytes] = []
         # bound methods of C objects: a Python function would cost 2,000 instructions per header
-        self.on_header = self.head.setdefault  # of equal names, the first counts
+        self.on_header = self.head.setdefault  # keeps the first of several headers with the same name
         self.on_body = self.body.append
         self.parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: Headers | None = None
         """The complete headers. Later headers belong to a trailer or to another response."""
         self.last = -1
-        """The number of the body's pieces, when it is complete."""
+        """The number of pieces of the complete body; -1 until the body is complete."""
         self.keep = True
         """Whether another response may follow on the connection."""
 
     def ends_with_connection(self) -> bool:
-        """Return whether the body ends only with the connection."""
+        """Return whether only the end of the connection marks the end of the body."""
         return {"content-length", "transfer-encoding"}.isdisjoint(self.headers or ())
 
     def on_message_begin(self) -> None:
@@ -216,7 +216,7 @@ class _Response:
 
 
 class ConnectionOwner(Protocol):
-    """The owner of connections. Connections report to it."""
+    """The owner of connections, to which the connections report."""
 
     clock: Callable[[], float]
 
@@ -231,7 +231,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection. It closes if data arrives between requests, because the data would pass for the next answer.
+    """One connection. If data arrives between requests, it closes, because the data would be taken for an answer.
 
     HTTP/1.1 matches responses to requests only by their order. So a second response to a request cannot be detected if
     it arrives after the next request was sent: it is taken for the answer to that request.
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._clock = owner.clock
         self.has_arrived = arrival_at(sock)
-        """Whether data, or the end of the connection, has arrived that the event loop has not read."""
+        """Returns whether data, or the end of the connection, has arrived but has not been read by the event loop."""
         self._transport: asyncio.Transport | None = None
         self._answered = False
         self._response = _Response()
@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
         if self.answer is None:
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         elif self._pieces is not None:
             self._end(CutError("the connection ended within the response"))
         else:
-            # checked here, because in TLS 1.3 a server refuses a client by an alert after the handshake
+            # checked here, because in TLS 1.3 a server that refuses a client sends an alert after the handshake
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
             self._end(exc if exc and is_refused else TransportError("the connection ended before a response"))
 
@@ -351,7 +351,7 @@ class Connection(asyncio.Protocol):
         self._read_on(pieces)
 
     def _pause(self, pieces: _Pieces) -> None:
-        """Read no more of a large body in this turn: uvloop reads up to 8 MB of each connection."""
+        """Read no more of a large body in this turn of the event loop: uvloop would read up to 8 MB per connection."""
         assert self._transport is not None
         self._transport.pause_reading()
         if not pieces.waits:
@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
         content = body[0] if response.last == 1 else b"".join(body[: response.last])
         held = None if pieces is None else pieces.held
         assert headers is not None
-        # not read for an ordinary answer: no compressed format starts like a JSON object
+        # the header is not looked up for a JSON object, because no compressed format begins with a brace
         encoding = b"" if content[:1] == b"{" else headers.get("content-encoding", "").lower().encode("latin-1")
         self._answered = True
         self._end(HttpResponse(response.status, headers, content, held, encoding))
@@ -434,10 +434,10 @@ class Connection(asyncio.Protocol):
 def arrival_at(sock: socket.socket) -> Callable[[], object]:
     """Return a function whose result is true if data, or the end of the connection, has arrived at `sock`.
 
-    `recv` of nothing raises an exception and takes 8,000 instructions; `poll` takes 1,500.
+    If nothing has arrived, `recv` raises an exception and takes 8,000 instructions; `poll` takes 1,500.
     """
     if sys.platform == "win32":  # Windows has no `poll`
-        return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # closed by a reset of this turn
+        return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # below 0: a reset closed the socket
     arrived = select.poll()
     arrived.register(sock, select.POLLIN)
     return partial(arrived.poll, 0)

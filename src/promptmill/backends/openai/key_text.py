@@ -1,4 +1,4 @@
-"""The text of a key: mistakes in copying and typing, names of variables, and placeholders."""
+"""Recognizes wrong texts of keys: mistakes in copying and typing, names of variables, and placeholders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def key_problem(key: str) -> str:
 
 
 def names_key_variable(key: str) -> bool:
-    """Return whether `key` is the name of the variable that holds a key, such as `OPENAI_API_KEY`."""
+    """Return whether `key` is the name of an environment variable for a key, such as `OPENAI_API_KEY`."""
     return _KEY_VARIABLE.fullmatch(key) is not None and not key.startswith(("YOUR", "MY_"))
 
 

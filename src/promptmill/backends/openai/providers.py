@@ -1,6 +1,6 @@
-"""Profiles of providers and servers, as rows of a table that is searched by name, host or port.
+"""Profiles of providers and servers, in a table that is searched by name, host or port.
 
-`READ` the date on which addresses, keys and options were last compared with it. An
+`READ` is the date on which addresses, keys and options were last compared with the providers' documentation. An
 unlisted host gets all parameters unchanged. No profile has a default model, because models change every year.
 """
 
@@ -37,7 +37,7 @@ class Site:
     """A provider's address, the variable of its key, and the page that documents its API."""
 
     base_url: str = ""
-    """The address that `provider: NAME` means; `""`: each customer has a different one."""
+    """The address that `provider: NAME` means; `""`: each customer has a different address."""
     key_env: str = ""
     """The variable that usually holds the provider's key. This key is sent only to the provider's hosts."""
     page: str = ""
@@ -46,11 +46,11 @@ class Site:
     more_hosts: tuple[str, ...] = ()
     """The provider's hosts in addition to the host of a public `base_url`."""
     header_env: Mapping[str, str] = field(default_factory=dict)
-    """Headers that are sent to these hosts next to a key of the operator, with the environment variable of each."""
+    """Headers that are sent to these hosts together with an operator's key, each with its environment variable."""
     regions: re.Pattern[str] | None = None
     """Matches the provider's hosts whose names contain the name of a region."""
     example: str = ""
-    """An example address, if the provider has several addresses and no `base_url`."""
+    """An example address, if the provider has several addresses and thus no `base_url`."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -94,14 +94,14 @@ class Thinking:
     on: str = "enabled"
     """The type that switches thinking on if `switch` is `type_object`."""
     always: re.Pattern[str] | None = None
-    """The provider's models whose thinking cannot be switched off, besides those that think at every provider."""
+    """The provider's models whose thinking cannot be switched off, in addition to `_ALWAYS_THINKING`."""
 
     def is_fixed(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""
         return bool((self.always is not None and self.always.search(model)) or _ALWAYS_THINKING.search(model))
 
     def write(self, body: dict[str, Any], model: str, *, wanted: bool) -> bool:
-        """Write `enable_thinking` into a body. Return False if the provider or the model cannot switch thinking."""
+        """Write `enable_thinking` into a body. Return False if thinking cannot be switched as `wanted`."""
         if self.is_fixed(model):
             return wanted
         if self.switch == "template":
@@ -133,7 +133,7 @@ class JsonSupport:
 
     @property
     def is_shown(self) -> bool:
-        """Whether only the prompt contains the schema."""
+        """Whether the model is known to see the schema: in the prompt, or because the provider shows it."""
         return self.shows or self.is_in_words
 
 
@@ -154,7 +154,7 @@ class ErrorWords:
     codes: Mapping[str, Cause] = field(default_factory=dict)
     """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
-    """The provider's phrases, in lower case, and their causes, if other providers use them with another meaning."""
+    """Phrases, in lower case, that have another meaning at this provider than at others, and their causes here."""
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return the cause that this provider's codes and phrases give for an error body, or None."""
@@ -182,7 +182,7 @@ class DecisionProfile:
     """US dollars for a million input tokens, by a part of the model's name; `""`: all other models. Output is free."""
 
     def price(self, model: str) -> float | None:
-        """Return the price for a model: the price for the first part that its name contains; None: unknown."""
+        """Return the price for the first part in `prices` that the model's name contains; None if there is none."""
         return next((price for part, price in self.prices.items() if part in model), None)
 
 
@@ -199,7 +199,7 @@ class ProviderProfile:
     json: JsonSupport = JsonSupport()
     images: ImageSupport = ImageSupport()
     files: Mapping[FileKind, FileLimits] = field(default_factory=dict)
-    """The files that the provider takes as they are, and their limits. What it takes of other kinds is unknown."""
+    """The files that the provider takes unchanged, and their limits. It is unknown whether it takes other kinds."""
     errors: ErrorWords = ErrorWords()
     cuts_prompts: bool = False
     """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
@@ -209,10 +209,10 @@ class ProviderProfile:
     batch: BatchProfile | None = None
     """The provider's Batch API; None: unknown."""
     decisions: DecisionProfile | None = None
-    """Set if the row is for the provider's deciding models; its dialect is then that of their API."""
+    """Set in a profile for the provider's deciding models. Then `dialect` is the dialect of their API."""
 
     def may_think(self, model: str, *, wanted: bool | None, effort: str | None) -> bool:
-        """Return whether `model` is known to think. `wanted`, `effort`: the parameters for its thinking."""
+        """Return whether `model` is known to think. `wanted`: `enable_thinking`. `effort`: `reasoning_effort`."""
         if self.thinking.is_fixed(model):
             return True
         if wanted is False or effort == "none":
@@ -221,7 +221,7 @@ class ProviderProfile:
 
 
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return `(body keys, names of unsupported parameters)` for `given`, which has sampling and extra parameters."""
+    """Return `(body keys, names of unsupported parameters)`. `given`: the sampling and the extra parameters."""
     body = dict(given)
     refused: list[str] = []
     wanted = body.pop("enable_thinking", None)
@@ -264,7 +264,7 @@ _AUTOMATIC_CACHE = PromptCache("automatic")
 _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 
 # PDFs: developers.openai.com/api/docs/guides/file-inputs; recordings: …/guides/audio-chat-completions, for `gpt-audio`,
-# whose page lists no structured outputs. The 25 MB [unverified].
+# whose page lists no structured outputs. The limit of 25 MB is unverified.
 _FILES_OF_OPENAI: Mapping[FileKind, FileLimits] = MappingProxyType(
     {
         "pdf": FileLimits(50_000_000),
@@ -302,7 +302,7 @@ _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES: tuple[ProviderProfile, ...] = (
     _OPENAI,
-    # not `public`, because any customer can have a host there: the key is sent only on the user's request
+    # not `public`, because any customer can have a host in this domain: the key is sent only on the user's request
     replace(
         _OPENAI,
         name="azure",
@@ -524,7 +524,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         ),
         thinking=_NO_SWITCH,
         json=JsonSupport("words"),
-        # 32 MB a request; 600 pages [unverified], and 100 with a context of 200,000 tokens:
+        # at most 32 MB per request, and 600 pages (unverified), or 100 if the context has 200,000 tokens:
         # platform.claude.com/docs/en/build-with-claude/pdf-support
         files=MappingProxyType({"pdf": FileLimits(23_900_000, pages=600)}),
         prompt_cache=PromptCache("marks", least=_LEAST_OF_CLAUDE),
@@ -553,7 +553,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="xai",
-            limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # of its Files API; none is stated for batches
+            limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # the Files API's limit; batches state no limit
             label="name",
             discount=0.2,
             page="docs.x.ai/docs/guides/batch-api",
@@ -572,7 +572,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
         parameters=ProviderParameters(frozenset({"chat_template_kwargs"})),
         thinking=Thinking("effort"),
-        # openrouter.ai/docs/guides/overview/multimodal/pdfs and …/audio; sizes [unverified]
+        # openrouter.ai/docs/guides/overview/multimodal/pdfs and …/audio; the limits of sizes are unverified
         files=MappingProxyType(
             {
                 "pdf": FileLimits(50_000_000),
@@ -583,7 +583,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         prompt_cache=PromptCache(None, _BREAKPOINTS, frozenset({"cache_control"})),
         batch=BatchProfile(
             family="openrouter",
-            # a fifth of the provider's limit: all results come in one body, of which each result can take 64 KB
+            # a fifth of the provider's limit, because one body contains all results, and each can take 64 KB
             limits=BatchLimits(requests=1_000, takes_local_images=False),
             names_path=False,
             label="",
@@ -616,7 +616,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         batch=BatchProfile(
             family="fireworks",
             names_path=False,
-            # no bound on requests: 500 MB of lines, of at least 100 bytes
+            # the provider does not limit requests; 500 MB hold 5 million lines of 100 bytes, the shortest possible
             limits=BatchLimits(requests=5_000_000, file_bytes=500_000_000),
             label="id",
             discount=0.5,
@@ -787,7 +787,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
             "docs.vllm.ai/en/stable/serving/openai_compatible_server",
             public=False,
         ),
-        # `input_audio`: docs.vllm.ai/en/stable/features/multimodal_inputs; the size is promptmill's
+        # `input_audio`: docs.vllm.ai/en/stable/features/multimodal_inputs; the limit of the size is promptmill's own
         files=MappingProxyType({"audio": FileLimits(25_000_000)}),
     ),
     ProviderProfile(
@@ -833,8 +833,8 @@ def _of_decisions(
     return ProviderProfile(name, site, dialect, images=images, errors=errors, batch=family, decisions=decisions)
 
 
-# Models that decide. URLs and keys: litellm 1.110.2 and the vendors' packages; prices: litellm's list and the vendors'
-# pages, by a part of the model's name. Where a vendor states no limit of questions, the largest that is known to work.
+# Models that decide. URLs and keys: litellm 1.110.2 and the vendors' packages. Prices: litellm's list and the vendors'
+# pages. If a vendor states no limit of questions, the limit is the largest number that is known to work.
 PROFILES += (
     _of_decisions(
         "typesafe",
@@ -895,7 +895,7 @@ PROFILES += (
         {"clef-flash": 0.09, "clef-omni": 0.15, "clef": 0.24},
         errors=_codes("code", DAY="3036", RATE="3040"),
     ),
-    # not `public`, as azure
+    # not `public`, for the same reason as azure
     _of_decisions(
         "databricks-decisions",
         Site(
@@ -952,7 +952,7 @@ PLAIN = ProviderProfile(
     prompt_cache=PromptCache(marks=CACHE_MARKS),
 )
 # The profile of an unknown server on this machine or in its network. It is probably llama.cpp; other servers work
-# without the features that llama.cpp lacks. An image that the server cannot read may be dropped without a word.
+# without the features that llama.cpp lacks. The server may ignore an image that it cannot read, and report no error.
 LOCAL = replace(
     PLAIN,
     name="local",
@@ -982,7 +982,7 @@ def _profile_at(host: str, port: int | None) -> ProviderProfile:
 
 
 def deciding(profile: ProviderProfile, dialect: str) -> ProviderProfile:
-    """Return the row for the deciding models of the provider of `profile`, in a dialect; `profile` if there is none."""
+    """Return the profile of the same provider's deciding models with this dialect; if there is none, `profile`."""
     if profile.decisions is not None or not profile.site.hosts:
         return profile
     rows = (row for row in PROFILES if row.decisions is not None and row.dialect == dialect)
@@ -990,7 +990,7 @@ def deciding(profile: ProviderProfile, dialect: str) -> ProviderProfile:
 
 
 def profile_named(name: str) -> ProviderProfile:
-    """Return the profile called `name`; `PLAIN` for an unknown one."""
+    """Return the profile called `name`; `PLAIN` for an unknown name."""
     return next((profile for profile in (*PROFILES, LOCAL) if profile.name == name), PLAIN)
 
 

@@ -23,12 +23,12 @@ from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
-# Statuses that are retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI
-# and Azure, and load balancers send 444, 460 and 499 when their own client has disconnected.
+# Statuses that are retried in addition to `_RATE_LIMITS` and 5xx: 498 is some providers' 503, 424 means a broken
+# backend at TGI and Azure, and load balancers send 444, 460 and 499 when their own client has disconnected.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
-# The endpoint or its gateway stopped waiting for the model (408, 504, 524), or got an unusable response (502,
-# Cloudflare's 520). The answer is lost, but may be billed.
+# With these statuses, the endpoint or its gateway stopped waiting for the model (408, 504, 524), or got an unusable
+# response (502, Cloudflare's 520). The answer is lost, but may be billed.
 _LOST_ANSWERS = frozenset({408, 502, 504, 520, 524})
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again after its reset, or use another key."
@@ -45,7 +45,7 @@ _ENDPOINTS = {
     Cause.MODEL: Code.NOT_FOUND,
     Cause.QUOTA: Code.INSUFFICIENT_QUOTA,
 }
-# Replies to plain HTTP on a TLS port: nginx, Apache, Go, Tomcat, Node behind a load balancer.
+# Words of replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, and Node behind a load balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
 _RESPONSES = r"(?:/?v1/responses|/responses|(?:openai )?responses (?:api|endpoint))\b"
 _RESPONSES_ONLY = re.compile(
@@ -82,7 +82,7 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
 
 
 def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecision:
-    """Return the decision, changed as a server requests with `x-should-retry` (OpenAI, Anthropic)."""
+    """Return the decision, changed if the server requests that with `x-should-retry` (OpenAI, Anthropic)."""
     word = should_retry.strip().lower() if should_retry else ""
     if word == "false" and decision.kind is not FailureKind.ENDPOINT:
         return replace(decision, kind=FailureKind.ITEM)
@@ -92,7 +92,7 @@ def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecisio
 
 
 def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
-    """Return the fields of OpenAI's and vLLM's error object, from the endpoint's error."""
+    """Return the endpoint's error with the fields of OpenAI's and vLLM's error object."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(inner, dict):
@@ -131,7 +131,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None, *, i
 
 
 def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` as final, with a hint that states the end of its wait. `now`: Unix time."""
+    """Return `decision` as a final one, with a hint that states when the requested wait ends. `now`: Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600
@@ -212,7 +212,7 @@ def _server_error(status: int, body: ErrorBody) -> Cause:
 
 
 def _first(body: ErrorBody, *causes: Cause) -> Cause | None:
-    """Return the first of `causes` that a code of the body indicates, else the first that its words indicate."""
+    """Return the first of `causes` that the body's codes indicate; if none, the first that its words indicate."""
     coded = next((cause for cause in causes if _coded(body, cause)), None)
     return coded or next((cause for cause in causes if error_body.WORDS[cause].search(body.words)), None)
 
@@ -290,7 +290,7 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
 
 
 def wrong_address(endpoint: Endpoint) -> Words:
-    """Return the hint for a reply that is not from the API."""
+    """Return the hint for a reply that does not come from the API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
     if endpoint.dialect != "openai":
@@ -298,7 +298,7 @@ def wrong_address(endpoint: Endpoint) -> Words:
             f"The request went to {redact(url)}, as `dialect: {endpoint.dialect}` says; is that this server's API? "
             "Otherwise correct `base_url` or `dialect`."
         )
-    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # the path of a Batch line, which is not the configured one
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file named this path
         return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:

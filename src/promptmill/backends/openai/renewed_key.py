@@ -1,10 +1,10 @@
-"""A key that expires, such as a cloud's token of an hour. `api_key_command` prints it, and runs again when needed.
+"""A key that expires, such as a cloud's token, which is valid for an hour. `api_key_command` prints the key.
 
-The key in hand is used until its expiry, if the command states one; the command is run again shortly before. A refused
-key (401, or a refusal that calls it expired) is renewed too. However many requests need a new key, the command runs
-once for all of them. A refused request is sent again with each newer key, as long as newer keys are accepted at all,
-because a key may change while requests wait for their turn. If no request was accepted in between, the refusal of the
-renewed key is final.
+A key is used until its expiry, if the command states an expiry; the command is run again shortly before. A refused key
+(401, or a refusal that calls the key expired) is renewed, too. However many requests need a new key, the command runs
+once for all of them. A refused request is sent again with each newer key, as long as any requests are accepted with
+newer keys, because a key may change while requests wait for their turn. If no request was accepted in between, the
+refusal of the renewed key is final.
 
 A command that fails is run again with growing waits. Meanwhile, requests use the old key while it is valid.
 """
@@ -35,9 +35,9 @@ from promptmill.system.subprocesses import Output, how_it_ended, output_of
 
 _LIMIT_S = 30.0  # google-auth's limit for such programs; on a cold machine, `az` needs up to 10 s
 _LARGEST_OUTPUT = 256 << 10  # bytes; the largest tokens, of Entra ID with many groups, have 20 KB
-_EXCERPT = 300  # characters of a failed command's messages, which end with the cause
-_FIRST_TRIES = 3  # attempts before the first key: a mistake is then likelier than an outage
-# azure-identity renews 5 minutes ahead; a key that is valid for minutes only is renewed after four fifths of them.
+_EXCERPT = 300  # the last characters of a failed command's messages, which end with the cause
+_FIRST_TRIES = 3  # attempts to get the first key; if they fail, a mistake is likelier than an outage
+# azure-identity renews 5 minutes ahead. A key that is valid for minutes only is renewed after four fifths of that time.
 _AHEAD_S, _AHEAD = 300.0, 0.2
 # The names of key and expiry in JSON: kubectl's ExecCredential, `gcloud config config-helper`, `az`, OAuth 2.0.
 _TOKENS = ("token", "access_token", "accessToken", "api_key", "apiKey", "id_token")
@@ -47,7 +47,7 @@ _EXPIRIES = (
     *("expiration", "Expiration", "expiration_time", "expirationTime", "expiry", "expireTime"),
 )
 _INNER = ("status", "credential")
-_MILLISECONDS = 1e11  # as seconds, this would be the year 5138
+_MILLISECONDS = 1e11  # larger numbers are milliseconds, because as seconds, this would be the year 5138
 _EXPIRED = re.compile(rb"(?i)expired")
 _LOG = logging.getLogger(__name__)
 Run: TypeAlias = Callable[[Sequence[str], float, int], Awaitable[Output]]
@@ -59,7 +59,7 @@ class NoKeyError(PromptmillError):
 
 
 class KeyCommand:
-    """Runs `api_key_command`. It is a `fetch` of `RenewedKey`."""
+    """Runs `api_key_command`. An instance can be the argument `fetch` of `RenewedKey`."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class KeyCommand:
         self._name = f"`api_key_command` ({PurePath(self._command[0]).name:.40})"
 
     async def __call__(self, before: str) -> Key:
-        """Return the key that the command prints. `before`: the last key; without one, few attempts are made.
+        """Return the key that the command prints. `before`: the previous key, or `""`. Raises `NoKeyError`.
 
-        Later failures are an outage for `patience` seconds. Raises `NoKeyError`.
+        For the first key, few attempts are made; for a later key, failures may last `patience` seconds.
         """
         settings, began, failures = self._settings, self._clock(), 0
         while True:
@@ -165,7 +165,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _moment(value: object) -> float | None:
-    """Return a point in time, as a number or in ISO 8601, as Unix time; without a zone, it is local time."""
+    """Return the Unix time of a number or of a text in ISO 8601. A text without a time zone is in local time."""
     if (seconds := _seconds(value)) is not None:
         return seconds / 1000 if seconds > _MILLISECONDS else seconds
     with contextlib.suppress(ValueError, OverflowError, OSError):
@@ -175,7 +175,7 @@ def _moment(value: object) -> float | None:
 
 
 def _expiry_in_token(token: str) -> float | None:
-    """Return the expiry that a JSON Web Token states (`exp`); None for another token."""
+    """Return the expiry that a JSON Web Token states (`exp`); None for other tokens."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -191,7 +191,7 @@ def is_expired(status: int, body: bytes) -> bool:
 
 
 class RenewedKey:
-    """A key that is renewed, for all requests of this process."""
+    """A key that is renewed. All requests of this process share it."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class RenewedKey:
         failed_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`fetch` gets the last key and returns a new key. It may raise `PromptmillError`, which holds for `failed_s`.
+        """`fetch` takes the last key and returns a new key. After a `PromptmillError`, it is not called for `failed_s`.
 
         `clock`: Unix time.
         """
@@ -213,14 +213,14 @@ class RenewedKey:
         self._failed: PromptmillError | None = None
         self._failed_until = -math.inf
         self.secrets: tuple[str, ...] = ()
-        """The present key and the one before. No message may contain them."""
+        """The present and the previous key. No message may contain them."""
         self.accepted = 0
         """The number of requests that were accepted, with any key."""
         self.in_flight = 0
         self._news = asyncio.Event()
 
     async def current(self) -> str:
-        """Return the key for a request. Raises as `fetch`."""
+        """Return the key for a request. Raises the same errors as `fetch`."""
         now = self._clock()
         if now >= self._key.expires_at:
             await self._fetched()
@@ -229,9 +229,9 @@ class RenewedKey:
         return self._key.text
 
     async def after(self, key: str) -> Key:
-        """Return the present key if it is not `key`; else a new key, which may be the same. Raises as `fetch`.
+        """Return the present key if it differs from `key`; if not, fetch a new key, which may be equal to `key`.
 
-        A fetch in progress may still return the old key. Then another fetch follows.
+        If a fetch in progress still returns the old key, another fetch follows. Raises the same errors as `fetch`.
         """
         later = self._begun + 1
         while self._key.text == key and self._ended < later:
@@ -258,9 +258,9 @@ class RenewedKey:
             raise
         now = self._clock()
         left_s = key.expires_at - now
-        if left_s <= 0:  # this machine's clock is wrong, or the program prints an old key: the endpoint decides
+        if left_s <= 0:  # this machine's clock is wrong, or the key is old: the endpoint decides whether it is valid
             key, left_s = Key(key.text), math.inf
-        # a program that prints a key until the key expires is run again after that
+        # a program that prints the same key until the key expires is run again only after the expiry
         ahead_s = 0.0 if key.text == self._key.text else min(_AHEAD_S, _AHEAD * left_s)
         if key.text != self._key.text:
             self.secrets = (key.text, *self.secrets[:1])
@@ -279,7 +279,7 @@ class RenewedKey:
         self._news.set()
 
     async def decided(self, accepted: int) -> bool:
-        """Return whether more than `accepted` requests are accepted. Wait while others are in flight."""
+        """Return whether more than `accepted` requests have been accepted; if not, wait while any are in flight."""
         while self.accepted == accepted and self.in_flight:
             self._news.clear()
             await self._news.wait()
@@ -293,11 +293,11 @@ class KeyUse:
         self._renewed = renewed
         self._key = ""
         self._refusals = 0
-        """The number of refused keys since a request was accepted."""
+        """The number of refused keys since any request was last accepted."""
         self._accepted = renewed.accepted
 
     async def key(self) -> str:
-        """Return the key for the next attempt. Raises as `RenewedKey.current`."""
+        """Return the key for the next attempt. Raises the same errors as `RenewedKey.current`."""
         self._key = await self._renewed.current()
         return self._key
 
@@ -317,7 +317,7 @@ class KeyUse:
             self._renewed.report(accepted=accepted)
 
     async def is_renewed(self) -> bool:
-        """After a refusal: return whether another attempt, with a newer key, may be accepted. Raises as `fetch`."""
+        """Return, after a refusal, whether a newer key may be accepted. Raises the same errors as `fetch`."""
         renewed = self._renewed
         if renewed.accepted > self._accepted:
             self._refusals, self._accepted = 0, renewed.accepted

@@ -60,8 +60,8 @@ _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
 _SHORT_EVENT = 20  # bytes; no end mark is as long
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
-# The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
-# object or list. Small bodies cannot contain many values.
+# The bytes of memory for a number, and for an object or a list, with which the memory for the values of a JSON body is
+# estimated from its separators. Small bodies are not checked, because they cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LONGEST_NAME = 120  # characters of a model's name
@@ -140,7 +140,7 @@ def other_answer_in(response: HttpResponse, endpoint: Endpoint, texts: int = 0) 
 
 
 def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecision:
-    """Return the decision with the proxy that may have sent the response."""
+    """Return `decision`. If a proxy may have sent the response, its error names the proxy."""
     if not response.proxy:
         return decision
     error = decision.error
@@ -153,7 +153,7 @@ def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecisio
 def read_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: ReplyRequest = USUAL
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, with the reasoning in its text, or the decision on a failure."""
+    """Return the answer in a response, or the decision on a failure. Marked reasoning stays in the answer's text."""
     try:
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
@@ -174,8 +174,8 @@ def read_response(
 def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, texts: int = 0
 ) -> Completion | RetryDecision:
-    """Return the reply to a request that is not a chat: its text, if any, and its payload. For a request for the
-    embeddings of `texts` texts, return their vectors instead."""
+    """Return the reply to a request that is not a chat: its text, if any, and its payload. If the request is for the
+    embeddings of texts, `texts` is the number of these, and the vectors are returned instead of the payload."""
     if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
     payload: Any = None
@@ -228,7 +228,7 @@ def _text_of_other(payload: JsonObject) -> str:
 
 
 def _is_other_cut(payload: JsonObject) -> bool:
-    """Return whether a completion, or a Responses API reply, ends at its limit."""
+    """Return whether a completion, or a Responses API reply, was truncated at its limit."""
     match payload:
         case {"choices": [{"finish_reason": _} as choice, *_]}:
             return chat_completion.read_finish(chat_completion.finish_of(choice))[0] == "length"
@@ -394,7 +394,7 @@ def _read_stream(
 
 
 def _objects(body: bytes) -> Iterator[JsonDict]:
-    """Yield the events of a stream. Raises `ValueError` if one is not readable.
+    """Yield the events of a stream. Raises `ValueError` if an event is not readable.
 
     An event without an object, such as an empty event or a word, only keeps the connection open. An object that is cut
     off at the end of the body is the stream's end.
@@ -431,7 +431,7 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
 def read_payload(
     payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest = USUAL
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion, with the reasoning in its text, or the decision on a failure."""
+    """Return the answer in a chat completion, or the decision on a failure. Marked reasoning stays in the text."""
     choices = payload.get("choices")
     if _is_error(payload):
         return _refused(200, headers, payload, endpoint)
@@ -485,10 +485,10 @@ def read_payload(
 def _read_sources(
     answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, wanted: ReplyRequest
 ) -> None:
-    """Set the pages that an answer cites, and the number of searches for them. If there are pages, remove the marks of
-    citations from the text.
+    """Set the pages that an answer cites, and the number of searches. After a search, remove the marks of citations.
 
-    If a provider's searches are unknown, its pages may come without a search, unless the request allowed searches.
+    If the endpoint reports no searches, pages count as one search if the request allows searches, or if the provider
+    names only pages of its own search.
     """
     cited = citations.read(payload, message)
     answer.sources = cited.sources
@@ -548,12 +548,12 @@ def _call(call: JsonObject) -> JsonDict:
 
 
 def _called(call: JsonObject) -> object:
-    """Return the name and arguments of a call. (A second choice may repeat them with another id.)"""
+    """Return what identifies a call among several choices: its name and arguments, because the id may differ."""
     return call.get("function") or call.get("custom")
 
 
 def _joined(choices: list[Any]) -> tuple[str, str | None, tuple[JsonObject, ...]]:
-    """Return the contents of an answer in several choices: some gateways split its text and its calls."""
+    """Return the contents of an answer that consists of several choices, because a gateway split text and calls."""
     contents = [_contents(_message(choice)) for choice in choices if isinstance(choice, dict)]
     texts, thoughts, calls = zip(*contents, strict=True)
     different: list[JsonObject] = []
@@ -592,8 +592,8 @@ def _prompt_filtered(payload: JsonObject) -> bool:
 def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """Return the usage that an endpoint reports; an empty usage if a count is missing or invalid.
 
-    A prompt of 0 tokens also counts as missing, because some gateways send zeros, even with a `total_tokens` that does
-    not show the answer's part. Without `answers`, the count of answer tokens may be missing, as for embeddings.
+    A prompt of 0 tokens also counts as missing: some gateways send zeros, even next to a `total_tokens`, which does not
+    show the answer's tokens. If `answers` is false, as for embeddings, the count of answer tokens may be missing.
     """
     if not isinstance(usage, dict):
         return NO_USAGE
@@ -627,11 +627,11 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     written = written or an_hour + _count_of_any(("ephemeral_5m_input_tokens",), *kinds)
     reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
     beside, rest = cached + written, total - prompt - completion
-    if beside > prompt or (beside and rest == beside != reasoning):  # not part of the prompt's count, as at Anthropic
+    if beside > prompt or (beside and rest == beside != reasoning):  # as at Anthropic, `prompt` does not include these
         prompt += beside
     if not prompt:
         return NO_USAGE
-    # the larger count: xAI and Gemini bill reasoning as output, but include it only in the total
+    # the largest count is used, because xAI and Gemini bill reasoning as output, but include it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     counts = (prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
@@ -639,13 +639,13 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
 
 
 def _searches(usage: JsonObject) -> int:
-    """Return the number of web searches: Anthropic's count, which OpenRouter and the dialects have, too."""
+    """Return the number of web searches, from Anthropic's field, which OpenRouter and the dialects use, too."""
     return _count(_details(usage, "server_tool_use"), "web_search_requests") or 0
 
 
 def _stated_cost(usage: JsonObject) -> int:
-    """Return the request's cost as its usage states it: at xAI, Perplexity, or OpenRouter (where it is 0 with the
-    user's own key, whose provider bills separately)."""
+    """Return the request's cost, which the usage of xAI, Perplexity and OpenRouter states; otherwise 0. It is also 0 if
+    OpenRouter used the user's own key, because the key's provider bills separately."""
     ticks, cost = usage.get("cost_in_usd_ticks"), usage.get("cost")
     if type(ticks) is int and 0 < ticks < MOST_TOKENS * TICKS:
         return ticks
@@ -656,8 +656,8 @@ def _stated_cost(usage: JsonObject) -> int:
     return round(cost * TICKS) if 0 < cost < MOST_TOKENS else 0
 
 
-# Names for tokens that were read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others. Gateways
-# pass on the last four names: of Gemini's SDK, vLLM, Bedrock, Gemini.
+# Names of the count of tokens that were read from a cache: of OpenAI, DeepSeek, LiteLLM (for Anthropic's models), and
+# others. Gateways pass on the last four names, of Gemini's SDK, vLLM, Bedrock and Gemini.
 _CACHED = (
     "cached_tokens",
     "prompt_cache_hit_tokens",
@@ -670,7 +670,7 @@ _CACHED = (
     "cacheReadInputTokens",
     "cachedContentTokenCount",
 )
-# … and for tokens that were written to it: OpenAI; Anthropic, DashScope; LiteLLM.
+# Names of the count of tokens that were written to a cache: of OpenAI, Anthropic and DashScope, LiteLLM, and others.
 _WRITTEN = (
     "cache_write_tokens",
     "cache_creation_input_tokens",
@@ -740,7 +740,7 @@ def _unreadable(endpoint: Endpoint, problem: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else problem}.",
         wrong_address(endpoint) if page else None,
     )
-    # perhaps billed: a proxy's page may replace an answer
+    # the answer may be billed although a proxy has replaced it by a web page
     return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 
@@ -781,7 +781,7 @@ def _load(data: bytes) -> Any:
 def _load_leniently(data: bytes) -> Any:
     """Parse `data` that orjson refused: it has unpaired surrogates (llama.cpp splits emojis) or invalid UTF-8.
 
-    Unpaired surrogates stay, because the other half may follow. Raises `ValueError`.
+    Unpaired surrogates are kept, because the next event may have the other half. Raises `ValueError`.
     """
     if len(data) > LONGEST_ANSWER:
         raise ValueError("too large")

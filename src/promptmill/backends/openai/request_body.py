@@ -49,7 +49,7 @@ from promptmill.images.files import NOUNS
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
 from promptmill.system.memory import Held
 
-_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times the memory
+_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times as much
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 
@@ -63,8 +63,8 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
-# Refusals from chat templates without a system turn, such as Gemma's, at servers that apply them: vLLM, SGLang,
-# llama.cpp, TGI. Mistral's template takes one: "After the optional system message, conversation roles must alternate".
+# Refusals by chat templates without a system turn, such as Gemma's (vLLM, SGLang, llama.cpp and TGI apply templates).
+# Mistral's takes a system turn: "After the optional system message, conversation roles must alternate".
 _NO_SYSTEM = re.compile(
     r"system (?:role|message|prompt)s? (?:is |are )?not supported"
     r"|(?<!optional system message, conversation )roles must alternate"
@@ -79,7 +79,7 @@ _BREAKPOINT: JsonObject = {"prompt_cache_breakpoint": {"mode": "explicit"}}
 # The cache mark of each way of `ModelCache`, for the usual time and for an hour.
 _MARKS: Mapping[tuple[str, bool], JsonObject] = {
     ("breakpoints", False): _BREAKPOINT,
-    ("breakpoints", True): _BREAKPOINT,  # OpenAI has one time, of at least half an hour
+    ("breakpoints", True): _BREAKPOINT,  # OpenAI keeps all marked beginnings for at least half an hour
     ("marks", False): {"cache_control": {"type": "ephemeral"}},
     ("marks", True): {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
 }
@@ -98,15 +98,15 @@ class Head(NamedTuple):
     parameters: tuple[Sampling, JsonObject]
     wanted: ReplyRequest
     endpoint: Endpoint
-    """The endpoint for requests with a complete answer. It is part of the head: some APIs have the model in the URL."""
+    """The endpoint for requests with a complete answer. It belongs to the head, because some URLs name the model."""
     streaming: Endpoint
     """The endpoint for requests with a streamed answer."""
     cache: ModelCache | None
-    """The endpoint's cache of beginnings; None if requests cannot control it."""
+    """The endpoint's cache for the beginnings of prompts; None if requests cannot control the cache."""
     marks: frozenset[str]
     """The `CACHE_MARKS` that parts may have."""
     takes_system: bool
-    """Whether the model takes a system turn; else the first user turn begins with it."""
+    """Whether the model takes a system turn; if not, the first user turn begins with the system prompt."""
 
 
 class RequestEncoder:
@@ -135,7 +135,7 @@ class RequestEncoder:
         return isinstance(self._dialect, Deciding)
 
     def decision(self, head: Head, request: Request, images: Mapping[str, bytes]) -> tuple[bytes, FormQuestions]:
-        """Return the body of a request to a deciding model, and its questions. Raises as `encode` does, and
+        """Return the body of a request to a deciding model, and its questions. Raises the same errors as `encode`, and
         `PromptmillError` (`unsupported`) for a part that the API does not take."""
         assert isinstance(self._dialect, Deciding)
         evidence, instructions = evidence_of(request), instructions_of(request)
@@ -169,8 +169,8 @@ class RequestEncoder:
         """Return the body of a chat.
 
         `images` maps sources to JSON strings, which are inserted unchanged. `stream` requests a streamed answer even if
-        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: how long.
-        A conversation that has cache marks gets no further marks.
+        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: whether it
+        should be cached for an hour. A conversation that has cache marks gets no further marks.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot represent.
         """
@@ -196,7 +196,7 @@ class RequestEncoder:
             raise _unencodable() from None
 
     def lost_marks(self, head: Head, conversation: Conversation) -> list[str]:
-        """Return the cache marks of a conversation that the endpoint does not take in at least one of their places."""
+        """Return the cache marks that the endpoint does not take at one or more positions in `conversation`."""
         lost = [self._lost(head, one) for one in conversation.messages if one.extra or type(one.content) is not str]
         return sorted(frozenset[str]().union(*lost)) if lost else []
 
@@ -214,9 +214,9 @@ class RequestEncoder:
         return head.marks if message.role in self._dialect.MARKED else frozenset()
 
     def encode_body(self, request: Request, images: Mapping[str, bytes]) -> bytes:
-        """Return the body of a request that is not a chat. An `ImagePart` in it becomes its URL, as JSON in `images`.
+        """Return the body of a request that is not a chat. `images` has the URL, as JSON, for each `ImagePart` in it.
 
-        Raises as `encode` does.
+        Raises the same errors as `encode`.
         """
         body, plain = {"model": self.model, **request.extra}, orjson.OPT_PASSTHROUGH_DATACLASS
         try:
@@ -235,7 +235,7 @@ class RequestEncoder:
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps(body)
-            except TypeError:  # orjson's error is a subclass
+            except TypeError:  # also the base of orjson's error
                 raise unwritable_parameters() from None
             text = text[:-1] + (b"," if body else b"")
             head = Head(
@@ -248,7 +248,7 @@ class RequestEncoder:
                 *self._caching(self._model_of(extra)),
                 self._model_of(extra) not in self._without_system,
             )
-            # emptied when full: each request may have other parameters, and these may include a large schema
+            # if there are too many heads, all are dropped: each request may have other parameters, even a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
                 self._head_bytes = 0
@@ -263,7 +263,7 @@ class RequestEncoder:
         return ReplyRequest(request.has_form, searches, is_inline)
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
-        """Return whether to send a request with `head` again, because its refusal shows what the server accepts."""
+        """Return whether to send a request with a corrected head, because the refusal shows what the server accepts."""
         sent = head.endpoint.profile
         corrected: ProviderProfile | None = None
         if sent is LOCAL and _LM_STUDIO in refusal:
@@ -283,7 +283,7 @@ class RequestEncoder:
             corrected = replace(sent, prompt_cache=known)
         if corrected is None:
             return False
-        if self._endpoint.profile is sent:  # otherwise the refusal of another request has corrected it
+        if self._endpoint.profile is sent:  # otherwise, after the refusal of another request, it is already corrected
             self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
@@ -308,7 +308,7 @@ class RequestEncoder:
         return streaming if self._stream else one, streaming
 
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
-        # extra parameters come first, as `extra_body` in the `openai` package
+        # extra parameters take precedence, as `extra_body` does in the `openai` package
         given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.sent()
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
@@ -339,7 +339,7 @@ def _with_cache_options(text: bytes, cache: ModelCache, shared: Shared) -> bytes
     """Return the head of a body, with missing parameters of the provider's cache added.
 
     Without `mode: explicit`, a model with breakpoints also writes the rest of each prompt to the cache, at 1.25 times
-    the price of the prompt. OpenAI refuses this parameter next to `prompt_cache_retention`.
+    the price of the prompt. OpenAI refuses `prompt_cache_options` together with `prompt_cache_retention`.
     """
     if shared and cache.way in {"key", "breakpoints"} and b'"prompt_cache_key":' not in text:
         text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
@@ -376,8 +376,8 @@ class ImageEncoder:
     ) -> None:
         """With a `fetcher`, this process downloads what is on the web; otherwise the endpoint gets the URLs of images.
 
-        `rules` returns the rules, for the first image or file. Up to `kept_bytes` of encoded images and files are kept
-        for later requests.
+        `rules` is called for the first image or file, and returns the rules. Up to `kept_bytes` of encoded images and
+        files are kept for later requests.
         """
         self._rules, self._fetcher, self._kept_bytes = rules, fetcher, kept_bytes
         self._image_cache: ImageCache | None = None
@@ -387,7 +387,7 @@ class ImageEncoder:
         return self._fetcher is None and any(is_web(image.source) for image in images)
 
     async def read(self, parts: Sequence[SourcedPart]) -> Mapping[str, bytes]:
-        """Return the JSON string of the URL to send, by source. Waits until there is memory for its files.
+        """Return the JSON string of the URL to send, by the source of each part. Waits until there is memory for files.
 
         Raises `PromptmillError` (`invalid_image`; `invalid_input` for a file).
         """

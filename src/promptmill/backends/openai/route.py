@@ -1,4 +1,4 @@
-"""The route of a request to an endpoint: URL, headers, proxy and TLS; and bodies that are read from a file."""
+"""The route of requests to an endpoint (URL, headers, proxy and TLS), and request bodies that are read from a file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FileBody:
 
 
 class Route(NamedTuple):
-    """The route to one endpoint: address, headers, proxy. Without a `target`, only aiohttp's session can send."""
+    """The route to one endpoint: address, headers, proxy. If `target` is None, requests need aiohttp's session."""
 
     url: URL
     headers: CIMultiDict[str]
@@ -73,10 +73,10 @@ class Route(NamedTuple):
 
 
 def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
-    """Return the route to `endpoint`. With `trust_env`, it uses the proxy that the environment names.
+    """Return the route to `endpoint`. With `trust_env`, the route uses the proxy that the environment names.
 
-    aiohttp's `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms; and a
-    .netrc entry for the host would conflict with the key.
+    aiohttp's own `trust_env` is not used: it reads the environment and .netrc in threads for each request, which takes
+    0.17 ms, and a .netrc entry for the host would conflict with the key.
     """
     url = URL(endpoint.url)
     headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
@@ -112,7 +112,7 @@ def proxy_of(url: str, *, trust_env: bool) -> URL | None:
 
 
 def _is_direct(host: str, port: int | None) -> bool:
-    """Return whether `host` is this machine or listed in NO_PROXY. (The standard library's NO_PROXY has only names.)"""
+    """Return whether `host` is this machine or in NO_PROXY. (In NO_PROXY, the standard library matches only names.)"""
     host = host.rstrip(".")
     address = ip_address_of(host)
     address = getattr(address, "ipv4_mapped", None) or address

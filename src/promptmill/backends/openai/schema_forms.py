@@ -1,8 +1,8 @@
-"""The formats in which providers accept a request for JSON: `response_format`, and their subsets of JSON Schema.
+"""The formats in which providers accept a request for JSON: `response_format`, and the subsets of JSON Schema.
 
 `asked_of` chooses the format for a chat completion. `strict_form`, `closed_form`, `google_form` and `grammar_form`
 convert a schema to the subsets of OpenAI, Anthropic, Google and llama.cpp. Keywords that a subset lacks are described
-to the model in words, if the subset has a field for them. promptmill checks every answer against the whole schema.
+to the model in words, if the subset has descriptions. promptmill checks every answer against the whole schema.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "
 _ANNOTATIONS = _SILENT | {"description", "deprecated"}
 _SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _DEFINITIONS = ("$defs", "definitions")
-# No subset can represent two of these keywords in one schema: each closes its object, or replaces the other.
+# No subset can represent two of these keywords in one schema, because each closes its object or replaces the other.
 _EXCLUSIVE = frozenset({"$ref", "anyOf", "oneOf", "allOf", "properties"})
 
 
@@ -192,7 +192,7 @@ class _Subset:
 
 
 _ANTHROPIC = _Subset(_ALWAYS | {"enum", "const"}, _STRICT_FORMATS | {"uri"}, closes=True, has_tuples=False)
-# Google also accepts `maxItems`, but several of them cause a refusal without a reason: googleapis/python-genai#2170.
+# Google also accepts `maxItems`, but may refuse a schema that has several of them: googleapis/python-genai#2170.
 _GOOGLE = _Subset(
     _ALWAYS | {"enum", "minItems", "minimum", "maximum", "propertyOrdering"},
     frozenset({"date-time", "date", "time"}),
@@ -223,7 +223,7 @@ _OPENAPI = frozenset({
 
 
 def openapi_form(form: JsonObject | None) -> JsonDict | None:
-    """Convert a schema in Google's subset to the older `Schema` object; None if that cannot represent it."""
+    """Convert a schema in Google's subset to the older `Schema` object; None if the object cannot represent it."""
     try:
         return _as_openapi(form)
     except (_InexpressibleError, RecursionError, AttributeError, TypeError):
@@ -241,7 +241,7 @@ def _as_openapi(form: Any) -> JsonDict:
         node["items"] = _as_openapi(node["items"])
     if "properties" in node:
         node["properties"] = {name: _as_openapi(inner) for name, inner in node["properties"].items()}
-        if len(node["properties"]) > 1:  # without an order, fields are answered alphabetically
+        if len(node["properties"]) > 1:  # without this field, the model writes fields in alphabetical order
             node.setdefault("propertyOrdering", [*node["properties"]])
     if "anyOf" in node:
         parts = [_as_openapi(inner) for inner in node["anyOf"]]
@@ -268,7 +268,7 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
 
 
 def _refers_to_itself(definitions: JsonObject) -> bool:
-    """Return whether a definition refers to itself, directly or by others. Each definition is searched once."""
+    """Return whether a definition refers to itself, directly or through other definitions, each searched once."""
     open_, done = set[str](), set[str]()
 
     def is_endless(node: Any) -> bool:
@@ -319,7 +319,7 @@ def _within(schema: Any, subset: _Subset) -> JsonDict:
 
 
 def _reference(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Return a reference to a definition. `$ref` may have no sibling keywords; `anyOf` may have a description."""
+    """Return a reference to a definition. `$ref` may have no sibling keywords, but `anyOf` may have a description."""
     group, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
     beside = _keywords({key: value for key, value in schema.items() if key not in {"$ref", "type", "title"}}, subset)
     if group not in _DEFINITIONS or "/" in name or beside.keys() - {"description"}:
@@ -329,7 +329,7 @@ def _reference(schema: JsonObject, subset: _Subset) -> JsonDict:
 
 
 def _keywords(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Return the keywords of a schema in the subset. Keywords that it lacks are described in words."""
+    """Return the keywords of a schema that the subset has. Keywords that the subset lacks are described in words."""
     node: JsonDict = {}
     words = []
     for key, value in schema.items():
@@ -424,18 +424,18 @@ def _close_fields(node: JsonDict) -> None:
         raise _InexpressibleError
 
 
-# JSON Schema → the keywords that llama.cpp (also in LM Studio and Ollama) converts to a grammar. Others cause a 400, or
-# an answer without any schema. Rules: common/json-schema-to-grammar.cpp and src/llama-grammar.cpp of llama.cpp (July
-# 2026): a pattern needs both anchors and supports few escapes, a schema is not a boolean, a reference stays.
+# JSON Schema → the keywords that llama.cpp (also in LM Studio and Ollama) converts to a grammar. Other keywords cause a
+# 400, or an answer that ignores the schema. Rules: common/json-schema-to-grammar.cpp, src/llama-grammar.cpp (7/2026): a
+# pattern needs both anchors and supports few escapes, a schema must not be a boolean, and references are kept.
 
-# More than 2,000 repetitions of a rule are refused; a list's item and its comma take up to four rules.
+# More than 2,000 repetitions of a rule are refused. An item of a list and its comma take up to four rules.
 _REPETITIONS = 2000
 _REPEATED = {"minLength": 1, "maxLength": 1, "minItems": 4, "maxItems": 4}
 _GRAMMAR_PATTERN = re.compile(
     r"""\^(?:[^\\\[(]|\\[\^$.\[\](){}|*+?\\nrt"-]|\[(?:[^\\\]]|\\[\\nrt"\[\]-])*\]|\((?:\?:|(?!\?)))*\$"""
 )
 _COUNTS = re.compile(r"\{(\d*+),?(\d*+)\}")
-# A schema for any value. llama.cpp reads `{}` as an object; earlier versions refuse a schema of only annotations.
+# A schema for any value. llama.cpp reads `{}` as an object; earlier versions refuse a schema that has only annotations.
 _ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 
 

@@ -1,6 +1,6 @@
-"""The sender makes one attempt at an item: it encodes, posts, and reads the response.
+"""The sender makes one attempt at an item: it encodes and posts the request, and reads the response.
 
-`Item` is a request with the record of its attempts. An attempt is counted when it is written to the connection.
+`Item` is a request with the record of its attempts. An attempt is counted before the request is handed to the pool.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from promptmill.core.request import Conversation, Request, check_left_out
 from promptmill.images.files import NOUNS
 
 NOTHING: Mapping[str, bytes] = {}
-# If an item is refused because of load although this many other requests succeed per refusal, the item itself is the
-# cause: by chance, one item in a million gets five such refusals in a row.
+# If an item is refused because of load although at least this many other requests succeed per refusal, the item itself
+# is the cause: by chance, only one item in a million gets five such refusals in a row.
 _SUCCESSES_PER_REFUSAL = 10
 _SMALLEST_CONTEXT = 2048  # Ollama's default until 2025: the smallest usual context
 _FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts differently
@@ -60,7 +60,7 @@ class Billed:
 class Item:
     """A request and the record of its attempts: `attempts` sent in total, `counted` against `retries`."""
 
-    # defaults on the class: for most items, the first attempt is the only one, and changes few of these
+    # the defaults are on the class, because most items need only one attempt, which changes few of the attributes
     permit: Permit | None = None
     """The permit of the last attempt."""
     tokens: int = 0
@@ -78,7 +78,7 @@ class Item:
     stale: bool = False
     """Whether the next attempt needs a new connection."""
     since: float = 0.0
-    """The time when the item first got a place at an endpoint; 0: it has not got one."""
+    """The time at which the item got its first permit; 0 before that."""
     billed: Billed | None = None
     """The attempts without an answer that may be billed."""
 
@@ -87,7 +87,7 @@ class Item:
         self.attempts = request.attempts
 
     def charge(self, decision: RetryDecision | None) -> None:
-        """Add an attempt without an answer. None: its usage is unknown."""
+        """Add an attempt without an answer to `billed`, if it may be billed. None: the attempt's usage is unknown."""
         if decision is not None and not decision.may_be_billed:
             return
         self.billed = self.billed or Billed()
@@ -96,7 +96,7 @@ class Item:
             self.billed.spent += ((decision.usage, decision.tier),)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether load really caused the refusals: it did not if other requests are hardly ever refused."""
+        """Return whether load really caused the refusals; it did not if other requests are hardly ever refused."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
             self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
@@ -121,7 +121,7 @@ class Sender:
     async def send(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
-        """Encode, post, and read the response."""
+        """Encode and post the request, and read the response."""
         request = item.request
         if request.path or endpoint_state.encoder.decides:
             other = self._send_elsewhere if request.path else self._decide
@@ -178,8 +178,8 @@ class Sender:
         return reading
 
     def _check_prepared(self, request: Request, endpoint: Endpoint) -> None:
-        """Raise `PromptmillError` as `check_form`; `invalid_image` for an image whose URL the endpoint would have to
-        follow."""
+        """Raise the errors of `check_form`, and `PromptmillError` (`invalid_image`) for an image that the endpoint
+        would have to download."""
         check_form(request, endpoint)
         if not endpoint.profile.images.from_web and self._images.passes_on(request.conversation.images):
             raise PromptmillError(
@@ -240,7 +240,7 @@ class Sender:
         if isinstance(reading, Completion):
             _note_limit(response, endpoint_state)
         elif reading.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
-            return replace(reading, kind=FailureKind.ITEM)  # this route is missing, but chats may have one
+            return replace(reading, kind=FailureKind.ITEM)  # this path is missing, but the path of chats may exist
         return reading
 
 
@@ -267,7 +267,7 @@ def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, 
 
 
 def check_form(request: Request, endpoint: Endpoint) -> None:
-    """Raise `PromptmillError` (`unsupported`) if the provider takes no form of the answer beside a file."""
+    """Raise `PromptmillError` (`unsupported`) if the provider does not take the form of the answer next to a file."""
     for kind in request.conversation.file_kinds if request.has_form else ():
         limits = endpoint.profile.files.get(kind)
         if limits is not None and not limits.takes_schema:
@@ -276,7 +276,7 @@ def check_form(request: Request, endpoint: Endpoint) -> None:
 
 
 def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:
-    """Return warnings about text that a server may have shortened or lost without an error, or answered unasked."""
+    """Return warnings about a prompt that may be shortened, lost characters, and calls of tools that were not sent."""
     cut = _cut_prompt(request.conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
     is_unasked = answer.tool_calls and not answer.text and not request.has_form and _TOOLS.isdisjoint(request.extra)
     return [
@@ -287,9 +287,9 @@ def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[st
 
 
 def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoint) -> str:
-    """Return a warning if the server has shortened, or may have shortened, the prompt; else `""`.
+    """Return a warning if the server has shortened, or may have shortened, the prompt; otherwise `""`.
 
-    A word is at least one token; without spaces (Chinese, base64), a token has about six bytes on average.
+    A word is at least one token. In text without spaces (Chinese, base64), a token has about six bytes on average.
     """
     tokens, filled = answer.usage.prompt_tokens, answer.usage.prompt_tokens
     if answer.finish_reason == "length":

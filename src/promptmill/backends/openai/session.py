@@ -1,6 +1,6 @@
 """aiohttp's session as a transport, for proxies, large bodies, streamed responses and pages.
 
-Imported on first use, because most processes never need it, and it takes 11 MB and a tenth of a second.
+This module is imported on first use, because the import takes 11 MB and 0.1 s, and most processes never need it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from promptmill.system.memory import Held
 
 # The slowest permitted upload. The time that a body takes at this speed is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
-# The part of a stream that is shown before the event loop does other work. The shortest events, of 7 bytes, take
-# 3 microseconds each: 7 milliseconds.
+# The bytes of a stream that are shown before the event loop does other work. This takes at most 7 milliseconds, because
+# the shortest events have 7 bytes and take 3 microseconds each.
 _MOST_PER_TURN = 16 * 1024
 
 
@@ -61,23 +61,23 @@ class StreamedResponse:
 
 
 class _Use:
-    """The connection of a request. `is_fresh`: it must be new. `is_kept`: an earlier request was answered on it."""
+    """The connection of a request. `is_fresh`: it must be new. `is_kept`: another request was answered on it before."""
 
     def __init__(self, *, is_fresh: bool) -> None:
         self.is_fresh, self.is_kept = is_fresh, False
 
 
 _USE: ContextVar[_Use] = ContextVar("_USE")
-"""The use of the request that the present task sends."""
+"""The `_Use` of the request that the present task sends."""
 
 
 class _Connector(aiohttp.TCPConnector):
     """Keeps connections. It closes a connection if data, or its end, has arrived between requests: aiohttp would take
-    the data for the next answer, and lose a request after the end."""
+    the data for the next answer, and a request that is sent after the end would be lost."""
 
     async def _get(self, key: Any, traces: Any) -> Any:
         use = _USE.get()
-        use.is_kept = False  # aiohttp itself repeats a GET
+        use.is_kept = False  # set again, because aiohttp itself may repeat a GET
         while not use.is_fresh and (connection := await super()._get(key, traces)) is not None:
             protocol, transport = connection.protocol, connection.transport
             if protocol is not None and transport is not None and not protocol.should_close:
@@ -125,11 +125,11 @@ class Session:
         only_public: bool = False,
         fresh: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
-        """Send a request to the route's URL, or to `url`, on a new connection if `fresh`. The response is read within
-        the context.
+        """Send a request to the route's URL, or to `url`, on a new connection if `fresh`. Read the response within the
+        context.
 
-        The total time until the response starts is limited, because in aiohttp each interim response restarts the
-        timeout, and a server could send them forever.
+        The total time until the response starts is limited, because each interim response restarts aiohttp's timeout,
+        and a server could send interim responses forever.
         """
         sent, length = _payload(body)
         session = self._public if only_public and route.proxy is None else self._session
@@ -150,7 +150,7 @@ class Session:
                 begins_s
             ):  # in Python 3.11, `wait_for` loses a cancellation that arrives together with the head
                 response = await sending
-            use.is_kept = False  # a byte of its answer has arrived
+            use.is_kept = False  # the answer has begun, so a later failure does not mean that the connection was stale
             async with response:
                 try:
                     yield StreamedResponse(response)
@@ -169,7 +169,7 @@ class Session:
             return HttpResponse(response.status, response.headers, content, held, proxy=reader)
 
     async def get(self, route: Route, url: URL) -> HttpResponse:
-        """Return a page."""
+        """Return the page at `url`."""
         async with self.exchange(route, "GET", url=url) as response:
             return HttpResponse(response.status, response.headers, await response.read(LARGEST_BODY))
 
@@ -182,7 +182,7 @@ class Session:
 
 
 def _payload(body: FileBody | bytes) -> tuple[AsyncIterator[bytes] | None, int]:
-    """Return the blocks of a body, which aiohttp writes without copying the whole body, and its length."""
+    """Return the blocks of a body, which aiohttp writes without copying the whole body, and the body's length."""
     if isinstance(body, FileBody):
         return body.blocks(), body.length
     return _whole(body) if body else None, len(body)
@@ -252,7 +252,7 @@ def _name(proxy: URL | None) -> str:
 def translated(error: Exception, limits_s: tuple[float, float], proxy: str = "") -> Exception:
     """Convert an exception of aiohttp to an exception of promptmill or the system.
 
-    `limits_s`: the timeouts for connecting and for silence. `proxy`: the host and port of the used proxy.
+    `limits_s`: the timeouts for connecting and for silence. `proxy`: the host and port of the proxy that was used.
     """
     match error:
         case aiohttp.ClientHttpProxyError():

@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Answers processed per iteration of the event loop: half a millisecond of work. If all of 256 waiting answers were
-# processed in one, a ping, which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also
-# a fifth faster, because they fit into the cache. Twice as many requests may start, so that none queues for long.
+# Answers processed per iteration of the event loop: half a millisecond of work. If one iteration processed 256 waiting
+# answers, a ping, which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also a fifth
+# faster, because they fit into the cache. Twice as many requests may start per iteration, so that none waits for long.
 _ANSWERS_PER_TURN = 8
 _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
 # The load is averaged over this time, so that one pause of the endpoint does not look like idle time.
 _LOAD_MEMORY_S = 0.25
 _SATURATED = 0.8
-# Larger bodies are written in pieces. The writer waits while the endpoint reads slowly.
+# Larger bodies are sent by aiohttp, which writes them in pieces, and waits while the endpoint reads slowly.
 _DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
@@ -58,10 +58,10 @@ _HAPPY_EYEBALLS_S = 0.25
 
 
 class LoopThrottle:
-    """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, for all calls, and measures its load.
+    """Lets `_STARTS_PER_TURN` requests of all calls start per turn of the event loop, and measures the loop's load.
 
-    If this process limits the rate, additional requests in flight only wait for it, and a limit that grows anyway costs
-    a fifth of the rate. Times are seconds of `clock`.
+    If this process limits the rate, additional requests in flight only wait for the process, and a limit that grows
+    nevertheless costs a fifth of the rate. Times are seconds of `clock`.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -85,7 +85,7 @@ class LoopThrottle:
         return True
 
     async def turn(self) -> None:
-        """Wait for an iteration that has room."""
+        """Wait for an iteration in which another request may start."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
@@ -95,7 +95,7 @@ class LoopThrottle:
         return self._idle_s if self._ticking else self._idle_s + now - self._since
 
     def is_limit(self, since: float, idle_s: float, now: float) -> bool:
-        """Return whether this process, not the endpoint, limits the rate at `now`: additional requests only wait.
+        """Return whether this process, not the endpoint, limits the rate at `now`: more requests would only wait.
 
         `since`: the start of a request. `idle_s`: the value of `idle_s` at that time.
         """
@@ -130,10 +130,10 @@ class LoopThrottle:
 
 
 class Pool:
-    """The connections of one backend: kept alive, with cached DNS, proxies and CAs from the environment."""
+    """The connections of one backend, which are kept alive, with cached DNS, and the environment's proxies and CAs."""
 
     def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
-        """Open no connection. Must be created on the event loop. `connections`: the limit of open connections."""
+        """Must be called on the event loop; opens no connection yet. `connections`: the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         self._max_connections = settings.max_connections
         limit = self._max_connections or connections
@@ -146,7 +146,7 @@ class Pool:
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
         self._last: tuple[Endpoint, Route] | None = None
         self._with_keys: dict[str, tuple[str, Endpoint]] = {}
-        """The current renewed key and the endpoint with it, by URL."""
+        """The current renewed key, and the endpoint with this key, by the endpoint's URL."""
         self._renewed: set[RenewedKey] = set()
 
     def widen(self, connections: int) -> None:
@@ -197,7 +197,7 @@ class Pool:
             if not is_expired(response.status, response.body) or not await use.is_renewed():
                 return response
             if on_data is not None:
-                on_data(b"\n")  # ends the refusal, so that no event of the answer continues it
+                on_data(b"\n")  # ends the refusal's last line, so that the answer begins a new line
 
     def _use(self, renewed: RenewedKey) -> KeyUse:
         self._renewed.add(renewed)
@@ -221,7 +221,7 @@ class Pool:
         return await session.post(route, body, on_data, fresh=fresh)
 
     async def page(self, endpoint: Endpoint, url: str) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
+        """Return status, headers and body of a page, requested with the endpoint's key. Raises the errors of `send`."""
         session, use = await self._opened(), None
         if endpoint.renewed is not None:
             use = self._use(endpoint.renewed)
@@ -243,8 +243,8 @@ class Pool:
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request to `endpoint.url` with its headers and `headers`. The response is read within the context.
 
-        `only_public`: connect only to a public address, or leave this check to the proxy. Files are streamed in both
-        directions. Raises as `send`.
+        `only_public`: connect only to a public address; a proxy must check this itself. Files are streamed in both
+        directions. Raises the same errors as `send`.
         """
         session = await self._opened()
         use = None if endpoint.renewed is None else self._use(endpoint.renewed)
@@ -258,7 +258,7 @@ class Pool:
                 return
 
     async def get(self, url: str, timeout_s: float) -> bytes | None:
-        """Return the body of a page; None after any failure. Sends no key."""
+        """Return the body of a page, which is requested without a key; None after any failure."""
         try:
             async with asyncio.timeout(timeout_s):
                 page, session = URL(url), await self._opened()
@@ -270,7 +270,7 @@ class Pool:
     async def read_apart(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `read`, which parses a large body, in a thread. Return its result.
 
-        Only one at a time, because parsed values take several times the memory of their text.
+        Only one body is read at a time, because parsed values take several times the memory of their text.
         """
         async with self._reading:
             return await asyncio.to_thread(read, *args, **kwargs)
@@ -296,7 +296,7 @@ class Pool:
         return session
 
     async def aclose(self) -> None:
-        """Close all connections, even with a request in flight, and end the programs of their keys."""
+        """Close all connections, even with requests in flight, and end programs that are fetching a key."""
         self._client.close()
         for renewed in self._renewed:
             await renewed.aclose()
@@ -354,7 +354,7 @@ class RawHttpClient:
         try:
             return await answer
         except BaseException:
-            if connection.answer is answer:  # the caller was cancelled, and the connection still has its answer
+            if connection.answer is answer:  # the caller was cancelled while the connection waited for the answer
                 connection.close()
             raise
 

@@ -8,8 +8,8 @@ FEATURE = Feature(
     tools="promptmill.features.app.tools:add",
 )
 MOST_PICTURES = 32
-"""The most pictures in a call: for the rows of a frame of 720 pixels, and for nearby rows."""
+"""The most pictures in a call: enough for the rows in a frame of 720 pixels, and for nearby rows."""
 MOST_IN_WINDOW = 100
-"""The most rows in a call: the rows of a frame, and as many for scrolling."""
+"""The most rows in a call: enough for the rows in a frame, and for as many more when it is scrolled."""
 SHORT, LONGEST = 400, 20_000
-"""The most characters of a cell: in the table, and where the page shows a single row."""
+"""The most characters of a cell in the table, and of a cell where the page shows a single row."""

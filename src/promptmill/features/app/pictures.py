@@ -1,7 +1,7 @@
-"""The thumbnails of a job's rows for the page: a process of its own, with limited memory and time, makes them.
+"""The thumbnails of a job's rows for the page. A separate process with limited memory and time makes them.
 
-The job's own process may read any image that its user may; for the page, the rule for files of calls applies, and no
-image is fetched from the web.
+The job's own process may read any image that its user may read. For the page, the rule for files of calls applies, and
+no image is fetched from the web.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from promptmill.jobs.rows.row_lines import IMAGES
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.call_files import FileRule
 
-_COMPUTING_S = 60  # bound of processor time; 32 images of 89 megapixels take 40 s
+_COMPUTING_S = 60  # limit of the processor time; 32 images of 89 megapixels take 40 s
 _FILE = "path"
 """The column of a row that is a whole file, such as a picture of a folder."""
 _LARGEST = 8_000
@@ -46,7 +46,7 @@ async def pages(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[in
     Raises `PromptmillError` (`invalid_input`).
     """
     folder = jobs.visible.find(job_id, caller)
-    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # with keys: a page may show one
+    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # with keys, to find one on a page
     return await jobs.apart(call, folder.job_id, _COMPUTING_S)
 
 

@@ -42,14 +42,14 @@ from promptmill.jobs.store.status_record import Results
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
 from promptmill.system.call_files import FileRule
 
-_COMPUTING_S = 60  # bound of processor time; a search of 1,000,000 rows
-_MOST_ORDERED = 500_000  # rows of the table: browsers show no higher page
-_KEPT = 8  # orders
+_COMPUTING_S = 60  # limit of the processor time, which suffices to search 1,000,000 rows
+_MOST_ORDERED = 500_000  # the most rows of the table: browsers show no higher page
+_KEPT = 8  # orders of rows, those of the last views
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
 _HAS_SOURCES = f"SELECT 1 FROM answer WHERE {statistics.DELIVERED} AND instr(more, '\"{SOURCES}\":') LIMIT 1"  # noqa: S608
-_SORTED_BY = 200  # characters of a text
+_SORTED_BY = 200  # characters of a text, by which rows are sorted
 Shown: TypeAlias = Literal["all", "failed", "answered"]
 _SHOWN: Mapping[Shown, str] = MappingProxyType({"all": "1", "failed": "failed", "answered": "NOT failed"})
 
@@ -115,7 +115,7 @@ async def window(
 
 
 class DeliveredRows:
-    """The rows of a job with an answer or a failure, each once, also if it has several answers."""
+    """The rows of a job that have an answer or a failure. A row with several answers is among them once."""
 
     def __init__(self, store: JobDatabase, *, skips_empty: bool) -> None:
         """`skips_empty`: see `is_failed`."""
@@ -126,13 +126,13 @@ class DeliveredRows:
         """  # noqa: S608 (fixed conditions)
 
     def count(self, show: Shown = "all") -> int:
-        """Return their number."""
+        """Return the number of these rows."""
         query = f"SELECT count(*) FROM ({self._rows}) WHERE {_SHOWN[show]}"  # noqa: S608 (fixed conditions)
         return int(self._store.read(query)[0][0])
 
     def newest(self, show: Shown, limit: int, offset: int, *, oldest: bool = False) -> list[int]:
-        """Return the numbers (from 0) of some: failed rows first, then the last rows of the input. `oldest`: return
-        them in the order of the input."""
+        """Return the numbers (from 0) of some of these rows: failed rows first, then the last rows of the input.
+        `oldest`: return them in the order of the input."""
         order = "n" if oldest else "failed DESC, n DESC"
         shown = f"({self._rows}) WHERE {_SHOWN[show]} ORDER BY {order}"
         query = f"SELECT n FROM {shown} LIMIT ? OFFSET ?"  # noqa: S608 (fixed conditions)
@@ -273,8 +273,8 @@ def _window(
     longest: int,
     results: Results | None,
 ) -> JsonDict:
-    """Return a window of the rows of a job, with its `counts` of answers and failures. `results`: the counts of its
-    answers; None while it runs."""
+    """Return a window of the rows of a job, with its `counts` of answers and failures. `results`: the counts of the
+    job's answers; None while the job runs."""
     with folder.reading() as store:
         spec = folder.spec_in(store)
         skips_empty = spec.question.skip_empty

@@ -1,4 +1,4 @@
-"""Several questions about each row, each its own column; a question may use the answer to another."""
+"""Several questions about each row. Each has a column of its own, and may use the answer to another question."""
 
 from promptmill.core.feature import Feature, PartEntry
 

@@ -1,4 +1,4 @@
-"""The questions of the option `ask`: each has a name, which is its column, the form of its answer, and a prompt.
+"""The questions of the option `ask`: each has a name (that of its column), the form of its answer, and a prompt.
 
 Tone:positive|negative=Is it praise? {{text}} ─▶ name, field (a JSON Schema), prompt
 """
@@ -17,7 +17,7 @@ from promptmill.jobs.store.description import Stored
 
 ASK = Named("ask")
 SIGN = "\u2063"
-"""An invisible sign that no prompt has: it marks positions in the prompt of a row."""
+"""An invisible sign that a user's prompt may not contain. It marks positions in the prompt of a row."""
 EXAMPLE = "'Tone:positive|negative=Is it praise or a complaint? {{text}}'"
 _TEXT = ({"type": "string"}, {"type": ["string", "null"]})
 _SHOWN = 40
@@ -49,7 +49,7 @@ def questions_of(value: object) -> tuple[AskedQuestion, ...]:
     """Return the questions of the option's value. Raises `PromptmillError` (`invalid_input`).
 
     `value`: texts `NAME=PROMPT`, or prompts by name. The form of the answer may follow a name, as in `fields`:
-    `Tone:positive|negative`. A value may also be a pair: the prompt, and its labels with or without definitions.
+    `Tone:positive|negative`. A prompt may also be a pair: the prompt, and its labels with or without definitions.
 
     >>> (tone,) = questions_of({"Tone": ("Is it praise? {{text}}", ["yes", "no"])})
     >>> tone.field
@@ -123,7 +123,7 @@ def schema_of(questions: Iterable[AskedQuestion]) -> JsonDict:
 
 def definitions_of(questions: Iterable[AskedQuestion]) -> dict[str, str]:
     """Return the definitions of the labels of one request. Raises `PromptmillError` (`invalid_input`) for a label that
-    has two."""
+    has two definitions."""
     known = all_definitions(questions)
     if twice := next((label for label, definitions in known.items() if definitions[1:]), None):
         raise input_error(

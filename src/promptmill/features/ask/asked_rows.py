@@ -41,7 +41,7 @@ class AskedRows(PlanWork, Step):
         self._renews = False
         """Whether the round sends all requests again, even requests that were answered in failed rows."""
         self.has_parts = False
-        """Whether rows have a part of their answers from before their first request."""
+        """Whether rows have answers to some of their questions from before their first request."""
 
     def begin(self, round_: int) -> None:
         """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""

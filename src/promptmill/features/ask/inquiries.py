@@ -45,8 +45,8 @@ class Inquiry:
 def inquiries_of(questions: Sequence[AskedQuestion], prompt: str) -> list[list[Inquiry]]:
     """Return the requests about a row, in levels: a request needs answers of earlier levels only.
 
-    `prompt`: the prompt to which questions without columns are added. If they use no answer, they share a request.
-    Raises `PromptmillError` (`invalid_input`).
+    `prompt`: the prompt to which questions without columns are added. Those that use no answer, either, share a
+    request. Raises `PromptmillError` (`invalid_input`).
     """
     names = {question.name for question in questions}
     waiting = [*_inquiries(questions, prompt, names)]
@@ -93,7 +93,7 @@ def _circle(names: Sequence[str]) -> PromptmillError:
 
 
 def check_columns(levels: Sequence[Sequence[Inquiry]], source: InputSpec) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a name in a prompt may be an answer or a column of the input."""
+    """Raise `PromptmillError` (`invalid_input`) if a name in a prompt may mean either an answer or a column."""
     used = {name for level in levels for one in level for name in one.needs}
     if both := sorted(used & {*source.header, *source.taken}):
         raise input_error(

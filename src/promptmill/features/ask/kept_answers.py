@@ -1,7 +1,7 @@
 """Answers of rows that still wait for other answers, kept in the job's database for the next run.
 
-A row is recorded when all of its requests have ended. Without this, a kill would lose the answers so far, which are
-paid. After the row is recorded, they are deleted.
+A row is recorded when all of its requests have ended. Without kept answers, a kill would lose the answers so far, which
+are paid. When the row is recorded, its kept answers are deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import SLOT
 
-_BEGINNING = "asked "  # the beginning of their names in table `job`
+_BEGINNING = "asked "  # the beginning of the kept answers' names in the table `job`
 
 
 class KeptAnswers:
@@ -77,7 +77,7 @@ class KeptAnswers:
         return found
 
     async def keep(self, request: Request, number: int, names: Sequence[str], answer: Completion) -> None:
-        """Keep the answer to the request with this number for a row, and delete those that are not needed."""
+        """Keep the answer to a row's request with this number. Delete kept answers that are no longer needed."""
         used, name = answer.usage, f"{_BEGINNING}{request.key} {self.round} {number}"
         kept: dict[str, Any] = {
             "of": self._identity(request),

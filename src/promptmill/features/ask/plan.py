@@ -1,4 +1,4 @@
-"""The plan of a job with several requests about each row, one or more for its questions.
+"""The plan of a job that asks its questions about each row in several requests.
 
 row ─▶ requests without answers in them ─▶ requests with these answers ─▶ … ─▶ one outcome, a field for each question
 """
@@ -74,7 +74,7 @@ class Ask(Plan):
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
         """Raise `PromptmillError` (`invalid_input`) for several answers to a request, an image tag, or labels with two
-        definitions in one request to a model that decides."""
+        definitions in one request to a deciding model."""
         if registry.decides(config):
             definitions_of(self.questions)
         if (answers := config.settings.sampling_params.n or 1) > 1:
@@ -84,7 +84,7 @@ class Ask(Plan):
             raise input_error(ASK, f" sends a row's images with each question; leave the tag {tag} out of the prompts.")
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterable[Request]]:
-        """Return the function from a row's request to all requests about it, with names in place of answers."""
+        """Return a function that converts a row's request to all requests about it, with names in place of answers."""
         made, answers = RowInquiries(config, self.levels), _Names()
 
         def sent(request: Request, prompt: str) -> Iterable[Request]:
@@ -112,7 +112,7 @@ class Ask(Plan):
         return Estimate({"answers": answers}, f"{counted(checked['requests'], 'request')} in all{waits}")
 
     def taking(self, other: JobSpec) -> Taking | None:
-        """Return how a row takes the answers to questions that both jobs ask, from another job with this plan."""
+        """Return how a row reuses the answers of another job to the questions that both jobs ask; None if none."""
         plan = other.plan
         if not isinstance(plan, Ask) or not (known := self._known(plan)):
             return None
@@ -156,7 +156,7 @@ class Ask(Plan):
         return [one for one, asked in zip(requests, names, strict=True) if not known >= asked]
 
     def work(self, job: RunningJob) -> PlanWork:
-        """Return the requests about each row for one run."""
+        """Return the object that sends the requests about each row during one run."""
         from promptmill.features.ask.asked_rows import AskedRows
 
         return AskedRows(job, [question.name for question in self.questions], self.levels)

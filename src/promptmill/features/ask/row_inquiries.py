@@ -43,11 +43,11 @@ class RowPart:
     changes: JsonDict
     """The sampling parameters that differ from the row's."""
     is_evidence: bool = False
-    """Whether the prompt has only the columns, because the form of the answer has its words."""
+    """Whether the prompt has only the columns, because its words are in the form of the answer."""
 
     @property
     def is_text(self) -> bool:
-        """Whether the answer is the text of the only question, and no object with fields."""
+        """Whether the answer is a text, the answer to the only question, and no object with fields."""
         return self.changes["response_format"] is None
 
 

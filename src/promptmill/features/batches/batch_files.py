@@ -110,7 +110,7 @@ class BatchFiles:
             self._reserved[batch] = self._reserved.get(batch, 0.0) + most / len(batches)
 
     def complete(self) -> None:
-        """Complete the present file, if any. Raises as `JobDatabase` does."""
+        """Complete the present file, if any. Raises the errors of `JobDatabase`."""
         if self._file is None:
             return
         disk.sync_file(self._file)

@@ -26,7 +26,7 @@ class BatchOrder(OrderPart):
 
     way: ClassVar[str] = "batch"
     by: float | None = Field(None, ge=0, le=10**11)
-    """The Unix time at which open rows are sent live; None: after the end of the batch."""
+    """The Unix time at which open rows are sent live; None: they are sent after the end of the batch."""
     poll: float | None = Field(None, ge=0.1, le=86_400)
     """Seconds between two polls of the batch; None: an interval that grows from 30 s to 15 minutes."""
     keep_files: bool = False
@@ -36,7 +36,7 @@ class BatchOrder(OrderPart):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str] = (), now: datetime | None = None) -> BatchOrder:
-        """Return the options `by`, `poll` and `keep_files`, parsed. `now`: a local time.
+        """Parse and return the options `by`, `poll` and `keep_files`. `now`: a local time.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -65,7 +65,7 @@ class BatchOrder(OrderPart):
 
     @property
     def notes(self) -> Sequence[str]:
-        """A note if `by` was set by an earlier run: the time at which open rows are sent live."""
+        """A note with the time at which open rows are sent live, if an earlier run set `by`."""
         if not self.is_earlier or self.by is None:
             return ()
         at = datetime.fromtimestamp(self.by).astimezone().isoformat(" ", "minutes")

@@ -2,13 +2,13 @@
 
     plan      the open rows become lines of files; each file is the content of a batch
     send      the file is uploaded and the batch is created; the batch is stored before and after each step
-    look      polls until the provider has ended the batch; at the time `by`, the batch is cancelled
+    look      the batch is polled until the provider has ended it; at the time `by`, the batch is cancelled
     fetch     the replies are read until there are as many answers as the provider counts
     store     the replies pass through the functions around `answer`, as live replies do
     clean up  the files at the provider are deleted, except results that could not be read
 
-A batch that was created exists and is paid, even if later requests about it fail. The round waits for it; then the run
-ends with an error, and the next run looks again. Only the user's `by` abandons a batch, at its highest possible cost.
+A batch that was created is paid, even if later requests about it fail. If they fail for long, the run ends with an
+error, and the next run looks again. A batch is abandoned only at the user's time `by`, at its highest possible cost.
 
 A plan may send several requests for a row, and further requests after their answers: these go into a second batch. Rows
 that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The
@@ -60,10 +60,10 @@ _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
 _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
-_LONGEST_WARMING_S = 3600.0  # bound: a cache keeps a beginning for an hour
+_LONGEST_WARMING_S = 3600.0  # an upper bound: the provider's cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
 _FEWEST = 16  # min rows of a batch while the queue is full, because thousands of small ones exceed other limits
-_LONGEST_OUTAGE_S = 86_400.0  # bound: the window of most providers, after which all batches have ended
+_LONGEST_OUTAGE_S = 86_400.0  # the window of most providers, after which all batches have ended
 _LONGEST_MISSING_S = 900.0  # providers have answered 404 for existing batches for a minute (anthropic-sdk-python#1432)
 _COMPLETED = frozenset({"completed", "ended", "succeeded", "success"})
 # Temporary errors of a provider or the network, during which its batches continue.
@@ -93,9 +93,9 @@ class PlanSink(StoreSink):
     """Records outcomes of rows that need no request, such as cache hits. Rows in a batch have no outcome yet."""
 
     planned: Callable[[int, float], None]
-    """Called with the key of a row, and the highest possible cost of its requests in a batch."""
+    """A function that is called with the key of a row, and with the highest cost of its requests in a batch."""
     full: PromptmillError | None = None
-    """The error of a row that exceeds the free budget now."""
+    """The error of a row that costs more than is left of the budget."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Record an outcome, see `StoreSink.put`."""
@@ -129,11 +129,11 @@ class BatchRound:
         self._again_at: dict[int, float] = {}
         """By the id of a batch: the time at which to look for the batch, or to create it, again."""
         self._warmed: set[tuple[int, str]] = set()
-        """The shared beginnings, by slot, that a batch of this run puts into the provider's cache."""
+        """Slots, with the shared beginnings of prompts that a batch of this run puts into the provider's cache."""
         self._replans = False
         """Whether a batch was dropped, so that its rows must be planned again."""
         self._missing: dict[int, float] = {}
-        """The time since when the provider lacks a batch or a part of its results, by the batch's id."""
+        """By the id of a batch: the time since when the provider lacks it, or a part of its results."""
         self._onward: dict[int, set[int]] = {}
         """By the id of a batch: the keys of rows whose first reply was passed on and led to further requests."""
         self._trouble: tuple[float, str] | None = None
@@ -214,7 +214,7 @@ class BatchRound:
     # ---- plan
 
     async def _plan(self) -> PromptmillError | None:
-        """Write open rows that are in no batch into files. Return the budget's error if it does not allow all."""
+        """Write open rows without a batch into files. Return the budget's error if it does not allow all rows."""
         full = [await self._plan_slot(slot) for slot in self._round.slots]
         return next(filter(None, full), None)
 
@@ -408,7 +408,7 @@ class BatchRound:
         self._again_at.pop(batch.id, None)
 
     async def _find(self, batch: Batch) -> bool:
-        """Search for a batch whose creation has an unknown result, in this process or in a killed process."""
+        """Search the provider for a batch that this process, or a killed one, may have created."""
         every = stored_batches.stored_batches(self._store)
         others = {other.there.id for other in every if other.there.id}.union(*(other.not_it for other in every))
         state = await self._apis[batch.slot].find(self._planned(batch), others)
@@ -531,7 +531,7 @@ class BatchRound:
             text = f"{paid} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
         refused = replies.requests - replies.answers
-        found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # some count these as done
+        found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # refused may count as done
         is_short = found < _completed(state, batch) or (gone is not None and state.done is None)
         if is_short and replies.requests < batch.requests:
             if replies.ready:  # the other replies may never come
@@ -553,7 +553,7 @@ class BatchRound:
             stored_batches.put(self._store, batch.changed(most=0.0))
 
     async def _pass_on(self, batch: Batch) -> None:
-        """Pass on the replies to rows with a single request, while the batch waits for other replies."""
+        """Pass on the replies to rows with a single request in the batch, while it waits for other replies."""
         left, onward = await self._pass(batch, IS_ALONE)
         self._onward.setdefault(batch.id, set()).update(onward)
         await asyncio.to_thread(stored_batches.mark_passed, self._store, batch.changed(most=max(0.0, left)))
@@ -562,7 +562,7 @@ class BatchRound:
         """Pass the replies through the functions around `answer`, and clean up."""
         each = self._each(batch)
         left, onward = await self._pass(batch)
-        # Edited rows and unreadable results are billed too. Without a known usage, the highest cost is charged.
+        # Edited rows and unreadable results are billed, too. As their usage is unknown, charge the highest cost.
         uncounted = stored_batches.without_row(self._store, batch) + batch.unread
         if charged := each * uncounted:
             self._progress.earlier.charge(charged)
@@ -576,11 +576,11 @@ class BatchRound:
         return True
 
     def _each(self, batch: Batch) -> float:
-        """Return the highest cost of a request that was not yet passed on."""
+        """Return the highest possible cost of each request whose reply was not yet passed on."""
         return batch.most / max(1, batch.requests - stored_batches.replies_of(self._store, batch).passed)
 
     async def _pass(self, batch: Batch, only: str = "1") -> tuple[float, set[int]]:
-        """Pass replies through the functions around `answer`. `only`: the condition for their rows.
+        """Pass replies through the functions around `answer`. `only`: the condition for the replies' rows.
 
         Return the unspent part of the batch's highest cost, and the keys of rows with further requests.
         """
@@ -657,7 +657,7 @@ class BatchRound:
 
 
 def _completed(state: BatchState, batch: Batch) -> int:
-    """Return the number of requests that the provider counts as answered; without counts, all of a completed batch.
+    """Return how many requests the provider counts as answered; without counts, all requests of a completed batch.
 
     Failed requests cost nothing and may have no result. Some gateways count them as completed, too.
     """

@@ -36,8 +36,8 @@ from promptmill.jobs.store.rounds import NO_OUTCOME, join_of
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
-"""The condition for rows in a batch that is open or left them without an answer. `base`: the key of the slot's first
-row."""
+"""The condition for rows that are in an open batch, or that a batch left without an answer. `base`: the key of the
+slot's first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
 """The condition for rows with a reply that was not yet processed."""
 
@@ -60,7 +60,7 @@ _PLANNED = f"(custom & {LAST_KEY_OF_ROW - 1})"
 _NOW = f"(custom - {_PLANNED} + key)"
 """SQL for the request's present number: binding may have moved its row."""
 _IS_ANSWER = "abs(status) BETWEEN 200 AND 299"
-_LARGEST = (1 << 63) - 1  # an integer of SQLite
+_LARGEST = (1 << 63) - 1  # the largest integer of SQLite
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
@@ -174,7 +174,7 @@ def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
 
 
 def put(store: JobDatabase, *batches: Batch) -> None:
-    """Store batches or their changed states. Raises as `JobDatabase` does."""
+    """Store batches or their changed states. Raises the errors of `JobDatabase`."""
     store.change(_written(batches))
 
 
@@ -223,10 +223,10 @@ def drop(store: JobDatabase, batch: Batch) -> None:
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> Counter[bool]:
-    """Store replies to the requests of a batch; of several replies to a request, the first answer counts, or else the
-    first reply.
+    """Store replies to the requests of a batch. Of several replies to a request, the first answer counts or, if none is
+    an answer, the first reply.
 
-    Return the number of replies to no request of the batch, by whether they are answers.
+    Return the number of replies that belong to no request of the batch, by whether they are answers.
     """
     unknown = Counter[bool]()
     with store.transaction() as connection:
@@ -277,9 +277,9 @@ def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None
 
 
 def portion_of(store: JobDatabase, batch: Batch, request: Request) -> Portion | None:
-    """Return a row's portion of the request that it shares; None if the request is its own.
+    """Return a row's portion of the request that it shares; None if it has a request of its own.
 
-    Rows that are no longer in the input do not count, so the first remaining row counts the request.
+    Rows that are no longer in the input are skipped, so the request is counted at the first remaining row.
     """
     at = """(
         SELECT count(*) FROM batched AS each
@@ -301,7 +301,7 @@ class Replies(NamedTuple):
     passed: int
     """The number of replies that were passed on before the other replies came."""
     ready: int
-    """The number of replies to rows of the input that were not passed on."""
+    """The number of replies that were not passed on, to rows that are in the input."""
 
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
@@ -334,8 +334,8 @@ def mark_passed(store: JobDatabase, batch: Batch) -> None:
 def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:
     """Store that a batch is done. `onward`: the keys of rows that need further requests after the batch.
 
-    These rows are planned again; with `again`, all other rows without an answer are planned again, too; otherwise they
-    are marked as tried. Replies to rows that are no longer in the input are kept, because the rows may return.
+    These rows are planned again. With `again`, so are all other rows without an answer; otherwise those are marked as
+    tried. Replies to rows that are no longer in the input are kept, because the rows may return.
     """
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"

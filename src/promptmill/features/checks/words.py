@@ -8,12 +8,12 @@ from promptmill.core.writing_systems import HAN_AND_KANA, UNSPACED, WITH_MARKS
 
 _PIECES = re.compile(rf"([{HAN_AND_KANA}])|([{WITH_MARKS}]+)|[^\W{HAN_AND_KANA}{WITH_MARKS}]+")
 _SIGNS_IN_A_WORD = 5
-"""Characters of a word of Thai, Lao, Burmese or Khmer: their words have four to five with their marks, and a limit of
-words should rather accept a text."""
+"""The characters that count as a word of Thai, Lao, Burmese or Khmer. Their words have four to five characters with
+their marks; five are used, because a limit of words should rather accept a text."""
 
 
 def word_count(text: str) -> int:
-    """Return the number of words in a text. A Chinese character and a Japanese one count as a word; five characters of
+    """Return the number of words in a text. Each Chinese or Japanese character counts as a word; five characters of
     Thai, Lao, Burmese or Khmer, which have no spaces between words either, count as one.
 
     >>> word_count("Two words - and 茶。"), word_count("ชาเขียว")

@@ -12,7 +12,7 @@ from promptmill.core.values import read_json
 from promptmill.features.checks.parameters import CheckWishes, likelihoods
 from promptmill.features.checks.words import word_count
 
-_SURE = 10  # the natural logarithm of the ratio of likelihoods (22,000); German sentences of three words reach 13
+_SURE = 10  # the natural logarithm of the least ratio of likelihoods (22,000); German sentences of three words reach 13
 
 
 class MaxWords(Check):
@@ -63,7 +63,7 @@ class Language(Check):
 
 
 def _texts(answer: str) -> Iterator[str]:
-    """Yield the texts in a JSON answer, or else the answer."""
+    """Yield the texts in a JSON answer; for any other answer, yield the answer itself."""
     try:
         value = read_json(answer)
     except json.JSONDecodeError:

@@ -25,7 +25,7 @@ SHELLS = {
 _PATHS = ("input", "output", "image")  # arguments that complete paths, although they may also be a URL or `-`
 _JOBS = "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'"
 _MODELS = "promptmill models {} 2>/dev/null | sed 's/ .*//'"
-_ENDPOINT = "(--base-url|--provider)[[:space:]=]+([^[:space:]]+)"  # the endpoint in the line, whose models are listed
+_ENDPOINT = "(--base-url|--provider)[[:space:]=]+([^[:space:]]+)"  # the command's endpoint, whose models are listed
 
 
 def add_options(parser: Parser) -> None:
@@ -91,7 +91,7 @@ def _jobs_and_files() -> dict[str, Any]:
 
 
 def _models() -> dict[str, Any]:
-    """Return the completion of a model's name: the models of the endpoint in the line, or of the configuration."""
+    """Return the completion of a model's name: the models of the command line's endpoint, or of the configuration."""
     of_fish = "(commandline -p | string match -rg -- '(--(?:base-url|provider))[ =]+(\\S+)')"
     of_bash, of_zsh = '"${BASH_REMATCH[@]:1}"', "$match"
     return {

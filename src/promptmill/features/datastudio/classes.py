@@ -46,7 +46,7 @@ from promptmill.system import runtime
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
 _USUAL_ATTEMPTS = 10
-_MOST_THREADS = 1024  # bound: each thread has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
+_MOST_THREADS = 1024  # limited, as each thread has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
 # The steps of `pre_process`, in order.
 _PREPARING = ("pre_process", "check_content", "preproc_content", "prepare_inputs", "encode_image_directly")
 _SAMPLING = (
@@ -98,9 +98,9 @@ class BaseAPI(abc.ABC):
     ) -> None:
         """`retry`: the total number of attempts, at least one. `wait`: the longest wait between attempts, in seconds.
 
-        `thread_num`: the number of concurrent calls of `generate_inner`; None: the default of both. `image_key_name`: a
-        key for the images of a part. Without `openai_format`, `generate_inner` gets a list of parts instead of
-        messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` are passed to `generate_inner`.
+        `thread_num`: the number of concurrent calls of `generate_inner`. If it or `retry` is None, the default applies.
+        `image_key_name`: a key for the images of a part. Without `openai_format`, `generate_inner` gets a list of parts
+        instead of messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
         """
         self.retry = retry
         self.wait = wait
@@ -119,7 +119,7 @@ class BaseAPI(abc.ABC):
         """Answer one input from `pre_process`. Return `(ret_code, answer, response)`; `ret_code` is 0 for success."""
 
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
-        """Answer n inputs, n → n in order; `fail_msg` replaces a failed answer. Raises as `pre_process` does."""
+        """Answer each input, in order; `fail_msg` replaces a failed answer. Raises the errors of `pre_process`."""
         inputs = [self.pre_process(message) for message in _inputs(messages)]
         given = {**self.default_kwargs, **kwargs}
         with ThreadPoolExecutor(max(1, min(self._at_a_time, len(inputs), _MOST_THREADS))) as threads:
@@ -297,16 +297,16 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         openai_format: bool = True,
         **kwargs: Any,
     ) -> None:
-        """`key` falls back to OPENAI_API_KEY and LLM_API_KEY; without `api_base`, `port` means this machine.
+        """`key` falls back to OPENAI_API_KEY and LLM_API_KEY; without `api_base`, `port` is a port of this machine.
 
         `base_url` is another name of `api_base`.
 
-        `retry` counts attempts in all, from 1 to 100; `wait` is the longest wait between them in seconds, `timeout`
-        seconds to connect and of silence, `thread_num` requests in flight. Several keys and ports share the requests.
-        None leaves a parameter to the endpoint; a number outside the usual range is sent, and the endpoint may refuse
-        it. `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs`
-        alone. `kwargs` go into the request body. Attributes that are set later apply from the next call on. Raises
-        `PromptmillError` (`invalid_config`).
+        `retry` is the total number of attempts, from 1 to 100; `wait` the longest wait between them, and `timeout` the
+        time to connect and the longest silence, all in seconds; `thread_num` the number of requests in flight. Several
+        keys and ports share the requests. None leaves a parameter to the endpoint; a number outside the usual range is
+        sent, and the endpoint may refuse it. `image_key_name` is a key under which parts hold their images;
+        `openai_format` is for `prepare_inputs` alone. `kwargs` go into the request body. Attributes that are set later
+        apply from the next call on. Raises `PromptmillError` (`invalid_config`).
         """
         super().__init__(
             retry,
@@ -341,7 +341,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         self._configuration({}, shared=True)  # called early, to report an invalid configuration
 
     def generate(self, messages: Sequence[Any], *, schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
-        """Answer n inputs, n → n in order. `fail_msg` replaces a failed answer, and the reason is logged.
+        """Return an answer to each input, in order. `fail_msg` replaces a failed answer, and the reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
         or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
@@ -516,7 +516,7 @@ class MPOpenAIAPI(OpenAIAPI):
 
     @_with_worker_arguments
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """`num_workers` processes, each with `worker_concurrency` requests in flight. By default, only calls with
+        """Start `num_workers` processes, each with `worker_concurrency` requests in flight. By default, only calls with
         images use processes.
 
         The default of `worker_concurrency` is a worker's share of `thread_num`. The other arguments are as in
@@ -562,7 +562,7 @@ def _conversation_of(item: Any, where: str, image_key: str = "image") -> Convers
 
 
 def _parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str, Any]]:
-    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`. Messages with a role stay.
+    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`. A message with a role stays.
 
     Raises `PromptmillError` (`invalid_input`) as `_conversation_of` does.
     """
@@ -597,7 +597,7 @@ def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
 
 
 def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str, Any]:
-    """Return a message with OpenAI's parts; DataStudio's parts have their text or image in `value`."""
+    """Return a message with OpenAI's parts. DataStudio's parts, whose text or image is in `value`, are converted."""
     content = message.get("content")
     if not isinstance(content, list) or all(isinstance(part, Mapping) and _is_openais(part) for part in content):
         return message

@@ -1,5 +1,5 @@
-"""Two models for each row: a model that decides answers the closed fields of a schema, the job's own model the open
-ones."""
+"""Two models for each row: a deciding model answers the closed fields of a schema, and the job's own model answers the
+open fields."""
 
 from promptmill.core.feature import Feature, PartEntry
 

@@ -34,7 +34,7 @@ class Divided(NamedTuple):
     def of(cls, sampling: Sampling) -> Divided:
         """Divide the schema of requests with these parameters.
 
-        Raises `PromptmillError` (`invalid_input`) if there is none, or if one of the parts would have no field.
+        Raises `PromptmillError` (`invalid_input`) if there is no schema, or if one of the parts would have no field.
         """
         wanted = sampling.response_format
         schema = None if sampling.choices is not None else schema_of(wanted)

@@ -64,7 +64,7 @@ class Decide(Plan):
         return [*super().asked(targets), self.model]
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return a model's settings in a validation, for requests about its own fields."""
+        """Return the settings of a model for its requests in a validation, which are about only its fields."""
         divided = Divided.of(config.settings.sampling_params)
         return with_form(config, divided.closed if model == self.model else divided.open)
 
@@ -84,7 +84,7 @@ class Decide(Plan):
         return Estimate({"answers": checked["answers"]}, check_plan(configs[self.model]))
 
     def work(self, job: RunningJob) -> PlanWork:
-        """Return the two requests of each row for one run."""
+        """Return the object that sends the two requests of each row during one run."""
         from promptmill.features.decide.two_models import BothModels
 
         return BothModels(job, self.model)

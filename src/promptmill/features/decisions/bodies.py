@@ -19,7 +19,7 @@ class UnreadableBodyError(ValueError):
 
 
 async def object_in(body: bytes) -> JsonDict:
-    """Return the JSON object in a body. Raises `UnreadableBodyError`, also for a repeated name: the last would win."""
+    """Return the JSON object in a body. Raises `UnreadableBodyError`, also for a repeated name."""
     return await asyncio.to_thread(_object_in, body) if len(body) > _LONG else _object_in(body)
 
 

@@ -1,4 +1,4 @@
-"""The questions of a client, and the numbers of their answers. Pure functions."""
+"""The questions of a client, and the probabilities and scores in their answers. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClientQuestion(NamedTuple):
     name: str | None
     """The client's name for the question, which no model sees."""
     question: Question
-    """With `""` as its name."""
+    """The question, whose name is `""` here."""
     values: tuple[Any, ...] = ()
     """The options as the client wrote them, in order; a yes or no has none."""
 
@@ -130,7 +130,7 @@ def shares_of(reported: Sequence[float | None]) -> Shares | None:
 
 
 def place_of(shares: Shares) -> int:
-    """Return the index of the likeliest option, the first of several."""
+    """Return the index of the likeliest option; of several, that of the first."""
     return max(range(len(shares)), key=shares.__getitem__)
 
 

@@ -44,7 +44,7 @@ _ORDER = (
 _REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
 _MOST_TEXT = 1 << 28
-"""Characters of all prompts together, each of which has the evidence: a client's body of 30 MB has 1,000 questions."""
+"""The most characters of all prompts together: each has the evidence, and a body of 30 MB may have 1,000 questions."""
 _LONGEST_LABEL = 40  # characters; a model writes the number of a longer option
 _NO_PROBABILITIES = (
     "The model reports no probabilities for this question: its endpoint has no log probabilities, or the options are "
@@ -102,7 +102,7 @@ async def _decided_at_once(
     compares: bool,
 ) -> tuple[list[Decision], list[Outcome]]:
     """Return the answers of a backend that takes all questions in one request. If it refuses some of them, which it
-    does before it answers any, each question is a request."""
+    does before it answers any, each question becomes a request."""
     named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
     forms = [Form(tuple(named))]
     outcomes = await _outcomes(service, config, [_request_for(form, config, evidence) for form in forms])
@@ -130,7 +130,7 @@ def _named(name: str, question: Question, *, compares: bool) -> Question:
 
 
 def _schema(form: Form) -> JsonDict:
-    """Return a schema of any fields, which differs for other questions, because caches use it as a key."""
+    """Return a schema that permits any fields. It differs for other questions, because caches use it as a key."""
     return {"type": "object", "$comment": hashlib.sha256(repr(form).encode()).hexdigest()}
 
 

@@ -60,7 +60,7 @@ class OpenAIDecisions(ApiPaths):
 
 
 class SystemOne(ApiPaths):
-    """TypeSafe's API. A client that would give up before the answer is asked to repeat its request."""
+    """TypeSafe's API. A client that would give up too early gets a reply that asks it to repeat its request."""
 
     prefix = "/v1/systemone"
 
@@ -75,7 +75,7 @@ class SystemOne(ApiPaths):
         self._patience: Patience[Decided] = Patience()
 
     async def tend(self) -> None:
-        """End the work without a waiting client when the server ends."""
+        """Wait until the server ends; then end the work for which no client waits."""
         try:
             await asyncio.Event().wait()
         finally:

@@ -1,4 +1,4 @@
-"""Answers for clients that give up after ten seconds: after nine, a reply asks the client to repeat its request.
+"""Answers for clients that give up after ten seconds: after nine seconds, a reply asks for the request again.
 
 The work continues, and a request with the same body finds it: a client that repeats its request gets the answer, and
 the work is done once. Work that no client requests again is ended.
@@ -16,7 +16,7 @@ WAIT_S = 9.0
 """TypeSafe's clients give up an attempt after 10 s, and all attempts after 30 s."""
 KEPT_S = 30.0
 MOST_KEPT = 64
-"""Pieces of work without a waiting client, because each holds its request in memory."""
+"""The most pieces of work whose clients were asked to repeat their request: each holds its request in memory."""
 
 
 class NotYetError(Exception):
@@ -35,8 +35,8 @@ class Patience(Generic[T]):
         """The keys of work whose client was asked to repeat its request."""
 
     async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]], wait_s: float | None = None) -> T:
-        """Return the result of the work with this key, begun now or earlier. Raises `NotYetError` after `wait_s`, and
-        as the work."""
+        """Return the result of the work with this key, which begins now or has begun earlier. Raises `NotYetError`
+        after `wait_s`, and the errors of the work."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.ensure_future(work())

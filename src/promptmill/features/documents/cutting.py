@@ -23,7 +23,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.jobs.store.description import Stored
 
 Count: TypeAlias = Callable[[str], int]
-"""Returns the number of tokens in a text."""
+"""A function that returns the number of tokens in a text."""
 LEAST = 50
 """The lowest permitted number of tokens per piece."""
 _TOKENIZER = "tokenizer.json"
@@ -48,7 +48,7 @@ _ENDS = tuple(
 )
 """The places at which a piece may end, the best first: after a page that ends with a sentence, before a heading, after
 a paragraph, after a line that ends with a sentence, after any page, any line, …"""
-_SHARE_REPEATED = 20  # a piece repeats a twentieth; without it, 35 to 39 of 40 facts in 150 pages were found
+_SHARE_REPEATED = 20  # 1/20 of the piece before is repeated; without this, 35 to 39 of 40 facts in 150 pages were found
 _MOST_REPEATED = 200  # tokens: more than a long sentence
 
 
@@ -60,7 +60,7 @@ class How(Stored):
     overlap: int | None = Field(None, ge=0)
     """The number of tokens that a piece repeats from the end of the previous piece; None: see `repeated`."""
     merge: Literal["ask", "first", "sum", "distinct"] = "ask"
-    """The rule that chooses among different values of a field; `distinct`: as `ask`, and equal objects of a list are
+    """The rule that chooses among different values of a field; `distinct` is `ask`, but equal objects of a list become
     one."""
     merge_prompt: str = ""
     """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
@@ -88,7 +88,7 @@ class Piece(NamedTuple):
         return text[self.start : self.end]
 
     def halves(self, text: str, how: How) -> list[Piece]:
-        """Return the piece as two pieces, cut near the middle; the second repeats the end of the first as pieces do."""
+        """Divide the piece near its middle into two. The second repeats the end of the first, as every piece does."""
         size, count = self.end - self.start, max(1, tokens(self.of(text)))
         at = _end(text, self.start + size * 5 // 16, self.start + max(1, size * 9 // 16))
         share = min(how.repeated(count) / count, 0.25)  # more would leave the halves as long as the piece
@@ -174,7 +174,7 @@ def _characters(text: str, start: int, size: int, count: Count) -> int:
 
 
 def _repeated_from(text: str, start: int, end: int, part: float) -> int:
-    """Return the start of the next piece: it repeats the share `part` of the piece `start` to `end - 1`."""
+    """Return the start of the next piece, which repeats the share `part` of the piece `start` to `end - 1`."""
     at = end - int((end - start) * part)
     space = text.find(" ", at, end)
     return max(start + 1, at if space < 0 else space + 1)

@@ -28,13 +28,13 @@ class DocumentStatus(TypedDict):
     """The differences between pieces."""
 
     rows: int
-    """Rows with such a field."""
+    """The number of rows with such a field."""
     fields: int
-    """Fields with different values, over all rows."""
+    """The number of fields with different values, in all rows together."""
 
 
 def status_of(store: JobDatabase, before: int) -> Mapping[str, object]:
-    """Return the counts of the rows below `before`; none without differences. Blocks."""
+    """Return the counts of the rows below `before`; `{}` without differences. Blocks."""
     ((rows, fields),) = store.read(_COUNTS, before)
     return {"documents": DocumentStatus(rows=rows, fields=int(fields))} if rows else {}
 

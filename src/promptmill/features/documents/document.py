@@ -41,13 +41,13 @@ class Document(NamedTuple):
     text: str
     after: str
     column: int | None = None
-    """The place of the text among the fields of the prompt; None if it is not one of them."""
+    """The number of the field that is the text, among the prompt's fields; None if the text is not one field."""
     paragraphs: Paragraphs | None = None
     """The paragraphs of the text of a Word document or a web page."""
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Document:
-        """Return the document in a plain prompt: its longest field or, if that is not half of it, all its fields."""
+        """Return the document in a plain prompt: its longest field or, if that is at most half, all its fields."""
         texts = [*fields.parts]
         texts[1::2] = fields.texts
         at = max(range(1, len(texts), 2), key=lambda each: len(texts[each]))
@@ -58,7 +58,7 @@ class Document(NamedTuple):
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
         """Return the document in a message with unknown fields, as in a prompt with expressions. It is the longest of
-        the row's `cells`; or, if that is not in the message, all text that replaces the fields of the prompt.
+        the row's `cells` if that is most of the message, otherwise all text that replaces the fields of the prompt.
         """
         longest = _longest(cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
@@ -70,10 +70,10 @@ class Document(NamedTuple):
         return cls("", message, "")
 
     def pieces(self, size: int, overlap: int, count: Count = tokens, system: str = "") -> Iterator[Piece]:
-        """Yield the pieces whose requests have at most `size` tokens: the messages before (`system`), the prompt around
-        the piece, and the line that names its place count.
+        """Yield the pieces, whose requests have at most `size` tokens, including the messages before (`system`), the
+        prompt around the piece, and the line that names its place.
 
-        A prompt that takes most of a request leaves the piece a quarter.
+        If these take most of a request, the piece still gets a quarter.
         """
         own = max(size - count(f"{system}{self.before}{_LONGEST_LINE}{self.after}"), size // 4)
         return pieces(self.text, own, min(overlap, own // 2), count)
@@ -95,12 +95,12 @@ class Document(NamedTuple):
         return moved if self.paragraphs is None else self.paragraphs.placed(moved)
 
     def message(self, piece: Piece, only: str) -> str:
-        """Return the message about a piece, which names its place. `only`: a sentence about the answer."""
+        """Return the message about a piece. It names the piece's place. `only`: a sentence about the answer."""
         return f"{self.before}{_line(place(self.text, piece), only)}{piece.of(self.text)}{self.after}"
 
     def last(self, words: str, said: str, given: str = "") -> str:
-        """Return the message of the last request. `said`: the answers about the pieces. `given`: the user's words, in
-        place of `words` and the prompt."""
+        """Return the message of the last request. `said`: the answers about the pieces. `given`: the user's own text,
+        which replaces `words` and the prompt."""
         asked = f"{words}\n\nThe request was: {self.before} … {self.after}"
         return f"{given or asked}\n\n{said}"
 
@@ -135,12 +135,12 @@ def place(text: str, piece: Piece, paragraphs: Paragraphs | None = None) -> str:
 
 
 def place_of(text: str, piece: Piece, value: Any, paragraphs: Paragraphs | None = None) -> str:
-    """Return the location of a value, see `place`, if the piece contains it, else the piece's location, with a mark:
-    the model has converted the value, or made it up.
+    """Return the location of a value (see `place`) if the piece contains it. Otherwise, return the piece's location
+    with a mark: the model has converted the value, or made it up.
 
-    A text is found whatever its case and spaces, by its first 30 words; a number by its value, an object by its first
-    text or else number. A number with two readings, such as `1,250`, comes after numbers that can only have the value.
-    True and false have no words.
+    A text is found by its first 30 words, whatever their case and spaces; a number by its value; an object by its
+    texts, then its numbers, whichever is found first. A number with two readings, such as `1,250`, comes after numbers
+    that can only have this value. True and false are not searched for.
 
     >>> place_of("Of 3 parts:\\fEUR 1.250,00", Piece(0, 24), 1250)
     'page 2'

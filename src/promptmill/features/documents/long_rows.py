@@ -52,9 +52,9 @@ class LongRows(PlanWork, Step):
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._learning = asyncio.Lock()
         self._renewed = 0
-        """The id of the last round whose outcomes are replaced, even failures; 0: only answers are replaced."""
+        """The id of a round: outcomes up to this round are replaced, even failures; 0: only answers are replaced."""
         self.repeated = 0
-        """The number of items of lists that equal an item of another piece of their row."""
+        """How many list items equal an item from another piece of the same row."""
         self._call: Call | None = None
         self._of_pieces: Made[Sampling] = {}
 
@@ -80,8 +80,8 @@ class LongRows(PlanWork, Step):
 
     @property
     def _learned_by(self) -> str:
-        """The name under which the size learned for the models is stored: with other pieces, answers would be paid
-        again."""
+        """The name under which the size that was found for the models is stored. Later runs use this size again,
+        because answers about other pieces would be paid anew."""
         return _name_of([target.fingerprint for target in self.job.spec.targets])
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -94,11 +94,11 @@ class LongRows(PlanWork, Step):
         return self._read(request, text, call)
 
     def _is_short(self, text: str, size: int) -> bool:
-        """Return whether a text surely fits into a piece. An engine's own tokenizer counts in a thread, later."""
+        """Return whether a text surely fits into a piece. For an engine, its tokenizer counts later, in a thread."""
         return len(text) <= size or (not self.job.config.record.is_engine and cutting.fits(text, size))
 
     async def _read(self, request: Request, text: str, call: Call) -> Outcome:
-        """Read a row in pieces; without a known size only if the model refuses the whole row as too long."""
+        """Read a row in pieces; if their size is unknown, only after the model has refused the row as too long."""
         refused: list[Outcome] = []
         if (size := self._size) is None:
             outcome = await self.following(request, call)
@@ -144,7 +144,7 @@ class LongRows(PlanWork, Step):
 
     @functools.cached_property
     def _count(self) -> Count:
-        """Counts the tokens of a text. The first use blocks."""
+        """The function that counts the tokens of a text. The first use blocks."""
         several = len({target.model for target in self.job.spec.targets}) > 1
         return cutting.tokens if several else cutting.count_of(self.job.config)
 
@@ -154,7 +154,7 @@ class LongRows(PlanWork, Step):
         return list(reading.document.pieces(size, self.how.repeated(size), self._count, system))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
-        """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
+        """Return the parameters of requests for pieces, whose answers may have nulls: one object per `sampling`."""
         if (schema := schema_of(sampling.response_format)) is None:
             return sampling
         return once(self._of_pieces, lambda: _with_schema(sampling, merging.nullable(schema)), sampling)
@@ -164,8 +164,8 @@ class LongRows(PlanWork, Step):
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
     def _row(self, request: Request, message: str) -> tuple[Document, int | None]:
-        """Return the document of a row, and the round of the outcome that will be replaced, whose pieces are not
-        reused; None if there is none. Blocks."""
+        """Return the document of a row, and the round of the outcome that this answer replaces (None: of no outcome).
+        The pieces of that outcome are not reused. Blocks."""
         key, record = request.key, self.job.store.record(request.key)
         if request.fields is not None:
             document = Document.of_fields(request.fields)
@@ -191,7 +191,7 @@ class AskedPiece(NamedTuple):
 
     @property
     def code(self) -> Code | None:
-        """The code of the failure."""
+        """The code of the failure; None for an answer."""
         return self.outcome.error.code if isinstance(self.outcome, Failure) else None
 
     @property

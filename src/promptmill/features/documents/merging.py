@@ -1,9 +1,9 @@
 """Merges the answers about pieces into one answer, by the types in the schema.
 
-    lists        joined: of objects, those that two pieces share are one; of other values, equal ones are one
-    one value    if all pieces with a value agree
-    several      a conflict: decided by a last request, or the first value, or the sum of numbers
-    objects      field by field
+    lists        joined: an object in the text that two pieces share becomes one item, and so do other equal values
+    one value    the value, if all pieces with a value agree
+    several      a conflict: a last request decides it, or the first value or the sum of numbers is taken
+    objects      merged field by field
 
 If no piece has a value for a field, the field is null or an empty list. `Merged.sources` has the place of each value.
 """
@@ -40,12 +40,12 @@ class Found(NamedTuple):
 
 
 class PieceTexts(NamedTuple):
-    """The text of the pieces."""
+    """Two functions that look into the texts of the pieces."""
 
     of: Callable[[Found], Any]
-    """Returns the location of a value."""
+    """A function that returns the location of a value."""
     shared: Callable[[int, int], str] = lambda _one, _other: ""
-    """Returns the text that two pieces share."""
+    """A function that returns the text that two pieces share."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Merged:
 
     value: Any = None
     sources: Any = None
-    """The location of a value; a list has a list of locations, an object has them by field; None without a value."""
+    """The location of a value; for a list, of each item; for an object, of each field; None without a value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
     """The conflicting values of each field that is None in `value`."""
     different: dict[Path, list[Found]] = field(default_factory=dict)
@@ -130,8 +130,8 @@ def _items(one: Found) -> Sequence[Found]:
 
 
 def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
-    """Join lists of objects. Equal objects are several, as two lines of an invoice are; but an object in the text that
-    two pieces share was read twice."""
+    """Join lists of objects. Equal objects stay several items, as two lines of an invoice are; but an object in the
+    text that two pieces share was read twice, and becomes one item."""
     items: list[Found] = []
     before, earlier = -1, Counter[str]()
     for one in found:
@@ -197,8 +197,8 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
 
 
 def _supported(known: Found, other: Found) -> Found:
-    """Return, of two equal values, the value whose quote is in the text; the first value if both quotes or none are in
-    the text."""
+    """Return the one of two equal values whose quote is in the text; the first one if both quotes are in it, or
+    neither."""
     are_missing = [any("is_missing" in its for _, its in leaves(one.source)) for one in (known, other)]
     return known._replace(source=other.source, piece=other.piece) if are_missing == [True, False] else known
 

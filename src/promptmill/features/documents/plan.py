@@ -89,8 +89,8 @@ class Split(Plan):
         )
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterator[Request]]:
-        """Return the function from a row to its requests: one for a short row; for a long row, one for each piece and a
-        last one, in which texts of the likely length replace the answers."""
+        """Return a function that converts a row to its requests: one for a short row; for a long row, one for each
+        piece, and a last one in which texts of the likely length replace the answers."""
         del config
         return partial(self._sent, LikelyLengths())
 
@@ -112,8 +112,8 @@ class Split(Plan):
             yield request.changed(conversation=Conversation((*before, Message(last.role, message, last.extra))))
 
     def _may_ask_last(self, request: Request) -> bool:
-        """Return whether the answers about the pieces of a row may need a last request: labels for a tie, fields for a
-        conflict."""
+        """Return whether the answers about the pieces of a row may need a last request: labels because of a tie, fields
+        because of a conflict."""
         if request.sampling.choices is not None:
             return True
         schema = schema_of(request.sampling.response_format)
@@ -128,7 +128,7 @@ class Split(Plan):
         *,
         end: int,
     ) -> Estimate:
-        """Return the number of requests, which is known if the size of pieces is."""
+        """Return the number of requests, which is known if the size of pieces is known."""
         del store, spec, end
         if self.how.size is None:
             return Estimate()

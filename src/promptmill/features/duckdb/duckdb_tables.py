@@ -21,8 +21,8 @@ SUFFIX = ".duckdb"
 CLOSED = "disabled by configuration"
 """The words of DuckDB's errors about a file that a connection may not open."""
 _MEMORY_MB, _COLUMN_MB = 256, 0.5
-"""The memory that DuckDB may use, and more for each column of a table that it writes, which takes up to two blocks of
-256 KiB until it is committed. DuckDB's default is 80 % of the machine's memory."""
+"""The memory that DuckDB may use, and what is added for each column of a table that it writes: a column takes up to two
+blocks of 256 KiB until it is committed. DuckDB's default is 80 % of the machine's memory."""
 _TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 _OTHER = """
     SELECT 'view' FROM duckdb_views() WHERE lower(view_name) = lower(?) AND NOT internal
@@ -98,7 +98,7 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_ME
     """
     import duckdb
 
-    atexit.register(gc.unfreeze)  # without this, DuckDB reports objects that the last garbage collection left as leaks
+    atexit.register(gc.unfreeze)  # otherwise, DuckDB reports objects as leaks that the last garbage collection has left
     place = (":memory:", False) if file is None else (str(file), read_only)
     # Queries cannot use this process's Python objects as tables.
     connection = duckdb.connect(*place, config={"memory_limit": memory, "python_enable_replacements": "false"})
@@ -152,7 +152,7 @@ def _shown(name: str, kind: str) -> str:
 
 
 def _parquet(file: Path) -> str:
-    """Return the DuckDB SQL for the rows of a Parquet file. Vectors, whose length DuckDB ignores, keep it."""
+    """Return the DuckDB SQL for the rows of a Parquet file. Vectors keep their length, which DuckDB would ignore."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -3,8 +3,8 @@
     a .duckdb file, postgres://…, files of tables ─┐
     'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
 
-Each run evaluates the query once. If the job has read the same rows in any order, it does not read them again, because
-without ORDER BY the order may vary. Changed rows keep their answers if their questions are unchanged.
+Each run evaluates the query once. If the job has already read the same rows, it does not read them again. Their order
+is ignored, because it may vary without ORDER BY. Changed rows keep their answers if their questions are unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _READERS = MappingProxyType(
         "jsonl": "read_json",
     }
 )
-"""DuckDB's function that reads files of a format."""
+"""By format: DuckDB's function that reads files of this format."""
 _READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
 """Finds URLs that the query reads, but not URLs in comparisons."""
 _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
@@ -103,8 +103,8 @@ def _named(connection: Any, query: str) -> list[str]:
 
 
 def _confine(connection: Any, named: Sequence[str]) -> None:
-    """Let a query read its database, the files that it names, and folders of its patterns: a view of the database's
-    author could read any other file."""
+    """Let a query read only its database, the files that it names, and the folders of its patterns. Otherwise, a view
+    by the database's author could read any file."""
     if any(_scheme_of(name) in {"http", "https"} for name in named):  # DuckDB loads no extension afterwards
         connection.execute("INSTALL httpfs")
         connection.execute("LOAD httpfs")

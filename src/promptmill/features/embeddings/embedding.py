@@ -19,7 +19,7 @@ from promptmill.features.packs.packed_rows import Bounds, Gathering, ReplyPart
 from promptmill.steps.step import Loading, Sent
 
 _AT_ONCE = Bounds(items=256, size=600_000)
-"""The size in bytes of UTF-8. At two bytes a token, it stands for the 300,000 tokens that OpenAI takes in a request."""
+"""The size is in bytes of UTF-8. At two bytes a token, it is the 300,000 tokens that OpenAI allows in a request."""
 _BOUNDS: Mapping[str, Bounds] = {
     "cohere": Bounds(96, 600_000),
     "dashscope": Bounds(10, 160_000),
@@ -37,8 +37,8 @@ _ENCODING = "encoding_format"
 _OF_ENCODING = re.compile(r"encoding.?format|base64", re.IGNORECASE)
 _PERHAPS_OF_ENCODING = frozenset({Code.BAD_REQUEST, Code.INVALID_INPUT, Code.BAD_RESPONSE, Code.SERVER_ERROR})
 _DOUBTS = 2
-"""The limit: enough for a pack that fails for another reason, and for one of its items sent alone. An endpoint that is
-down gets no more useless requests."""
+"""The most failed requests that are sent again without base64: enough for a pack that fails for another reason, and for
+one of its items sent alone. An endpoint that is down gets no more useless requests."""
 
 
 class Embedding(Gathering):
@@ -49,7 +49,7 @@ class Embedding(Gathering):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts a row to the request for its vector, and to its part of a shared request."""
+        """Return a function that converts a row to the request for its vector, and to its share of that request."""
         step = cls(Loading(config, None, is_shared=False))
 
         def sent(request: Request) -> Sent:
@@ -95,8 +95,8 @@ class Embedding(Gathering):
         return outcome
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the parameters: texts with the same parameters share a request. A row of another form is sent alone,
-        and fails."""
+        """Return the parameters: texts with the same parameters share a request. A row that is not a text is sent
+        alone; it fails unless it has pictures."""
         del call
         if not _is_text(request):
             return None
@@ -116,7 +116,7 @@ class Embedding(Gathering):
         return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for the embeddings of several texts. Raises `PromptmillError` for another form."""
+        """Return the request for the embeddings of several texts. Raises `PromptmillError` for another row."""
         first = requests[0]
         if first.conversation.images:
             return pictures.request_for(first, self._config, _dimensions(first))
@@ -127,8 +127,8 @@ class Embedding(Gathering):
         return first.changed(**changes, extra=body, path=self.path)
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request for embeddings; as numbers, if the endpoint does not send base64. A reply without a usable
-        vector is a failure."""
+        """Answer a request for embeddings. If the endpoint does not send base64, ask it for numbers. A reply without a
+        usable vector is a failure."""
         outcome = self._checked(pictures.with_vector(await self.following(joined, call)), joined, call)
         if not isinstance(outcome, Failure):
             self._doubts = 0
@@ -147,7 +147,7 @@ class Embedding(Gathering):
         return Totals().and_(outcome).and_(again).on(again)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return an outcome without vectors of another length than requested, or than the call's first vector has."""
+        """Return the outcome without vectors that are not as long as requested, or as the first vector of the call."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})
@@ -159,13 +159,13 @@ class Embedding(Gathering):
             outcome.vectors = tuple(vector if len(vector) == length else b"" for vector in outcome.vectors)
             return outcome
         error = _other_length(max(lengths), length, wanted) if lengths else _unusable()
-        # Without this error, each request would cost money, and no row would get an answer.
+        # If this error did not end the call, each request would cost money, and no row would get a vector.
         is_ignored = bool(lengths and wanted and not known) and call.exchange is None
         failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
         return Totals().and_(outcome).on(failure)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the vectors."""
+        """Return each row's vector as its part of the reply."""
         return [
             ReplyPart(Completion("", "stop", vectors=(vector,)) if vector else None, self.size(one) + 1)
             for one, vector in zip(requests, reply.vectors, strict=True)

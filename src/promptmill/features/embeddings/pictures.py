@@ -92,7 +92,7 @@ def _parts(conversation: Conversation) -> list[TextPart | ImagePart]:
 
 
 def _body(api: PictureApi, parts: Sequence[TextPart | ImagePart], *, fetches: bool) -> JsonDict:
-    """Return the body without the model. `fetches`: no picture is sent as a URL on the web."""
+    """Return the body without the model. `fetches`: web pictures are fetched first, so none is sent as a web URL."""
     chat = [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
@@ -121,7 +121,7 @@ def _source(part: TextPart | ImagePart) -> str:
 
 
 def with_vector(outcome: Outcome) -> Outcome:
-    """Return the reply of another path than `/embeddings` with its vector, in place of its payload."""
+    """Return a reply of another path than `/embeddings`, with its vector in place of its payload."""
     payload: JsonObject = (outcome.details or {}).get("payload") or {}
     if not isinstance(outcome, Completion) or outcome.vectors or not payload:
         return outcome

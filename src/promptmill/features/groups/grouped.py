@@ -42,8 +42,8 @@ _OF_ROWS = f"{ROWS}."
 _LOOP = re.compile(r"\{%-?\s*for\b[^%]*\bin\s+rows\b")
 _BEFORE_LIST = re.compile(r"(?<=\S)[ \t]*(?=\{\{-?\s*rows\b)")
 _AFTER_LIST = re.compile(r"(\{\{-?\s*rows\b[^{}]*\}\})[ \t]*(?=\S)")
-_LOOKED_AT = 100  # first rows, whose fields are the columns, as for a job
-_AT_ONCE = 1_000  # rows of a statement
+_LOOKED_AT = 100  # the first rows, whose fields become the columns, as for a job
+_AT_ONCE = 1_000  # rows in one SQL statement
 _TABLES = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
@@ -69,7 +69,7 @@ class _Row(NamedTuple):
 def grouped(
     source: Input, question: JobPrompts, by: str | Sequence[str], folder: Path
 ) -> tuple[JobPrompts, Iterator[bytes]]:
-    """Return the question about the groups of rows with equal values in the columns `by`, and a line of JSON for each.
+    """Return the question about the groups of rows with equal values in columns `by`, and a JSON line for each group.
 
     All rows are read now, into a database in `folder`; the lines are made later. Raises `PromptmillError`
     (`invalid_input`, `storage`), `OSError`.
@@ -96,8 +96,8 @@ def _with_lines(prompt: str) -> str:
 
 
 def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
-    """Yield the rows of an input. Raises `PromptmillError` (`invalid_input`) for an unreadable row, but after the last
-    row: by then, the input may have raised a better error."""
+    """Yield the rows of an input. An unreadable row raises `PromptmillError` (`invalid_input`) only after the last row,
+    because the input may raise a better error before."""
     problem = ""
     for stretch in source.stretches(list(enumerate(header))):
         for row in stretch.rows:
@@ -126,13 +126,13 @@ class _Wanted:
     by: Sequence[str]
     equal: Sequence[str]
     listed: Sequence[str]
-    """The fields with the rows of a group: `rows`, or `rows.text` with one of its columns."""
+    """The fields with the rows of a group: `rows`, or one such as `rows.text`, with the column `text` alone."""
 
     @classmethod
     def of(cls, question: JobPrompts, by: Sequence[str], columns: Sequence[str], first: Sequence[_Row]) -> _Wanted:
         """Return the columns and lists in the prompts. Raises `PromptmillError` (`invalid_input`) for an unknown
-        column, and for a prompt without the rows; it suggests a column that the prompt names, or that has the longest
-        texts in the `first` rows."""
+        column, and for a prompt without the rows; the error suggests a column that the prompt names, or that has the
+        longest texts in the `first` rows."""
         if columns:
             check_names(by, columns, _OPTION)
         for name in (ROWS, COUNT):
@@ -222,7 +222,7 @@ class _Groups:
 def _fields_of(
     rows: Iterable[tuple[int, JsonObject]], equal: Sequence[str], fields: Mapping[str, Sequence[str]]
 ) -> JsonDict:
-    """Return the fields of a group from its rows, each with its number."""
+    """Return the fields of a group. `rows`: the rows of the group, each with its number."""
     rows = iter(rows)
     number, first = next(rows)
     same = {name: _value(first, name) for name in equal}

@@ -80,7 +80,7 @@ class Dataset:
 
     @property
     def file_name(self) -> str:
-        """The name of the local file for an output or, for a split, the dataset's name."""
+        """The name of the local file for an output: the data file's name or, for a split, that of the dataset."""
         name = PurePosixPath(self.path).name
         return f"{self.repo.partition('/')[2]}.parquet" if _SHARD.match(name) else name
 

@@ -338,8 +338,8 @@ def client_entry(
 ) -> JsonDict:
     """Return the entry that starts promptmill in `client`. Its paths are absolute, because desktop programs lack PATH.
 
-    `variables`: names of environment variables that the entry passes on; their values are never written. `folder`:
-    becomes `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
+    `variables`: names of environment variables that the entry passes on; their values are never written. `folder`: the
+    folder for `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]
@@ -349,7 +349,7 @@ def client_entry(
     if folder is not None:
         arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
-        # A bound, because several clients abort a call after a minute.
+        # Calls are limited, because several clients abort a call after a minute.
         arguments += ["--set", "max_call_s=50"]
     found: JsonDict = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:
@@ -391,7 +391,7 @@ def undo_launcher(checkout: Path) -> list[FileStep]:
 
 
 def launch_file() -> Path:
-    """Return the path of the launcher: in a wheel, else in a checkout of promptmill."""
+    """Return the path of the launcher, which is in a wheel or in a checkout of promptmill."""
     package = Path(__file__).parents[2]
     places = (package / _LAUNCHER, package.parents[1] / _LAUNCHER)
     found = next((place for place in places if place.is_file()), None)

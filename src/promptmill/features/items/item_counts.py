@@ -29,7 +29,7 @@ class ItemCounts(NamedTuple):
 
     items: int
     without: int
-    """Answered rows without items."""
+    """The number of answered rows without items."""
     failed: int
 
 

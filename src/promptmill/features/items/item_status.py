@@ -21,13 +21,13 @@ class ItemStatus(TypedDict):
     field: str
     items: int
     without: int
-    """Answered rows without items: each is a row of the output with empty cells."""
+    """The number of answered rows without items. Each of them is a row of the output with empty cells."""
 
 
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the figures of the rows below `before`; none for a job of another shape. Blocks."""
+    """Return the figures of the rows below `before`; `{}` for a job of another shape. Blocks."""
     del labels, configs
     if not isinstance(shape := spec.output_shape, Items):
         return {}

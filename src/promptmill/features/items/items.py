@@ -77,8 +77,8 @@ class Items(Shape):
         return {**definitions, "type": "object", "properties": fields}
 
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
-        """Return the function that makes a record for each item. A row without items and a failed row have one record
-        each."""
+        """Return a function that divides a record into one for each item. A row without items and a failed row keep one
+        record."""
         return self._columns(schema).records
 
     def rows_in(self, store: JobDatabase) -> int:
@@ -140,7 +140,7 @@ class _Columns:
     number: str
     """The column of the item's number."""
     row: str
-    """The column of the number of the input's row."""
+    """The column of the input row's number."""
     has_objects: bool
 
     def records(self, record: Record) -> Iterable[Record]:
@@ -148,7 +148,7 @@ class _Columns:
         failed, extras = record.code is not None, dict(record.extras)
         text = extras.get("part", "") if failed else record.text
         answer = object_in(text)
-        if answer is None and (text or not failed):  # an answer without the schema, which the output reports
+        if answer is None and (text or not failed):  # an answer that breaks the schema: the output reports it
             return (record,)
         whole = {name: value for name, value in (answer or {}).items() if name != self.field}
         items = (answer or {}).get(self.field)
@@ -165,7 +165,7 @@ class _Columns:
         ]
 
     def _places(self, extras: JsonObject, items: int) -> Callable[[int], JsonDict]:
-        """Return the function from an item's number to the extras with the item's place in a document."""
+        """Return a function that returns, for an item's index, the extras with the item's place in a document."""
         sources = extras.get(SOURCES)
         if not isinstance(sources, dict) or not isinstance(of_items := sources.get(self.field), list):
             return lambda _at: {}

@@ -1,4 +1,4 @@
-"""Requirements for comparable labels: the settings of the requests, and the columns that mark the answers."""
+"""What comparable labels need: the settings of the requests, and the columns about a label in the output."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def check_comparable(config: ModelConfig, option: str, recall: Collection[str] =
 
 
 def repeating(sampling: Sampling, slot: int) -> dict[str, bool | int | float]:
-    """Return sampling parameters for a repeat: at temperature 0 or with a fixed seed, repeats would be equal."""
+    """Return the parameters that make repeats differ: at temperature 0 or with one seed, they would be equal."""
     extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
     return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}

@@ -50,11 +50,11 @@ _SIZE_OF_NUMBER = 6  # bytes of the digest that make a number
 _ENOUGH_RIGHT = 12
 """The c of a sample with right labels, if the table has enough rows. If the strong model errs on 2 % of the rows, 97 of
 100 draws then allow the promise of at most 5 % wrong labels; with c = 4, only 63 do."""
-_USED_UP = 0.9  # min used part of the allowed probability; c is a whole number, so that a part stays unused
+_USED_UP = 0.9  # the least share of the allowed probability that is used; a rest is unused, as c is a whole number
 
 
 def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
-    """Return the probability that at most `c` of the `marked` rows are among `drawn` of `rows`, without replacement.
+    """Return the probability that `drawn` of `rows` rows, without replacement, have at most `c` of the `marked` rows.
 
     >>> round(at_most(0, 10, 1, 5), 9)
     0.5
@@ -94,7 +94,7 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
     """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of these rows may
-    have another cheap answer before the cut, so that at least `recall` of the class's rows are delivered with it.
+    have another cheap answer before the cut, so that at least `recall` of the class's rows are delivered as this class.
 
     With several targets, use the surest of their cuts, each with the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.
@@ -128,8 +128,8 @@ def allowed_right(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
-    """Return the most bad rows that a table may have if `bad` rows of the sample are bad: an upper bound that holds
-    with this certainty.
+    """Return an upper bound of the number of bad rows in a table whose sample has `bad` bad rows. It holds with this
+    certainty.
 
     >>> most_bad(10_000, 465, 15, 0.95) <= 500 < most_bad(10_000, 465, 16, 0.95)
     True

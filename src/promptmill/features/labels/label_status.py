@@ -17,28 +17,28 @@ class SureSample(TypedDict, total=False):
     """The samples of a job with `sure`. Counts are sums over all samples."""
 
     drawn: int
-    """Sampled rows; 0: the strong model answers all rows."""
+    """The number of sampled rows; 0: the strong model answers all rows."""
     taught: int
-    """With a student: the rows that it learned from."""
+    """With a student: the number of rows that it learned from."""
     student: str
     """With a student: its kind."""
     agreed: int
-    """Sampled rows on which both models agree or, with right labels, on which the cheap model is right."""
+    """How many sampled rows both models agree on or, with right labels, the cheap model is right on."""
     gold: int
-    """Rows with a right label, from which the sample was drawn; only with the option `gold`."""
+    """The number of rows with a right label, from which the sample was drawn; only with the option `gold`."""
     right: int
-    """Sampled rows on which the strong model is right; only with the option `gold`."""
+    """The number of sampled rows on which the strong model is right; only with the option `gold`."""
     whole: bool
-    """True if the cheap model answered all rows before the sample, as its requests had several rows."""
+    """True if the cheap model answered all rows before the sample, because its requests had several rows."""
     alone: int
     """If the model is compared with itself: rows without a label in a reply to several rows, which are not sampled."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
-    """By label: sampled rows with this label (the strong model's or the right one), and how many get it from the cheap
-    model."""
+    """By label: the number of sampled rows with it (the strong model's label or the right one), and how many of these
+    rows get it from the cheap model."""
     unguarded: list[str]
-    """Labels with too few rows in the sample to guard them."""
+    """Labels that cannot be guarded, because the sample has too few of their rows."""
 
 
 class SureExpected(TypedDict, total=False):
@@ -56,7 +56,7 @@ class SureExpected(TypedDict, total=False):
     """With right labels: a lower bound of the share of the strong model's labels that are right."""
     cost: float
     cost_between: list[float]
-    """The cost with the ends of `share_between`."""
+    """The ends of the 95 % interval of `cost`, from those of `share_between`."""
     cost_alone: float
     """The cost of all rows with the strong model alone."""
 
@@ -71,19 +71,19 @@ class SureStatus(TypedDict, total=False):
     agree: float
     certainty: float
     rows: int
-    """The rows that the promise covers."""
+    """The number of rows that the promise covers."""
     here: int
-    """The number of `rows` that are still in the input and within the limit, if it is smaller."""
+    """How many of the `rows` are still in the input and within the limit; missing if all of them are."""
     sample: SureSample
     """The sample; missing until the first sample is decided."""
     expected: SureExpected
     """The estimates; missing until the first sample is decided."""
     cheap: int
-    """Labels delivered from the cheap model, or from the student."""
+    """The number of delivered labels from the cheap model, or from the student."""
     strong: int
-    """Labels delivered from the strong model, including the sample's labels."""
+    """The number of delivered labels from the strong model, including the sample's labels."""
     factor: float
-    """With a student: delivered labels per label of the strong model; 1 if the student gave no labels."""
+    """With a student: the number of delivered labels, divided by that of the strong model's labels."""
     shares: dict[str, dict[str, LabelShare]]
     """By field (`""`: the whole answer) and label: the label's estimated share if the strong model answered every
     row."""
@@ -93,11 +93,11 @@ class VoteStatus(TypedDict, total=False):
     """The figures of a job with `votes`."""
 
     votes: int
-    """The votes on each row."""
+    """The number of votes on each row."""
     rows: int
-    """Rows with a decision."""
+    """The number of rows with a decision."""
     unanimous: int
-    """Rows whose votes are all equal."""
+    """The number of rows whose votes are all equal."""
     ties: int
 
 
@@ -192,7 +192,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _money(sure: SureStatus, cost: float | None) -> Iterator[str]:
-    """Yield the cost of the job, and of all rows at the strong model; nothing without prices."""
+    """Yield a line with the cost of the job, and the cost of all rows with the strong model; nothing without prices."""
     alone = sure["expected"].get("cost_alone")
     if sure["model"] and cost is not None and alone:
         yield f"{dollars(cost)} instead of about {dollars(alone)} at {sure['model']} alone"

@@ -1,8 +1,8 @@
 """The score of a cheap answer (0 to 1): how sure its label is.
 
-The score uses the first available of: the agreement of a second cheap model together with the first model's
-probability; the probability alone; the number of agreeing answers among two repeats. With votes, the score is the share
-of the winning label. A student's answers also have a probability.
+With a second cheap model, the score is its agreement, averaged with the first model's probability if there is one. With
+votes, it is the share of the winning label. Otherwise it is the probability of the cheap model's or the student's
+answer or, without probabilities, the share of agreeing answers among the answer and two repeats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def kind_of(
     """Return the kind of score that orders the answers of a sample; `""` if none does, so that repeats are needed.
 
     `panels`: for each row the cheap answer, followed by the second model's answer or the repeats. `repeats`: whether
-    there may be repeats; otherwise the scores of answers without probabilities are equal.
+    repeats may be requested; otherwise all answers without probabilities have the same score.
     """
     if votes:
         return "votes"

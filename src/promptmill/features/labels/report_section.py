@@ -38,10 +38,10 @@ def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> Json
 
 
 def _curve(store: JobDatabase, rule: SureRule) -> list[tuple[float, float]]:
-    """Return the agreement in the newest sample by share of rows left to the strong model, from 0 to 1.
+    """Return the curve of the agreement in the newest sample by the share of rows that the strong model answers.
 
-    Each point is a share, and the agreement if the cut gave this share. `[]` if the database has no sample, or with
-    right labels.
+    Each point is such a share, and the agreement if the cut were made there; both are from 0 to 1. `[]` if no sample is
+    decided, or with right labels.
     """
     part = rule.part
     if rule.gold or part is None or not part.drawn or part.cut is None:

@@ -14,7 +14,7 @@ from promptmill.jobs.store.plan import RunningJob
 
 
 def rows_of(job: RunningJob, numbers: Iterable[int]) -> Iterator[list[Row]]:
-    """Yield the rows with these numbers, some at a time. Blocks, and raises the errors of `JobDatabase`."""
+    """Yield lists of the rows with these numbers. Blocks, and raises the errors of `JobDatabase`."""
     left = list(numbers)
     while left:
         job.work.check()
@@ -54,8 +54,8 @@ def prompt_of(request: Request) -> str:
 def fields_of(request: Request, template: Template | None) -> str:
     """Return the fields in the prompt of a request, each on a line.
 
-    The other words of a prompt are the same for all rows, and would make all vectors similar. A prompt with expressions
-    is not divided, and only its beginning is left out.
+    The other words of a prompt are the same for all rows, and would make all vectors similar. A prompt of a template
+    with expressions is not divided into fields; only its constant beginning is left out.
     """
     if request.fields is not None:
         return "\n".join(request.fields.texts)

@@ -3,7 +3,7 @@
     a row's fields ─▶ the encoder of this machine, or requests to the model of `embed_model` ─▶ slot 2 ─▶ student
 
 A vector is stored once, as 16-bit floats, and is not computed again: an endpoint returns slightly different numbers
-each time, and an encoder on another processor.
+each time, and so does an encoder on another processor.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class VectorRequests(Step):
         return self._job.requests().questions.template
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request. A row's vector gets 16-bit floats."""
+        """Answer a request. The numbers of a vector become 16-bit floats."""
         if request.key // SLOT != VECTORS:
             return await self.following(request, call)
         text = Conversation((Message("user", fields_of(request, self._template)),))
         given, extra = request.sampling, request.extra
         sampling = once(self._sampling, lambda: _embedding(given), given)
         if not self._has_settings:
-            extra = {name: value for name, value in extra.items() if name == "model"}  # others are for chats
+            extra = {name: value for name, value in extra.items() if name == "model"}  # the others are for chats
         outcome = await self.following(request.changed(conversation=text, sampling=sampling, extra=extra), call)
         if isinstance(outcome, Completion) and outcome.vectors:
             return replace(outcome, vectors=tuple(map(_half, outcome.vectors)))

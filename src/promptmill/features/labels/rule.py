@@ -34,14 +34,14 @@ from promptmill.jobs.store.rounds import COPY, IS_MISSING, LIVE, Round
 from promptmill.options.table import Again
 
 STUDENT = "student"
-"""The name of a student where a label or an answer names its model."""
+"""The name that a label or an answer has as its model if a student gave it."""
 VECTORS = 2
-"""The slot of the vectors of rows, in a job with a student."""
+"""The slot of the rows' vectors in a job with a student."""
 _Z = 1.96  # the quantile of the normal distribution for 95 %
 _IS_OPEN = "(answer.retryable AND answer.round <= {since})"
 _IS_UNLABELLED = "NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)"
 _HAS_SAMPLE = "EXISTS (SELECT 1 FROM chosen JOIN answer AS drawn ON drawn.key = chosen.n WHERE chosen.round > 0)"
-"""Whether a sampled row has a label. From then on, the rows without a label depend on the draw."""
+"""Whether any sampled row has a label. From then on, it depends on the draw which rows have no label."""
 Kind: TypeAlias = Literal["", "words", "embeddings"]
 
 
@@ -55,24 +55,24 @@ class SureCut(Stored):
     sampled: tuple[int, ...] = ()
     """The rounds in which the strong model answered the sample."""
     agreed: int = 0
-    """Sampled rows on which both models agree or, with right labels, on which the cheap model is right."""
+    """How many sampled rows both models agree on or, with right labels, the cheap model is right on."""
     before: int = 0
-    """Sampled rows before the cut."""
+    """The number of sampled rows before the cut."""
     errors: int = 0
-    """Sampled rows on which the models disagree or, with right labels, on which only the cheap model is wrong."""
+    """How many sampled rows the models disagree on or, with right labels, only the cheap model is wrong on."""
     bad: int = 0
-    """With right labels: sampled rows on which the strong model is wrong."""
+    """With right labels: the number of sampled rows on which the strong model is wrong."""
     mended: int = 0
     """The number of sampled rows before the cut on which only the strong model is wrong."""
     classes: dict[str, tuple[int, int]] = Field({})
-    """By label: the number of sampled rows with this label (from the strong model, or right), and how many of them the
-    cheap model labels so."""
+    """By label: the number of sampled rows with it (the strong model's label or the right one), and the number of these
+    rows to which the cheap model gives it, too."""
     unguarded: tuple[str, ...] = ()
-    """Classes with too few rows in the sample to guard them."""
+    """Classes that cannot be guarded, because the sample has too few of their rows."""
     prices: tuple[float, float] | None = None
-    """The mean cost of a sampled row, in US dollars: of the strong model, and of the cheap models."""
+    """The mean costs of a sampled row in US dollars: with the strong model, and with the cheap models."""
     extra: float = 0.0
-    """The cost of the sample's repeats, if these order no answers: then other rows get no repeats."""
+    """The cost of the sample's repeats, if the score does not use them: then the other rows get no repeats."""
     learned: str = ""
     """The digest of the answers that trained the student."""
 
@@ -84,28 +84,28 @@ class SurePart(Stored):
     """
 
     of: str
-    """The digest of the input and of the limit from which the rows came."""
+    """The digest of the input, and of the options that limit the rows that are taken from it."""
     round: int
     """The part's first round. The cheap answers of this and later rounds, up to the next part, belong to the part."""
     rows: int
-    """Rows with a question."""
+    """The number of rows with a question."""
     seed: str = ""
     drawn: int = 0
-    """Sampled rows; 0: the strong model answers all rows."""
+    """The number of sampled rows; 0: the strong model answers all rows."""
     earlier: int = 0
-    """Strong-model rows not counted in `rows`: training rows of a student, the rows of a smaller first sample that had
-    too few rows of a class to guard it, and the rows of `alone`."""
+    """Rows that the strong model answers, but that are not counted in `rows`: a student's training rows, the rows of a
+    first sample that had too few rows of a guarded class and was replaced, and the rows of `alone`."""
     taught: int = 0
-    """Training rows of the student, which are included in `earlier`."""
+    """The number of training rows of the student, which are included in `earlier`."""
     alone: int = 0
     """If the model is compared with itself: rows that got no label from a reply to several rows. They
     are included in `earlier`."""
     gold: int = 0
-    """Rows with a right label, if the sample was drawn from these rows."""
+    """The number of rows with a right label, if the sample was drawn from these rows."""
     wrong: int = 0
     """The number of labels that may differ from the strong model's labels, or from the right labels."""
     is_whole: bool = False
-    """Whether the cheap model answers all rows before the sample, as its requests have several rows."""
+    """Whether the cheap model answers all rows before the sample, because its requests have several rows."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The score that orders the cheap answers; `equal`: they have no score. `""`: not yet known."""
     is_ended: bool = False
@@ -133,7 +133,7 @@ class SurePart(Stored):
     @property
     def strong_between(self) -> tuple[float, float]:
         """The ends of the 95 % interval of `strong`: the cut is the place of a sampled row, so the share of rows before
-        it varies as the share of a sample does. (Measured: 94 of 100 intervals have the true number.)"""
+        it varies like a share in a sample. (Measured: 94 of 100 intervals contain the true number.)"""
         if self.cut is None or not self.drawn or self.cut.place in {LAST, NOTHING_SURE}:
             return self.strong, self.strong
         share, left = (self.cut.before + 0.5) / (self.drawn + 1), max(0, self.rows - self.drawn)
@@ -193,7 +193,7 @@ class SureRule(Plan):
     embed_model: str = ""
     """The model of the vectors for the student of embeddings; `""`: an encoder of this machine."""
     parts: tuple[SurePart, ...] = ()
-    """The decisions of the job; empty in an order."""
+    """The decisions of the job; empty in a rule that was just made from options."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Self | None:
@@ -247,7 +247,7 @@ class SureRule(Plan):
 
     @property
     def option(self) -> str:
-        """The option that selects the plan: `agree` without a strong model; `""`: the plan's usual option."""
+        """The option that selected the plan: without a strong model `agree`, otherwise the plan's usual one (`""`)."""
         return "" if self.model else "agree"
 
     @property
@@ -290,10 +290,10 @@ class SureRule(Plan):
     # ---- the rounds
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that may come next; the decisions determine them.
+        """Yield the rounds that may come next, which depend on the decisions.
 
-        Small rounds on which the rest of the job waits are live, whatever the way of the order. So are cheap answers,
-        except those to all rows.
+        Small rounds for which the rest of the job waits are live, even in a job of batches. So are the rounds of cheap
+        answers, except the round `whole`.
         """
         delivered = replace(first, slots=(0,))
         if again is not None:
@@ -334,7 +334,7 @@ _OPTIONS = frozenset(SureRule.model_fields) - {"parts"}
 
 
 def _student(given: object, embed_model: object) -> str:
-    """Return the kind of student of the options `student` and `embed_model`. Raises `PromptmillError`."""
+    """Return the kind of student that the options `student` and `embed_model` ask for. Raises `PromptmillError`."""
     if given is None or given is False:
         if embed_model:
             raise input_error(Named("embed_model"), " needs ", Named("student"), ", which learns from vectors.")

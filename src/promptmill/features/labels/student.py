@@ -25,9 +25,9 @@ from promptmill.system.runtime import in_daemon_thread
 
 T = TypeVar("T")
 MOST_LABELS = 500
-"""The number of labels that a student can give: the most frequent labels."""
+"""The largest number of labels that a student can give. It learns the most frequent labels."""
 LONGEST_TEXT = 20_000
-"""The number of characters of a text that are used."""
+"""The number of characters at the start of a text that a student uses."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: pairs of characters take the place of words
 _WORD = re.compile(rf"([{_CJK}]{{1,30}})|([^\W{_CJK}]{{1,30}})")
 _PART = 4
@@ -39,9 +39,9 @@ _RATE = 2.0
 _LEAST_STEP = 1e-4
 _LOOK_S = 0.1
 _WORD_BUCKETS = 1 << 16
-_WORDS_LENGTH = 2.0  # the length of the features of words; `_WEIGHTS` are lengths of vectors
+_WORDS_LENGTH = 2.0  # the length of a text's word features; `_WEIGHTS`: lengths to try for its vector
 _WEIGHTS = (2.0, 4.0, 8.0)
-_MOST_WITH_WORDS = 20  # labels; with 77 labels, the words take 30 s of learning, and save no more calls
+_MOST_WITH_WORDS = 20  # labels; with 77 labels, learning the words takes 30 s and saves no more calls
 _HELD_OUT = 5
 _LEAST_LENGTH = 1e-6
 _LEAST_CHANCE = 1e-6
@@ -73,13 +73,13 @@ class Classifier(Protocol):
         ...
 
     def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
-        """Return the most probable label of each text and its probability; None if nothing was learned, or if the text
-        has no vector for a student that needs one."""
+        """Return the most probable label of each text and its probability; None if nothing was learned, or if the
+        student needs vectors and the text has none."""
         ...
 
 
 def buckets_of(text: str, size: int) -> list[int]:
-    """Return the distinct buckets below `size` for the words of a text and their parts."""
+    """Return the distinct buckets, numbers below `size`, of a text's words and of the parts of these words."""
     found = _WORD.findall(text[:LONGEST_TEXT].lower())
     return [*dict.fromkeys(each % size for signs, word in found for each in _hashes(signs, word))]
 
@@ -159,11 +159,11 @@ class Student(Classifier):
 
 
 class VectorStudent(Classifier):
-    """A student with scikit-learn: logistic regression on the vector of a text, beside its words and their parts.
+    """A student with scikit-learn: logistic regression on a text's vector, together with its words and their parts.
 
-    The mean of the vectors that it learns from is subtracted, as the vectors of an encoder are all similar. How much a
-    vector counts beside the words is the weight with the least log loss on every fifth example. With many labels, the
-    words add nothing, and are left out.
+    The mean of the vectors that it learns from is subtracted, as the vectors of an encoder are all similar. The vectors
+    are weighted against the words: the weight is the one with the least log loss on every fifth example. With many
+    labels, the words add nothing, and are left out.
 
     It needs the extra `student`. Learning 1,000 texts with 2 labels takes half a second, an answer 0.1 ms.
     """
@@ -203,7 +203,7 @@ class _VectorModel:
         vectors = _vectors(texts)
         self._mean = vectors.mean(0)
         self._scale = 1 / max(float(np.sqrt(((vectors - self._mean) ** 2).sum(1).mean())), _LEAST_LENGTH)
-        self._words: Any = None  # the buckets that count
+        self._words: Any = None  # the buckets that are features
         if len(names) <= _MOST_WITH_WORDS:
             counts = _words(texts).getnnz(0)
             self._words = np.flatnonzero((counts > 0) & (counts < len(texts)))
@@ -281,5 +281,5 @@ STUDENTS: Mapping[str, type[Classifier]] = {
 
 
 def default_student() -> str:
-    """Return the kind of student for this installation: of embeddings, if it can compute them."""
+    """Return the kind of student for this installation: `embeddings` if it can compute them, otherwise `words`."""
     return "embeddings" if encoders.installed() and find_spec("sklearn") is not None else "words"

@@ -59,7 +59,7 @@ class StudentAnswers:
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
-        """Answer the rows of the sample. Return the digest of the student's training examples. Repeatable."""
+        """Answer the rows of the sample. Return the digest of the student's training examples. May be repeated."""
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for records in self._answer(chosen, round_):
@@ -78,7 +78,7 @@ class StudentAnswers:
                 self._work.done(len(records))
 
     def check_vectors(self) -> None:
-        """Raise the error of missing vectors if many rows lack one for a temporary reason: otherwise the strong model
+        """Raise the error of a missing vector if many rows have none for a temporary reason. Otherwise the strong model
         would answer these rows, or the student would learn without them."""
         first = VECTORS * SLOT
         where = f"key >= {first} AND key < {first + self._end} AND {_IS_UNLABELLED}"

@@ -80,7 +80,7 @@ class Sure(SureRule):
         return {"encoder": digest(version(config)) if self.student == "embeddings" else ""}
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the rule with a job's decisions. Raises `PromptmillError` (`invalid_input`) for another rule."""
+        """Return the rule with the job's decisions. Raises `PromptmillError` (`invalid_input`) if `begun` differs."""
         if not isinstance(begun, Sure):
             return self
         if begun.with_parts(()) == self:
@@ -105,8 +105,8 @@ class Sure(SureRule):
         *,
         end: int,
     ) -> Estimate:
-        """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
-        model, and the range of the job's cost: the sample decides how many rows the strong model answers."""
+        """Return the sample size and, if prices are known, the cost of the sample, the cost of all rows with the strong
+        model, and the range of the job's cost, which depends on how many rows the strong model must answer."""
         strong = configs[self.model]
         rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
         taught = taught_of(rows) if self.student else 0
@@ -179,7 +179,7 @@ class Sure(SureRule):
     # ---- a run
 
     def work(self, job: RunningJob) -> SureWork:
-        """Return the draws, decisions and copies of one run."""
+        """Return the object that draws, decides and copies during one run."""
         return SureWork(job)
 
     def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
@@ -221,7 +221,7 @@ class Sure(SureRule):
         return {"sure": sure_status(store, spec, self, fields, before)}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return the reason to review a row: its label is the cheap model's, or the cheap model was sure but wrong."""
+        """Return why to review a row: its label is the cheap model's, or the cheap model was sure but wrong."""
         giver, (score, part) = self._giver(spec, record), self._scored(beside)
         if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
             return None

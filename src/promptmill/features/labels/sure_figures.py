@@ -84,7 +84,7 @@ def sample_status(rule: SureRule) -> SureStatus:
 
 
 def _errors_of(part: SurePart, cut: SureCut) -> float:
-    """Estimate the number of a part's delivered labels that differ from the strong model's or right labels.
+    """Estimate how many delivered labels of a part differ from the strong model's labels, or from the right labels.
 
     The cut is at a sampled disagreement. With k sampled rows and c disagreements before it, the unbiased estimate is
     (c+1)/(k+1) of the rows before the cut. Without a disagreement at the cut, all scored rows are before it. The strong

@@ -6,11 +6,11 @@
     draw ─▶ `whole`: the cheap model, all rows, several in a request ─▶ `sample`: the strong model ─▶ decide ─▶ …
 
 Slot 0 has the delivered label of each row; its target is the strong model. The later slots have the answers of the
-cheap models, or of the student and the vectors that it learns from. The round `sure` copies each cheap answer before
-the cut to slot 0; rows that then have no label are unsure. So other code reads slot 0 as in any job.
+cheap models, or of the student and the vectors that it learns from. The round `sure` copies each cheap answer that is
+before the cut to slot 0; rows that then have no label are unsure. So other code reads slot 0 as in any job.
 
-The draw and the cut are stored once, in the parts of the job's `spec`, before requests are sent because of them: a
-killed job repeats the same draw and cut.
+The draw and the cut are stored once, in the parts of the job's `spec`, before any request that depends on them is sent.
+So a killed job resumes with the same draw and cut.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ FEWEST_ROWS = 200
 _LEAST_SAVED = 0.05
 """The least share of the price that the cheap model must save; a smaller saving does not justify a wrong label."""
 _LARGEST_SAMPLE = 0.5
-"""The largest share of a table that a larger sample for a rare class may take."""
+"""The largest share of a part's unsampled rows that a larger sample, for a rare class, may have."""
 _ROWS_AT_ONCE = 65_536
 _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR (key = row.n + {SLOT} AND round < ?))
 """
-"""The condition for rows without a label, and without a cheap answer of a round before the given one."""
+"""The condition for rows without a label, and without a cheap answer from before a round (the second parameter)."""
 _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
@@ -82,7 +82,7 @@ class _Sampled:
     panel: Sequence[Record | None]
     cheap: Record | None
     cheap_cost: float
-    """The cost of the panel, and of the row's vector."""
+    """The cost of the cheap answers (`panel`) and of the row's vector."""
     gold: str | None = None
     """The right label of the row; None: the strong model's label counts as right."""
 
@@ -108,7 +108,7 @@ class _Sampled:
 
 
 class SureWork(PlanWork):
-    """The draws, decisions and copies during one run."""
+    """Draws the samples, decides the cuts, and copies the sure answers during one run."""
 
     meanwhile = MappingProxyType({"cheap": _IS_ANSWERED})
 
@@ -120,7 +120,7 @@ class SureWork(PlanWork):
         self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
         self._first = LAST_KEY
-        """Rows with cheap answers since this round may be drawn: answers to all rows do not depend on a draw."""
+        """A row whose cheap answers are of this round or later may be drawn: all rows get these, whatever is drawn."""
 
     @property
     def _rule(self) -> SureRule:
@@ -179,15 +179,15 @@ class SureWork(PlanWork):
         return not rule.model and not rule.gold and rule.part is not None and rule.part.is_whole
 
     def _is_whole(self) -> bool:
-        """Return whether the cheap model must answer all rows before the sample: its requests have several rows."""
+        """Return whether the cheap model answers all rows before the sample, because its requests have several rows."""
         cheap = () if self._rule.student else self._rule.panel("")
         return any((self._spec.targets[slot].sampling or {}).get(TOGETHER) for slot in cheap)
 
     def _earlier_parts(self, known: Sequence[SurePart], rows: int) -> list[SurePart]:
-        """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
+        """Return the known parts without their unsent rows, which are among the `rows` rows of the next part."""
         parts = []
         for part in known:
-            # Only the strong answers of an undecided sample for another input are used.
+            # If the input changed before a sample was decided, only the strong answers to the sample are used.
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
         moved = min(rows, rows + sum(part.every for part in parts) - self._every())
@@ -203,8 +203,8 @@ class SureWork(PlanWork):
         return int(rows)
 
     def _wrong_of_new(self, rows: int, parts: Sequence[SurePart]) -> int:
-        """Return E for a new part of `rows` rows. All parts together have E of the existing rows, because the input may
-        have lost rows of earlier parts, and unsent rows of an earlier part may move to this part."""
+        """Return E (see `cut`) for a new part of `rows` rows. All parts together get E of the existing rows, because
+        the input may have lost rows of earlier parts, and unsent rows of an earlier part may move to this part."""
         ends = [*(part.round for part in parts), LAST_KEY][1:]
         given = sum(
             min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
@@ -279,11 +279,11 @@ class SureWork(PlanWork):
         """Draw the sample from `rows`. Training rows of a student get the round `-round_`."""
         chosen = nsmallest(size, rows, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        replaced = "1" if to_train else "round > 0"  # without training rows, a larger sample keeps the earlier ones
+        replaced = "1" if to_train else "round > 0"  # a draw without training rows keeps the earlier training rows
         self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
-        """Return the size of a larger sample for guarded classes; 0 if the present sample suffices, or none would."""
+        """Return the size of a larger sample for guarded classes; 0 if this sample suffices or cannot be larger."""
         found, certainty = 0, self._rule.certainty_of_each
         for label, recall in self._rule.recall.items():
             rows = sum(row.label == label for row in sample)
@@ -329,8 +329,8 @@ class SureWork(PlanWork):
         return True
 
     def _without_alone(self, part: SurePart, drawn: int) -> SurePart:
-        """Return a part without the rows that have no label together with others, and store it. `drawn`: the sampled
-        rows among the remaining rows."""
+        """Store and return `part` without the rows that got no label from a reply to several rows. `drawn`: the number
+        of sampled rows that have such a label."""
         asked = f"EXISTS (SELECT 1 FROM answer WHERE key = row.n + {SLOT} AND round >= ?)"
         without = f"{HAS_QUESTION} AND row.n < ? AND {asked} AND NOT {_IS_TOGETHER.format(row='row.n')}"
         ((alone,),) = self._store.read(f"SELECT count(*) FROM row WHERE {without}", self._end, part.round)
@@ -393,7 +393,7 @@ class SureWork(PlanWork):
             learned=learned,
         )
         part = part.model_copy(update={"cut": decided})
-        # the cheap answers to all rows are already paid
+        # in a whole part, the cheap answers to all rows are already paid
         cost, alone = (None if part.is_whole else part.costs) or (part.strong - part.alone, part.every - part.alone)
         pays = cost <= (1 - _LEAST_SAVED) * alone
         return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
@@ -417,7 +417,7 @@ class SureWork(PlanWork):
 
     def prepare(self, round_: Round) -> None:
         """Fill the temporary table `sure`, which the rule of the round `sure` uses. Check the vectors that a round of
-        the student needs. Remove from the sample the rows that have no label together with others."""
+        the student needs. Remove the rows from the sample that got no label from a reply to several rows."""
         if self._student is not None and round_.rows in {"taught", "cheap"}:
             self._student.check_vectors()
         if round_.rows == "chosen" and round_.slots == (0,) and self._compares_itself:
@@ -478,7 +478,7 @@ class SureWork(PlanWork):
 
     def _is_alone(self, first: Record) -> bool:
         """Return whether the first slot's answer comes from a request for this row alone, because the reply to several
-        rows had no label for the row. Such an answer is the label to compare with."""
+        rows had no label for the row. Such an answer counts as the strong model's."""
         return self._compares_itself and not self._rule.votes and "came" not in first.extras
 
     def _is_complete(self, cheap: Record) -> bool:
@@ -502,7 +502,7 @@ class SureWork(PlanWork):
 
 
 class RowsAlone(Step):
-    """Sends each row of slot 0 alone, also if the requests of the cheap model have several rows."""
+    """Sends each row of slot 0 in a request of its own, even if the cheap model's requests have several rows."""
 
     place = Place.PIECES
 

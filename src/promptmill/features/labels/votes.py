@@ -78,7 +78,7 @@ class Votes(Plan):
         yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
     def resumes(self, last: Round) -> bool:
-        """Return whether a round is resumed: not if it began before the job had votes."""
+        """Return whether a round is resumed. A live round that began before the job had votes is not."""
         return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
@@ -108,7 +108,7 @@ class Votes(Plan):
         return self.models
 
     def work(self, job: RunningJob) -> VoteWork:
-        """Return the decisions for one run."""
+        """Return the object that decides labels during one run."""
         return VoteWork(job, self)
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
@@ -153,7 +153,7 @@ class Votes(Plan):
 
 
 class VoteWork(PlanWork):
-    """The decisions during one run."""
+    """Decides the labels of rows during one run."""
 
     window = 512  # rows that are decided together: few, so that the progress shows decisions early
     late = 1024  # rows; a slow vote delays at most this many later rows, and its own row is decided at the end
@@ -194,5 +194,5 @@ class VoteWork(PlanWork):
 
 
 def _is_sent(vote: Record, round_: Round) -> bool:
-    """Return whether a round sends a vote again: a retryable failure of an earlier order."""
+    """Return whether a round sends a vote again, because the vote is a retryable failure of an earlier order."""
     return bool(vote.retryable) and vote.round <= round_.since

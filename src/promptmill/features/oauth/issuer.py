@@ -21,7 +21,7 @@ KEY_TYPES: Mapping[str, Literal["RSA", "EC", "OKP"]] = {
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     **dict.fromkeys(("EdDSA", "Ed25519"), "OKP"),
 }
-"""Key type by algorithm. All algorithms are asymmetric: with HS256, a reader of the issuer's public key could sign."""
+"""Key type by algorithm. All are asymmetric: with HS256, a reader of the issuer's public key could sign tokens."""
 LEEWAY_S = 60  # how far the clocks of issuer and server may differ
 LONGEST = 16 << 10  # bytes of a token; tokens of large identity providers with many groups have about 8 KB
 _TIMEOUT_S = 5.0  # some MCP clients disconnect after five seconds of silence
@@ -34,7 +34,7 @@ class IssuerError(Exception):
 
 
 class Issuer(TokenVerifier):
-    """Verifies tokens. The issuer's metadata is read once; its keys are read again for unknown keys and every hour."""
+    """Verifies tokens. The issuer's metadata is read once; its keys every hour, and when a token has an unknown key."""
 
     def __init__(self, url: str, audience: str, *, timeout_s: float = _TIMEOUT_S) -> None:
         """`audience`: the claim `aud` that tokens must have."""
@@ -62,13 +62,13 @@ class Issuer(TokenVerifier):
             raise
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Return the claims of a valid token, else None. Raises `IssuerError` if the issuer is needed and fails."""
+        """Return the claims of a valid token, else None. Raises `IssuerError` if the issuer cannot be read."""
         if len(token) > LONGEST:
             return None
         try:
             verifier = await self._verifier(_algorithm(token))
             return None if verifier is None else await verifier.verify_token(token)
-        except RecursionError:  # brackets in brackets
+        except RecursionError:  # deeply nested brackets
             return None
 
     async def _rediscover(self) -> None:
@@ -98,7 +98,7 @@ class Issuer(TokenVerifier):
 
 class _Verifier(JWTVerifier):
     """Verifies tokens of one algorithm. FastMCP's class reads and keeps the keys; its check of claims allows no
-    difference of clocks, and accepts a token without an end or before its begin."""
+    difference of clocks, and accepts a token that never expires, or that is not valid yet."""
 
     def __init__(self, keys: str, algorithm: str, claims: jwt.JWTClaimsRegistry, timeout_s: float) -> None:
         client = httpx2.AsyncClient(timeout=timeout_s)
@@ -134,7 +134,7 @@ class _Verifier(JWTVerifier):
             kept = {"iss": claims["iss"]}  # with subject and client, the identity to which the SDK binds sessions
             scopes = [scope for scope in self._extract_scopes(claims) if isinstance(scope, str)]
             return AccessToken(token="", client_id=client, scopes=scopes, subject=claims["sub"], claims=kept)
-        except (JoseError, ValueError, TypeError, KeyError, AttributeError):  # text of a client
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError):  # a client may send any text
             return None
 
 

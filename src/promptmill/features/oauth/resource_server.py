@@ -20,7 +20,7 @@ from promptmill.features.oauth.issuer import Issuer, IssuerError
 from promptmill.http.app import PATH, HttpError
 
 _READING = frozenset({"job_id", "wait_s", "read", "offset", "limit", "with_input", "max_characters"})
-"""The arguments of `bulk_status` that only read. A call with others, or of another tool, may cost money."""
+"""The arguments of `bulk_status` that only read. A call with other arguments, or of another tool, may cost money."""
 _URL = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))  # clients compare issuers as texts
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _RETRY_S = 10
@@ -93,7 +93,7 @@ def _token(scope: Scope) -> str:
 
 
 def _named(scope: Scope, user: AccessToken) -> list[tuple[bytes, bytes]]:
-    """Return the headers with the subject in place of the token. The scheme makes it differ from all tokens."""
+    """Return the headers with the subject in place of the token. The scheme `Subject` distinguishes it from tokens."""
     claims: Mapping[str, Any] = user.claims or {}
     subject = hashlib.sha256(json.dumps([claims["iss"], user.subject]).encode()).hexdigest()
     headers = [pair for pair in scope["headers"] if pair[0] != b"authorization"]

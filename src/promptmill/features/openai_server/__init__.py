@@ -6,8 +6,8 @@ budgets, schema checks, limits and fair shares work as for every other call.
     http checks ─▶ paths ─▶ bodies.request_of ─▶ service ─▶ bodies.reply_body, or streams
 
 These functions do not need HTTP, so lines of a batch use them too: `bodies.request_of(path, body)` returns a `Request`,
-`bodies.reply_body(path, body, completion, model)` the body of the reply, and `api_errors.error_of(error)` an `ApiError`
-with `status` and `body()`.
+`bodies.reply_body(path, body, completion, model)` returns the body of the reply, and `api_errors.error_of(error)`
+returns an `ApiError` with `status` and `body()`.
 """
 
 from promptmill.core.feature import Face, Feature

@@ -57,7 +57,7 @@ IN_RESPONSES = {
 """Fields of `/v1/responses`, by their names in chat completions."""
 _NAMED_FIRST = re.compile(rf"(?:{'|'.join(IN_RESPONSES)})\b")
 _TOO_LONG = (
-    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
+    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for this
 )
 _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
 # The pattern has no possessive group around alternatives, which Python 3.11.2 matches wrongly (python/cpython#106052).
@@ -98,7 +98,7 @@ def unsupported(
     """Return the error for a field that this server does not support. If `known` has a similar name, the error suggests
     it in place of `why`."""
     name = field[:60]
-    meant = did_you_mean(name, known, likeness=0.8)  # higher than usual: most unknown fields are of the API, no typos
+    meant = did_you_mean(name, known, likeness=0.8)  # higher than usual: most unknown fields are the API's, not typos
     said = f"; {meant}" if meant else f"{why}."
     return ApiError(400, f"`{name}` is not supported here{said}", name, "unsupported_parameter")
 
@@ -112,7 +112,7 @@ def wrong_type(field: str, value: object, wanted: str) -> ApiError:
 def error_of(error: PromptmillError, path: str = "") -> ApiError:
     """Convert an error of promptmill. `param` is the field that the message, or the endpoint's own error, begins with.
 
-    `path`: the path of the request, on which the field with the conversation depends.
+    `path`: the path of the request, on which the name of the conversation's field depends.
     """
     status, code = _STATUS.get(error.code, (500, str(error.code)))
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)

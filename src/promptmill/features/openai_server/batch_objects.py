@@ -72,7 +72,7 @@ class BatchObject(BaseModel):
         return self.status in _LAST
 
     def stored(self, owner: str, request: str) -> StoredObject:
-        """Return the batch for the store. `request`: the digest of the client's request."""
+        """Return the batch as the store keeps it. `request`: the digest of the client's request."""
         body = self.model_dump_json().encode()
         return StoredObject(self.id, "batch", owner, "", 0, None, not self.has_ended, request, body)
 

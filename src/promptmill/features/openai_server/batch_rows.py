@@ -1,8 +1,8 @@
 """Lines of a batch: its file's lines become rows of a job, and the rows' outcomes become lines of its results.
 
-A row is a line in OpenAI's format. Its body is the request that a POST of the same body to the line's path would
-become, with all settings of the model. The reply repeats the model's name as the client wrote
-it, and the body's fields without their texts: `metadata`, which is not part of the question, keeps them.
+A row is a line in OpenAI's format. Its body is the request that a POST of the line's body to the line's path would
+become, with all settings of the model. The reply repeats the model's name as the client wrote it, and the fields of the
+client's body except its texts. The row keeps both in `metadata`, which is not part of the question.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class FileCheck:
         self._line = 0
 
     async def run(self, source: Path, place: Path, halts: Callable[[], bool]) -> None:
-        """Write `INPUT` and `REFUSED` into the folder `place`. `halts` blocks.
+        """Write `INPUT` and `REFUSED` into the folder `place`. `halts` returns whether to stop; it blocks.
 
         Raises `FileNotFoundError`; `PromptmillError` (`storage`) if the files need more than their share of the disk.
         """
@@ -214,7 +214,7 @@ class BatchResults:
         errors.write(_json_line(found))
 
     def _as_written(self, error: PromptmillError, row: JsonObject) -> PromptmillError:
-        """Return the error of a row with the paths of its images as its line wrote them."""
+        """Return the error of a row, with the image paths spelled as in the row's messages."""
         with contextlib.suppress(PromptmillError, LookupError, TypeError):
             return as_written(error, conversation_from_messages(row["body"]["messages"], "messages"), self._files)
         return error
@@ -224,7 +224,7 @@ class BatchResults:
         return {"response": None, "error": {"code": code, "message": message}}
 
     def _failed(self, number: str, error: PromptmillError) -> JsonDict:
-        """Return `response` and `error` for a row that failed."""
+        """Return the fields `response` and `error` of the result line for a failed row."""
         if error.code is Code.DEFERRED:
             return self._undone()
         if error.said is not None:

@@ -10,17 +10,17 @@ and repeats the interrupted step; each step may be repeated:
 * The validation writes the valid lines as rows to a file for the job, and an error line for each refused line to
   another file.
 * The job resumes as every job does: only the requests in flight are sent again.
-* The results replace files with fixed ids; one transaction makes them visible and stores the batch's final state.
+* The results go to files with fixed ids; one transaction makes them visible and stores the batch's final state.
 
 A batch waits while `MOST_RUNNERS` jobs run. If its job has stopped (a dead endpoint, an exhausted budget), the job is
-resumed after a pause until the batch's time is over.
+resumed after pauses until the batch's time is over.
 
 The state is only in `objects.db`. The server that holds the batch's lock runs it; any server can cancel it there.
 
 **Repeated POSTs.** If a reply is lost, OpenAI's clients repeat the POST, without a key but with a count in the header
-`x-stainless-retry-count`. Such a repeat gets the batch of the same token and parameters if that batch is at most 20
-minutes old; a request without the header, if it is at most a minute old. A first attempt (`0`) and a request after a
-cancel create a new batch.
+`x-stainless-retry-count`. Such a repeat gets the existing batch of the same token and parameters if that is at most 20
+minutes old. A request without the header gets it if it is at most a minute old. A first attempt (`0`) and a request
+after a cancel create a new batch.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ from promptmill.jobs.store.lock import Lock, is_held
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400
-_REPEAT_S, _RETRY_S = 60, 1200  # ages of a repeated request; two retries, each at most 600 s later
+_REPEAT_S, _RETRY_S = 60, 1200  # max ages of the batch that a repeat gets; two retries, each at most 600 s later
 _POLL_S = 0.25  # seconds between polls; a poll takes 1 ms
 _WAITING_POLL_S = 1.0
 _PAUSES_S = (1.0, 5.0, 30.0)
 _PRUNE_S = 60.0
-_END_S = 60.0  # bound: a cancelled job ends within about a second
+_END_S = 60.0  # an upper bound: a cancelled job ends within about a second
 
 
 class BatchRuns:
-    """The batches of all tokens."""
+    """Creates, runs and cancels the batches of all tokens."""
 
     def __init__(self, files: StoredFiles, endpoints: Endpoints, jobs: Callable[[], ServerJobs]) -> None:
         """`endpoints` converts lines to requests; `jobs` returns the server's jobs."""
@@ -111,7 +111,7 @@ class BatchRuns:
         task.add_done_callback(ended)
 
     def _lock(self, identity: str) -> Lock | None:
-        """Return the lock of a batch; None if a server holds it. Blocks."""
+        """Take and return the lock of a batch; None if a server holds it. Blocks."""
         place = self._place(identity)
         disk.make_private_folder(place)
         return None if is_held(place / "lock") else Lock.take(place / "lock")
@@ -161,7 +161,7 @@ class BatchRuns:
         return listed([self._seen(each).model_dump() for each in found], listing.limit)
 
     def cancel(self, identity: str, owner: str) -> BatchObject:
-        """Start to cancel a batch, and keep its answers. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
+        """Start to cancel a batch, whose answers are kept. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
         if batch.status != "cancelling":
@@ -172,7 +172,7 @@ class BatchRuns:
         return batch
 
     def _seen(self, stored: StoredObject) -> BatchObject:
-        """Return a batch with the counts of its job. Blocks."""
+        """Return a stored batch with the present counts of its job. Blocks."""
         batch = BatchObject.model_validate_json(stored.body)
         if not batch.has_ended:
             with contextlib.suppress(PromptmillError):  # its job has not begun

@@ -118,7 +118,7 @@ def request_of(path: str, body: JsonObject) -> Request:
         name = str(first["loc"][0]) if first["loc"] else None
         code, said = _code_of(first["type"], name), explain(error, Sampling)
         names = IN_RESPONSES if path == RESPONSES else {"max_tokens": "max_completion_tokens"}
-        if name in names and (path == RESPONSES or names[name] in body):  # the client's own name
+        if name in names and (path == RESPONSES or names[name] in body):  # the name that the client used
             name, said = names[name], said.replace(name, names[name], 1)
         raise ApiError(400, said, name, code) from None
     messages = body.get("messages")
@@ -131,9 +131,9 @@ def request_of(path: str, body: JsonObject) -> Request:
 
 
 def _thinking(reasoning: JsonObject) -> JsonDict:
-    """Convert OpenRouter's object to the sampling parameters of the same meaning. Raises `ApiError`."""
+    """Convert OpenRouter's object `reasoning` to the sampling parameters of the same meaning. Raises `ApiError`."""
     names = {"effort": "reasoning_effort", "enabled": "enable_thinking"}
-    known = names.keys() | {"exclude", "summary"}  # the reply has the reasoning beside the answer in any case
+    known = names.keys() | {"exclude", "summary"}  # in any case, the reply has the reasoning next to the answer
     if unknown := {name for name, value in reasoning.items() if value is not None} - known:
         raise unsupported(f"reasoning.{min(unknown)}")
     return {names[name]: value for name, value in reasoning.items() if name in names and value is not None}
@@ -194,7 +194,7 @@ def _embeddings_request(body: JsonObject) -> Request:
     encoding = given.pop("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
-    given = {name: value for name, value in given.items() if name not in Sampling.model_fields}  # no vector has answers
+    given = {name: value for name, value in given.items() if name not in Sampling.model_fields}  # they change no vector
     if unknown := given.keys() - {"input", "dimensions"}:
         raise unsupported(min(unknown))
     texts = given.get("input")

@@ -50,7 +50,7 @@ def tool_call(call: JsonObject) -> JsonDict:
 
 
 def choices_of(answer: Completion) -> list[ReplyChoice]:
-    """Return the answers in `answer`: one, or with `n` several (whose other fields are in `details`)."""
+    """Return the answers in `answer`: one or, if the request sets `n`, several, whose other fields are in `details`."""
     kept = (answer.details or {}).get("choices") if answer.answers else None
     if kept is None:
         one = {name: getattr(answer, name) for name in ReplyChoice._fields}
@@ -68,7 +68,7 @@ def _choice(
 
 
 def probabilities_of(answer: Completion) -> JsonDict:
-    """Return the field with the probabilities of an answer, which is not OpenAI's; no field without probabilities.
+    """Return the field with an answer's probabilities, which OpenAI's API does not have; `{}` without probabilities.
 
     >>> probabilities_of(Completion("yes", probabilities={"": {"yes": 0.75}}))
     {'probabilities': {'yes': 0.75}}

@@ -54,7 +54,7 @@ class EndpointRequest(NamedTuple):
 
 
 class Endpoints:
-    """The handlers of these paths, on one service."""
+    """The handlers of the module's paths, which answer from one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -62,13 +62,13 @@ class Endpoints:
         self._allowed = {token.owner: tokens[name].models for name, token in configured(tokens).items()}
 
     async def models(self, request: HttpRequest) -> Response:
-        """List the models that a client may name."""
+        """Reply with the models that a client may name."""
         owner = owner_of(request)
         models = [self._model(name, owner) for name in self._usable(owner)]
         return _json({"object": "list", "data": models, "models": [_in_short(model) for model in models]})
 
     async def model(self, request: HttpRequest) -> Response:
-        """Describe one model."""
+        """Reply with the description of one model."""
         if not (name := request.path_params["id"]):
             raise HTTPException(404)
         return _json(self._model(name, owner_of(request)))
@@ -112,7 +112,7 @@ class Endpoints:
         return {"id": name, "object": "model", "created": created, "owned_by": self.config_of(name, owner).backend}
 
     def config_of(self, name: str, owner: str) -> ModelConfig:
-        """Return the plan of the model `name` for a token's owner. `name`: the configuration's or the engine's name.
+        """Return a model's configuration for a token's owner. `name`: its name in the configuration or at the engine.
 
         Raises `ApiError` (404 if the token may not use the model).
         """
@@ -143,8 +143,8 @@ class Endpoints:
         return len(self._usable("")) > 1
 
     async def resolved_config(self, name: str) -> ModelConfig:
-        """Return the plan for a job on a model, whose lines have been checked. Raises as `plan_of`, and
-        `PromptmillError`."""
+        """Return the configuration for a job on a model, after the job's lines were checked. Raises the errors of
+        `config_of`, and `PromptmillError`."""
         return await self._service.resolved_config(self.config_of(name, ""))
 
     async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> EndpointRequest:
@@ -203,8 +203,8 @@ def logged(path: str, client: str) -> Iterator[None]:
 
 
 def _cut_answer(failure: Failure) -> Completion:
-    """Return what OpenAI's API gives for an answer that was cut, with its finish reason: its complete part, `""` before
-    its first word (programs test a connection with a `max_tokens` of 1). Raises the error of any other failure."""
+    """Return an answer that `max_tokens` cut as OpenAI's API does: its complete part, which may be `""` (programs test
+    a connection with a `max_tokens` of 1), with the finish reason. Raises the error of any other failure."""
     if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or failure.wanted > 1:
         raise failure.error
     return Completion(failure.part, "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)
@@ -226,8 +226,8 @@ def _json(body: JsonDict) -> Response:
 
 
 def _in_short(model: JsonDict) -> JsonDict:
-    """Convert a model in OpenAI's list to TypeSafe's form, because TypeSafe's clients read another field of the same
-    path."""
+    """Convert a model in OpenAI's list to TypeSafe's form, because TypeSafe's clients read another field of the
+    reply."""
     began = dt.datetime.fromtimestamp(model["created"], dt.UTC).date().isoformat()
     return {"name": model["id"], "description": f"on the backend {model['owned_by']}", "release_date": began}
 

@@ -107,7 +107,7 @@ class ObjectStore:
     def change(
         self, identity: str, changed: Callable[[StoredObject], StoredObject], *also: StoredObject
     ) -> StoredObject:
-        """Store the result of `changed` for a stored object, and the new objects `also`; nothing if nothing changes."""
+        """Store the object that `changed` returns, and the objects `also`; nothing if the object is unchanged."""
         with self._transaction() as database:
             (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
             stored = StoredObject._make(row)

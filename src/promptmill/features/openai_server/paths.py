@@ -59,7 +59,7 @@ _ERRORS: ErrorHandlers = {
 
 
 class ApiPaths:
-    """An app for all paths below `prefix`, with the errors of its API."""
+    """An app for all paths below `prefix`, which replies to errors in the format of its API."""
 
     prefix = ""
     streamed: frozenset[str] = frozenset()

@@ -42,7 +42,7 @@ _APIS: Mapping[str, RerankApi] = {
     "api.mixedbread.com": RerankApi("/reranking", "input", "top_k"),  # mixedbread.com/api-reference/endpoints/reranking
     "api.mixedbread.ai": RerankApi("/reranking", "input", "top_k"),
 }
-"""By host. All others have Jina's fields: Cohere, Jina, Together, SiliconFlow, vLLM and llama.cpp."""
+"""By host, the APIs that differ from Jina's. Cohere, Together, SiliconFlow, vLLM and llama.cpp have Jina's fields."""
 
 
 def api_of(config: ModelConfig) -> RerankApi | None:
@@ -91,12 +91,12 @@ class Ranking(NamedTuple):
         """Return the request to an endpoint's rerank API."""
         top_n = min(self.top_n, len(self.documents))
         body = {"query": self.query, api.documents: self.documents, api.top_n: top_n}
-        # the limit is not sent: `max_cost` needs one, and a ranking has no answer tokens
+        # `max_tokens` is not sent: it is for `max_cost`, which needs a limit; a ranking has no answer tokens
         return Request(0, Conversation(()), Sampling(max_tokens=1), body, path=api.path)
 
     def read(self, answer: Completion, model: str) -> JsonDict:
-        """Return the reply for the endpoint's reply. Raises `ApiError` unless each of its results has a score and the
-        number of a document of its own. llama.cpp does not sort them, and some servers ignore `top_n`."""
+        """Return the client's reply from the endpoint's reply. Raises `ApiError` unless each result has a score and the
+        number of a different document. llama.cpp does not sort the results, and some servers ignore `top_n`."""
         payload: JsonObject = (answer.details or {}).get("payload") or {}
         results = payload.get("results", payload.get("data"))
         listed = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
@@ -113,14 +113,14 @@ class Ranking(NamedTuple):
         return self._reply(ranked, model, usage) | meta
 
     def reply(self, vectors: JsonObject) -> JsonDict:
-        """Return the reply, given that of the request for vectors: a score is the cosine of query and document."""
+        """Return the reply, scored by the cosines of query and documents. `vectors`: the reply with their vectors."""
         query, *documents = (row["embedding"] for row in vectors["data"])
         scores = [_cosine(query, document) for document in documents]
         best = sorted(range(len(scores)), key=lambda index: -scores[index])
         return self._reply({index: scores[index] for index in best}, vectors["model"], vectors["usage"])
 
     def _reply(self, ranked: Mapping[int, float], model: str, usage: JsonObject) -> JsonDict:
-        """Return the reply for documents by number, the best first, with their scores."""
+        """Return the reply. `ranked`: the score of each document by its number, the best first."""
         results = [
             {"index": index, "relevance_score": score}
             | ({"document": {"text": self.documents[index]}} if self.returns_documents else {})

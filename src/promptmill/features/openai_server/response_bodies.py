@@ -105,9 +105,9 @@ def _messages(body: JsonObject) -> list[JsonDict]:
 
 
 def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[JsonDict]:
-    """Merge all system messages and `further` texts into one first message, because templates allow only one.
+    """Merge the first system messages and the texts `further` into one message, as chat templates allow only one.
 
-    Parts stay parts if one of them has a cache mark.
+    Its content is a list of parts if a part has a cache mark, otherwise a text.
     """
     ahead = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
     parts = [*itertools.chain.from_iterable(_texts(message["content"]) for message in ahead), *map(_text_part, further)]

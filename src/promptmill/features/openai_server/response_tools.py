@@ -6,9 +6,9 @@
     custom tool `c`                    function `c` with one text         `custom_tool_call`
     search for tools by the client     function `tool_search`             `tool_search_call`
 
-Codex uses a namespace for each MCP server, whose description contains the server's instructions; for models it knows,
+Codex uses a namespace for each MCP server; its description contains the server's instructions. To models that it knows,
 Codex offers these tools only after the model has searched for them. A custom tool's grammar is added to its
-description: the tool's client checks the text it receives. All other tools run at OpenAI.
+description: the tool's client checks the text it receives. All other tools run only at OpenAI, and are refused.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def instructions_of(body: JsonObject) -> Iterator[str]:
 
 
 def call_of(item: JsonObject, place: str) -> JsonDict:
-    """Convert the call in an item of an earlier turn, at `place`, to chat completions. Raises `ApiError`."""
+    """Convert an item with a call of an earlier turn to a tool call of chat completions. Raises `ApiError`."""
     match item:
         case {"type": "function_call", "name": name, "namespace": str(space), "arguments": arguments}:
             function = {"name": _joined(space, name), "arguments": arguments}
@@ -147,7 +147,7 @@ def _json(value: Any) -> str:
 
 
 def _read(arguments: str) -> Any:
-    """Parse the arguments of a call. If a model wrote invalid JSON, the client refuses it."""
+    """Parse the arguments of a call. Invalid JSON from a model is returned as it is, and the client refuses it."""
     try:
         return orjson.loads(arguments)
     except orjson.JSONDecodeError:

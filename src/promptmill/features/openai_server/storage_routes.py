@@ -86,7 +86,7 @@ class StorageRoutes:
 
 
 def _usable(handler: Handler) -> Handler:
-    """Wrap a handler: report an error if the state folder is full or locked by another program."""
+    """Wrap a handler, so that it reports an error if the state folder is full or locked by another program."""
 
     async def handle(request: HttpRequest) -> Response:
         try:

@@ -38,7 +38,7 @@ _UNTOUCHED_S = 3600.0  # longer than any file takes to be written
 _AT_ONCE = 4  # max concurrent uploads per token
 _SILENCE_S = 60.0  # max seconds without data: longer than a short network outage
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
-"""Removed from the header: forms are UTF-8 (RFC 7578), but Starlette would use any codec of Python named here."""
+"""The charset in the header is removed: forms are UTF-8 (RFC 7578), but Starlette would use the codec that it names."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -145,7 +145,7 @@ class StoredFiles:
 
     @contextlib.contextmanager
     def partial(self) -> Iterator[tuple[Path, IO[bytes]]]:
-        """Yield a new temporary file. It is removed after the block, unless `rename` was called."""
+        """Yield a new temporary file. It is removed after the `with` block, unless `rename` was called."""
         path = self.folder / f"{secrets.token_hex(12)}{_PARTIAL}"
         try:
             with os.fdopen(disk.created(path), "wb") as out:
@@ -160,7 +160,7 @@ class StoredFiles:
         disk.sync_folder(self.folder)
 
     def find(self, identity: str, owner: str, param: str | None = None) -> FileObject:
-        """Return an owner's file. Blocks. Raises `ApiError` 404, with the field `param` that names the file."""
+        """Return an owner's file. Blocks. Raises `ApiError` 404. `param`: the field that names the file."""
         found = self.store.get("file", identity, owner)
         if found is None or (found.expires is not None and found.expires <= self.now()):
             raise ApiError(404, f"No such File object: {identity[:60]}", param or "id", "not_found")
@@ -193,7 +193,7 @@ class StoredFiles:
 
 
 def check_disk(folder: Path, size: int, written: int = 0) -> None:
-    """Apply the disk rule for rows of calls to a client's file, of which `written` bytes are in `folder`.
+    """Apply the disk rule of a call's rows to a client's file. `written`: its bytes that are already in `folder`.
 
     Blocks. Raises `PromptmillError` (`storage`).
     """
@@ -203,7 +203,7 @@ def check_disk(folder: Path, size: int, written: int = 0) -> None:
 
 
 def listed(found: Sequence[JsonDict], limit: int) -> JsonDict:
-    """Return a page of at most `limit` objects; one object more shows that there is a next page."""
+    """Return a page of at most `limit` objects; one more object in `found` shows that there is a next page."""
     data = found[:limit]
     ids = [each["id"] for each in data] or [None]
     return {"object": "list", "data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": len(found) > limit}
@@ -242,7 +242,7 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
 
 
 async def _next(body: AsyncGenerator[bytes]) -> bytes:
-    """Return the next piece, `b""` at the end. Raises `ApiError` 408, because a vanished client would block a place."""
+    """Return the next piece, `b""` at the end. Raises `ApiError` 408: a lost client would keep its place."""
     try:
         return await asyncio.wait_for(anext(body, b""), _SILENCE_S)
     except TimeoutError:

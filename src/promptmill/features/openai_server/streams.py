@@ -1,8 +1,8 @@
 """Streamed replies: their events, and the HTTP response that sends them.
 
-The backend shows the growing answer, and a stream sends its pieces as they arrive: reasoning, text, tool calls. All
-other data, such as the usage, is sent at the end. An error before the first piece is sent with an error status. If a
-retried request gives an answer that differs from the pieces already sent, the stream ends with an error.
+The backend shows the growing answer, and a stream sends the answer's pieces as they arrive: reasoning, text, tool
+calls. All other data, such as the usage, is sent at the end. An error before the first piece is sent with an error
+status. If a retried request gives an answer that differs from the pieces already sent, the stream ends with an error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Growth:
         """Yield the unsent part of `now` as deltas of chat completions: reasoning, text and tool calls.
 
         If the answer contradicts the sent pieces, it may belong to another attempt: yield nothing or, if it is
-        complete, raise `ApiError`. The name of a tool call is complete when its arguments begin.
+        complete, raise `ApiError`. A tool call waits until its arguments begin, as only then is its name complete.
         """
         sent, calls = self._sent, list(map(tool_call, now.tool_calls))
         while calls and not is_whole and not calls[-1]["function"]["arguments"]:
@@ -76,7 +76,7 @@ class _Growth:
 
 
 def _rest(whole: str, sent: str) -> str | None:
-    """Return the part of `whole` after `sent`; None if they differ. White space around a text does not count."""
+    """Return the part of `whole` after `sent`; None if `sent` is no prefix. White space around texts is ignored."""
     if not sent:
         return whole
     whole, sent = whole.lstrip(), sent.lstrip()
@@ -91,7 +91,7 @@ def _rest_of_call(call: JsonObject, sent: JsonObject) -> str | None:
 
 
 class ChatEvents:
-    """The events of a chat completion, its chunks, as bytes."""
+    """The events (chunks) of a chat completion, as bytes."""
 
     def __init__(self, body: JsonObject, model: str, n: int) -> None:
         """`n`: the number of answers; several answers are not streamed."""
@@ -160,7 +160,7 @@ class ResponseEvents:
         return self._of_item(kind, len(self._output) - 1, content_index=0, **fields)
 
     def _begin(self, item: JsonDict, **empty: object) -> bytes:
-        """Return the events that end the open item and start `item`, whose fields `empty` are still empty."""
+        """Return the events that end the open item and start `item`, in which the fields `empty` are still empty."""
         ended = self._end_text()
         self._output.append(item)
         place = len(self._output) - 1
@@ -203,7 +203,7 @@ class ResponseEvents:
         (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
-            return b""  # nothing yet: the text is sent at the end, without the JSON that promptmill added around it
+            return b""  # no event: the text is sent at the end, without the JSON that promptmill added around it
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def begin(self) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Packs of items: what features that answer several items by one request share."""
+"""Packs of items: the common part of features that answer several items by one request."""
 
 from promptmill.core.feature import Feature
 

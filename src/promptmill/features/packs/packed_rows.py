@@ -4,24 +4,24 @@
               b ─┤ held      ─▶     of a, b and c    ─▶   ├▶ b   the same
               c ─┘ sends it                              └▶ c   nothing in the reply: sent alone
 
-Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, or when no further items come
-(`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
-that completes a pack sends it. The driver and the endpoint's limits see only this item: the other items only wait.
+Items of one kind wait in a pack. A pack is sent when it is full, or when no further items come (`Waits.starved`),
+because the source has ended or waits for answers, or the driver holds as many items as it may. The item that completes
+a pack sends it. The driver and the endpoint's limits count only this item: the other items only wait.
 
 A pack may fail as a whole, because it is too long or has an item that the endpoint refuses. It is then halved, down to
-single items. A server that is down fails in the same way, but must not get twice as many requests as there are items:
+single items. Packs also fail if a server is down, but it must not get twice as many requests as there are items:
 
     a pack fails; another request was answered since the pack was sent     the pack is halved
     a pack fails; no request was                                           up to eight of its items are sent alone:
         an item is answered                                                the rest is sent once more, then halved
         all of these items fail                                            the rest of the pack fails unsent
 
-Packs in such doubt take turns. As long as nothing is answered, only the first, second, fourth, eighth … of them sends
-single items, all but the first only two, and the others fail at once. So a server that is down gets 20 requests more
-for a hundred packs.
+Packs in such doubt take turns. As long as no request is answered, only the first, second, fourth, eighth … of these
+packs sends items alone: the first up to eight items, the others two. All other packs fail at once. So for a hundred
+packs, a server that is down gets 20 additional requests.
 
-By a batch, a pack is a line of its file. Each item later reads its own part of the reply, by the name that was stored
-with it, so the items of a pack need not come together again. An item that has failed gets a separate line.
+In a batch, a pack is a line of the batch's file. Later, each item reads its own part of the reply by the name that was
+stored with the item, so the items of a pack need not come together again. A failed item gets a separate line.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ _OF_ITEMS = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
     | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
-"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text. If the key is
-refused, the halves are refused, too.)"""
+"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text. If a refusal is
+really about the key, the halves are refused, too.)"""
 _OF_SERVER = frozenset(
     {Code.SERVER_ERROR, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST, Code.OUT_OF_MEMORY}
     | {Code.EMPTY_ANSWER, Code.OPEN_REASONING, Code.INVALID_ANSWER}
 )
-"""Failures that one item or the size of a request may cause, or that all requests have."""
+"""Failures that may be caused by one item or by the size of a request, or that all requests may have."""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
-"""The fields that an answer by batch takes from its part of the reply."""
+"""The fields that an item's answer takes from the outcome of its line in the batch."""
 _ENOUGH = 8
-"""The most items that are sent alone to find out whether the endpoint answers any: eight texts that all happen to be
-refused, from all over a pack, are rarer than endpoints that refuse every text. Also the packs without any answer after
-which items are no longer gathered: a model that writes one of two replies in the right form does so once in 256 times.
+"""The most items that are sent alone to find out whether the endpoint answers any item: an endpoint that refuses every
+text is likelier than eight random texts that all happen to be refused. Also the number of consecutive packs without an
+answer after which items are no longer gathered: a model with every second reply in the right form fails 1 of 256 times.
 """
 _LATER = 2
-"""The items of a further pack that are sent alone: enough to find a server that is up again, or good items among bad
-ones, at a quarter of the cost."""
+"""The number of items of each further pack that are sent alone: enough to find a server that is up again, or good items
+among bad ones, at a quarter of the cost."""
 _GIVEN_UP = (
     f"{_ENOUGH} replies to several rows, one after the other, had no answer that could be read: from then on, rows are "
     "sent alone, not together."
@@ -84,14 +84,14 @@ class ReplyPart(NamedTuple):
     prompt: int = 1
     """The size of the item in the prompt, in any unit."""
     said: int = 0
-    """The size of its answer."""
+    """The size of the item's answer."""
 
 
 class _Gathered(NamedTuple):
     """The result of a pack for one of its items."""
 
     outcome: Outcome | None
-    """The outcome; None: the item is sent alone, and `spent` is added to that outcome."""
+    """The outcome; None: the item is sent alone, and `spent` is added to the outcome of the new request."""
     spent: Totals = Totals()
     attempts: int = 0
     """The number of requests for the item so far, including earlier runs."""
@@ -101,7 +101,7 @@ class _Gathered(NamedTuple):
 class _Pack:
     requests: list[Request] = field(default_factory=list)
     waiting: list[asyncio.Future[_Gathered | None]] = field(default_factory=list)
-    """A future for each item except the last, which completes the pack. The result None: this item sends the pack."""
+    """A future for each item except the last, which completes the pack. A result of None: its item sends the pack."""
     size: int = 0
 
 
@@ -169,7 +169,7 @@ class Gathering(Step):
         if packs.unread >= _ENOUGH:
             call.warn(_GIVEN_UP)
             return await self._alone(request, call)
-        is_first = request.choice == 0  # only the first of several answers to an item is used
+        is_first = request.choice == 0  # an item with several answers is counted once
         call.waits.inside += is_first
         try:
             gathered = await self._gathered(request, kind, packs, call)
@@ -265,7 +265,7 @@ class Gathering(Step):
             packs.was_halved(size, failure.error.code)
 
     async def _request(self, items: _Items, part: Sequence[int]) -> Failure | None:
-        """Send one request for a part of a pack. Return its failure if a request for fewer items may not have it."""
+        """Send one request for a part of a pack. Return its failure if requests for fewer items may succeed."""
         requests = [items.requests[at] for at in part]
         members = requests if len(requests) == 1 else self.named(requests)
         try:
@@ -294,7 +294,7 @@ class Gathering(Step):
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, before: int
     ) -> Sequence[int]:
         """Return the items of a failed part that are to be sent in halves. If nothing shows that the endpoint answers
-        any request, some items are sent alone first. `before`: the answered requests when the part was sent."""
+        requests, some items are sent alone first. `before`: the value of `answered` when the part was sent."""
         code = failure.error.code
         if code is Code.BAD_REQUEST:
             return part if packs.answered else await self._tried(items, part, failure, packs)
@@ -316,8 +316,8 @@ class Gathering(Step):
     async def _tried(
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, *, most: int = _ENOUGH
     ) -> Sequence[int]:
-        """Send up to `most` items of a part alone, until a request is answered. Return the other items; if all sent
-        items have failed like the part, the other items fail, too."""
+        """Send up to `most` items of a part alone, until a request is answered. Return the items that were not sent; if
+        all items that were sent have failed like the part, the others fail, too."""
         before, tried = packs.answered, list[int]()
         for at in random.Random(0).sample(part, min(len(part), most)):  # noqa: S311 (any items)
             if packs.answered > before:
@@ -341,7 +341,7 @@ class _Items:
         self._spent = [Totals()] * len(requests)
 
     def put(self, part: Sequence[int], found: Sequence[_Gathered]) -> None:
-        """Set the results of a part, with the items' earlier requests added."""
+        """Set the results of the items in `part`, and add the cost of their earlier requests."""
         for at, one in zip(part, found, strict=True):
             self.found[at] = _with(self._spent[at], one)
 
@@ -372,7 +372,7 @@ class _Packs:
         """The size of the largest pack that was answered after a larger pack was refused."""
         self._halved = self._half = 0
         self.unread = 0
-        """The number of latest packs whose replies had no answer to any item."""
+        """The number of consecutive packs, up to the newest, whose replies had no answer to any item."""
 
     def count(self, members: Sequence[Request], *, has_answers: bool) -> None:
         """Count a reply to some items."""
@@ -384,8 +384,8 @@ class _Packs:
             self.unread = 0 if has_answers else self.unread + 1
 
     def was_halved(self, half: int, code: Code) -> None:
-        """Count items that were answered in halves after a failure with this code. A server may fail once by chance. So
-        packs become smaller only after two failures without an answer to as many items."""
+        """Record that items were answered in halves after a failure with this code. If the server failed, perhaps by
+        chance, packs become smaller only after two failures without an answer to a larger pack in between."""
         self._halved += 1
         self._half = half
         if code not in _OF_SERVER or self._halved > 1:
@@ -430,7 +430,7 @@ class _Packs:
                 pack.requests.remove(request)
                 if not pack.requests:
                     self.closed(kind)
-            elif future not in pack.waiting:  # this item should send the pack, but another item does
+            elif future not in pack.waiting:  # this item was chosen to send the pack; now another item sends it
                 pack.requests.remove(request)
                 if pack.waiting:
                     self._released()
@@ -443,7 +443,7 @@ class _Packs:
 
 
 def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillError | None:
-    """Return the common error of items that have all failed like the request for all of them; else None."""
+    """Return the common error of items if they have all failed like the request for all of them; otherwise None."""
     errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
     if len(errors) < len(outcomes):
         return None
@@ -480,7 +480,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[ReplyPart], reply: Out
         )
     )
     completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
-    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # the item to count the request
+    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # the item that counts it
     costs: list[float | None] = [None] * count
     if reply.cost is not None:
         weights = [one + _OUTPUT * other for one, other in zip(asked, completion, strict=True)]

@@ -27,14 +27,14 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_float=as_float, parse_constant=_refuse, strict=False)  # takes line breaks in texts
+_DECODER = json.JSONDecoder(parse_float=as_float, parse_constant=_refuse, strict=False)  # accepts line breaks in texts
 
 
 class ListAnswer(NamedTuple):
     """An answer, as far as it was read."""
 
     others: JsonObject
-    """The fields beside the list."""
+    """The fields other than the list."""
     items: Sequence[Any]
     is_closed: bool = True
     """Whether the list has its end."""
@@ -49,8 +49,8 @@ class ListAnswer(NamedTuple):
     def followed_by(self, more: ListAnswer) -> ListAnswer:
         """Return the answer with the fields and items that a later answer adds.
 
-        Items that are equal to one of the first are left out, unless some of the first are equal to each other: then
-        only a repetition of all of them is.
+        Items that equal an item of the first answer are left out. But if the first answer itself has equal items, only
+        a repetition of all its items is left out.
         """
         items = [*self.items]
         if not self.is_closed:
@@ -59,7 +59,7 @@ class ListAnswer(NamedTuple):
                 items += [item for item, key in zip(more.items, keys, strict=True) if key not in different]
             else:
                 items += more.items[len(known) :] if keys[: len(known)] == known else more.items
-        others = {**self.others, **more.others, **self.others}  # in the order of the first
+        others = {**self.others, **more.others, **self.others}  # in the order of the first answer
         return ListAnswer(others, items, self.is_closed or more.is_closed, more.is_whole)
 
 
@@ -177,8 +177,8 @@ class _Cut:
         return items, False
 
     def _value(self, ends: str) -> Any:
-        """Return the next value. Raises `ValueError` if it may go on after the cut, or if none of `ends` follows it; a
-        colon is passed over."""
+        """Return the next value. Raises `ValueError` if it may go on after the cut, or if none of `ends` follows it. A
+        colon that follows the value is skipped."""
         value, at = _DECODER.raw_decode(self._text, self._after_spaces(self._at))
         self._at = self._after_spaces(at)
         following = self._text[self._at : self._at + 1]
@@ -189,7 +189,7 @@ class _Cut:
         return value
 
     def _takes(self, sign: str) -> bool:
-        """Pass over spaces, and over a sign if it follows them. Return whether it does."""
+        """Skip spaces, and `sign` if it follows them. Return whether it follows them."""
         self._at = self._after_spaces(self._at)
         is_next = self._text.startswith(sign, self._at)
         self._at += is_next

@@ -28,11 +28,11 @@ class PassStatus(TypedDict):
 
     added: int
     rows: int
-    """Rows with such items."""
+    """The number of rows with such items."""
     dropped: int
-    """New items that were left out, because the row's text lacks their quotes."""
+    """The number of new items that were left out, because the row's text lacks their quotes."""
     failed: int
-    """Rows whose later request failed, and which keep the items found before."""
+    """The number of rows whose later request failed. They keep the items that were found before."""
 
 
 def count(

@@ -2,7 +2,7 @@
 
     request ─▶ the answer, with 6 items ─▶ the request, this answer and "what is missing?" ─▶ 7 items more ─▶ 13 items
 
-Each answer is checked alone against the schema, and the joined one against the other checks.
+Each answer alone is checked against the schema; the other checks apply to the joined answer.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class SecondLooks(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return the function from an item to one request that costs as much as all of its requests: it has as many
-        answers, and the mean length of the prompts. The function raises `PromptmillError` (`invalid_input`)."""
+        """Return a function that converts an item to a request that costs as much as all the item's requests: it has as
+        many answers, and their prompts' mean length. The function raises `PromptmillError` (`invalid_input`)."""
         del config, by_batch
         step, lengths = cls(), LikelyLengths()
         estimated: Made[Sampling] = {}
@@ -171,7 +171,7 @@ class FoundItems:
         return added > 0
 
     def _take(self, item: Any, source: Sources) -> None:
-        """Add an item. If an equal item has a source that the text lacks, give it a source that the text has."""
+        """Add an item. If an equal item has only quotes that the text lacks, give it the source of this item."""
         known, its = self._known.setdefault(key := key_of(item), (item, source))
         if _is_missing(its) and not _is_missing(source):
             self._known[key] = known, source

@@ -124,7 +124,7 @@ class _Steps:
     spending: Spending
 
     def _captured(self, step: RecipeStep, prepared: Callable[[JsonDict], argparse.Namespace]) -> tuple[int, str]:
-        """Run a command with the arguments that `prepared` returns for accepted changes. Return as `_captured`."""
+        """Run a command with the arguments of `prepared` for the accepted changes. Return its exit code and output."""
         changes: JsonDict = {}
         while True:
             arguments = prepared(changes)
@@ -139,7 +139,7 @@ class _Steps:
     def _change(self, error: ChangedError, step: RecipeStep, arguments: argparse.Namespace) -> JsonDict | None:
         """Return the options with which a step accepts a change; None if the user has not accepted it.
 
-        If an earlier step wrote a changed input, the user has changed that step.
+        A change of an input that an earlier step wrote is accepted, because the user has changed that step.
         """
         is_accepted = self.arguments.again == _CHANGED
         if isinstance(error, ChangedInputError):
@@ -336,7 +336,7 @@ def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search
     """Return the finished search of an earlier run, whose output the later steps use; None: the step runs.
 
     The output is a file of the user, who may have edited it. Raises `ChangedError` if the step's options have changed,
-    unless this `is_accepted`.
+    unless the change is accepted.
     """
     output = next(iter(_outputs(step)), None) if step.command.is_search else None
     search = None if output is None else spending.found(output)

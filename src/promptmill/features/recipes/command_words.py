@@ -102,8 +102,8 @@ def command_of(entries: StepEntries) -> Command:
 
 
 def check_key(entry: Entry, known: Collection[str], command: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for an option that is not one of `known`. `command`: named in
-    messages."""
+    """Raise `PromptmillError` (`invalid_config`) for an option that is not one of `known`. `command`: the command's
+    name, for messages."""
     if entry.key in OF_RUN:
         raise entry.place.error(f"{entry.key} is an option of a run, not of a step: see `promptmill run --help`.")
     if entry.key not in known:
@@ -157,7 +157,7 @@ def texts_in(node: yaml.Node) -> list[str]:
 
 
 def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
-    """Return whether an option takes lists or objects (`kind`), as a call or a program gives them."""
+    """Return whether an option takes lists or objects (`kind`), as tool calls and programs pass them."""
     is_repeated = isinstance(action, _REPEATED)
     if (is_repeated and kind is list) or isinstance(action, PairsAction):
         return True
@@ -168,7 +168,7 @@ def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    """Return the text as it is written. A block loses the line feed at its end."""
+    """Return the text as it is written. A YAML block loses the line feed at its end."""
     text = str(node.value)
     return text.removesuffix("\n") if node.style in {"|", ">"} else text
 

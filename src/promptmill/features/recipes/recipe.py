@@ -75,7 +75,7 @@ class RecipeStep:
         return arguments
 
     def reads(self, arguments: argparse.Namespace) -> list[str]:
-        """Return the names of the files with the rows of the step."""
+        """Return the names of the files that have the step's rows."""
         others = set(self.command.writes or ())
         return [*_names(arguments, [name for name in parser_of(self.command).files() if name not in others])]
 
@@ -84,7 +84,7 @@ class RecipeStep:
         return [*_names(arguments, self.command.writes or ())]
 
     def title(self, arguments: argparse.Namespace) -> str:
-        """Return the step's outputs, or else its command and files."""
+        """Return the names of the step's outputs or, without outputs, its command and the files that it reads."""
         return " ".join(self.writes(arguments) or [self.command.name, *self.reads(arguments)])
 
     def awaited(self, outputs: Mapping[str, RecipeStep]) -> list[str]:
@@ -126,7 +126,7 @@ class RecipeStep:
         return None if action is None else action.dest
 
     def located(self, error: PromptmillError) -> PromptmillError:
-        """Return `error` with the line of the option that it names, or else with the line of the step."""
+        """Return `error` with the line of the option that it names; if it names none, the line of the step."""
         text = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), error.worded(key_of))
         named = [part.field for part in error.parts if isinstance(part, Named)]
         named += [word.strip("`:,;.'\"") for word in text.split()]
@@ -245,7 +245,7 @@ def _filled(name: str, step: RecipeStep, arguments: argparse.Namespace) -> str:
 
 
 def _file(name: str) -> str:
-    """Return the path of the file in which a table may be."""
+    """Return the path of a file; for a table in a file, the path of that file."""
     return _path(str(table_paths.file_of(home_expanded(name))))
 
 
@@ -269,7 +269,7 @@ def _check_order(step: RecipeStep, arguments: argparse.Namespace, outputs: Mappi
 
 
 def _check_jobs(step: RecipeStep, outputs: Mapping[str, RecipeStep]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if answers are wanted from the file of a step that has no job."""
+    """Raise `PromptmillError` (`invalid_config`) if `from` names the file of a step that has no job."""
     entry = step.entries.get("from")
     for text in [] if entry is None else texts_in(entry.value):
         maker = outputs.get(_path(text))

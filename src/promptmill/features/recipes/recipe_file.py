@@ -27,7 +27,7 @@ class RecipeLine:
 
     file: Path
     line: int
-    """From 1; 0: an option of the command line."""
+    """The number of the line, from 1; 0 for an option of the command line."""
 
     @classmethod
     def of(cls, file: Path, node: yaml.Node) -> RecipeLine:

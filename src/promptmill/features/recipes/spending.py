@@ -1,6 +1,6 @@
 """The cost of a recipe's jobs in all its runs, and the outputs that its steps wrote.
 
-A record in the hidden folder beside the recipe lists each job before its first request, so that a kill loses none. The
+A record in the hidden folder next to the recipe lists each job before its first request, so that a kill loses none. The
 cost of a job is read from the job itself.
 """
 
@@ -46,7 +46,7 @@ class StepFigures:
 
     requests: int = 0
     cost: float | None = None
-    """In US dollars; None without a known price."""
+    """The cost in US dollars; None without a known price."""
     jobs: list[Status] = field(default_factory=list)
     """The status of each job that the step ran or found finished."""
     folders: list[Folder] = field(default_factory=list)
@@ -58,7 +58,7 @@ class StepFigures:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether all jobs were finished before."""
+        """Whether all jobs were already finished before this run."""
         return self.is_found or (bool(self.jobs) and not self.has_run)
 
     @property
@@ -73,22 +73,22 @@ class Spending:
     """The costs of a recipe's jobs."""
 
     file: Path
-    """The record."""
+    """The file of the record."""
     folders: JobFolders
     max_cost: float | None
     """The most that all jobs together may cost, in US dollars."""
     costs: dict[str, float] = field(default_factory=dict)
     """The cost of each job, by its folder."""
     elsewhere: dict[str, float] = field(default_factory=dict)
-    """By the job's folder: the part of each of these costs that was spent before the recipe first ran the job."""
+    """By the folder of a job: the part of its cost that was spent before the recipe first ran the job."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
-    """The stamp of each output after its step, by its path."""
+    """By the path of an output: its stamp when its step had ended."""
     searches: dict[str, Search] = field(default_factory=dict)
-    """The last search behind each output of a search, by the output's path."""
+    """By the path of an output: the last finished search that wrote it."""
     step: StepFigures = field(default_factory=StepFigures)
     """The figures of the step that runs."""
     earlier: Sequence[Folder] = ()
-    """The folders of the jobs of the earlier steps whose outputs the options of this step name."""
+    """The job folders of the earlier steps whose outputs are named by options of this step."""
     _before: float = 0.0
     """The cost of the step's job before this run."""
 
@@ -125,8 +125,8 @@ class Spending:
         return sum(self.costs.values()) - sum(self.elsewhere.values())
 
     def begin(self, opened: OpenJob) -> OpenJob:
-        """Return a job that costs at most what the other jobs leave, and takes the answers of `earlier`, if they were
-        made with its settings."""
+        """Return the job, limited to the money that the other jobs leave. It reuses the answers of those jobs in
+        `earlier` that have its settings."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
             cost -= self.elsewhere.pop(_key(folder), 0.0)
@@ -174,7 +174,7 @@ class Spending:
             self._write()
 
     def found(self, output: Path) -> Search | None:
-        """Return the search for an output that is still there, edited or not, or None."""
+        """Return the finished search for an output that still exists, edited or not; otherwise None."""
         return self.searches.get(str(output)) if output.exists() else None
 
     def _cost(self, folder: Folder) -> float:
@@ -190,7 +190,7 @@ class Spending:
             self.elsewhere = {path: float(cost) for path, cost in record["elsewhere"].items()}
             self.outputs = {path: [*map(int, stamp)] for path, stamp in record["outputs"].items()}
             self.searches = {path: Search(**search) for path, search in record["searches"].items()}
-        self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older files
+        self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older costs
 
     def _write(self) -> None:
         beside = self.file.with_name(f"{self.file.name}.new")

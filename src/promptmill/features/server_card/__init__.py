@@ -1,5 +1,5 @@
-"""A description of the server for clients before they connect: the card and the catalog of SEP-2127, and all versions
-of MCP in the reply to `server/discover`."""
+"""A description of the server for clients that have not connected yet: the card and the catalog of SEP-2127, and all
+versions of MCP in the reply to `server/discover`."""
 
 from promptmill.core.feature import Feature
 

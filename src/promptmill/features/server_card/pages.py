@@ -70,6 +70,6 @@ class _Page:
 
 
 def _url(request: Request) -> str:
-    """Return the server's address. Whether a proxy takes https is only known from its header."""
+    """Return the server's address. Only the header of a proxy shows whether its clients use https."""
     scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else request.url.scheme
     return f"{scheme}://{request.headers['host']}"

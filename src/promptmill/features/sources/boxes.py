@@ -22,7 +22,7 @@ from promptmill.images.load import ImageRules, read_file
 from promptmill.system.call_files import FileRule
 
 _BOXES = "promptmill.features.sources.page_boxes:boxes"
-_MOST_QUOTES = 5000  # quotes of an answer that get boxes: 1 s, of the 20 s that the child process may compute
+_MOST_QUOTES = 5000  # quotes of an answer that get boxes; they take 1 s of the 20 s that the child process may compute
 _AT_ONCE = 2  # threads: one file is opened while the child process reads another
 _UNREAD = "Some quotes have no `box`, because their PDF can no longer be read; `sources` has their place in the text."
 
@@ -35,16 +35,16 @@ class PdfText(NamedTuple):
     offset: int = 0
     """`page` and `offset`: the place of the first character, see `Fields`."""
     column: str = ""
-    """The name of the column with the text; `""` if it is no column."""
+    """The name of the column with the text; `""` if the text is not from a column."""
 
     def has(self, source: ValueSource) -> bool:
-        """Return whether a quote, which has no boxes yet, has its place in this text."""
+        """Return whether a source has no boxes yet, and its quote is at its place in this text."""
         if "start" not in source or "box" in source or source.get("column", "") != self.column:
             return False
         return self.text[source["start"] : source["end"]] == source["quote"]
 
     def on_pages(self, start: int, end: int) -> Iterator[QuoteOnPage]:
-        """Yield the words on each page that has some of the characters `start` to `end - 1`.
+        """Yield the part of the characters `start` to `end - 1` that is on each page, with its place.
 
         >>> [*PdfText("One.\\n\\f\\nTwo.").on_pages(0, 10)]
         [(1, 0, 'One.'), (2, 0, 'Two')]
@@ -60,14 +60,14 @@ class Boxes:
     """Adds boxes to answers, reading few PDFs at a time."""
 
     def __init__(self, rule: FileRule) -> None:
-        """`rule`: for the files that are read."""
+        """`rule`: the rule for the files that are read."""
         self._rules = ImageRules(rule)
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def added(self, outcome: Outcome, text: PdfText, part: FilePart, call: Call) -> Outcome:
         """Return an outcome with the boxes of its quotes in `text`, the text of the PDF `part`.
 
-        If the PDF cannot be read, the call gets a warning, and the outcome stays.
+        If the PDF cannot be read, the call gets a warning, and the outcome is unchanged.
         """
         if not any(text.has(source) for _, source in leaves(outcome.sources)):
             return outcome

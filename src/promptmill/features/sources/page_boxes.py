@@ -3,8 +3,8 @@
     the page's text          pdfium's text                    pdfium's characters        boxes
     "inter-\\nnational"   ◀─  "inter" U+FFFE "national"   ◀─   a rectangle for each   ─▶  one for each line
 
-promptmill sends pdfium's text with some characters replaced, so each of its characters has an origin in pdfium's text.
-A ligature is several characters of the text that share a rectangle. Spaces and line ends have none.
+promptmill sends pdfium's text with some characters replaced, so each character that it sends has an origin in pdfium's
+text. The characters of a ligature share a rectangle. Spaces and line ends have no rectangle.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, TypeAlias
 from promptmill.images import pdf
 
 QuoteOnPage: TypeAlias = tuple[int, int, str]
-"""The number of a page, the number of the first character of words in the page's text, and the words."""
-_STRAIGHT = 0.98  # cosine of the largest angle to an edge of the page (11 degrees) of a text that runs along it
-_TALLEST = 0.95  # sizes of the font, as letters from the top of an h to the foot of a p; fonts reserve up to 1.3
+"""The number of a page, the number of the quote's first character in the page's text, and the quote's words."""
+_STRAIGHT = 0.98  # cosine of the largest angle (11 degrees) at which a text counts as running along an edge of the page
+_TALLEST = 0.95  # in sizes of the font, the height from the top of an h to the foot of a p; fonts reserve up to 1.3
 _SHADES = 8  # of grey: a page of small print takes 37 KB with a side of 1,000 pixels, and 145 KB as a JPEG
 _DECIMALS = 1  # a tenth of a point is 0.04 mm
 
@@ -36,7 +36,7 @@ class Rectangle(NamedTuple):
     bottom: float
 
     def around(self, other: Rectangle) -> Rectangle:
-        """Return the smallest rectangle with both."""
+        """Return the smallest rectangle that contains both rectangles."""
         left, top = min(self.left, other.left), min(self.top, other.top)
         return Rectangle(left, top, max(self.right, other.right), max(self.bottom, other.bottom))
 
@@ -51,14 +51,14 @@ class _Letter(NamedTuple):
     """Whether its text runs along the left edge."""
 
     def continues(self, line: Rectangle) -> bool:
-        """Return whether the character is at the height of a line. For a slanted text, line ends alone decide."""
+        """Return whether the character is at the height of a line. Slanted text always is: line ends alone decide."""
         if self.across:
             return line.top < self.box.bottom and self.box.top < line.bottom
         return not self.down or (line.left < self.box.right and self.box.left < line.right)
 
 
 def boxes(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `boxes`: for each of the `quotes`, its rectangles by line; `[]` if the page does not have it there.
+    """Return `boxes`: for each of the `quotes`, its rectangles by line; `[]` if the page does not have the quote there.
 
     `document`: a `pypdfium2.PdfDocument`. `quotes`: each a `QuoteOnPage`.
     """
@@ -130,7 +130,7 @@ class _PageText:
     def lines(self, start: int, words: str) -> Iterator[Rectangle]:
         """Yield the rectangle of each line of `words`, which begin with the character `start` of the page's text.
 
-        Nothing, if they are not there: the file has changed, or they are from a form field, a stamp or a note.
+        Yield nothing if they are not there: the file has changed, or they are from a form field, a stamp or a note.
         """
         if not self._text.startswith(words, start):
             return
@@ -221,7 +221,7 @@ class _Shown(NamedTuple):
         return (height, width) if self.is_turned else (width, height)
 
     def on_page(self, left: float, bottom: float, right: float, top: float) -> Rectangle:
-        """Return a rectangle of the page's own coordinates as a rectangle from the displayed page's top left corner."""
+        """Convert a rectangle from the page's own coordinates to those from the displayed page's top left corner."""
         match self.turns:
             case 0:
                 return Rectangle(left - self.left, self.top - top, right - self.left, self.top - bottom)

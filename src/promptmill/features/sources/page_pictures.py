@@ -1,6 +1,6 @@
 """Pictures of the pages of PDFs on which an answer has quotes, for reports and for the page in a chat.
 
-A page that shows them draws the boxes of the quotes itself, from `sources`.
+The pictures have no boxes: the report or the page in the chat draws the boxes of the quotes, from `sources`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PagePicture(TypedDict):
     page: int
     """The number of the page, from 1."""
     width: float
-    """Points, as in `Box`."""
+    """The width in points, as in `Box`."""
     height: float
     png: str
     """The picture, in base64."""
@@ -34,7 +34,7 @@ class PagePicture(TypedDict):
 
 def page_pictures(sources: Sources, file: str, rules: ImageRules) -> list[PagePicture]:
     """Return the first pages of the PDF `file` that have boxes of quotes; `[]` if there are none, or if `rules` refuse
-    the file or it cannot be read. A page that may hold keys or passwords is left out for an agent. Blocks."""
+    the file or it cannot be read. For an agent, a page that may hold keys or passwords is left out. Blocks."""
     pages = sorted({box["page"] for _, source in leaves(sources) for box in source.get("box", ())})[:_MOST_PAGES]
 
     def read(opened: BinaryIO, _: str) -> list[Any]:

@@ -1,7 +1,7 @@
 """The paragraphs of a Word document or a web page, and the headings above them.
 
 promptmill reads such a document as text: a line is a paragraph, a row of a table, or an item of a list. The text has no
-marks for headings, so a heading is a short line without an end of a sentence, whose next line has one or is long.
+marks for headings, so a short line in which no sentence ends is a heading if the next line is long or ends a sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Paragraphs:
     @functools.cached_property
     def _lines(self) -> tuple[array[int], array[int], list[str]]:
         """The first character of each line that is not empty; the numbers (from 0) of the lines that are headings; and
-        these."""
+        the headings."""
         found = [(match.start(), match[0].rstrip()) for match in _LINE.finditer(self._text)]
         following = [line for _, line in found[1:]]
         headings = [at for at, line in enumerate(following) if _is_heading(found[at][1], line)]
@@ -42,7 +42,7 @@ class Paragraphs:
     def at(self, character: int) -> tuple[str, int]:
         """Return the heading above a character, and the number of its paragraph under the heading; 0 for the heading.
 
-        Without a heading, `""` and the number in the text.
+        If no heading is above it, return `""` and the paragraph's number in the text.
 
         >>> Paragraphs("Anna Berg\\nPayment\\nOne is due.\\nTwo are due.").at(30)
         ('Payment', 2)
@@ -60,7 +60,7 @@ class Paragraphs:
         return {**kept, "heading": heading} if heading else kept
 
     def words(self, start: int, end: int) -> str:
-        """Return the place of the characters `start` to `end - 1` for people.
+        """Return the place of the characters `start` to `end - 1` in words for people.
 
         >>> Paragraphs("Anna Berg\\nPayment\\nOne is due.\\nTwo are due.").words(0, 40)
         'paragraph 1, to \u201cPayment\u201d, paragraph 2'

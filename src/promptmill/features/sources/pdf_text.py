@@ -1,4 +1,4 @@
-"""The text of a PDF that a request has as it is: the model reads the PDF, and quotes are looked up in its text."""
+"""The text of a PDF in a request. The model reads the PDF as a file; quotes are looked up in this text."""
 
 from __future__ import annotations
 

@@ -28,16 +28,16 @@ NOTE = (
 _QUOTE, _VALUE = "quote", "value"
 _DEFINITIONS = "$defs", "definitions"
 _WITH_PARTS = "properties", *_DEFINITIONS
-_LONG = 1 << 16  # characters of a reply
+_LONG = 1 << 16  # characters of a reply; in a longer reply, only JSON without slips is read
 _LONGEST = 600  # characters of a quote, because a small model may write until `max_tokens`
 _FURTHER = frozenset(
     ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
 )
-"""Keywords whose schemas describe values without quotes: an object or list with these keywords has one quote."""
+"""Keywords whose schemas describe values without quotes: an object or list with such a keyword has one quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
 """The places of values in an answer: an object's parts by field; `"list"` for items with a quote each; or `"value"`."""
 Place: TypeAlias = Callable[[str, Any], ValueSource | None]
-"""Returns the source of a value with this quote."""
+"""A function that returns the source of a value, from its quote and the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class _Quoting:
         self._parts, self._characters = MOST_PARTS, LONGEST_FORM
 
     def of(self, schema: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
-        """Return the schema of replies for a part of the schema, and that part's parts. `open_`: the references that
-        led to it. Raises `PromptmillError` (`invalid_input`) for too many parts."""
+        """Return the schema of replies for `schema`, a part of the whole, and its `Parts`. `open_`: the references that
+        led to this part. Raises `PromptmillError` (`invalid_input`) for too many parts."""
         own, references = resolved(schema, self._whole), _references(schema)
         kind, fields = kind_of(own, self._whole), own.get("properties")
         self._parts -= 1
@@ -126,7 +126,7 @@ def _list_in(schema: JsonObject, name: str) -> list[Any]:
 
 
 def _is_plain(schema: JsonObject) -> bool:
-    """Return whether only fields or items of a schema describe its values."""
+    """Return whether only its fields or its items describe the values of a schema."""
     return not schema.keys() & _FURTHER
 
 

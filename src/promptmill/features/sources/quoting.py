@@ -30,15 +30,15 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 from promptmill.system.call_files import FileRule
 
 _SOON = 1 << 19
-"""The event loop looks up quotes while the product of the lengths of text and reply is at most this: 0.1 s for quotes
-of one letter."""
+"""The event loop itself looks up quotes if the product of the lengths of text and reply is at most this: it takes up to
+0.1 s, for quotes of one letter."""
 _CONTENT = "content"
 """The column with the text of a whole file."""
-_AT_ONCE = 2  # threads for long texts: so other work has threads left, and a second answer need not wait
+_AT_ONCE = 2  # threads for long texts: two, so that other work has threads left and a second answer need not wait
 
 
 class QuotedAnswers(Step):
-    """Requests a quote for each value, and returns the answer without the quotes, and with its sources."""
+    """Requests a quote for each value. Returns the answer without the quotes, together with its sources."""
 
     place, wanted_by = Place.FORMED, ("quote",)
 
@@ -51,7 +51,7 @@ class QuotedAnswers(Step):
         return lambda request: Sent(_asking(request, step._form(request)))
 
     def __init__(self, rule: FileRule | None = None) -> None:
-        """`rule`: for PDFs that requests have as they are."""
+        """`rule`: the rule for PDFs that requests contain as files."""
         self._rule = rule or FileRule()
         self._forms: Made[QuotedForm] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
@@ -92,7 +92,7 @@ class QuotedAnswers(Step):
                     texts.stop()
         else:
             outcome = _with_sources(outcome, request, form, texts)
-        for part, text in documents:  # part of the answer that is cached: an equal request has an equal file
+        for part, text in documents:  # cached with the answer: an equal request has an equal file
             outcome = await self._boxes.added(outcome, PdfText(text.text), part, call)
         return outcome
 
@@ -111,14 +111,14 @@ class QuotedAnswers(Step):
 class LocatedQuotes(Step):
     """Adds the boxes of quotes to the sources of an answer about the text of a PDF.
 
-    It is outside of the cache: two PDFs with the same text, which share an answer, may have their words at other
+    It is outside of the cache: two PDFs with the same text, which share an answer, may have the words at different
     places. It also sees the requests about the pieces of a long text, whose fields name the page where a piece begins.
     """
 
     place, wanted_by = Place.LOCATED, ("quote",)
 
     def __init__(self, rule: FileRule | None = None) -> None:
-        """`rule`: for the files that are read."""
+        """`rule`: the rule for the files that are read."""
         self._rule = rule or FileRule()
 
     @functools.cached_property
@@ -131,7 +131,7 @@ class LocatedQuotes(Step):
         return cls(loading.config.file_rule)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one about another file than a PDF is passed on."""
+        """Answer a request. A request that is not about a PDF is passed on."""
         fields = request.fields
         if fields is None or not fields.file.lower().endswith(pdf.SUFFIX) or _CONTENT not in fields.parts[1::2]:
             return self.following(request, call)
@@ -159,12 +159,12 @@ class RowTexts:
         self._left = MOST_SEARCHED
         self._is_stopped = False
         self._ends: dict[tuple[str, str], int] = {}
-        """The end of the last equal quote, by column and quote: equal items follow one another."""
+        """By column and quote: the end of the last place that was found. The search for an equal quote begins there."""
 
     @classmethod
     def of(cls, request: Request, documents: Sequence[Text] = ()) -> RowTexts:
-        """Return the texts of a request: its fields or, without fields, its messages except those of the model and
-        the system, and complaints. `documents`: the texts of its PDFs."""
+        """Return the texts of a request: its fields or, without fields, the messages of the user and of tools, without
+        complaints about answers. `documents`: the texts of its PDFs."""
         more = [_Column("", document) for document in documents]
         if request.fields is not None:
             named, file = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True)), request.fields.file
@@ -251,7 +251,7 @@ def _with_sources(outcome: Outcome, request: Request, form: QuotedForm, texts: R
     text = reply[: len(reply) - len(own)] + text
     if isinstance(outcome, Failure):
         return replace(outcome, part=text, sources=sources)
-    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # these would include the quote
+    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # log probabilities would include the quote
     return replace(outcome, text=text, reply=reply, sources=sources, **changes)
 
 

@@ -30,7 +30,7 @@ _ALIKE = {
 _AT_ENDS = " \t\r\n\f.,;:'\"\u2026\u3002\u3001\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u300c\u300d"
 """Characters that a model adds around a quote, or leaves out."""
 _ACCENTED = re.compile(r"[^\0-\x7f][\u0300-\u036f\u3099\u309a]+|.[\u0300-\u036f\u3099\u309a]{2,}", re.DOTALL)
-"""A character with accents that texts have in different orders."""
+"""A character with accents, which texts may have in different orders."""
 
 
 class Span(NamedTuple):
@@ -98,7 +98,7 @@ class Text:
 
     @functools.cached_property
     def _hyphenated(self) -> _Folded | None:
-        """The text with the hyphens at ends of lines, or None."""
+        """The text with the hyphens at ends of lines; None if it has no such hyphens."""
         return _Folded(self.text) if _HYPHEN.search(self.text) else None
 
 
@@ -117,7 +117,7 @@ class _Folded:
         folds = [*itertools.chain.from_iterable(_folds_of(text))]
         self.folded = "".join(folds)
         self._ends = array("I", itertools.accumulate(map(len, folds)))
-        """By character of the text: its end in the folded text. (An array, because a list takes 36 bytes for each.)"""
+        """The end of each of the text's characters in the folded text. (An array: a list takes 36 bytes a number.)"""
 
     def origin(self, start: int, end: int) -> Span | None:
         """Return the place in the text for a part of the folded text; None if that begins or ends within a letter."""

@@ -1,7 +1,7 @@
-"""Whole words and numbers: whether a part of a text ends within one.
+"""Whole words and numbers: whether a part of a text begins or ends within a word or number.
 
 `2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. `12 500` may also be two numbers; in
-doubt, `500` is no whole part. A number has its sign, its fraction, its power and its separators:
+doubt, `500` is no whole part. A number includes its sign, its fraction, its power and its separators:
 
     -5   -$5.00   .5   0·5   12,500   12 500   1½   1 1/2   10²   5*10³   1.5e-3
 
@@ -21,7 +21,7 @@ _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 """Invisible characters."""
-_SEEN = 48  # characters around a place that decide; people write no longer numbers
+_SEEN = 48  # characters on each side of a place that are looked at; people write no longer numbers
 _NEAR = 12  # characters that decide about signs, fractions and powers
 _SPACES = " \u00a0\u2007\u2009\u202f"
 _MARKS = ".,'_\u2019\u02bc\u00b7\u2027\u22c5\u066b\u066c\u2044\uff07\uff0c\uff0e"
@@ -44,7 +44,7 @@ _NO_RANGE = (
     rf"(?![^\W_])(?![{_DASHES}%\u2030\u00b0.)\]}}])(?![{_CURRENCY}][{_SPACES}]?\d)"
     r"(?![\"'\u2018-\u201d\u2032\u2033\u00ab\u00bb]\w)"
 )
-"""Excludes the end of a range's first part, read backwards: the dash after it is no minus."""
+"""Excludes a dash after the first part of a range, read backwards, because this dash is no minus."""
 _AHEAD: Mapping[str, tuple[str, str]] = {
     "mark": (_MORE_DIGITS, rf"[\d{_FRACTIONS}]"),
     "whole": (r" \d", rf"[{_FRACTIONS}]|{_HALF}"),
@@ -120,5 +120,5 @@ def _continues(left: str, right: str) -> bool:
 
 
 def _is_grouped(left: str, right: str) -> bool:
-    """Return whether the space at the beginning of `right` is between the groups of digits of a number, or may be."""
+    """Return whether the space at the beginning of `right` separates, or may separate, groups of a number's digits."""
     return _GROUP.match(right) is not None and _GROUPS.search(left) is not None

@@ -143,7 +143,7 @@ def _redact_logs(environ: Mapping[str, str]) -> None:
 
 @contextlib.asynccontextmanager
 async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
-    """Export telemetry of `service` in the block, under the span that the environment names; flush at the end."""
+    """In the `with` block, export telemetry of `service` under the span that the environment names; then flush."""
     telemetry = exporting(service, environ)
     if telemetry is None:
         yield
@@ -282,7 +282,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def observe(self, counted: Counted, sink: Sink) -> Iterator[Sink]:
-        """Yield a sink that forwards outcomes to `sink` and records them, and give the block a span."""
+        """Yield a sink that forwards outcomes to `sink` and records them. Give the `with` block a span."""
         call = counted.call
         with self._span("job" if call.facts.of_job else "call", None) as span:
             try:
@@ -297,7 +297,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> Iterator[Callable[[str], None]]:
-        """Give the block a span for a tool call, with the client's span in `carrier` as parent.
+        """Give the `with` block a span for a tool call, with the client's span in `carrier` as parent.
 
         Yields a function that records the error code of a failed call.
         """
@@ -311,7 +311,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def _span(self, name: str, context: Context | None, kind: Any = None) -> Iterator[Span]:
-        """Give the block a span. It records the code of an exception, but never the message."""
+        """Give the `with` block a span. It records the code of an exception, but never the message."""
         from opentelemetry.trace import SpanKind
 
         with self.tracer.start_as_current_span(
@@ -392,7 +392,7 @@ class _Observed(Sink):
 def _point(key: _Key, values: Histogram, since_ns: int, now_ns: int) -> HistogramDataPoint:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
-    count, extremes = sum(values.counts), (math.inf, -math.inf)  # not recorded: then the SDK's extremes are infinite
+    count, extremes = sum(values.counts), (math.inf, -math.inf)  # the SDK's extremes if none are recorded
     return HistogramDataPoint(
         dict(key), since_ns, now_ns, count, values.total, [*values.counts], values.bounds, *extremes
     )

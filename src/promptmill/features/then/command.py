@@ -22,7 +22,7 @@ from promptmill.system.subprocesses import how_it_ended
 _OPTION = "--then"
 _STDERR = 2
 _ENDED = frozenset({progress.FINISHED, progress.STOPPED, progress.CANCELLED})
-"""The states of a job after which the command runs: all but that of an interrupted job, which is to be resumed."""
+"""The states of a job after which the command runs: all except that of an interrupted job, to be resumed."""
 
 
 def check(command: str) -> None:
@@ -42,7 +42,7 @@ def check(command: str) -> None:
 
 
 def before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
-    """Return the job. Raises `PromptmillError` (`invalid_config`) without an output file, which ends after the job."""
+    """Return the job. Raises `PromptmillError` (`invalid_config`) if OUTPUT is `-` or a URL."""
     del arguments
     if opened.loose is not None or opened.remote is not None:
         raise config_error(_OPTION, " needs a file as OUTPUT, not `-` or a URL.")

@@ -42,7 +42,7 @@ class EvidenceTogether(Gathering):
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
-        """Return the step if the endpoints decide."""
+        """Return the step for a deciding model; None for another model."""
         return cls(loading) if registry.decides(loading.config) else None
 
     @classmethod
@@ -71,7 +71,7 @@ class EvidenceTogether(Gathering):
         return request.key // SLOT, request.choice, instructions_of(request), form, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for rows such as this one."""
+        """Return the bounds of a request for several rows with the parameters of `request`."""
         form, wanted = request.form, request.sampling
         assert form is not None
         assert isinstance(wanted, Together)
@@ -82,8 +82,8 @@ class EvidenceTogether(Gathering):
         return len(_text(evidence_of(request)))
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return several rows with their names, in an order independent of the rows' order: models judge the last of
-        many rows less well, and tables are sorted."""
+        """Return several rows with names, whose order does not depend on the order of the rows: models judge the last
+        of many rows less well, and tables are sorted."""
         digests = [hashlib.blake2b(f"{one.key} {one.choice}".encode()).digest() for one in requests]
         places = {at: place for place, at in enumerate(sorted(range(len(requests)), key=digests.__getitem__), 1)}
         return [one.changed(portion=Portion(f"r{places[at]}", at, len(requests))) for at, one in enumerate(requests)]
@@ -120,7 +120,7 @@ class EvidenceTogether(Gathering):
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the answers to rows in a reply."""
+        """Return the answer to each of the rows in a reply."""
         if len(requests) == 1:
             return [ReplyPart(reply)]
         whole = Form(tuple(each for one in requests for each in self._about(_name(one), one.form)))

@@ -8,9 +8,8 @@
     {"r1": "delivery", "r2": "return"}                                          where schemas are kept
     {"answers": [{"id": "k7mz", "answer": "delivery"}, {"id": "p2qd", …}]}      elsewhere
 
-If every answer follows its schema, the answers are the fields of one object: no answer can be missing, repeated or
-invented, and the JSON around an answer takes half of the tokens. Otherwise, each answer repeats the random id of its
-record.
+Where schemas are kept, the answers are the fields of one object: no answer can be missing, repeated or invented, and
+the JSON around an answer takes half of the tokens. Otherwise, each answer repeats the random id of its record.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from promptmill.features.together.reply_answers import ReplyAnswers
 _SIGNS = "abcdefghjkmnpqrstuvwxyz23456789"
 _TEXT: JsonDict = {"type": "string"}
 _OF_REPLIES = frozenset({"id", "answer"})
-"""The fields of an item of a reply. Fields of rows get other names in records, because a model may repeat a record."""
+"""The fields of an item of a reply. A row's field of such a name gets another name in its record, because a model may
+repeat a record."""
 _DEFINITIONS = "$defs", "definitions"
 _REFERENCES = tuple(f"#/{name}/" for name in _DEFINITIONS)
 _WHOLE = Fields(("Answer the prompt of the record: ", "prompt", ""), ("",))
@@ -121,7 +121,7 @@ class RecordForm:
         return _TASK.format(task="".join(parts), records=records, answers=answers)
 
     def names(self, seeds: Sequence[bytes]) -> list[str]:
-        """Return a name for each row, whose seed is unique. The author of a row cannot know the names in a list,
+        """Return a name for each row. The row's seed is unique. The author of a row cannot know the names in a list,
         because they follow from all seeds. The order of rows by name also follows from the seeds, so each vote has
         another order."""
         if self.is_object:
@@ -154,7 +154,7 @@ class RecordForm:
     def _answer(self, value: Any) -> str | None:
         if not self.is_text:
             return json.dumps(value, ensure_ascii=False)
-        if isinstance(value, dict) and value.keys() == {"answer"}:  # has the form of an answer alone
+        if isinstance(value, dict) and value.keys() == {"answer"}:  # the form of an answer to a row alone
             value = value["answer"]
         if isinstance(value, bool | int | float):
             value = json.dumps(value)

@@ -5,7 +5,7 @@
     {"r1": "delivery", …}                                      an object whose ids can be guessed: bare only
 
 A reply may have several lists or objects: a draft and the final answers, or a list that is cut off and written anew.
-The words around them do not show reliably which list is final. So a row has an answer only if all of them agree on it.
+The words around them do not show reliably which list is final. So a row has an answer only if all lists agree on it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _END = re.compile(r"\s*[,}]")
 """The end of a field. At the end of the text, a number may be cut off."""
 _MARKS = " \t\r\n`]}"
 _LONGEST_MENDED = 64 << 10
-"""The most characters of a reply: twice the records of a request. Mending takes half a microsecond per character."""
+"""The most characters that are mended: twice a request's records. Mending takes half a microsecond per character."""
 _DEEPEST = 3
-"""The most names or texts around a list or object. With more of them, the JSON belongs to an answer."""
+"""The most names or texts in which a list or object may be nested. JSON that is deeper belongs to an answer."""
 
 
 class _Doubled(dict[str, Any]):
@@ -51,7 +51,7 @@ def _object(pairs: _Pairs) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _OF_TEXTS = json.JSONDecoder(object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str)
-"""Keeps the text of a number, because the text is the answer: `1.50` is not 1.5."""
+"""A decoder that keeps the text of a number, because the text is the answer: `1.50` is not 1.5."""
 
 
 class ReplyAnswers:

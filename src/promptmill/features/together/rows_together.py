@@ -27,7 +27,7 @@ _SIGNS = 16
 _CHARACTERS = 3
 """The fewest characters of a token, for texts that are not mostly of rare signs."""
 _CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
-"""Left out of a request for several rows unless a row demands them, because they would be about all answers."""
+"""Parameters that a request for several rows leaves out, because they would be about all answers together."""
 _ALONE = frozenset(
     {"tools", "tool_choice", "functions", "function_call", "stop", "n", "best_of", "response_format"}
     | {"prediction", "modalities", "audio", "guided_json", "guided_choice", "structured_outputs", "stream"}
@@ -74,11 +74,11 @@ class RowsTogether(Gathering):
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
         _, wanted, _ = self._last  # compared by value, because equal parameters may get a new form
-        slot, choice = request.key // SLOT, request.choice  # a request never has two answers to a row
+        slot, choice = request.key // SLOT, request.choice  # in the key, so that no request has two answers to a row
         return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for rows such as this one."""
+        """Return the bounds of a request for several rows with the parameters of `request`."""
         wanted = request.sampling
         assert isinstance(wanted, Together)
         return Bounds(wanted.together or 1, self._size)
@@ -117,7 +117,7 @@ class RowsTogether(Gathering):
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the answers to rows in a reply."""
+        """Return the answer to each of the rows in a reply."""
         form = self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return [ReplyPart(reply)]

@@ -3,9 +3,9 @@
 The cost of rows alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter or
 longer texts. Otherwise it is estimated from the requests that rows shared:
 
-    in     by the bytes of all requests: with the words of the prompt and the system prompt for each row; without the
-           words about records in each request, and the JSON around each row
-    out    by the bytes of the answers: without the id and the JSON around each
+    in     by the bytes of all requests, plus the prompt's words and the system prompt for each row, minus the words
+           about records in each request and the JSON around each row
+    out    by the bytes of the answers, minus the id and the JSON around each answer
 
 A row sent alone has its own schema and message marks. The tokens that an endpoint counts for these are unknown; for
 short rows, they are half of the cost. So an estimate has a lower and an upper end.
@@ -51,9 +51,9 @@ _UNSURE = 5
 _LOOKED_AT = 200
 """The most rows whose fields are measured. Their mean is within a few percent of the mean of all rows."""
 _FEWEST_SAMPLED = 20
-"""The number of rows sent alone whose mean is taken as the mean of all rows."""
+"""The fewest rows sent alone whose mean is taken as the mean of all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
-"""The bytes around a choice in an answer alone, which an endpoint writes as an object."""
+"""The bytes around a choice in an answer to one row, which an endpoint's model writes as an object."""
 _MEAN_ANSWER = f"""
     SELECT total(length(text)) / max(1, count(*)) FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED}
 """  # noqa: S608 (fixed names of columns)
@@ -98,11 +98,11 @@ class TogetherStatus(TypedDict):
     cost_alone_between: NotRequired[list[float]]
     """The lower and the upper end of `cost_alone`. Missing if `cost_alone` is measured."""
     checked: NotRequired[bool]
-    """Whether rows were also sent alone, to measure how often the answers agree. `saved` and `cost` include these."""
+    """Whether rows were also sent alone, to measure how often the answers agree. `saved` and `cost` include those."""
 
 
 class _Paid(NamedTuple):
-    """The sums of some answers, or their means."""
+    """The sums of the tokens and costs of some answers, or the means."""
 
     rows: int
     read: float
@@ -256,7 +256,7 @@ class _Slot:
         return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
 
     def _answers_alone(self, form: RecordForm) -> float:
-        """Return the share of a reply to several rows that its answers would take alone."""
+        """Return the share of a reply's tokens to several rows that its answers would have alone."""
         first, sampling = self.slot * SLOT, self.config.settings.sampling_params
         ((length,),) = self.store.read(_MEAN_ANSWER, first, first + self.before - 1)
         is_written = sampling.choices is not None and not self.config.record.is_engine

@@ -62,8 +62,8 @@ _TOOLS = {
 
 
 class PipelineCalls(Middleware):
-    """Adapts arguments and results, and reports on stderr failures, warnings and progress, which the client does not
-    show. Each warning is reported only once."""
+    """Adapts arguments and results, and reports failures, warnings and progress on stderr, because the client does not
+    show them. Each warning is reported only once."""
 
     def __init__(self, service: Service, stream: TextIO | None = None, every_s: float = _LINE_EVERY_S) -> None:
         self._service = service
@@ -103,7 +103,7 @@ class PipelineCalls(Middleware):
         """Return the result. A result without answers is an error only if a failure affects all items."""
         structured = result.structured_content or {}
         codes = {error["code"] for error in structured.get("errors", ())}
-        if "models" in structured:  # of a list of models, which a run does not send
+        if "models" in structured:  # the result of a call with a list of models, which a run does not send
             return result
         if not result.is_error:
             self._has_answered = self._has_answered or len(structured.get("errors", ())) < len(structured["ans_ls"])
@@ -213,8 +213,8 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
 def _turn_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the arguments of `multiturn_generate`; None without a turn to answer. Also return notes about changes.
 
-    Empty turns and turns with unknown roles are left out, but tool calls and their results stay; `system_prompt` comes
-    before the conversation's own. Raises `PromptmillError` for a turn of another form, such as one with null.
+    Empty turns and turns with unknown roles are left out, but tool calls and their results stay; `system_prompt`
+    precedes the conversation's own one. Raises `PromptmillError` for a turn of another form, such as one with null.
     """
     turns = arguments.get("messages")
     if not isinstance(turns, list):
@@ -240,7 +240,7 @@ def _turn_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None
         else:
             notes.append(f"{where} {'is empty' if role in _ROLES else f'has the role {role:.40}'}; it was left out.")
             continue
-        message_from(kept[-1], where)  # here, because the tool would name another index
+        message_from(kept[-1], where)  # checked here, because the tool would name another index
     if all(turn["role"] == "system" for turn in kept):
         return None, notes
     return {**arguments, "messages": kept, "system_prompt": ""}, notes

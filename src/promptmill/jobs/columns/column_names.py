@@ -1,6 +1,6 @@
 """Names of the columns that a job adds to a row: the answer, its error, its usage, ….
 
-A job never renames a column of the input. If the input has `answer`, the job's column is `answer_1`.
+A job never renames a column of the input. If the input has a column `answer`, the job's column is `answer_1`.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from promptmill.jobs.store.records import SCORES
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 SOURCES = "sources"
-"""The column for the places of the answer's values, see `core.sources`."""
+"""The column for the places where the values of an answer were found, see `core.sources`."""
 PROBABILITY = "probability"
-"""The column for the probability of the given answer, in a job whose answers are `choices`."""
+"""The column for the probability of the answer, in a job whose answers are chosen from `choices`."""
 EXTRA_FIELDS = (
     *("answers", PROBABILITY, "probabilities", SCORES, SOURCES, "reasoning", "tool_calls", "logprobs", "cost"),
     *("answered_by", "changed"),
 )
-"""Fields that only some models or requests have."""
+"""The fields that only the answers of some models or requests have."""
 VARIANT, MODEL = "variant", "model"
-"""Columns of a job with several answers to each row: the name of the variant, and its model."""
+"""The columns of a job with several answers to each row: the name of the variant, and the variant's model."""
 SCORE = "score"
-"""The column for the confidence in an answer (0 to 1), which some plans add."""
+"""The column for the score of an answer (0 to 1), which some plans add."""
 IN_ORDER = ("answer", *dict.fromkeys((PROBABILITY, *ANSWER_FIELDS[1:], *EXTRA_FIELDS)))
 """The `ANSWER_FIELDS` and `EXTRA_FIELDS` in the order of a table's columns."""
 OURS = (*IN_ORDER, "row", "surplus_cells")
-"""The usual names of the columns that a job adds; `row` (the row's number) only if the rows are not in a file."""
+"""The usual names of the columns that a job adds. `row` (the row's number) is added only to rows without a file."""
 
 
 def variant_fields(spec: JobSpec) -> Sequence[str]:
-    """Return the columns that distinguish the answers to one row."""
+    """Return the columns that distinguish several answers to the same row."""
     if not spec.is_grid:
         return ()
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
 
 
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
-    """Return the values of the columns `variant_fields` for the answers in a slot, by column name."""
+    """Return the values that the answers in a slot have in the columns `variant_fields`, by column name."""
     names, target = spec.output.names or {}, spec.targets[slot]
     values = {MODEL: target.model, VARIANT: target.name}
     return {names.get(name, name): values[name] for name in variant_fields(spec)}
 
 
 def own_names(spec: JobSpec) -> set[str]:
-    """Return all names that the columns of a job may have in its output."""
+    """Return the names of all columns that a job may add to its output."""
     names = spec.output.names or {}
     return {names.get(key, usual_name(key)) for key in wanted_names(spec)}
 
 
 def keys_in_order(spec: JobSpec, extra: Collection[str], schema: SchemaColumns | None) -> list[str]:
-    """Return the keys of the columns of a table, in its order. `extra`: the optional fields of its answers."""
+    """Return the keys of the columns that a job adds to a table, in order. `extra`: the answers' optional fields."""
     keys = [key for key in IN_ORDER if key in extra or key in ANSWER_FIELDS]
     keys[keys.index("error") : keys.index("error")] = spec.plan.fields
     if schema is not None and schema.names:
@@ -74,10 +74,10 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of all columns that the job may add, by key. Of two columns with one name, the first gets
-    it.
+    """Return the usual names of all columns that the job may add, by key. If two columns want the same name, the first
+    one gets it.
 
-    If several jobs may fill a sheet, the names begin with the name of the job's answer column: `Topic_error`.
+    If several jobs may fill the sheet, the names begin with the name of the job's answer column: `Topic_error`.
     """
     ours = (*OURS, *variant_fields(spec), *spec.plan.fields)
     column, begin = spec.output.form.column, f"{name}_" if (name := table_paths.column_of(spec.output.path)) else ""
@@ -86,7 +86,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     if schema is None:
         return wanted
     if spec.output_shape is not None:
-        del wanted["row"]  # each row of the output has it already
+        del wanted["row"]  # the column is already in each row of the output
     if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         wanted |= schema.names | {"answer": answer}
@@ -94,9 +94,9 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
 
 
 def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
-    """Return the keys of the columns that the output keeps, each given by its usual name or its name in the output.
+    """Return the keys of the columns that the output keeps. An order names each as usual or as in the output.
 
-    Raises `PromptmillError` (`invalid_input`) for a name of no column.
+    Raises `PromptmillError` (`invalid_input`) for a name that no column has.
     """
     if not spec.output.form.columns:
         return ()
@@ -112,7 +112,7 @@ def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
 def unusual_names(
     wanted: Mapping[str, str], taken: Iterable[str], compared: Callable[[str], str] = str
 ) -> dict[str, str]:
-    """Return the names of the job's columns that differ from the usual ones. `taken`: the columns of the input.
+    """Return the new names of the job's columns that cannot have their usual names. `taken`: the columns of the input.
 
     `compared`: see `compared_in`. Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a
     name.
@@ -129,7 +129,7 @@ def unusual_names(
 
 
 def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
-    """Return a function that converts a name to the form in which outputs of a format compare names.
+    """Return a function that converts a name to the form in which the output format compares names.
 
     `fills_sheet`: the columns are written into a sheet, which may be a table of Excel.
     """
@@ -137,12 +137,12 @@ def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str],
 
 
 def possible_names(wanted: Mapping[str, str], compared: Callable[[str], str] = str) -> frozenset[str]:
-    """Return all names that the columns of `unusual_names` may get, in the form of `compared`."""
+    """Return all names that `unusual_names` may give to columns, in the form that `compared` returns."""
     return frozenset(compared(each) for name in wanted.values() for each in candidates(name))
 
 
 def candidates(name: str) -> Iterator[str]:
-    """Yield the names that a column may get if its usual name is `name`.
+    """Yield the names that a column with the usual name `name` may get, in order.
 
     >>> from itertools import islice
     >>> list(islice(candidates("answer"), 3))
@@ -154,7 +154,7 @@ def candidates(name: str) -> Iterator[str]:
 
 
 def usual_name(key: str) -> str:
-    """Return the name of the column with this key, unless a column of the input has the name."""
+    """Return the name that the column with this key has unless a column of the input has the same name."""
     for prefix, ending in ((PROBABILITY_OF, "_probability"), (SCORE_OF, "_score")):
         if key.startswith(prefix):
             return key.removeprefix(prefix) + ending

@@ -1,4 +1,4 @@
-"""The order of columns in which a person reads them."""
+"""The order in which columns are shown to a person."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from promptmill.jobs.columns.column_names import MODEL, PROBABILITY, SCORE, VARIANT
 
 _LAST = ("id", "custom_id", "index", MODEL, VARIANT, PROBABILITY, SCORE, "answered_by")
-"""Columns that a reader needs last. A name that ends with `id` counts as `id`."""
+"""The columns that a reader needs last. A name that ends with the word `id` counts as `id`."""
 
 
 def by_worth(names: Sequence[str], answers: Collection[str], lengths: Mapping[str, float]) -> list[str]:
-    """Return columns in the order in which a reader needs them: the longest text of the prompt, the answers, the other
-    columns, then ids, models and scores.
+    """Return columns in the order in which a reader needs them: the prompt's column with the longest texts, the
+    answers, other columns, and last ids, models and scores.
 
     `lengths`: the mean length of the values in each column that a prompt may show.
 
@@ -27,7 +27,7 @@ def by_worth(names: Sequence[str], answers: Collection[str], lengths: Mapping[st
 
 
 def mean_lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the mean length of the values in each column of some rows."""
+    """Return the mean length of the values that `rows` have in each column."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: sum(len(str(row.get(name, ""))) for row in rows) / len(rows) for name in names}
 

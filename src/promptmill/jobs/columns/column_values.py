@@ -1,4 +1,4 @@
-"""Values of the columns that a job adds to a row, from the record of its answer."""
+"""The values of the columns that a job adds to a row, from the record of the row's answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptmill.jobs.store.records import Record
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """Return the `ANSWER_FIELDS` of a record, and those `EXTRA_FIELDS` that have a value. A vector is an `array`.
 
-    `names`: the names of columns that do not have their usual names.
+    `names`: the names of those columns that do not have their usual names, by usual name.
     """
     failed = record.code is not None
     fields: dict[str, Any] = {
@@ -42,7 +42,7 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
 
 
 def shown_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Return `answer_fields` for people: a vector is shown as its length and its first numbers."""
+    """Return `answer_fields` in a form for people: a vector is shown as its length and its first numbers."""
     fields = answer_fields(record, names)
     return {name: words_of(value) if isinstance(value, array) else value for name, value in fields.items()}
 

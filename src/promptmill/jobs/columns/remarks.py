@@ -1,4 +1,4 @@
-"""Remarks about columns: changed names, columns that are read as settings, and oddities of the input."""
+"""Remarks for the user about columns: changed names, columns that are read as settings, and oddities of the input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptmill.jobs.store.plan import JobSpec
 
 
 def notes(spec: JobSpec) -> Iterator[str]:
-    """Yield sentences for the summary: columns that were renamed, that are read as settings, or that are empty."""
+    """Yield sentences for the summary: on columns that were renamed or are read as settings, on empty cells, …."""
     wanted = wanted_names(spec)
     names = {key: name for key, name in (spec.output.names or {}).items() if key in wanted}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
@@ -22,7 +22,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (of_input, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
-    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # of several models: data
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # `model` is data then
     if read:
         yield f"Columns read as row settings: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:

@@ -1,4 +1,4 @@
-"""Outputs of answers with a JSON Schema: a table has a column for each field, JSON has the answer as an object.
+"""Outputs of answers that have a JSON Schema: a table has a column for each field, and JSON has an object.
 
 The database keeps each answer as the model wrote it. An output has the fields in the order of the schema and without
 white space, so equal answers become equal texts.
@@ -21,11 +21,11 @@ from promptmill.core.values import INT64, JsonDict, JsonObject, SheetDate, json_
 from promptmill.jobs.store.records import SCORES
 
 FIELD = "answer."
-"""The prefix of the key of a column for a field of the answers: it prevents a clash with another column's key."""
+"""The prefix in the key of a column for a field of answers, so that no other column has the same key."""
 PROBABILITY_OF = "probability."
-"""The prefix of the key of a column for the probability of a field's value."""
+"""The prefix in the key of a column for the probability of a field's value."""
 SCORE_OF = "score."
-"""The prefix of the key of a column for the expected level of a field that is a scale."""
+"""The prefix in the key of a column for the expected level of a field that is a scale."""
 _SHOWN = 200
 _DIGITS = 6
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
@@ -36,14 +36,14 @@ class UnreadableAnswerError(ValueError):
 
 
 class LabelList(list[str]):
-    """Several labels of one answer. A cell shows them as `service; price`; JSON and Parquet have a list."""
+    """An answer with several labels. A cell shows them as `service; price`; JSON and Parquet have a list."""
 
 
 class SchemaColumns:
-    """The columns of answers with the schema `schema`."""
+    """The columns for answers that have the JSON Schema `schema`."""
 
     def __init__(self, schema: JsonObject, *, by_field: bool) -> None:
-        """`by_field`: a table has a column for each field, and JSON has objects. Otherwise, an answer is a JSON
+        """`by_field`: whether a table has a column for each field, and JSON has objects; if not, an answer is a JSON
         text."""
         self._schema = schema
         self._by_field = by_field
@@ -53,17 +53,17 @@ class SchemaColumns:
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
         self.probability_names = {f"{PROBABILITY_OF}{name}": f"{name}_probability" for name in self._fields}
-        """The usual names of the columns for the probabilities of the fields, by their keys, in the same order."""
+        """The usual names of the columns for the fields' probabilities, by the columns' keys, in the same order."""
         form = form_of_schema({"type": "object", "properties": self._fields}, {})
         self._scales = {one.name: one.kind for one in form.questions if isinstance(one.kind, Scale)} if form else {}
         self.score_names = {f"{SCORE_OF}{name}": f"{name}_score" for name in self._scales}
         """The usual names of the columns for the expected levels of the fields that are scales, by their keys."""
         self._formats = {key: self._format_of(self._fields[name]) for key, name in self.names.items()}
-        """The format of the dates or times in a column, by its key; `""` for a column of other values."""
+        """By a column's key, the format of the dates or times in it; `""` for a column of other values."""
         self._as_texts = set[str]()
         """The keys of columns of numbers, dates and times that become columns of texts in Arrow."""
         self._zones: dict[str, dt.tzinfo | None] = {}
-        """The time zone of the values in a column of dates with times, by its key."""
+        """By the key of a column of dates with times, the time zone of its values."""
 
     def _format_of(self, field: JsonObject) -> str:
         name = field.get("format", "")
@@ -75,8 +75,8 @@ class SchemaColumns:
         return any(self._formats.values())
 
     def columns(self, extra: Collection[str]) -> dict[str, str]:
-        """Return the usual names of the columns of fields, each with its probability and its expected level, if any and
-        if `extra`, the optional fields of answers, has `probabilities` and `scores`."""
+        """Return the usual names of the columns of fields. Each is followed by its probability and its expected level,
+        as far as it has them and `extra` (the optional fields of answers) has `probabilities` and `scores`."""
         optional = [(PROBABILITY_OF, "probabilities"), (SCORE_OF, SCORES)]
         prefixes, every = [FIELD, *(prefix for prefix, source in optional if source in extra)], self.every
         keys = (f"{prefix}{field}" for field in self._fields for prefix in prefixes)
@@ -88,7 +88,7 @@ class SchemaColumns:
         return self.names | self.probability_names | self.score_names
 
     def in_json(self, fields: JsonObject) -> JsonDict:
-        """Convert the result of `column_values.answer_fields` for a row of JSON."""
+        """Convert the result of `column_values.answer_fields` to the fields of a row of JSON."""
         changed = dict(fields)
         if fields["error"] is not None and not fields["answer"]:
             return changed | {"answer": None if self._by_field else ""}
@@ -104,7 +104,7 @@ class SchemaColumns:
         return changed
 
     def in_table(self, fields: JsonObject) -> JsonDict:
-        """Convert the result of `column_values.answer_fields` for a row of a table: one value for each column."""
+        """Convert the result of `column_values.answer_fields` to a row of a table, with one value for each column."""
         changed = self.in_json(fields)
         value = changed["answer"]
         if not self.names:
@@ -121,7 +121,7 @@ class SchemaColumns:
         return changed
 
     def beside(self, answer: JsonObject, probabilities: Any, scores: Any) -> JsonDict:
-        """Return an answer's values for the columns of `probability_names` and `score_names`."""
+        """Return the values that an answer has in the columns of `probability_names` and `score_names`."""
         shares: JsonObject = probabilities if isinstance(probabilities, Mapping) else {}
         known = {name: shares[name] for name in self._fields if isinstance(shares.get(name), Mapping)}
         own = {f"{PROBABILITY_OF}{name}": by_value.get(text_of(answer.get(name))) for name, by_value in known.items()}
@@ -137,8 +137,8 @@ class SchemaColumns:
         return {name: round(score, _DIGITS) for name, score in found.items() if score is not None and name in given}
 
     def typed(self, key: str, value: Any) -> Any:
-        """Return the value of a field for the cell of a table. The text of a date or a time becomes a `SheetDate`; a
-        list of choices becomes `LabelList`, unless a choice contains the separator."""
+        """Return the value of a field in the form for a cell of a table. The text of a date or a time becomes a
+        `SheetDate`; a list of choices becomes a `LabelList`, unless a choice contains the separator `;`."""
         if isinstance(value, str):
             return value if self._date(key, value) is None else SheetDate(value)
         choices = resolved(self._fields[self.names[key]].get("items"), self._schema).get("enum")
@@ -153,10 +153,10 @@ class SchemaColumns:
         return date_of(value, name) if name and isinstance(value, str) else None
 
     def widen(self, fields: JsonObject) -> None:
-        """Turn a column into texts if its Arrow type cannot hold its value in the row `fields`, from `in_table`:
-        a number for which 64 bits are too few, or a time in another zone than that of other rows.
+        """Turn a column into texts if its Arrow type cannot hold its value in `fields`, a row from `in_table`: a number
+        for which 64 bits are too few, or a time in another zone than the times of other rows.
 
-        Called for all rows that may have such values before the first use of a type."""
+        Called for all rows that may have such values, before any Arrow type is used."""
         for key in self.names.keys() - self._as_texts:
             value = fields.get(key)
             if self._formats[key]:
@@ -178,7 +178,7 @@ class SchemaColumns:
         return date is not None
 
     def _kinds_of(self, key: str) -> tuple[str, str]:
-        """Return the JSON type of a column's values, and the type of the items of lists; `""` for several types."""
+        """Return the JSON type of a column's values and, for lists, of their items; `""` means several types."""
         field = self._fields[self.names[key]]
         kind = kind_of(field, self._schema)
         return kind, kind_of(resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
@@ -208,7 +208,7 @@ class SchemaColumns:
         return value if isinstance(value, str | None) else self._written(value)
 
     def with_losses(self, fields: JsonDict) -> JsonDict:
-        """Return a row from `in_table`. If the Arrow type of a column cannot hold its value, the row gets an error."""
+        """Return a row from `in_table`. It gets an error if the Arrow type of a column cannot hold the row's value."""
         for key, name in self.names.items():
             value = fields.get(key)
             if not _is_lost(value, self.arrow_value(key, value)):
@@ -248,7 +248,7 @@ def _is_lost(value: Any, kept: Any) -> bool:
 
 
 def _is_too_long(kind: str, value: Any) -> bool:
-    """Return whether a whole number has more digits than the Arrow type of numbers of this JSON type holds."""
+    """Return whether a whole number has more digits than the Arrow type for this JSON type can hold."""
     if type(value) is not int:
         return False
     if kind == "integer":
@@ -260,7 +260,7 @@ def _is_too_long(kind: str, value: Any) -> bool:
 
 
 def _scalar(kind: str, value: Any) -> Any:
-    """Return `value` if it has this type and fits the Arrow type of the column, else None."""
+    """Return `value` if it has the JSON type `kind` and fits the column's Arrow type; else None."""
     if _is_too_long(kind, value):
         return None
     if kind == "number" and type(value) is int:

@@ -1,1 +1,1 @@
-"""Rows with answers as files: text, workbooks, Parquet, filled sheets."""
+"""Writes rows with their answers as files: text, workbooks, Parquet, filled sheets."""

@@ -18,7 +18,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
 
 _OF_COLUMN = '"column":"'
-"""The text in JSON that shows that a quote has a place in a column; other texts have these quotation marks escaped."""
+"""If JSON has this text, a quote has a place in a column; in the texts of values, these quotation marks are escaped."""
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -32,13 +32,13 @@ class AnsweredRow(NamedTuple):
     row: Row
     slot: int
     record: Record
-    """The answer. Its tokens and cost are the sums of all answers to the row, `beside` included."""
+    """The answer. Its tokens and cost are sums over all answers to the row, including those in `beside`."""
     beside: Sequence[Record | None] = ()
     """The answers in the slots after the delivered slots, see `plan.Plan`."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:
-        """Return the row with its record. Raises the errors of `JobDatabase`."""
+        """Return the row with `record` and the records in later slots. Raises the errors of `JobDatabase`."""
         beside, record = range(spec.delivered, len(spec.targets)), _in_place(spec, row, record)
         if not beside:
             return cls(row, record.slot, record)
@@ -47,11 +47,11 @@ class AnsweredRow(NamedTuple):
 
 
 class Find(Protocol):
-    """Finds the record of a row."""
+    """Finds the record to show for a row."""
 
     def __call__(self, key: int, record: Record | None) -> Record | None:
-        """Return the record with `key`; None leaves the row out. `record`: the intact record in the database, or
-        None."""
+        """Return the record to show for the row of `key`; None leaves the row out. `record`: the record with this key
+        in the database, if it is intact; else None."""
         ...
 
 
@@ -69,7 +69,7 @@ def answers_so_far(key: int, record: Record | None) -> Record | None:
 
 
 def outcomes_so_far(key: int, record: Record | None) -> Record:
-    """Return the record; `deferred` for a row without an outcome."""
+    """Return the record; for a row without an outcome, a failure `deferred`."""
     return record_of(key, _UNANSWERED) if record is None else record
 
 
@@ -98,7 +98,7 @@ def answered_rows(
 
 
 def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
-    """Return a record with the tokens and the cost of the other records of its row added."""
+    """Return a record that includes the tokens and the cost of `beside`, the other records of its row."""
     for other in beside:
         extras, more = record.extras, other.extras.get("cost")
         cost = record.more if more is None else json_text({**extras, "cost": round(extras.get("cost", 0.0) + more, 9)})
@@ -111,15 +111,15 @@ def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
 
 
 def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
-    """Return a record without the places of quotes in columns that the row no longer has: the prompt may use
-    other columns now."""
+    """Return a record without those places of quotes that are in columns which the row no longer has. The prompt may
+    now use other columns."""
     if _OF_COLUMN not in (record.more or ""):
         return record
     columns = _columns(spec, row)
 
     def kept(source: ValueSource) -> ValueSource:
         name = source.get("column")
-        if name is None or (name not in columns and row.line is not None):  # the text of a whole file is no column
+        if name is None or (name not in columns and row.line is not None):  # not a column: a whole file's text
             return source
         is_there = cell_text(columns.get(name, ""))[source["start"] : source["end"]] == source["quote"]
         return source if is_there else ValueSource(quote=source["quote"])
@@ -130,7 +130,7 @@ def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
 
 
 def _columns(spec: JobSpec, row: Row) -> JsonObject:
-    """Return the values of a row by the names that prompts use."""
+    """Return the values of a row, by the names that prompts use for them."""
     if not spec.input.kind.is_table:
         own = json_values.load(row.cells or b"", "")
         return own if isinstance(own, dict) else {}
@@ -138,7 +138,7 @@ def _columns(spec: JobSpec, row: Row) -> JsonObject:
 
 
 def divided(spec: JobSpec) -> Callable[[AnsweredRow], Iterable[AnsweredRow]]:
-    """Return the function from a row of the input to the rows of the output, see `shape.Shape`."""
+    """Return a function that takes a row of the input and returns its rows of the output, see `shape.Shape`."""
     shape, schema = spec.output_shape, spec.output.answer_schema
     if shape is None or schema is None:
         return lambda answered: (answered,)
@@ -147,6 +147,6 @@ def divided(spec: JobSpec) -> Callable[[AnsweredRow], Iterable[AnsweredRow]]:
 
 
 def joined_rows(stores: Sequence[JobDatabase], spec: JobSpec) -> Iterator[AnsweredRow]:
-    """Yield the rows of all shards of a job. Raises the errors of `answered_rows`."""
+    """Yield the rows of all shards of a job, in the order of the input. Raises the errors of `answered_rows`."""
     parts = [answered_rows(store, spec, every_answer) for store in stores]
     return heapq.merge(*parts, key=lambda answered: answered.row.n)

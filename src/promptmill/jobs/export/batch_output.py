@@ -1,4 +1,4 @@
-"""The output for a Batch file: lines in OpenAI's format, and a check that the ids of the rows are unique."""
+"""The output for a Batch file: lines in OpenAI's format; and a check whether the ids of rows are unique."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IDS = (
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
-# A window function sorts the ids: an index on random ids is ten times slower.
+# A window function, which sorts the ids, because an index on random ids is ten times slower.
 _REPEATED = (
     "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
     "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
@@ -28,7 +28,7 @@ _REPEATED = (
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
-    `takes_model`: if the line names a model, that model has answered.
+    `takes_model`: whether a model that the line names has answered it.
     """
     try:
         asked = json_values.load(line.strip(), "")
@@ -54,7 +54,7 @@ class _Answer:
 
 
 def _answers(record: Record) -> list[_Answer]:
-    """Return the answers to a line: several if the line requested several (`n`). Failed answers are left out."""
+    """Return the answers to a line, several if it requested several (`n`). Failed answers are left out."""
     extras = record.extras
     details = extras.get("details", {})
     if choices := details.get("choices"):
@@ -102,7 +102,7 @@ def _response(number: str, body: JsonObject) -> JsonDict:
 def _openai_choice(answer: _Answer) -> JsonDict:
     said = answer.details.get("message", {})
     message: JsonDict = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # moved to OpenAI's separate field for a refusal
+    if message["refusal"] == answer.text:  # the text is a refusal, for which OpenAI has a separate field
         message["content"] = None
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
@@ -126,11 +126,11 @@ class Ids(NamedTuple):
     repeated: int
     """The number of rows that repeat the id of an earlier row."""
     examples: Sequence[tuple[int, int]]
-    """Examples of repeating rows: the row's number, and the number of the first row with its id."""
+    """Examples of rows that repeat an id: the row's number, and the number of the first row with the same id."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, end: int, most: int = 1) -> Ids:
-        """Check the ids of the rows before `end`; return the counts and at most `most` examples. Blocks."""
+        """Check the ids of rows before number `end`. Return the counts and at most `most` examples. Blocks."""
         if spec.input.format == "batch":
             path = "own ->> '$.custom_id'"
         elif not spec.input.header:

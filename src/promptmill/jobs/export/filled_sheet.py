@@ -1,4 +1,4 @@
-"""Columns of answers in an existing sheet, behind all its own columns.
+"""Writes answers as columns of an existing sheet, behind all columns that the sheet already has.
 
     id │ text │ answer │ Topic    a new header has the format of the header left of it; a table or filter that ends
     1  │ …    │ yes    │ price    beside the new columns is extended over them
@@ -39,23 +39,23 @@ from promptmill.jobs.store.plan import JobSpec
 
 _BLOCK = 1 << 20
 _EDITED = frozenset({"dimension", "cols", "col", "sheetData", "autoFilter"})
-"""The elements of a sheet, besides its rows, that may change."""
-_CHECKSUM = 7  # bytes, so that SQLite and JSON hold a checksum as a whole number
+"""The elements of a sheet, in addition to its rows, that may change."""
+_CHECKSUM = 7  # bytes, few enough for SQLite and JSON to hold a checksum as a whole number
 _HIDING = ("hidden", "collapsed", "outlineLevel", "bestFit")
-"""The attributes of unused columns that a new column does not get."""
+"""The attributes that an unused column may have and that a new column in its place does not get."""
 
 
 class FilledSheet:
-    """The sheet that a job read, with its answers."""
+    """The sheet that a job has read, with the job's answers."""
 
     def __init__(self, spec: JobSpec, names: Sequence[str], rows: Iterable[tuple[int, Sequence[Any]]]) -> None:
-        """`rows`: the numbers of rows, ascending, with their answers in the order of `names`."""
+        """`rows`: the numbers of the rows, in ascending order, each with the row's answers in the order of `names`."""
         self._file, style = spec.output.path.name, spec.input.style
         self._sheet, self._header = style.sheet, style.header_row
         self._names, self._rows = names, rows
 
     def changed(self, packed: zipfile.ZipFile) -> Changed:
-        """Return the parts that change. Raises errors that `xlsx.opened` converts."""
+        """Return the parts of the workbook that change. Raises errors that `xlsx.opened` converts."""
         parts = xlsx.parts_of(packed)
         place, part = next((at, each.part) for at, each in enumerate(parts.sheets) if each.name == self._sheet)
         data = packed.read(part)
@@ -82,8 +82,8 @@ class FilledSheet:
 
 
 def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
-    """Return the number and the checksum of the cells in the job's columns of the sheet that it fills, in any order of
-    its rows; None if the sheet cannot be read. Blocks."""
+    """Return the number and the checksum of the cells in the job's columns of the sheet that the job fills; None if the
+    sheet cannot be read. The order of the sheet's rows does not matter. Blocks."""
     style, own = spec.input.style, column_names.own_names(spec)
     try:
         with xlsx.opened(file, file.name) as packed:
@@ -102,16 +102,16 @@ def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
 
 @dataclass(frozen=True, slots=True)
 class _Added:
-    """Columns that a sheet gets."""
+    """The columns that are added to a sheet."""
 
     header: int
     """The index of the header's row."""
     first: int
-    """The index of the first of the columns."""
+    """The index of the first added column."""
     names: Sequence[str]
 
     def extended(self, ref: str) -> str:
-        """Return a range extended by the columns, if it begins in the header's row and ends next to them; else `ref`.
+        """Return the range `ref`, extended by the columns if it begins in the header's row and ends next to them.
 
         >>> _Added(0, 3, ["Tone", "Topic"]).extended("A1:C31"), _Added(0, 3, ["Tone"]).extended("A1:B31")
         ('A1:E31', 'A1:B31')
@@ -122,7 +122,7 @@ class _Added:
         return f"{first}:{xlsx.letters_of(self.first + len(self.names) - 1)}{xlsx.row_of(last) + 1}"
 
     def in_tables(self, packed: zipfile.ZipFile, sheet: str) -> Changed:
-        """Return the tables of a sheet that get the columns."""
+        """Return the parts of those tables of a sheet that get the added columns."""
         if xlsx.rels_of(sheet) not in packed.namelist():
             return {}
         tables = [path for kind, path in xlsx.related(packed, sheet).values() if kind == "table"]
@@ -144,7 +144,7 @@ class _Added:
         return text
 
     def in_names(self, book: bytes, sheet: int) -> bytes:
-        """Return the workbook's XML, with the columns added to the hidden name of the filter of a sheet."""
+        """Return the workbook's XML. In it, the hidden name of a sheet's filter is extended over the added columns."""
 
         def extended(found: re.Match[bytes]) -> bytes:
             of_sheet = re.search(rb"\slocalSheetId=[\"'](\d+)", found[1])
@@ -159,7 +159,7 @@ class _Added:
         return re.sub(name, extended, book) if self.names else book
 
     def in_widths(self, known: Sequence[Mapping[str, str]], widths: Sequence[int]) -> Iterator[dict[str, object]]:
-        """Yield the attributes of a sheet's `col` elements in their order: `known`, and the columns' own."""
+        """Yield the attributes of a sheet's `col` elements, in order: `known`, and those of the new columns."""
         least, most = self.first + 1, self.first + len(widths)
         of_new: Mapping[str, str] = {}
         ranges: list[dict[str, object]] = []
@@ -183,7 +183,7 @@ class _Head:
     """The header of a sheet."""
 
     columns: dict[str, int]
-    """The columns by their texts."""
+    """The indices of the columns, by the texts of their headers."""
     width: int
     """The index of the first column without values."""
     style: str
@@ -201,7 +201,7 @@ class _Head:
 
 
 def _with_attribute(data: bytes, element: str, name: str, new: Callable[[str], str]) -> bytes:
-    """Return XML in which an attribute of the first `element` has the value that `new` makes of its value."""
+    """Return XML in which the attribute `name` of the first `element` has the value that `new` returns for it."""
 
     def changed(found: re.Match[bytes]) -> bytes:
         return found[1] + new(found[2].decode()).encode()
@@ -211,7 +211,7 @@ def _with_attribute(data: bytes, element: str, name: str, new: Callable[[str], s
 
 
 def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, str]:
-    """Return the shared texts with the numbers `wanted`."""
+    """Return those shared texts of the workbook whose numbers are in `wanted`, by number."""
     texts, at = {}, 0
     for element in xlsx.elements_of(packed, part):
         if xlsx.local(element.tag) == "si":
@@ -225,7 +225,7 @@ def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, s
 
 
 class _Walk:
-    """Walks over the cells in a sheet's XML, not over the grid, which may have seventeen billion positions."""
+    """Goes through the cells in a sheet's XML; the whole grid may have seventeen billion positions."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.row, self.column = data, -1, -1
@@ -236,7 +236,7 @@ class _Walk:
         self.parser, self._names = parser, dict[str, str]()
 
     def walk(self) -> Iterator[None]:
-        """Call the handlers for the whole sheet, a block at a time."""
+        """Call the handlers for the whole sheet. Yields after each block of the XML."""
         for at in range(0, len(self.data), _BLOCK):
             self.parser.Parse(self.data[at : at + _BLOCK])
             yield
@@ -245,7 +245,7 @@ class _Walk:
     @staticmethod
     def _declared(_: str, encoding: str | None, __: int) -> None:
         if encoding is not None and encoding.lower() not in {"utf-8", "us-ascii"}:
-            raise ValueError  # another declaration, which no known program writes
+            raise ValueError  # an encoding that no known program writes
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         if (word := self._names.get(name)) is None:
@@ -272,7 +272,7 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """Finds cells that have a value or are merged: the texts of the header, and the last used column."""
+    """Finds the texts of the header, and the last column that is used: that has a value or merged cells."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
@@ -293,7 +293,7 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
-        elif word == "mergeCell":  # only the first of merged cells is shown
+        elif word == "mergeCell":  # of merged cells, only the first one is shown
             last = attributes["ref"].rpartition(":")[2]
             if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < MOST_COLUMNS:
                 self.width = max(self.width, end)
@@ -308,14 +308,14 @@ class _Filled(_Walk):
 
 
 class _Answers(_Walk):
-    """Adds up the values in some columns below the header."""
+    """Counts the values in some columns below the header, and adds up their checksums."""
 
     def __init__(self, data: bytes, header: int, names: Mapping[int, str]) -> None:
         """`names`: the names of the columns, by index."""
         super().__init__(data)
         self.count = self.checksum = 0
         self.shared = Counter[tuple[str, int]]()
-        """How often a column has a shared text, by the number of the text."""
+        """The number of times that a column has a shared text, by the column's name and the number of the text."""
         self._header, self._columns, self._kind, self._text = header, names, "", ""
         deque(self.walk(), maxlen=0)
 
@@ -360,8 +360,8 @@ class _Filling(_Walk):
         style: str,
         dates: Dates,
     ) -> None:
-        """`rows`: the indices of rows, ascending, each with its new values by column. `widths`: the widths of the
-        columns `added`. `style`: the number of the format of their header. `dates`: the workbook's dates.
+        """`rows`: the indices of rows, in ascending order, each with the row's new values by column. `widths`: the
+        widths of the columns `added`. `style`: the number of their header's format. `dates`: the workbook's dates.
         """
         super().__init__(data)
         self._added, self._widths, self._style = added, widths, style
@@ -374,12 +374,12 @@ class _Filling(_Walk):
         self._dates, self._cells = dates, Cells(dates)
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the XML."""
+        """Yield the XML of the filled sheet."""
         for _ in self.walk():
             yield from self._blocks
             self._blocks.clear()
         if self._next is not None:
-            raise ValueError  # the sheet has no such row
+            raise ValueError  # the sheet does not have this row
         yield self.data[self._done :]
 
     def start(self, word: str, attributes: Mapping[str, str]) -> None:
@@ -429,7 +429,7 @@ class _Filling(_Walk):
             self._done = self._left_out or self._end_of_tag(at)
 
     def _put_widths(self, at: int) -> None:
-        """Write the widths of all columns. `at`: the byte offset of an element, whose prefix they get."""
+        """Write the widths of all columns. `at`: the byte offset of an element; the new elements get its prefix."""
         prefix = _prefix(self.data[at : self._end_of_tag(at)])
         cols = self._added.in_widths(self._known_widths, self._widths)
         wide = "".join(
@@ -444,7 +444,7 @@ class _Filling(_Walk):
         return self._style if self.row == self._added.header else ""
 
     def _put(self, at: int, before: int) -> None:
-        """Write the pending cells whose columns are left of `before`, at the byte offset `at`."""
+        """Write the pending cells whose columns are left of the column `before`, at the byte offset `at`."""
         while self._pending and self._pending[-1][0] < before:
             column, value = self._pending.pop()
             if value is not None:

@@ -1,8 +1,8 @@
 """Joins the outputs of shards when all shards are finished.
 
 A shard is a separate job for every N-th row of the input (see `order.Shard`). Its output is a shard file, such as
-`OUT.part-03-of-16`. The file identifies the job and shows that the shard is finished. The answers stay in the shard's
-database.
+`OUT.part-03-of-16`. This file identifies the job and shows that the shard is finished, but the answers stay in the
+shard's database.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def join(
 ) -> tuple[JobCounts, Sequence[str]]:
     """Write the output of all shards in the order of the input. The output is never incomplete.
 
-    Return its counts, and the notes that a run without shards would have.
+    Return the output's counts, and the notes that a run without shards would have.
 
     `passed` is called with the number of rows written so far. An output with the same content is not replaced.
 
@@ -86,7 +86,7 @@ def join(
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is an output at `path`. In a workbook, the sheet is the output."""
+    """Return whether there is an output at `path`. If `path` names a sheet of a workbook, the sheet is the output."""
     file, sheet = table_paths.split(target := real_path(path))
     if not sheet or table_paths.is_table(target):
         return table_paths.stamp(target) is not None
@@ -94,14 +94,14 @@ def is_there(path: Path) -> bool:
 
 
 def _is_equal(partial: Path, target: Path) -> bool:
-    """Return whether the temporary file `partial` has the rows of the output at `target`."""
+    """Return whether the temporary file `partial` has the same rows as the output at `target`."""
     if table_paths.split(target)[1]:
         return output.stamp_of(partial, target) == table_paths.stamp(target)
     return filecmp.cmp(partial, target, shallow=False)
 
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
-    """Return the folder and the job of each shard, in order. Check that all shards are finished and form one job."""
+    """Return the folder and the job of each shard, in order. Check that all shards are finished and belong together."""
     shards: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
@@ -139,6 +139,6 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
 
 
 def _identity(spec: JobSpec) -> tuple[object, ...]:
-    """Return the values that are equal for all shards of a job."""
+    """Return the values that must be equal for all shards of one output."""
     question, names = spec.question, spec.output.names
     return spec.input.sha256, spec.input.format, spec.targets[0].fingerprint, question, names, spec.shape

@@ -1,4 +1,4 @@
-"""Writes a job's rows to a stream during the run, and exports answers of a job that has not ended."""
+"""Writes a job's rows to a stream during the run, and exports the answers of a job even before the job ends."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from promptmill.jobs.store.records import Record
 from promptmill.system.runtime import HaltedError
 from promptmill.system.safe_open import real_path
 
-_LOOK_S = 0.2  # seconds between polls, because an answer that is copied from another job raises no event
+_LOOK_S = 0.2  # seconds between polls, which are needed because an answer that is copied from another job sets no event
 
 
 class LiveOutput:
-    """Writes the rows in a thread: a slow reader of the stream does not delay the job."""
+    """Writes the rows to a stream, in a thread, so that a slow reader of the stream does not delay the job."""
 
     def __init__(self, out: IO[bytes], name: Path) -> None:
         """`name`: a file name whose suffix gives the format of the stream."""
@@ -39,11 +39,11 @@ class LiveOutput:
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
         self._replaced: set[int] = set()
-        """The keys of records that this run has yet to replace."""
+        """The keys of records that this run will replace and has not yet replaced."""
         self._renewed: Collection[int] = ()
         """The keys of all records that this run replaces."""
         self._ahead: dict[int, Record] = {}
-        """Records of rows that come after the last row the writer waited for."""
+        """Records that were read in advance, of rows after the last row for which the writer waited."""
         self._news = threading.Event()
         self._is_stopped = False
 
@@ -55,10 +55,10 @@ class LiveOutput:
         end: int,
         give_up: Callable[[PromptmillError], None],
     ) -> None:
-        """Start to write the rows before `end`; do nothing if writing has started.
+        """Start to write the rows with numbers below `end`; do nothing if writing has already started.
 
         `replaced`: the keys of the records that the run will replace. If the stream is closed, `give_up` is called
-        with the error. Needs a running event loop.
+        with the error. Call this in a running event loop.
         """
         output_format = path_formats.format_of_output(self._name, spec.input.format)
         if self._thread is not None or not output_format.is_followed or not spec.plan.follows:
@@ -88,7 +88,7 @@ class LiveOutput:
     def _find(self, folder: Folder, content: IO[bytes], key: int, record: Record | None) -> Record:
         """Wait until the record with `key` exists, and return it. Raises `HaltedError`."""
         is_flushed = False
-        record = None if key in self._renewed else record  # a record that was read in advance may be older
+        record = None if key in self._renewed else record  # the record was read in advance and may be outdated
         while key in self._replaced or (record := record or self._record(folder, key)) is None:
             if not is_flushed:
                 content.flush()
@@ -101,7 +101,7 @@ class LiveOutput:
         return record
 
     def _record(self, folder: Folder, key: int) -> Record | None:
-        with contextlib.suppress(OSError, DamagedError, AssertionError):  # read later: the database is being repaired
+        with contextlib.suppress(OSError, DamagedError, AssertionError):  # read again later, after the repair
             if key in self._renewed:
                 return folder.store.record(key)
             if key not in self._ahead:
@@ -109,7 +109,7 @@ class LiveOutput:
         return self._ahead.pop(key, None)
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Report that the records `keys` are stored. A row is written after all rows before it."""
+        """Report that the records with these keys are stored. A row is written after all rows before it are written."""
         self._replaced.difference_update(keys)
         self._news.set()
 
@@ -133,9 +133,9 @@ def export(
     folder: Folder, target: Path, shapes: Mapping[str, OrderPart] = MappingProxyType({}), *, failures: bool
 ) -> tuple[int, Sequence[str]]:
     """Write the answered rows of a job to `target`, in the order of the input. Return the number of answers, and the
-    notes that a run with this output would have.
+    notes that a run would have if `target` were its output.
 
-    `shapes`: another shape of the output than the job's, by its name.
+    `shapes`: by name, a shape of the output that replaces the job's shape; `{}`: the job's own shape.
 
     With `failures`, all rows are written: failed rows with their errors, unanswered rows with the code `deferred`. The
     job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
@@ -161,7 +161,7 @@ def export(
 
 
 def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
-    """Return a job with another shape of its output. Raises `PromptmillError` if its answers cannot have it."""
+    """Return the job with another shape of its output. Raises `PromptmillError` if its answers have no schema."""
     if spec.output.answer_schema is None:
         raise input_error(*map(Named, shapes), f": the answers of job {spec.job_id} have no schema, and so no lists.")
     return spec.model_copy(update={"shapes": dict(shapes)})
@@ -171,7 +171,7 @@ def _with_names(store: JobDatabase, spec: JobSpec, compared: Callable[[str], str
     """Return the job with column names for another output, where two names clash if `compared` makes them equal."""
     own, wanted = OwnValues(spec), wanted_names(spec)
     taken = {*spec.input.taken, *own.names_in(())}
-    if not spec.input.header:  # the rows were read with other names in view
+    if not spec.input.header:  # when the rows were read, their fields were compared with other names
         possible = possible_names(wanted, compared)
         taken.update(name for row in store.rows() for name in own.of(row) if compared(name) in possible)
     return spec.with_output(names=unusual_names(wanted, taken, compared))

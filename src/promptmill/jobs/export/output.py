@@ -1,10 +1,10 @@
-"""The output of a job: written to a temporary file in its folder, and renamed in one step.
+"""The output of a job. It is written to a temporary file in the output's folder, which is renamed in one step.
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
-A table of a database is written to a temporary SQLite or Parquet file and copied to its database in one transaction.
+The table of a database is first written to a temporary SQLite or Parquet file, then copied in one transaction.
 
-Blocks of rows that have not changed since the last output are copied from that output (`_Blocks`).
+Blocks of rows that have not changed since the last output was written are copied from it (`_Blocks`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from promptmill.files.sheet_reader import Sheet
 
 _BUFFER = 1 << 20
-_LOOK_ROWS = 1024  # rows between two reports of progress
+_LOOK_ROWS = 1024  # the number of rows between two reports of progress
 _SQL_TYPES = frozenset({str, int, float, type(None), bytes})
 
 
@@ -58,13 +58,13 @@ class Written:
 
     partial: Path
     stamp: Stamp
-    """The stamp that the file will have as the output."""
+    """The stamp that the file will have when it is the output."""
     end: int
-    """The number of rows written, that is, the number of the first row not written."""
+    """The number of the first row that is not written."""
     warning: str = ""
-    """Sentences about cells that were cut, repeated ids of a Batch file, and formulas, or `""`."""
+    """Sentences about shortened cells, about repeated ids of a Batch file, and about formulas; `""` without these."""
     blocks: JsonObject | None = None
-    """The blocks of rows that the next output may copy; stored as `written`."""
+    """The blocks of rows that the next output may copy. The database stores them as `written`."""
     copied: Stamp | None = None
     """The stamp of the workbook whose other sheets were copied; None if there is none."""
     answers: Stamp | None = None
@@ -74,9 +74,9 @@ class Written:
 def write_output(
     store: JobDatabase, spec: JobSpec, work: Work, *, limit: int | None = None, own: OutputRecord | None = None
 ) -> Written:
-    """Write the first `limit` rows of a job, or all, to a temporary file. Blocks.
+    """Write the first `limit` rows of a job (None: all rows) to a temporary file. Blocks.
 
-    `own`: the stored record of the job's earlier output.
+    `own`: the stored record of the output that the job wrote before.
 
     Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
     """
@@ -115,9 +115,9 @@ def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
 
 
 def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> bool:
-    """Return whether the output, whose stamp is `there`, is unchanged since the job wrote it. Blocks.
+    """Return whether the output, which now has the stamp `there`, is unchanged since the job wrote it. Blocks.
 
-    In a sheet that the job fills, only the job's columns are compared: other columns may have changed.
+    If the job fills a sheet, only the job's columns in it are compared, so other columns may have changed.
     """
     if made is None or made.is_own(there):
         return made is not None
@@ -126,7 +126,7 @@ def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> boo
 
 def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
     """Return whether the job wrote each answered row of the sheet that it fills, with the same values in all common
-    columns: then rows were deleted, moved or added, and no answer was edited. Blocks.
+    columns. If so, rows may have been deleted, moved or added, but no answer was edited. Blocks.
 
     Raises as `JobDatabase` does.
     """
@@ -145,7 +145,7 @@ def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
 
 
 def with_answers_of(spec: JobSpec, made: OutputRecord) -> OutputRecord:
-    """Return the record of the sheet that the job fills, updated with the sheet's present answers. Blocks."""
+    """Return the record of the sheet that the job fills, with the stamp of the present answers. Blocks."""
     now = stamp_of_answers(table_paths.file_of(spec.output.path), spec)
     answers = made.answers if now is None else (now, *made.answers[:1])
     return made.model_copy(update={"answers": answers, "finished": False})
@@ -158,7 +158,7 @@ def _read_sheet(content: IO[bytes], name: str, header_row: int | None = None) ->
 
 
 def _valued(sheet: Sheet, names: Sequence[str], own: AbstractSet[str]) -> Counter[bytes]:
-    """Count the rows of a sheet with a value in a column of `own`, by the digest of their columns `names`."""
+    """Count the rows of a sheet that have a value in a column of `own`, by the digest of their values in `names`."""
     places, counts = [(sheet.header.index(name), name in own) for name in names], Counter[bytes]()
     for line in filter(None, sheet.rows):
         row = dict(enumerate(values.loads(line.encode())))
@@ -183,12 +183,12 @@ def check_target(
     may have. Raises as `JobDatabase` does. Blocks.
     """
     kind, file = path_formats.format_of_output(target, spec.input.format), table_paths.file_of(target)
-    if not kind.has_tables:  # reading has checked the width of other tables
+    if not kind.has_tables:  # the width of other tables was checked when the input was read
         return
     own, added = OutputForm(stores, spec, kind).possible_columns(extra)
     if file.exists():
         try:
-            with file.open("r+b"):  # refused by Windows while another program has the file open
+            with file.open("r+b"):  # Windows refuses this while another program has the file open
                 pass
         except OSError as error:
             raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
@@ -203,7 +203,7 @@ def check_target(
 def write(
     stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow], end: int = SLOT
 ) -> tuple[Path, str]:
-    """Write the rows before `end` of databases to a temporary file; return its path, and a warning or `""`.
+    """Write the rows `answered` to a temporary file. Return the file's path, and a warning or `""`.
 
     Raises as `answered`, and `OSError`.
     """
@@ -225,7 +225,7 @@ def write(
 
 
 def _notes(stores: Sequence[JobDatabase], spec: JobSpec, kind: Format, end: int) -> str:
-    """Return sentences about the ids of a Batch file, and about answers that a spreadsheet runs, or `""`."""
+    """Return sentences about the ids of a Batch file, and about answers that spreadsheets run as formulas, or `""`."""
     sentences = [Ids.of(store, spec, end).warning for store in stores] if spec.input.format == "batch" else []
     count = sum(statistics.formulas(store, end) for store in stores) if kind.delimiter else 0
     if count:
@@ -257,7 +257,7 @@ def write_rows(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow]
 def temporary(
     stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
 ) -> Iterator[tuple[Path, str]]:
-    """Yield the temporary file and the warning of `write`; remove the file after the block.
+    """Yield the temporary file and the warning that `write` returns. Remove the file after the `with` block.
 
     Raises `PromptmillError` (`invalid_input`) if nothing can be written at `target`.
     """
@@ -283,7 +283,7 @@ def storage_errors(target: Path) -> Iterator[None]:
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:
-    """Yield the rows, and report their number every `_LOOK_ROWS` rows. Raises `HaltedError`."""
+    """Yield the rows, and report the number of rows so far every `_LOOK_ROWS` rows. Raises `HaltedError`."""
     for count, each in enumerate(answered):
         if count % _LOOK_ROWS == 0:
             work.done(count)
@@ -299,17 +299,17 @@ def end_of(store: JobDatabase, limit: int | None) -> int:
 
 
 class _Blocks:
-    """A text output in blocks of rows: unchanged blocks are copied from the earlier output.
+    """Writes a text output in blocks of rows. Unchanged blocks are copied from the earlier output.
 
-    For each block, the job stores its number of bytes and the sum of the checksums of its answers. Table `edited` lists
-    the blocks whose rows have changed since then (see `binding`).
+    For each block, the job stores the number of bytes and the sum of the answers' checksums. Table `edited` lists the
+    blocks whose rows have changed since the output was written (see `binding`).
     """
 
     def __init__(
         self, store: JobDatabase, spec: JobSpec, form: OutputForm, text: TextForm, own: OutputRecord | None
     ) -> None:
         self._store, self._spec, self._divided, self._text = store, spec, form.divided, text
-        header = map(repr, spec.input.header)  # also the names of fields in rows of JSON
+        header = map(repr, spec.input.header)  # includes the names of fields in rows of JSON
         names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape), *header])
         self._identity = hashlib.blake2b(self._text.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
@@ -329,7 +329,7 @@ class _Blocks:
         return known
 
     def write(self, out: IO[bytes], end: int, work: Work) -> JsonDict:
-        """Write the rows before `end`; return the blocks, which the caller stores. Raises as `answered_rows`."""
+        """Write the rows before number `end`. Return the blocks, which the caller stores. Raises as `answered_rows`."""
         store, row, blocks, count = self._store, self._text.row, [], 0
         out.write(self._text.header)
         ((last,),) = store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", end)
@@ -365,12 +365,12 @@ class _Blocks:
 
 @contextlib.contextmanager
 def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open a temporary file for `target`. It is synced after the block, and removed if the block raises."""
+    """Open a temporary file for `target`. It is synced after the `with` block, and removed if the block raises."""
     check_folder(target)
     partial = beside(target, spec.job_id)
     try:
         mode = disk.PRIVATE_FILE if spec.of_call else disk.PUBLIC_FILE
-        partial.unlink(missing_ok=True)  # removed first: the path may be a link, through which nothing must be written
+        partial.unlink(missing_ok=True)  # the path may be a link, through which nothing must be written
         with os.fdopen(disk.created(partial, mode), "wb", _BUFFER) as out:
             yield partial, out
             out.flush()
@@ -448,7 +448,7 @@ def _write_table(path: Path, table: str, form: OutputForm, answered: Iterable[An
 
 
 def _sql_value(value: Any) -> Any:
-    """Return a value for SQLite: lists and objects become JSON; true and false become 1 and 0."""
+    """Return a value that SQLite can store: lists and objects become JSON; true and false become 1 and 0."""
     if type(value) is bool:
         return int(value)
     if isinstance(value, array):  # a vector

@@ -31,7 +31,7 @@ _GROUP_BYTES = 4 << 20
 _NUMBERS = ("cost", PROBABILITY, "score")
 _PLAIN = frozenset({"error", "usage", *_NUMBERS})
 _ROWS_AT_ONCE = 4096
-_VALUES_AT_ONCE = 32  # values between two checks of a page's size; with the default, 1,024, pages of images are huge
+_VALUES_AT_ONCE = 32  # values between two checks of a page's size: the default, 1,024, makes pages of images huge
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
 _PRECISION = 38  # max digits of a decimal in Arrow and in databases
@@ -40,12 +40,12 @@ _SCALARS = MappingProxyType(
 )
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
 _EXACT = 1 << 53  # a float holds every whole number up to this
-_MOST_PARTS = 100  # max fields of an object type; the names in a larger object are probably data
+_MOST_PARTS = 100  # max fields of an object type; in a larger object, the names are probably data
 
 
 def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write rows with their answers, for a table of a database or as a file; return no warning. Raises `OSError`, and
-    the errors of `answered`."""
+    """Write rows with their answers, as a file or for a table of a database. Return `""`: there is no warning. Raises
+    `OSError`, and the errors of `answered`."""
     from pyarrow import parquet
 
     schema, tables = _tables(form, answered, is_for_database=target is not None and table_paths.is_table(target))
@@ -57,8 +57,8 @@ def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredR
 
 
 def write_arrow(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write rows with their answers as a file of Arrow, which programs map into memory; return no warning. Raises as
-    `write_parquet` does."""
+    """Write rows with their answers as an Arrow file, which programs can map into memory. Return `""`: there is no
+    warning. Raises as `write_parquet` does."""
     import pyarrow as pa
 
     del target
@@ -70,7 +70,7 @@ def write_arrow(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow
 
 
 def _tables(form: OutputForm, answered: Iterable[AnsweredRow], *, is_for_database: bool) -> tuple[Any, Iterator[Any]]:
-    """Return the schema of rows with their answers, and their tables of Arrow, a group of rows each."""
+    """Return the schema of the rows with their answers, and an iterator of Arrow tables, each with a group of rows."""
     import pyarrow as pa
 
     answers = form.answers
@@ -106,7 +106,7 @@ def _tables(form: OutputForm, answered: Iterable[AnsweredRow], *, is_for_databas
 
 
 def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
-    """Yield the rows in groups of a few megabytes: Parquet's row groups."""
+    """Yield the rows in groups of a few megabytes, which become the row groups of Parquet."""
     group: list[AnsweredRow] = []
     size = 0
     for each in answered:
@@ -120,7 +120,7 @@ def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
 
 
 def _vectors(vectors: Sequence[bytes | None], kind: Any) -> Any:
-    """Return vectors as an array of lists of 32-bit floats, without a float of Python for each number."""
+    """Return vectors as an Arrow array of lists of 32-bit floats, without making a Python float for each number."""
     import pyarrow as pa
 
     if not pa.types.is_fixed_size_list(kind):
@@ -133,10 +133,10 @@ def _vectors(vectors: Sequence[bytes | None], kind: Any) -> Any:
 
 
 class _ArrowColumns:
-    """The columns of a Parquet input."""
+    """The columns of a Parquet input, in the output."""
 
     def __init__(self, spec: JobSpec, *, is_for_database: bool) -> None:
-        """`is_for_database`: durations and decimals of over 38 digits, which databases misread, become texts."""
+        """`is_for_database`: durations and decimals of over 38 digits become texts, as databases misread them."""
         import pyarrow as pa
 
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
@@ -160,14 +160,14 @@ class _ArrowColumns:
 
 
 class _TypedColumns:
-    """The columns of an input that is not Parquet. A column's type is the type of its values in all rows."""
+    """The output's columns from an input that is not Parquet. A column has the type of its values in all rows."""
 
     def __init__(self, form: OutputForm) -> None:
         self._own, self._types = form.own, ColumnTypes()
         if form.spec.input.format == "batch" or form.spec.input.kind.rows == "texts":
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
-            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # types exist even without rows
+            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # columns exist even without rows
             for row in form.stored():
                 self._types.include(self._own.of(row))
                 check_width(len(self._types))
@@ -249,7 +249,7 @@ class ColumnTypes:
         return len(self._kinds)
 
     def include(self, row: JsonObject) -> None:
-        """Add columns for the fields of `row`, and widen their types to hold its values."""
+        """Add columns for the fields of `row`, and widen the columns' types to hold the row's values."""
         for name, value in row.items():
             known = self._kinds.setdefault(name, None)
             if known != _MIXED and (kind := _kind_of(value, DEEPEST)) != known:
@@ -293,7 +293,7 @@ def _kind_of(value: Any, levels: int) -> _Kind:
 
 
 def _joined(one: _Kind, other: _Kind) -> _Kind:
-    """Return the kind for a column whose values are of two kinds."""
+    """Return the kind of a column whose values are of the two kinds `one` and `other`."""
     if one is None or other is None or one == other:
         return other if one is None else one
     if isinstance(one, dict) and isinstance(other, dict):
@@ -316,7 +316,7 @@ def _decimal(whole: int, fraction: int) -> str:
 
 def _digits_of(value: Decimal) -> tuple[int, int]:
     _, digits, exponent = value.as_tuple()
-    fraction = -min(0, int(exponent))  # always a number, because databases allow no NaN or infinity in a decimal
+    fraction = -min(0, int(exponent))  # the exponent is a number: databases allow no NaN or infinity in a decimal
     return max(len(digits) - fraction, 1), fraction
 
 
@@ -352,7 +352,7 @@ def _is_plain(kind: _Kind) -> bool:
 
 
 def _value(kind: _Kind, value: Any) -> Any:
-    """Return a value as it is stored: in a column of texts, any other value becomes JSON."""
+    """Return a value as it is stored. In a column of texts, a value of another type becomes JSON."""
     if value is None or (kind != _MIXED and _is_plain(kind)):
         return value
     if isinstance(kind, list):

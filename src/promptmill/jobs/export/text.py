@@ -43,7 +43,7 @@ _INFINITE = b"Infinity"  # as `values.dumps` writes it
 _QUOTE, _TWO = '"', '""'
 _OF_FIELDS = ((FIELD, "answer"), (PROBABILITY_OF, PROBABILITY), (SCORE_OF, SCORES))
 _HAS_LONG_NUMBER = f"{statistics.DELIVERED} AND (text GLOB '*{16 * '[0-9]'}*' OR text GLOB '*[0-9][eE][0-9+]*')"
-"""The SQL condition for answers with 16 digits, which a float may not hold, or with an exponent."""
+"""The SQL condition for answers that have an exponent, or 16 digits in a row, which a float may not hold exactly."""
 
 
 class OwnValues:
@@ -53,12 +53,12 @@ class OwnValues:
         self._spec = spec
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
-        """The column for the cells of a row that has more cells than the header."""
+        """The name of the column for surplus cells, which a row has if it has more cells than the header."""
         forms = {"batch": self._of_batch, "messages": self._of_call}
         others = self._of_cells if spec.input.kind.is_table else json_object
         self._are_texts = spec.input.kind.rows == "texts"
         self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, others)
-        """Returns the values of a row; `{}` for an unreadable row of JSON (the error is in its record)."""
+        """Returns the values of a row; `{}` for an unreadable row of JSON, whose record has the error."""
 
     def in_json(self, row: Row) -> JsonDict:
         """Return the values of a row with infinite numbers as texts, as in CSV. (In JSON, they would become null.)"""
@@ -73,14 +73,14 @@ class OwnValues:
             return [INDEX]
         names = dict.fromkeys(self._names)
         for row in stored:
-            if not self._names or row.line is not None:  # without an error, a row of a table has no surplus cells
+            if not self._names or row.line is not None:  # a row of a table has surplus cells only if it has an error
                 names |= dict.fromkeys(self.of(row))
                 check_width(len(names) - len(self._names))
         return list(names)
 
     def possible_names(self, stored: Iterable[Row]) -> list[str]:
-        """Return `names_in` and the column of surplus cells, without reading the rows of a table. Raises as
-        `names_in`."""
+        """Return the columns that `names_in` may return, including the one for surplus cells, without reading the rows
+        of a table. Raises as `names_in`."""
         if not self._names:
             return self.names_in(stored)
         return [*self._names, self.surplus] if self._are_texts else self._names
@@ -100,7 +100,7 @@ class OwnValues:
 
     @staticmethod
     def _of_batch(row: Row) -> JsonDict:
-        """Return the only column that a table has of a Batch line: the line's id."""
+        """Return the only value that a table takes from a Batch line: the line's id."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
@@ -110,7 +110,7 @@ class AnswerValues:
     """The columns that the job adds to an output, and their values for a row."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str] = (), chosen: Collection[str] = ()) -> None:
-        """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()` keeps all."""
+        """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()`: all."""
         self._chosen = frozenset(chosen)
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = column_names.schema_columns(spec)
@@ -121,7 +121,7 @@ class AnswerValues:
         self.names = {key: self._renamed.get(key, usual_name(key)) for key in keys if self._has(key)}
         """The names of the columns in a table, by key."""
         self._is_usual = schema is None and not self._variants and not spec.plan.fields
-        """Whether the record alone gives all values of a row."""
+        """Whether all values for a row come from its record alone."""
 
     def _has(self, key: str) -> bool:
         """Return whether the output has a column. Columns that distinguish several answers to a row are always kept."""
@@ -132,12 +132,12 @@ class AnswerValues:
 
     @property
     def names_in_json(self) -> list[str]:
-        """The names of the fields that each row of JSON has."""
+        """The names of the fields that the job adds to each row of JSON."""
         order = [*self._variants, *ANSWER_FIELDS, *self._spec.plan.fields]
         return [self._renamed.get(name, name) for name in order if self._has(name)]
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:
-        """Return the fields of a row of JSON, by their names in the output."""
+        """Return the fields that the job adds to a row of JSON, by their names in the output."""
         if self._is_usual and not self._chosen:
             return answer_fields(answered.record, self._renamed)
         fields = answer_fields(answered.record)
@@ -147,7 +147,7 @@ class AnswerValues:
         return {self._renamed.get(name, name): value for name, value in fields.items() if self._has(name)}
 
     def in_table(self, answered: AnsweredRow) -> JsonDict:
-        """Return the values of a row of a table, by the keys of their columns."""
+        """Return the values that the job adds to a row of a table, by the keys of their columns."""
         record = answered.record
         fields = answer_fields(record)
         if not fields["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
@@ -160,7 +160,7 @@ class AnswerValues:
         return self._spec.plan.marks(self._spec, answered.record, answered.beside)
 
     def in_order(self, answered: AnsweredRow) -> list[Any]:
-        """Return the values of a row of a table in the order of `names`. An error becomes `code: message`."""
+        """Return the values of `in_table` in the order of `names`. An error becomes the text `code: message`."""
         fields = self.in_table(answered)
         error = fields["error"]
         fields["error"] = f"{error['code']}: {error['message']}" if error else None
@@ -188,11 +188,11 @@ class AnswerValues:
 
 
 class OutputForm:
-    """The columns and values of an output, for the rows in some databases."""
+    """The columns and values of an output with the rows of one or several databases."""
 
     def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: Format) -> None:
         self.divided = divided(spec)
-        """Returns the rows of the output for a row of the input."""
+        """Takes a row of the input, and returns its rows of the output."""
         self.spec = spec = spec.in_output
         self.format, self._stores = output_format, stores
         self.own = OwnValues(spec)
@@ -210,8 +210,8 @@ class OutputForm:
         return self.own.names_in(self.stored())
 
     def fields_to_measure(self) -> Iterator[JsonDict]:
-        """Yield the `answer_fields` of the output's rows whose answers may not fit into the usual types: rows with a
-        number that may need more than 64 bits; all rows of a job with dates."""
+        """Yield the `answer_fields` of those rows of the output whose answers may not fit into the usual types: of rows
+        with a number that may need more than 64 bits; of all rows if the schema has dates."""
         schema = self.answers.schema
         where = statistics.DELIVERED if schema is not None and schema.has_dates else _HAS_LONG_NUMBER
         for store in self._stores:
@@ -221,7 +221,7 @@ class OutputForm:
 
     @cached_property
     def dimensions(self) -> int | None:
-        """The numbers in each vector, if answers are vectors; 0 if these differ in length; None for other answers."""
+        """The length of each vector, if answers are vectors; 0 if vectors differ in length; None for other answers."""
         lengths = {length for store in self._stores for length in statistics.vector_lengths(store)}
         return None if not lengths else lengths.pop() if len(lengths) == 1 else 0
 
@@ -232,11 +232,11 @@ class OutputForm:
 
     @property
     def header(self) -> list[str]:
-        """All columns of a table, the job's columns included."""
+        """All columns of a table, including the columns that the job adds."""
         return [*self.names, *self.answers.names.values()]
 
     def possible_columns(self, extra: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return the columns of the input, and the job's columns that a table may have. Raises as `names`.
+        """Return the columns of the input, and the columns that the job may add to a table. Raises as `names`.
 
         `extra`: the optional fields that answers may have.
         """
@@ -244,7 +244,7 @@ class OutputForm:
         return self.own.possible_names(self.stored()), [*answers.names.values()]
 
     def rows(self, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
-        """Return the rows of the output for rows of the input."""
+        """Return the rows of the output that rows of the input are divided into."""
         return itertools.chain.from_iterable(map(self.divided, answered))
 
     def own_values(self, row: Row) -> list[Any]:
@@ -258,7 +258,7 @@ class OutputForm:
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
-    """The text form of an output: its header, and a function from rows to bytes."""
+    """The text form of an output: its header, and a function that converts a row to bytes."""
 
     row: Callable[[AnsweredRow], bytes]
     """Returns the bytes of a row, with a line end."""
@@ -294,7 +294,7 @@ def write_lines(out: IO[bytes], text: TextForm, answered: Iterable[AnsweredRow])
 
 
 def write_array(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write an array of JSON, with a row in each line; return no warning. Raises as `write_lines` does."""
+    """Write an array of JSON, with one row in each line. Return `""`, no warning. Raises as `write_lines` does."""
     del target
     write, row, separator = out.write, text_form(form).row, b"[\n"
     for each in answered:
@@ -347,7 +347,7 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str,
 
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
-    takes_model = backends.record(spec.backend).any_model  # the model that the line names has answered it
+    takes_model = backends.record(spec.backend).any_model  # if True, the model that the line names has answered it
     line = batch_output(
         answered.row.cells or b"",
         answered.record,
@@ -360,10 +360,10 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
 
 
 def cells_line(cells: Iterable[str], delimiter: str, end: str = "\n") -> bytes:
-    """Return a row of two or more cells in the form of `csv.writer`, in less than half of its time.
+    """Return a row of two or more cells in the form that `csv.writer` writes, in less than half of the time.
 
-    `csv` is slow because it looks for the line end at each letter. Before Python 3.13, with a line feed as the line
-    end, `csv` does not quote a lone carriage return, and readers take the carriage return for the end of the row.
+    `csv` is slow because it compares each letter with the line end. Before Python 3.13, if the line end is a line feed,
+    `csv` does not quote a lone carriage return, which readers take for the end of the row.
     """
     return f"{_joined(list(cells), delimiter)}{end}".encode("utf-8", "surrogateescape")
 
@@ -388,7 +388,7 @@ def _usage_cell(prompt_tokens: int, completion_tokens: int) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a CSV cell: a text unchanged, labels joined, bytes as base64, other values as JSON."""
+    """Return a value as a CSV cell: a text is unchanged, labels are joined, bytes become base64, other values JSON."""
     if value is None:
         return ""
     if isinstance(value, LabelList):
@@ -398,11 +398,11 @@ def cell(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     text = json_values.json_line(_finite(value))[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # without quotes: dates, decimals and bytes
+    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes are without quotes
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with infinite numbers as texts, and null for NaN."""
+    """Return a value in which infinite numbers are texts and NaN is None."""
     match value:
         case float() if not math.isfinite(value):
             return None if math.isnan(value) else cell(value)
@@ -415,7 +415,7 @@ def _finite(value: Any) -> Any:
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
-    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()  # files with marks may be joined
+    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()  # a mark may be in the middle of joined files
     try:
         value = json_values.load(line, "")
     except PromptmillError:
@@ -431,7 +431,7 @@ def json_line(line: bytes, fields: JsonObject) -> bytes:
 
 
 def json_object(row: Row) -> JsonDict:
-    """Return the object in a row of JSON; `{}` if the row is unreadable (the error is in its record)."""
+    """Return the object in a row of JSON; `{}` if the row is unreadable (its record has the error)."""
     own = row.cells or b""
     try:
         value = json_values.load(own, "")

@@ -1,11 +1,11 @@
-"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing workbook, whose other bytes stay.
+"""Workbooks as outputs: a new workbook; or a sheet, or columns of a sheet, of an existing workbook, whose rest stays.
 
 labels.xlsx              a new workbook with the sheet `answers`
 book.xlsx#Labels         the sheet `Labels`; the other sheets of the workbook stay
 the input itself         the answers become columns of its sheet, after its own columns; all else stays
 
 The parts of an existing workbook are copied, and only the XML of the changed parts is edited as text. A library that
-reads and rewrites a workbook would lose the features it does not know: bold words in a cell, drop-down lists, slicers.
+reads and rewrites a workbook loses the features that it does not know: bold words in a cell, drop-down lists, slicers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # rows below the header: Excel's limit
 _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile("[\\[\\]:*?/\\\\\0-\x1f\x7f\ud800-\udfff\ufffe\uffff]|^'|'$")
-"""Finds characters that Excel permits in no name of a sheet, or that XML cannot hold."""
+"""Finds characters that Excel does not permit in the name of a sheet, or that XML cannot hold."""
 _CUT = "… [cut]"
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -69,20 +69,20 @@ _NEW = {
     '<cellStyleXfs count="1"><xf/></cellStyleXfs><cellXfs count="1"><xf/></cellXfs>'
     '<cellStyles count="1"><cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>',
 }
-"""The files in a workbook that has no sheet yet."""
+"""The files of a workbook that has no sheet yet, with their content."""
 
 
 def check_target(spec: JobSpec, target: Path, own: Sequence[str], added: Sequence[str]) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no workbook at `target` can get a sheet with columns of the input
     (`own`) and of the job (`added`).
 
-    The check writes the sheet without rows and discards the result.
+    The check writes the workbook, with a sheet without rows, and discards it.
     """
     file, name = table_paths.split(target)
     if name:
         _check_name(name)
     fills_input = spec.fills_input and target == spec.output.path
-    _check_width(0 if fills_input else len(own) + len(added))  # the columns of a sheet that is filled are counted below
+    _check_width(0 if fills_input else len(own) + len(added))  # if the job fills a sheet, the columns are counted below
     if not (name or fills_input) or not file.exists():
         return
     if fills_input and spec.is_grid:
@@ -98,7 +98,7 @@ def check_target(spec: JobSpec, target: Path, own: Sequence[str], added: Sequenc
 
 
 def _check_name(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a name that Excel permits for no sheet."""
+    """Raise `PromptmillError` (`invalid_input`) for a name that Excel does not permit for a sheet."""
     wrong = ""
     if (length := len(name.encode("utf-16-le", "surrogatepass")) // 2) > _LONGEST_NAME:
         wrong = f"it has {length} characters, as Excel counts them, and {_LONGEST_NAME} are the most"
@@ -144,7 +144,7 @@ class WorkbookWriter:
     def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
         """Write the workbook. Raises `PromptmillError`, `OSError`, and the errors of `answered`.
 
-        `target` is the final path. If a workbook exists there, its other sheets and columns are copied.
+        `target`: the workbook's path. If a workbook exists there, its other sheets and columns are copied.
         """
         file, name = (Path(), "") if target is None else table_paths.split(target)
         if target == self._spec.output.path and self._spec.fills_input:
@@ -181,7 +181,7 @@ class WorkbookWriter:
 
 
 def frozen(columns: int = 0) -> str:
-    """Return the view of a sheet that keeps the header and the first columns in sight, as XML."""
+    """Return XML for a view of a sheet in which the header and the first `columns` columns stay visible."""
     pane, split = ("bottomRight", f'xSplit="{columns}" ') if columns else ("bottomLeft", "")
     return (
         f'<sheetViews><sheetView workbookViewId="0"><pane {split}ySplit="1" topLeftCell="{xlsx.letters_of(columns)}2" '
@@ -193,7 +193,7 @@ _FROZEN = frozen()
 
 
 def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:
-    """Write a new workbook with one sheet. `view`, `rules`: XML above the columns and after the filter."""
+    """Write a new workbook with one sheet. `view`: XML before the columns. `rules`: XML after the filter."""
     _write(out, None, _NewSheet(name, ([shortened(sheet_value(value)) for value in row] for row in rows), view, rules))
 
 
@@ -201,17 +201,17 @@ def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: 
 
 
 class _NewSheet:
-    """A sheet that is written completely."""
+    """A sheet that is written as a whole: new, or in place of a sheet with its name."""
 
     def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:
         self._name, self._rows, self._view, self._rules = name, rows, view, rules
 
     def changed(self, packed: zipfile.ZipFile) -> Changed:
-        """Return the parts that change or are new."""
+        """Return the parts of the workbook that change or are new."""
         parts = xlsx.parts_of(packed)
         texts: dict[str, bytes] = {}
         part = next((sheet.part for sheet in parts.sheets if sheet.name == self._name), "")
-        removed = [xlsx.rels_of(part)] if part else []  # removed together with its pictures and tables
+        removed = [xlsx.rels_of(part)] if part else []  # removes the sheet's pictures and tables
         if not part:
             part, texts = _with_sheet(packed, parts, self._name)
         texts[parts.book] = recalculated(texts.get(parts.book) or packed.read(parts.book))
@@ -233,7 +233,7 @@ class _NewSheet:
 
 
 def _widths(rows: Sequence[Sequence[Any]]) -> str:
-    """Return the widths of the columns as XML."""
+    """Return XML with the widths of the columns, which fit the cells of `rows`."""
     wide = "".join(
         f'<col min="{at}" max="{at}" width="{width}" customWidth="1"/>' for at, width in enumerate(widths_of(rows), 1)
     )
@@ -241,7 +241,7 @@ def _widths(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _write(out: IO[bytes], source: Path | None, change: _NewSheet | FilledSheet) -> None:
-    """Copy a workbook with a change; without a `source`, write a new workbook. Raises `PromptmillError`, `OSError`."""
+    """Copy the workbook `source` with a change; if None, write a new workbook. Raises `PromptmillError`, `OSError`."""
     file = io.BytesIO(_empty()) if source is None else source
     with xlsx.opened(file, "" if source is None else source.name) as packed:
         changed = change.changed(packed)
@@ -264,7 +264,7 @@ def _empty() -> bytes:
 
 
 def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[str, dict[str, bytes]]:
-    """Return the path of a new sheet, and the changed parts that list the sheet."""
+    """Return the path of the part for a new sheet, and the changed parts of the workbook that list this sheet."""
     folder = parts.book.rpartition("/")[0]
     known = {*packed.namelist()}
     candidates = (f"{folder}/worksheets/sheet{number}.xml" for number in range(1, len(known) + 2))

@@ -1,4 +1,4 @@
-"""The XML of workbooks: values as Excel can hold them, cells, and edits of a part as text."""
+"""The XML of workbooks: values in the form that Excel can hold, cells, and edits of a part as text."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from promptmill.files import xlsx
 from promptmill.jobs.export.text import cell
 
 LONGEST_CELL = 32_767
-"""The most characters of a cell: Excel's limit."""
+"""The most characters that a cell may have in Excel."""
 MEASURED = 200
-"""The first rows, whose cells give the widths of the columns; they are in memory together."""
-_WIDTHS = 8, 60  # characters: a number with its name, and a line that an eye can follow
-_EXACT = 1 << 53  # the largest exact whole number: Excel stores each number as a float of 64 bits
+"""The number of first rows, whose cells determine the widths of the columns; all of them are held in memory."""
+_WIDTHS = 8, 60  # min and max characters: of a number and its header, and of a line that is still readable
+_EXACT = 1 << 53  # up to this, whole numbers are exact: Excel stores each number as a float of 64 bits
 _DIGITS = 15  # max digits of a decimal that Excel stores exactly
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # needs an escape, because Excel reads _x0041_ as an A
 _FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
-_EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
+_EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (before this date, Excel counts a 29 February 1900)
 _DAY = dt.timedelta(days=1)
-_PLACES = 10  # decimals of a number of days: LibreOffice writes 15 digits
+_PLACES = 10  # decimal places of a number of days: LibreOffice writes 15 digits
 _DATE, _TIME, _DATE_WITH_TIME = 14, 21, 22  # numbers of Excel's own formats
 _OF_DATES = frozenset(map(str, (*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59))))
 _XF = re.compile(rb"(?=<(?:[\w.-]+:)?xf\b)")  # the beginning of a style
 _NUMBER_FORMAT = re.compile(rb"""\s(?:numFmtId|applyNumberFormat)=(?:"[^"]*"|'[^']*')""")
-_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\[\]]*\]', re.IGNORECASE)  # in the code of a number format
+_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\[\]]*\]', re.IGNORECASE)  # the texts in the code of a number format
 Changed: TypeAlias = dict[str, Iterable[bytes] | None]
-"""The content of each part that changes, in blocks; None for a part that is removed."""
+"""By the path of each part that changes: its new content, in blocks; None if the part is removed."""
 
 
 def sheet_value(value: Any) -> Any:
-    """Return a value as a cell can hold it: None, a boolean, a number, a date or a text.
+    """Return a value in a form that a cell can hold: None, a boolean, a number, a date or a text.
 
     Lists and objects become JSON; a number that Excel would round becomes a text; a date from a workbook stays a date.
     """
@@ -63,7 +63,7 @@ def sheet_value(value: Any) -> Any:
 
 
 def _without_zone(value: dt.date | dt.time, text: str) -> dt.date | dt.time | str:
-    """Return a date or a time; its text if it has a time zone, because a cell's date has none."""
+    """Return a date or a time. If it has a time zone, return its `text`, because dates in cells have no time zone."""
     return text if isinstance(value, dt.datetime | dt.time) and value.tzinfo is not None else value
 
 
@@ -77,13 +77,13 @@ def clean_text(text: str) -> str:
 
 
 def cut_text(text: str, end: str = "") -> str:
-    """Return a text of at most Excel's length; a shortened text ends with `end`."""
+    """Return a text, shortened to the longest text that Excel permits, with `end` at its end."""
     most = LONGEST_CELL - len(end)
     return text.encode("utf-16-le")[: 2 * most].decode("utf-16-le", "ignore") + end
 
 
 def shortened(value: Any) -> Any:
-    """Return a value of `sheet_value`; a text is cut to Excel's length."""
+    """Return a value from `sheet_value`. If it is a text, it is cut to the longest text that Excel permits."""
     return cut_text(value) if isinstance(value, str) and length_of(value) > LONGEST_CELL else value
 
 
@@ -93,7 +93,7 @@ def length_of(text: str) -> int:
 
 
 class Dates:
-    """The dates of a workbook: a cell has the number of days since a first day, and the format of a date."""
+    """The dates of a workbook. A cell with a date has the number of days since a first day, and a format for dates."""
 
     def __init__(self, packed: zipfile.ZipFile, parts: xlsx.Parts) -> None:
         self._part, self._data = parts.styles, packed.read(parts.styles) if parts.styles else b""
@@ -110,8 +110,8 @@ class Dates:
         self._numbers: dict[tuple[int, str], str] = {}
 
     def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
-        """Return the style and the number of days of a cell with the style `style` (`""`: the usual one), or a text if
-        Excel has no number for the date or the workbook has no formats."""
+        """Return the new style and the number of days for a cell with the style `style` (`""`: the usual style). In
+        place of the number, return a text if Excel has no number for the date, or if the workbook has no formats."""
         match value:
             case dt.time():
                 form, time, least = _TIME, dt.datetime.combine(self._first, value), self._first
@@ -137,7 +137,7 @@ class Dates:
         return self._numbers[form, style]
 
     def changed(self) -> Changed:
-        """Return the part of the styles. It is written after all cells, because cells add styles."""
+        """Return the part with the styles. It must be written after all cells, because cells add styles."""
         return {self._part: self._styles()} if self._part else {}
 
     def _styles(self) -> Iterator[bytes]:
@@ -164,14 +164,14 @@ class Cells:
         self._dates, self._prefix = dates, prefix
 
     def row(self, number: int, values: Sequence[Any]) -> str:
-        """Return a row. `number`: the row's number, from 1."""
+        """Return the XML of a row. `number`: the row's number, from 1."""
         cells = "".join(
             self.cell(number, column, value) for column, value in enumerate(values) if value not in (None, "")
         )
         return f'<{self._prefix}row r="{number}">{cells}</{self._prefix}row>'
 
     def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
-        """Return a cell. `row`: the row's number, from 1. `style`: the number of the cell's format."""
+        """Return the XML of a cell. `row`: the row's number, from 1. `style`: the number of the cell's format."""
         p, kind = self._prefix, ""
         if isinstance(value, dt.date | dt.time):
             style, value = self._dates.cell(value, style)
@@ -191,12 +191,12 @@ class Cells:
 
 
 def escaped(text: str) -> str:
-    """Return a text as the content of an element of a workbook."""
+    """Return a text, escaped for the content of an XML element of a workbook."""
     return escape(literal(text), {"\r": "&#13;"})
 
 
 def literal(text: str) -> str:
-    """Return a text in which Excel reads no escape.
+    """Return a text, changed so that Excel finds no escape in it.
 
     >>> literal("_x0041_")
     '_x005F_x0041_'
@@ -205,7 +205,7 @@ def literal(text: str) -> str:
 
 
 def widths_of(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the width of each column in characters: the length of its longest line, within bounds.
+    """Return the width of each column in characters. It depends on the column's longest line, and has bounds.
 
     >>> widths_of([["id", "mail"], [1, "My parcel has not arrived."]])
     [8, 28]

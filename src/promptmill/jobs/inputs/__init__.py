@@ -1,1 +1,1 @@
-"""Rows of an input as a job needs them: its questions, whole files, remote files, and secrets in rows."""
+"""The rows of a job's input: the questions about them, whole files as rows, remote files, and secrets in rows."""

@@ -36,9 +36,9 @@ from promptmill.jobs.store.description import JobPrompts
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
-_LOOKED_AT = 100  # first rows, whose fields a prompt may use
-_AT_ONCE = 256  # rows of a page of a feature's format
-# The first bytes of files that have the suffix of a text file, but another format.
+_LOOKED_AT = 100  # the number of first rows; a prompt may use their fields
+_AT_ONCE = 256  # the rows of a page, for a format of a feature
+# The first bytes of formats that are found in files with the suffix of a text file, and the remedies.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -51,10 +51,10 @@ _SIGNS = MappingProxyType(
 
 
 def format_of_input(files: InputFiles) -> str:
-    """Return the name of the format, by suffix and first lines, see `Format.key`. Lines of a Batch file are `batch`.
+    """Return the `Format.key` of the input's format, by suffix and first lines; `batch` for lines of a Batch file.
 
-    Raises `PromptmillError` (`invalid_input`) for an unknown suffix, files of several kinds, and UTF-16 text or
-    compressed content without the matching option or suffix.
+    Raises `PromptmillError` (`invalid_input`) for an unknown suffix, for files of several kinds, and for UTF-16 text or
+    compressed content without the option or suffix that names it.
     """
     kinds = {_as_read(file.path): file.path.name for file in files.parts}
     if len(kinds) > 1:
@@ -72,7 +72,7 @@ def format_of_input(files: InputFiles) -> str:
         raise input_error(Named("header_row"), f" works only for CSV, TSV and workbooks, not for {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
-        if marked:  # refused, because another encoding would read other letters
+        if marked:  # refused, because in another encoding the bytes are other letters
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
@@ -99,7 +99,7 @@ def _check_text(files: InputFiles, kind: str) -> None:
     with files.stream() as stream:
         start = stream.read(encodings.SAMPLE)
     name, text = "", "UTF-16"
-    if files.encoding is None:  # UTF-16 without a byte-order mark; escape sequences, which are UTF-8 of other letters
+    if files.encoding is None:  # UTF-16 without a byte-order mark, or escape sequences, which are valid UTF-8
         name = _utf_16(start)
         if not name and b"\x1b$" in start:
             name, text = encodings.escaped(start), "ISO-2022"
@@ -128,7 +128,7 @@ def _of_beginning(
 ) -> PromptmillError:
     """Return an error with the encoding of the file, if it is likely the cause.
 
-    It is the encoding in which the first line has the prompt's columns, or the encoding of the file's first bytes.
+    The error names the encoding in which the first line has the prompt's columns, or the first bytes' encoding.
     """
     if of_input(input_format).rows != "texts":
         return error
@@ -156,7 +156,7 @@ def input_of(files: InputFiles, input_format: str) -> Input:
 
 
 def first_rows(files: InputFiles, input_format: str) -> Iterator[JsonObject]:
-    """Yield the first rows that are objects. Raises as `input_of` and its rows do."""
+    """Yield the first rows that are objects. Raises the errors of `input_of` and of reading its rows."""
     if input_format in {"jsonl", "batch"}:
         return first_objects(files)
     return itertools.islice(objects_of(input_of(files, input_format)), _LOOKED_AT)
@@ -179,7 +179,7 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
 
 
 def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
-    """Yield the rows of a file; a table's columns become fields. `encoding`: the encoding of a text that is not UTF-8.
+    """Yield the rows of a file as objects, see `objects_of`. `encoding`: the encoding of a text that is not UTF-8.
 
     Raises `PromptmillError`, `OSError`.
     """
@@ -219,7 +219,7 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
 
 
 def suggested_column(files: InputFiles, input_format: str) -> str:
-    """Return the column of the first rows to suggest for a prompt, see `text_column`; `text` for rows without names."""
+    """Return the column to suggest for a prompt, see `text_column`, by the first rows; `text` if they have no names."""
     if input_format != "txt":
         with contextlib.suppress(PromptmillError, OSError):
             rows = list(itertools.islice(first_rows(files, input_format), _FIRST_ROWS))
@@ -241,7 +241,7 @@ def _utf_16(start: bytes) -> str:
 
 
 def _is_by_column(only: JsonObject) -> bool:
-    """Return whether the only object of a file is a table by column: each field has cells by row number."""
+    """Return whether the only object of a file is a table: each field is a column, and has its cells by row number."""
     columns = list(only.values())
     if not columns or not all(isinstance(column, dict) and column for column in columns):
         return False
@@ -254,7 +254,7 @@ def _as_read(path: Path) -> str:
 
 
 class ReadRows:
-    """The rows that `Format.read` of a feature yields as mappings, with the columns that a file's path adds."""
+    """The rows that a feature's `Format.read` yields as mappings, with the columns that come from a file's path."""
 
     header: Sequence[str] = ()
     style = Style()

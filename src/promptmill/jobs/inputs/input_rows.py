@@ -1,6 +1,6 @@
-"""Rows that are not in the user's files: from standard input, from a program, or from a URL.
+"""Rows that are not in the user's files, but from standard input, from a program, or from a URL.
 
-The rows are written to a temporary file. When the job's database has the rows, the file is removed.
+The rows are written to a temporary file, which is removed when the job's database has the rows.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class InputRows(NamedTuple):
     name: str = "rows"
     """The name of the input in messages; it is not a path."""
     has_lines: bool = True
-    """Whether the user knows a row as a line."""
+    """Whether a row is a line of text for the user, so that messages call it a line."""
 
 
 @contextlib.contextmanager
 def written(
     folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows", *, has_lines: bool = True
 ) -> Iterator[InputRows]:
-    """Write blocks of bytes to a temporary file with `suffix`, and yield the rows in it. Raises `PromptmillError`
-    (`storage`)."""
+    """Write blocks of bytes to a temporary file whose name ends in `suffix`, and yield the rows in it. Raises
+    `PromptmillError` (`storage`)."""
     content = hashlib.sha256(suffix.encode())
     with temporary_folder(folders) as place:
         file = place / f"{name}{suffix}"
@@ -65,7 +65,7 @@ def written(
 
 @contextlib.contextmanager
 def temporary_folder(folders: JobFolders) -> Iterator[Path]:
-    """Yield a new temporary folder, which is removed after the block. Raises `PromptmillError` (`storage`)."""
+    """Yield a new temporary folder, which is removed after the `with` block. Raises `PromptmillError` (`storage`)."""
     root = root_of(folders)
     with _errors(root):
         disk.make_private_folder(root)
@@ -85,7 +85,7 @@ def _errors(folder: Path) -> Iterator[None]:
 
 
 def root_of(folders: JobFolders) -> Path:
-    """Return the folder of temporary files."""
+    """Return the folder for the temporary files of rows."""
     return (folders.every or folders).root.parent / GIVEN
 
 
@@ -105,7 +105,7 @@ def _slug(name: str) -> str:
 
 
 def prune(folders: JobFolders, before: float) -> None:
-    """Remove temporary files that are older than `before` and that no job uses. Raises `OSError`."""
+    """Remove temporary files that are older than the time `before` and that no job uses. Raises `OSError`."""
     root = root_of(folders).resolve()
     used = {spec.output.path.parent for folder in folders.all() if (spec := folder.spec) is not None}
     with contextlib.suppress(FileNotFoundError):
@@ -142,7 +142,7 @@ def lines_of(
 ) -> Iterator[bytes]:
     """Yield the rows of an argument as lines of JSON. A row is a text (its field is `name`), an object, or messages.
 
-    None and NaN are missing texts. `default` converts other values to JSON; it returns None for a missing value.
+    None and NaN are missing texts. `default` converts a value of another type to JSON, or to None if it is missing.
     Raises `PromptmillError` (`invalid_input`).
     """
     for index, row in enumerate(rows):

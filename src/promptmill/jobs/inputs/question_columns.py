@@ -1,4 +1,4 @@
-"""The questions of an input: the columns with its prompts, settings and images."""
+"""The questions of an input, which use the columns with its prompts, settings and images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from promptmill.jobs.rows.row_questions import Questions
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.description import JobPrompts
 
-_LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
+_LOOKED_AT = 21  # the first rows, in which the header is searched: in a report, few lines are above the table
 _PROMPTS = frozenset({"prompt", "messages"})
 _NAMED = re.compile(
     r"[^\W_][\w .-]{0,59}"
-)  # names that a prompt may write in braces, and that are short enough for messages
-_IDENTIFIES = re.compile(r"(?i)(^|[\W_])(id|index|key|nr|no|number|row)$")  # a column that no prompt is about
+)  # names that can be written in a prompt's braces, and that are short enough for messages
+_IDENTIFIES = re.compile(r"(?i)(^|[\W_])(id|index|key|nr|no|number|row)$")  # columns that no prompt asks about
 # Common names of the field with a row's text; an error suggests the first that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
 def questions_of(question: JobPrompts, input_format: str, names: Sequence[str]) -> list[Questions]:
-    """Return the questions to ask for each row, one for each prompt.
+    """Return the questions about a row: one `Questions` for each prompt.
 
-    `names`: the columns of a table; for objects, the fields that the templates name.
+    `names`: the columns of a table; for rows that are objects, the fields that the templates name.
 
     Raises `PromptmillError` (`invalid_input`) if a template is invalid or a column is missing.
     """
@@ -48,9 +48,9 @@ def questions_of(question: JobPrompts, input_format: str, names: Sequence[str]) 
 
 
 def questions_in(question: JobPrompts, input_format: str, source: Input, fields: Sequence[str] = ()) -> list[Questions]:
-    """Return the questions of an input, see `questions_of`. `fields`: the fields of objects that the templates name.
+    """Return the questions of an input, see `questions_of`. `fields`: for objects, the fields that the templates name.
 
-    If a column is missing but a later row looks like the header, the error suggests that row.
+    If a column is missing but a later row looks like the header, the error suggests this row as the header.
     """
     try:
         return questions_of(question, input_format, source.header or fields)
@@ -70,13 +70,13 @@ def questions_in(question: JobPrompts, input_format: str, source: Input, fields:
 
 
 def _lacks_prompts(question: JobPrompts, header: Sequence[str]) -> bool:
-    """Return whether no prompt is given, and a table with this readable header has no column of prompts."""
+    """Return whether no prompt is given and the table's header, which is readable, has no column of prompts."""
     is_given = question.templates or question.column is not None
     return not is_given and not _PROMPTS & {*header} and all(map(is_utf8, header))
 
 
 def named_columns(question: JobPrompts) -> set[str]:
-    """Return the columns that a question names. Templates with names of several words give none."""
+    """Return the columns that a question names. Templates that use names of several words are left out."""
     names = {name for name in (question.column, *question.sourced_columns.values()) if name is not None}
     for text in question.templates:
         with contextlib.suppress(PromptmillError):
@@ -136,7 +136,7 @@ def _of_columns(question: JobPrompts, input_format: str, header: Sequence[str], 
         if not all(map(is_utf8, header)):
             raise _no_utf8_header(header)
         raise _no_prompts(header)
-    columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns change nothing
+    columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns have no effect
     return Questions(
         tuple((at, name) for name, at in columns),
         column=column,
@@ -151,13 +151,13 @@ def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
 
 
 def _has_missing(input_format: str) -> bool:
-    """Return whether an empty cell may mean a missing value; in a text with a row per line, it does not."""
+    """Return whether a cell such as `NaN` may mean a missing value; in a text of one row per line, it cannot."""
     known = of_input(input_format)
     return known.rows == "texts" and known.has_header
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
-    """Return the columns that the questions use. A single question keeps its order of columns."""
+    """Return the columns that the questions use: sorted, or in the order of the question if it is the only one."""
     if len(questions) == 1:
         return list(questions[0].columns or ())
     return sorted({column for one in questions for column in one.columns or ()})
@@ -166,7 +166,7 @@ def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
 def check_first_objects(question: JobPrompts, objects: Iterable[JsonObject], path: Path) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or if the template names an unknown column.
 
-    `objects`: the first rows of the file `path`. If only some rows lack a prompt, only these rows fail.
+    `objects`: the first rows of the file `path`. If only some rows lack a prompt, only these fail later.
     """
     if question.templates:
         rows = [*objects]
@@ -199,7 +199,7 @@ def check_first_objects(question: JobPrompts, objects: Iterable[JsonObject], pat
 
 
 def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> PromptmillError:
-    """Return the error for an input without prompts. It suggests the `text_column`."""
+    """Return the error for an input without prompts. The error suggests the `text_column` of `columns` and `rows`."""
     lacks = no_column("prompt", "messages", columns=columns, file="The input")
     column = text_column(columns, rows)
     return input_error(
@@ -212,21 +212,21 @@ def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> Pr
 
 
 def text_column(columns: Collection[str], rows: Sequence[JsonObject] = (), otherwise: str = "column") -> str:
-    """Return the column to suggest for a prompt: the column with the longest texts in the first `rows`; without rows,
-    by its name. `otherwise`: the result if no column has a name that a prompt can have in braces."""
+    """Return the column to suggest for a prompt: the column with the longest texts in the first `rows`; if there are no
+    rows, by its name. `otherwise`: the result if no column has a name that can be written in a prompt's braces."""
     named = [name for name in columns if _NAMED.fullmatch(name)]
     texts = [name for name in named if not _IDENTIFIES.search(name)]
     column = next((name for name in (*_USUAL, *texts, *named) if name in columns), otherwise)
-    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # the first of equal columns
+    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # if equal, the first one
 
 
 def _length_of(column: str, rows: Sequence[JsonObject]) -> int:
-    """Return the length of the texts in a column of some rows."""
+    """Return the total length of the texts that `rows` have in a column."""
     return sum(len(text) for row in rows if isinstance(text := row.get(column), str))
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return distinct names for the columns. A repeated name gets a number: `x`, `x_2`."""
+    """Return a distinct name for each column. A repeated name gets a number: `x`, `x_2`."""
     known, new_names, counts = frozenset(names), dict[str, None](), dict[str, int]()
     for name in names:
         new = name

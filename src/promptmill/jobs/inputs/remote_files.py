@@ -1,4 +1,4 @@
-"""Inputs and outputs that are not local files: URLs, `s3://…` and other stores of `fsspec`.
+"""Inputs and outputs that are not local files but are at URLs, in `s3://…` or in other stores of `fsspec`.
 
 An input is downloaded before its rows are read. An output is uploaded at the end of its job, because an object store
 cannot hold the job's database.
@@ -32,18 +32,18 @@ from promptmill.jobs.store.order import as_written
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import make_private
 
-# Stores that write an object atomically; in all others, the upload gets a temporary name and is renamed.
+# The stores that write an object atomically. In all others, an upload first gets a temporary name and is then renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
-"""The extra of promptmill that installs the package of a store."""
+"""The extra of promptmill that installs the package of a store, by the scheme of its URLs."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 Say = Callable[[str], None]
 
 
 def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
-    """Return the URLs, pinned to the versions that the job in `folder` read first, where a store has versions.
+    """Return the URLs. If a store has versions, a URL is pinned to the version that the job in `folder` read first.
 
-    If the user's URLs have changed (perhaps only their version), return the newest versions. See `Store.pinned`.
+    If the URLs of the command have changed (perhaps only their version), pin the newest versions. See `Store.pinned`.
     """
     order = folder.order
     is_as_before = order is not None and order.shown.input == as_written(urls)
@@ -57,7 +57,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
 
     Raises `PromptmillError`.
 
-    `known`: the digest of the objects that the job has read. Objects with this digest are not downloaded again.
+    `known`: the digest of the objects that the job has read. If the digest is the same, nothing is downloaded again.
     """
     with errors_of(urls[0]):
         objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
@@ -104,14 +104,14 @@ def _expand(url: str) -> Iterator[tuple[Any, str]]:
 
 @dataclass(frozen=True, slots=True)
 class RemoteOutput:
-    """An output by URL, and the local file that the job writes."""
+    """An output at a URL, and the local file that the job writes and that is then uploaded."""
 
     url: str
     local: Path
 
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
-        """Return the output at `url`. A URL always gets the same local file. Raises `PromptmillError`."""
+        """Return the output at `url`. For the same URL, the local file is always the same. Raises `PromptmillError`."""
         return _store_of(url).output(folders, url)
 
     @classmethod
@@ -123,7 +123,7 @@ class RemoteOutput:
         return cls(url, folder.resolve() / name)
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the URL has an object that this job did not upload."""
+        """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload is at the URL."""
         with errors_of(self.url):
             key = self._key()
         if key is not None and not may_replace and key not in {(self._read_note() or {}).get("key"), *self._local()}:
@@ -133,7 +133,7 @@ class RemoteOutput:
             )
 
     def deliver(self, folder: Folder, say: Say) -> None:
-        """Upload the output of the job in `folder` atomically, unless the URL already has it.
+        """Upload the output of the job in `folder` atomically, unless it is already at the URL.
 
         Raises `PromptmillError` (`storage`, `unauthorized`).
         """
@@ -157,7 +157,7 @@ class RemoteOutput:
             fs.mv(beside, path)
 
     def _local(self) -> Sequence[str]:
-        """Return the keys that identify the local file's content in the store; none if the store uses other keys."""
+        """Return keys that would identify the local file's content in the store; none if they cannot be computed."""
         return ()
 
     @property
@@ -177,17 +177,17 @@ class RemoteOutput:
 
 
 def _version(fs: Any, path: str) -> str:
-    """Return the version of an object: its etag and size, or the store's own key if the store has no etags."""
+    """Return the version of an object: its etag and size or, if the store has no etags, the store's own key."""
     about = fs.info(path)
     etag = next((about[name] for name in _ETAGS if about.get(name)), None)
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
 
 
 class Store:
-    """The objects of a URL scheme. This class handles the schemes for which fsspec has a package."""
+    """The store for a scheme of URLs. This class is for the schemes that fsspec knows."""
 
     extra: ClassVar[str] = ""
-    """The extra of promptmill that installs the package; `""`: the name of the scheme."""
+    """The extra of promptmill that installs the store's package; `""`: see `_EXTRAS`."""
 
     def pinned(self, url: str, before: str, say: Say) -> str:
         """Return the URL of a fixed version. `before`: the URL at the job's start; `say` gets a note about changes."""
@@ -206,7 +206,7 @@ class Store:
     def open(self, url: str) -> tuple[Any, str]:
         """Return the `fsspec` file system for a URL, and the path of its object there. Raises `PromptmillError`."""
         protocol = url.partition("://")[0].lower()
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of fsspec's packages imports huggingface_hub
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # for a package of fsspec that imports huggingface_hub
         try:
             from fsspec.core import url_to_fs
 
@@ -218,7 +218,7 @@ class Store:
         return fs, str(path)
 
     def _missing(self, protocol: str) -> PromptmillError:
-        """Return the error for a missing package that a store's URLs need: `fsspec`, or the store's own package."""
+        """Return the error for a missing package: the store's own package, which its URLs need, or `fsspec`."""
         package, extra = "fsspec", self.extra or _EXTRAS.get(protocol, "")
         with contextlib.suppress(ImportError):
             from fsspec.registry import known_implementations

@@ -1,12 +1,12 @@
-"""Finds keys and passwords in files of rows. A call may not use such a file; `system.call_files` has the reason.
+"""Finds keys and passwords in files of rows. A call may not use a file that has any, see `system.call_files`.
 
 The check reads the content, not the prompts, because a template could split a key into pieces. It reads all columns,
-because a result may show the whole row, and the column names, because password managers export a column `password`.
+because a result may show whole rows, and all column names, because password managers export a column `password`.
 
-The beginning of the file is checked before the call returns, so that the call itself can be refused and an error about
-columns quotes no password. All rows are checked in the job's database before the first request.
+The beginning of the file is checked before the call returns, so that the call itself can be refused, and so that no
+error about columns quotes a password. All rows are checked in the job's database, before the first request.
 
-A query could also split a key into pieces. So all tables of its database are checked.
+A query could also split a key into pieces, so all tables of its database are checked.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _BLOCK = 1 << 20
-_BYTES = b"promptmill:bytes"  # marks a value of `values` that was bytes
-_BEGINNING = 4 << 20  # bytes that are checked at first: most files of calls are smaller; the check takes 30 ms
-_SMALL_BLOCK = 16 << 10  # bytes that are checked of each file, if there are many
+_BYTES = b"promptmill:bytes"  # the mark of bytes in the JSON of `values`
+_BEGINNING = 4 << 20  # the bytes that are checked first, in 30 ms: most files of calls are smaller
+_SMALL_BLOCK = 16 << 10  # the fewest bytes of a block of each file, if there are many files
 _ASCII = bytes(range(128))
 _MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
-"""The first bytes (byte-order marks) of texts in an encoding that does not extend ASCII."""
+"""The byte-order marks, with which a text begins, of the encodings that do not extend ASCII."""
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 
@@ -56,7 +56,7 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         if words:
             raise _refusal(part.path.name, f"{words} in line {line}" if line else words)
         marks = _MARKS.get(_codec(files.encoding), ())
-        if marks and blocks[0] and not blocks[0].startswith(marks):  # otherwise text would become random letters
+        if marks and blocks[0] and not blocks[0].startswith(marks):  # without a mark, text could become random letters
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     check_names(files, format_of_input(files), rule)
 
@@ -94,7 +94,7 @@ def _codec(encoding: str | None) -> str:
 def check_columns(file: str, header: Sequence[str], style: Style, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) if a column, or a field inside it, is named like a secret.
 
-    Texts above the header count as column names: otherwise, declaring a later row the header would hide them.
+    Texts above the header count as column names: a call must not be able to hide them by a header in a later row.
     """
     if not rule.is_guarded:
         return
@@ -152,7 +152,7 @@ def _check_tables(database: Path, rule: FileRule) -> None:
 
 
 def _readable(cells: bytes) -> bytes:
-    """Return the cells of a row as one line of text, with bytes decoded."""
+    """Return the cells of a row as one line of text, with the content of cells that are bytes."""
     if _BYTES not in cells:
         return cells
     return b" ".join([cells, *(data.replace(b"\n", b" ") for data in _bytes_in(values.loads(cells)))])

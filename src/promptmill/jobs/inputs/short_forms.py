@@ -1,4 +1,4 @@
-"""Short forms that describe answers: fields in one line, or labels with definitions.
+"""Short forms in which users describe answers: fields in one line, or labels with definitions.
 
 customer,amount:number,date:date ─▶ a JSON Schema of an object
 labels.csv ─▶ the labels, and a text for the system prompt that defines them
@@ -25,7 +25,7 @@ from promptmill.files import format_table
 from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"
-"""The field of an answer with several labels."""
+"""The name of the field with the labels, in an answer that may have several."""
 _TYPES: Mapping[str, JsonDict] = MappingProxyType(
     {
         "text": {"type": "string"},
@@ -40,14 +40,14 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
 _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
-"""The types of JSON Schema, by their names in Python and in JSON Schema."""
+"""Our names of types, by the other names that they have in Python and in JSON Schema."""
 _BEGIN_OF_ROWS = re.compile(r":\s*rows\s*\(")
 _ROWS = re.compile(r"rows\s*\((.*)\)", re.DOTALL)
 _LIKE_TYPES = 0.65  # `datetime` is like `date`, but `enum` is not like `number`
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _JSON = re.compile(r'\s*[\[{]\s*"')
-"""The beginning of a list or an object of texts in JSON."""
+"""Finds the beginning of a list or an object of texts in JSON."""
 
 
 class Labels(NamedTuple):
@@ -55,25 +55,25 @@ class Labels(NamedTuple):
 
     texts: Sequence[str]
     definitions: Mapping[str, str] = MappingProxyType({})
-    """The definition of each label (`""`: undefined); empty if no label has one."""
+    """The definition of each label, `""` if it has none; empty if no label has a definition."""
 
     @property
     def sampling(self) -> JsonDict:
-        """The parameters of answers that are one of the labels."""
+        """The sampling parameters for answers that are one of the labels."""
         return {"choices": [*self.texts], **({"definitions": {**self.definitions}} if self.definitions else {})}
 
 
 class ListOfRows(dict[str, Any]):
-    """The schema of a field `NAME:rows(FIELDS)`."""
+    """The JSON Schema of a field that is given as `NAME:rows(FIELDS)`."""
 
 
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
     A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, `NAME:low<middle<high` for the levels of a scale, or
-    `NAME:rows(FIELDS)` for a list of objects. It may be null,
-    and a list empty, because a model invents the value that a schema demands: `amount:number` gave 0 for 30 of 40 mails
-    without an amount. A field that ends in `!` needs a value; a final `?` is ignored.
+    `NAME:rows(FIELDS)` for a list of objects. A field may be null, and a list may be empty, because a model invents a
+    value if the schema demands one: with `amount:number`, it was 0 for 30 of 40 mails without an amount. A field that
+    ends in `!` must have a value; a final `?` is ignored.
 
     >>> schema_of_fields("customer:str!,amount:float")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
@@ -97,7 +97,7 @@ def schema_of_fields(text: str) -> JsonDict:
 
 
 def _parts(text: str) -> list[str]:
-    """Divide a text at the commas that are in no list of rows. Raises `PromptmillError` (`invalid_input`).
+    """Divide a text at its commas, except those inside a list of rows. Raises `PromptmillError` (`invalid_input`).
 
     >>> _parts("number,items:rows(item,price:number)")
     ['number', 'items:rows(item,price:number)']
@@ -146,7 +146,7 @@ def _levels(kind: str) -> list[str]:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return `text` as the path of a file if it exists or ends with `.json`; else parse it as a schema: JSON or fields.
+    """Return `text` as a path if such a file exists or it ends with `.json`; else the schema in `text`: JSON or fields.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -169,7 +169,7 @@ def schema_in(path: Path) -> JsonDict:
 
 
 def _json_in(text: str, name: str, pairs: Callable[[list[tuple[str, Any]]], Any] = dict) -> Any:
-    """Parse JSON text. `pairs` makes a value of an object's names and values."""
+    """Parse JSON text. `pairs` makes the value for an object from the pairs of its names and values."""
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
@@ -190,9 +190,9 @@ def _schema_of_json(text: str, name: str) -> JsonDict:
 
 
 def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options `choices`, `choices_many`, `schema` and `fields` of `given` in their long form.
+    """Return the long form of the options `choices`, `choices_many`, `schema` and `fields`, as far as `given` has them.
 
-    They are `choices` or `schema` (None for the empty schema `{}`), and `definitions` if the choices have any.
+    The long form has `choices` or `schema` (None for the empty schema `{}`), and `definitions` if the choices have any.
     `options.check` has accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
@@ -213,11 +213,11 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str] | Labels) -> Labels:
-    """Return labels from a list, a text with commas, a file, or an object that maps labels to definitions. A list or an
-    object may be JSON text.
+    """Return the labels in a list, in a text with commas, in a file, or in an object that maps labels to definitions.
+    The list or the object may be JSON text.
 
-    A file has the labels in the column `label` and the definitions in `definition` or a neighbouring column; in JSON
-    and Parquet the two columns may have any names. Raises `PromptmillError` (`invalid_input`).
+    In a file, the labels are in the column `label`, and the definitions in `definition` or the next column; in JSON and
+    Parquet, the two columns may have any names. Raises `PromptmillError` (`invalid_input`).
     """
     if isinstance(choices, Labels):
         return choices
@@ -232,7 +232,7 @@ def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str] | Labels) 
 
 
 def schema_of_many(labels: Sequence[str]) -> JsonDict:
-    """Return the JSON Schema of an answer with any number of labels."""
+    """Return the JSON Schema of an answer that has any number of `labels`."""
     several = {"type": "array", "items": {"type": "string", "enum": [*labels]}, "maxItems": len(labels)}
     return {"type": "object", "properties": {MANY: several}, "required": [MANY], "additionalProperties": False}
 
@@ -267,7 +267,7 @@ def _in_file(path: Path) -> Iterable[tuple[Any, Any]]:
     label = next((name for name in names if name.strip().lower() in _LABELS), None)
     definition = next((name for name in names if name.strip().lower() in _DEFINITIONS and name != label), None)
     known = format_table.reading(path)
-    if label is None and definition is None and known is not None and known.has_header:  # or the first line is a label
+    if label is None and definition is None and known is not None and known.has_header:  # the first line may be a label
         above = "label,definition" if names[1:] else "label"
         first = ",".join(names)[:40]
         raise input_error(f"{path.name} has no column `label`: its first line is {first!r}; write {above} above it.")

@@ -1,17 +1,17 @@
-"""Whole files as rows, for a prompt about each file: `{"path": …, "content": …}`, or `{…, "images": […]}`.
+"""Makes a row of each file, for a prompt about the whole file: `{"path": …, "content": …}` or `{…, "images": […]}`.
 
 A prompt with `{{content}}` gets the text of each file; any other prompt gets each file as an image.
 
-A PDF is sent as text, as images, or as it is; a recording is sent as it is. By default, a page of a PDF is sent as its
-text, which every model reads; a scan or a drawing is sent as an image. If the prompt has no `{{content}}`, the text
-follows the prompt. With PDFs in this form, each row has both fields.
+A PDF is sent as text, as images, or as it is; a recording is sent as it is. By default, a page of a PDF is sent as
+text, which every model reads, but a scan or a drawing is sent as an image. If the prompt has no `{{content}}`, the text
+follows the prompt. If PDFs are sent by default or as text, each row has both fields.
 
     a path       raises an error if its file cannot be sent
     a pattern    leaves out a file that cannot be sent, and reports the reason
     a folder     the pattern `folder/**`
 
-The rule in `system.call_files` decides which files a call may send. It also applies to a trusted client, because a
-pattern may match files that the client has not seen. For the operator, `OwnFiles` finds the files.
+The rule in `system.call_files` decides which files a call may send. The rule also applies to a trusted client, because
+a pattern may match files that the client has not seen. The files of the operator are found by `OwnFiles`.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders of installed or generated code
-# In programs and prose, a value is a secret only in quotes: without quotes, it is a variable or a word.
+# In programs and prose, a value may be a secret only if it is in quotes: without quotes, it is a variable or a word.
 _QUOTES_VALUES = re.compile(
     r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # first files of a folder, among which a table is searched for
+_LOOKED_AT = 1000  # the first files of a folder, which are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Texts whose markup is sent, too: the noun, the first bytes.
+# Texts that are sent with their markup: a noun for them, and the pattern of their first bytes.
 _RAW = (
     ("mail", re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
     ("RTF file", re.compile(r"\A\{\\rtf")),
 )
 IS_OUTPUT = "is the output"
-"""The reason why a folder or a pattern leaves out a file."""
+"""The reason why a folder or a pattern leaves out the output of the job."""
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
 """The prompt for documents, if the user gives none and the answers have a schema."""
 _SENT = {"image", "images", "audio"}
-"""The kinds of files that are sent themselves, and have no text."""
+"""The kinds of files that are sent as files, because they have no text."""
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, while other rows have texts."""
 PdfForm = Literal["text", "images", "file"]
@@ -88,11 +88,11 @@ PdfForm = Literal["text", "images", "file"]
 
 
 def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence[str], output: Path) -> bool:
-    """Return whether each file for the paths, folders and patterns `given` is one row, or each of its mails.
+    """Return whether each file of the paths, folders and patterns `given` is one row, or one row for each of its mails.
 
     `each` is the user's choice: `file` or `line`. Without a choice, each file is a row if the files are images, or if
-    there are several files and no table. The lines of a single text are rows, unless the prompt has `{{content}}`.
-    `output` is not one of the files.
+    there are several files and none is a table. The lines of a single text are rows, unless the prompt has
+    `{{content}}`. `output` does not count as one of the files.
     """
     if each is not None:
         return each == "file"
@@ -116,16 +116,16 @@ def omitted(reason: Words, paths: Sequence[Path]) -> Words:
 
 
 def _command_in(error: PromptmillError) -> Words:
-    """Return the command that installs a missing package; `()` for other errors."""
+    """Return the command that installs the package whose lack caused the error; `()` for other errors."""
     return (" (", *error.remedy, ")") if error.code is Code.MISSING_DEPENDENCY else ()
 
 
 def _question_of(
     question: JobPrompts, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool
 ) -> JobPrompts:
-    """Return the question for whole files. Its prompts use the files' texts, the files as images, or both.
+    """Return the question about whole files. Its prompts use the texts of the files, the files as images, or both.
 
-    `files`: the files, which are read later.
+    `files`: the paths of the files, which are read later.
     """
     kinds = [_kind(path) for path in files]
     has_pdfs = "pdf" in kinds
@@ -152,13 +152,13 @@ def _question_of(
 
 
 def _kind(path: Path) -> str:
-    """Return the kind of a whole file, see `Format.whole`; `""` for a file of another kind, which may be text."""
+    """Return the kind of a whole file, see `Format.whole`; `""` for a file of an unknown kind, which may be text."""
     known = whole(path)
     return "" if known is None else known.whole
 
 
 def _document(path: Path) -> Format | None:
-    """Return the format of a document, whose text is sent in place of the file; None for another file."""
+    """Return the format of a document, whose text is sent in place of the file; None if the file is no document."""
     known = whole(path)
     return known if known is not None and known.text else None
 
@@ -177,7 +177,7 @@ class FoundFiles:
         self._looked_at = self.count = 0
         self._halt = Halt()
         self._files: dict[Path, bool] = {}
-        """The found files, each with whether a pattern found it."""
+        """The found files, by path: True if a pattern found the file, False if its path was given."""
         target = None if output is None else real_path(output)
         for path, is_found in self._each():
             if is_found and real_path(path) == target:
@@ -187,13 +187,13 @@ class FoundFiles:
 
     @property
     def left_out(self) -> list[Words]:
-        """A sentence for each reason: the number of omitted files, and the first names."""
+        """For each reason, a sentence with the number of omitted files, and with the first names."""
         return [omitted(reason, paths) for reason, paths in self._left_out.items()]
 
     def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
         """Yield each file that `read` accepts, with the result of `read`, in the order of `names`.
 
-        Raises `PromptmillError` (`invalid_input`) if no file is left, or for a file that no pattern found.
+        Raises `PromptmillError` (`invalid_input`) if no file is left, or if a file is refused whose path was given.
         """
         before = self._halt.computed_s
         for path, is_found in self._files.items():
@@ -223,7 +223,7 @@ class FoundFiles:
             raise input_error(f"`files` take more than {most}, to read; name fewer files.")
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield the files, each with whether a pattern found it."""
+        """Yield the files, each with True if a pattern found it, and False if its path was given."""
         return itertools.chain.from_iterable(map(self._paths, self._names))
 
     def _leave_out(self, path: Path, reason: str | Named, *more: str | Named) -> None:
@@ -252,7 +252,7 @@ class FoundFiles:
                 yield match, True
         except RefusedError as error:
             raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
-        except FileNotFoundError:  # below a folder that is allowed
+        except FileNotFoundError:  # it is below a folder that is allowed
             raise input_error(f"`files`: no file matches {name:.200}; check the folder and the pattern.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
             outside = f"is outside {self._rule.words}, or an invalid path; name other files."
@@ -304,7 +304,7 @@ class FoundFiles:
 
 
 class RowFiles(FoundFiles):
-    """The files that are tables. Each of their rows becomes a request."""
+    """Files with rows: each row of each file becomes a request."""
 
     def paths(self) -> list[Path]:
         """Return the resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
@@ -314,7 +314,7 @@ class RowFiles(FoundFiles):
         return paths
 
     def _resolved(self, path: Path) -> Path:
-        """Return the resolved path. Raises `PromptmillError`; its message is the predicate of a sentence."""
+        """Return the resolved path. Raises `PromptmillError`, whose message is a predicate, such as "is not text"."""
         known = reading(path)
         is_text = known is not None and bool(known.whole)
         if known is None or not (is_text or (known.is_read_by_calls and not known.database)):
@@ -339,7 +339,7 @@ class FileQuestion(NamedTuple):
 
 
 class WholeFiles(FoundFiles):
-    """Files that become rows: one line of JSON for each file."""
+    """Files that become rows: each file becomes one line of JSON."""
 
     def __init__(
         self,
@@ -360,7 +360,7 @@ class WholeFiles(FoundFiles):
         self.question = _question_of(asked.question, asked.as_pdf, files=self._files, has_schema=asked.has_schema)
         """The question to ask about each file."""
         self._pages: Counter[str] = Counter()
-        """The number of PDF pages for each form in which they are sent; the forms are named as in `forms`."""
+        """The number of PDF pages for each form in which pages are sent. The keys are the names of forms in `forms`."""
         self._raw: Counter[str] = Counter()
 
     @property
@@ -369,7 +369,7 @@ class WholeFiles(FoundFiles):
         return "rows"
 
     def asked(self, order: JobOrder) -> JobOrder:
-        """Return the order with the question about these files and without an encoding: `lines` are UTF-8."""
+        """Return the order with the question about these files, without an encoding, because `lines` are UTF-8."""
         reading = order.reading.model_copy(update={"encoding": None})
         return order.model_copy(update={"question": self.question, "reading": reading})
 
@@ -443,7 +443,7 @@ class WholeFiles(FoundFiles):
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _image_row(self, path: Path) -> JsonDict:
-        """Return the row of an image or recording, which is read when the row is sent. Raises the errors of
+        """Return the row of an image or recording. The file is read when the row is sent. Raises the errors of
         `_text_row`."""
         if (kind := _kind(path)) not in _SENT:
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
@@ -457,7 +457,7 @@ class WholeFiles(FoundFiles):
         return {"images": [pdf.page_of(source, page) for page in pages] if len(pages) > 1 else [source]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
-        """Return the row of a PDF. The row of an unreadable PDF names the file as its image, and fails when it is sent.
+        """Return the row of a PDF. If it is unreadable, the row has the file as an image, and fails when it is sent.
 
         Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """
@@ -468,7 +468,7 @@ class WholeFiles(FoundFiles):
         with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
             if self._as_pdf == "file":
                 images = [{"pdf": source}]
-                text = "\n".join(page.text for page in pdf.READER.contents(file, self._halt))  # searched for secrets
+                text = "\n".join(page.text for page in pdf.READER.contents(file, self._halt))  # for the secrets check
             elif self._as_pdf == "images":
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file, self._halt))]
             else:
@@ -482,9 +482,9 @@ class WholeFiles(FoundFiles):
         return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
 
     def _parts(self, source: str, pages: Sequence[pdf.PageContent]) -> tuple[str, list[str], Counter[str]]:
-        """Return the text of a PDF, the sources of its images, and its number of pages by form.
+        """Return the text of a PDF, the sources of its images, and the numbers of its pages by form.
 
-        Raises `PromptmillError`; its message is the predicate of a sentence.
+        Raises `PromptmillError`, whose message is the predicate of a sentence.
         """
         if sum(len(page.text) for page in pages) > LARGEST_TEXT:
             most = f"{LARGEST_TEXT >> 20} million characters of text"
@@ -493,7 +493,7 @@ class WholeFiles(FoundFiles):
         is_auto = self._as_pdf is None
         has_text = any(page.text and not (page.is_image and is_auto) for page in pages)
         if not has_text and not is_auto:
-            return "", [pdf.text_of(source)], forms  # this source makes the row fail with the reason
+            return "", [pdf.text_of(source)], forms  # with this source, the row fails and reports the reason
         for number, page in enumerate(pages, 1):
             if is_auto and (page.is_image or not has_text):
                 form = "sent as image (scan or drawing)"
@@ -508,13 +508,13 @@ class WholeFiles(FoundFiles):
             if page.attached:
                 texts[-1] = f"{ATTACHED}{page.attached}\n\n{texts[-1]}"
             forms[form] += is_auto or page.is_image
-        # Each page ends with a form feed, as in pdftotext's output, so that a position in the text has a page.
+        # Each page ends with a form feed, as in pdftotext's output, so that each position in the text has a page.
         is_sent = has_text or any(page.attached for page in pages)
         return "\n\f\n".join(texts) if is_sent else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
-        """Return the row of a text file. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
-        text")."""
+        """Return the row of a text file. Raises `PromptmillError`, whose message is a predicate, such as "is not
+        text"."""
         if (kind := _kind(path)) in _SENT:
             what = "a recording" if kind == "audio" else "an image"
             raise input_error(f"is {what}; a prompt without {{{{content}}}} asks about it")
@@ -528,7 +528,7 @@ class WholeFiles(FoundFiles):
         return data
 
     def _content(self, path: Path, data: bytes) -> JsonDict:
-        """Return the row of a text with these bytes. Raises the errors of `_text_row`."""
+        """Return the row of a text or document whose content is `data`. Raises the errors of `_text_row`."""
         document = _document(path)
         text = self._decoded(data) if document is None else documents.text_of(document, data, self._halt)
         self._check_secrets(path if document is None else path.with_suffix(".txt"), text.encode("utf-8", "replace"))
@@ -545,7 +545,7 @@ class WholeFiles(FoundFiles):
         if self._encoding and encodings.escaped(data):
             first = (self._encoding, "utf-8-sig")
         for encoding in filter(None, (marked, *first)):
-            with contextlib.suppress(ValueError):  # tried first, because text in another encoding is rarely valid UTF-8
+            with contextlib.suppress(ValueError):  # UTF-8 first, because other text is rarely valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return text
@@ -559,7 +559,7 @@ class WholeFiles(FoundFiles):
 
 
 class OwnFiles(WholeFiles):
-    """The operator's files, with no limit on number or content. Hidden files are left out."""
+    """The operator's files. Neither their number nor their content is limited, but hidden files are left out."""
 
     def __init__(self, given: Sequence[Path], output: Path, asked: FileQuestion) -> None:
         self._given = given
@@ -567,7 +567,7 @@ class OwnFiles(WholeFiles):
 
     @property
     def name(self) -> str:
-        """The name of the only file or folder; for several files, the name of the folder that contains them."""
+        """The name of the only file or folder; if there are several, the name of the folder around the first one."""
         first = self._given[0]
         name = first.name if len(self._given) == 1 and not _MAGIC.search(first.name) else first.parent.name
         return name or "files"
@@ -586,7 +586,7 @@ class OwnFiles(WholeFiles):
         """Do nothing: the operator may send any number of files."""
 
     def _check_call(self, seconds: float) -> None:
-        """Do nothing: the operator waits for the own files."""
+        """Do nothing: the operator may wait for any time."""
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         """Do nothing: the files belong to the user."""

@@ -1,1 +1,1 @@
-"""Detached runs, the jobs of a server, calls that become jobs, export and removal."""
+"""The jobs of a server and of Python programs, calls that become jobs, series of jobs, and the removal of jobs."""

@@ -1,9 +1,9 @@
-"""The job of a Python program: `promptmill.bulk`, its async variant, and the variants that yield rows.
+"""The jobs of Python programs: `promptmill.bulk`, its async variant, and the variants that yield rows.
 
     rows ─▶ a temporary file ─▶ job.db ─▶ answers ─▶ the result
 
-The answers are kept if the program is interrupted; the same call resumes the job. A job without an output file is
-removed when the program has its answers.
+If the program is interrupted, the answers are kept, and the same call resumes the job. A job without an output file is
+removed when the program has the answers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from promptmill.options.table import with_implied
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-_INNER = frozenset({"promptmill", "asyncio", "contextlib", "concurrent", "threading"})  # between a program and a job
+_INNER = frozenset({"promptmill", "asyncio", "contextlib", "concurrent", "threading"})  # between program and job
 _KEPT = "The answers so far are kept: the same call resumes the job."
 
 
@@ -71,8 +71,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     """Answer all rows and return them with their answers, in the same order.
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; any iterable of texts, dicts (as in a file of
-    rows) or lists of messages; the path of a file, a folder or a pattern, as text or `pathlib.Path`; None, with a query
-    that names its files. `rows` and `output` may be URLs, such as "https://example.com/mails.csv" and
+    rows) or lists of messages; the path of a file, a folder or a pattern, as text or `pathlib.Path`; None if the option
+    `sql` names the files. `rows` and `output` may be URLs, such as "https://example.com/mails.csv" and
     "s3://bucket/out.csv". `output`: a file to write; if `rows` is a path, `rows` and `answers` of the result are then
     empty.
 
@@ -89,7 +89,7 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unp
 
 
 def step_model(options: Mapping[str, Any], watch: Watch | None) -> StepModel:
-    """Return the model of a step of a series, by options as in `bulk` (None: unset). Raises `PromptmillError`."""
+    """Return the model of a step of a series. `options`: as in `bulk`; None means not set. Raises `PromptmillError`."""
     given = {name: value for name, value in options.items() if value is not None}
     configuration = decided(configuration_of(given | answer_forms(given)))
 
@@ -113,7 +113,7 @@ async def _answered(call: _Call) -> BulkResult:
 async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield each row when it is answered; `row` is its number, from 1. Takes the arguments of `bulk`."""
+    """Yield each row when it is answered; its field `row` has its number, from 1. Takes the arguments of `bulk`."""
     async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options, warning_caller())):
         yield row
 
@@ -151,13 +151,13 @@ def stream(
         result.result()
     finally:
         if stop and not result.done():
-            with contextlib.suppress(RuntimeError):  # the work has just ended, and its event loop is closed
+            with contextlib.suppress(RuntimeError):  # the work has just ended and closed its event loop
                 stop[0]()
         wait([result])
 
 
 def warning_caller() -> Say:
-    """Return a function that warns, from any thread, at the line of the program that called promptmill."""
+    """Return a function that shows a warning, from any thread, for the line of the program that called promptmill."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         frame = frame.f_back
@@ -209,13 +209,13 @@ class _Call:
 
     @cached_property
     def schema(self) -> AnswerType | None:
-        """The schema or the class of the answers, given directly or implied by another option; None without one."""
+        """The schema or the class of the answers, from `schema` or implied by another option; None if there is none."""
         schema: AnswerType | None = with_implied(self.given).get("schema")
         return schema
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        # kept open, because the run reads the rows from a temporary file
+        # `written` stays open, because the run reads the rows from a temporary file
         with self.written, contextlib.closing(await self.job.admitted()) as job:
             self.folder = job.folder
             async with contextlib.aclosing(job.service(self.configuration)) as service:
@@ -240,7 +240,7 @@ class _Call:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
     def _check_of(self, job: Job) -> Complain | None:
-        """Return the check of each answer by the program's `check` and the validators of its class, or None."""
+        """Return a check of answers by the option `check` and the validators of the schema's class, or None."""
         complain, schema = self.given.get("check"), self.schema
         if complain is None and not isinstance(schema, type):
             return None
@@ -272,7 +272,7 @@ class _Call:
         running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # first, the answers of earlier runs are bound to the rows
+            await bound.wait()  # until the answers of earlier runs are bound to the rows
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row
@@ -286,7 +286,7 @@ class _Call:
             await asyncio.wait({running})
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
-        """Return the rows of records, each with its number, without rows that the output omits."""
+        """Return the rows of the records, each with its number. Rows that the output omits are left out."""
         form, shown = _Form(job.spec, self.schema), []
         for record in records:
             if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
@@ -359,7 +359,7 @@ class _Form:
 
 
 async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record], None]:
-    """Yield pages of records that meet a condition; a thread reads the pages."""
+    """Yield pages of records that meet the condition `where`. A thread reads the pages."""
     first = 0
     while page := await asyncio.to_thread(store.page, first, where):
         yield page
@@ -367,7 +367,7 @@ async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record],
 
 
 def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
-    """Return the rows of a call: its paths or URLs, the rows themselves, or no rows if a query names the files."""
+    """Return the rows of a call: named by paths or URLs, the rows themselves, or none if a query names the files."""
     if rows is None:
         return NamedRows(())
     if isinstance(rows, str | Path):
@@ -381,7 +381,7 @@ def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
 
 
 def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
-    """Return the function that shows the progress; None: show nothing."""
+    """Return the function that shows the progress; None if nothing is shown."""
     if callable(show):
 
         def tell(now: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The keyword arguments of `promptmill.bulk`: their help, the configuration they make, and errors that name them."""
+"""The keyword arguments of `promptmill.bulk`: their help, the configuration for them, and errors that name them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "default_model": "model",
     "system_prompt": "system",
 }
-"""Arguments whose name differs from the name of their field or key."""
+"""The arguments that do not have the name of their field or configuration key, by this name."""
 _FIELD_TYPES = MappingProxyType(
     {
         str: "text",
@@ -58,15 +58,15 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
     }
 )
-"""For options whose values are not plain: the types of the values, and the words for an error about a wrong type."""
+"""For options with values of several or unusual types: these types, and the words for an error about another type."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the options to a function's help, raise `ArgumentError` for an unknown option, and shorten tracebacks.
+    """Decorator: adds the options to a function's help, raises `ArgumentError` for others, and shortens tracebacks.
 
-    The text of a `PromptmillError` is complete; a traceback through promptmill would fill the screen of a notebook.
+    The text of a `PromptmillError` suffices, and a traceback through promptmill would fill the screen of a notebook.
     """
 
     @functools.wraps(function)
@@ -88,9 +88,9 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def errors_of(given: Collection[str]) -> Iterator[None]:
-    """Convert a `PromptmillError` to one line of text that names arguments of `bulk`.
+    """Convert each `PromptmillError` to an error whose text is one line and names arguments of `bulk`.
 
-    If an argument in `given` sets the invalid configuration key, the text names the argument.
+    If an argument in `given` sets the invalid configuration key, the text names this argument instead of the key.
     """
 
     def argument(path: re.Match[str]) -> str:
@@ -109,7 +109,7 @@ def errors_of(given: Collection[str]) -> Iterator[None]:
 
 
 def argument_of(named: Named) -> str:
-    """Return the argument for a field of an error; `settings={…}` for a configuration key without an argument."""
+    """Return the argument that an error names; `settings={…}` for a configuration key that has no argument."""
     if named.field == "shell":
         return f"`{named.value}`"
     if named.field in {"status", "command"}:
@@ -127,8 +127,8 @@ def argument_of(named: Named) -> str:
 
 
 def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert options that have another form in Python (a list of prompts; a list or dict of fields) to the command
-    line's form. Raises `PromptmillError`.
+    """Convert options to the form of the command line, if they have another form in Python: a list of prompts, and a
+    list or dict of fields. Raises `PromptmillError`.
 
     >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
@@ -155,7 +155,7 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted_kind(name: str, value: object) -> str:
-    """Return what to write for an option if the value has another type; `""` if its type is right."""
+    """Return words for the value that an option needs if `value` has a wrong type; `""` if its type is right."""
     option = table.options().get(name)
     if name in _KINDS:
         kinds, words = _KINDS[name]

@@ -1,7 +1,7 @@
-"""Converts rows of a Python program to lines of JSON, and answers to a table of the same kind as the rows.
+"""Converts rows of a Python program to lines of JSON, and adds the answers to a table of the same kind as the rows.
 
-Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, without an import
-of these libraries.
+Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, so that these
+libraries need not be imported.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ class BulkResult:
     rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The names of answer columns that were renamed, by their usual names: a field of the rows had the usual name."""
+    """The columns that were renamed because a field of the rows has their usual name: the new names, by usual name."""
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
     numbers: Sequence[int] = ()
-    """The index of each row in the input: `skip_empty`, `limit` and `sample` leave rows out, and variants repeat a
-    row."""
+    """The index of each row in the input. `skip_empty`, `limit` and `sample` leave rows out, and variants repeat
+    rows."""
     variants: Sequence[str] = ()
-    """If each row has several answers, the names of the variants (models and prompts). Field `variant` names one."""
+    """If each row has several answers, the names of the variants (models and prompts). `variant` of a row names one."""
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers without their rows; `""` for a failed row. With an `answer_schema`: objects, or instances of its
-        class."""
+        """The answers without their rows; `""` for a failed row. If there is an `answer_schema`, they are objects, or
+        instances of its class."""
         name = self.columns.get("answer", "answer")
         return [answer_of(row[name], self.answer_schema) for row in self.rows]
 
     @cached_property
     def vectors(self) -> Any:
-        """The vectors of `embed`, as one numpy array of 32-bit floats: a line for each row, in order.
+        """The vectors of `embed`, as one numpy array of 32-bit floats: one vector for each row, in order.
 
-        A failed row has NaN. Raises `ImportError` without numpy, `ValueError` if vectors differ in length.
+        The vector of a failed row is NaN. Raises `ImportError` without numpy, `ValueError` if vectors differ in length.
         """
         import numpy as np
 
@@ -100,15 +100,15 @@ class BulkResult:
     @property
     def shares(self) -> Mapping[str, Any]:
         """The estimated share of each label among all rows, corrected for wrong labels, with its 95 % interval:
-        `share`, `low` and `high`. With a schema, by field. Empty if there is no estimate."""
+        `share`, `low` and `high`. With a schema, grouped by field. Empty without an estimate."""
         by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 
     def table(self) -> Any:
         """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with the answer columns added.
 
-        A single column of rows becomes the first column of a table. With a schema, each field of the answers is a
-        column. With several models or prompts, each row is repeated for each variant; `variant` has its name.
+        If the rows are one column, it becomes the table's first column. With a schema, each field of the answers is a
+        column. With several models or prompts, each row is repeated for each variant, which column `variant` names.
         """
         answers = self.columns.get("answer", "answer")
         columns: dict[str, _Column] = {}
@@ -118,7 +118,7 @@ class BulkResult:
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         of_schema = None
         if self.answer_schema is not None and not as_text:
-            from promptmill.jobs.columns.schema_columns import SchemaColumns  # imported on use, by few results
+            from promptmill.jobs.columns.schema_columns import SchemaColumns  # imported on use: few results need it
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
@@ -206,9 +206,9 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 
 
 def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] | None:
-    """Return the error of a row, with its answer, if a validator of the schema's class refuses the answer; else None.
+    """If a validator of the schema's class refuses an answer, return the error of its row, with the answer; else None.
 
-    Validators may check more than the schema does, and the job may have answers from before it had the class.
+    Validators may check more than the schema does, and some answers of the job may be older than the class.
     """
     if not isinstance(answer_schema, type):
         return None
@@ -225,7 +225,7 @@ def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] 
 
 
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
-    """Return `rows` as lines of JSON: texts, dicts, lists of messages, a column or a table.
+    """Return `rows` (texts, dicts, lists of messages, a column or a table) as lines of JSON.
 
     A text becomes an object with the field `name`. Bytes and Pillow images become base64.
 
@@ -236,7 +236,7 @@ def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def file_of(rows: Any) -> Iterator[Path]:
-    """Yield the path of a file of rows: `rows` itself, or a temporary file with a table or a list. Raises as
+    """Yield the path of a file with `rows`: `rows` itself if it is a path, or else a temporary file. Raises as
     `lines_of`."""
     if isinstance(rows, str | Path):
         yield home_expanded(rows)
@@ -255,14 +255,14 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
         return ({name: value} for value in rows)
-    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; its Arrow table has the images
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; their Arrow tables have the images
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
         return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
     if hasattr(rows, "iter_rows"):  # polars
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
-        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # rows with repeated names would lose fields
+        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # repeated names would lose fields
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
@@ -294,14 +294,14 @@ def _float() -> Any:
 
 
 class _Column(NamedTuple):
-    """A column of answers. `arrow_type` returns its Arrow type; None for texts."""
+    """A column of answers. `arrow_type` returns the Arrow type of its values; None if they are texts."""
 
     values: list[Any]
     arrow_type: Callable[[], Any] | None = None
 
 
 def like(table: Any, rows: Sequence[JsonObject]) -> Any:
-    """Return rows as a table of the same kind as `table`; unchanged if `table` is no table."""
+    """Return `rows` as a table of the same kind as `table`; return them unchanged if `table` is no table."""
     if _is_column(table):
         table = table.to_frame()
     for function in ("from_pylist", "from_list"):  # of pyarrow and of `datasets`
@@ -315,7 +315,7 @@ def _joined(
     columns: Mapping[str, _Column],
     numbers: Sequence[int],
 ) -> Any:
-    """Add `columns` to the rows `numbers` of the table `rows`; return a table of the same kind."""
+    """Take the rows `numbers` of the table `rows`, and add `columns`. Return a table of the same kind."""
     if _is_column(rows):
         rows = rows.to_frame()
     if hasattr(rows, "__len__") and [*range(len(rows))] != numbers:
@@ -341,8 +341,8 @@ def _joined(
 
 
 def _of_pandas(values: list[Any]) -> Any:
-    """Return the values of a column for pandas. Dates become numpy's dates, because pandas does not compare other dates
-    with texts, and has no `.dt` for them."""
+    """Return the values of a column for pandas. Dates become numpy's dates, because for other dates, pandas has no
+    `.dt` and no comparison with texts."""
     dates = [value for value in values if value is not None]
     if not dates or not all(isinstance(value, dt.date) for value in dates):
         return values

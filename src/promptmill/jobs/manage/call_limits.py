@@ -1,7 +1,7 @@
-"""Limits for the jobs of calls, because a client can start any number of jobs: jobs in progress, and open files.
+"""Limits for the jobs of calls, on jobs in progress and open files. Otherwise, a client could start any number.
 
-A job that sends requests has eight files open, so a server can run only some of its jobs at a time. The other jobs wait
-for a place with their files closed. A free place goes to the session with the fewest running jobs.
+A job that sends requests has eight files open, so a server can run only some of its jobs at a time. The other jobs have
+their files closed and wait for a place. A free place goes to the session with the fewest running jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
 _FILES = 8  # open files of a running job: lock, input, database (2), its log and index, ledger (2)
-_FILES_SHARE = 4  # jobs get 1/4 of the descriptors: HTTP clients have 1/2, and endpoints need some
+_FILES_SHARE = 4  # jobs get 1/4 of the descriptors: HTTP clients have 1/2 of them, and endpoints need some too
 
 
 class JobPlaces:
@@ -32,7 +32,7 @@ class JobPlaces:
     """
 
     def __init__(self, count: int, *, is_shared: bool = False) -> None:
-        """`is_shared`: a session gets at most half of the places, so its long jobs leave room for other sessions."""
+        """`is_shared`: a session gets at most half of the places, so that its long jobs leave room for others."""
         self._count = count
         self._count_of_session = (count + 1) // 2 if is_shared else count
         self._places: list[JobPlace] = []
@@ -80,7 +80,7 @@ class JobPlaces:
 
 
 class JobPlace:
-    """The place of one job, from `JobPlaces.take` to `leave`."""
+    """The place of one job, or its position in the queue, from `JobPlaces.take` until `leave`."""
 
     def __init__(self, session: str, places: JobPlaces) -> None:
         self.session, self._places = session, places
@@ -93,10 +93,10 @@ class JobPlace:
 
 
 class Readers:
-    """The turns of calls that read files: one call of a session at a time, and a few sessions.
+    """The turns of calls that read files: at a time, only one call of a session reads, and only a few sessions.
 
     One process reads the documents of all calls, one after the other. The calls of a session wait for each other, and
-    the documents of several sessions take turns: no session waits for all files of another session.
+    the documents of several sessions take turns, so that no session waits for all files of another one.
     """
 
     def __init__(self, count: int = MOST_READERS) -> None:
@@ -106,7 +106,7 @@ class Readers:
 
     @contextlib.asynccontextmanager
     async def turn(self, session: str) -> AsyncGenerator[None]:
-        """Wait until a call of a session may read, and let it read within the context."""
+        """Wait until a call of a session may read. It may read until the context ends."""
         own = self._of_session.setdefault(session, asyncio.Lock())
         async with own, self._all:
             yield

@@ -1,4 +1,4 @@
-"""The paths of a call: its files must be in folders that the file rule permits, and must not be files of a program."""
+"""Checks the paths of a call: the files must be in folders that the file rule permits, and of formats for rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # `Path` leaves a URL a single slash; a drive has one letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # `Path` keeps only one slash of a URL; a drive has one letter
 
 
 class CallPaths:
     """Resolves and checks the paths of calls."""
 
     def __init__(self, rule: Callable[[], FileRule]) -> None:
-        """`rule` returns the rule for files that are read and written. It may change."""
+        """`rule` returns the present rule for files that are read and written. The rule may change."""
         self._rule = rule
 
     @property
@@ -33,7 +33,7 @@ class CallPaths:
         return self._rule()
 
     def allowed(self, text: str, name: str) -> Path:
-        """Return the resolved path of a file of rows that a call names in its argument `name`.
+        """Return the resolved path of a file of rows, which a call names as `text` in its argument `name`.
 
         Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.
         """

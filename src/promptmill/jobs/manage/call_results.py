@@ -1,5 +1,5 @@
-"""What the results of calls show of rows and answers: an agent that has read a poisoned page gets no row or answer that
-may hold a secret. Pages have a bounded size."""
+"""The rows and answers that the results of calls show. No result has a row or answer that may hold a secret, because an
+agent may have read a poisoned page. Pages have a bounded size."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
+_VALUE = 24  # one value costs the event loop as much time as this many characters; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
 LEFT_OUT = "left_out"
-"""The field with the reason, if a row's fields or its answer are withheld."""
+"""The field with the reason why a row's fields or answer are withheld."""
 WITHHELD = "(withheld)"
-"""The name for answers that may hold secrets, among the counts of equal answers."""
+"""The name that the counts of equal answers have for answers that may hold secrets."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
-"""The fields that a row keeps if the input's columns are left out."""
+"""The fields of the input that a row keeps if the other ones are left out."""
 
 
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool, largest: int
 ) -> dict[str, Any]:
-    """Return answered rows after the first `offset` rows, in input order. Blocks. See `ServerJobs.results`.
+    """Return answered rows after the first `offset` rows, in input order. Blocks. See `VisibleJobs.results`.
 
-    `largest`: about the bytes of rows to read, because a client that reads 3,000 long rows page by page would have them
-    searched for keys several hundred times.
+    `largest`: about how many bytes of rows to read. Without this limit, if a client read 3,000 long rows page by page,
+    these would be searched for keys several hundred times.
 
-    Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
-    """
+    Whole numbers from 2^53 on are texts, because clients in JavaScript, such as Claude Code, read only the structured
+    content."""
     shown_rows = list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -77,7 +77,7 @@ def results_page(
 
 
 def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
-    """Return the counts of the answers, without answers that may hold secrets; see `statistics.results`."""
+    """Return the counts of the answers (see `statistics.results`) without answers that may hold secrets."""
     if not rule.is_guarded:
         return {**results}
     finder = rule.finder
@@ -93,19 +93,19 @@ def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
 
 
 class ShownRows:
-    """The rows of a job and their answers as fields that can be sent to a caller, without what may be a secret."""
+    """The rows of a job and their answers, as fields that can be sent to a caller. Possible secrets are left out."""
 
     def __init__(self, spec: JobSpec, rule: FileRule) -> None:
-        """`rule`: unless it is the rule of the operator's own programs, secrets are searched for."""
+        """`rule`: except for the rule of the operator's own programs, rows are searched for secrets."""
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 
     def may_show(self, text: str, name: str = "answer") -> bool:
-        """Return whether an answer, or the value of its field `name`, holds no secret."""
+        """Return whether `text` (an answer, or the value of its field `name`) seems to hold no secret."""
         return self._finder is None or not _is_secret(text, name, self._finder)
 
     def own(self, row: Row) -> dict[str, Any]:
-        """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
+        """Return the fields of a row of the input; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = json_values.json_line(self._own.in_json(row))
@@ -115,7 +115,7 @@ class ShownRows:
         return value
 
     def answer(self, answered: AnsweredRow) -> dict[str, Any]:
-        """Return the fields of an answer, by their names in the output; `left_out` in place of what is withheld."""
+        """Return the fields of an answer, by their names in the output; with `left_out` if fields are withheld."""
         spec, names = self._spec, self._names
         fields = _answer_fields(answered.record, names)
         given = spec.plan.marks(spec, answered.record, answered.beside)
@@ -127,20 +127,20 @@ class ShownRows:
 
 
 def left_out(row: int, names: Iterable[object], fields: JsonObject, finder: SecretFinder | None) -> JsonDict:
-    """Return the reason why a row is left out, because its fields or the `names` of its columns may hold a secret; `{}`
-    for any other row. `row`: its number. `finder`: None for the operator's own programs."""
+    """If a row's fields or the `names` of its columns may hold a secret, return the row's number `row` and the reason
+    why it is left out; else `{}`. `finder`: None for the operator's own programs."""
     if finder is None or not may_hold_secrets(finder, names, json_text(fields)):
         return {}
     return {"row": row, LEFT_OUT: f"The row {MAY_HOLD_SECRETS}."}
 
 
 def _is_secret(text: str, name: str, finder: SecretFinder) -> bool:
-    """Return whether the value of a field named `name` may be a secret, as in a row."""
+    """Return whether `text`, the value of a field named `name`, may be a secret, by the rules for rows."""
     return bool(find_field([name])) or _holds_secret({name: text}, text, finder)
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
-    """Return whether the fields of an answer may hold a key or password, as a row of the input may."""
+    """Return whether the fields of an answer may hold a key or password, by the rules for rows of the input."""
     if isinstance(answer, str) and answer.lstrip()[:1] == "{":
         with contextlib.suppress(ValueError):
             answer = read_json(answer.encode())
@@ -156,9 +156,9 @@ def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of an answer as in the output, without logprobs and similar fields if they take megabytes.
+    """Return the fields of an answer as in the output; without logprobs and similar fields if these take megabytes.
 
-    Their values would take many times their size in memory, and block the event loop for seconds.
+    In memory, such fields would take many times their size; and they would block the event loop for seconds.
     """
     size = len(record.more or "")
     if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
@@ -182,5 +182,5 @@ def _wanted(only: Only, key: int, record: Record | None) -> Record | None:
 
 
 def _size(text: bytes) -> int:
-    """Return the cost of JSON on a page: its bytes, and more if it has many values."""
+    """Return the cost of a JSON text on a page: its number of bytes, and more if it has many values."""
     return len(text) + _VALUE * text.count(b",")

@@ -1,7 +1,7 @@
 """A step of a job in a child process with limited memory and time: `python -m promptmill.jobs.manage.child_step`.
 
 A server runs steps that read a call's files or template here: a crafted file can crash its reader, and a template may
-compute for ever. The process calls one function, ends then or with the server, and has keys only to validate a job.
+compute for ever. The process ends after one function, or with the server, and has API keys only to validate a job.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STUCK_S = 30  # seconds of processor time between two checks: a call's template
 
 
 async def validated(wanted: WantedJob) -> dict[str, Any]:
-    """Run `validation.check` for a call in another process, and return its findings. Raises as `done_apart`."""
+    """Run `validation.check` for a call in a child process, and return its result. Raises as `done_apart`."""
     config, order = wanted.config, wanted.order
     call = functools.partial(_check, config=config, order=order, folders=wanted.folders, given=wanted.source)
     return await done_apart(call, order.inputs[0].name, environment_of(config), computing_s=COMPUTING_S)
@@ -67,7 +67,7 @@ async def check_columns(order: JobOrder, rule: FileRule) -> None:
 
 
 class OtherProcess(Apart):
-    """Runs the steps of a job in another process, which alone uses the job's database meanwhile."""
+    """Runs the steps of a job in a child process. During a step, only that process uses the job's database."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         """`places` limits the number of processes."""
@@ -96,15 +96,15 @@ async def done_apart(
     """Call a function in a process with limited memory and time, and return its result.
 
     A function whose first parameter is a `Work` gets one, which calls `note`. The process is ended after `computing_s`
-    seconds of processor time, counted from the start of a function without a `Work`, or from each look at the `Work`.
+    seconds of processor time, counted from the function's start or, with a `Work`, from the last check of it.
 
-    Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
+    Raises `PromptmillError`; its code is `invalid_input`, and it names the input `name`, if the process ended early.
     """
     child = await subprocesses.Child.start(
         _MODULE, subprocesses.bare_environment(()) if environment is None else environment
     )
     try:
-        await child.send(packed(call.func, computing_s, **call.keywords))  # closing the pipe would end the call
+        await child.send(packed(call.func, computing_s, **call.keywords))  # if the pipe were closed, the call would end
         while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
@@ -128,7 +128,7 @@ async def done_apart(
 
 
 class _Watched(threading.Event):
-    """A never-set event. The system ends this process `computing_s` of processor time after the last check."""
+    """An event that is never set. The system ends this process `computing_s` of processor time after its last check."""
 
     def __init__(self, computing_s: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def _check_columns(order: JobOrder, rule: FileRule) -> None:
 
 
 def takes_work(function: Callable[..., object]) -> bool:
-    """Return whether a function is a step, which reports to a `Work`."""
+    """Return whether a function is a step that reports its progress to a `Work`."""
     return Work in get_type_hints(function).values()
 
 
@@ -171,7 +171,7 @@ _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
 
 
 def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Call a function for the process at the other end of both pipes. End when that process ends."""
+    """Call a function for the process at the other end of both pipes. End this process when that process ends."""
 
     def send(**message: Any) -> None:
         try:
@@ -180,7 +180,7 @@ def _answer(called: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -
         except OSError:
             subprocesses.end_own_group()
 
-    def end_with_other() -> None:  # needed where `end_with_parent` does nothing
+    def end_with_other() -> None:  # needed on systems where `end_with_parent` does nothing
         os.read(incoming.fileno(), 1)
         subprocesses.end_own_group()
 

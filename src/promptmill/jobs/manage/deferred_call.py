@@ -1,7 +1,7 @@
-"""A call as a job: its prompts are on disk, so any process can resume it; its answers are stored when it ends.
+"""A call as a job. Its prompts are on disk, so that any process can resume it, and its answers stay when it ends.
 
-A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. Without a
-place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is also a task.
+A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. If there is no
+free place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is also a task.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule
 
-# Time outside of the tool (dispatch, sending the result): twice the measured values.
+# The time that a call takes outside of the tool (dispatch, sending the result): twice the measured values.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
 _ITEM_S = 4e-5  # seconds to read an item from the database and add it to the result
@@ -55,7 +55,7 @@ class CallTask(NamedTuple):
     """The task that a call can become."""
 
     note: Mapping[str, object]
-    """The task's data, stored by its job."""
+    """The task's data, which its job stores."""
     is_required: bool
     """Whether the client accepts only a task's handle, and no result."""
 
@@ -84,13 +84,13 @@ class DeadlineCall:
         self._end = math.inf if most_s is None else work.call.started + most_s
         """The time at which all work of the call must end."""
         self._held = contextlib.ExitStack()
-        """Leaves the place and removes the job, unless the job is to continue."""
+        """Leaves the job's place and removes the job, unless the job is to continue without the call."""
         self._run: asyncio.Task[object] | None = None
         self._rest: tuple[str, Callable[[], object]] | None = None
-        """The id of the job that continues the call, and the function that continues it."""
+        """The id of the job that continues the call, and a function that lets this job continue."""
 
     async def outcomes(self) -> list[Outcome]:
-        """Return an outcome per item before the time limit. Items that are left to the job have failed as `deferred`.
+        """Return the outcomes of all items, before the time limit. An item that is left to the job fails as `deferred`.
 
         Cancelling ends the work. Raises `PromptmillError` if the backend cannot be loaded or too many jobs are in
         progress (`rate_limited`).
@@ -117,7 +117,7 @@ class DeadlineCall:
         unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
         if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
-                sink.put(record.key, record.outcome())  # not counted here, because the run of the job has counted it
+                sink.put(record.key, record.outcome())  # not counted here: the run of the job has already counted it
         if unanswered.code is not Code.DEFERRED:
             self._service.calls.unanswered(work.config, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
@@ -137,7 +137,7 @@ class DeadlineCall:
                 self._held.callback(discard, writing.result())
 
     async def _run_of(self, job: Job, place: JobPlace) -> PromptmillError:
-        """Run the job until its end or the limit. Return the error of items without an outcome."""
+        """Run the job until its end or the time limit. Return the error for items without an outcome."""
         run = self._run = asyncio.ensure_future(door.run(job, self._service, call=self._work.call))
         await asyncio.wait({run}, timeout=self._left_s)
         if run.done() and not self._is_task_required:
@@ -149,7 +149,7 @@ class DeadlineCall:
         """Close the job, which got no place in time. Return the error for the job's items."""
 
         def close() -> None:
-            job.folder.put(status={"state": progress.INTERRUPTED})  # the job would look killed without a stored state
+            job.folder.put(status={"state": progress.INTERRUPTED})  # else, the job would look killed
             _make_durable(job)
             job.close()
 
@@ -169,7 +169,7 @@ class DeadlineCall:
         return max(0.0, min(self._limit, self._end) - time.monotonic())
 
     def go_on(self) -> tuple[str | None, Call]:
-        """Leave the remaining items to the job. Return its id (None if no item remains) and the call's counts."""
+        """Leave the remaining items to the job. Return the job's id (None if no item remains) and the call so far."""
         call = self._work.call
         if self._rest is None:
             return None, call
@@ -198,11 +198,11 @@ def write(
 ) -> Job:
     """Write a call as a job that only this user can read, and open the job. Blocks.
 
-    `outcomes`: outcomes so far, by item; items that are errors are added as failures. `all_answered`: the
-    job has no other items. The job survives the end of this process, but a power loss only after `_make_durable`. If
-    writing fails, removes the job's files and raises `PromptmillError` (`storage`).
+    `outcomes`: the outcomes so far, by item. Items that are errors are added as failures. `all_answered`: whether the
+    job has only these items. The job survives the end of this process, but it survives a power loss only after
+    `_make_durable`. If writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # random: a client with the same token must not guess the id
+    job_id = f"call-{secrets.token_hex(8)}"  # random, so that no client with the same token guesses the id
     folder, budget, rows = folders.loose(job_id), work.call.ledger.budget, Rows(name="call", job_id=job_id)
     options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
@@ -216,7 +216,7 @@ def write(
         items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
         job.put(spec)
-        made = spec.targets[0].made(1)  # made by this run, so no failure is sent again
+        made = spec.targets[0].made(1)  # as if made by the first round, so that no failure is sent again
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
     except BaseException as error:
         if job is not None:
@@ -280,7 +280,7 @@ def _line(
     value = {"messages": messages, **shared}
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # for example a lone surrogate; the request reports the error
+    except TypeError:  # for example because of a lone surrogate; the request will report it
         return json.dumps(value, default=str).encode()
 
 

@@ -31,12 +31,12 @@ from promptmill.jobs.store.records import Record
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A row to show. `asked`: the question as texts with labels, for people. `values`: the row for programs."""
+    """A row to show. `asked` has the question as texts with labels, for people; `values` has the row for programs."""
 
     number: int
     """The row's number, from 1."""
     asked: Sequence[tuple[str, str]]
-    """The question, each text with its label: a prompt, or the turns of a conversation."""
+    """The question as pairs of a label and a text: a prompt, or the turns of a conversation."""
     answers: Sequence[str]
     error: str
     values: JsonObject
@@ -47,7 +47,7 @@ class JobRow:
     file: str = ""
     """The path of the file whose text is in the question, or of the PDF that is sent as it is."""
     variant: Sequence[tuple[str, str]] = ()
-    """If a row has several answers: the model and the variant of this answer, by the names of the two columns."""
+    """If a row has several answers: the names of two columns, with the model and the variant of this answer."""
     thought: str = ""
     answered: AnsweredRow | None = None
     """The row as the job stores it; None if the job has not read the row, or if the file was not made by a job."""
@@ -68,7 +68,7 @@ class JobRows:
         self._requests = list(requests_of(spec, reader)) if is_read else []
 
     def read(self, records: Iterable[Record]) -> Iterator[JobRow]:
-        """Yield the row of each record."""
+        """Yield, for each record, the row to show."""
         records, rows = iter(records), dict[int, Row]()
         while some := list(itertools.islice(records, AT_ONCE)):
             for at, record in enumerate(some):
@@ -114,11 +114,11 @@ class JobRows:
         )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str], str]:
-        """Return a question as labelled texts (for people) and as JSON (for programs), the sources of images, and the
-        file (see `JobRow`)."""
+        """Return the question of a row as labelled texts (for people) and as JSON (for programs), the sources of its
+        images, and `JobRow.file`."""
         try:
             request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
-        except PromptmillError:  # reported in the record
+        except PromptmillError:  # the record has this error
             text = (row.cells or b"").decode(errors="replace")
             return [("row", text)], text, (), ""
         if request.path:

@@ -1,8 +1,8 @@
-"""A series of jobs: the steps of a command or function, without output files, with one budget.
+"""A series of jobs: the steps of a command or function. They have no output files, and share one budget.
 
 The id of a step depends on its rows, prompts and settings; its rows may depend on answers of earlier steps. So a
 repeated series starts or resumes the same jobs in the same order: after a kill, finished steps and their answers are
-reused. If rows have changed, a new job takes the answers to equal requests from earlier jobs.
+reused. If rows have changed, a new job reuses the answers of earlier jobs to equal requests.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
 
-_EARLIER = 20  # newest jobs of a step whose answers are searched
+_EARLIER = 20  # the most earlier jobs of a step whose answers are searched, the newest ones
 
 
 class SeriesOptions(ModelOptions, total=False):
-    """The options of a Python function that runs a series of jobs. Options that `bulk` has too mean the same here."""
+    """The options of a Python function that runs a series of jobs. Options that `bulk` also has mean the same here."""
 
     system: str
     temperature: float | None
@@ -51,9 +51,9 @@ class StepModel:
 
     models: Configuration | CallModels
     run: Callable[[OpenJob], object]
-    """Runs a job until it is finished; a finished job is not run again. Raises if the job stops early."""
+    """Runs a job until it is finished, unless it already is. Raises an error if the job stops early."""
     command: Sequence[str] = ()
-    """The command that resumes one of the model's jobs, without the job's id."""
+    """The command that resumes one of the model's jobs; the job's id must be appended."""
 
 
 @dataclass
@@ -72,14 +72,14 @@ class JobSeries:
     spent: JsonDict = field(default_factory=dict)
     """The summed counts and costs of the jobs so far."""
     sent: int = 0
-    """The number of requests that this series has sent, without those of jobs that had finished before."""
+    """The number of requests that this series has sent. Jobs that were already finished do not count."""
 
     taken: dict[Path, int] = field(default_factory=dict)
-    """By the output of another series: the number of answers that new jobs of this series took from it without a
-    request, because the requests were equal."""
+    """By the output of another series: the number of that series' answers that new jobs of this series reused, without
+    a request, because the requests were equal."""
 
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
-        """Run the job `name` for rows and options of `JobOrder.of`, and return its folder. Raises `PromptmillError`."""
+        """Run the job `name`, and return its folder. `options`: as in `JobOrder.of`. Raises `PromptmillError`."""
         with self._opened(name, rows, options, model) as job:
             assert job.loose is not None
             before, wanted = _requests(job.loose), self._with_earlier(job, job.loose)
@@ -117,8 +117,8 @@ class JobSeries:
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 
     def _with_earlier(self, job: OpenJob, folder: Folder) -> OpenJob:
-        """Return a new job with the answers that earlier jobs of its step have to equal requests, so only changed
-        rows are sent."""
+        """Return the job. If it is new, it gets the answers of earlier jobs of its step to equal requests, so that only
+        changed rows are sent."""
         if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
             return job
         step = folder.path.name.rpartition("-")[0]
@@ -129,14 +129,14 @@ class JobSeries:
         return replace(job, order=job.order.with_earlier(from_jobs=tuple(found))) if found else job
 
     def _count(self, folder: Folder, before: int) -> None:
-        """Add the figures of a job. `before`: the number of its requests before it ran."""
+        """Add the figures of a job to the series. `before`: the number of the job's requests before it ran."""
         if folder.spec is None:
             return
         now: JsonObject = status.read(folder)
         if "cost" in now:  # without a price, there is no cost
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
         new = now.get("requests", 0) - before
-        self.sent += max(0, min(new, now.get("run_requests", new)))  # requests that a kill interrupted count later
+        self.sent += max(0, min(new, now.get("run_requests", new)))  # interrupted requests are counted later
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)
 
@@ -149,7 +149,7 @@ class JobSeries:
 
 
 def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
-    """Return whether a job was run with the model and the settings of an order for one answer to each row."""
+    """Return whether two jobs have the same model and settings, and each of them one answer to each row."""
     spec, order = folder.spec, opened.order
     if spec is None or spec.parts or order.variants or plans_in(order.parts):
         return False
@@ -158,7 +158,7 @@ def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
 
 
 def _requests(folder: Folder) -> int:
-    """Return the number of a job's requests with a record; the last status may lack some of them after a kill."""
+    """Return the number of a job's requests, also after a kill, when the last stored status may lack some of them."""
     return 0 if folder.spec is None else status.read(folder).get("requests", 0)
 
 

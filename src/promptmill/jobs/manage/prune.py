@@ -24,12 +24,12 @@ from promptmill.jobs.store.lock import Lock
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
-"""The time of the next check of the jobs of calls, by the folder of all jobs."""
+"""For each folder of all jobs: the time of the next check of its jobs of calls."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def age_s(text: str) -> float:
-    """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`).
+    """Return the seconds in `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`).
 
     >>> age_s("1.5h")
     5400.0
@@ -41,18 +41,18 @@ def age_s(text: str) -> float:
 
 
 def old(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[Folder]:
-    """Return the jobs that `prune` would remove, unless they run."""
+    """Return the jobs that `prune` would remove if no process ran them."""
     before = time.time() - older_than_s
     found = (folders.folder_at(path) for path in folders.paths())
     return [folder for folder in found if folder is not None and _is_old(folder, before, unfinished=unfinished)]
 
 
 def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
-    """Remove the folders of jobs that have not changed for `older_than_s`; return the jobs' ids.
+    """Remove the folders of jobs that have not changed for `older_than_s` seconds. Return the jobs' ids.
 
-    With `unfinished`, jobs that could be resumed are removed too, with their answers. The output file of a finished job
-    belongs to the user and stays. Without `unfinished`, a task is kept as long as its client may request it. Raises
-    `PromptmillError` (`storage`).
+    With `unfinished`, jobs that could be resumed are removed as well, with their answers. The output file of a finished
+    job belongs to the user and stays. Without `unfinished`, the job of a task is kept as long as the client may request
+    the task. Raises `PromptmillError` (`storage`).
     """
     before = time.time() - older_than_s
     removed = []
@@ -64,19 +64,19 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
                 folder = None
             if folder is None:  # moved, or already removed
                 path.unlink(missing_ok=True)
-        except (FileNotFoundError, IsADirectoryError):  # being removed by another process
+        except (FileNotFoundError, IsADirectoryError):  # another process is removing the job
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
-    with contextlib.suppress(OSError):  # removed the next time
+    with contextlib.suppress(OSError):  # the next call removes the rest
         given.prune(folders, before)
     return removed
 
 
 def make_room(folders: JobFolders) -> list[str]:
-    """Remove the oldest finished jobs of calls until the rest is within the limits; return the ids of removed jobs.
+    """Remove the oldest finished jobs of calls until the rest is within the limits. Return the ids of the removed jobs.
 
-    Checks once a minute, because a check of thousands of folders takes about 50 ms. Raises `OSError`.
+    Checks once a minute at most, because a check of thousands of folders takes 50 ms. Raises `OSError`.
     """
     if time.monotonic() < _LOOK_AGAIN.get(folders.root, 0.0):
         return []
@@ -131,7 +131,7 @@ def _is_old(folder: Folder, before: float, *, unfinished: bool) -> bool:
 
 
 def _is_done(folder: Folder) -> bool:
-    """Return whether nothing is left to resume: the job was removed, or its output has every row."""
+    """Return whether nothing of the job is left to resume: it was removed, or its output has every row."""
     spec, result = folder.spec, folder.result
     if spec is None:
         return not folder.database.exists()
@@ -149,9 +149,9 @@ def remove(folder: Folder) -> None:
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()
-    if sys.platform != "win32":  # Windows does not remove the lock while it is open
+    if sys.platform != "win32":  # Windows does not remove the lock file while it is open
         folder.lock.unlink()
-        with contextlib.suppress(OSError):  # the job is being started again
+        with contextlib.suppress(OSError):  # another process is starting the job again
             folder.remove()
 
 
@@ -176,7 +176,7 @@ def forget_ended(folder: Folder, folders: JobFolders, *, unfinished: bool) -> No
 
 
 def _last_change(path: Path) -> float:
-    """Return the time of the job's last work. Reading the job or taking its lock is no work."""
+    """Return the time at which the job last worked. To read the job or to take its lock does not count as work."""
     folder = Folder(path)
     if (spec := folder.spec) is not None:
         updated = folder.status.get("updated")

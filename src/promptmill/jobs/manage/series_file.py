@@ -21,15 +21,15 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import real_path
 
 _MARK = "written.json"
-"""A file in the folder of the first job of a series: the digest of each file that the series wrote."""
+"""The name of a file in the folder of a series' first job. It has the digest of each file that the series wrote."""
 
 
 @dataclass
 class SeriesFile:
-    """The file that a series of jobs writes. It replaces another file only if the user wishes it.
+    """The file that a series of jobs writes. It replaces a file of another origin only if the user wishes it.
 
-    With `sends_again`, the results may differ from those of an earlier run of the series; the file of that run, if
-    unchanged, is replaced.
+    With `sends_again`, the results may differ from the results of an earlier run of the series. The file of that run is
+    then replaced, if it is unchanged.
     """
 
     path: Path
@@ -41,10 +41,10 @@ class SeriesFile:
     """The folder of the first job of the series."""
 
     def check_free(self, job: OpenJob) -> None:
-        """Raise `PromptmillError` (`invalid_input`) before the first request of a step if another file would be
-        replaced.
+        """Raise `PromptmillError` (`invalid_input`) if a file of another origin would be replaced. Called before the
+        first request of a step.
 
-        A series whose jobs all exist may have written the file itself; a series with a new job has not.
+        If all jobs of a series exist, the series may have written the file itself; if one is new, it has not.
         """
         assert job.loose is not None
         self._first = self._first or job.loose
@@ -57,10 +57,10 @@ class SeriesFile:
 
     @contextlib.contextmanager
     def new(self, suffix: str = "") -> Iterator[Path]:
-        """Yield the path of a new file to write, which then replaces the file of the series.
+        """Yield the path of a new file, which the caller writes and which then replaces the file of the series.
 
-        Raises `PromptmillError` (`invalid_input`) if the file has another content and must stay, (`storage`) if it
-        cannot be written.
+        Raises `PromptmillError`: `invalid_input` if the existing file has another content and must stay; `storage` if
+        the new file cannot be written.
         """
         beside = self.path.with_name(f".promptmill-{secrets.token_hex(8)}{suffix}")
         try:
@@ -74,7 +74,7 @@ class SeriesFile:
                         Named("overwrite", text="; {} replaces it"),
                         ". The answers are kept: the same search pays for nothing again.",
                     )
-                if not is_same:  # an equal file keeps its time, so that no program reads it again
+                if not is_same:  # an equal file keeps its time of change, so that no program reads it again
                     disk.replace(beside, self.path)
             finally:
                 beside.unlink(missing_ok=True)
@@ -108,5 +108,5 @@ class SeriesFile:
 
     def _mark(self) -> None:
         assert self._first is not None
-        with suppress(FileNotFoundError):  # the jobs have been removed meanwhile
+        with suppress(FileNotFoundError):  # meanwhile, the jobs were removed
             (self._first.path / _MARK).write_bytes(orjson.dumps(self._marks() | {self._name: self._digest()}))

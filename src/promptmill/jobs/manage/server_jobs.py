@@ -40,7 +40,7 @@ from promptmill.system.subprocesses import Halt
 T = TypeVar("T")
 _WAIT_S = 1.0
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
-"""Called with the estimated and the highest cost of a job (None: unknown). Raises an error to prevent the job."""
+"""Called with a job's estimated cost, highest cost and sample cost (None: unknown). Raises to prevent the job."""
 
 
 class ServerJobs:
@@ -53,7 +53,7 @@ class ServerJobs:
         self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
-        """The jobs of calls that wait for a place or are about to start."""
+        """The tasks for jobs of calls that wait for a place or are about to start, by the job's id."""
         self._readers = Readers()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
@@ -63,10 +63,10 @@ class ServerJobs:
         self.places = JobPlaces.of_process(is_shared=service.is_shared)
 
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
-        """Return the status of one job, or of the newest jobs: `{"jobs": […], "more": the number of other jobs}`.
+        """Return the status of a job, or of the newest jobs (`job_id` None): `{"jobs": […], "more": number of others}`.
 
-        A job on rows that came in a call is listed only for its session. A job that waits for a place has the state
-        `starting`.
+        A job on rows that came in a call is listed only for the session of the call. A job that waits for a place has
+        the state `starting`.
         """
         if job_id is None:
             return self.visible.newest(limit, caller)
@@ -79,10 +79,10 @@ class ServerJobs:
     async def opened(
         self, rows: Rows, output: str | Path | None, options: Mapping[str, Any], models: CallModels, caller: Caller
     ) -> AsyncGenerator[OpenJob]:
-        """Yield the job of a call, which `open_job` opens in a thread. `CallPaths` has checked the paths of the call.
+        """Yield the job of a call, which `open_job` opens in a thread. `CallPaths` has checked the call's paths.
 
-        Calls with files read these in turn, see `Readers`. A cancelled call ends its reading. Raises `PromptmillError`.
-        """
+        Calls with files read them one after another, see `Readers`. A cancelled call stops reading. Raises
+        `PromptmillError`."""
         halt = Halt()
         door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
 
@@ -109,7 +109,7 @@ class ServerJobs:
         """Start or resume the job of a call, and return its status without waiting for its end.
 
         `approve` is called with the cost of the rows that have no answer yet. With `validate`, nothing is started, and
-        the problems in the rows are returned.
+        the result of the validation is returned.
 
         With the openai backend, the job runs in a child process; otherwise, it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) if `admission` refuses the order.
@@ -137,7 +137,7 @@ class ServerJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            # read now, because a call's rows and query are not kept after the call
+            # the input is read now, because a call's rows and query are not kept after the call
             is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
             if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
@@ -148,9 +148,9 @@ class ServerJobs:
         return dict(self._status_of(job, "bulk_status reports its progress."))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
-        """Read the input of a job. `is_trial`: only check whether reading is refused, and change nothing.
+        """Read the input of a job. `is_trial`: only check whether the input would be refused, and change nothing.
 
-        Raises `PromptmillError` (`invalid_input`). Then the job is unchanged; a new job is removed.
+        Raises `PromptmillError` (`invalid_input`). Then an existing job is unchanged; a new job is removed.
         """
         try:
             step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
@@ -165,12 +165,12 @@ class ServerJobs:
             raise
 
     def _running(self, order: JobOrder) -> Status | None:
-        """Return the status of the job of an order, if a process runs this job with the same order. Blocks."""
+        """Return the status of the job of an order; None unless a process runs it with the same order. Blocks."""
         folder = self.folders.of(order.target)
-        if order != folder.order:  # orders with `again` are never equal, because `earlier` is not stored
+        if order != folder.order:  # an order with `again` never equals a stored order, which lacks `earlier`
             return None
         now = status.read(folder)
-        if not now["alive"] or now["state"] not in progress.ALIVE:  # not counted: the runner may be about to exit
+        if not now["alive"] or now["state"] not in progress.ALIVE:  # ended: the runner may be about to exit
             return None
         return {"job_id": folder.job_id, "message": "The job is running already."} | now
 
@@ -178,8 +178,8 @@ class ServerJobs:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
-        """Call `approve` with the known costs: the estimated and the highest cost of the rows that no earlier job of
-        these files has answered, and the cost of the sample if one will be drawn."""
+        """Call `approve` with the costs, as far as they are known: the estimated and the highest cost of the rows that
+        an earlier job of these files has not answered, and the cost of the sample, if one will be drawn."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = checked.get("first_cost")
         if order.earlier.again != "all":
@@ -196,8 +196,8 @@ class ServerJobs:
     async def resume(self, job_id: str, config: ModelConfig, caller: Caller) -> None:
         """Resume the job of a call with its last order and the `config` of its model, or let it wait for a place.
 
-        If the runs of a job die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError`
-        as `start` does, also if another process runs the job; `rate_limited` if too many jobs are in progress.
+        If the job's runs die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError` as
+        `start` does, or if another process runs the job; `rate_limited` if too many jobs are in progress.
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
@@ -216,7 +216,7 @@ class ServerJobs:
         return status.read(folder)
 
     def run_later(self, job_id: str, config: ModelConfig, place: JobPlace) -> asyncio.Task[None]:
-        """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits."""
+        """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits for it."""
         waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, config))
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -246,7 +246,7 @@ class ServerJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: JobPlace | None = None) -> None:
-        """Run an admitted job: here, in `place`, if it is the job of a call or needs the engine, else in a process."""
+        """Run an admitted job: here, in `place`, if it is a call's job or needs the engine; else in a child process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             if place is None and job.config.record.is_engine:
@@ -296,9 +296,9 @@ class ServerJobs:
         self._runners -= 1
 
     async def _budgeted(self, job: Job) -> Callable[[], None]:
-        """Let the job, which a child process runs, spend the free part of the server's budget.
+        """Let a job that a child process will run spend the free part of the server's budget.
 
-        Return a function to call when that process ends: it charges the spent amount and frees the rest.
+        Return a function to call when that process has ended. It charges the spent amount, and frees the rest.
         """
         budget, folder = self._service.budget, job.folder
         if budget is None:
@@ -313,7 +313,7 @@ class ServerJobs:
         def ended() -> None:
             try:
                 spent = status.spent(folder) - before
-            except (OSError, DamagedError):  # unreadable: the spent amount stays unknown
+            except (OSError, DamagedError):  # unreadable, so that the spent amount stays unknown
                 spent = lent
             with contextlib.suppress(RuntimeError):  # the server has ended, and its event loop is closed
                 loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
@@ -344,8 +344,8 @@ class ServerJobs:
     async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
         """End a running job; see `Folder.request_cancel`. Its answers are kept.
 
-        `is_call`: no client waits for the job's call any more. The job ends at once. It is marked even if no process
-        runs it, so that its task is not resumed.
+        `is_call`: no client waits for the job's call any more. Then the job ends at once, and the request to end it is
+        stored even if no process runs it, so that its task is not resumed.
         """
         folder, spec = self.visible.found(job_id, caller)
         if (waiting := self._waiting.get(spec.job_id)) is not None:
@@ -358,7 +358,7 @@ class ServerJobs:
     def run_here(self, job: Job, place: JobPlace | None = None) -> asyncio.Task[Any]:
         """Run a job in this process; return the task of the run. `place`: the job's place, if it has one.
 
-        Child processes read the job's files, except for a call, whose requests promptmill wrote.
+        Child processes read the job's files, unless it is the job of a call, whose requests promptmill wrote itself.
         """
 
         async def run() -> None:
@@ -371,7 +371,7 @@ class ServerJobs:
         return task
 
     def adopt(self, job: Job, run: asyncio.Task[Any], place: JobPlace | None = None) -> None:
-        """Wait for the end of a job that runs here; then close the job and leave its place."""
+        """When the task `run`, which runs the job in this process, has ended, close the job and leave its place."""
         job_id = job.spec.job_id
         self._here[job_id] = run
         if job.spec.of_call:
@@ -387,7 +387,7 @@ class ServerJobs:
         run.add_done_callback(ended)
 
     def _show(self, job_id: str) -> None:
-        """List the job of a call in `status`, if this server has only one client."""
+        """Let `status` list the job of a call, if this server has only one client."""
         if not self._service.is_shared:
             self.visible.add(job_id, USER)
 

@@ -25,7 +25,7 @@ from promptmill.system.safe_open import home_expanded, real_path
 
 
 class VisibleJobs:
-    """This user's jobs on files that the file rule permits, and each client's jobs on rows of its calls."""
+    """The jobs of this user on files that the file rule permits, and for each client the jobs on rows of its calls."""
 
     def __init__(self, folders: JobFolders, paths: CallPaths) -> None:
         self.folders, self.paths = folders, paths
@@ -33,7 +33,7 @@ class VisibleJobs:
         """The session that started each job on rows of a call, by the job's id."""
 
     def add(self, job_id: str, caller: Caller) -> None:
-        """List a job on rows of a call for the session of the call."""
+        """List a job on rows of a call, but only for the session of this call."""
         if caller.is_alone:
             self._sessions[job_id] = caller.session
 
@@ -67,7 +67,7 @@ class VisibleJobs:
     def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
         """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
 
-        A change takes effect within two seconds, also for later runs. Raises `PromptmillError` (`invalid_input`).
+        A change takes effect within two seconds, and in later runs. Raises `PromptmillError` (`invalid_input`).
         """
         folder = self.find(job_id, caller)
         folder.change_control(**changes)
@@ -81,14 +81,14 @@ class VisibleJobs:
         return self.found(job_id, caller)[0]
 
     def found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
-        """Return the folder of `find`, and the job's description."""
+        """Return the folder that `find` returns, and the job's description."""
         name = job_id if ID.fullmatch(job_id) else str(self.paths.rule.placed(home_expanded(job_id)))
         folder = self.folders.named(name)
         spec = folder.known_spec()  # read once, because the folder may be replaced between two reads
         if not self._is_owner(spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
-            if job_id != spec.job_id:  # otherwise a client could learn which files exist elsewhere
+            if job_id != spec.job_id:  # a client must not learn which files exist elsewhere
                 raise no_job(job_id)
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
@@ -100,7 +100,7 @@ class VisibleJobs:
 
     @staticmethod
     def _is_owner(spec: JobSpec, caller: Caller) -> bool:
-        """Return whether a job belongs to its caller. A job on files belongs to all callers."""
+        """Return whether a job belongs to `caller`. A job on files belongs to all callers."""
         return spec.origin.owner is None or spec.origin.owner == caller.owner
 
     def _may_see(self, spec: JobSpec) -> bool:
@@ -114,9 +114,9 @@ class VisibleJobs:
         return self.folders.owner(spec.output.path) is not None
 
     def foreign_output(self, text: str, source: object, column: object) -> tuple[Path, Stamp] | None:
-        """Return the file at a job's output and its stamp, if the job did not make this file; else None. Blocks.
+        """Return the file at a job's output `text`, and its stamp, if the job did not make it; else None. Blocks.
 
-        `source`, `column`: `input_file` and `answer_column` of the call. Raises as `CallPaths.allowed` does.
+        `source`, `column`: the call's `input_file` and `answer_column`. Raises as `CallPaths.allowed` does.
         """
         output = self.paths.allowed(text, "output_file")
         there = table_paths.stamp(output)

@@ -19,11 +19,11 @@ from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
 TOKEN_LIMITS = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
-"""The parameter that limits the answer's length, by the path of a request that is not a chat."""
+"""For requests that are not chats, by their path: the parameter that limits the length of the answer."""
 
 
 class BatchLine(NamedTuple):
-    """A request. `path` follows the endpoint's `/v1`; `body` has the format for this path."""
+    """The request of a line. `path` is the part of the URL after `/v1`; `body` has the format for this path."""
 
     path: str
     body: JsonObject
@@ -35,7 +35,7 @@ def is_batch(line: JsonObject) -> bool:
 
 
 def read(line: JsonObject, where: str) -> BatchLine:
-    """Return the request in a line. Raises `PromptmillError` (`invalid_input`, `unsupported`) starting with `where`."""
+    """Return the request in a line. Raises `PromptmillError` (`invalid_input`, `unsupported`) that names `where`."""
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str):
         raise input_error(f"{where}: custom_id is {shape(custom_id)}; give each line its own text.")

@@ -22,7 +22,7 @@ RESERVED = frozenset(
         *("if", "else", "row", "loop", "self"),
     }
 )
-"""Words in a template that are not names of fields."""
+"""Words that are not names of fields in a template."""
 
 
 class Template(Protocol):
@@ -39,7 +39,7 @@ class Template(Protocol):
         ...
 
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
-        """Return the prompt for a row. `empty` gets the fields of blank placeholders and their kind of emptiness.
+        """Return the prompt for a row. `empty` gets the fields whose placeholders stay blank, and how each is empty.
 
         Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more`.
         """
@@ -51,7 +51,7 @@ class PlainTemplate:
     """A prompt that has only texts and placeholders, without filters and expressions: `Classify: {{text}}`."""
 
     parts: tuple[str, ...]
-    """A text, the name of a field, a text, …"""
+    """In turns, a text and the name of a field; a text comes first and last."""
 
     @classmethod
     def of(cls, text: str) -> PlainTemplate | None:
@@ -60,7 +60,7 @@ class PlainTemplate:
         >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
         'Classify: Great!'
         """
-        text = re.sub(r"\r\n?", "\n", text)  # one form of line ends, as Jinja has it
+        text = re.sub(r"\r\n?", "\n", text)  # all line ends become line feeds, as in Jinja
         parts, end = list[str](), 0
         for place in _PLACE.finditer(text):
             parts += [text[end : place.start()], place["name"] or place["column"]]
@@ -90,7 +90,7 @@ class PlainTemplate:
         return self.filled(row, {} if empty is None else empty, has_more=has_more)[0]
 
     def filled(self, row: JsonObject, empty: dict[str, str], *, has_more: bool = False) -> tuple[str, Fields | None]:
-        """Return the prompt for a row and, if it has any, the fields in it. Raises as `render` does."""
+        """Return the prompt for a row and the fields in it (None if it has none). Raises as `render` does."""
         texts = self._texts(row, empty)
         text = "".join(texts)
         if len(text) > LONGEST_ROW:
@@ -100,8 +100,7 @@ class PlainTemplate:
         return text, Fields(self.parts, tuple(texts[1::2])) if len(texts) > 1 else None
 
     def _texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
-        """Return the parts of the prompt for a row: a text, the text of a field, a text, … `empty` gets the empty
-        fields.
+        """Return `parts` for a row, with the text of each field in place of its name. `empty` gets the empty fields.
 
         Raises `PromptmillError` (`invalid_input`).
         """

@@ -1,4 +1,4 @@
-"""Converts rows of input files to requests. Decoding has no state, so that any process can do it.
+"""Converts rows of input files to requests. The conversion has no state, so that any process can do it.
 
 | kind | a line is |
 |---|---|
@@ -52,7 +52,7 @@ from promptmill.jobs.rows import batch_lines
 from promptmill.jobs.rows.batch_lines import BatchLine
 
 PROBLEM = "promptmill:problem"
-"""The only field of an unusable row's line; its value is the reason."""
+"""The only field in the line of an unusable row. Its value is the reason."""
 EMPTY = "promptmill:empty"
 """The only field of the line of a row with an empty prompt."""
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
@@ -62,12 +62,12 @@ _LONG = 32 * 1024
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
-# Left out of a line's parameters. Some tools write these fields on every line; `stream` does not change the answer.
+# These fields of a line are not parameters. Some tools write them in every line; `stream` does not change the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 RequestParts: TypeAlias = tuple[Conversation, Sampling, JsonObject]
-# `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
+# Left out: `reasoning` is also a field of answers, and an output may be an input again; `choices` is often data.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
@@ -75,11 +75,11 @@ IMAGES = ("image", "images")
 _SCHEMA = "answer_schema"
 _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_ROW_SAMPLING, *_ROW_BODY, *_SYSTEM, *IMAGES})
-"""All fields that belong to a row's request. Other fields are the caller's and are ignored."""
+"""All fields that belong to a row's request. Any other field is data of the user, and is ignored."""
 CONTENT = frozenset({"prompt", "messages", *IMAGES})
 """The fields of `NAMES` that form the prompt."""
 SETTINGS = NAMES - CONTENT
-"""The other fields of `NAMES`: model, sampling, system prompt, …"""
+"""The fields of `NAMES` that do not form the prompt: model, sampling, system prompt, …"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +99,9 @@ class RowLimits:
     models: frozenset[str] | None = None
     """The models that a row may name, according to the operator's `client_limits`."""
     tokens: int | None = None
-    """The largest `max_tokens` of a row according to `client_limits`, which is also the default."""
+    """The largest `max_tokens` that a row may set, according to `client_limits`; it is also the default."""
     values: int | None = None
-    """The most values in a row: while it parses JSON, the process does nothing else."""
+    """The most values that a row may have. It is limited because a process does nothing else while it parses JSON."""
     only_model: str = ""
     """The only model that a row may name; `""` if the endpoint has several models."""
     paths: frozenset[str] = frozenset()
@@ -117,14 +117,14 @@ class RowReader:
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     shows: bool = True
-    """Whether the model sees the form of its answer, so that prompts need not name it."""
+    """Whether the model gets the form of its answer, so that prompts need not describe the form."""
     shown: Shown = NOT_SHOWN
-    """The words about the form of answers, see `answers.shown`."""
+    """The words that prompts have about the form of answers, see `answers.shown`."""
     decided: str | None = None
-    """The part of `shown` that each prompt of the template gets; None: it depends on the row."""
+    """The part of `shown` that each prompt of the template gets; None if this part depends on the row."""
     images: RowImages = RowImages()
     keep_raw: bool = False
-    """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
+    """Whether answers keep all other fields of the endpoint's reply, for outputs in the Batch format."""
     prompt_column: str | None = None
     """The field of a `jsonl` row that holds the prompt, if its name is not `prompt`."""
     row_settings: bool = True
@@ -133,14 +133,14 @@ class RowReader:
     """The readers for rows that name another model, by the model's name."""
     limits: RowLimits = RowLimits()
     has_lines: bool = True
-    """Whether a row of JSON is a line in messages, and not an element of a list."""
+    """Whether messages call a row of JSON a line; if False, it is an element of a list."""
     above: int = 0
-    """The number of rows of a workbook's sheet above the first one: messages name the rows as the sheet does."""
+    """The number of rows above the first row in a workbook's sheet, because messages number rows as the sheet does."""
     required: frozenset[str] = frozenset()
     """The parameters of `sampling` and `extra` that a backend must not leave out."""
 
     def of_template(self, texts: Sequence[str]) -> RowReader:
-        """Return the reader for the prompts of a plain template with these texts around its fields."""
+        """Return the reader for the prompts of a plain template. `texts`: the template's texts around its fields."""
         return replace(self, decided=self.shown.beside([self.system_prompt, *texts]))
 
     def digest(self, line: bytes) -> bytes | None:
@@ -160,7 +160,7 @@ class RowReader:
         return where
 
     def request_of(self, row: int, value: Any, where: str, attempts: int) -> Request:
-        """Return the request of line `row`. `value`: the JSON of the line; `where`: its name in errors.
+        """Return the request of line `row`. `value`: the parsed JSON of the line. `where`: the line's name in errors.
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) that names the line.
         """
@@ -191,12 +191,12 @@ class RowReader:
         conversation, sampling, extra = read(row, where)
         if folders := self.images.folders:
             conversation = conversation.with_sources(lambda part: from_folder(part.source, folders))
-        if self.kind != "messages":  # the messages of a call were already checked
+        if self.kind != "messages":  # the limits of a call's messages were already checked
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
 
     def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
-        """Return a row's sampling within `client_limits`. Raises `PromptmillError` if the row exceeds them."""
+        """Return a row's sampling with default limits. Raises `PromptmillError` if it exceeds `client_limits`."""
         if self.limits.models is not None:
             self._check_models(extra, self.limits.models, where)
         most = self.limits.tokens
@@ -211,7 +211,7 @@ class RowReader:
         return sampling
 
     def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
-        """Return the body of a request that is not a chat, within `client_limits`."""
+        """Return the body of a request that is not a chat, completed by `client_limits`. Raises as `_limited` does."""
         body, most = line.body, self.limits.tokens
         if self.limits.models is not None:
             self._check_models(body, self.limits.models, where)
@@ -223,7 +223,7 @@ class RowReader:
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
     def _check_models(self, extra: JsonObject, allowed: frozenset[str], where: str) -> None:
-        # The names in the configuration are allowed, because the operator chose them.
+        # The models that the configuration names are allowed, because the operator chose them.
         if unknown := {*named_models(extra)} - {*named_models(self.extra)} - allowed:
             known = ", ".join(sorted(allowed))
             raise input_error(f"{where}: there is no model {min(unknown)[:60]!r}; models here: {known:.500}.")
@@ -268,7 +268,7 @@ class RowReader:
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _whole_request(self, row: JsonObject, where: str) -> RequestParts:
-        """Read a row that is a whole request. A Batch line has all parameters of its request."""
+        """Read a row that is a whole request. If it is a Batch line, it has all parameters of the request itself."""
         shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
@@ -295,7 +295,7 @@ class RowReader:
 def place(kind: str, row: int, *, has_lines: bool = True, above: int = 0) -> str:
     """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind.
 
-    `above`: see `RowReader`; `row 8 of the sheet`.
+    `above`: see `RowReader`; if there are rows above, the name is `row 8 of the sheet`.
     """
     sheet = " of the sheet" if above else ""
     return f"{row_word(kind, has_lines=has_lines)} {row + 1 + above}{sheet}"
@@ -307,17 +307,17 @@ def row_word(kind: str, *, has_lines: bool = True) -> str:
 
 
 def may_exceed(most: int, line: bytes) -> bool:
-    """Return whether the JSON of a line may have more than `most` values. Commas inside texts are counted, too."""
+    """Return whether the JSON of a line may have more than `most` values. Commas inside texts count as well."""
     return len(line) > most and sum(map(line.count, (b"[", b"{", b","))) > most
 
 
 def digest(
     kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True, value: Any = None
 ) -> bytes | None:
-    """Return the digest of a question (16 bytes), independent of the row's other fields; None without a question.
+    """Return the digest (16 bytes) of a question. The row's other fields do not affect it. None without a question.
 
-    `row_settings`: whether the row's settings belong to the question. `value`: the parsed line, if available. For a
-    long line, the digest of its bytes is used, because parsing takes too long.
+    `row_settings`: whether the row's settings belong to the question. `value`: the parsed line, if the caller has it.
+    For a long line, the digest of its bytes is used, because parsing would take too long.
     """
     if line.startswith(_NOT_ASKED):
         return None
@@ -341,14 +341,14 @@ def digest(
 
 
 def _with_prompt(row: JsonObject, column: str) -> JsonDict:
-    """Return a row with the field `column` renamed to its prompt or its messages."""
+    """Return a row in which the field `column` is renamed to `prompt` or `messages`."""
     asked = row.get(column)
     rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
     return rest | {"messages" if _are_messages(asked) else "prompt": asked}
 
 
 def emptiness(value: object) -> str:
-    """Return `empty` or `NaN` for a cell without a prompt; `""` for a cell with a prompt."""
+    """Return `empty` or `NaN` if a cell has no text or value for a prompt; `""` if it has one."""
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
     return "empty" if value is None or (isinstance(value, str | bytes) and not value.strip()) else ""
@@ -359,7 +359,7 @@ def _are_messages(value: object) -> bool:
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if one of the lengths in `asked` is invalid or above `most`."""
+    """Raise `PromptmillError` (`invalid_input`) if one of the token limits in `asked` is invalid or above `most`."""
     for name, value in asked.items():
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise input_error(f"{where}: {name} must be 1 to {most} tokens on this server.")
@@ -371,7 +371,7 @@ def _check_limits(body: JsonObject, most: int, where: str) -> None:
 
 
 def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
-    """Return the conversation of a row. `column`: the original name of the prompt's or messages' field."""
+    """Return the conversation of a row. `column`: the original name of the field with the prompt or the messages."""
     prompt, messages = row.get("prompt"), row.get("messages")
     sources = [part for name in IMAGES if name in row for part in _sources(row[name], f"{where}: {name}")]
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
@@ -398,7 +398,7 @@ def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Co
 
 
 def _read_messages(text: str, where: str) -> object:
-    """Return the messages in a field that contains JSON."""
+    """Return the messages in a field whose text is JSON; None if the text is blank."""
     try:
         return read_json(text) if text.strip() else None
     except json.JSONDecodeError as error:
@@ -435,7 +435,7 @@ def _sampling(given: JsonObject, where: str) -> Sampling:
 
 
 def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[JsonDict, JsonDict]:
-    """Return the row's own sampling parameters, validated, and its own fields for the request's body.
+    """Return the validated sampling parameters that a row sets, and the fields that it sets in the request's body.
 
     `loaded_model`: the only available model; `""` if the endpoint has several models. Raises `PromptmillError`
     (`invalid_input`, `unsupported`) that names the field.
@@ -465,7 +465,7 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
 
 
 def _own_system_prompt(row: JsonObject, where: str) -> str:
-    """Return the row's own system prompt, or `""`. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the system prompt that a row sets; `""` if it sets none. Raises `PromptmillError` (`invalid_input`)."""
     for name in _SYSTEM:
         value = row.get(name)
         if value is not None and not isinstance(value, str):
@@ -491,7 +491,7 @@ def _sources(value: Any, where: str, kind: Literal["image", "pdf", "audio"] = "i
     match value:
         case str():
             source = f"data:;base64,{value}" if is_bare_base64(value) else value
-        case {"bytes": str(data)} if data:  # the form of the library `datasets`
+        case {"bytes": str(data)} if data:  # the form in which the library `datasets` has images
             source = data if is_data(data) else f"data:;base64,{data}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             source = path

@@ -1,7 +1,7 @@
-"""Questions of rows: computes the question of a row, as JSON, from the row's cells.
+"""Questions about rows: computes the question about a row, as JSON, from the row's cells.
 
-Every process computes the same question, so a job does not store a prompt that consists only of fixed text and cells. A
-prompt with expressions is computed once, when the input is read, and stored, because its template may take any time.
+Every process computes the same question, so that a job need not store a prompt of only fixed text and cells. A prompt
+with expressions is computed once, when the input is read, and is stored, because its template may take any time.
 
     line ─▶ NULL                 the cells of the row have it all
             `\x1e{field: value}`  a plain prompt: the cells that the row lacks, such as the text of its file
@@ -31,18 +31,18 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
 
-_APART = b"\x1f"  # separates questions in a line; JSON never contains it, because texts escape it
-_CELLS = b"\x1e"  # begins the cells that a row lacks
+_APART = b"\x1f"  # separates the questions in a line; JSON never contains this byte, because texts escape it
+_CELLS = b"\x1e"  # begins the cells that a stored row lacks
 # Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Makes the question of a row from the row's cells, for one prompt."""
+    """Makes the question about a row from the row's cells, for one of the prompts."""
 
     columns: tuple[tuple[int, str], ...] | None = None
-    """For a table: the index and the field of each used cell; None: rows are JSON objects."""
+    """For a table: the index of each cell that is used, and the cell's field; None if rows are JSON objects."""
     template: Template | None = None
     fields: tuple[str, ...] = ()
     """The fields, in addition to the prompt, that belong to the question: settings and images."""
@@ -51,17 +51,17 @@ class Questions:
     image_column: str | None = None
     audio_column: str | None = None
     are_texts: bool = False
-    """Whether all cells are texts. Then lists are given as JSON, and empty settings are ignored."""
+    """Whether all cells are texts. If so, lists are written as JSON in a cell, and empty settings are ignored."""
     has_missing: bool = False
     """Whether some texts, such as `NaN`, mean missing values."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether any process may compute the questions, in a time proportional to the row's size."""
+        """Whether any process may compute the questions, because the time is proportional to the size of the row."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
     def asked(self, cells: bytes, where: str, lacking: bytes = b"") -> tuple[Any, Fields | None]:
-        """Return the question of a stored row as a value of JSON, and the fields in the prompt of a plain template.
+        """Return the question about a stored row as a JSON value and, for a plain template, the fields in the prompt.
         `lacking`: the cells that the row lacks, as a JSON object. Raises `PromptmillError` as `of` does."""
         if self.columns is None:
             value = json_values.load(cells, where)
@@ -76,19 +76,19 @@ class Questions:
         return question, fields
 
     def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
-        """Return the digest of the question of a stored row, see `row_lines.digest`; None if it has none. `line`: the
-        row's stored line, perhaps for another prompt. `rows_set`: see `Question`."""
+        """Return the digest of the question about a stored row, see `row_lines.digest`; None if the row has no
+        question. `line`: the row's stored line, perhaps for another prompt. `rows_set`: see `JobPrompts`."""
         lacking = line[1:] if line is not None and line.startswith(_CELLS) else b""
         try:
             question, _ = self.asked(cells, "", lacking)
             if self.columns is not None:
                 return row_lines.digest("table", question_json(question))
             return row_lines.digest("jsonl", json_values.json_line(question)[:-1], row_settings=rows_set)
-        except (PromptmillError, TypeError):  # such as a column that only the other input has
+        except (PromptmillError, TypeError):  # for example because only the other input has a column
             return None
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
-        """Return the question of a row with these fields. `blank` gets the fields whose placeholders stay blank.
+        """Return the question about a row with these fields. `blank` gets the fields whose placeholders stay blank.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -140,7 +140,7 @@ class Questions:
         return question | images
 
     def _settings(self, row: JsonObject) -> JsonDict:
-        """Return the fields, in addition to the prompt, that belong to the question."""
+        """Return those fields of a row, in addition to the prompt, that belong to the question."""
         own = {name: row[name] for name in self.fields if name in row}
         return _read(own, has_messages=True) if self.are_texts else own
 
@@ -150,7 +150,7 @@ class Questions:
         if what := row_lines.emptiness(value):
             raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
         if isinstance(value, str) and value.lstrip().startswith("["):
-            with contextlib.suppress(orjson.JSONDecodeError):  # a text that is not JSON is the name of a file
+            with contextlib.suppress(orjson.JSONDecodeError):  # if it is not JSON, the text is the name of a file
                 return orjson.loads(value)
         return value
 
@@ -162,12 +162,12 @@ class RowRequests:
     reader: RowReader
     questions: Questions
     prompt: int = 0
-    """The index of the prompt among the stored questions."""
+    """The index of this prompt's question among the stored questions of a row."""
     extra: JsonObject = field(default_factory=dict)
     """Parameters that are added to each request."""
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
-        """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) with its name."""
+        """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the row."""
         stored = _CELLS if line is None else question_of(line, self.prompt)
         if stored.startswith(_CELLS):
             where = self.reader.checked(n, cells)
@@ -183,17 +183,17 @@ class RowRequests:
 
     @property
     def constant(self) -> int:
-        """The number of characters that are equal in the requests of all rows."""
+        """The number of characters that the requests of all rows have in common."""
         template = self.questions.template
         own = 0 if template is None else len(template.start)
         reader = self.reader
         return own + len(reader.system_prompt) + len(reader.shown.words if reader.decided is None else reader.decided)
 
     def pieces(self, n: int, line: bytes | None, cells: bytes) -> list[str]:
-        """Return the texts at the beginning of row `n`'s request that other rows may share.
+        """Return the texts at the beginning of row `n`'s request, which the requests of other rows may share.
 
         These are the messages before the last message and, for a plain template, each field with the text after it,
-        except the last. They end before the first image, sound or tool call. Raises as `request` does.
+        except the last field. They end before the first image, sound or tool call. Raises as `request` does.
         """
         request = self.request(n, line, cells)
         if not request.conversation.messages:
@@ -215,7 +215,7 @@ class RowRequests:
 
 
 def _texts_of(message: Message) -> list[str] | None:
-    """Return the texts of a message that has nothing else; None for other messages."""
+    """Return the texts of a message that has only texts; None for any other message."""
     parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     return texts if len(texts) == len(parts) and not message.extra else None
@@ -235,17 +235,17 @@ def question_json(question: JsonObject) -> bytes:
 def _json(question: JsonObject, default: Callable[[object], float | str]) -> bytes:
     try:
         return orjson.dumps(question, default)
-    except TypeError:  # also raised for a number beyond 64 bits
+    except TypeError:  # orjson also raises this for a number of more than 64 bits
         return json.dumps(question, default=default, separators=(",", ":")).encode()
 
 
 def cells_of(row: JsonObject, lacking: Sequence[str]) -> bytes:
-    """Return the stored form of a question of a plain prompt: the fields of a row that its cells lack."""
+    """Return the stored form of a plain prompt's question: the fields of a row that the stored cells lack."""
     return _CELLS + json_values.json_line({name: row[name] for name in lacking if name in row})[:-1]
 
 
 def joined(questions: Sequence[bytes]) -> bytes:
-    """Join a row's questions, one for each prompt, to one stored line."""
+    """Join the questions about a row, one for each prompt, to one line that is stored."""
     return _APART.join(questions)
 
 
@@ -255,12 +255,12 @@ def question_of(line: bytes, prompt: int) -> bytes:
 
 
 def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
-    """Convert texts to fields of a question, without null values. Lists are given as JSON."""
+    """Convert a row of texts to the fields of a question, without null values. Lists are parsed from JSON."""
     question: JsonDict = {}
     for name, cell in row.items():
         value = cell
         if row_lines.is_null(value) and (name != "prompt" or has_messages):
-            continue  # left out, because the messages may be the question
+            continue  # a blank prompt is left out, because the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
                 value = read_json(value)
@@ -271,13 +271,13 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return messages without the nulls that a column's type adds for fields of other messages."""
+    """Return messages without those nulls that the type of a column adds for fields that only other messages have."""
     match value:
         case dict():
             return {
                 name: _without_nulls(inner)
                 for name, inner in value.items()
-                if inner is not None or name == "content"  # null is valid next to tool calls
+                if inner is not None or name == "content"  # a null `content` is valid next to tool calls
             }
         case list():
             return [_without_nulls(inner) for inner in value]

@@ -40,11 +40,11 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 
 ROW = "row"
-"""The variable that holds all fields of a row: `row["my column"]`."""
+"""The name of the variable that holds all fields of a row: `row["my column"]`."""
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
-_ALIKE = 0.7  # min similarity of a misspelling: with a lower value, `a - b` would match `a`
+_ALIKE = 0.7  # the least similarity of a misspelt name: with a lower value, `a - b` would match `a`
 _CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
-_PLACES = "promptmill places"  # a variable's name that no template can contain
+_PLACES = "promptmill places"  # the name of a variable, which no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _MARKUP = re.compile(r"\{[{%][^{}]*")  # the text of a placeholder or statement
@@ -52,12 +52,12 @@ _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such 
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _VALUE = re.compile(r"[-+]?[\d.,]+%?|\d{4}-\d\d-\d\d.*")
-_LONGEST_COLUMN = 80  # characters of a name; a longer name is a text of a row
+_LONGEST_COLUMN = 80  # max characters of a column's name; a longer text is not a name but a cell
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # bounds, because nothing can stop Python while it compiles a template
 
 
 def template_of(text: str, columns: Iterable[str] = ()) -> Template:
-    """Return the template of a prompt for rows with these columns.
+    """Return the template of a prompt. `columns`: the columns that the rows have.
 
     Raises `PromptmillError` (`invalid_input`) for an invalid template.
 
@@ -78,7 +78,7 @@ def check_names_some(
     """Raise `PromptmillError` (`invalid_input`) for a prompt without placeholders, which is equal for all rows.
 
     `image_column` returns the column of the input that may hold paths of images, or `""`; `text_column` returns the
-    column to suggest.
+    column that the error suggests.
     """
     if not template_of(text, places_in(text)).names:
         single = re.search(r"\{(\w+)\}", text)
@@ -113,7 +113,7 @@ def special_columns(text: str, columns: Iterable[str]) -> list[str]:
 def _special(columns: Iterable[str]) -> dict[str, str]:
     """Return the columns whose names are not plain identifiers, by their names and normalized names (`_name`).
 
-    If several columns have one normalized name, a placeholder means the column with exactly its name.
+    If several columns have the same normalized name, a placeholder means the column with exactly its name.
     """
     names = [column for column in columns if column.strip()]
     meant = {_name(column): column for column in reversed(names)}
@@ -121,20 +121,20 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
     return {
         name: column
         for name, column in meant.items()
-        # Python, to which Jinja compiles a template, takes names of one NFKC form for one name
+        # Jinja compiles a template to Python, for which names with the same NFKC form are the same name
         if not name == column == unicodedata.normalize("NFKC", name) or not name.isidentifier() or name in RESERVED
     }
 
 
 def _name(text: str) -> str:
-    """Return a name without what users do not see in a header: white space around it, invisible signs, NFD."""
+    """Return a name without what users do not see in a header: outer white space, invisible signs, decomposition."""
     if not text.isascii():
         text = "".join(sign for sign in composed(text) if unicodedata.category(sign) != "Cf")
     return " ".join(text.split())
 
 
 def alike(name: str, columns: Iterable[str]) -> str:
-    """Return the column whose name looks like `name`, perhaps with an invisible sign, or `""`.
+    """Return the column whose name looks like `name`, perhaps with an invisible sign; `""` if there is none.
 
     >>> alike("text", ["id", "\\u200btext"]) == "\\u200btext"
     True
@@ -149,7 +149,7 @@ def _hidden_signs(name: str) -> str:
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the column and the filters of a placeholder. The text before the first `|` is the column."""
+    """Return the column and the filters of a placeholder, separated by `|`; None if it has no such column."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
         place = "|".join(pieces[:end])
@@ -159,7 +159,7 @@ def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None
 
 
 def _with_columns(text: str, special: Mapping[str, str]) -> str:
-    """Replace each placeholder of these columns by an expression such as `row["mail body"]`."""
+    """Replace each placeholder of a column in `special` by an expression such as `row["mail body"]`."""
 
     def expression(place: re.Match[str]) -> str:
         if (reference := _column_in(place[2], special)) is None:
@@ -175,7 +175,7 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
     """Replace a template error raised in the block by one that names the column, if a placeholder consists of words or
     resembles a column's name.
 
-    Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
+    Without this, `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
     """
     try:
         yield
@@ -195,7 +195,7 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
 
 
 def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PROMPT) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a name that is not a column; suggest the most similar column."""
+    """Raise `PromptmillError` (`invalid_input`) for a name that is not a column. The error suggests similar columns."""
     known = list(columns)
     for name in sorted({*names} - {ROW, *known}):
         if (same := alike(name, known)) and (signs := _hidden_signs(same) or _hidden_signs(name)):
@@ -219,7 +219,7 @@ def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
 
 
 def first_line_is_row(columns: Sequence[str]) -> bool:
-    """Return whether names of columns look like values: a number, a date, or a sentence.
+    """Return whether at least half of the columns' names look like values: a number, a date, or a sentence.
 
     >>> first_line_is_row(["1", "great food"]), first_line_is_row(["id", "text", "2024"])
     (True, False)
@@ -272,16 +272,16 @@ class ExpressionTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
-    """Reads `order.items` as the field `items` of an object. The method `items` needs a call: `order.items()`."""
+    """Reads `order.items` as the field `items` of an object. Only a call, `order.items()`, is the method `items`."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Return a field, an element, or an attribute that is not a method; otherwise an undefined value."""
+        """Return a field, an element, or an attribute that is not a method; if there is none, an undefined value."""
         value = super().getitem(obj, argument)
         return self.undefined(obj=obj, name=argument) if _is_function(value) else value
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
-    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Writes the values of `a ~ b` as placeholders do."""
+    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Values of `a ~ b` are converted as placeholders."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""
@@ -289,13 +289,13 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
         return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        """Return the joined texts: Jinja would write null as `None`."""
+        """Return the node for joined texts. (Jinja would write null as `None`.)"""
         self.generic_visit(node)
         node.nodes = [nodes.Filter(each, _TEXT, [], [], None, None, lineno=node.lineno) for each in node.nodes]
         return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
-        """Return the call of a method."""
+        """Return the node for a call, which keeps the name of a method."""
         called = node.node
         self.generic_visit(node)
         if isinstance(called, nodes.Getattr):
@@ -305,14 +305,14 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Places:
-    """The placeholder positions in a prompt, collected while it is rendered."""
+    """The state of a prompt's placeholders while it is rendered: the empty fields, and whether any has a text."""
 
     empty: dict[str, str]
     has_text: bool = False
 
 
 def _environment() -> Environment:
-    """Return a sandbox that evaluates no expression at compile time, because a server compiles templates of clients.
+    """Return a sandbox that evaluates no expression when it compiles: a server compiles templates of its clients.
 
     `optimized=False` prevents the evaluation of constant expressions; a `finalize` that takes the context prevents it
     for the text around them.
@@ -327,7 +327,7 @@ def _environment() -> Environment:
     environment.filters[_CELL] = pass_context(_has_value)
     environment.filters[_TEXT] = pass_context(_as_text)
     environment.filters["join"] = pass_context(_joined)
-    environment.filters["tojson"] = _json  # Jinja's own is for HTML: it writes ü and < as \u00fc and \u003c
+    environment.filters["tojson"] = _json  # Jinja's own filter is for HTML: it writes ü and < as \u00fc and \u003c
     environment.filters["attr"] = pass_environment(_Sandbox.getitem)
     return environment
 
@@ -340,9 +340,9 @@ def _names(template: nodes.Template, environment: Environment) -> frozenset[str]
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Render a placeholder of one of `cells`, with or without filters, as blank if the cell is empty.
+    """Change a template: a placeholder of one of `cells`, with or without filters, stays blank if the cell is empty.
 
-    Expressions and the filter `default` are not changed, because they handle an empty cell themselves.
+    Expressions and the filter `default` stay unchanged, because they handle an empty cell themselves.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
@@ -397,7 +397,7 @@ def _as_text(context: Context, value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Return the list of an iterator, which `map`, `select` and `items()` yield; other values unchanged."""
+    """Return the values of an iterator (from `map`, `select` or `items()`) as a list; return other values unchanged."""
     if _is_function(value):
         raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
     is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined)
@@ -405,7 +405,7 @@ def _listed(value: Any) -> Any:
 
 
 def _joined(context: Context, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
-    """Join values, or a field of each, as texts of the prompt. (Jinja would write null as `None`.)"""
+    """Join values, or a field of each value, converted as in the prompt. (Jinja would write null as `None`.)"""
     if attribute is not None:
         value = map(make_attrgetter(context.environment, attribute), value)
     return str(d).join(str(_as_text(context, each)) for each in value)

@@ -51,7 +51,7 @@ class CheckedOrder:
 
 
 def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedOrder:
-    """Check an order without the lock of its job. Raises as `admit`. Changes nothing."""
+    """Check an order without taking the lock of its job. Raises as `admit`. Changes nothing."""
     order, config = wanted.order, wanted.config
     registry.check_name(config.backend)
     files = OrderFiles.of(wanted)
@@ -67,14 +67,14 @@ def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedO
         if damage == "empty" and order.earlier.again != "all":
             empty = f"The database {folder.database} is empty, so the answers of its job are lost. Restore it, or "
             raise input_error(empty, SEND_ALL, " sends all rows again.")
-        if not damage:  # after a repair, the database shows whose output it is
+        if not damage:  # if damaged: only a repaired database shows which job made it
             _check_output(folder, new, order, table_paths.stamp(new.output.path))
     return CheckedOrder(files, new)
 
 
 def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: bool = False) -> Job:
-    """Lock the wanted job, new or existing, and return it. `are_columns_checked`: the prompt's columns were checked.
-    `is_trial`: the order is not stored, because the job will not run.
+    """Lock the wanted job, whether new or existing, and return it. `are_columns_checked`: whether the columns that the
+    prompt names were checked. `is_trial`: whether the order is not stored, because the job will not run.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
     sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
@@ -95,7 +95,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
         opened.callback(folder.close)
         begun, is_finished = folder.order, folder.status.get("state") == progress.FINISHED
         if begun is not None and order.shown.command == begun.shown.command and not is_finished:
-            order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
+            order = order.repeated(begun)  # if a command is repeated, its unfinished job keeps its decisions
         order = _with_same_answers(order, new, folders, folder)
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted, is_trial=is_trial))
         job = Job(folder, spec, order, config, lock, change)
@@ -109,7 +109,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
                 folder.put(output=made.model_copy(update={"finished": False}))
             folders.register(folder)
         if getattr(config.block, "dedupe", False):
-            dedupe = not order.plan.chooses  # not if the plan needs a separate answer for each slot and row
+            dedupe = not order.plan.chooses  # False if the plan needs a separate answer for each slot and row
             # the backend's own `dedupe` keeps answers in memory, whereas a job handles duplicates on disk
             settings = config.settings.with_block(config.backend, dedupe=False)
             job.config, job.order = replace(config, settings=settings), order.with_limits(dedupe=dedupe)
@@ -118,10 +118,10 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
 
 
 def check(wanted: WantedJob) -> None:
-    """Raise the errors of `admit`, and of reading the input of an existing job again. Change nothing. Blocks."""
+    """Raise the errors of `admit` and, for an existing job, of reading its input again. Change nothing. Blocks."""
     folder = checked(wanted).files.folder
     with _usable(folder):
-        is_repaired = bool(folder.damage())  # if the order runs, it repairs the database
+        is_repaired = bool(folder.damage())  # an order that runs repairs the database
     if is_repaired or not folder.database.exists():
         return
     with contextlib.closing(admit(wanted, are_columns_checked=True, is_trial=True)) as job:
@@ -146,8 +146,8 @@ def _usable(folder: Folder) -> Iterator[None]:
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order. If the order resumes an interrupted `again`, this is the last
-    round before that `again`."""
+    """Return the id of the last round before the order. If the order resumes an interrupted order `again`, it is the
+    last round before that order."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -175,14 +175,14 @@ def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, 
 def _locked(folder: Folder) -> Lock | None:
     """Create `folder` if it is missing, and return the job's lock; None if another process runs the job.
 
-    If the stored status says that the job has ended, its process will soon exit, so wait for the lock.
+    If the stored status says that the job has ended, its process will soon exit, so this function waits for the lock.
     """
     end, tries = time.monotonic() + _LEAVES_S, _TRIES
     while True:
         try:
             folder.make()
             lock = Lock.take(folder.lock)
-        except (FileNotFoundError, FileExistsError):  # an old job of these files is being removed
+        except (FileNotFoundError, FileExistsError):  # another process is removing an old job of these files
             tries -= 1
             if not tries:
                 raise
@@ -203,12 +203,12 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
     file, member = table_paths.split(output)
     if not is_own(begun or new, made, there):
         overwrite = Named("overwrite", text="; {} replaces it")
-        if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
+        if new.keeps_sheets and has_written:  # the workbook is kept: the job itself has written one of its sheets
             if begun is not None and _has_own_rows(folder, begun):
                 return
             raise changed_answers(output)
         if member and not has_written and new.output.kind.has_sheets and member not in sheet_names(file):
-            return  # kept: only one sheet is replaced
+            return  # the workbook is kept: only one sheet is replaced
         part = "sheet" if new.output.kind.has_sheets else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
         if begun is None and folder.had_job:
@@ -220,7 +220,7 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
 
 
 def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
-    """Return whether all answers in the sheet that the job fills are its own, although the sheet lacks rows."""
+    """Return whether the job wrote all answers in the sheet that it fills, although the sheet lacks rows."""
     if not begun.fills_input:
         return False
     with folder.reading() as store:
@@ -228,8 +228,8 @@ def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
 
 
 def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
-    """Return the order. If another answer column of the sheet has the same question and settings, a new column takes
-    the answers of that column: nothing is paid twice. `folder`: the folder of the job."""
+    """Return the order. If another answer column of the sheet has the same question and settings, the new column reuses
+    its answers, so that nothing is paid twice. `folder`: the folder of the new column's job."""
     is_read = folder.spec is not None and folder.spec.is_read
     if not new.fills_input or is_read or new.parts or order.earlier != Earlier():
         return order
@@ -246,7 +246,7 @@ def _identity(spec: JobSpec) -> tuple[object, ...]:
 
 
 def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
-    """Return the targets. Slot 0 also accepts the answers that a plan copied from the other slots."""
+    """Return the targets, with a slot 0 that also accepts answers that a plan has copied from the other slots."""
     delivered, *others = targets
     kept = tuple(sorted({*delivered.kept, *(target.settings for target in others)} - {delivered.settings}))
     return delivered.model_copy(update={"kept": kept}), *others
@@ -255,19 +255,19 @@ def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
 def _begun(
     folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob, *, is_trial: bool
 ) -> tuple[JobSpec, Change]:
-    """Start or resume the job with this order, which is stored unless `is_trial`. The caller holds the lock and has
+    """Start or resume the job with `order`. Unless `is_trial`, store the order. The caller holds the lock and has
     opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
     begun, made, there, adds = folder.spec, folder.result, table_paths.stamp(new.output.path), False
-    _check_output(folder, new, order, there)  # the output as it is now
+    _check_output(folder, new, order, there)  # again, because the output may have changed
     if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
         if begun is not None and begun.fills_input and made and made.limit != 0 and not order.earlier.overwrite:
             made = with_answers_of(begun, made)  # the sheet lacks rows, see `_has_own_rows`
         else:
             made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = rounds.is_empty(folder.store)  # False: the job has answers, and its description was damaged
+        is_new = rounds.is_empty(folder.store)  # False if the job has answers, but its description was damaged
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
@@ -291,7 +291,7 @@ def _begun(
 
 
 def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
-    """Return whether an order asks all that the job has asked, and more, with the same settings."""
+    """Return whether an order asks all questions of the job `begun` and more, with the same settings."""
     if (taking := new.plan.taking(begun)) is None or not taking.is_whole:
         return False
     order, config = wanted.order, wanted.config.with_sampling(taking.sampling)
@@ -301,7 +301,7 @@ def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
 
 def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:
     """Return the columns of other jobs in the sheet that the job fills, if its prompts contain whole rows and do not
-    name these columns. With them in the prompt, each answer of another job would change all rows."""
+    name these columns. If prompts had them, each answer of another job would change a row's question."""
     prompts = [text for text in spec.question.templates if spec.fills_input]
     others = [other.spec for other in folders.of_sheet(spec.output.path)] if prompts else []
     names = {

@@ -22,29 +22,29 @@ KeyedOutcomes: TypeAlias = list[tuple[int, Outcome]]
 
 class Commits:
     """Writes outcomes in commits of up to 64. A commit has the outcomes of one turn of the event loop. If more than 64
-    rows are in flight, the next commit follows at least 5 ms after the last, with all outcomes until then. So a kill
-    costs a second payment for the requests in flight and, with more than 64 in flight and more than 200 outcomes a
-    second, for at most 64 outcomes of the last 5 ms. A commit takes as much CPU time as encoding 20 outcomes: a commit
-    per turn would take 25 % more. If commits wait for the disk, a thread commits, and the caller waits for it. Outcomes
+    rows are in flight, the next commit follows at least 5 ms after the last one, with all outcomes until then. So after
+    a kill, only the requests in flight must be paid twice and, with more than 64 in flight and more than 200 outcomes a
+    second, at most 64 outcomes of the last 5 ms. A commit takes as much CPU time as encoding 20 outcomes, so a commit
+    in each turn would take 25 % more. If commits wait for the disk, a thread commits and the caller waits; outcomes
     that arrive meanwhile are in the next commit.
     """
 
     def __init__(
         self, store: JobDatabase, write: Callable[[KeyedOutcomes], None], written: Callable[[KeyedOutcomes], None]
     ) -> None:
-        """`write`: writes outcomes into the store, perhaps in a thread. `written`: then called in the event loop."""
+        """`write` writes outcomes into the store, perhaps in a thread. `written` is then called in the event loop."""
         self._store, self._write_batch, self._written = store, write, written
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
         self._flushed_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.error: PromptmillError | DamagedError | None = None
-        """The error that prevents further recording."""
+        """The error because of which nothing more can be recorded."""
         self.on_error: Callable[[], object] = lambda: None
         """Called in the event loop after `error` was set."""
 
     def add(self, key: int, outcome: Outcome, in_flight: int) -> None:
-        """Take an outcome for the next commit. `in_flight`: the number of rows in flight."""
+        """Add an outcome to the next commit. `in_flight`: the number of rows in flight."""
         waiting = self._waiting
         batch = waiting.outcomes
         if not batch:
@@ -58,7 +58,7 @@ class Commits:
             self._flush()
 
     def committed(self) -> Awaitable[None] | None:
-        """Return an awaitable for the commit of all outcomes so far; None if commits do not wait for the disk."""
+        """Return an awaitable that ends with the commit of all outcomes so far; None if commits need no wait."""
         if not self._store.waits_for_disk:
             return None
         waiting = self._waiting
@@ -74,7 +74,7 @@ class Commits:
             try:
                 await asyncio.shield(syncing)
             except asyncio.CancelledError:
-                await asyncio.wait({syncing})  # before the caller closes the database
+                await asyncio.wait({syncing})  # the sync must end before the caller closes the database
                 syncing.exception()
                 raise
             except FileNotFoundError:
@@ -92,7 +92,7 @@ class Commits:
         self._flush()
 
     def _gathered(self, batch: KeyedOutcomes) -> None:
-        if batch is not self._waiting.outcomes:  # already written, because it was full
+        if batch is not self._waiting.outcomes:  # it was full, so it is already written
             return
         if not self._store.waits_for_disk:
             self._flush()

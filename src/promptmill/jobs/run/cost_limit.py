@@ -17,7 +17,7 @@ _NO_BUDGET = "`max_cost` has no effect on this run: "
 
 
 class CostLimit:
-    """The most that all runs of a job may cost. It becomes the budget of each round, and may change meanwhile."""
+    """The most that all runs of a job may cost. It becomes the budget of each round, and may change during a round."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
@@ -25,7 +25,7 @@ class CostLimit:
         """Whether the round takes no new rows, because it began without a budget. The next round has one."""
 
     def begin_round(self, configs: Callable[[], Iterable[ModelConfig]]) -> None:
-        """Limit the round's budget to the unspent part of the job's budget.
+        """If the job has a cost limit, give the round a budget: the part of the limit that is not yet spent.
 
         `configs` returns the configuration of the model of each slot. Blocks. Raises `PromptmillError`
         (`invalid_config`) if a price or a limit of the answers is missing.
@@ -41,7 +41,7 @@ class CostLimit:
         ledger.budget = Budget(limit, self._progress.cost or 0.0, folder.store.in_flight.most + awaited)
 
     def follow(self, control: Control) -> None:
-        """Apply a limit that has changed."""
+        """Apply the present limit, which may have changed."""
         limit, progress = self._most(control), self._progress
         if limit is None:
             return

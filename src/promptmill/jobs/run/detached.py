@@ -1,7 +1,7 @@
 """Runs a job in a process that outlives its parent: `python -m promptmill.jobs.run.detached`.
 
-The process receives the job's lock, and its messages go to the job's `log`. It inherits the environment's keys for
-its models.
+The process receives the job's lock, and writes its messages into the job's `log`. It inherits those environment
+variables that have keys of its models.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from promptmill.system import runtime, subprocesses
 
 _MODULE = "promptmill.jobs.run.detached"
 _MOST_BYTES = 4 << 30
-_STUCK_S = 30  # of processor time without a turn of the event loop: a call's template may compute for hours
+_STUCK_S = 30  # seconds of processor time without a turn of the event loop: a call's template may compute for hours
 _LOOK_S, _DEAF_S = 1.0, 5.0
 
 
@@ -54,8 +54,8 @@ def start(
 ) -> None:
     """Start a runner for an admitted job, and pass the job's lock to it.
 
-    `ended` is called in a thread when the runner has ended, if this process still runs. `is_shared`: see `Service`.
-    `followers`: the options whose functions `after_job` the runner calls, with their values.
+    `ended` is called in a thread when the runner has ended, if the present process still runs then. `is_shared`: see
+    `Service`. `followers`: the values of the options whose functions `after_job` the runner calls, by option.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -73,7 +73,7 @@ def start(
         most_cost=job.most_cost,
         followers=followers,
     )
-    # whole for a function after the job, because the user's command may read any variable
+    # complete if functions follow the job, because a user's command may read any variable
     environment = (dict(os.environ) if followers else environment_of(job.config)) | observers.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
@@ -81,7 +81,7 @@ def start(
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:
             if inherited is None:
-                job.lock.release()  # for the runner, which takes the lock itself
+                job.lock.release()  # because the runner takes the lock itself
             runner = subprocesses.started_detached(_MODULE, environment, log, inherited)
         finally:
             os.close(log)
@@ -91,7 +91,7 @@ def start(
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
         pipe.write(called)
 
-    def wait() -> None:  # removes the ended runner from the process table
+    def wait() -> None:  # also removes the ended runner from the process table
         runner.wait()
         ended()
 
@@ -112,9 +112,9 @@ def _run_job(
     most_cost: float | None,
     followers: dict[str, Any],
 ) -> int:
-    """Run an admitted job and its followers; `lock` is the inherited descriptor of its lock. Return the exit code."""
+    """Run an admitted job and its followers. `lock`: the inherited descriptor of the lock. Return the exit code."""
     configuration = configuration_of(config)
-    if config.backend in {*BACKENDS, AUTO}:  # a backend of another package may need more memory
+    if config.backend in {*BACKENDS, AUTO}:  # no limit for a backend of another package, which may need more memory
         runtime.limit_memory(_MOST_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:
@@ -150,11 +150,11 @@ async def _run(job: Job, service: Service) -> RunStatus:
 
 
 async def _end_if_stuck(job: Job, end: Callable[[], object] = subprocesses.end_own_group) -> None:
-    """Let this process end if it keeps computing without running its event loop or obeying a request to end.
+    """Make this process end if it keeps computing, without running its event loop or obeying a request to end.
 
-    A template of a call may compute for hours; it blocks its thread or, in a single operation, the whole process. The
-    system ends the process after `_STUCK_S`. After a second cancel, a thread calls `end` if the event loop does not run
-    for `_DEAF_S`.
+    A template of a call may compute for hours. It blocks its thread or, during a single long operation, the whole
+    process. The system ends the process after `_STUCK_S`. After a second cancel, a thread calls `end` if the event loop
+    does not run for `_DEAF_S`.
     """
     alive_at, has_ended = time.monotonic(), threading.Event()
 

@@ -24,25 +24,25 @@ T = TypeVar("T")
 _DIGEST = 16
 _TABLE = "slot INTEGER, asked BLOB, first INTEGER, waits INTEGER, PRIMARY KEY (slot, asked)"
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a row with the same question."))
-_MOST_HELD = MOST_HELD // 2  # rows; with more, the call could not send other questions, for example of a sorted input
+_MOST_HELD = MOST_HELD // 2  # rows; if more waited, the call could send no other questions, as in a sorted input
 _Question: TypeAlias = tuple[int, bytes]
 """The slot and the digest of a question."""
 
 
 class Duplicates(OneFlight[_Question]):
-    """Sends each question of a job once; the other rows get a copy of its outcome.
+    """Sends each question of a job once. The other rows with this question get a copy of the outcome.
 
-    If the outcome is not known yet, because the question is in a batch or because many rows wait for it, the row gets a
-    copy of the failure `batched`, which is not recorded: the row stays open, and the next pass of the round asks again.
+    If the outcome is not known yet, because the question is in a batch or because many rows wait for it, such a row
+    gets a copy of the failure `batched`, which is not recorded: the row stays open until the next pass of the round.
 
-    The temporary table `repeated` has each question that several rows of a slot share, and the key of the row (`first`)
-    whose outcome counts. `waits`: the answer to that row comes by another way.
+    The temporary table `repeated` has each question that several rows of a slot share, and in `first` the key of the
+    row whose outcome counts. `waits`: whether the answer to that row comes by another way, such as a batch.
     """
 
     place = Place.EQUAL
 
     def __init__(self, store: JobDatabase, *, decides: bool = False) -> None:
-        """`decides`: the model gets the row's columns, which may differ in rows with the same text."""
+        """`decides`: whether the model gets the row's columns, which may differ in rows with the same text."""
         super().__init__()
         self._decides = decides
         self._store = store
@@ -52,10 +52,10 @@ class Duplicates(OneFlight[_Question]):
         self._unwritten: dict[int, Outcome] = {}
         """The outcomes of sent rows that are not yet in the database, by key."""
         self._learned: list[tuple[int, bool, int, bytes]] = []
-        """The changes of the table since it was last read."""
+        """The changes that must be made to table `repeated` before it is read again."""
 
     def prepare(self, round_: Round, targets: Sequence[Target]) -> None:
-        """Find the repeated questions, and the outcomes that count in a round. Blocks. Raises as `JobDatabase` does."""
+        """Find the repeated questions and their known outcomes for a round. Blocks. Raises as `JobDatabase` does."""
         store, self._since = self._store, round_.since
         self._learned.clear()
         self._unwritten.clear()
@@ -74,7 +74,7 @@ class Duplicates(OneFlight[_Question]):
         store.change(*work)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. A request whose answer may vary, or whose paid reply is stored, is passed on."""
+        """Answer a request. If its answer may vary, or if its paid reply is already stored, pass it on."""
         is_known = request.question is not None and not request.path and call.ledger.deferred is None
         has_columns = request.fields is not None and len(request.fields.texts) > 1
         is_same = not has_columns if self._decides else is_repeatable(request)
@@ -83,14 +83,14 @@ class Duplicates(OneFlight[_Question]):
         return self.once(request, call)
 
     async def question(self, request: Request, call: Call) -> _Question | None:
-        """Return the question of a row; None if no other row has it."""
+        """Return the question of a request's row; None if no other row has this question."""
         del call
         assert request.question is not None
         question = request.key // SLOT, request.question
         return question if await self._read(self._entry, question, request.key) else None
 
     async def shared(self, flight: Flight, call: Call) -> Outcome | None:
-        """Wait for the outcome of the row that is sent, unless many rows wait."""
+        """Wait for the outcome of the row that is in flight, unless many rows already wait."""
         return await super().shared(flight, call) if call.waits.held < _MOST_HELD else _WAITS
 
     async def known(self, question: _Question, request: Request, call: Call) -> Outcome | None:
@@ -102,7 +102,7 @@ class Duplicates(OneFlight[_Question]):
         """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends one of its rows."""
         del call, is_second
         code = outcome.error.code if isinstance(outcome, Failure) else None
-        if code is not Code.BUDGET:  # a row without a budget stays open
+        if code is not Code.BUDGET:  # a row for which the budget has no room stays open
             if code is not Code.BATCHED:
                 self._unwritten[request.key] = outcome
             self._learned.append((request.key, code is Code.BATCHED, *question))
@@ -115,18 +115,18 @@ class Duplicates(OneFlight[_Question]):
         return super().copied(outcome, request, call, began)
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Forget the outcomes of rows that the database has now."""
+        """Forget outcomes that the database has now. `keys`: the keys of their rows."""
         for key in keys:
             self._unwritten.pop(key, None)
 
     async def _read(self, look: Callable[[_Question, int], T], question: _Question, key: int) -> T:
-        """Read from the database, in a thread if the event loop could have to wait there for a commit."""
+        """Call `look`, which reads the database; in a thread if the event loop might have to wait for a commit."""
         if self._store.waits_for_disk:
             return await asyncio.to_thread(look, question, key)
         return look(question, key)
 
     def _entry(self, question: _Question, _: int) -> list[tuple[Any, ...]]:
-        """Return the entry of a question in the table, if it has one."""
+        """Return the entry of a question in table `repeated`, if it has one."""
         with self._looking:
             if self._learned:
                 learned, self._learned = self._learned, []
@@ -161,7 +161,7 @@ def _repeated(slot: int, target: Target) -> str:
 
 
 def _waiting(waiting: Round, slot: int, target: Target) -> str:
-    """Return the SQL statement that sets, for each question, a row whose answer comes by another way."""
+    """Return the SQL statement that sets `first`, for each question, to a row whose answer comes by another way."""
     return f"""
         INSERT OR REPLACE INTO temp.repeated
         SELECT {slot}, {_asked(target.prompt)}, min(row.n) + {slot * SLOT}, 1 FROM {join_of(slot)}
@@ -171,7 +171,7 @@ def _waiting(waiting: Round, slot: int, target: Target) -> str:
 
 
 def _known(round_: Round, slot: int, target: Target) -> str:
-    """Return the SQL statement that sets, for each question, a row with an answer, or else with a new failure."""
+    """Return the SQL statement that sets `first`, for each question, to a row with an answer or else a new failure."""
     is_open = replace(round_, way=LIVE).condition(target.counted, slot)
     row = f"JOIN row ON row.n = answer.key - {slot * SLOT}" if "row." in is_open else ""
     return f"""

@@ -1,4 +1,4 @@
-"""The early end of a run: at once, or after its requests in flight."""
+"""The early end of a run: either at once, or after the requests in flight have ended."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from promptmill.jobs.store.progress import Progress
 _DROPPED = " in flight ended with the job, and may be charged; when it is resumed, their rows are sent again."
 
 
-class Stopped(Exception):  # noqa: N818 (ends a run early; never leaves the run)
-    """Ends a run early. Its arguments: the job's new `state`, and the `error` if there is one."""
+class Stopped(Exception):  # noqa: N818 (it ends a run early, and is never raised to the run's caller)
+    """Ends a run early. `state` is the job's new state, and `error` the error that ended the run, if there is one."""
 
     def __init__(self, state: str, error: PromptmillError | None = None) -> None:
         super().__init__(state)
@@ -25,23 +25,23 @@ class Stopped(Exception):  # noqa: N818 (ends a run early; never leaves the run)
 
 
 class Ending:
-    """The early end of one run. Later reasons are ignored.
+    """The early end of one run. If there are several reasons to end it, the first one counts.
 
-    A run that leaves takes no new rows, and waits at most `leaving_s` seconds for its requests in flight, which are
-    paid anyway.
+    A run that leaves takes no new rows, and waits at most `leaving_s` seconds for its requests in flight, because these
+    must be paid in any case.
     """
 
     def __init__(self, progress: Progress, leaving_s: float, shown: Callable[[], None]) -> None:
         """`shown` is called when the run begins to wait for its requests in flight."""
         self.stopped: Stopped | None = None
-        """The early end of the run; None if there is none."""
+        """The early end of the run; None if the run has not been ended early."""
         self.after_flight: Stopped | None = None
-        """The early end of a run that still waits for its requests in flight."""
+        """The early end of the run, while it still waits for its requests in flight."""
         self._progress, self._shown = progress, shown
         self._leaving_s = leaving_s
         self._working: asyncio.Task[None] | None = None
         self._waiting: asyncio.TimerHandle | None = None
-        """Ends the wait for the requests in flight."""
+        """The timer that ends the wait for the requests in flight."""
 
     async def until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work of the run. Raises `Stopped` if the run is ended early."""
@@ -49,7 +49,7 @@ class Ending:
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
-            if self.stopped is None:  # not while the run is ending already
+            if self.stopped is None:  # cancelled only if the run is not already ending
                 working.cancel()
             await asyncio.wait({working})
             raise
@@ -71,7 +71,7 @@ class Ending:
             self._working.cancel()
 
     def give_up(self, error: PromptmillError) -> None:
-        """End the run at once, because of an error."""
+        """End the run at once, with the state `stopped` and an error."""
         self.stop(Stopped(states.STOPPED, error))
 
     def end_without_room(self, error: PromptmillError) -> None:
@@ -103,7 +103,7 @@ class Ending:
 
     @property
     def words(self) -> str:
-        """The activity of a run that waits for its requests in flight; `""` for another run."""
+        """The activity of a run that ends and waits for its requests in flight; `""` for any other run."""
         if self.after_flight is None:
             return ""
         again = {

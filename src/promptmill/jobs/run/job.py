@@ -1,4 +1,4 @@
-"""An admitted job, whose lock this process holds and whose database is open; the hooks of its run; and its end."""
+"""An admitted job, whose lock this process holds and whose database is open; the hooks of its run; and an ended job."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Job:
     spec: JobSpec
     order: JobOrder
     config: ModelConfig
-    """The job's model and settings. Later changes of the configuration do not affect them."""
+    """The model and settings of the job, which later changes of the configuration do not affect."""
     lock: Lock
     change: Change
     input: InputFiles | None = None
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the job's status is `finished` and nothing is left to do."""
+        """Whether the job's status is `finished` and this order leaves nothing to do."""
         return self.has_output and self.folder.status.get("state") == progress.FINISHED
 
     @property
@@ -68,7 +68,7 @@ class Job:
         self.folder.put(spec=spec, **values)
 
     def unread(self, halt: threading.Event | None = None) -> InputFiles | None:
-        """Return the input files if they have not been read or have changed since; else None. Blocks.
+        """Return the input files if they have not been read, or have changed since then; else None. Blocks.
 
         Raises the errors of `changed_files`.
         """
@@ -79,7 +79,7 @@ class Job:
         return files
 
     def changed_files(self, halt: threading.Event | None = None) -> InputFiles | None:
-        """Return the user's files if they must be read (see `unread`). Equal size and time mean unchanged. Blocks.
+        """Return the user's files if they must be read (see `unread`). Equal sizes and times mean no change. Blocks.
 
         Raises `PromptmillError`, `OSError`, `HaltedError`.
         """
@@ -89,7 +89,7 @@ class Job:
                 raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
             return None
         if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
-            return None  # none is needed: the job has the rows, and the user may have deleted the input
+            return None  # no file is needed: the job has the rows, and the user may have deleted the input
         made = self.folder.result
         has_written = made is not None and made.limit != 0 and made.is_still(table_paths.stamp(spec.output.path))
         if has_written and spec.fills_input and spec.is_read:
@@ -106,7 +106,7 @@ class Job:
         return None if is_same else files
 
     def reading(self, files: InputFiles) -> partial[Bound]:
-        """Return the step that reads the input. Afterwards, the caller reads `spec` again."""
+        """Return the step that reads `files`. After the step, the caller must read `folder.spec` again."""
         return partial(phases.read_input, spec=self.spec, parts=files.parts, change=self.change)
 
     def trial(self, files: InputFiles) -> partial[None]:
@@ -127,8 +127,8 @@ class Apart(Protocol):
     """Runs a step in another process."""
 
     async def __call__(self, step: partial[T], job: Job, note: Callable[[int], None]) -> T:
-        """Return the result of a job's step. `note` is called with the number of rows so far. Raises the step's
-        errors."""
+        """Run a step of `job`, and return its result. `note` is called with the number of rows so far. Raises the
+        step's errors."""
         ...
 
 
@@ -143,7 +143,7 @@ class Hooks:
     recorded: Callable[[Sequence[int]], None] | None = None
     """Called with the keys of recorded rows."""
     live: LiveOutput | None = None
-    """Writes rows while the job runs."""
+    """Writes answered rows to the output while the job runs."""
     check: Complain | None = None
     """Called with each answer and its row."""
 
@@ -158,21 +158,21 @@ class EndedJob:
     arguments: argparse.Namespace
     folder: Folder
     on_stderr: bool
-    """Whether stdout is reserved for answers or for another command."""
+    """Whether messages go to stderr, because stdout is reserved for answers or for another command."""
     code: int | None
     """The exit code; None after an error or an interruption."""
     requests: int | None
-    """The number of requests of this run; None if the job was finished before."""
+    """The number of requests of this run; None if the job was already finished before it."""
 
     def follow(self) -> None:
-        """Call the functions that the command's options ask for."""
+        """Call the functions that the command's options name."""
         for option, function in _functions().items():
             if getattr(self.arguments, option, None):
                 part(function)(self)
 
 
 def followers(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command that ask for functions after its job, with their values."""
+    """Return the options of a command that name functions to call after its job, with the options' values."""
     return {option: value for option in _functions() if (value := getattr(arguments, option, None))}
 
 

@@ -31,7 +31,7 @@ from promptmill.steps.step import Step
 
 
 class Open(NamedTuple):
-    """The open rows of a round in a slot."""
+    """The open rows that a round has in a slot."""
 
     rows: int
     """The number of open rows."""
@@ -52,8 +52,8 @@ class JobRounds:
         show: Callable[[Mapping[str, object]], object] = dict,
         config_of: Callable[[str], ModelConfig] | None = None,
     ) -> None:
-        """`end`: the number of the first row beyond the order's limit. `work` shows and halts the plan's long work.
-        `show`, `config_of`: see `RunningJob`; without `config_of`, the job's model is the only configured one."""
+        """`end`: the number of the first row beyond the order's limit. `work`: see `RunningJob.work`. `show`,
+        `config_of`: see `RunningJob`; without `config_of`, the job's model is the only configured one."""
         self._job = job
         self._end = end
         self.work: PlanWork = job.spec.plan.work(
@@ -104,7 +104,7 @@ class JobRounds:
 
     @property
     def steps(self) -> Sequence[Step]:
-        """The steps outside of the model's chain: those of the plan, and the job's duplicates."""
+        """The steps outside of the model's chain: the steps of the plan, and `Duplicates` if the job has it."""
         return self.work.steps if self._duplicates is None else [*self.work.steps, self._duplicates]
 
     def recorded(self, keys: Sequence[int]) -> None:
@@ -118,7 +118,7 @@ class JobRounds:
         return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` is called with some of their keys."""
+        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` gets the keys, some at a time."""
         for slot in round_.slots:
             condition = round_.condition(self._job.spec.targets[slot].counted, slot)
             for records in self.work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
@@ -127,11 +127,11 @@ class JobRounds:
                     recorded([record.key for record in records])
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], object]) -> Between | None:
-        """Return a function that delivers answers between the windows of a live round; None if the plan has none."""
+        """Return a function that delivers answers between the windows of a live round; None if the plan does not."""
         work = self.work
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None
-        # with a way of a feature, rows that need a further answer wait for the next round
+        # if the order has a way of a feature, rows that need another answer wait for the next round
         sends = self._job.order.way == LIVE
 
         def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
@@ -145,7 +145,7 @@ class JobRounds:
         return deliver
 
     def _pages(self, condition: str, slot: int, first: int, end: int) -> Iterator[list[int]]:
-        """Yield the numbers of the rows `first` to `end - 1` whose answer in a slot meets a condition."""
+        """Yield the numbers of those rows from `first` to `end - 1` that meet a condition in a slot, page by page."""
         query = f"""
             SELECT row.n FROM {join_of(slot)} WHERE row.n >= ? AND row.n < ? AND ({condition})
             ORDER BY row.n LIMIT {PAGE}
@@ -164,7 +164,7 @@ class JobRounds:
         self._job.folder.store.write(records, [record.key for record in records])
 
     def targets(self, round_: Round) -> Sequence[Target]:
-        """Return a round's targets, by slot. If the round names a model, the job accepts its answers from now on."""
+        """Return a round's targets, by slot. If the round names a model, the job now accepts that model's answers."""
         job = self._job
         if not round_.model:
             return job.spec.targets
@@ -190,7 +190,7 @@ class JobRounds:
         ]
 
     def condition(self, round_: Round) -> str:
-        """Return the SQL condition for the records of a round's rows."""
+        """Return the SQL condition for the records of a round's open rows."""
         targets = self._job.spec.targets
         return " OR ".join(
             f"(answer.key BETWEEN {slot * SLOT + stretch.first} AND {slot * SLOT + stretch.last} "
@@ -207,7 +207,7 @@ class JobRounds:
         return way is not None and bool(way.slots(self._job.folder.store))
 
     def _find_open(self, round_: Round, slot: int) -> Open:
-        """Find the open rows of a round in a slot, and remember them."""
+        """Find the open rows of a round in a slot. The result is also kept for `open_in`."""
         ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
         stretch = self._open[round_.rows, round_.way, round_.since, slot] = Open(
             count, first or 0, -1 if last is None else last
@@ -241,7 +241,7 @@ def reader_of(
     may_name: frozenset[str] | None = None,
     most_values: int | None = None,
 ) -> RowReader:
-    """Return a reader that makes requests for the model of `config`. `may_name`, `most_values`: see `RowLimits`."""
+    """Return a reader of rows as requests to the model of `config`. `may_name`, `most_values`: see `RowLimits`."""
     settings = config.settings
     input_format = spec.input.format
     limits = RowLimits(

@@ -33,7 +33,7 @@ async def answer_rows(
     *,
     steps: Sequence[Step] = (),
 ) -> None:
-    """Answer every open row of a round. The model of `config` answers rows that name no model. `steps`: see
+    """Answer every open row of a round. Rows that name no model are answered by the model of `config`. `steps`: see
     `PlanWork.steps`.
 
     Raises the `PromptmillError` that ends the run, and `DamagedError`.
@@ -70,10 +70,10 @@ async def answer_rows(
 
 
 class RowSource(Source):
-    """Reads the open rows in a thread, one page ahead. A row without a valid request fails in this class."""
+    """Reads the open rows in a thread, one page ahead. Also records the failure of a row that has no valid request."""
 
     def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
-        """`sink` receives the taken rows and the failures."""
+        """`sink` receives the rows that are taken, and the failures of rows without a valid request."""
         self._rows, self._sink, self._call = rows_, sink, call
         self._pages = rows_.in_groups() if rows_.sharing else rows_.pages()
         self._ready: deque[OpenRow] = deque()
@@ -121,7 +121,7 @@ class RowSource(Source):
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
-        """Return whether a large row may be in flight with the others. With `waits`, wait until it may."""
+        """Return whether a large row may now be in flight, next to the others. If `waits`, wait until it may be."""
         most = self._rows.held_bytes
         if most is None:
             return True
@@ -136,7 +136,7 @@ class RowSource(Source):
         return True
 
     async def _fill(self) -> bool:
-        """Load open rows if none is ready; return whether there are any."""
+        """Load open rows if none is ready. Return whether a row is ready now."""
         if self._rows.enough():
             self._ready.clear()
             return False

@@ -1,4 +1,4 @@
-"""The rows of a round that are not answered, page by page."""
+"""The rows of a round that must be sent, page by page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from promptmill.jobs.store.rounds import Round, join_of
 
 _NO_QUESTION = bytes(16)
 Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
-"""Yields the rows to send once the rows `first` to `following - 1` are answered."""
+"""Takes `first` and `following`. Yields the rows to send after the rows `first` to `following - 1` were answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,24 @@ class OpenRows:
     enough: Callable[[], bool] = bool
     """Returns True when no more rows should be taken."""
     held_bytes: int | None = None
-    """The most bytes of large rows in flight; None: no limit. One row may exceed the limit if it is alone."""
+    """The most bytes of large rows in flight; None: no limit. A row may exceed the limit while it is alone."""
     between: Between | None = None
     """Yields more rows between the windows of the round."""
     window: int = PlanWork.window
-    """The row numbers of a window."""
+    """The number of row numbers in a window."""
     only: str = "1"
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
-    """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
+    """The fewest rows with a shared beginning that form a group; 0 if the endpoint does not cache beginnings."""
     least_shared: int = 0
-    """The fewest bytes of a beginning that the endpoint caches."""
+    """The length, in bytes, of the shortest beginning that the endpoint caches."""
     sends_once: bool = False
-    """Whether rows with the same question share one request, and so no beginning."""
+    """Whether rows with the same question share one request, so that they do not share a beginning."""
     checks: tuple[Check, ...] = ()
-    """The checks of the answers, next to those that the parameters of a row want."""
+    """The checks of the answers, in addition to the checks that a row's parameters request."""
 
     def pages(self) -> Iterator[list[OpenRow]]:
-        """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
+        """Yield pages of rows, in the order of the input; a row's slots follow each other. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
         before: tuple[int, int] | None = None  # the previous window, whose rows have been answered
         for first in range(self.among.start, last + 1, self.window):
@@ -85,17 +85,17 @@ class OpenRows:
             return beginnings(requests, row.n, row.line, row.cells, least=self.least_shared, model=model)
 
         constants = [requests.constant for requests in self.requests]
-        reorders = self.between is None  # not with `between`, which needs the windows in order
+        reorders = self.between is None  # False with `between`, which needs the windows in order
         for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
             yield [row._replace(shared=shared or NOTHING_SHARED) for row, shared in page]
 
     def vector_bytes(self) -> int:
-        """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length.
+        """Return the length of the vectors that the round keeps; 0 if it keeps none, or if lengths may differ.
 
         Slots after the first may keep their vectors in another form.
         """
         (slot, *others), store = self.round.slots, self.store
-        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # this query spares a scan of texts
+        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # this query avoids a scan of texts
         if others or slot or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
             return 0
         is_open = self.round.condition(self.targets[slot].counted, slot)
@@ -121,7 +121,7 @@ class OpenRows:
                     None if (digest := asked[at : at + 16]) == _NO_QUESTION else digest,
                     line,
                     cells,
-                    # a new answer does not count the attempts of the answer it replaces
+                    # a new answer does not include the attempts of the answer that it replaces
                     0 if is_answered else attempts or 0,
                     bool(is_answered),
                 )
@@ -150,7 +150,7 @@ class OpenRow(NamedTuple):
     """Whether the row has an answer, which the new answer replaces."""
 
     shared: Shared | None = None
-    """The beginning of the question that other rows share; None if the endpoint does not cache beginnings."""
+    """The beginning that the row's question shares with other rows; None if the endpoint does not cache beginnings."""
 
     @property
     def key(self) -> int:
@@ -159,5 +159,5 @@ class OpenRow(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The most bytes of the row's question."""
+        """The highest possible number of bytes of the row's question."""
         return len(self.cells) + len(self.line or b"")

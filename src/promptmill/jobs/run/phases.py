@@ -36,7 +36,7 @@ from promptmill.system.call_files import FileRule
 
 
 class _TriedError(Exception):
-    """Rolls back a trial reading that raised no error."""
+    """Raised to roll back a trial reading in which no error occurred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,16 @@ class Change:
     since: int
     """The id of the last round before the order."""
     disk_share: float = 1.0
-    """The part of the free disk space that the rows may take."""
+    """The share of the free disk space that the rows may take."""
     foreign: frozenset[str] = frozenset()
-    """The columns of other jobs in the sheet, which are no part of the rows."""
+    """The columns that other jobs have added to the sheet, which are not part of the rows."""
     adds: bool = False
-    """Whether the order asks all that the job asked before, and more."""
+    """Whether the order asks all questions that the job has asked before, and further questions."""
 
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
     ) -> tuple[JobSpec, Bound]:
-        """Read the input into the database, and bind the answers to its rows. Return the job and the counts. Blocks.
+        """Read the input into the database and bind answers to its rows. Return the job's new spec and counts. Blocks.
 
         Raises the errors of `ingest` and `check_bound`; then nothing changes.
         """
@@ -104,8 +104,8 @@ class Change:
         return notes
 
     def _former(self, others: Sequence[JobDatabase], spec: JobSpec) -> list[Former | None]:
-        """Return the questions whose answers rows may take in part: the questions of the other jobs and, if none of
-        this job's answers gets lost, its own question before the order."""
+        """Return the questions of whose answers rows may reuse a part: the questions of the other jobs and, as the last
+        one, this job's question before the order, or None if the order does not ask all of it."""
         found = [former(spec, JobSpec.model_validate(other.get("spec"))) for other in others]
         return [*found, former(spec, self.before) if self.adds and self.before is not None else None]
 
@@ -117,7 +117,7 @@ class Change:
 
 
 def former(spec: JobSpec, other: JobSpec) -> Former | None:
-    """Return the question of the job `other`, if the job of `spec` takes a part of its answers."""
+    """Return the question of the job `other` if the job `spec` can reuse a part of its answers; else None."""
     if (taking := spec.plan.taking(other)) is None:
         return None
     names = (spec if spec.input.kind.is_table else other).input.names
@@ -137,8 +137,8 @@ def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[InputF
 
 
 def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[InputFile], change: Change) -> Bound:
-    """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
-    errors of `Change.read`.
+    """Read the input, and store the job's new description. Later changes of the input do not affect the output. Blocks.
+    Raises the errors of `Change.read`.
     """
     files = input_files.opened(parts, known=True, reading=spec.input)
     spec, bound = change.read(folder.store, spec, files, work)
@@ -148,7 +148,7 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Inp
 
 
 def check_output(_: Work, folder: Folder) -> None:
-    """Raise the errors of `output.check_target`. For a shard, the output of all shards is checked. Blocks."""
+    """Raise the errors of `output.check_target`. For a shard, check the output of all shards. Blocks."""
     spec = folder.known_spec()
     target = spec.output.path
     output.check_target([folder.store], spec, target.with_name(table_paths.PART.sub("", target.name)))
@@ -172,8 +172,8 @@ def publish(
 ) -> None:
     """Rename a written output to its final name, and store its stamp. Blocks. Raises the errors of `output.publish`.
 
-    `there`: the stamp of the output before it was written. `overwrite`: whether a file that the job did not make may be
-    replaced.
+    `there`: the stamp of the file at the output's path before the output was written. `overwrite`: whether a file that
+    the job did not make may be replaced.
     """
     made, spec = folder.result, folder.known_spec()
     is_own = output.is_own(spec, made, there)
@@ -193,8 +193,8 @@ def publish(
 def _record(
     written: output.Written, made: OutputRecord | None, limit: int | None, replaced: Stamp | None
 ) -> OutputRecord:
-    """Return the record of a new output. `made`: the record of the replaced output, whose file has the stamp `replaced`
-    if the job wrote it."""
+    """Return the record of a new output. `made`: the record of the previous output. `replaced`: the stamp of the file
+    that the new output replaces, if the job wrote that file."""
     if written.answers is None:
         return OutputRecord.of(written.stamp, limit, replaced)
     earlier = NO_ANSWERS if made is None or not made.answers else made.answers[0]

@@ -5,13 +5,13 @@
 `next_round` is a pure function of the database and the order, so after a kill the job computes the same next round. An
 order has these rounds, in this sequence; a round without rows is left out:
 
-1. the last round, if it was interrupted and sent rows again; else round 4 has its rows
-2. the rows whose answers an earlier order awaits; the round has the way that collects these answers
+1. the last round, if it was interrupted and sent rows again; if it sent other rows, round 4 has these
+2. the rows whose answers an earlier order still awaits; the way of this round collects these answers
 3. `again …`: the rows that the order explicitly sends again
 4. `first`: the rows without an answer, and failures of earlier runs that are retryable
 
-The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
-round replaces a person's label.
+The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if the plan chooses one of several
+answers. No round replaces a person's label.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Situation:
     has_rows: Callable[[Round], bool]
     """Returns whether a row of the job meets the rule of a round."""
     awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """The slots whose requests still await an answer, by way."""
+    """The slots whose requests still await an answer, by the way that sent them."""
 
 
 def next_round(now: Situation) -> Round | None:
@@ -57,10 +57,10 @@ def next_round(now: Situation) -> Round | None:
 
 
 def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
-    """Yield the rounds: first by the order's way, then live for the rows that this way left open."""
+    """Yield each of the rounds `wanted`: first by the order's way, then live, for the rows that this way left open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # counted from the last batch or other way on, so that its retryable failures are sent again
+        # at least the last round by batch or another way of a feature, so that its retryable failures are sent again
         since = max(round_.since, latest)
         if round_.way in {LIVE, COPY}:
             yield replace(round_, since=since) if round_.rows == "open" else round_
@@ -70,7 +70,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
-    """Return whether an order resumes an interrupted round. `again: all` resumes no round of an earlier order."""
+    """Return whether an order resumes an interrupted round; `again: all` resumes no earlier order's round."""
     order = now.order
     if not now.plan.resumes(last):
         return False

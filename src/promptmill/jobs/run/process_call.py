@@ -1,4 +1,4 @@
-"""A call of a function in another process of promptmill: its arguments as a frame, its environment, its configuration.
+"""Calls of functions in other processes of promptmill: the call as a frame, its environment, its configuration.
 
 The name of the function and its arguments arrive on standard input, so no command line shows a key.
 """
@@ -28,13 +28,13 @@ from promptmill.system import frames, logs, subprocesses
 
 
 def packed(function: Callable[..., object], computing_s: float | None = None, /, **arguments: object) -> bytes:
-    """Return a call of a function of a module as a frame. Secrets are not masked."""
+    """Return a call of a module's function, packed as a frame. Secrets are not masked."""
     name = f"{function.__module__}:{function.__qualname__}"
     return frames.packed({"call": name, "computing_s": computing_s, "arguments": plain(arguments)})
 
 
 def arguments_of(function: Callable[..., object], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by `packed`, converted to the types of the function's signature."""
+    """Return the arguments of a call that `packed` has packed, converted to the types of the function's signature."""
     types = get_type_hints(function)
     return {
         name: Folder(Path(value)) if types[name] is Folder else TypeAdapter(types[name]).validate_python(value)
@@ -53,7 +53,7 @@ def _revealed(value: object) -> object:
             return value.get_secret_value()
         case JobOrder() | JobSpec():
             return value.model_dump(mode="json")
-        case BaseModel():  # without unset keys, because some code checks whether a key is set
+        case BaseModel():  # unset keys are left out, because some code checks whether a key is set
             return value.model_dump(exclude_unset=True)
         case Path():
             return str(value)
@@ -77,14 +77,14 @@ def environment_of(config: ModelConfig) -> dict[str, str]:
     while names:
         name = names.pop()
         if name not in configs and name in configuration.names:
-            with contextlib.suppress(PromptmillError):  # skipped: an invalid configuration needs no variables
+            with contextlib.suppress(PromptmillError):  # an invalid configuration needs no variables
                 configs[name] = configuration.config_of(name)
                 names += configs[name].fallback
     configs[config.name] = ModelConfig(config.settings, config.settings, name=config.name)  # with the call's settings
     if any(each.backend not in {*BACKENDS, AUTO} for each in configs.values()):
-        return dict(os.environ)  # all, because another package's backend may read any
+        return dict(os.environ)  # all variables, because another package's backend may read any of them
     if any(each.settings.backend_configs.openai.api_key_command for each in configs.values()):
-        return dict(os.environ)  # all, because the operator's program may read any
+        return dict(os.environ)  # all variables, because the operator's program may read any of them
     return subprocesses.bare_environment({name for each in configs.values() for name in registry.key_variables(each)})
 
 
@@ -95,7 +95,7 @@ def configuration_of(config: ModelConfig) -> Configuration:
 
 
 def received() -> tuple[dict[str, Any] | None, BinaryIO, BinaryIO]:
-    """Return the call that standard input describes, and the pipes from and to the other process."""
+    """Return the call that standard input describes, and the pipes from and to the process that sent it."""
     incoming, outgoing = subprocesses.private_pipes()
     called = frames.read(incoming)
     subprocesses.lower_priority()

@@ -1,4 +1,4 @@
-"""The first part of a run: reads the input, if it is new or has changed, and notes which earlier answers are kept."""
+"""The first part of a run: reads the input if it is new or has changed, and adds notes on which answers are kept."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def read_input(run: RunState) -> None:
     if files is None and job.order.earlier.from_jobs:
         await _note_bound(run, await run.in_thread(lambda: job.change.rebind(store, job.spec, run.work)))
     if files is not None:
-        if lost := store.in_flight.most:  # paid requests whose rows may have changed since
+        if lost := store.in_flight.most:  # the cost of requests whose rows may have changed
             progress.earlier.charge(lost)
             run.status.show()
         store.in_flight.clear()
         try:
             bound = await run.do(job.reading(files))
         except PromptmillError:
-            # undone: the same command is refused again, and the previous one resumes the job
+            # the order is undone, so that the same command is refused again, and the previous command resumes the job
             job.folder.roll_back()
             run.status.is_refused = job.change.before is not None
             raise
@@ -72,13 +72,13 @@ def _limit_rows(run: RunState) -> None:
 
 
 def _note_persons(run: RunState) -> None:
-    """Count the labels of a person, because an order `again` does not replace them."""
+    """If the order has `again`, note the number of labels of a person, because it does not replace them."""
     if run.job.order.earlier.again is not None and (kept := run.store.count(f"settings = {PERSON}")):
         run.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
 
 
 async def _note_bound(run: RunState, bound: Bound) -> None:
-    """Note which earlier answers are kept, and which answers of other jobs are used although their settings differ."""
+    """Add notes on the earlier answers that are kept, and on used answers of other jobs whose settings differ."""
     _note_kept(run, bound)
     run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 
@@ -89,7 +89,7 @@ def _note_kept(run: RunState, bound: Bound) -> None:
     if bound.kept or (bound.answers and not bound.partly):
         kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
         are = "is" if bound.new == 1 else "are"
-        # with a limit, not all new rows are sent
+        # left out if there is a limit, because then not all new rows are sent
         new = f", {bound.new:,} {are} new" if run.job.order.limits.limit is None else ""
         run.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
     if bound.partly:

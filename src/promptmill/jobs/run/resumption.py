@@ -1,6 +1,6 @@
-"""Resuming a job with another order: which answers are kept, and which changes are refused.
+"""Resuming a job with another order: decides which answers are kept, and which changes are refused.
 
-An answer is kept if it was made with the order's settings, or if the user keeps answers made with other settings.
+An answer is kept if it was made with the order's settings, or if the user also keeps answers of other settings.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _FEWEST = 20  # answers; losing fewer costs almost nothing, so it is no error
 
 
 class ChangedError(PromptmillError):
-    """The order would send most rows again, because the settings, the prompt or the input changed.
+    """The order would send most rows again, because the settings, the prompt or the input have changed.
 
-    The remedy begins with `SEND_ALL`, unless the answers to another question are in the sheet that the job fills.
+    The remedy begins with `SEND_ALL`, unless the sheet that the job fills has answers to another question.
     """
 
     @property
     def may_keep(self) -> bool:
-        """Whether the order may keep the answers."""
+        """Whether an order with `keep` could keep the answers."""
         return _KEEP in self.remedy
 
 
@@ -59,8 +59,8 @@ class ChangedInputError(ChangedError):
 def resumed(
     folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool, adds: bool = False
 ) -> JobSpec:
-    """Combine the stored job `begun` with the wanted one. `adds`: the wanted job asks the same and more, with the same
-    settings. Raises `PromptmillError` (`invalid_input`)."""
+    """Combine the stored job `begun` with the job `wanted`. `adds`: the wanted job asks the same questions and more,
+    with the same settings. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     if begun.chooses and begun.parts.keys() != wanted.parts.keys() and not _has_nothing(folder):
         raise input_error(
@@ -111,9 +111,9 @@ def resumed(
 
 
 def _check_places(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` if a model or prompt takes another's slot: the other's answers would be paid again.
+    """Raise `PromptmillError` if a model or prompt takes the slot of another one, whose answers would be paid again.
 
-    A slot without an answer is free: its model may not exist.
+    A slot without an answer may be taken, because its model may not exist.
     """
     places = enumerate(zip(begun.targets, targets, strict=False))
     if any(before.settings not in now.counted and folder.store.has_answers_in(at) for at, (before, now) in places):
@@ -143,7 +143,7 @@ def _with_other_prompt(target: Target) -> Target:
 
 
 def _has_nothing(folder: Folder) -> bool:
-    """Return whether the open job has neither answers nor costs, so sending all rows again loses nothing."""
+    """Return whether the open job has neither answers nor costs, so that nothing is lost if all rows are sent again."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
     has_answers = folder.store.page(0, ANSWERED, size=1) or any(
@@ -153,7 +153,7 @@ def _has_nothing(folder: Folder) -> bool:
 
 
 def _have_form(folder: Folder, begun: JobSpec, wanted: JobSpec) -> bool:
-    """Return whether all answers of models have the form that the wanted job requires."""
+    """Return whether all answers from models (not from persons) have the form that the wanted job requires."""
     form = ChangedForm(begun.output, wanted.output)
     if not form.is_changed:
         return True
@@ -161,7 +161,7 @@ def _have_form(folder: Folder, begun: JobSpec, wanted: JobSpec) -> bool:
 
 
 def changed_names(before: Target, now: Target) -> list[str]:
-    """Return the names of the settings that differ, apart from the settings of further models."""
+    """Return the names of the settings that differ between two targets, except the settings of further models."""
     known = before.fingerprint
     return [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
 
@@ -205,7 +205,7 @@ def _settings_conflict(
 
 
 def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool) -> Sequence[str | Named]:
-    """Return the remedies for changed settings."""
+    """Return the ways to resume a job whose settings have changed, as a remedy."""
     other_output = _NEW_COLUMN if wanted.fills_input else _OTHER_OUTPUT if may_keep else _OTHER_OUTPUT.capitalize()
     ways = [SEND_ALL, *([_WAYS[1], _KEEP] if may_keep else [" asks all rows again. "]), other_output]
     output = begun.output
@@ -219,14 +219,14 @@ def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool)
 
 
 def _only_new(begun: JobSpec, wanted: JobSpec) -> Sequence[str | Named]:
-    """Return the remedy of another output, which reuses a part of the job's answers; `()` if it could reuse none."""
+    """Return the remedy: another output that reuses a part of the job's answers; `()` if it could reuse none."""
     if wanted.plan.taking(begun) is None:
         return ()
     return " With another output, ", Named("from_job", str(begun.output.path)), " asks only what is new."
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
-    """Return whether the sheet that the job fills has the answers to another question."""
+    """Return whether the job fills a sheet that has its answers to another question."""
     one, other = ((each.question, each.output.answer_schema, each.output.choices) for each in (begun, wanted))
     return wanted.fills_input and one != other
 
@@ -244,8 +244,8 @@ def _shown(value: Any) -> str:
 def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     """Raise `ChangedError` if an order that may be a mistake would send most rows again.
 
-    Such an order loses more than half of the job's answers and leaves more than half of the rows without one. A job
-    with fewer than 20 answers is not checked, unless its prompt or input file changed.
+    Such an order loses more than half of the job's answers, and leaves more than half of the rows without an answer. A
+    job with fewer than 20 answers is checked only if its prompt or its input file is another one.
     """
     given, asked = spec.input.path, begun.question != spec.question
     fewest = _FEWEST if given == begun.input.path and not asked else 1

@@ -1,4 +1,4 @@
-"""The second part of a run: sends the rows of each round by its way, and records their outcomes."""
+"""The second part of a run: sends the rows of each round by the round's way, and records the outcomes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 _HELD_BYTES = 64 << 20
-# Answers: enough to distinguish a low limit from a few long answers, and few to pay for.
+# The number of first answers: enough to distinguish a low limit from a few long answers, and few enough to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 
@@ -39,7 +39,7 @@ class RoundSender:
         self._run, self._cost_limit = run, cost_limit
         self._rounds: JobRounds
         self._has_judged = False
-        """Whether the first answers have been searched for truncated answers."""
+        """Whether the truncated answers among the first answers have been counted."""
 
     async def run(self) -> None:
         """Run the rounds. Raises `Stopped`, `PromptmillError` and the errors of `JobDatabase`."""
@@ -58,7 +58,7 @@ class RoundSender:
             await run.count()
 
     def _show(self, figures: Mapping[str, object]) -> None:
-        """Put figures into the status. A new object, because this runs in a thread."""
+        """Put figures into the status. The mapping is replaced, not changed, because this runs in a thread."""
         self._run.progress.figures = {**self._run.progress.figures, **figures}
 
     def _continues_without(self, round_: Round, error: PromptmillError) -> bool:
@@ -98,7 +98,7 @@ class RoundSender:
         await way_named(round_.way).run(round_run)
 
     async def _copy(self, round_: Round, rows: int) -> None:
-        """Run a round without requests, and show its progress: some rounds take hours."""
+        """Run a round that copies answers, and show its progress, because some rounds take hours."""
         progress, copied = self._run.progress, 0
         soon = asyncio.get_running_loop().call_soon_threadsafe
 
@@ -140,7 +140,7 @@ class RoundSender:
             self._rounds.recorded(keys)
             self._recorded(keys)
 
-        is_live = round_.way == LIVE  # a live round sends a batch's failures again
+        is_live = round_.way == LIVE  # after a batch, a live round sends the failures again
         return kind(
             run.store,
             run.progress.counts,

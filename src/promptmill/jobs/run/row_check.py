@@ -1,4 +1,4 @@
-"""A check by a function of the program that runs the job, which also gets the row."""
+"""A check of answers by a function of the calling program, which also gets the answer's row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.records import SLOT
 
 Complain: TypeAlias = Callable[[str, Row], str | None]
-"""Returns the problem of the answer to a row, or None."""
+"""Takes an answer and its row. Returns the problem of the answer, or None."""
 
 
 class RowCheck(Check):
@@ -23,6 +23,6 @@ class RowCheck(Check):
         self._store, self._complain = store, complain
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the complaint of the function."""
+        """Return the problem that the function finds in the answer."""
         (row,) = self._store.rows_at([request.key % SLOT])
         return self._complain(answer, row)

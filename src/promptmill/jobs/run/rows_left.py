@@ -1,4 +1,4 @@
-"""The estimate of a job without the rows that it has answered."""
+"""The estimate of a job for only those rows that it has not answered yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _COSTS = ("estimated_cost", "most_cost")
 
 
 def of_rows_left(found: JsonObject) -> JsonDict:
-    """Return an estimate with the requests and costs of its `rows_left` only, or unchanged if it lacks this number."""
+    """Return an estimate with only the requests and costs of its `rows_left`; unchanged if it lacks this number."""
     if (left := found.get("rows_left")) is None:
         return dict(found)
     share = left / max(1, rows_sent_of(found))
@@ -19,6 +19,6 @@ def of_rows_left(found: JsonObject) -> JsonDict:
 
 
 def rows_sent_of(found: JsonObject) -> int:
-    """Return the number of rows that an estimate prices."""
+    """Return the number of rows whose cost an estimate includes."""
     sent: int = found["rows"] - found["invalid"] - found.get("skipped", 0) - found.get("taken", 0)
     return sent

@@ -42,13 +42,13 @@ class RunState:
         return self.job.folder.store
 
     async def do(self, step: functools.partial[T]) -> T:
-        """Run a step that reads the input or writes the output, in a child process if the run has one."""
+        """Run a step that reads the input or writes the output; in a child process if the run was given `apart`."""
         if self.apart is not None:
             return await self.apart(step, self.job, self.work.note)
         return await self.in_thread(lambda: step(self.work, self.job.folder))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread. If the run is cancelled, set `halt` and wait for the thread."""
+        """Run blocking work in a thread. If the run is cancelled, set `work.halt` and wait until the thread ends."""
         thread = asyncio.ensure_future(asyncio.to_thread(work))
         try:
             return await asyncio.shield(thread)

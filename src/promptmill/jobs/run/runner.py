@@ -1,7 +1,7 @@
 """Runs a job in this process: reads its input, runs its rounds, and writes its output.
 
 Runner ─▶ read_input ─▶ RoundSender: open rows ─▶ a way ─▶ records ─▶ export
-   └──── looks after: progress, commands, the cost limit; `Ending` ends the run early
+   └──── looks after the progress, commands and the cost limit; `Ending` ends the run early
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from promptmill.system.runtime import stay_responsive
 
 _LOOK_S = 0.2
 _STATUS_S = 1.0
-_LEAVING_S = 60.0  # the longest wait for the requests in flight, which are paid anyway
+_LEAVING_S = 60.0  # the longest wait for the requests in flight, which must be paid in any case
 _TRIES = 3  # times that a run repairs damaged records or a damaged database
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
 _AGAIN = "Run the job again: its readable part is kept."
@@ -63,10 +63,10 @@ class Runner:
         apart: Apart | None = None,
         leaving_s: float = _LEAVING_S,
     ) -> None:
-        """`call` counts the costs of this run. `apart` runs the steps that read the input and write the output in a
-        child process. `leaving_s`: the longest time that an ended run waits for its requests in flight.
+        """`call` counts the costs of this run. `apart` is used to run the steps that read the input and write the
+        output in a child process. `leaving_s`: the longest time that an ended run waits for its requests in flight.
 
-        Needs a running event loop.
+        Call this in a running event loop.
         """
         self._run = RunState(job, service, hooks, call=call, apart=apart, leaving_s=leaving_s)
         self._cost_limit = CostLimit(job, self._run.progress)
@@ -85,7 +85,7 @@ class Runner:
     async def run(self) -> RunStatus:
         """Run until the output is written or the run is stopped; return the final status.
 
-        Its `state` is `finished`; `stopped` (`progress.error` is the cause); `cancelled`; or `interrupted` if the
+        The `state` is `finished`; `stopped`, with the cause in `progress.error`; `cancelled`; or `interrupted`, if the
         service or this task ends. In all cases, the answers are kept and the job can be resumed.
         """
         progress, ending = self._run.progress, self._run.ending
@@ -114,7 +114,7 @@ class Runner:
         job = self._run.job
         error = self._run.progress.error
         if error is not None and error.code is Code.STORAGE and job.folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
+            with contextlib.suppress(OSError, DamagedError):  # outcomes that could not be written are not counted
                 self._run.progress.take(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
                 if lost := job.folder.store.in_flight.rows:
                     self._run.progress.notes.append(
@@ -122,13 +122,13 @@ class Runner:
                         "is paid, their answers are lost, and the next run sends the rows again."
                     )
         if self._run.progress.state == states.FINISHED:
-            with contextlib.suppress(OSError, DamagedError):  # the next run then finds no rows for the last round
+            with contextlib.suppress(OSError, DamagedError):  # else the next run finds no rows for the last round
                 rounds.end(job.folder.store)
                 for way in rounds.awaited(job.folder.store).values():
                     way.forget(job.folder.store)
         self._run.status.store()
         with contextlib.suppress(OSError, DamagedError):
-            if job.folder.is_open:  # not if it could not be repaired
+            if job.folder.is_open:  # closed if it could not be repaired
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False, at_once=False).write(job.folder.path)
@@ -141,7 +141,7 @@ class Runner:
             raise Stopped(states.INTERRUPTED if gone else states.STOPPED, await self._with_models(error)) from None
         except OSError as error:
             raise Stopped(states.STOPPED, disk.unusable(error, self._run.job.folder.path)) from None
-        except DamagedError:  # beyond repair
+        except DamagedError:  # the database cannot be repaired
             damaged = f"The job's database {self._run.job.folder.database} is damaged."
             raise Stopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
@@ -156,7 +156,7 @@ class Runner:
         return PromptmillError(error.code, error.message, [Named("model", "NAME", f"{text[0].upper()}{text[1:]}")])
 
     async def _answer(self) -> None:
-        """Read the input, run the rounds, and write the output. After a repair of the database, do it again."""
+        """Read the input, run the rounds, and write the output. After a repair of the database, repeat these steps."""
         job, live = self._run.job, self._run.hooks.live
         is_read, repairs = False, 0
         try:
@@ -216,7 +216,7 @@ class Runner:
 
     @contextlib.asynccontextmanager
     async def _workbook(self) -> AsyncIterator[None]:
-        """Hold the lock of the workbook: the job writes one part of it, and other jobs write other parts."""
+        """Hold the lock of the workbook, because the job writes one part of it and other jobs write other parts."""
         spec, folder = self._run.job.spec, self._run.job.folder
         if not spec.keeps_sheets:
             yield
@@ -227,12 +227,12 @@ class Runner:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # Windows removes no open file
+            with contextlib.suppress(OSError):  # on Windows, an open file cannot be removed
                 path.unlink()
             lock.release()
 
     async def _is_sheet_changed(self) -> bool:
-        """Return whether the sheet that the job fills was saved since the job has read it. Such a sheet is read again,
+        """Return whether the sheet that the job fills was saved after the job had read it. Such a sheet is read again,
         because its rows may have moved."""
         job = self._run.job
         if not job.spec.fills_input:
@@ -245,7 +245,7 @@ class Runner:
 
         If an error is raised, no temporary file remains.
         """
-        self._run.progress.written = 0  # the steps before this one also count rows
+        self._run.progress.written = 0  # earlier steps also counted rows in it
         self._run.status.enter(states.MERGING, "writing the output")
         job, spec, folder = self._run.job, self._run.job.spec, self._run.job.folder
         limit = job.order.limits.limit
@@ -278,7 +278,7 @@ class Runner:
         return statistics.counts(self._run.store, before=self._run.end, skips_empty=skips_empty)
 
     def _note_models(self) -> None:
-        """Note that the name of a deciding model has meant several models during the job."""
+        """If the name of a deciding model has stood for several models during the job, add a note about it."""
         if not any(map(registry.decides, configs_of(self._run))):
             return
         known = {*self._run.job.config.operator.models, *(config.name for config in configs_of(self._run))}
@@ -296,7 +296,7 @@ class Runner:
         self._run.progress.figures = status.figures_of(store, spec, self._run.end, configs) | own
 
     async def _look_after(self) -> None:
-        """Show the progress, and obey commands of other processes, until cancelled."""
+        """Until cancelled, show the progress and obey the commands of other processes."""
         stored = 0.0
         while True:
             self._follow(self._run.job.folder.control)
@@ -326,7 +326,7 @@ class Runner:
 async def until_ended(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
-    The process runs only this job, and observers follow it. After the first Ctrl-C, the requests in flight have a
+    The process runs only this job, and its observers are active. After the first Ctrl-C, the requests in flight have a
     minute to end. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     stay_responsive()

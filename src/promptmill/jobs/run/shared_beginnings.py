@@ -1,14 +1,14 @@
 """Finds the long beginnings that requests share, so that the provider's prompt cache can be used.
 
-The structure of a request gives the possible ends of a shared beginning: the end of each message and, in a plain
-template, the end of the text after each field:
+A shared beginning may end only where the structure of a request allows: at the end of a message and, in a plain
+template, at the end of the text after a field:
 
     system prompt │ Answer from this text: {{document}} Question: │{{question}}
                   └ all rows                                      └ the rows with this document
 
-Of the beginnings that another row of the same window shares, the longest counts. The rows of a window are sent group by
-group, in the order of the groups' first rows. Short rows, and windows whose first rows share nothing, keep their order.
-"""
+Of the beginnings that a row shares with another row of the same window, the longest counts. The rows of a window are
+sent group by group, in the order of the groups' first rows. Short rows keep their order, and so do windows whose first
+rows share no beginning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
 _LONGEST_CHARACTER = 4  # bytes in UTF-8
 _LOOKED_AT = 32
-"""The number of first rows of a page to check; the other rows are checked only if these share beginnings."""
+"""The number of a page's first rows to check. If they share no beginnings, the other rows are not checked."""
 
 
 def beginnings(
@@ -34,7 +34,7 @@ def beginnings(
 ) -> list[Shared]:
     """Return the beginnings of a row that other rows may share, the shortest first; `[]` for an invalid row.
 
-    `least`: the fewest bytes of a beginning.
+    `least`: the length, in bytes, of the shortest beginning to return.
     """
     try:
         pieces = requests.pieces(n, line, cells)
@@ -60,10 +60,10 @@ def in_groups(
     *,
     reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
-    """Yield the rows of each page with the beginning they share; rows with the same beginning follow each other.
+    """Yield rows in pages, each with the beginning that it shares. Rows with the same beginning follow each other.
 
-    `look` returns the beginnings of a row, `size` its bytes. `least`: the fewest rows that share a beginning. Without
-    `reorders`, the rows keep their order.
+    `look` returns the beginnings of a row, and `size` the row's size in bytes. `least`: the fewest rows that share a
+    beginning. Without `reorders`, the rows keep their order.
     """
     window, room = list[Row](), WINDOW_BYTES
     for page in pages:

@@ -1,4 +1,4 @@
-"""The sink of a round: records outcomes, and ends the run if one concerns all rows."""
+"""The sink of a round: records the outcomes of rows, and ends the run if an outcome concerns all rows."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class StoreSink(Sink):
         self._failing = failing
         self._recorded = recorded
         self._answering: set[int] = set()
-        """The slots whose model has answered, in a job with several."""
+        """The slots whose model has answered, in a job with several slots."""
         self.commits = Commits(store, self._write, self._count)
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
@@ -110,8 +110,8 @@ class StoreSink(Sink):
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
         """Add the cost of requests that earlier runs sent for this row without recording an outcome.
 
-        `known`: the cost of the requests that had ended. A kill interrupted `count` others: each is assumed to cost as
-        much as one of the answer's `requests`; if that cost is unknown, they cost `most` in total.
+        `known`: the cost of those requests that had ended. A kill interrupted `count` others. Each of these is assumed
+        to cost as much as one of the answer's `requests`; if that cost is unknown, they cost `most` in total.
         """
         cost = most
         if isinstance(outcome, Completion) and outcome.cost is not None and requests:
@@ -131,8 +131,8 @@ class StoreSink(Sink):
         again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
         earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
         outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
-        # the whole batch in one step: encoding each outcome on arrival costs 50 % more, because the code
-        # leaves the CPU's cache
+        # the whole batch in one step, because encoding each outcome on arrival costs 50 % more: the code leaves the
+        # CPU's cache
         records = [
             record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
         ]
@@ -148,16 +148,16 @@ class StoreSink(Sink):
                 self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
-        """Return whether a failure must stop the job, instead of being counted as the row's failure."""
+        """Return whether a failure must end the run, instead of being recorded as a failure of the row."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
             return failure.attempts == self.taken.get(row, _UNKNOWN).attempts
         return failure.concerns_all or code in _ENDS_ALL
 
     def _lacks_model(self, key: int, failure: Failure) -> bool:
-        """Return whether the failure means that one of several models does not exist: no row of its slot has an answer.
+        """Return whether the failure means that a model, one of several, does not exist: its slot has no answer.
 
-        The endpoint answers the rows of other models, so its refusal seems to concern the row.
+        The endpoint answers the rows of the other models, so its refusal looks as if it concerned only the row.
         """
         slot = key // SLOT
         if failure.error.code is not Code.NOT_FOUND or len(self._made) == 1 or slot in self._answering:
@@ -178,7 +178,7 @@ class _Failures:
     rows: int = 0
 
     def count(self, outcome: Outcome) -> None:
-        """Count a row. If too many rows have failed, raises the error that ends the job."""
+        """Count a row. Raises the error that ends the job if too many rows have failed."""
         if outcome.is_copy:
             return
         self.rows += 1

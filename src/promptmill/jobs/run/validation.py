@@ -72,26 +72,26 @@ from promptmill.system import runtime
 
 _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
-_LOOKED_AT = 100  # rows of JSON, searched for names of fields: most files have the same in all rows
+_LOOKED_AT = 100  # rows of JSON that are searched for names of fields: in most files, all rows have the same fields
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
-"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model reads them as tokens."""
+"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model has to read them."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
-_MANY_ROWS = 20  # with fewer rows, `dedupe` is not advised for equal rows
+_MANY_ROWS = 20  # with fewer rows, `dedupe` is not advised even if rows are equal
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
-_WORTH_A_WORD = 2  # the highest cost must fall by this factor before a lower `max_tokens` is advised
+_WORTH_A_WORD = 2  # a lower `max_tokens` is advised only if it lowers the highest cost by this factor
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
-_PER_MESSAGE, _PER_REQUEST = 3, 3  # tokens, as OpenAI counts: the marks of a message, and those of the reply
-_MOST_MEASURED = 10_000  # answers whose prompts are compared with their estimate
+_PER_MESSAGE, _PER_REQUEST = 3, 3  # tokens, as OpenAI counts them: the marks of a message, and the marks of the reply
+_MOST_MEASURED = 10_000  # the most answers whose prompts are compared with their estimates
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens and cost; the
-    first finished `prompts`, except those of whole files in a call, which gets no content of files; and the `columns`
-    of the output, if the job writes one.
+    first `prompts`, filled with their rows, unless rows are whole files and a call asks, which gets no content of
+    files; and the `columns` of the output, if the job writes an output.
 
     The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. It is scaled by
-    the measured prompts of the job's answers so far. An answer is expected to be as long as these answers, or else as
-    the form allows. `may_name`: see `RowReader`.
+    the measured prompts of the answers that the job already has. A new answer is expected to be as long as these or, if
+    there are none, as long as the form allows. `may_name`: see `RowReader`.
     """
     order, config, configs = wanted.order, wanted.config, wanted.configs
     decided = _check_order(wanted)
@@ -155,22 +155,22 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
 
 
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
-    """Return `different_prompts`, the number of different prompts, if `dedupe` would make the job cheaper: it has at
-    least `_MANY_ROWS` rows, and fewer than half as many prompts. `{}` for any other job."""
+    """Return `different_prompts`, the number of different prompts, if `dedupe` would make the job cheaper: if it has at
+    least `_MANY_ROWS` rows, and fewer than half as many different prompts. Else `{}`."""
     order, config = wanted.order, wanted.config
     takes_it = config.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
     if not takes_it or order.limits.dedupe or getattr(config.block, "dedupe", False):
         return {}
     prompts, end = "FROM row WHERE n < ? AND asked != zeroblob(length(asked))", end_of(store, order.limits.limit)
     ((rows,),) = store.read(f"SELECT count(*) {prompts}", end)
-    half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # fewer are counted in half of the time
+    half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # half the time, as it stops at half
     ((different,),) = store.read(half, end, rows // 2)
     return {"different_prompts": int(different)} if rows >= _MANY_ROWS and different < rows // 2 else {}
 
 
 def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
-    """Return the change that gives rows the answers of other jobs and, if the rows take a part of its answers, of the
-    job in `folder`."""
+    """Return the change that gives rows the answers of other jobs. These include the job in `folder` if the rows can
+    reuse a part of its answers."""
     earlier, known = wanted.order.earlier, folder.spec
     databases = [*earlier.from_jobs]
     if known is not None and admission.asks_more(known, spec, wanted) and known.question != spec.question:
@@ -180,7 +180,7 @@ def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
 
 
 def _check_order(wanted: WantedJob) -> str:
-    """Raise the errors of the order before its rows are read. Return the note on a model that decides."""
+    """Raise the errors of an order that are found before its rows are read. Return a note if the model decides."""
     if wanted.order.parsed_shard is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
     if not wanted.config.is_open:
@@ -191,8 +191,8 @@ def _check_order(wanted: WantedJob) -> str:
 
 
 def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob) -> None:
-    """Raise the errors that end a job before its first request: its models (`every`) lack prices or limits that its
-    budget needs or, in a call, cannot be used. (A user without a key sees the price.)"""
+    """Raise the errors that end a job before its first request: the models `every` lack prices or limits that the job's
+    budget needs or, in a call, cannot be used. (A user who has no API key still sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
             runtime.run_anywhere(_try(one))
@@ -203,12 +203,12 @@ def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob)
 
 
 async def _try(config: ModelConfig) -> None:
-    """Raise the errors of a backend that cannot be made, and close it."""
+    """Make a backend and close it. Raise the errors of a backend that cannot be made."""
     await (await registry.create(config)).aclose()
 
 
 def _reported(config: ModelConfig) -> Sequence[str]:
-    """Return the probability fields that all answers certainly have: none for engines, whose fields may be missing."""
+    """Return the probability fields that all answers certainly have: none for engines, which may leave fields out."""
     sampling = config.settings.sampling_params
     weighs_all = registry.decides(config) or config.record.compares
     if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in config.settings.extra_params):
@@ -230,7 +230,7 @@ class _Answered:
     count: int = 0
     completion_tokens: int = 0
     measured: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """The number of a row's answers, and the tokens of their prompts."""
+    """By row number: the number of the row's answers, and the tokens of their prompts."""
 
     def add(self, n: int, prompt_tokens: int) -> None:
         """Add an answer to the sample."""
@@ -239,14 +239,14 @@ class _Answered:
 
 
 class _Sums:
-    """The likely tokens of all answers of one model, and the highest cost of the rows, live and by batch."""
+    """The likely tokens of one model's requests, and the highest cost of the rows if sent live or by batch."""
 
     def __init__(self, config: ModelConfig, price: Price | None, answered: _Answered, *, has_check: bool) -> None:
         self.config, self.price, self._has_check = config, price, has_check
         self._answered = answered
         self._measured, self._estimated = 0, 0.0
-        """The tokens of the prompts of the sample, by answer: as the endpoint counted them, and as they are estimated
-        here."""
+        """The tokens of the prompts of the sampled answers: as the endpoint counted them, and as this class estimates
+        them."""
         self.cache = registry.prompt_cache_of(config)
         self.decides = registry.decides(config)
         self._thinks = registry.may_think(config, config.model, config.settings.sampling_params)
@@ -257,20 +257,20 @@ class _Sums:
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
         self.once = 0.0
-        """The highest cost of the rows, live, if no answer is refused."""
+        """The highest cost of the rows if they are sent live and no answer is refused."""
         self.advised = advised_limit(config)
         self.limited = 0.0
-        """The highest cost of the rows, live, if none has a higher `max_tokens` than is `advised`."""
+        """The highest cost of the rows if they are sent live and none has a `max_tokens` above `advised`."""
         self.prompt_tokens = 0
         self.prompt_tokens_alone = self.answers = 0
-        """The tokens of prompts if no rows share requests, and the number of answers."""
+        """The tokens of prompts as they would be if no rows shared requests, and the number of answers."""
         self._requests = 0.0
         self.completion_tokens = self.around = 0
         """The tokens of all replies, and the tokens that surround the answers in replies to several rows."""
         self.may_search = False
-        """Whether the endpoint may search the web, at a price of its own."""
+        """Whether the endpoint may search the web, for an extra price."""
         self.source = ""
-        """Where the length of answers comes from, in words; `""` without requests."""
+        """The basis of the expected length of answers, in words; `""` if no request was added."""
 
     @property
     def requests(self) -> int:
@@ -278,7 +278,7 @@ class _Sums:
         return math.ceil(round(self._requests, 6))
 
     def usage(self, *, by_batch: bool) -> Usage:
-        """Return the likely usage. No provider says which requests of a batch find a beginning in its cache."""
+        """Return the likely usage. A batch counts no cached tokens, because no provider states how many it has."""
         cached, written = (0, 0) if by_batch else (round(self.cached_tokens), round(self.written_tokens))
         return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written)
 
@@ -292,7 +292,7 @@ class _Sums:
         self._estimated += (self.prompt_tokens - before) * answers / prompts
 
     def _add(self, sent: Sent, prompt_tokens: int) -> None:
-        """Add a request sent for a row, with the tokens of the row's part of the prompt."""
+        """Add a request that is sent for a row. `prompt_tokens`: the tokens of the row's part of the prompt."""
         request = sent.alone or sent.request
         likely, answers = self._lengths.of(request), request.sampling.n or 1
         self.prompt_tokens += answers * prompt_tokens
@@ -324,18 +324,18 @@ class _Sums:
         return most_of(lower, self.config, self._prices, has_check=self._has_check)
 
     def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
-        """Expect each beginning in the given number of requests: the first request writes it to the provider's cache,
-        the others read it."""
+        """Expect each beginning in as many requests as `requested` states: the first request writes it to the
+        provider's cache, and the others read it there."""
         for shared, times in requested.items():
             tokens = shared.size // _BYTES_PER_TOKEN
-            if self.cache is not None and self.cache.way == "key":  # such a cache writes for free
+            if self.cache is not None and self.cache.way == "key":  # to such a cache, writing is free
                 tokens -= tokens % _CACHED_STEP
             else:
                 self.written_tokens += min(times, 1.0) * tokens
             self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
     def expect(self, rows: int, prompts: int) -> None:
-        """Expect prompts and answers for `rows` rows with `prompts` prompts each, as long as those that exist."""
+        """Expect `rows` rows with `prompts` prompts each to be as long as the existing prompts and answers."""
         if not (self._answered.count and rows):
             return
         mean = self._answered.completion_tokens / self._answered.count
@@ -345,7 +345,7 @@ class _Sums:
             self._scale(self._measured / self._estimated)
 
     def _scale(self, times: float) -> None:
-        """Multiply the tokens of prompts. Rows that share requests are not scaled: how many share one may differ."""
+        """Multiply the tokens of prompts. Not called if rows share requests: the number that do may differ."""
         self.prompt_tokens = self.prompt_tokens_alone = round(self.prompt_tokens * times)
         self.cached_tokens *= times
         self.written_tokens *= times
@@ -357,12 +357,12 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
         len(wanted.models.names) > 1 or (wanted.order.plan.chooses and len({one.config.model for one in sums}) > 1)
     ),
 }
-"""The columns that depend on the models, in their order, each with a function: whether a job has the column."""
+"""The columns that depend on the models, in order, each with a function that returns whether a job has it."""
 
 
 def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
-    those that the job adds. `of_models`: columns of `_OF_MODELS`."""
+    """Return the columns of the output that come from the input (if it is no table, the columns of the first rows), and
+    the columns that the job adds. `of_models`: the columns of `_OF_MODELS` that it has."""
     sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}
     reported = [*_reported(config), *of_models]
     further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
@@ -375,7 +375,7 @@ def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str])
 
 
 def _answered(folder: Folder, spec: JobSpec) -> dict[str, _Answered]:
-    """Return, by model, the answers that the job has to the same question."""
+    """Return the answers that the job already has to the same question, by model."""
     known, found = folder.spec, dict[str, _Answered]()
     if known is None or known.question != spec.question:
         return found
@@ -392,8 +392,8 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, _Answered]:
 
 
 def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, found: JsonObject) -> dict[str, float]:
-    """Return the number of `answered` rows and, if the input is unchanged, `rows_left`: the number of unanswered rows
-    among those that the estimate `found` prices, and their likely cost. `{}` if no answer counts."""
+    """Return the number of `answered` rows and, if the input is unchanged, the number of `rows_left` (the unanswered
+    rows whose cost the estimate `found` includes) and their likely cost. `{}` if no answer counts."""
     known, earlier = files.folder.spec, wanted.order.earlier
     if known is None or earlier.again not in {None, "failed"} or not (earlier.keep or known.question == spec.question):
         return {}
@@ -416,8 +416,8 @@ def _is_read(known: JobSpec, files: OrderFiles, wanted: WantedJob) -> bool:
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
-    """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none, and for lines of a Batch
-    file. Raises `OSError`."""
+    """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none, and for a Batch file.
+    Raises `OSError`."""
     if spec.input.format == "batch":
         return ""
     ids = Ids.of(store, spec, end_of(store, order.limits.limit))
@@ -553,7 +553,7 @@ def _expect_cache(
 
 
 def _finished(requests: Sequence[Request], longest: int) -> list[str]:
-    """Return the prompts of requests, each text of at most `longest` characters."""
+    """Return the prompts of requests. Each text in them is cut to at most `longest` characters."""
     return ["\n\n".join(cut_inside(text, longest) for text in one.conversation.texts) for one in requests]
 
 
@@ -564,8 +564,8 @@ def _size(row: Row) -> int:
 def _parts(
     spec: JobSpec, requests: Sequence[Request], parts_of: Callable[[Request, str], Iterable[Request]]
 ) -> list[Request]:
-    """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt. `parts_of`:
-    see `Plan.sending`."""
+    """Return the requests that the plan sends for a row. `requests`: the requests of the row itself, one for each
+    prompt. `parts_of`: see `Plan.sending`."""
     prompts = spec.question.templates or ("",)
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in parts_of(one, prompt)]
 
@@ -589,27 +589,27 @@ def _left_of(store: JobDatabase, spec: JobSpec) -> Callable[[int, Sequence[Reque
 
 
 def _sharing(request: Request, cache: ModelCache) -> Request:
-    """Return a request, marked as one that shares its prompt if it is long enough for the provider's cache."""
+    """Return a request that is marked as sharing its prompt, if the prompt is long enough for the provider's cache."""
     size = _bytes(request.conversation)
     return request.changed(shared=Shared(size, "", size) if size >= cache.least else NOTHING_SHARED)
 
 
 def _batch_words(sums: Sequence[_Sums], order: JobOrder) -> str:
-    """Return a warning if a batch of a model has an unknown price; `""` otherwise."""
+    """Return a warning if the price of a model's batches is unknown; `""` otherwise."""
     is_unknown = any(one.price is not None and one.price.batch is None for one in sums)
     return AS_LIVE if is_unknown and tier_of_way(order.way) == BATCH else ""
 
 
 def _usage_alone(sums: Sequence[_Sums]) -> Usage:
-    """Return the mean of the likely usage of the models if no rows share requests."""
+    """Return the likely usage if no rows shared requests, as the mean over all models."""
     prompts = sum(one.prompt_tokens_alone for one in sums)
     answers = sum(one.completion_tokens - one.around for one in sums)
     return Usage(prompts // max(1, len(sums)), answers // max(1, len(sums)))
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
-    """Return the costs if each model answers all requests, live and, if they are known, by batch; `{}` if a price is
-    unknown."""
+    """Return the costs if each model answers all requests: live and, if its prices are known, by batch. `{}` if the
+    price of a model is unknown."""
     prices = [one.price for one in sums if one.price is not None]
     if len(prices) < len(sums):
         return {}
@@ -621,7 +621,7 @@ def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]
 def _costs_of_each(
     models: Sequence[str], sums: Sequence[_Sums], *, may_batch: bool
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-    """Return the `_costs` of all models, and the costs of each, with `most_cost_once`."""
+    """Return the `_costs` of all models together, and by model the costs of each one, with `most_cost_once`."""
     each = dict[str, dict[str, float | None]]()
     for name, one in zip(models, sums, strict=True):
         cost = _costs([one], may_batch=may_batch)
@@ -642,7 +642,7 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
 
 
 def _cost_alone(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the likely cost if no rows share requests; `{}` if none do anyway, or if a price is unknown."""
+    """Return the likely cost if no rows shared requests; `{}` if no rows share requests, or if a price is unknown."""
     if not cost or all(one.prompt_tokens_alone == one.prompt_tokens for one in sums):
         return {}
     costs = (
@@ -664,7 +664,7 @@ def _once(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, 
 
 
 def _limited(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the `max_tokens` that limits the highest cost, and the highest cost with it; `{}` if no value does."""
+    """Return a `max_tokens` that lowers the highest cost enough, and that highest cost; `{}` if no value does."""
     if not cost:
         return {}
     limited, most = sum(one.limited for one in sums), cost["most_cost"]
@@ -702,8 +702,8 @@ def _size_for(config: ModelConfig) -> Callable[[Sent, Request], int]:
 
 
 class _Sizes:
-    """The size of requests: of the prompt, the form of the answer and the marks of messages. Requests of a job have
-    few different `sampling`."""
+    """The size of requests: the prompt, the form of the answer and the marks of messages. Only the form of the last
+    `sampling` is kept, because few requests of a job differ in `sampling`."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._needs_endpoint = config.record.needs_endpoint

@@ -37,7 +37,7 @@ from promptmill.steps.step import path_of
 from promptmill.system.safe_open import real_path
 
 _OF_ROWS = " works only for rows of values; this input holds complete requests, as a Batch file does."
-_ADDED = "." + ".0123456789" + ".partial"  # other file names in the output's folder add this to its name
+_ADDED = "." + ".0123456789" + ".partial"  # names of other files in the folder add this to the output's name
 _SHOWN_NAME = 40
 
 
@@ -53,8 +53,8 @@ class WantedJob:
     is_fixed: bool = False
     """Whether the settings must equal the first run's, even if no row has an answer yet."""
     is_of_call: bool = False
-    """Whether the order comes from a call. Then its paths were resolved and checked, so none may be a link now, and its
-    rows may fill only a part of the disk."""
+    """Whether the order comes from a call. If so, its paths have been resolved and checked, so that none may be a link
+    now, and its rows may fill only a part of the disk."""
 
     @property
     def config(self) -> ModelConfig:
@@ -75,7 +75,7 @@ class OrderFiles:
     """The input. For rows that are not in the user's files: a relative path, which is only a name."""
     target: Path
     folder: Folder
-    """The folder of the job that has this output. It may not exist."""
+    """The folder of the job that has the output `target`. It may not exist."""
     is_loose: bool
     """Whether the job has no output file."""
     input: InputFiles | None = None
@@ -83,7 +83,7 @@ class OrderFiles:
 
     @classmethod
     def of(cls, wanted: WantedJob, *, is_anew: bool = False) -> OrderFiles:
-        """Return the files of a job. `is_anew`: require the input even if the job has read it.
+        """Return the files of a job. `is_anew`: whether the input must exist even if the job has read it.
 
         Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
         """
@@ -106,7 +106,7 @@ class OrderFiles:
             check_output(order, target)
             _check_alike(folders.alike(target), target)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
-        for part in parts:  # each is there
+        for part in parts:  # all of them exist
             path_formats.format_of_input(part.path)
         return cls(source, target, folder, is_loose, opened)
 
@@ -114,13 +114,13 @@ class OrderFiles:
 def _input_of(
     order: JobOrder, target: Path, given: InputRows | None, folder: Folder | None
 ) -> tuple[Path, Sequence[InputFile]]:
-    """Return the path and the files of an input; no files if one is missing but the job in `folder` has the rows.
+    """Return the path and the files of an input; no files if a file is missing but the job in `folder` has the rows.
 
     Raises `PromptmillError` (`invalid_input`).
     """
     if given is not None:
         return Path(given.name), with_query(given.parts, order)
-    if not order.inputs[0].is_absolute():  # no file: the order that began the job passed the rows themselves
+    if not order.inputs[0].is_absolute():  # not a file: the order that began the job had the rows themselves
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
@@ -171,7 +171,7 @@ def check_output(order: JobOrder, target: Path) -> None:
     own = [path for path in order.inputs if real_path(table_paths.file_of(path)) == table_paths.file_of(target)]
     if not all(_may_hold_both(path, target) for path in own):
         raise input_error("Input and output are the same file; name another output.")
-    try:  # missing folders are made at admission
+    try:  # admission makes missing folders
         with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
     except OSError as error:
@@ -180,7 +180,7 @@ def check_output(order: JobOrder, target: Path) -> None:
 
 
 def _check_alike(other: Path | None, target: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a job has the name `other`, which differs only in its capitals."""
+    """Raise `PromptmillError` (`invalid_input`) if `other`, a job's output, differs from `target` only in capitals."""
     if other is None:
         return
     same = f"{other.name} is a job, and macOS and Windows do not tell its name from {target.name}; "
@@ -245,7 +245,7 @@ def _check_answer_column(name: str) -> None:
         raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
         raise input_error(field, ": give the column a name of printable characters.")
-    if len(name) > LONGEST_COLUMN:  # a bound, because each row of the output repeats the name
+    if len(name) > LONGEST_COLUMN:  # bounded, because each row of the output may repeat the name
         raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
 
 
@@ -279,7 +279,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     output_format = "" if files.is_loose else path_formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
-    has_form = not path_of(config.settings.sampling_params)  # a vector has none
+    has_form = not path_of(config.settings.sampling_params)  # a vector has no form
     spec = JobSpec(
         job_id=job_id,
         created=int(time.time()),

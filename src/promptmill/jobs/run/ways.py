@@ -37,7 +37,7 @@ class RoundRun:
     is_cancelled: Callable[[], bool]
     """Returns whether the user has cancelled the job."""
     no_room: Callable[[PromptmillError], None]
-    """Called with the error of a row that exceeds the whole budget."""
+    """Called with the error of a row for which the budget has no room."""
     steps: Sequence[Step]
     """The plan's steps, see `plan.PlanWork`."""
 
@@ -52,7 +52,7 @@ class Way(Protocol):
 
     @staticmethod
     def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
-        """Return the figures of a job that has rounds of this way. `configs`: one for each slot's model. Blocks.
+        """Return the figures of a job that has rounds of this way. `configs`: for the model of each slot. Blocks.
 
         Raises the errors of `JobDatabase`.
         """
@@ -80,7 +80,7 @@ def way_named(name: str) -> type[Way]:
 
 
 def tier_of_way(name: str) -> str:
-    """Return the tier of the prices of a way; `""` for that of live requests."""
+    """Return the price tier for requests that are sent by a way; `""`: the tier of live requests."""
     return entry.tier if (entry := ways().get(name)) is not None else ""
 
 
@@ -90,7 +90,7 @@ def _places() -> dict[str, str]:
 
 
 def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> dict[str, object]:
-    """Return the savings by the provider's cache, and the figures of all ways that answered rows of a job. Blocks.
+    """Return the savings by the provider's cache, and the figures of all ways that a job has used. Blocks.
 
     `configs`: the configuration of the model of each slot.
 
@@ -103,10 +103,10 @@ def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> dict[str, obj
 
 
 def _saved_by_cache(store: JobDatabase, configs: Sequence[ModelConfig]) -> float:
-    """Return the savings by the provider's cache, in US dollars, at the models with a known price. Blocks."""
+    """Return the savings by the provider's cache, in US dollars, for all models with a known price. Blocks."""
     batches = [round_.id for round_ in stored_rounds(store) if tier_of_way(round_.way) == BATCH]
     amount, prices = 0.0, dict(enumerate(map(price_of, configs)))
-    if not any(price is not None for price in prices.values()):  # this spares a scan of all records
+    if not any(price is not None for price in prices.values()):  # avoids a scan of all records
         return amount
     for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
         usage, price = paid.usage, prices.get(slot)  # the job may have had more slots

@@ -1,7 +1,7 @@
-"""Binds the rows of an input to the existing answers of a job. A row gets the answers to its own questions.
+"""Binds the rows of an input to the existing answers of a job, so that each row gets the answers to its questions.
 
 Table `row_next` has the rows that may have changed; the rows before and after it are unchanged. A question is
-identified by its digest, which an answer stores in `asked`:
+identified by its digest, which the record of an answer has in `asked`:
 
     answers before       0 a   1 b   2 c   3 d
     rows now             0 a   1 x   2 b   3 c   4 d
@@ -11,9 +11,9 @@ identified by its digest, which an answer stores in `asked`:
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question get its answers in row order. Loose answers that match no row become spare. A row without
-an answer may take a part of its answer to an earlier question, see `Former`. All this is one transaction: if the
-process is killed, the job is unchanged.
+Rows with the same question get its answers in the order of the rows. Loose answers that match no row become spare. A
+row without an answer may reuse a part of an answer to a former question, see `Former`. All this happens in one
+transaction: if the process is killed, the job is unchanged.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _WANTED = f"""
         OR (answer.code IS NOT NULL AND :borrows)
     )
 """
-# Answers without a row come first, then spare answers, the latest first.
+# The answers without a row come first, then the spare answers, the latest of them first.
 _AVAILABLE = f"""
     SELECT :base + key AS place, asked, key AS turn FROM answer JOIN temp.loose USING (key)
     WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
@@ -124,7 +124,7 @@ class Bound:
     kept: int
     """The number of questions that have an answer after the binding."""
     taken: tuple[int, ...] = ()
-    """For each other job, the number of its answers that rows took."""
+    """For each other job, the number of its answers that rows reuse."""
     partly: int = 0
     """The number of questions that have a part of an answer after the binding."""
 
@@ -135,10 +135,10 @@ class Bound:
 
 
 class Former(NamedTuple):
-    """Another question about the rows: rows may take a part of its records."""
+    """A former or another job's question about the rows. Rows may reuse a part of its answers."""
 
     asked: Callable[[Row], bytes | None]
-    """Returns the digest of this question about a row."""
+    """Returns the digest of this question about a row; None if the row has no such question."""
     outcome: Callable[[Record], Outcome | None]
     """See `plan.Taking`."""
 
@@ -156,10 +156,10 @@ def bind(
 ) -> Bound:
     """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
 
-    `check` may raise; then nothing changes. Rows without an answer get answers of the jobs `others`; their records
-    name the round `since`. `former`: takes the job, and returns the former question of each of `others` and, last, of
-    the job itself. `spec.to_bind == "rows"`: the input is unchanged but the prompt is new, so each answer stays with
-    its row.
+    If `check` raises, nothing changes. Rows without an answer get answers of the jobs `others`, in records that name
+    the round `since`. `former` takes the job, and returns the former question of each of `others` and, as the last one,
+    of the job itself. If `spec.to_bind` is `rows`, the input is unchanged but the prompt is new, so each answer stays
+    with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
     """
@@ -224,8 +224,8 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
-    """Copy another job's answers to wanted questions into `spare`, after all existing answers. Each copy gets the next
-    of the descending `places`, and costs nothing. Return the places before the first copy and after the last copy."""
+    """Copy another job's answers to wanted questions into `spare`, after all answers there. A copy costs nothing, and
+    gets the next of the descending `places`. Return the places before the first and after the last copy."""
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -243,16 +243,16 @@ def _borrow(
 
 
 def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
-    """Return whether another job's answer has this job's form, and, in a grid, comes from one of the grid's models."""
+    """Return whether an answer of another job has this job's form. In a grid, labels of persons are not accepted."""
     return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
 class _Source(NamedTuple):
-    """A record from which a row may take a part, and the cost that moves with the part."""
+    """A record of which a row may reuse a part, and the cost that moves to the row with that part."""
 
     record: Record
     release: Callable[[], object] | None
-    """For a record of the same job: stores it without its cost, which moves to the row. None: another job paid it."""
+    """For a record of the same job: stores it without its cost, which moves to the row; None if another job paid it."""
 
 
 def _of_other(other: JobDatabase) -> Iterator[_Source]:
@@ -260,7 +260,7 @@ def _of_other(other: JobDatabase) -> Iterator[_Source]:
 
 
 def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
-    """Yield the records of the job that belong to no row and whose settings `spec` accepts."""
+    """Yield the records of the job that belong to no row and were made with settings that `spec` accepts."""
     settings = ", ".join(map(str, [*spec.targets[0].counted, PERSON]))
     for place, *columns in connection.execute(_OWN.format(settings=settings)):
         record = Record._make(columns)
@@ -268,14 +268,14 @@ def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
 
 
 def _release(connection: Connection, place: int | None, record: Record) -> None:
-    """Store a record without its cost. `place`: the place of a spare answer."""
+    """Store a record without its cost. `place`: the record's place in `spare`; None if it is in `answer`."""
     made = Provenance(record.settings, record.round, tuple(record.extras.get("changed", ())))
     values = bound(record_of(record.key, copied(record.outcome()), record.asked, made))
     connection.execute(*((PUT, values) if place is None else (_REPLACE_SPARE, (place, *values))))
 
 
 def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
-    """Return an outcome with the requests and the cost of another outcome."""
+    """Return an outcome with the requests and the cost of the outcome `paid`."""
     spent = Totals.of([paid]).on(replace(outcome, attempts=paid.attempts, latency_s=paid.latency_s))
     return replace(spent, made_of=paid.wanted) if isinstance(spent, Completion) else replace(spent, wanted=paid.wanted)
 
@@ -283,8 +283,8 @@ def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
 def _take_parts(
     connection: Connection, former: Former | None, sources: Iterable[_Source], made: Provenance
 ) -> tuple[int, int]:
-    """Give rows without an answer the parts that they take from the records of a former question. Return the number of
-    rows that took a whole answer, and the number of rows that took a part."""
+    """Give rows without an answer the parts that they reuse from the records of a former question. Return the number of
+    rows that got a whole answer, and the number of rows that got a part."""
     whole = partly = 0
     if former is None:
         return whole, partly
@@ -314,7 +314,7 @@ def _counts(
     borrowed: Iterable[tuple[int, int]],
     parts: Sequence[tuple[int, int]],
 ) -> Bound:
-    """Count the matches. `borrowed`: for each other job, the two places from `_borrow`. `parts`: see `_take_parts`."""
+    """Count the matches. `borrowed`: for each other job, the result of `_borrow`. `parts`: results of `_take_parts`."""
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")

@@ -1,4 +1,4 @@
-"""Compares the form of a job's answers with that of existing answers, to decide which of them the job may take."""
+"""Compares the form of a job's answers with the form of existing answers, to decide which of these the job may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 3  # names in a sentence
 
 
 class ChangedForm:
-    """The form of a job's answers. `before`: the form of the existing answers."""
+    """The form that a job's answers must have (`wanted`), compared with the form of the existing answers (`before`)."""
 
     def __init__(self, before: OutputSpec, wanted: OutputSpec) -> None:
         self._before, self._wanted = before.answer_schema or {}, wanted.answer_schema or {}
@@ -23,18 +23,18 @@ class ChangedForm:
 
     @property
     def is_changed(self) -> bool:
-        """Whether existing answers may lack the form."""
+        """Whether existing answers may lack the wanted form."""
         other_choices = bool(self._choices) and self._choices != self._old_choices
         return other_choices or (bool(self._wanted) and self._wanted != self._before)
 
     @property
     def new_columns(self) -> list[str]:
-        """The names of the new fields, which no existing answer has."""
+        """The names of the fields that are new, so that no existing answer has them."""
         return [name for name in self._fields if name not in self._old_fields]
 
     @property
     def only_adds(self) -> bool:
-        """Whether the form has all earlier fields, and new ones."""
+        """Whether the wanted form has all earlier fields, unchanged, and new ones."""
         return bool(self.new_columns and self._old_fields) and self._fields.items() >= self._old_fields.items()
 
     @property
@@ -52,7 +52,7 @@ class ChangedForm:
 
     def has(self, text: str) -> bool:
         """Return whether an answer has the form: it is one of the choices, or satisfies the schema and has every new
-        field. If the schema has changed, an answer whose check would take long counts as without the form."""
+        field. If the schema has changed, an answer counts as not having the form if its check would take long."""
         if self._choices:
             return text in self._choices or split_marked(text)[1] in self._choices
         if not self._wanted or self._before == self._wanted:

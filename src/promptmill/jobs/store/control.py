@@ -6,7 +6,7 @@
     concurrency   the most requests in flight
     max_cost      the most that all runs together may spend
 
-All but `cancel` and `at_once` also apply to later runs.
+All commands except `cancel` and `at_once` also apply to later runs.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that the job wrote), `status`
               (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
-              `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input is not yet read),
-              `stretches` (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the
-              input that was checked for secrets), `secret` (see `JobDatabase.secret`)
-    row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
+              `server.tasks`); `before` (`spec`, `order` and `output` as they were before an order whose input is not
+              yet read), `stretches` (of the input, see `ingest`), `written` (the blocks of the output),
+              `secrets_checked` (the input that was checked for secrets), `secret` (see `JobDatabase.secret`)
+    row       the rows of the input, see `Row`; `row_next` holds new rows while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
     edited    the blocks of rows that have changed since the output was written, see `export.output`
@@ -13,8 +13,8 @@
     spare     the same columns: paid answers without a row, because the row was edited or has a newer answer; and
               failures that a person's label replaces
 
-Nothing ever deletes a paid answer. A way of a feature has tables of its own (`core.feature.WayEntry`); they are created
-when the job first uses it.
+Nothing ever deletes a paid answer. A way of a feature has tables of its own (`core.feature.WayEntry`), which are
+created when the job first uses the way.
 
 The process that holds the job's lock is the only writer. The file system decides how a commit reaches the disk:
 
@@ -25,10 +25,10 @@ The process that holds the job's lock is the only writer. The file system decide
   disk. `waits_for_disk` is True, and the writer commits in a thread.
 
 SQLite detects damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
-compared when the output is written. A row with a damaged record is sent again. `salvage` repairs a damaged file.
+verified when the output is written. A row with a damaged record is sent again. `salvage` repairs a damaged file.
 
 The file may come from anywhere: its schema is not trusted, and a file with another schema is refused. Tables of a
-missing feature are kept as they are if they are plain: they compute nothing and have no trigger.
+missing feature are kept unchanged if they are plain, which means that they compute nothing and have no trigger.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Reports the progress of long work to a run, and lets the run halt it."""
+    """Reports the progress of long work to a run, and lets the run halt the work."""
 
     note: Callable[[int], None] = lambda _: None
     """Called with the number of rows so far, from any thread."""
@@ -136,16 +136,16 @@ class Row(NamedTuple):
     asked: bytes | None
     """The digests of the row's questions: 16 bytes for each prompt of the job, zeros for an empty prompt."""
     line: bytes | None
-    """The row's questions as JSON, one for each prompt; None if `cells` is enough to make them."""
+    """The row's questions as JSON, one for each prompt; None if the questions can be made from `cells` alone."""
     cells: bytes | None
-    """The row's line of JSON; for a table, its cells as a JSON array."""
+    """The row as JSON: its line or, if the row is of a table, its cells as an array."""
 
 
 class JobDatabase:
     """The open database of one job, for any thread.
 
-    Every method that reads or writes raises `DamagedError`, and `OSError` if the disk or another program prevents it.
-    """
+    Every method that reads or writes raises `DamagedError`, and `OSError` if the disk or another program prevents the
+    access."""
 
     def __init__(self, path: Path, *, write: bool = False, is_temporary: bool = False) -> None:
         """Open the database. `write`: the caller is the only writer and holds the job's lock; a missing file is
@@ -218,7 +218,7 @@ class JobDatabase:
         return itertools.chain.from_iterable(self.row_pages(first, last))
 
     def row_pages(self, first: int = 0, last: int = SLOT) -> Iterator[list[Row]]:
-        """Yield the pages of these rows."""
+        """Yield the rows with the numbers `first` to `last`, in pages."""
         while first <= last and (page := self.row_page(first, last)):
             yield page
             first = page[-1].n + 1
@@ -231,7 +231,7 @@ class JobDatabase:
         return list(map(Row._make, page))
 
     def rows_at(self, numbers: Sequence[int]) -> list[Row]:
-        """Return the rows with these numbers, in order; only the first of them if the rows are long."""
+        """Return the rows with these numbers, in order; only the first ones if the rows are long."""
         query = f"SELECT n, asked, line, cells FROM row WHERE n IN ({','.join('?' * len(numbers))}) ORDER BY n"
         page = self.read(query, *numbers, fetched=functools.partial(limited, texts=slice(2, 4)))
         check_rows(page, min(numbers))
@@ -249,7 +249,7 @@ class JobDatabase:
     ) -> None:
         """Store `records`, replacing records with equal keys. If this raises, no record is stored.
 
-        The answers with the keys `replaced` become spare. `changes`: statements to run before, see `change`.
+        The answers with the keys `replaced` become spare. `changes`: statements to run first, see `change`.
         """
         aside = f"{SET_ASIDE} AND code IS NULL", [(key,) for key in replaced]
         self.change(*changes, aside, (PUT, map(bound, records)))
@@ -265,7 +265,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield the records from key `first` on, in order, including damaged and perhaps meanwhile written records."""
+        """Yield the records from key `first` on, in order, even damaged ones, and perhaps those written meanwhile."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -303,7 +303,7 @@ class JobDatabase:
 
     @property
     def added(self) -> dict[str, str]:
-        """The `CREATE` statement of each table and index of a way, including ways of missing features."""
+        """By name, the `CREATE` statements of the tables and indexes of ways, including ways of missing features."""
         added = f"SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND {_IS_ADDED} ORDER BY type DESC"
         return dict(self.read(added))
 
@@ -336,7 +336,7 @@ class JobDatabase:
                 self._syncing.close()
             if self._in_flight is not None:
                 self._in_flight.close()
-            with contextlib.suppress(sqlite3.Error):  # a full disk: the log remains, and the next `open` reads it
+            with contextlib.suppress(sqlite3.Error):  # for example a full disk: the next `open` reads the log
                 self._connection.close()
 
     def has_answers_in(self, slot: int) -> bool:
@@ -358,7 +358,7 @@ class JobDatabase:
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # Exact decoding would take twice as long: the checksum detects this damage.
+                # No exact decoding, which would take twice as long: the checksum detects this damage.
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -367,7 +367,7 @@ class JobDatabase:
         self._connection.create_function(name, 1, function, deterministic=True)
 
     def change(self, *work: tuple[str, Iterable[Any]]) -> None:
-        """Run statements in one transaction, each once for each tuple of its parameters."""
+        """Run statements in one transaction. A statement is run once for each of its tuples of parameters."""
         with self.transaction() as connection:
             for statement, values in work:
                 connection.executemany(statement, values)
@@ -423,11 +423,11 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
-            if was_killed:  # killed while it read its input: it is read again from the beginning
+            if was_killed:  # a run was killed while it read the input, which is then read from the beginning
                 run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
-            raise FileNotFoundError(self.path)  # killed before it created the tables
+            raise FileNotFoundError(self.path)  # the process was killed before it created the tables
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk; an event loop cannot wait that long."""
@@ -444,7 +444,7 @@ class JobDatabase:
 
 
 def _are_of_ways(added: Mapping[str, str]) -> bool:
-    """Return whether tables belong to ways. A missing feature may have any plain table."""
+    """Return whether tables may belong to ways. A table of a missing feature may be any plain table."""
     known = {name: statement for way in ways().values() for name, statement in way.tables.items()}
     return all(known.get(name, text) == text and _PLAIN.fullmatch(text) for name, text in added.items())
 
@@ -480,9 +480,9 @@ def check_order(keys: Sequence[int], first: int) -> None:
 
 
 def bound(record: Record) -> tuple[Any, ...]:
-    """Return the values of a record as parameters of `PUT`.
+    """Return the values of a record as parameters of the statement `PUT`.
 
-    Replaces None, bytes and named tuples, because `sqlite3` looks up an adapter for each: 1/3 of the time of a write.
+    Replaces None, bytes and named tuples: `sqlite3` looks up an adapter for each, which is 1/3 of the time of a write.
     """
     asked = None if record.asked is None else bytearray(record.asked)
     vector = "" if record.vector is None else bytearray(record.vector)
@@ -490,7 +490,7 @@ def bound(record: Record) -> tuple[Any, ...]:
 
 
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
-    """Return results of a query until the columns `texts` together exceed `_PAGE_BYTES`."""
+    """Return the first results of a query, until the texts in the columns `texts` exceed `_PAGE_BYTES` in total."""
     results: list[tuple[Any, ...]] = []
     room = _PAGE_BYTES
     with contextlib.closing(cursor):

@@ -1,4 +1,4 @@
-"""The parts that a job's order and the job in its database share: questions, form of answers, targets."""
+"""Parts that both the order of a job and the job in its database have: questions, form of answers, targets."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class JobPrompts(Stored):
     templates: tuple[str, ...] = ()
     """Prompts with fields of the row in double braces. Each row is sent once with each prompt."""
     column: str | None = None
-    """The field with the prompt, if its name is not `prompt`."""
+    """The field with the prompt; None if it is the field `prompt`, or if there are templates."""
     image_column: str | None = None
     """The field with the paths or URLs of a row's images."""
     audio_column: str | None = None
     """The field with the paths of a row's recordings."""
     files: tuple[FileKind, ...] = ()
-    """The kinds of whole files that are rows and are sent as they are."""
+    """If the rows are whole files: the kinds of files that are sent as they are."""
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
-    """Whether rows may set their model, sampling and other parameters even with a template or a `column`."""
+    """Whether rows may set their model, sampling and other parameters even if the job has a template or a `column`."""
     skip_empty: bool = False
     """Whether rows without a prompt are skipped instead of failed."""
     sample: int | None = Field(None, ge=1, le=SLOT)
@@ -42,7 +42,7 @@ class JobPrompts(Stored):
     @model_validator(mode="before")
     @classmethod
     def _template_of_column(cls, values: Any) -> Any:
-        """If there is a column of images or recordings, turn the prompt column into a template."""
+        """Turn the prompt column into a template if there is a column of images or recordings."""
         if not (values.get("image_column") or values.get("audio_column")) or values.get("templates"):
             return values
         column = orjson.dumps(values.get("column") or "prompt").decode()
@@ -50,18 +50,18 @@ class JobPrompts(Stored):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows may set their model, sampling, …; with a template or a `column`, only with `row_settings`."""
+        """Whether rows may set their model, sampling, …; with a template or a `column`, they need `row_settings`."""
         return self.row_settings or not (self.templates or self.column is not None)
 
     @property
     def sourced_columns(self) -> dict[str, str]:
-        """The columns of images and recordings, by option."""
+        """The columns of images and recordings, by the option that names the column."""
         columns = {"image_column": self.image_column, "audio_column": self.audio_column}
         return {option: name for option, name in columns.items() if name is not None}
 
     @property
     def file_kinds(self) -> set[FileKind]:
-        """The kinds of files that all rows send as they are."""
+        """The kinds of files that any row may send as they are."""
         return {*self.files, *(() if self.audio_column is None else ("audio",))}
 
     @property
@@ -74,16 +74,16 @@ class AnswerForm(Stored):
     """The form of the answers in the output."""
 
     column: str = "answer"
-    """The usual name of the answer column. The column gets another name if the input has a column of this name."""
+    """The usual name of the answer column, which gets another name if the input already has a column of this name."""
     fields: bool = True
-    """For answers with a schema: whether their fields become columns (in JSON: an object). Otherwise an answer is one
+    """For answers with a schema: whether their fields become columns (in JSON: an object). If not, an answer is one
     text."""
     columns: tuple[str, ...] = ()
-    """The job's columns to write into the output, by usual name; `()`: all."""
+    """The usual names of the job's columns that are written into the output; `()`: all columns."""
 
 
 class Variant(Stored):
-    """A pair of model and prompt, if each row is answered in several ways. Each variant has a slot."""
+    """A pair of a model and a prompt, in a job that answers each row several times. Each variant has its own slot."""
 
     name: str
     model: str = ""
@@ -100,19 +100,19 @@ class Target(Stored):
     model: str = ""
     """The model; `""`: the model of the configuration."""
     prompt: int = 0
-    """The index of the prompt."""
+    """The index of the prompt among the job's prompts."""
     settings: int = 0
     """The id of the settings in table `settings`; `fingerprint` is their content."""
     kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers are accepted, too."""
+    """The ids of further settings: answers that were made with them are accepted as well."""
     changed: tuple[str, ...] = ()
-    """The settings that changed since the job began (see `Earlier.keep`). Every later record names them."""
+    """The names of settings that changed after the job began (see `Earlier.keep`). Every later record names them."""
     fingerprint: dict[str, Any] = Field({})
     """Digests of the settings that affect answers."""
     extra: dict[str, bool | int | float] = Field({})
     """Additional parameters for each request."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters except lists and objects, for errors about changes; None if no model answers."""
+    """The sampling parameters except lists and objects, for errors about changed settings; None if no model answers."""
 
     @property
     def counted(self) -> list[int]:
@@ -120,7 +120,7 @@ class Target(Stored):
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return this target, accepting `model`'s answers, too, and the target of a round that `model` answers.
+        """Return two targets: this one, now accepting answers of `model`, and one for a round that `model` answers.
 
         `settings`: the id of this target's settings with `model`.
         """

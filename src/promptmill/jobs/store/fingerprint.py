@@ -20,7 +20,7 @@ _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provid
 def system_prompt_of(config: ModelConfig, given: str, input_format: str) -> str:
     """Return the system prompt of every row: `given`, or else the configuration's system prompt.
 
-    A row of a Batch file or of a call is a whole request, to which the configuration's prompt does not apply.
+    A row of a Batch file or of a call is a whole request, which does not get the configuration's system prompt.
     """
     return given or ("" if of_input(input_format).rows == "requests" else config.settings.system_prompt)
 
@@ -31,9 +31,9 @@ def fingerprint(
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
     `model` replaces the model of `config`. Limits of an answer's length are left out: a shortened answer has the finish
-    reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
-    models, which rows may name. `has_check`: a function of the program checks the answers; a digest cannot identify it.
-    """
+    reason `length`, and `again: truncated` sends its row again. In the result, `models` has digests of the
+    configuration's other models, which rows may name. `has_check`: a function of the calling program, which no digest
+    can identify, checks the answers."""
     settings, system = config.settings, system_prompt_of(config, given_prompt, input_format)
     if settings.sampling_params.definitions and of_input(input_format).rows != "requests":
         system = with_words(system, shown_of(settings.sampling_params, shows=True).words)

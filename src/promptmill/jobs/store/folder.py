@@ -9,9 +9,9 @@ series' output (`.promptmill/topics.csv.jobs/topics-lists-1a2b/`), or in a folde
 | `control` | commands of other processes to the run (end, pause, limits), see `control` |
 | `log` | the messages of a detached runner |
 
-Each folder with outputs has its own hidden folder, instead of one in the user's state folder: if files are moved,
-copied or mounted elsewhere, their jobs move with them and no row is sent again; and the rows take space on the disk
-that already has the files. The hidden folder has the permissions of the folder around it, so users who share that
+Each folder with outputs has its own hidden folder, instead of one in the user's state folder. So if files are moved,
+copied or mounted elsewhere, their jobs move with them and no row is sent again, and the rows take space only on the
+disk that already has the files. The hidden folder has the permissions of the folder around it, so users who share that
 folder share the hidden folder too. Each job's folder is private.
 """
 
@@ -54,7 +54,7 @@ _PAUSE_S = 0.02
 
 
 def make_hidden(hidden: Path) -> None:
-    """Make the hidden folder of jobs beside their outputs, if it is missing. Raises `OSError`."""
+    """Make the folder `hidden`, which is next to outputs and has their jobs, if it is missing. Raises `OSError`."""
     with contextlib.suppress(FileExistsError):
         hidden.mkdir()
         with contextlib.suppress(OSError):  # a file system without permissions
@@ -70,7 +70,7 @@ def _check_hidden(hidden: Path) -> None:
 
 
 class Folder:
-    """The folder of one job. Each access of a value reads it from the database, unless the job is open here."""
+    """The folder of one job. Each access of a value, such as `spec`, reads it from the database."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class Folder:
         self.lock = path / "lock"
         self.log = path / "log"
         self.prompts = path / "prompts.jsonl"
-        """For the job of a call: the path that it reports as its input. Its rows are only in the database."""
+        """The path that the job of a call reports as its input, although its rows are only in the database."""
         self.answers = path / "answers.jsonl"
         """The output of the job of a call."""
         self.is_salvaged = False
@@ -87,14 +87,14 @@ class Folder:
 
     @property
     def output_beside(self) -> Path | None:
-        """The output that the folder belongs to; None if the folder is among those of all jobs."""
+        """The output that the folder belongs to; None if the folder is in a folder of all jobs."""
         if self.path.parent.name != HIDDEN or self.path.suffix != SUFFIX:
             return None
         return self.path.parent.with_name(self.path.stem)
 
     @property
     def series_beside(self) -> Path | None:
-        """The output of the series whose step the job is; None for another job, and in a folder of all jobs."""
+        """The output of the series of which the job is a step; None for any other job, and in a folder of all jobs."""
         root = self.path.parent
         is_beside = root.suffix == SERIES and root.parent.name == HIDDEN
         return root.parent.with_name(root.stem) if is_beside else None
@@ -130,7 +130,7 @@ class Folder:
         disk.check_private_folder(self.path)
 
     def remove(self) -> None:
-        """Remove the empty folder, and its hidden parent if this was the last job. Raises `OSError`."""
+        """Remove the empty folder, and its hidden parent if that has no other job. Raises `OSError`."""
         self.path.rmdir()
         hidden = self.path.parent
         if self.series_beside is not None and not any(hidden.iterdir()):
@@ -143,7 +143,7 @@ class Folder:
     # ---- the database
 
     def open(self) -> JobDatabase:
-        """Open the database until `close`; create it if it is missing. The caller holds the lock. Raises as
+        """Open the database until `close` is called; create it if it is missing. The caller holds the lock. Raises as
         `JobDatabase` does."""
         self.close()
         self.check()
@@ -172,7 +172,7 @@ class Folder:
 
     @property
     def had_job(self) -> bool:
-        """Whether a job has had its database here. A folder that another user planted does not count."""
+        """Whether a job has had its database in this folder. A folder that another user planted does not count."""
         try:
             self.check()
         except OSError:
@@ -180,9 +180,9 @@ class Folder:
         return InFlight.beside(self.database).exists()
 
     def damage(self) -> str:
-        """Return `damaged` or `empty` if the database lacks the job that it had; `""` in all other cases.
+        """Return `damaged` or `empty` if the database has lost its job; `""` in all other cases.
 
-        A file is also empty if a kill came before its first page.
+        A database is also empty if its process was killed before it wrote the first page.
         """
         try:
             self.check()
@@ -198,7 +198,7 @@ class Folder:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether a job had a database here that is damaged or missing, and no process is about to write it."""
+        """Whether the database of a job is damaged or missing, and no process is about to write it."""
         return self.spec is None and bool(self.damage() or self.had_job) and not self.alive
 
     def forget(self) -> None:
@@ -220,7 +220,7 @@ class Folder:
 
     @contextlib.contextmanager
     def one_moment(self) -> Iterator[JobDatabase]:
-        """Yield the database for reading a single state, even while another process writes. Raises as `reading`."""
+        """Yield the database for reading, as it is now, even while another process writes. Raises as `reading`."""
         self.check()
         with contextlib.closing(JobDatabase(self.database)) as store:
             store.read("BEGIN")  # the transaction ends with the connection
@@ -234,7 +234,7 @@ class Folder:
             return [None] * len(names)
 
     def put(self, **values: BaseModel | Mapping[str, object] | None) -> None:
-        """Store `spec`, `output`, `order` and other values of the open job; all of them or, if this raises, none.
+        """Store `spec`, `output`, `order` and other values of the open job: all or, if this method raises, none.
 
         Raises as `JobDatabase` does.
         """
@@ -324,7 +324,7 @@ class Folder:
 
     @property
     def task(self) -> dict[str, Any] | None:
-        """The data of the task, if the job is a task; else None."""
+        """The data of the MCP task, if the job is one; else None."""
         return self._get("task")[0]
 
     @property
@@ -341,7 +341,7 @@ class Folder:
     # ---- the run
 
     def lock_of(self, workbook: Path) -> Path:
-        """Return the path of the lock for writing a part of a workbook."""
+        """Return the path of the lock that a job holds while it writes a part of `workbook`."""
         beside = self.path.parent if self.output_beside is not None else self.path.parent.parent
         return beside / f"{new_id(workbook)}.lock"
 
@@ -379,9 +379,9 @@ class Folder:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
     def request_cancel(self, *, at_once: bool = False, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a job if it runs or `even_if_it_runs_nowhere`. Return whether it was requested.
+        """Request the end of a job if it runs, or if `even_if_it_runs_nowhere`. Return whether the end was requested.
 
-        The job ends after its requests in flight; immediately with `at_once`, or if its end was requested before.
+        The job ends after its requests in flight; if `at_once` or if its end was requested before, immediately.
         """
         if not (even_if_it_runs_nowhere or self.alive):
             return False

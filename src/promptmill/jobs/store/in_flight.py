@@ -1,4 +1,4 @@
-"""The ledger of the requests in flight: a memory-mapped file beside the database, which survives a kill."""
+"""The ledger of the requests in flight: a memory-mapped file next to the database. Its content survives a kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENTRY = struct.Struct("<qiidd")
 _FREE = bytes(_ENTRY.size)
 _ENTRIES = 256
 _NONE_OPEN = 0, 0.0
-LAST_KEY_OF_ROW = 1 << 48  # the higher bits of a key hold the answer's number, for a request with several answers
+LAST_KEY_OF_ROW = 1 << 48  # in the key of a request with several answers, the higher bits hold the answer's number
 
 
 class _Entry(NamedTuple):
@@ -34,11 +34,11 @@ class _Entry(NamedTuple):
 
 
 class InFlight:
-    """The rows that have a sent request but no record yet. The memory-mapped file survives a kill.
+    """The rows for which a request was sent and no record is stored yet. The memory-mapped file survives a kill.
 
-    Each row has an entry: its number + 1 (0: the entry is free), the number of requests sent, the number of open
-    requests (they may be billed, and their reply is unknown), the highest cost of the open requests, and the cost of
-    the ended requests. The first entry counts requests of earlier runs whose rows now have a record.
+    Each row has an entry: the row's number + 1 (0: the entry is free), the number of requests sent, the number of open
+    requests (which may be billed, and whose reply is unknown), the highest cost of the open requests, and the cost of
+    the ended requests. The first entry counts the requests of earlier runs whose rows have a record by now.
     """
 
     @staticmethod
@@ -54,13 +54,13 @@ class InFlight:
         size = os.fstat(self._file.fileno()).st_size
         self._places: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
-        """The open requests of this run, by row and choice: their number and their highest cost."""
+        """The number and the highest cost of this run's open requests, by row and `Request.choice`."""
         self._free: list[int] = []
         self._map = self._mapped(max(_ENTRIES, size // _ENTRY.size))
         self.lost: dict[int, _Entry] = {}
-        """The entries of rows whose requests earlier runs left in flight."""
+        """The entries of rows whose requests were in flight when an earlier run ended."""
         self.charged_again: dict[int, int] = {}
-        """The number of requests that this run has charged, for each of the rows in `lost`."""
+        """For each row in `lost`, the number of its requests that this run has charged."""
         self._cleared = self._get(0).requests
         for at in range(1, len(self._map) // _ENTRY.size):
             entry = self._get(at)
@@ -71,8 +71,8 @@ class InFlight:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
-        """Record that a request was sent for the row of `key`. `most`: its highest cost. `requests`: 0 if the request
-        was sent for another row."""
+        """Record that a request was sent for the row of `key`. `most`: the request's highest cost. `requests`: 0 if the
+        request was sent for another row."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:
@@ -93,7 +93,7 @@ class InFlight:
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
-        """Record that the last request for the row of `key` was refused, which costs nothing."""
+        """Record that the last request for the row of `key` was refused, so that it costs nothing."""
         row = key & (LAST_KEY_OF_ROW - 1)
         count, most = self._open.get(row, {}).get(choice, _NONE_OPEN)
         if count:
@@ -102,7 +102,7 @@ class InFlight:
             self._put(self._places[row], self._get(self._places[row]).changed(0, -1, -each))
 
     def charged(self, key: int, choice: int, cost: float) -> None:
-        """Record that the open requests for the row of `key` have ended with this cost."""
+        """Record that the open requests for the row of `key` have ended, and that their cost is `cost`."""
         row = key & (LAST_KEY_OF_ROW - 1)
         if (at := self._places.get(row)) is not None:
             count, most = self._open.get(row, {}).pop(choice, _NONE_OPEN)
@@ -111,7 +111,7 @@ class InFlight:
                 self.charged_again[row] = self.charged_again.get(row, 0) + count
 
     def recorded(self, rows: Iterable[int]) -> None:
-        """Remove rows that have a record now."""
+        """Remove `rows`, which have a record now."""
         for row in rows:
             if row in self.lost:
                 self._cleared += self.lost.pop(row).requests
@@ -138,7 +138,7 @@ class InFlight:
 
     @property
     def most(self) -> float:
-        """The highest possible cost of all requests whose rows have no record."""
+        """The highest possible cost of all requests for rows without a record."""
         entries = [self._get(at) for at in tuple(self._places.values())]
         return sum(entry.most + entry.cost for entry in entries)
 
@@ -146,7 +146,7 @@ class InFlight:
     def most_in(path: Path) -> float:
         """Return `most` from the ledger file at `path`. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # drops an entry that a full disk has truncated
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # without an entry cut by a full disk
         return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:

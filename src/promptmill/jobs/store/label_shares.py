@@ -1,13 +1,13 @@
 """The shares of labels in a table, corrected for wrong labels.
 
-Some rows, drawn at random, are reviewed: they have the machine's label and the right label. For each label, two
-rates are known: how many reviewed rows with this machine label really have the label, and how many of the other
-reviewed rows do. The share is the average of both rates, weighted by numbers of rows. The interval draws both rates
-from their Beta distributions (Jeffreys' prior), so it is valid for rare labels and few reviewed rows too.
+Some rows, drawn at random, are reviewed: they have the machine's label and the right label. For each label, two rates
+are known: how many reviewed rows with this machine label really have the label, and how many of the other reviewed rows
+do. The label's share is the average of both rates, weighted by numbers of rows. For the interval, both rates are drawn
+from Beta distributions (Jeffreys' prior), so it is also valid for rare labels and few reviewed rows.
 
-A table may have several strata, reviewed separately. All labels of a stratum may also be known to be right.
+A table may have several strata, each reviewed separately. In a stratum, all labels may also be known to be right.
 
-If another model gives the right labels, the result is the shares of that model's labels.
+If the right labels come from another model instead of a person, the result is the shares of that model's labels.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Stratum:
     """A group of rows of the table that is reviewed separately."""
 
     machine: Mapping[str, int]
-    """The number of rows by machine label, including reviewed rows."""
+    """The number of rows for each label of the machine, including reviewed rows."""
     reviewed: Collection[tuple[str, str]] | None = None
-    """The machine's label and the right label of each reviewed row, or a `Counter` of them; None: all machine labels
-    are right."""
+    """For each reviewed row, the machine's label and the right label, or a `Counter` of these pairs; None: all of the
+    machine's labels are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield three counts for the rows that the machine gave `label`, then for the others: unreviewed rows, reviewed
-        rows whose right label is `label`, and reviewed rows whose right label is not."""
+        """Yield three counts, first for the rows that the machine gave `label`, then for the others: unreviewed rows,
+        reviewed rows whose right label is `label`, and reviewed rows with another right label."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
             yield 0, with_label, 0
@@ -82,7 +82,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the delivered labels of records that meet the SQL condition `where` on the tables `answer` and `join`."""
+    """Count the delivered labels of records that meet the SQL condition `where` on table `answer`, with `join`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()
@@ -93,12 +93,12 @@ def label_counts(store: JobDatabase, field: str, before: int, where: str, join: 
 
 
 def value_of(record: Record, field: str) -> str:
-    """Return a field of an answer as text; the whole answer if `field` is `""`."""
+    """Return the field `field` of an answer as text; the whole answer if `field` is `""`."""
     return value_in(record.text, field)
 
 
 def value_in(text: str, field: str) -> str:
-    """Return a field of an answer's text as text; the whole answer if `field` is `""`."""
+    """Return the field `field` of the answer `text`, as text; the whole answer if `field` is `""`."""
     if not field:
         return label_in(text)
     try:
@@ -109,6 +109,6 @@ def value_in(text: str, field: str) -> str:
 
 
 def _plain(text: str | None) -> str:
-    """Return a JSON value as text: a string without its quotes."""
+    """Return a JSON value as text; if it is a string, without quotes."""
     value = None if text is None else read_json(text)
     return value if isinstance(value, str) else (text or "null")

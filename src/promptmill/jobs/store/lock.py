@@ -1,6 +1,6 @@
 """The lock of a job, so that only one process at a time runs the job.
 
-The system frees the lock when its process ends. `filelock` is not used: its locks cannot be inherited.
+The system frees the lock when the holding process ends. `filelock` is not used: its locks cannot be inherited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Lock:
     """The held lock of one job. `release` or the end of the process frees it."""
 
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: the open file, which a parent process may have locked for this one."""
+        """`descriptor`: the locked file. A parent process may have locked it for this process."""
         self.descriptor = descriptor
         """The descriptor of the locked file. A process that inherits it holds the lock too."""
 
@@ -33,13 +33,13 @@ class Lock:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, disk.PRIVATE_FILE)
             try:
                 held = _try(descriptor)
-            except OSError:  # refused by some network file systems
+            except OSError:  # some network file systems refuse locks
                 os.close(descriptor)
                 raise
             if held and _is_at(descriptor, path):
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # the job was removed with its lock file: a new file is opened
+            if held:  # the job was removed, and its lock file with it: a new file is opened
                 continue
             if time.monotonic() > end:
                 return None

@@ -22,12 +22,12 @@ from promptmill.options.table import Again
 from promptmill.system.safe_open import real_path
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-_FIRST_ROWS = 20  # rows; a share of failures among fewer rows says little
+_FIRST_ROWS = 20  # rows; among fewer rows, a share of failures means little
 
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """The limit of failures: a run ends after more than `count` failed rows, or `percent` of the finished rows."""
+    """The limit of failures: a run ends when more than `count` rows, or `percent` of the finished rows, have failed."""
 
     count: int | None = None
     percent: float | None = None
@@ -50,7 +50,7 @@ class FailureLimit:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every `count`-th row of the input, starting with row `number` (from 1)."""
+    """Every `count`-th row of the input, starting with row `number` (counted from 1)."""
 
     number: int
     count: int
@@ -85,36 +85,36 @@ class Limits(Stored):
     """The rows that a job sends, and the limits of failures and costs."""
 
     limit: int | None = Field(None, ge=1, le=SLOT, validation_alias=AliasChoices("limit", "rows"))
-    """The number of first rows to send; None: all. `rows` in stored orders of older versions."""
+    """The number of first rows to send; None: all. Stored orders of older versions have the name `rows`."""
     shard: str | None = None
     """The shard of the rows to send, such as `3/16`; the output is then that shard's file."""
     dedupe: bool = False
     """Whether only one of several rows with the same question is sent."""
     max_failures: str | None = None
     max_cost: float | None = Field(None, ge=0)
-    """The most that all runs together may spend, in US dollars; None: the configuration's limit."""
+    """The most, in US dollars, that all runs together may spend; None: the configuration's limit."""
 
     @property
     def failures(self) -> FailureLimit | None:
-        """The limit in `max_failures`, parsed."""
+        """The parsed limit of `max_failures`."""
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
 
 
 class Earlier(Stored):
-    """The treatment of existing answers. It applies once: resuming the job by its id does not repeat it."""
+    """The treatment of existing answers. It applies once; resuming the job by its id does not repeat it."""
 
     again: Again | None = None
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers of other settings are kept (later records name the change), and most answers may be lost."""
+    """Whether answers of other settings are kept (later records name the change), and most answers may get lost."""
     from_jobs: tuple[Path, ...] = ()
     """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
     """Whether the job may replace a file at `output` that it did not make."""
 
     def may_change(self, status: Mapping[str, Any]) -> bool:
-        """Return whether rows of a finished job with this status may get other answers: rows that are sent again, and
-        failed rows, for which another job may have answers."""
+        """Return whether rows of a finished job with this status may get other answers, because rows are sent again, or
+        because other jobs may have answers for failed rows."""
         return self.again is not None or bool(self.from_jobs and status.get("failed", True))
 
 
@@ -124,9 +124,9 @@ class InputReading(Stored):
     sql: str | None = None
     """A query, if the input is a database. Its result gives the rows of the job."""
     encoding: str | None = None
-    """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
+    """The encoding of CSV, TSV or text, such as `cp1252`; None: UTF-8, which is verified."""
     header_row: int | None = Field(None, ge=1, le=SLOT)
-    """The line of a file, or the row of a sheet, that holds the header, from 1; None: the first one."""
+    """The line of a file, or the row of a sheet, that holds the header, counted from 1; None: the first line or row."""
 
     @classmethod
     def of(cls, sql: str | None = None, encoding: str | None = None, header_row: int | None = None) -> InputReading:
@@ -143,9 +143,9 @@ class OrderTexts(Stored):
     """Texts about an order for messages, status and reports."""
 
     command: list[str] = Field([])
-    """The command-line arguments of the last order, without keys; empty for an order from a program."""
+    """The command-line arguments of the last order, without API keys; empty if a program gave the order."""
     urls: Mapping[str, str] = {}
-    """The URLs, without secrets, of which `input_file` and `output_file` are local copies. Datasets have commits."""
+    """The URLs, without secrets, that `input_file` and `output_file` are copies of. A dataset's URL names a commit."""
     input: str = ""
     """The input as the user wrote it, without secrets."""
     reason: str = "first"
@@ -153,7 +153,7 @@ class OrderTexts(Stored):
 
 
 def as_written(names: Sequence[str]) -> str:
-    """Return the names of inputs in the form in which an order stores them: without secrets."""
+    """Return the names of inputs as an order stores them, without secrets."""
     return redact(" ".join(names))
 
 
@@ -161,7 +161,7 @@ class JobOrder(Stored):
     """An order: the job to run, and how to run it this time."""
 
     inputs: tuple[Path, ...]
-    """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows not in files."""
+    """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows without a file."""
     output: Path
     reading: InputReading = InputReading()
     question: JobPrompts = JobPrompts()
@@ -170,7 +170,7 @@ class JobOrder(Stored):
     """Sampling parameters of a call. They override the sampling of every model that answers."""
     form: AnswerForm = AnswerForm()
     has_check: bool = False
-    """Whether a function of the program checks each answer."""
+    """Whether a function that the calling program passed checks each answer."""
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
@@ -182,11 +182,11 @@ class JobOrder(Stored):
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any]) -> JobOrder:
-        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted, and for options
-        that they imply. None means the default.
+        """Return the order for `options` of `promptmill.bulk` that `options.check` has accepted. An option that is None
+        has its default.
 
         `prompt` may be a mapping of names to templates, and `model` a list. Then each model answers each prompt of each
-        row. `sampling`: the sampling parameters of a call.
+        row. The option `sampling` has the sampling parameters of a call.
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
@@ -239,22 +239,22 @@ class JobOrder(Stored):
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the job's backend; None: promptmill makes it."""
+        """The function that makes the job's backend; None if promptmill makes the backend."""
         return next((each.create for each in self.parts.values() if each.create is not None), None)
 
     @property
     def parsed_shard(self) -> Shard | None:
-        """The shard in `shard`, parsed. Raises `PromptmillError` (`invalid_input`)."""
+        """The parsed shard of `limits.shard`. Raises `PromptmillError` (`invalid_input`)."""
         return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
     @classmethod
     def target_of(cls, inputs: tuple[Path, ...], output: Path, form: AnswerForm) -> Path:
-        """Return the `target` of an order with these values."""
+        """Return what `target` is for an order with these values."""
         return cls(inputs=inputs, output=output, form=form).target
 
     @property
     def target(self) -> Path:
-        """The output of the job: `output`, its shard file, or a column of the sheet that has the rows."""
+        """The output of the job: `output` itself, its shard file, or a column of the sheet that the rows come from."""
         shard, column = self.parsed_shard, self.form.column
         if shard is not None and not PART.search(self.output.name):
             return shard.of(self.output)
@@ -264,8 +264,8 @@ class JobOrder(Stored):
 
     @property
     def fills_input(self) -> bool:
-        """Whether the answers become columns of the sheet that has the rows."""
-        if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # otherwise it only names rows
+        """Whether the answers become columns of the sheet that the rows come from."""
+        if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # a relative path is only a name for rows
             return False
         (file, sheet), (source, member) = map(table_paths.split, (self.output, self.inputs[0]))
         written = format_table.writing(file)
@@ -278,7 +278,7 @@ class JobOrder(Stored):
         return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     def repeated(self, begun: JobOrder) -> JobOrder:
-        """Return the order with the decisions that the unfinished order `begun` of the same command has made."""
+        """Return the order with the decisions of `begun`, an unfinished order of the same command."""
         parts = {name: each.repeated(begun.parts[name]) for name, each in self.parts.items() if name in begun.parts}
         return self.model_copy(update={"parts": {**self.parts, **parts}})
 

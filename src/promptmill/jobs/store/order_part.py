@@ -1,9 +1,9 @@
-"""The parts of an order. A part holds what a feature, selected by the order's options, does with the job.
+"""The parts of an order. If the order's options select a feature, a part has the options of that feature for the job.
 
     options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
 
 A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan (see
-`plan.Plan`). An order has one part for each selected feature; a job has the plan with its decisions.
+`plan.Plan`). An order has one part for each selected feature; a job has the plan with its decisions, and the shape.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Create: TypeAlias = Callable[["ModelConfig"], Awaitable[Backend]]
 
 
 class OrderPart(Stored):
-    """The options of a feature in an order: how, or where, the rows are answered."""
+    """The options of a feature in an order. They state how, or where, the rows are answered."""
 
     way: ClassVar[str] = LIVE
-    """The way of the first round that sends rows. Rows that this way leaves open are sent live."""
+    """The way of the first round that sends rows. Rows that it does not answer are sent live."""
     rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Rules for the rows of a round that the part adds to `rounds.RULES`."""
+    """The rules for the rows of a round that the part adds to `rounds.RULES`, by name."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> OrderPart | None:
@@ -45,11 +45,11 @@ class OrderPart(Stored):
         return cls()
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the part does not support."""
+        """Raise `PromptmillError` (`invalid_input`) if the part does not support the settings or prompts."""
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the job's backend, if promptmill's own backends do not answer its rows."""
+        """The function that makes the job's backend; None if the backends of promptmill answer the job's rows."""
         return None
 
     @property
@@ -63,13 +63,13 @@ class OrderPart(Stored):
         return ()
 
     def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the options for a repeated command, given those of its unfinished job, `begun`."""
+        """Return the options for a command that repeats an unfinished job. `begun`: the options of that job."""
         del begun
         return self
 
 
 class UnknownPart(OrderPart):
-    """The part of a missing feature. The job can be read, but not run."""
+    """The part of a missing feature. Its job can be read, but not run."""
 
     name: str
     values: Mapping[str, Any]

@@ -2,8 +2,8 @@
 
     order ─▶ Plan ─▶ rounds ─▶ answers ─▶ PlanWork: copies, decisions ─▶ delivered answers ─▶ marks, figures, doubts
 
-An ordinary job has the plan `Plan()`; features add other plans, as parts of orders. A method that a single feature
-needs of some plans is in a protocol of that feature.
+An ordinary job has the plan `Plan()`; features add other plans, as parts of orders. A method that only one feature
+calls, and that only some plans have, is declared in a protocol of that feature.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
 
 
 class PlanWork:
-    """The work of a plan during a run, apart from requests. This base class does nothing.
+    """The work that a plan does during a run, apart from sending requests. This base class does nothing.
 
-    All methods block and raise the errors of `JobDatabase`. For a round that copies, the core reads the rows page by
-    page and writes the records.
+    All methods block and raise the errors of `JobDatabase`. In a round that copies answers, the core reads the rows
+    page by page and writes the records.
     """
 
     window = 4096
-    """A live round delivers answers whenever it has passed this many row numbers. A query over more rows would block
-    the database too long."""
+    """The size of a window, in row numbers: a live round delivers answers after each window. A query over more rows
+    would block the database too long."""
     late = 0
-    """The number of rows before a window that are checked again."""
+    """When a window's answers are delivered, this many rows before the window are checked again."""
     steps: Sequence[Step] = ()
     """Steps outside of the model's chain, for the rows of rounds that send requests.
 
-    A step may send several requests for one row, each with its own `choice`. If one of their outcomes is `batched`, the
-    outcome of the row is `batched` too: once the batch has ended, the row is passed to the step again."""
+    A step may send several requests for one row, each with its own `choice`. If one of these requests has the outcome
+    `batched`, so has the row: once the batch has ended, the row is passed to the step again."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
-    """For a live round, by its rule: the condition for rows that may get an answer in slot 0 during the round."""
+    """For live rounds, by the name of the rule: the SQL condition for rows that may be answered during the round."""
 
     def begin(self, round_: int) -> None:
-        """Prepare a run before its first round. `round_`: the id of the next round."""
+        """Prepare the run. Called each time before the next round is chosen. `round_`: the id of that round."""
 
     def advance(self) -> bool:
-        """Make a decision when no round has rows. Return whether other rounds may have rows now."""
+        """Make the next decision. Called when no round has rows. Return whether a round may have rows now."""
         return False
 
     def prepare(self, round_: Round) -> None:
@@ -76,7 +76,7 @@ class PlanWork:
         """Note that the outcomes of rows are in the database. Called in the event loop."""
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """During a round, yield answers for the rows that meet `meanwhile`, and the rows that need another answer."""
+        """During a round, yield answers for rows that meet `meanwhile`, and the numbers of rows to send again."""
         del round_, pages
         yield from ()
 
@@ -86,7 +86,7 @@ class Delivered(NamedTuple):
 
     records: Sequence[Record]
     to_send: Collection[int] = ()
-    """The numbers of rows that are now sent for slot 0."""
+    """The numbers of rows that the round now sends for slot 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class RunningJob:
     config: ModelConfig
     """The model and settings of the run."""
     limit: int | None
-    """The order's limit of rows."""
+    """The most rows that the order sends; None: no limit."""
     end: int
     """The number of the first row beyond the limit."""
     work: Work
-    """Reports and halts long work."""
+    """Reports the progress of the plan's long work, and tells it when to halt."""
     described: Callable[[], JobSpec]
     put: Callable[[Plan], None]
     """Stores the plan with its new decisions. Raises the errors of `JobDatabase`."""
@@ -119,19 +119,19 @@ class RunningJob:
 
 
 class Taking(NamedTuple):
-    """How a job takes answers from a job with other questions about the same rows."""
+    """A job's reuse of the answers of another job, which asks other questions about the same rows."""
 
     outcome: Callable[[Record], Outcome | None]
-    """Returns the outcome that a row takes from its record in the other job: an answer; a `batched` failure with the
-    answers so far; None: it takes nothing."""
+    """Returns the outcome that a row gets from its record in the other job: an answer, or a `batched` failure with the
+    answers so far; None if the record has nothing to reuse."""
     sampling: JsonDict
     """The sampling parameters of the other job's questions."""
     is_whole: bool
-    """Whether the job takes the answers to all questions of the other job."""
+    """Whether the job asks all questions of the other job, so that it can reuse each of their answers."""
 
 
 class Estimate(NamedTuple):
-    """The words and the cost that a validation adds for a plan."""
+    """The figures and the words that a plan adds to a validation's estimate."""
 
     figures: Mapping[str, object] = MappingProxyType({})
     words: str = ""
@@ -153,11 +153,11 @@ class Plan(OrderPart):
     follows: ClassVar[bool] = True
     """Whether an answer is final when it is recorded, so that a live output may include it."""
     has_own_forms: ClassVar[bool] = False
-    """Whether requests with other forms replace the request of a row, so that prompts must not describe its form."""
+    """Whether a row's request is replaced by requests with other forms; then no prompt may describe the row's form."""
     shows_sent: ClassVar[bool] = False
-    """Whether a validation shows the prompts of `sending`'s requests instead of the prompts of rows."""
+    """Whether a validation shows the prompts of `sending`'s requests instead of the rows' own prompts."""
     all_may_fail: ClassVar[bool] = True
-    """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
+    """Whether failures in all slots count for the limit of failures, and not only failures of delivered answers."""
 
     @property
     def slots(self) -> tuple[Variant, ...]:
@@ -181,7 +181,7 @@ class Plan(OrderPart):
         return bool(self.slots)
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield candidates for the next round: `first`, or copies with another rule for rows. A pure function."""
+        """Yield candidates for the next round: `first`, or copies of it with other rules for rows. A pure function."""
         if again is not None:
             yield replace(first, rows=f"again {again}", reason=f"again {again}")
         yield first
@@ -189,20 +189,20 @@ class Plan(OrderPart):
     def resumes(self, last: Round) -> bool:
         """Return whether an interrupted round is resumed. If not, the next round is derived from the answers.
 
-        For rows without an answer, a new round selects the same rows. Its failures are failures of this run: the next
-        run sends them again.
+        A live round for rows without an answer is not resumed: a new round selects the same rows, and its failures are
+        failures of this run, which the next run sends again.
         """
         return last.rows != "open" or last.way != LIVE
 
     @property
     def option(self) -> str:
-        """The option that selects the plan; `""`: the option has the name of the plan's part."""
+        """The option that selects the plan; `""` if the option has the same name as the plan's part."""
         return ""
 
     # ---- admission
 
     def prompts(self, given: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the templates of the prompts of a row. `given`: the templates of the order."""
+        """Return the templates of a row's prompts. `given`: the templates of the order."""
         return given
 
     def target(self, slot: int, target: Target, config: ModelConfig) -> Target:
@@ -211,21 +211,21 @@ class Plan(OrderPart):
         return target
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the plan with the decisions of the job `job_id`, which an earlier order of this plan began.
+        """Return this plan with the decisions of `begun`, the plan that is stored in the job `job_id`.
 
-        `sends_all`: the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
+        `sends_all`: whether the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
         """
         del begun, job_id, sends_all
         return self
 
     def taking(self, other: JobSpec) -> Taking | None:
-        """Return how the job takes answers from another job with other questions about the same rows; None: it takes
-        only answers to the same question."""
+        """Return how the job can reuse answers of the job `other`, which asks other questions about the same rows; None
+        if it can reuse only answers to the same question."""
         del other
         return None
 
     def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return the `requests` about a row that are still to be sent. `record`: the part that the row has taken."""
+        """Return the `requests` about a row that are still to be sent. `record`: the answers that the row has."""
         del record
         return requests
 
@@ -242,18 +242,18 @@ class Plan(OrderPart):
         *,
         end: int,
     ) -> Estimate:
-        """Return what a validation adds for the plan. Blocks.
+        """Return the figures and words that the plan adds to a validation. Blocks.
 
-        `configs`: by model name. `checked`: the figures so far, as for one model; `alone`: the `Usage` of all rows if
-        each is sent alone; `text_tokens`: the tokens of their texts; `of_models`: the costs by model, empty without a
-        price. `end`: the number of the first row beyond the limit. If the figures have a `least_estimated_cost`,
-        `estimated_cost` is the upper end of a range.
+        `configs`: the configurations, by model name. `checked`: the estimate so far, as if one model answered. It has
+        `alone`, the `Usage` of all rows if each is sent alone; `text_tokens`, the tokens of their texts; and
+        `of_models`, the costs by model, empty without a price. `end`: the number of the first row beyond the limit. If
+        the figures have a `least_estimated_cost`, `estimated_cost` is the upper end of a range.
         """
         del store, spec, configs, checked, end
         return Estimate()
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings with which a model of `asked` answers, for a validation. `config`: the model's own."""
+        """Return the settings with which a model of `asked` answers, for a validation. `config`: its configuration."""
         del model
         return config
 
@@ -308,11 +308,11 @@ class Doubt(NamedTuple):
     """The lower the score, the more doubtful the answer. If `is_wrong`, a higher score is more doubtful."""
     words: str
     kind: Literal["", "tie", "disagree"] = ""
-    """Ties are shown first, then disagreements of models."""
+    """The kind of doubt. Ties are shown first, then rows on which models disagree."""
     score_words: str = ""
     """The score as text, such as `2 of 3`, if it is not a probability."""
     fields: Mapping[str, Sequence[tuple[Any, str]]] = MappingProxyType({})
-    """For each field with several values: the values, each with its place."""
+    """For each field with several values: the values, each with the name of the place where it was found."""
 
 
 _ORDINARY = Plan()
@@ -365,11 +365,11 @@ class JobSpec(Stored):
     shapes: AnyParts = Field({})
     """The shape of the output, by the name of the option that selects it."""
     chooses: bool = False
-    """Whether the plan chooses the delivered answer, see `Plan.chooses`. SQL queries read this field, too."""
+    """The `Plan.chooses` of the job's plan, as a field, because SQL queries read it."""
     to_bind: Literal["questions", "rows"] | None = None
     """The rule that binds answers when the input is read again: by question, or by row number."""
     names_form: bool = False
-    """Whether prompts describe the form of answers to a model that gets no schema; False in jobs of older versions."""
+    """Whether prompts for a model that gets no schema describe the form of answers; False in older versions' jobs."""
     origin: Origin = Origin()
 
     @property
@@ -378,12 +378,12 @@ class JobSpec(Stored):
         return plan_in(self.parts)
 
     def with_plan(self, plan: Plan) -> JobSpec:
-        """Return the job with other decisions of its plan."""
+        """Return the job with `plan`, which has other decisions."""
         return self.model_copy(update={"parts": dict.fromkeys(self.parts, plan)})
 
     @property
     def fills_input(self) -> bool:
-        """Whether the answers become columns of the sheet that has the rows."""
+        """Whether the answers become columns of the sheet that the rows come from."""
         source, (file, sheet) = self.input, table_paths.split(self.output.path)
         if not (source.kind.has_sheets and self.output.kind.has_sheets) or len(source.parts) > 1:
             return False
@@ -391,7 +391,7 @@ class JobSpec(Stored):
 
     @property
     def keeps_sheets(self) -> bool:
-        """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
+        """Whether the job writes one sheet of a workbook, or columns of a sheet, and keeps the rest of the workbook."""
         return self.output.kind.has_sheets and (self.fills_input or bool(table_paths.split(self.output.path)[1]))
 
     @property
@@ -403,8 +403,8 @@ class JobSpec(Stored):
         return () if {*folders} == {here} else tuple(map(str, folders))
 
     def may_have(self, option: str) -> bool:
-        """Return whether the job, one of its rows or an answer of its earlier runs may have an option of a feature;
-        True for `""`."""
+        """Return whether an option of a feature may be set for the job, for one of its rows, or for an answer of an
+        earlier run; True for `""`."""
         is_open = not option or bool(self.input.settings_read) or self.input.kind.rows == "requests"
         given = ((None if target.kept else target.sampling) for target in self.targets)
         return is_open or option in {*self.parts, *self.shapes} or any(each is None or option in each for each in given)
@@ -421,7 +421,7 @@ class JobSpec(Stored):
 
     @property
     def is_grid(self) -> bool:
-        """Whether each row gets several answers (one for each target)."""
+        """Whether the output has several answers to each row, one for each target."""
         return self.delivered > 1
 
     @property
@@ -436,7 +436,7 @@ class JobSpec(Stored):
 
     @property
     def of_call(self) -> bool:
-        """Whether the rows are items of a call that became this job."""
+        """Whether this job began as a call, whose items are its rows."""
         return self.input.format == "messages"
 
     @property
@@ -453,7 +453,7 @@ class JobSpec(Stored):
 
     @property
     def in_output(self) -> JobSpec:
-        """The job as its output describes it: with the schema of the rows of the output."""
+        """The job with the schema of the output's rows, which may differ from the schema of the answers."""
         shape, schema = self.output_shape, self.output.answer_schema
         if shape is None or schema is None:
             return self
@@ -468,5 +468,5 @@ class JobSpec(Stored):
         return self.model_copy(update={"input": self.input.model_copy(update=changes)})
 
     def leaves_out(self, code: str | None) -> bool:
-        """Return whether the output omits rows with this error."""
+        """Return whether the output omits rows with this error code."""
         return self.question.skip_empty and code == Code.EMPTY_PROMPT

@@ -46,15 +46,15 @@ class Progress:
         self.round = ""
         """The reason of the current round."""
         self.error: PromptmillError | None = None
-        """The error that stopped the run early."""
+        """The error that ended the run early."""
         self.total: int | None = None
         self.notes: list[str] = []
         self.written = 0
         """The number of rows of the output that are written."""
         self.figures: dict[str, Any] = {}
-        """Figures of the output and its answers: during the run, those of its plan and ways; after its end, all."""
+        """Figures of the output and its answers: during the run, only figures of its plan and ways."""
         self.awaited: Callable[[], str] = lambda: ""
-        """Returns a text about the awaited answers, while the current round sends nothing."""
+        """Returns a text about the answers that the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
@@ -62,16 +62,16 @@ class Progress:
         """Count the records of rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
 
         The first call also counts requests and tokens. Later calls count only rows, because the records then include
-        requests of this run, which `call` counts. Raises the errors of `JobDatabase`.
+        requests of this run, and `call` counts these. Raises the errors of `JobDatabase`.
         """
         self.take(statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty))
         if not self.earlier.is_added:
             self.earlier.count(store)
 
     def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
-        """Replace the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added.
+        """Replace the counts of rows. Keep the counts of requests and tokens if they already include the earlier runs.
 
-        `has_ended`: every request, this run's included, has its record in `counts`.
+        `has_ended`: `counts` is from all records, and each request of this run has its record.
         """
         for name, mark in status_record.COUNTS.items():
             if mark.over == "runs":
@@ -127,7 +127,7 @@ class Progress:
 
     @property
     def waiting(self) -> str:
-        """The reason for a stall, or a text about the last rows; `""` while more rows are sent."""
+        """The reason why no rows are sent, or a text about the last rows in flight; `""` while rows are sent."""
         if self.state != RUNNING:
             return ""
         if self.is_paused:
@@ -136,7 +136,7 @@ class Progress:
         return self.call.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return a text with the number of the last rows and their wait; `""` until all have been in flight for 2 s."""
+        """Return a text on how many last rows wait and how long; `""` until all have been in flight for 2 s."""
         since_s, flow = self._times.last_s, self.call.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.call.in_flight:
@@ -183,14 +183,14 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.call.warnings],
         }
-        if not earlier.is_added:  # the counts of the earlier runs, until the answers are counted
+        if not earlier.is_added:  # until the answers are counted, these are the counts of the earlier runs
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
         known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
         return cast("RunStatus", known)
 
 
 Watch: TypeAlias = Callable[[Progress], None]
-"""A function that is called with the progress several times a second."""
+"""A function that a run calls with its progress several times a second."""
 
 
 class EarlierRuns:
@@ -199,18 +199,18 @@ class EarlierRuns:
     def __init__(self, status: RunStatus) -> None:
         self.status = status
         self.is_added = False
-        """Whether the earlier runs are included. Until then, `status` has the job's counts."""
+        """Whether `Progress.counts` includes the earlier runs. Until then, their counts are in `status`."""
         self.set_aside = 0.0
         """The highest possible cost of requests that have no record."""
         self.lost = 0
-        """The number of requests that no record counts."""
+        """The number of requests of earlier runs that are counted in no record."""
         self.seconds = status.get("seconds", 0.0)
         self.forgotten = status.get("cost_forgotten", 0.0)
-        """The cost of requests whose rows are unknown, because the input changed after a kill."""
+        """The cost of requests that cannot be assigned to rows, because the input changed after a kill."""
         self.cost: float | None = status.get("cost")
 
     def charge(self, cost: float) -> None:
-        """Add the cost of requests whose rows have become unknown."""
+        """Add the cost of requests that can no longer be assigned to rows."""
         self.cost = (self.cost or 0.0) + cost
         self.forgotten += cost
 
@@ -223,13 +223,13 @@ class EarlierRuns:
 
 
 class _Times:
-    """The duration of the run, and its rates over the last 30 seconds without stalls, which would make them 0."""
+    """The duration of the run, and its rates over the last 30 seconds. Stalls do not count: they would make rates 0."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
         self._intervals: deque[tuple[float, int, int]] = deque()
-        """For each two consecutive samples: the seconds between them, and the rows and tokens in this time."""
+        """For each pair of consecutive samples: the seconds between them, and the rows and tokens of this time."""
         self._last: tuple[float, int, int] | None = None
         self._last_since: float | None = None
 
@@ -240,7 +240,7 @@ class _Times:
 
     @property
     def last_s(self) -> float:
-        """Seconds since all remaining rows were in flight, according to the samples; 0 while rows remain to be sent."""
+        """Seconds since the first sample with all remaining rows in flight; 0 while rows remain to be sent."""
         return 0.0 if self._last_since is None else self._clock() - self._last_since
 
     def begin(self) -> None:
@@ -273,7 +273,7 @@ class _Times:
 
 
 class Course:
-    """The course of a job's runs, as a limited number of samples. The longer the job, the longer their interval."""
+    """The course of a job's runs, as a limited number of samples: the longer the job, the rarer the samples."""
 
     def __init__(self, earlier: CourseRecord | None = None) -> None:
         """`earlier`: the course of the earlier runs."""
@@ -319,7 +319,7 @@ class StatusWriter:
         self._progress, self._folder, self._watch, self._activity = progress, folder, watch, activity
         self._course = Course(folder.course)
         self.shown = 0
-        """How often the progress was shown."""
+        """The number of times that the progress was shown."""
         self.is_refused = False
         """Whether the run was refused and changed nothing; then the job keeps its earlier status."""
 
@@ -359,5 +359,5 @@ class StatusWriter:
         """Store the present values, or `values` that `values()` returned earlier. Blocks."""
         values = self.values() if values is None else values
         if values and self._folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # reported more clearly by the next write of answers
+            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it more clearly
                 self._folder.put(**values)

@@ -1,4 +1,4 @@
-"""Labels of answers: the label of an answer, its probability, a majority of labels, and right labels."""
+"""Labels: the label of an answer and its probability, the majority of several labels, and right labels."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def label_of(record: Record) -> str:
 
 
 def label_in(text: str) -> str:
-    """Return the label of an answer's text. Objects with equal fields get equal labels, in any order of fields. Lists
-    are compared as sets, and 5.0 is 5, as in a comparison."""
+    """Return the label of an answer's text. Objects with equal fields get equal labels, whatever the order of their
+    fields. As in a comparison, lists are equal if they are equal as sets, and 5.0 equals 5."""
     text = text.strip()
     if text.startswith("{"):
         try:
@@ -44,7 +44,7 @@ def label_in(text: str) -> str:
 
 def labels_of_job(store: JobDatabase, output: OutputSpec) -> list[str]:
     """Return the labels of a job: its `choices` in order, then other labels, the most frequent first; `[]` if the
-    answers are not labels. With a schema: see `answers_of_labels`."""
+    answers are not labels. If the output has a schema, see `answers_of_labels`."""
     if output.answer_schema is not None:
         return [*answers_of_labels(output.answer_schema)]
     counts = Counter[str]()
@@ -61,21 +61,21 @@ def _as_set(values: Sequence[Any]) -> list[str]:
 
 
 class Decision(NamedTuple):
-    """The label of a row, from several answers."""
+    """The label of a row, chosen from several answers."""
 
     record: Record
-    """The first answer with the winning label. In a tie, the first tied label wins; without any answer, the record is
-    the first failure."""
+    """The first answer with the winning label. In a tie, the first of the tied labels wins. If no record is an answer,
+    this is the first failure."""
     score: float
-    """The share of the answers with this label, failures included."""
+    """The share of answers with this label among all records, which include failures."""
     agree: int
     """The number of answers with this label."""
     is_tie: bool
-    """Whether another label has equally many answers."""
+    """Whether another label has as many answers as the winning label."""
 
 
 def majority(records: Sequence[Record | None]) -> Decision | None:
-    """Return the label of most answers to a row; None if there is no outcome."""
+    """Return the label that most answers to a row have; None if no record is present."""
     outcomes = [record for record in records if record is not None]
     answers = [record for record in outcomes if record.code is None]
     if not answers:
@@ -87,7 +87,7 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 
 
 def least_probable(record: Record) -> tuple[float, str] | None:
-    """Return the probability of the least probable field of an answer, with the field; None without probabilities."""
+    """Return the probability and the name of the least probable field of an answer; None without probabilities."""
     fields = by_question(record.extras.get("probabilities")) or {}
     try:
         values = loaded(split_marked(record.text)[1]) if fields and "" not in fields else None
@@ -100,8 +100,8 @@ def least_probable(record: Record) -> tuple[float, str] | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability of the answer: among the choices, or of its least probable field, or else from its
-    tokens; None if no probability is reported."""
+    """Return the probability of an answer: as reported for the choice or, if there is none, of its least probable field
+    or of all its tokens; None if nothing is reported."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:
         return float(own)
@@ -121,8 +121,8 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 
 def right_label(cell: object, labels: Iterable[str]) -> str:
-    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. The Unicode form is ignored, and
-    case unless two labels differ only in case, as in a comparison.
+    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. As in a comparison, the Unicode
+    form is ignored, and so is case, unless two labels differ only in case.
 
     >>> right_label(" Positive", ["positive", "negative"]), right_label("ne\\u0301gatif", ["n\\u00e9gatif"])
     ('positive', 'négatif')
@@ -133,7 +133,7 @@ def right_label(cell: object, labels: Iterable[str]) -> str:
 
 
 def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
-    """Return the error for labels of a column that no answer can have. `counts`: the number of rows for each."""
+    """Return the error for labels of a column that no answer can have. `counts`: the number of rows with each label."""
     shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
     among = "has labels that are not among the "
     return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

@@ -1,4 +1,4 @@
-"""Records: the outcomes of rows as a job's database stores them."""
+"""Records: the form in which a job's database stores the outcomes of rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 
 SLOT = 1 << 40
-"""The distance between the keys of two answers to the same row. It is larger than the number of rows of any input."""
+"""The distance between the keys of a row's answers in consecutive slots. No input has as many rows."""
 
 PERSON = -1
-"""The settings id of a label that a person gave. No other settings have this id."""
+"""The settings id in the record of a label that a person gave. No other settings have this id."""
 A_PERSON = "person"
-"""The name in outputs for the person who gave a label."""
+"""The name that outputs show for a person who gave a label."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
 
@@ -32,8 +32,8 @@ class Provenance(NamedTuple):
     changed: Sequence[str] = ()
     """The settings that have changed since the job's first run."""
     model: str = ""
-    """The model to name in each record: the model that answered instead of the target's, or the target's own if rows
-    get answers of several models; `""`: name no model."""
+    """The model that each record names: the model that answered instead of the target's model, or the target's model
+    itself if rows get answers of several models; `""`: records name no model."""
 
 
 FIRST = Provenance()
@@ -41,7 +41,7 @@ _KEY_DIGITS = 12
 
 
 SCORES = "scores"
-"""The optional field for the expected levels of an answer's fields, which an output computes from probabilities."""
+"""The name of the optional field with the expected levels of an answer's fields, computed from probabilities."""
 
 
 class Record(NamedTuple):
@@ -63,8 +63,8 @@ class Record(NamedTuple):
     more: str | None
     """Optional fields as JSON: `tool_calls`, `logprobs`, `came`, …; for a failure, `response`, `part`, …."""
     asked: bytes | None
-    """The digest of the question (see `row_lines.digest`), which connects a moved row with its answer; None without a
-    question."""
+    """The digest of the question (see `row_lines.digest`), by which a row that has moved gets its answer again; None if
+    the row has no question."""
     checksum: int
     """The checksum of the columns `attempts` to `more`, and of `vector`."""
     settings: int = 0
@@ -72,7 +72,7 @@ class Record(NamedTuple):
     round: int = 0
     """The id of the round that made the record."""
     vector: bytes | None = None
-    """The vector of the row's text, see `backends.vectors`, in place of an answer."""
+    """The vector of the row's text, see `backends.vectors`, if the answer is a vector."""
 
     @property
     def row(self) -> int:
@@ -81,13 +81,13 @@ class Record(NamedTuple):
 
     @property
     def slot(self) -> int:
-        """The index of the answer among the answers to its row: with two models, 0 for the first and 1 for the
+        """The index of the answer among the answers to its row: with two models, 0 for the first model and 1 for the
         second."""
         return self.key // SLOT
 
     @property
     def question_key(self) -> str:
-        """The first part of the question's digest, by which a person's label names its question, or `""`."""
+        """The beginning of the question's digest, by which a person's label names its question; `""` without it."""
         return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property
@@ -96,7 +96,7 @@ class Record(NamedTuple):
         try:
             # The checksum leaves out the key, because an answer may move to another row with the same question.
             return self.checksum == checksum(self[1:11], self.vector)
-        except TypeError:  # the damage has changed a value's type
+        except TypeError:  # the type of a value was changed by damage
             return False
 
     @property
@@ -149,7 +149,7 @@ class Record(NamedTuple):
 
 
 def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Provenance = FIRST) -> Record:
-    """Return a record of `outcome` with this key. A lone surrogate becomes the replacement character."""
+    """Return a record of `outcome` with this key. Lone surrogates become replacement characters."""
     fields = _fields(outcome, made)
     vector = outcome.vectors[0] if isinstance(outcome, Completion) and outcome.vectors else None
     try:
@@ -196,7 +196,7 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
 
 
 def _further(outcome: Outcome) -> dict[str, Any]:
-    """Return the optional fields that answers and failures have."""
+    """Return the optional fields that both answers and failures may have."""
     usage = outcome.usage
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
     if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens or usage.searches:
@@ -215,20 +215,20 @@ def _further(outcome: Outcome) -> dict[str, Any]:
 
 
 def _probabilities(shown: JsonObject, text: str) -> JsonDict:
-    """Return the fields for the probabilities of an answer: `probability`, and `probabilities` if it has several."""
+    """Return the fields for an answer's probabilities: `probability`, and `probabilities` if there are others."""
     own = {"probability": shown[text]} if text in shown else {}
     return own if len(shown) == len(own) else {**own, "probabilities": shown}
 
 
 def _by_question(extras: JsonObject, text: str) -> Mapping[str, Mapping[str, float]] | None:
-    """Return `Completion.probabilities` from the fields of `_probabilities`."""
+    """Return `Completion.probabilities`, restored from the fields that `_probabilities` returned."""
     own = {text: extras["probability"]} if "probability" in extras else None
     return by_question(extras.get("probabilities", own))
 
 
 def checksum(fields: tuple[Any, ...], vector: bytes | None) -> int:
-    """Return the checksum of the columns `attempts` to `more`, and of `vector`. Raises `TypeError` for values that are
-    not JSON."""
+    """Return the checksum of `fields` (the columns `attempts` to `more`) and `vector`. Raises `TypeError` for values
+    that are not JSON."""
     check = zlib.crc32(orjson.dumps(fields))
     return check if vector is None else zlib.crc32(vector, check)
 

@@ -1,4 +1,4 @@
-"""A job is a list of rounds. A round sends some rows once to one or more targets, for one reason.
+"""The rounds of a job. In a round, some rows are sent once to one or more targets, for one reason.
 
     id  rows          slots   reason          done
     1   open          0       first           yes     every row that had no answer
@@ -6,9 +6,9 @@
 
 A slot numbers one answer to each row. A job that compares models or prompts has several slots.
 
-A round is stored before its first request. Its rows are given by a rule: a condition on a row's answer in a slot
-(`RULES`). The rule refers to rounds before the order, whereas a new answer has the new round's id. So a row no longer
-matches when its answer is stored, and after a kill the rule selects exactly the remaining rows.
+A round is stored before its first request. A rule (`RULES`) selects its rows by a condition on a row's answer in a
+slot. The condition accepts only answers of rounds before the order, but a new answer has the new round's id. So a row
+no longer meets it when its new answer is stored, and after a kill the rule selects exactly the remaining rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(1
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 NO_OUTCOME = f"(answer.key IS NULL OR answer.code IS '{Code.BATCHED}')"
-"""The condition for rows without an outcome, whose requests may wait for a batch."""
+"""The condition for rows without an outcome. They include rows whose requests wait for a batch."""
 IS_MISSING = f"({NO_OUTCOME} OR answer.settings NOT IN ({{settings}}, {PERSON}))"
 RULES: Mapping[str, str] = MappingProxyType(
     {
@@ -45,16 +45,16 @@ RULES: Mapping[str, str] = MappingProxyType(
         "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
     }
 )
-"""The rules that select the rows of a round: a condition on `row` and its `answer` in a slot, if any, by name.
+"""The rules that select the rows of a round, by name: SQL conditions on `row` and, in a slot, the row's `answer`.
 
-`since` is the id of the last round before the order, `settings` the ids of accepted settings, `base` the key of the
-slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name, see `Awaited`.
+`since` is the id of the last round before the order, `settings` are the ids of accepted settings, `base` is the key of
+the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds one with its name, see `Awaited`.
 """
 
 
 class Awaited(Protocol):
-    """The requests of a way whose answers a job's database still awaits. Its functions block and raise the errors of
-    `JobDatabase`."""
+    """The requests that a job has sent by a way and whose answers it still awaits. The functions block and raise the
+    errors of `JobDatabase`."""
 
     RULE: str
     """The SQL condition for rows whose answers are awaited, as in `RULES`."""
@@ -62,11 +62,11 @@ class Awaited(Protocol):
     """The SQL condition for rows that this way left unanswered, so that they are now sent live."""
 
     def has_sent(self, store: JobDatabase) -> bool:
-        """Return whether the job has, or had, requests that were sent this way."""
+        """Return whether the job has ever sent requests by this way."""
         ...
 
     def names(self, store: JobDatabase) -> str:
-        """Return the names that the provider gave the awaited work, such as `batch a, b`; `""` without such work."""
+        """Return the provider's names of the awaited work, such as `batch a, b`; `""` if no work is awaited."""
         ...
 
     def slots(self, store: JobDatabase) -> Collection[int]:
@@ -82,11 +82,11 @@ class Awaited(Protocol):
         ...
 
     def rebind(self, store: JobDatabase, targets: Sequence[Target]) -> None:
-        """Assign each awaited answer to the row that has its question now. `targets`: the targets by slot."""
+        """Assign each awaited answer to the row that now has the answer's question. `targets`: the targets by slot."""
         ...
 
     def forget(self, store: JobDatabase) -> None:
-        """Clear the record of `TRIED` rows: the job has finished, and a later order may send them this way again."""
+        """Forget which rows meet `TRIED`: the job has finished, so a later order may send them by this way again."""
         ...
 
 
@@ -103,18 +103,18 @@ def awaited(store: JobDatabase) -> dict[str, Awaited]:
 
 
 def _used(store: JobDatabase) -> dict[str, Awaited]:
-    added = store.added.keys()  # the rounds do not suffice: a damaged round has lost its way
+    added = store.added.keys()  # the stored rounds do not suffice, because a damaged round does not name its way
     return {name: part(entry.awaited) for name, entry in ways().items() if entry.tables.keys() <= added}
 
 
 def begin_way(store: JobDatabase, way: str) -> None:
-    """Create the tables of a way that a job uses. Raises as `JobDatabase` does."""
+    """Create the tables of a way that a job begins to use. Raises as `JobDatabase` does."""
     if (entry := ways().get(way)) is not None:
         store.add(entry.tables)
 
 
 def is_empty(store: JobDatabase) -> bool:
-    """Return whether a job has no record, and has used no way of a feature to send requests.
+    """Return whether a job has no record and has never sent requests by a way of a feature.
 
     Raises as `JobDatabase` does.
     """
@@ -123,7 +123,7 @@ def is_empty(store: JobDatabase) -> bool:
 
 
 def names(store: JobDatabase) -> str:
-    """Return the providers' names of the work that a job awaits; `""` if there is none. Raises as `JobDatabase`."""
+    """Return the providers' names of the work that a job awaits; `""` if it awaits none. Raises as `JobDatabase`."""
     return ", ".join(filter(None, (way.names(store) for way in _used(store).values())))
 
 
@@ -133,7 +133,7 @@ def _awaited(way: str) -> Awaited | None:
 
 
 def rule_of(rows: str) -> str:
-    """Return the rule with this name, from the core, a way or a plan; `NEVER` if it is unknown."""
+    """Return the rule with the name `rows`, from the core, a way or a plan; `NEVER` if there is no such rule."""
     if (rule := RULES.get(rows)) is not None:
         return rule
     if (way := _awaited(rows)) is not None:
@@ -150,7 +150,7 @@ class Round:
     rows: str
     """The name of the rule in `RULES` that selects the rows."""
     reason: str
-    """The purpose in a word or two, for status and report."""
+    """The purpose of the round in a word or two, for the status and the report."""
     slots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
@@ -178,7 +178,7 @@ def stored_rounds(store: JobDatabase) -> list[Round]:
 
 
 def _round(id_: int, text: str) -> Round:
-    """Return a stored round. A damaged round counts as done: later rounds get higher ids than its answers."""
+    """Return a stored round. A damaged round keeps its id and counts as done, so that later rounds get higher ids."""
     try:
         stored = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
@@ -201,5 +201,5 @@ def end(store: JobDatabase) -> None:
 
 
 def join_of(slot: int) -> str:
-    """Return SQL that joins `row` with its `answer` in a slot."""
+    """Return SQL that joins table `row` with each row's record in table `answer` for a slot."""
     return f"row LEFT JOIN answer ON answer.key = row.n + {slot * SLOT}"

@@ -23,7 +23,7 @@ from promptmill.jobs.store.spec import UNREAD
 
 _Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
 _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
-"""Reads results in the order of their keys. Arguments: the first key, and the maximum number of results."""
+"""Reads results in the order of their keys. The arguments: the first key to read, and the maximum number of results."""
 _HEADER = 100  # bytes of the file's header; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
 _TABLES = ("settings", "round", "spare")
@@ -52,7 +52,7 @@ def salvage(path: Path) -> None:
             contextlib.closing(JobDatabase(beside, write=True)) as new,
         ):
             _copy_all(old, new)
-    except BaseException:  # removed: on a full disk, the incomplete file would take up space
+    except BaseException:  # on a full disk, the incomplete file would take up space, so it is removed
         _remove(beside)
         raise
     _remove(path, but_itself=True)  # otherwise SQLite would apply the old log to the new file
@@ -153,8 +153,8 @@ def _behind(read: _Read[_Keyed], first: int) -> int:
 
 
 def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the readable rows of the input. Rows have no checksum, so the job reads its input again if it still exists;
-    if rows are lost, the input is required."""
+    """Copy the readable rows of the input. Rows have no checksum, so the job reads its input again if the input still
+    exists. If rows are lost, the job cannot run without the input."""
 
     def read(first: int, most: int) -> list[Row]:
         page = old.row_page(first, size=most)
@@ -177,7 +177,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _add_unknown(new: JobDatabase) -> None:
-    """Reserve the ids of lost settings and rounds to which answers refer, so that they are not used again."""
+    """Reserve the ids of lost settings and rounds to which answers refer, so that they get no new meaning."""
     spec = new.get("spec") or {}
     targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
     known = [

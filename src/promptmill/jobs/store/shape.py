@@ -2,8 +2,8 @@
 
     record of a row ─▶ Shape.division ─▶ a record for each row of the output, with the fields of Shape.output_schema
 
-Only outputs have a shape. Everything else in a job (resuming, costs, reviews, comparisons) is about rows of the input.
-"""
+Only outputs have a shape. Everything else in a job (resuming, costs, reviews, comparisons) is about rows of the
+input."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from promptmill.jobs.store.records import Record
 
 
 class Shape(OrderPart):
-    """Divides answers with a schema. Its records have the keys of their rows."""
+    """Divides answers that have a schema. The records that it makes have the keys of their input rows."""
 
     def output_schema(self, schema: JsonObject) -> JsonDict:
-        """Return the schema of the answers in the output. Raises `PromptmillError` (`invalid_input`) for a schema whose
-        answers it cannot divide."""
+        """Return the schema of the answers in the output. Raises `PromptmillError` (`invalid_input`) if answers of
+        `schema` cannot be divided."""
         raise NotImplementedError
 
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
@@ -30,11 +30,11 @@ class Shape(OrderPart):
         raise NotImplementedError
 
     def rows_in(self, store: JobDatabase) -> int:
-        """Return the number of rows in the output for the records of a database. Blocks."""
+        """Return the number of output rows that the records of a database are divided into. Blocks."""
         raise NotImplementedError
 
     def remarks(self, schema: JsonObject) -> Sequence[str]:
-        """Return remarks for the user about answers with a schema."""
+        """Return remarks for the user about the division of answers that have this schema."""
         del schema
         return ()
 

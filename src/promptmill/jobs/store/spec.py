@@ -22,9 +22,9 @@ from promptmill.jobs.store.description import AnswerForm, Stored
 
 LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
-"""Values of `InputSpec` that match no input, so that the job reads its input again."""
+"""Values for `InputSpec` that match no input. With them, the job reads its input again."""
 NO_ANSWERS: Stamp = (0, 0)
-"""The stamp of the job's columns in a sheet that lacks the job's answers."""
+"""The stamp of the job's columns in a sheet that does not have the job's answers."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
@@ -34,14 +34,14 @@ _Names: TypeAlias = Annotated[
 
 
 class InputSpec(Stored):
-    """The input, as the job read it."""
+    """The input of a job, as the job has read it."""
 
     path: Path
     files: tuple[InputFile, ...] = ()
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     has_lines: bool = True
-    """Whether a row of JSON is a line; False: an element of a list."""
+    """Whether each row of JSON is a line; False if it is an element of a list."""
     encoding: str | None = None
     header_row: int | None = None
     size: int = 0
@@ -55,13 +55,13 @@ class InputSpec(Stored):
     fields: _Names = ()
     """For rows of JSON: the fields whose names a prompt could read as an expression, such as `mail-body`."""
     taken: tuple[str, ...] = ()
-    """For rows of JSON: the fields whose names a column of the job could get."""
+    """For rows of JSON: the fields whose names a column of the job could otherwise get."""
     settings_read: tuple[str, ...] = ()
     """The columns that are read as settings of each row."""
     blank: dict[str, int] = Field(default_factory=dict)
-    """For each column: the number of rows whose empty cell leaves a gap in the prompt."""
+    """For each column: the number of rows in which an empty cell leaves a gap in the prompt."""
     packed: dict[str, int] = Field(default_factory=dict)
-    """For each column: the number of rows whose bytes are not text, so that the prompt has them in base64."""
+    """For each column: the number of rows whose cell has bytes that are not text; the prompt has them in base64."""
     twice: int = 0
     """The number of the first row with a text that was encoded twice; 0 if there is none."""
 
@@ -82,7 +82,7 @@ class InputSpec(Stored):
 
     @property
     def is_file(self) -> bool:
-        """Whether the rows are in the user's files; otherwise `path` is only a name."""
+        """Whether the rows are in the user's files; if not, `path` is only a name for them."""
         return self.path.is_absolute()
 
     @property
@@ -98,11 +98,11 @@ class OutputSpec(Stored):
     format: str
     form: AnswerForm = AnswerForm()
     names: dict[str, str] | None = None
-    """The names of the job's columns that differ from the usual ones, by key; None until the input was read."""
+    """The job's columns that do not have their usual names: their names, by key; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     choices: tuple[str, ...] = ()
-    """The labels that an answer may have."""
+    """The labels from which an answer is chosen; `()` if answers are not chosen from labels."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
 
@@ -127,24 +127,24 @@ class OutputRecord(Stored):
     size: int
     mtime_ns: int
     limit: int | None
-    """The number of input rows in the file; None: all. 0: a file of another program that may be replaced."""
+    """The number of input rows in the file; None: all; 0: another program made the file, which may be replaced."""
     finished: bool = True
-    """False if the job has newer answers, or another output to write."""
+    """False if the output must be written again, because the job has newer answers or another output."""
     replaces: Stamp | None = None
-    """The stamp of the job's previous output, which is still in place if the job was killed before replacing it."""
+    """The stamp of the job's previous output, which still exists if the job was killed before it replaced it."""
     answers: tuple[Stamp, ...] = ()
-    """The stamps of the job's columns in the sheet that it fills: the last stamp, and the stamp that it replaces."""
+    """The stamps of the job's columns in the sheet that it fills: the latest stamp, and the one before it."""
 
     @classmethod
     def of(
         cls, made: Stamp, limit: int | None, own: Stamp | None = None, answers: tuple[Stamp, ...] = ()
     ) -> OutputRecord:
-        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's output that is
-        replaced."""
+        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's previous output, which it
+        replaces."""
         return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own, answers=answers)
 
     def holds(self, limit: int | None) -> bool:
-        """Return whether the file has the first `limit` rows (None: all rows)."""
+        """Return whether the output has the first `limit` rows of the input (None: all rows)."""
         return self.limit is None or (limit is not None and limit <= self.limit)
 
     def is_still(self, there: Stamp | None) -> bool:
@@ -152,7 +152,7 @@ class OutputRecord(Stored):
         return there == (self.size, self.mtime_ns)
 
     def is_own(self, there: Stamp | None) -> bool:
-        """Return whether a file with the stamp `there` is this output, or the output that it replaces, unchanged."""
+        """Return whether a file with the stamp `there` is this output or the replaced output, unchanged."""
         return there is not None and there in {(self.size, self.mtime_ns), self.replaces}
 
 

@@ -23,7 +23,7 @@ from promptmill.jobs.store.spec import OutputSpec
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus
 
 LATENCIES = 4096
-"""The number of latencies to keep: enough for quantiles, and sorted within a millisecond."""
+"""The number of latencies to keep: enough for quantiles, and so few that they are sorted within a millisecond."""
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHOWN_LEVELS = 20
@@ -31,18 +31,18 @@ _SHORT_VALUE = 40  # max characters of a value in the counts
 _ONLY_VALUE = 200  # max characters of a shown value if all answers are the same
 _LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
 _SAMPLES = 65_536  # max answers in the histograms of a report
-_IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0 is the latency of a copied answer
+_IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # a copied answer has the latency 0
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# With `JobSpec.chooses`, the later slots have paid candidates, which are never delivered.
+# If `JobSpec.chooses`, the slots after slot 0 have paid answers to choose from, which are never delivered.
 DELIVERED = f"""answer.key < coalesce((
     SELECT CASE WHEN value ->> '$.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that are in the output."""
-# A row that wants several answers may send as many requests without a retry. Such rows are few, so the JSON is read
-# only for them.
-_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
+# A row that wants several answers may send several requests, which are no retries. Such rows are few, so the JSON is
+# read only for them.
+_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if the record is damaged; the export reports it
 # SQL may evaluate both sides of an `AND`, so `CASE` guards the JSON, which a damaged record may have.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
@@ -61,7 +61,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""The counts of earlier runs' requests, from records: each is the sum of an SQL expression."""
+"""The counts of the requests of earlier runs: by name, the SQL expression whose sum over all records is the count."""
 _HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
 _IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
@@ -79,7 +79,7 @@ _KINDS = MappingProxyType(
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
-# The limit leaves room for null and one more value than is shown; the extra value reveals that there are too many.
+# The limit is two more than the number of shown values: one for null, and one that reveals that there are too many.
 _GROUPS = "SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {0})"
 _VALUES = _GROUPS.format(_SHOWN_VALUES + 2)
 _ITEMS = f"""
@@ -135,7 +135,7 @@ class JobCounts(Counts):
         return self.skips_empty and code == Code.EMPTY_PROMPT
 
     def count(self, outcome: Outcome) -> None:
-        """Count the outcome of a row of this run. (A `Call` counts its requests and tokens.)"""
+        """Count the outcome of a row of this run. (The `Call` of the run counts the requests and tokens.)"""
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
             return  # counted when the row is finished
         self.done += 1
@@ -148,7 +148,7 @@ class JobCounts(Counts):
         self.empty += outcome.is_empty
 
     def fail(self, code: str, count: int = 1) -> None:
-        """Count failures with `code`, or skipped rows if `code` means skipped."""
+        """Count `count` failures with `code`, or count them as skipped rows if `code` means that a row is skipped."""
         if self.skips(code):
             self.skipped += count
         else:
@@ -164,11 +164,11 @@ class JobCounts(Counts):
         self.latencies.extend(other.latencies)
 
     def of_rows(self) -> RunStatus:
-        """Return the counts of rows, for people and programs."""
+        """Return the counts of rows, as fields of a status."""
         return self._told("rows")
 
     def as_dict(self, run: Counts | None = None) -> RunStatus:
-        """Return the counts for people and programs, together with the counts of the present `run`."""
+        """Return all counts as fields of a status, including the counts of the present `run`."""
         return self._told("rows") | self._told("requests", run) | self._told("runs", run)
 
     def _told(self, over: str, run: Counts | None = None) -> RunStatus:
@@ -194,10 +194,10 @@ def is_failed(*, skips_empty: bool) -> str:
 
 
 def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
-    """Count the records of the rows below `before`. For records that meet `is_open`, count only requests and tokens.
+    """Count the records of rows below number `before`. For records that meet `is_open`, count only requests and tokens.
 
-    If the condition names a range of keys, only this range is read. `skips_empty`: rows without a prompt do not count
-    as failures.
+    If the SQL condition `is_open` names a range of keys, only this range is read. `skips_empty`: rows without a prompt
+    do not count as failures.
     """
     join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # doubles the time of a scan
     every = f"FROM answer WHERE {_IS_BEFORE}"
@@ -227,10 +227,10 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
     """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
-    characters). If short answers repeat, or all are the same, also `values`: the number of rows for each of the most
-    frequent answers or, if the choices of `output` are numbers, for each choice in order.
-    Return `{}` without answers. White space around an answer is ignored. For an `output` with a schema: also
-    `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
+    characters). If short answers repeat, or all answers are equal, also return `values`: the number of rows for each of
+    the most frequent answers or, if the choices of `output` are numbers, for each choice in ascending order.
+    Return `{}` without answers. White space around an answer is ignored. If `output` has a schema, also return
+    `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` takes as long again; SQLite sorts on disk.
     """
     if lengths := vector_lengths(store, before):
         return {"vectors": sum(lengths.values()), "dimensions": 0 if len(lengths) > 1 else min(lengths)}
@@ -266,7 +266,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
 
 
 def _numbers_in_order(choices: Sequence[str]) -> Sequence[str]:
-    """Return choices that are whole numbers, the lowest first; `()` if a choice is no number, or if there are many."""
+    """Return `choices` in ascending order if all are whole numbers; `()` if one is not, or if there are many."""
     are_numbers = all(choice.removeprefix("-").isdecimal() for choice in choices) and len(choices) <= _SHOWN_LEVELS
     return sorted(choices, key=int) if are_numbers else ()
 
@@ -279,16 +279,16 @@ def _scales(schema: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
 
 
 def _by_level(levels: Sequence[str], values: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of rows by value: first for all levels in their order, then for other values."""
+    """Return the numbers of rows by value: first all levels of a scale, in their order, then other values."""
     return {**dict.fromkeys(levels, 0), **values}
 
 
 def _fields(store: JobDatabase, before: int, scales: Mapping[str, Sequence[str]]) -> dict[str, FieldResults]:
     """Count the values of each field, for answers that are JSON objects.
 
-    A field with few short values, or lists of them, gets `values`: the number of rows by value, the most frequent
-    first. A field of numbers gets `min`, `max` and `mean`. A field of `scales` has all of its levels in `values`, in
-    their order. Other fields are left out; for most of them, the first answers suffice to decide.
+    A field with few short values, or with lists of such values, gets `values`: the number of rows by value, the most
+    frequent first. A field of numbers gets `min`, `max` and `mean`. A field of `scales` has all of its levels in
+    `values`, in their order. Other fields are left out; most of them are recognized by the first answers alone.
     """
     every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED} AND {_IS_OBJECT}"
     first = f"SELECT text {every} LIMIT {_FIRST_ANSWERS}"
@@ -353,12 +353,12 @@ def _digest(text: str) -> str:
 
 def chance(seed: int) -> random.Random:
     """Return a random number generator with this seed."""
-    return random.Random(seed)  # noqa: S311 (it only selects rows)
+    return random.Random(seed)  # noqa: S311 (the numbers only select rows)
 
 
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield up to `size` intact records that meet a condition, drawn at random (by `seed`), in the order of their
-    keys."""
+    """Draw up to `size` records that meet the condition `where` at random (by `seed`), and yield the intact ones by
+    key."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
     order = f"{mixed} * {mixed} % {_PRIME}"  # squared, because the rows would otherwise be evenly spaced
@@ -366,7 +366,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
 
 
 def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield the intact records that meet a condition, in order; a sample of them if there are more than `size`."""
+    """Yield the intact records that meet the condition `where`, by key; only a sample if there are more than `size`."""
     if store.count(where) > size:
         yield from sample(store, size, seed, where)
         return
@@ -374,7 +374,7 @@ def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Re
 
 
 def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
-    """Return latency, characters and tokens of all answers, or of tens of thousands of evenly spaced answers."""
+    """Return the latency, characters and tokens of all answers; of many, only up to `_SAMPLES`, evenly spaced."""
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
@@ -401,13 +401,13 @@ def frequent_texts(store: JobDatabase, most: int) -> list[tuple[str, int]]:
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
-    """Return the number of rows with an answer or a failure from each round, by the round's id."""
+    """Return, by the id of a round, the number of rows that have an answer or a failure from this round."""
     every = "SELECT round, key FROM answer UNION ALL SELECT round, key FROM spare"
     return dict(store.read(f"SELECT round, count(DISTINCT key % {SLOT}) FROM ({every}) GROUP BY round"))
 
 
 def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, int]]:
-    """Return the number of answers by value and slot. The values are texts: of a field, or of the whole answer."""
+    """Return the number of answers by value and slot. A value is the text of `field`, or of the whole answer."""
     value, values = _TRIMMED, list[str]()
     if field:
         value = "CASE json_type(text, ?1) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE text ->> ?1 END"
@@ -443,7 +443,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
-    """Return sums of paid answers (neither copied nor cached) by slot, and by whether one of `rounds` made them."""
+    """Return sums of paid answers (neither copied nor cached), by whether they are of one of `rounds`, and by slot."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), key / {SLOT}, count(*),
@@ -459,7 +459,7 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Pa
 
 
 def prompts_paid(store: JobDatabase, slot: int, most: int) -> list[tuple[int, int]]:
-    """Return the first paid answers of a slot: the row's number, and the tokens of the prompt."""
+    """Return, for the first `most` paid answers of a slot, the number of the row and the tokens of the prompt."""
     query = f"""
         SELECT key % {SLOT}, prompt_tokens FROM answer
         WHERE key >= ? AND key < ? AND {ANSWERED} AND {_IS_PAID} AND prompt_tokens > 0 ORDER BY key LIMIT ?
@@ -475,9 +475,9 @@ def cost(store: JobDatabase) -> float:
 
 
 def vector_lengths(store: JobDatabase, before: int = ALL_ROWS) -> dict[int, int]:
-    """Return the number of vectors by their length; `{}` unless all answers are vectors."""
+    """Return the number of vectors for each length of vectors; `{}` unless all answers are vectors."""
     answers = f"FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED}"
-    if store.read(f"SELECT vector IS NULL {answers} LIMIT 1", before) != [(0,)]:  # this spares a scan of texts
+    if store.read(f"SELECT vector IS NULL {answers} LIMIT 1", before) != [(0,)]:  # avoids a scan of texts
         return {}
     lengths = dict(store.read(f"SELECT length(vector) / 4, count(*) {answers} GROUP BY 1", before))
     return {} if None in lengths else lengths

@@ -33,7 +33,7 @@ def spent(folder: Folder) -> float:
 def recorded_cost(folder: Folder) -> float:
     """Return the cost of a job's requests that have a record. Blocks. Raises as `spent`.
 
-    The stored status may lack the last costs of a killed runner.
+    The database is read too, because the stored status may lack the last costs of a killed runner.
     """
     last = folder.status
     with folder.reading() as store:
@@ -46,7 +46,7 @@ def write_starting(folder: Folder) -> None:
 
 
 def read(folder: Folder) -> Status:
-    """Return the status of the job in `folder`. If no process runs an unfinished job, its state is `interrupted`.
+    """Return the status of the job in `folder`. If a job is unfinished and no process runs it, it is `interrupted`.
 
     Raises `PromptmillError` (`invalid_input`) if the job was removed meanwhile.
     """
@@ -67,7 +67,7 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
         now |= _read(folder, lambda store: _stored_counts(store, spec, now)) or {}
     if not alive and now["state"] != FINISHED:
-        now["paused"] = folder.control.paused  # the setting of the next run
+        now["paused"] = folder.control.paused  # as the next run will be
     output = str(spec.output.path) if spec.output.format else None
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
     job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
@@ -76,10 +76,10 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
 
 
 def _stored_counts(store: JobDatabase, spec: JobSpec, last: RunStatus) -> RunStatus:
-    """Return the counts from the database, because the last status may be a second older than the last answers.
+    """Return the counts from the database, because the `last` status may be a second older than the last answers.
 
-    Requests that were in flight at the kill have no record, so counters of `last` may be higher: the higher number
-    is used. 100,000 rows take 0.06 s.
+    Requests that were in flight at a kill have no record, so a count in `last` may be higher. The higher count is used.
+    100,000 rows take 0.06 s.
     """
     counts = statistics.counts(store, skips_empty=spec.question.skip_empty)
     stored = dict[str, Any](counts.as_dict())
@@ -116,7 +116,7 @@ def figures_of(store: JobDatabase, spec: JobSpec, before: int, configs: Sequence
 
 
 def _labelled_fields(results: Results) -> list[str]:
-    """Return the fields whose values are labels; `[""]` if whole answers are labels."""
+    """Return the names of the fields whose values are labels; `[""]` if whole answers are labels."""
     if fields := results.get("fields"):
         return [name for name, field in fields.items() if field.get("values") and not {"is_list", "mean"} & {*field}]
     return [""] if results.get("values") else []
@@ -146,8 +146,8 @@ def examples(folder: Folder) -> dict[str, str]:
 
 
 def with_results(folder: Folder, found: Status) -> Status:
-    """Return a status with `results`, the counts of the answers so far, see `statistics.results`; unchanged if the
-    database is unreadable. The row counts of a running job are from the same moment."""
+    """Return the status `found` with `results`, the counts of the answers so far (see `statistics.results`); unchanged
+    if the database is unreadable. If the job is running, its row counts are of the same moment as the results."""
     if (spec := folder.spec) is None:
         return found
     if not found["alive"]:

@@ -1,7 +1,7 @@
-"""The record of a job's status, and of the course of its runs. The runner writes them; other processes read them.
+"""The records of a job's status and of the course of its runs. The runner writes both; other processes read them.
 
-The fields define the JSON of a status, how a stored status is read, the sums over runs, the schema for the tools
-(`schema`) and the texts for people. Fields without information are left out to keep a status short.
+The fields of these records define the JSON of a status, how a stored status is read, the sums over runs, the schema for
+the tools (`schema`) and the texts for people. Fields without information are left out to keep a status short.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _KNOWN = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Marks a field that covers all runs of a job, and names the source of its number."""
+    """Marks a field that covers all runs of a job, and names the source of the field's number."""
 
     over: Literal["rows", "requests", "runs", ""] = ""
-    """`rows`: the records, counted by `JobCounts`. `requests`: the records of earlier runs, plus the counts of this
-    run's `Call`. `runs`: the previous run's status, plus the counts of this run's `Call`."""
+    """The source of the number. `rows`: the records, which `JobCounts` counts. `requests`: the records of earlier runs,
+    plus the counts of this run's `Call`. `runs`: the previous run's status, plus the counts of this run's `Call`."""
     words: str = ""
     """The text after the number in a line of the summary, such as ` empty row{s}`; `""`: there is no such line."""
     title: str = ""
@@ -61,9 +61,9 @@ class Results(TypedDict, total=False):
     """The distinct answers, see `statistics.results`."""
 
     vectors: int
-    """The number of vectors, if answers are vectors; the other counts are about texts."""
+    """The number of vectors, if answers are vectors; the counts `different` to `fields` are about texts."""
     dimensions: int
-    """The numbers in each vector; 0 if vectors differ in length."""
+    """The length of each vector; 0 if vectors differ in length."""
     different: int
     shortest: int
     longest: int
@@ -78,7 +78,7 @@ class LabelShare(TypedDict):
     low: float
     high: float
     counted: float
-    """The share of the label before correction."""
+    """The share of the label before it was corrected for wrong labels."""
 
 
 class _State(TypedDict, total=False):
@@ -102,7 +102,7 @@ class _State(TypedDict, total=False):
 
 class _Answers(TypedDict, total=False):
     columns: dict[str, str]
-    """The names of output columns that differ from the usual ones, by their usual names."""
+    """The columns of the output that do not have their usual names: their names, by usual name."""
     results: Results
 
 
@@ -158,7 +158,7 @@ class _Flow(TypedDict, total=False):
     in_flight: int
     window: int | None
     pace: float
-    """The limit of requests per second, set because an endpoint refused more."""
+    """The limit of requests per second, which was set because an endpoint refused more requests."""
     refused: int
     """The number of requests of this run that an endpoint refused because of load."""
     rows_per_second: float
@@ -167,7 +167,7 @@ class _Flow(TypedDict, total=False):
 
 
 class RunStatus(_State, _Answers, _Rows, _Requests, _Tokens, _Chain, _Money, _Flow, total=False):
-    """The part of a status that a runner stores. It also has the figures of features, see `feature.Figure`."""
+    """The part of a status that a runner stores. It also includes the figures of features, see `Figure`."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]
 
@@ -184,7 +184,7 @@ class Status(RunStatus, total=False):
     model: str
     """The model; several models are separated by commas."""
     variants: Sequence[str]
-    """With several models or prompts: the name of each pair of both. All counts are then of answers, not rows."""
+    """With several models or prompts: the name of each pair of model and prompt. All counts are then of answers."""
     backend: str
     created: int
     alive: bool
@@ -201,7 +201,7 @@ class RunNote(TypedDict):
     """The start of a run."""
 
     at: float
-    """The seconds of all earlier runs."""
+    """The seconds that all earlier runs took."""
     began: Annotated[int, Field(ge=0, le=_LAST_TIME)]
     version: str
 
@@ -216,7 +216,7 @@ class CourseRecord(TypedDict, total=False):
 
 
 def counts_of(record: type[Any]) -> dict[str, Count]:
-    """Return the fields of a record that cover all runs of the job, in order."""
+    """Return the fields of a record that are marked with a `Count`, in order."""
     hints = get_type_hints(record, include_extras=True)
     return {name: mark for name, hint in hints.items() for mark in get_args(hint) if isinstance(mark, Count)}
 
@@ -229,8 +229,8 @@ def schema(record: type[Any]) -> JsonDict:
 
 
 def sound(stored: Mapping[str, Any], record: type[T]) -> T:
-    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere. A
-    status keeps the figures of features."""
+    """Return the known and valid fields of a stored record; others are left out, because a job's folder may come from
+    anywhere. A status also keeps the figures of features."""
     wrong: set[object] = set()
     try:
         _checker(record).validate_python(stored, strict=True)
@@ -250,7 +250,7 @@ def _is_valid(value: object, figure: Figure) -> bool:
 
 
 def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
-    """Return the shares of labels in a status, by field: those from a person's labels, or else those of a plan."""
+    """Return the shares of labels in a status, by field: from a person's labels or, if there are none, from a plan."""
     of_plan = (value.get("shares") for value in status.values() if isinstance(value, Mapping))
     return status.get("shares") or next(filter(None, of_plan), {})
 

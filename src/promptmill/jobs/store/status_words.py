@@ -43,8 +43,8 @@ def summary(
 ) -> str:
     """Return the summary of a job from its status, for the job's end.
 
-    `examples`: a message for each failure code. `remedies`: by name of a count, the remedy for its rows. `go_on`: how
-    to resume a stopped job. `output`: whether to name the output.
+    `examples`: an example message for each failure code. `remedies`: the remedies for rows, by the name of the count of
+    these rows. `go_on`: lines on how to resume a stopped job. `output`: whether to name the output.
     """
     state, reason = status["state"], status.get("reason")
     files = title(status)
@@ -106,7 +106,7 @@ def state_in_words(status: RunStatus) -> str:
 
 
 def counts(status: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
-    """Yield the name, the mark and the number of each count that has a line and is not 0."""
+    """Yield the name, the `Count` and the number of each count that has a line in the summary and is not 0."""
     for name, mark in status_record.COUNTS.items():
         if mark.words and (number := cast("dict[str, Any]", status).get(name)):
             yield name.replace("_", " "), mark, number
@@ -119,14 +119,14 @@ def _counted(status: Status, over: str, remedies: Mapping[str, str]) -> Iterator
 
 
 def _figures(status: Status) -> Iterator[tuple[str, str]]:
-    """Yield the lines for the figures of features."""
+    """Yield the names and texts of the lines for the figures of features."""
     for figure in figures().values():
         if figure.facts and figure.name in status:
             yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(status))
 
 
 def share_lines(fields: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines for shares of labels, by field. `giver`: who gave the right labels, such as "the person"."""
+    """Yield the lines for shares of labels. `fields`: the shares, by field. `giver`: who gave the right labels."""
     texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in fields.items() if its]
     for text in texts[:-1]:
         yield "shares", text
@@ -142,7 +142,7 @@ def _latency(status: Status) -> str:
     latency = status.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
-    # The 99th percentile of few rows is simply the slowest row, so it is left out.
+    # With few rows, the 99th percentile is simply the slowest row, so it is left out.
     names = [name for name in latency if name != "p99" or status.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
@@ -185,7 +185,7 @@ def _field(field: status_record.FieldResults) -> str:
 
 
 def _by_value(values: Mapping[str, int]) -> str:
-    """Return `positive 12, negative 8`; `1 (12), 2 (8)` if a value ends with a digit."""
+    """Return `positive 12, negative 8`; if a value ends with a digit, `1 (12), 2 (8)`."""
     named = [(one_line(value), f"{count:,}") for value, count in values.items()]
     form = "{} ({})" if any(value[-1].isdigit() for value, _ in named) else "{} {}"
     return ", ".join(form.format(*pair) for pair in named)
@@ -197,7 +197,7 @@ def not_shown(results: Results) -> int:
 
 
 def one_line(value: str) -> str:
-    """Return a short answer in one line; in quotes if its end would otherwise be unclear."""
+    """Return a short answer in one line, with quotes if its end would be unclear without them."""
     value = " ".join(value.split())
     return json.dumps(value, ensure_ascii=False) if not value or {*',;"'} & {*value} else value
 
@@ -209,7 +209,7 @@ def _without_rows(status: Status) -> str:
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
-    """Return a watcher that writes a line about the job to `stream` every few seconds, if the line has changed."""
+    """Return a `Watch` that writes a line about the job to `stream` every few seconds, if the line has changed."""
     written, state, waited, told, before = time.monotonic(), "", False, set[str](), ""
 
     def watch(progress: Progress) -> None:
@@ -223,7 +223,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
             activity = progress.activity if progress.state != MERGING else ""
             doing = f"{in_words(progress.state)} ({activity})" if activity else in_words(progress.state)
             said = f"{job_id}: {doing}, {line(progress.as_dict())}"
-            if said != before:  # a batch may wait for hours
+            if said != before:  # the same line may hold for hours, during a batch
                 before = said
                 lines.append(f"{time.strftime('%H:%M:%S')} {said}")
         with contextlib.suppress(OSError):  # a full disk or a closed stream must not end a job
@@ -250,12 +250,12 @@ def share(label_share: LabelShare) -> str:
 
 
 def by_size(label_shares: Mapping[str, LabelShare]) -> list[tuple[str, LabelShare]]:
-    """Return labels with their shares, the largest first."""
+    """Return labels with their shares, the largest share first."""
     return sorted(label_shares.items(), key=lambda one: (-one[1]["share"], one[0]))
 
 
 def shares(label_shares: Mapping[str, LabelShare]) -> str:
-    """Return the shares of labels in one line, the largest first."""
+    """Return the labels with their shares in one line, the largest share first."""
     ordered = by_size(label_shares)
     named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:LISTED_LABELS]]
     return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[LISTED_LABELS:] else [])])
@@ -267,7 +267,7 @@ def line(status: RunStatus) -> str:
 
 
 def parts(status: RunStatus) -> list[str]:
-    """Return the progress of a job as a few texts, the most important first."""
+    """Return the progress of a job as a few short texts, the most important text first."""
     total, is_running = status.get("total"), status.get("state") == RUNNING
     waiting = status.get("waiting") if is_running else ""
     of = "" if (most := status.get("max_cost")) is None else f" of {dollars(most)}"
@@ -295,7 +295,7 @@ def parts(status: RunStatus) -> list[str]:
 
 
 def outcome(status: Status, of: str = "") -> str:
-    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; `of` follows the counts."""
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; the text `of` follows the counts."""
     failed = f", {status['failed']:,} failed" if status.get("failed") else ""
     return f"{times(status)}{status.get('answered', 0):,} answered{failed}{of} in {effort(status)}"
 
@@ -308,13 +308,13 @@ def effort(status: Status) -> str:
 
 
 def rows_of_input(status: Status) -> int | None:
-    """Return the number of input rows if each has several answers; else None, because `total` has it."""
+    """Return the number of input rows if each has several answers; else None, because `total` is that number."""
     total, variants = status.get("total"), status.get("variants")
     return total // len(variants) if total is not None and variants else None
 
 
 def times(status: Status) -> str:
-    """Return `300 rows x 2 answers: `, with a multiplication sign; `""` for a job with one answer per row."""
+    """Return `300 rows x 2 answers: `, with a multiplication sign; `""` if a row has only one answer."""
     if (rows := rows_of_input(status)) is None:
         return ""
     return f"{counted(rows, 'row')} \N{MULTIPLICATION SIGN} {counted(len(status['variants']), 'answer')}: "

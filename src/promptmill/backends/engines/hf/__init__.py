@@ -54,8 +54,8 @@ def serve(options: HFOptions, channel: Channel) -> None:
 
 def _set_up_libraries() -> None:
     # If threads spin while they wait for each other, a step takes 10 times as long when other programs run, and the
-    # server slows down. A few microseconds of spinning (only GNU's library uses the number) gain 18 % on an idle
-    # machine and cost 10 % on a busy one (measured on 2 cores); 3,000 turns gain 30 % and cost 36 %.
+    # server slows down. A spin count of 400, some microseconds (only GNU's library uses it), gains 18 % on an idle
+    # machine and costs 10 % on a busy one (measured on 2 cores); a count of 3,000 gains 30 % and costs 36 %.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -41,12 +41,12 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.frames import Frame
 
-_RECOVERY = 512  # steps before more rows are tried after memory ran out
-_IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
-_NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # of a CPU, of cards, of their libraries
-_MISHAPS = 3  # failed steps; a row that was in this many is considered their cause
-_MOST_LEADING = 256  # different tokens that may lead to a choice
-_MOST_TEXTS = 8  # questions about a text precede other rows, so a run has one text at a time
+_RECOVERY = 512  # after memory ran out, this many steps pass before more rows are computed together
+_IDLE_S = 1.0  # after this time without rows, unused memory is returned to the system; to allocate it again takes time
+_NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in errors of CPUs, cards and their libraries
+_MISHAPS = 3  # a row that was in this many failed steps is considered their cause
+_MOST_LEADING = 256  # max tokens of a position that count for the probabilities of the choices
+_MOST_TEXTS = 8  # max kept texts: questions about a text precede other rows, so a run needs one text at a time
 _SHARE_OF_TEXTS = 4  # texts may take 1/4 of the cache's tokens
 _QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
@@ -169,7 +169,7 @@ class DecodeLoop(ABC):
             row.kept = None
             if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
                 self._answer(row, row.failure(_item_error(error)))
-                self._places = self._most if no_memory else self._places  # this row took the memory, not the number
+                self._places = self._most if no_memory else self._places  # this row alone took too much memory
             else:
                 self._schedule.put_back(row)
 
@@ -240,7 +240,7 @@ class Decoder(DecodeLoop):
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _make_room(self, running: Counter[int]) -> int:
-        """Pause a row of the run with the most rows if another run has at least two fewer. Return the freed places.
+        """Pause a row of the largest run if another run has at least two rows fewer. Return the number of freed places.
 
         A row that has used up its quantum gives its place to a run without running rows, so that many runs take turns.
         """
@@ -355,7 +355,7 @@ class ContinuousBatch:
         self.drop([position])
 
     def go_back(self) -> None:
-        """Remove the tokens that rows have computed in excess."""
+        """Remove the last `computed_too_far` tokens of each row from the cache."""
         for position, row in enumerate(self.rows):
             if row.computed_too_far:
                 self._cache.go_back(position, row.computed_too_far)
@@ -380,7 +380,7 @@ class ContinuousBatch:
 
 
 class Prefill:
-    """The computation of prompts before rows join: several of similar length together, or a long one in pieces."""
+    """Computes prompts before their rows join the batch: several of similar length, or one long prompt in pieces."""
 
     def __init__(
         self, model: LanguageModel, rows: list[RunningSequence], chunk: int, computed: Computed | None = None
@@ -420,7 +420,7 @@ class Prefill:
         return scores if end == whole else None
 
     def goes_on(self) -> bool:
-        """Prepare the next step for the search of the only row; return False for rows without a search."""
+        """If the only row has a search that needs another step, prepare the step. Return whether there is one."""
         row = self.rows[0]
         if len(self.rows) > 1 or row.search is None or row.search.asked is None or row.image_inputs is not None:
             return False
@@ -445,7 +445,7 @@ class Computed(NamedTuple):
 
 
 class ComputedTexts:
-    """The latest texts with several questions. Questions about one text share the computed beginning."""
+    """The latest texts about which several questions are asked. Later questions reuse a text's keys and values."""
 
     def __init__(self, tokens: int | None) -> None:
         """`tokens`: the most tokens of all texts together; a single text may have more."""
@@ -453,7 +453,7 @@ class ComputedTexts:
         self._known: dict[tuple[int, int | None], Computed] = {}
 
     def keep(self, row: RunningSequence, content: KeysValues) -> None:
-        """Keep the prompt of a row for further questions; it replaces the oldest prompts."""
+        """Keep the prompt of a row for further questions; drop the oldest prompts if there is no room for it."""
         length = len(row.prompt)
         while self._known and (len(self._known) >= _MOST_TEXTS or self._tokens() + length > self._most):
             self._known.pop(next(iter(self._known)))
@@ -479,7 +479,7 @@ class ComputedTexts:
 
 
 def _same(one: list[int], other: list[int]) -> int:
-    """Return the number of equal first tokens of two sequences; always fewer than the second sequence has."""
+    """Return the number of equal first tokens of two sequences. The last token of `other` does not count."""
     pairs = enumerate(zip(one, other[:-1], strict=False))
     return next((place for place, (own, its) in pairs if own != its), min(len(one), len(other) - 1))
 
@@ -588,7 +588,7 @@ def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
 
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
-    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for all other tokens."""
+    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for excluded tokens."""
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
@@ -610,7 +610,7 @@ def _not_a_number() -> PromptmillError:
 
 
 def _item_error(error: Exception, *, shared: bool = False) -> PromptmillError:
-    """Return the error of a row. Raises `error` if memory ran out for one of several: there may be enough for fewer."""
+    """Return the error of a row. Raises `error` if memory ran out for several rows: it may be enough for fewer rows."""
     if isinstance(error, PromptmillError):
         return error
     if _is_out_of_memory(error):

@@ -65,7 +65,7 @@ class Batching:
     """The rules for computing several rows of a model together."""
 
     border: int | None
-    """The length beyond which all tokens of a sequence, even cached ones, have different keys (LongRoPE)."""
+    """If a sequence exceeds this length, the keys of all its tokens change, even of cached tokens (LongRoPE)."""
     alone: bool
     """Whether each row must be computed alone."""
     joins: bool
@@ -107,7 +107,7 @@ class LanguageModel:
 
     @functools.cached_property
     def token_bytes(self) -> Counter[torch.device]:
-        """The bytes of a token's keys and values on each device, as one token shows; empty if the model fails on it."""
+        """The bytes of a token's keys and values on each device, measured with a token; empty if the model fails."""
         taken: Counter[torch.device] = Counter()
         cache, one = self.new_cache(), torch.ones((1, 1), dtype=torch.long, device=self.device)
         with contextlib.suppress(Exception), torch.inference_mode():  # each item will report the model's own error
@@ -396,8 +396,8 @@ def _attention(
     """Compute the result of `sdpa_attention_forward`: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 
     If several query heads share a head of the cache, transformers copies the cache for each of them. For a single new
-    token, the heads of a group can instead be treated as several tokens: the same sums without the copy, five times as
-    fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads on 3).
+    token, this function treats the heads of a group as several tokens. It computes the same sums without the copy, five
+    times as fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads that share 3 heads).
     """
     rows, heads, tokens, _ = query.shape
     shared = key.shape[1]

@@ -35,7 +35,7 @@ def plain_cache(layers: int) -> DynamicCache:
 
 
 def row_of(cache: Cache, index: int, tokens: int) -> KeysValues:
-    """Return the last `tokens` columns of one row of a mergeable cache, as views."""
+    """Return views of the last `tokens` columns of one row in a cache of columns."""
     return [(layer.keys[index, :, -tokens:], layer.values[index, :, -tokens:]) for layer in cache.layers]
 
 
@@ -80,7 +80,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
     """A cache that rows join and leave. All rows end at the same column; short rows leave columns unused at the left.
 
     transformers' own cache is copied completely for every token, and rows cannot join it. These buffers grow with the
-    rows, shrink when they are moved for fewer rows, and are freed with the last row.
+    rows, become smaller if they are moved after rows have left, and are freed when the last row leaves.
     """
 
     def __init__(self, layers: int, tokens: int | None = None) -> None:

@@ -30,8 +30,8 @@ from promptmill.system.installation import adding
 # a step of a small model, and these tokens nearly always include the nucleus.
 _CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a lower temperature counts as 0: it leaves no choice, and the scores would overflow float32
-_TAIL = 32  # the last tokens, which are searched for the end of a reasoning block
-# limited, because small models write endless white space if the grammar allows it
+_TAIL = 32  # the number of last tokens that are searched for the end of a reasoning block
+# at most one space, because small models write endless white space if the grammar allows it
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
 # Defaults that `SequenceBuilder` applies, or that do not affect the choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
@@ -67,7 +67,7 @@ class Penalties:
         if self.repetition != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be larger
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # images may have larger numbers
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -76,7 +76,7 @@ class Penalties:
                 self._counts = torch.zeros_like(scores)
             for token in tokens[self._counted :]:
                 self._counts[token] += 1
-        self._counted = len(tokens)  # before memory is needed: if it runs out, the row comes here again
+        self._counted = len(tokens)  # set before memory is allocated: if it runs out, the step is computed again
         if self.presence or self.frequency:
             scores -= self.frequency * self._counts + self.presence * (self._counts > 0)
 
@@ -149,14 +149,14 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     numbers = [choice.draw() for choice in choices]
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
-    # a card takes as long for all rows as for one; a CPU takes three times as long as for the rows one by one
+    # for all rows together, a card takes as long as for one row; a CPU takes three times as long as row by row
     for rows in [whole] if scaled.is_cuda and whole else [[row] for row in whole]:
         shares = (scaled[rows] if len(rows) > 1 else scaled[rows[0], None]).softmax(-1)
         upto = (shares.cpu() if shares.is_mps else shares).cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
         for row, place in zip(rows, _places_of([numbers[row] for row in rows], upto), strict=True):
             drawn[row] = place
     truncated = [row for row in range(len(choices)) if row not in set(whole)]
-    # `top_p` is a share of the tokens that `top_k` has left, so all of these are needed
+    # `top_p` is a share of the tokens that `top_k` has kept, so all of these tokens are needed
     candidates = min(scaled.shape[1], max(_CANDIDATES, *(choice.top_k for choice in choices)))
     while truncated:
         values, indices = scaled[truncated].topk(candidates)
@@ -174,14 +174,14 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return the index drawn from the largest `shares`, in descending order; None if they may end before the cut."""
+    """Return an index drawn from `shares`, the largest ones in descending order; None if more may be needed."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
     upto = kept.cumsum(-1, dtype=torch.float64)
     count = len(kept)
     if choice.top_p < 1:
-        # the token that reaches the mass is the last one to keep
+        # the token at which the sum reaches `top_p` is the last token to keep
         reached = int((upto < choice.top_p * mass).sum()) + 1
         complete = complete or reached <= count
         count = min(count, reached)
@@ -193,7 +193,7 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
 
 
 def _places_of(numbers: list[float], upto: Any) -> list[int]:
-    """Return the first index of each row at which its cumulative sums `upto` exceed its number times their total."""
+    """Return, for each row, the first index at which its cumulative sums `upto` exceed their total times its number."""
     aims = upto[:, -1:] * torch.tensor(numbers, dtype=upto.dtype, device=upto.device).unsqueeze(1)
     places = torch.searchsorted(upto, aims, right=True).clamp(max=upto.shape[1] - 1)
     return [int(place) for place in places.masked_fill(~aims.isfinite(), 0).flatten().tolist()]
@@ -281,7 +281,7 @@ class AnswerMask:
     """The token mask of one answer: permits only tokens that can still lead to a text of the grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
-        """`known`: the number of tokens that the matcher has read. `closings`: the grammar starts after one of them."""
+        """`known`: the size of the matcher's vocabulary. `closings`: marks; the grammar starts after one of them."""
         self._matcher = matcher
         self._known = known
         self._ends = ends
@@ -295,7 +295,7 @@ class AnswerMask:
         if self._closings and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):  # at a limit of llguidance: the token would take seconds
+            if not self._matcher.consume_token(token):  # llguidance stops at its limits; the token would take seconds
                 raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
@@ -352,7 +352,7 @@ class Constraints:
     def processors_for(self, prompt: list[int], limit: int, *, always: bool = False) -> Any:
         """Return the logits processors for an answer of up to `limit` tokens to `prompt`; None if none are needed.
 
-        They are called with all tokens so far, `(1, tokens)`, and the scores for the next token, `(1, vocabulary)`.
+        The processors are called with all tokens so far, `(1, tokens)`, and the next token's scores, `(1, vocabulary)`.
         """
         if not (always or self._any):
             return None

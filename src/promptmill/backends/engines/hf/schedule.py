@@ -6,10 +6,10 @@ runs, to the run that was served longest ago. With three free places and these r
     run 1   waiting: a b c   running: none
     run 2   waiting: d e     running: x
 
-the places go to a (run 1 has fewer rows), d (equal, and run 1 was served last) and b. Rows that are taken together have
-similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity` limits the
-batch by the model's speed and by memory. On a card, the memory that is free when a batch begins decides: without a
-tenth of the card, 2/3 of it have the keys, values and scores of as many rows as the longest one permits.
+the places go to a (run 1 has fewer rows), d (now both have one, and run 1 was served last) and b. Rows that are taken
+together have similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity`
+limits the batch by the model's speed and by memory. On a card, free memory is measured when a batch begins: a tenth of
+the card is not used, and 2/3 of the rest are for the rows' keys, values and scores. All rows count as the longest one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
-_SHORT = 128  # tokens; a shorter prompt is computed completely with others, not alone from its changed end on
+_SHORT = 128  # tokens; only a longer prompt is computed alone, to use the computed beginning of another prompt
 _STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row; 64 on a card
 _CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists twice while it is moved
 _RESERVE = 10  # 1/10 of a card, or 1/4 of its free memory, stays free for the values of a step and for other programs
-_BATCH_SHARE = 2 / 3  # of the rest; paused rows and kept texts get 1/3 (on a card, a cache is moved layer by layer)
-_SCORE_BYTES = 32  # bytes for each token of the vocabulary: a row's scores in 16 and 32 bits, four copies, their sums
+_BATCH_SHARE = 2 / 3  # share of the rest; paused rows and kept texts get 1/3 (a cache on a card is moved by layers)
+_SCORE_BYTES = 32  # bytes of a row's scores per token of the vocabulary: in 16 and 32 bits, four copies, and their sums
 _IMAGE_ROWS = 64  # max rows of an image model: twice as many prompts wait with their pixels, each with some MB
 
 
@@ -45,7 +45,7 @@ class Schedule(WaitingRows[RunningSequence]):
         self._border = border
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
-        """Return the fewest running rows that any waiting run has; None if no run waits."""
+        """Return the smallest number of running rows of any run that has waiting rows; None if no row waits."""
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 
@@ -64,7 +64,7 @@ class Schedule(WaitingRows[RunningSequence]):
     def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[RunningSequence]:
         """Take up to `most` rows of similar length with at most `most_tokens` in total, but at least one row.
 
-        Each place goes to the run with the fewest running or taken rows; among equals, to the one served longest ago.
+        Each place goes to the run with the fewest running or taken rows; of equal runs, to the one served longest ago.
         """
         taken: list[RunningSequence] = []
         counts = dict(running)
@@ -98,8 +98,8 @@ class Schedule(WaitingRows[RunningSequence]):
         return None
 
     def _is_alone(self, row: RunningSequence) -> bool:
-        """Return whether a row runs alone: it failed with others, has images, resumes, may cross the border, or has a
-        long text that was computed before."""
+        """Return whether a row's prompt is computed alone: the row failed with others, has images, was paused, may
+        cross the border, or has a long text that is already computed."""
         is_known = row.follows and len(row.prompt) > _SHORT
         crosses = self._border is not None and len(row.prompt) + row.ending.limit > self._border
         return crosses or is_known or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
@@ -111,8 +111,8 @@ class Capacity:
 
     rows: int
     tokens: int | None = None
-    extra: int = 0  # tokens whose memory the scores of a row take
-    renew: Callable[[], Capacity] | None = field(default=None, compare=False)  # the limits of a batch that begins
+    extra: int = 0  # a row's scores take as much memory as this many tokens
+    renew: Callable[[], Capacity] | None = field(default=None, compare=False)  # returns the next batch's limits
 
     def more(self, rows: int, longest: int) -> int:
         """Return how many rows may join `rows` rows, if each row takes `longest` tokens."""
@@ -121,7 +121,7 @@ class Capacity:
 
 
 def card_memory(device: torch.device) -> tuple[int, int]:
-    """Return a card's free and total bytes. Memory that torch keeps unused is free."""
+    """Return a card's free and total bytes. Memory that torch has reserved but does not use counts as free."""
     free, total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
@@ -131,7 +131,7 @@ def capacity_for(
 ) -> Capacity:
     """Return the limits for a loaded model. `wanted`: the number of rows that the operator configured.
 
-    `memory`: returns the free and the total bytes of a card; None: `card_memory`, if the model is on one.
+    `memory`: returns the free and the total bytes of a card; the default is `card_memory` for a model on a card.
     """
     if wanted is not None or not model.batching.joins:
         return Capacity(wanted or _STATIC_ROWS * (8 if model.device.type == "cuda" else 1))

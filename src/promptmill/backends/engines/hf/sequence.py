@@ -128,7 +128,7 @@ class SequenceBuilder:
             submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
             drawing=not choice.greedy
-        )  # set after `refuse`, because the request did not set these
+        )  # added after `refuse`, because these warnings do not concern parameters of the request
         tokens, image_inputs = self._encode(text, message, special=special)
         limit = submission.answer_limit(
             longest or self._model.defaults.max_new_tokens, self._model.context, len(tokens)
@@ -194,7 +194,7 @@ class SequenceBuilder:
         return choice_tokens(choices, lambda text: self._tokens(text, special=False), self._texts.decode)
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
-        """Return the row's sampling parameters from the request, or else from the model's generation defaults."""
+        """Return the row's sampling parameters: those of the request, and the model's defaults for the others."""
         defaults = self._model.defaults
 
         def given(name: str, otherwise: Any) -> Any:

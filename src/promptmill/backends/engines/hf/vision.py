@@ -58,7 +58,7 @@ class ImageInputs:
     whole: dict[str, Any]
     """Pixels, sizes and other inputs from the processor."""
     marks: dict[str, Any]
-    """A number for each token of the prompt, `(1, tokens)`, that distinguishes text from images."""
+    """Tensors of shape `(1, tokens)`, by name. Their numbers distinguish tokens of the text from those of images."""
 
     def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, the text generated so far."""
@@ -136,7 +136,7 @@ class ImageLayout:
     """
 
     def __init__(self, tokenizer: Any, template: str | None, mark: str | None) -> None:
-        """`mark`: the mark of an image in a text, if known. Without a template, turns become texts with marks."""
+        """`mark`: the mark of an image in a text, if known. If `template` is None, turns become texts with marks."""
         self._mark = mark
         text, image = {"type": "text", "text": _BEFORE}, {"type": "image"}
         after = {"type": "text", "text": _AFTER}

@@ -1,10 +1,10 @@
-"""Answers with choices, in steps: each place that the search examines is one request to OpenVINO's pipeline.
+"""Answers with choices, in steps: for each place that the search examines, OpenVINO's pipeline gets one request.
 
 OpenVINO GenAI cannot be given a list of permitted tokens, and reports the log probability of the chosen token only. For
-a single token, both limits can be avoided: all other tokens become end tokens, which may not come yet; and where the
-alternatives are needed, many answers are drawn. They share the computed prompt. Their temperature is so high that all
-permitted tokens are equally likely: each is drawn, with the log probability that the model gives it. A further step
-finds the prompt computed in the pipeline's cache.
+a single token, both limits can be avoided. All other tokens become end tokens, which cannot be the first token. If the
+search needs the alternatives, many answers are drawn, which share the computed prompt. Their temperature is so high
+that all permitted tokens are equally likely, so each token is drawn, and OpenVINO reports the log probability that the
+model gives it. The next step finds the computed prompt in the pipeline's cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from promptmill.backends.engines.choice_tokens import ChoiceSearch
 
 _EQUALLY = 1e6  # a temperature that makes tokens equally likely: differences of log probabilities are below 100
-# A draw takes 1 ms. 20 tokens need 240 draws, which miss one of them in 1 of 10,000 cases.
+# A draw takes 1 ms. For 20 tokens, 240 draws are made; in 1 of 10,000 cases, one of the tokens is not drawn.
 _MOST_TOKENS, _LOG_MISSED = 20, 9
 _SEEDS = 2**32
 
@@ -35,7 +35,7 @@ class ChoiceSteps:
     random: random.Random
 
     def prepare(self, config: Any) -> list[int]:
-        """Make the row's generation settings, `config`, generate the requested token; return the tokens before it."""
+        """Change `config`, the row's generation settings, to generate one token; return the tokens before it."""
         assert self.search.asked is not None
         tokens, permitted = self.search.asked
         ruled_out = {*range(self.vocabulary)}.difference(permitted)

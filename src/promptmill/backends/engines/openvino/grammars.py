@@ -1,11 +1,11 @@
 """The grammars for OpenVINO's constrained answers: for JSON schemas, and for choices.
 
 A JSON schema becomes an EBNF grammar whose only white space is a space after `,` and `:`, and perhaps after `{`.
-OpenVINO's own grammar allows any white space, and a small model then writes blank lines until `max_tokens`: 36 of 100
-answers with a list of texts were valid, after 93 tokens each. With this grammar all are valid, after 49.
+OpenVINO's own grammar allows any white space, and a small model then writes blank lines until `max_tokens`: of 100
+answers with a list of texts, 36 were valid, after 93 tokens each; with this grammar, all were valid, after 49 tokens.
 
-The grammar is as strict as OpenVINO's: fields in the schema's order, and other fields only if `additionalProperties`
-allows them. A text with a length has no escapes; a number has at most 18 digits before and 17 after its point.
+The grammar is as strict as OpenVINO's: fields keep the schema's order; other fields occur if `additionalProperties`
+allows them. A text with a limited length has no escapes; a number has at most 18 digits before its point and 17 after.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from promptmill.core.bounds import MOST_GRAMMAR_WORK, MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonObject
 
-# OpenVINO compiles a grammar inside a step; all rows wait for it, and it cannot be interrupted. Measured on one core
-# with a vocabulary of 49,152 tokens: a length or counted repeat that unrolls to 100 places takes 1.1 s, to 500 or more
-# 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s. In the grammars of
-# `StrictJson`, any length takes 0.3 to 0.4 s, and 300 optional properties take 6 s.
+# OpenVINO compiles a grammar inside a step, for which all rows wait and which cannot end early. Times on a core with
+# 49,152 tokens in the vocabulary: a length or repeat that unrolls to 100 places takes 1.1 s, and one of 500 or more
+# places 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s. In grammars
+# of `StrictJson`, a limited length takes 0.3 to 0.4 s, and 300 optional properties take 6 s.
 _CHARACTERS_PER_WORK = 3000
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = frozenset({"enum", "const", "default", "examples"})
@@ -35,7 +35,7 @@ _IGNORED = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "uniqueItems"}
     | {"$comment", "$schema", "$id", "$defs", "definitions"}
 )
-"""Keywords without an effect on the grammar. (Unique items are checked in the answer.)"""
+"""Keywords without an effect on the grammar. (The complete answer is checked for unique items.)"""
 _EXCLUSIVE = frozenset({"exclusiveMinimum", "exclusiveMaximum"})
 _BOUNDS = _EXCLUSIVE | {"minimum", "maximum"}
 _KEYWORDS: Mapping[str, frozenset[str]] = {
@@ -47,7 +47,7 @@ _KEYWORDS: Mapping[str, frozenset[str]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# Without a choice of spaces, the embedded model writes the first name letter by letter, followed by worse values.
+# If the space were not optional, the embedded model would write the first name letter by letter, and worse values.
 _OPENING = '"{" " "?'
 _CHARACTER = r'[^"\\\x00-\x1f]'
 _SHARED = rf"""
@@ -63,9 +63,9 @@ number ::= integer ("." [0-9]{{1,17}})? ([eE] [-+]? [0-9]{{1,2}})?
 """
 _LARGEST = 10**18 - 1
 # OpenVINO takes 10 ms of processor time for each place of a repeat and, if a repeat has more than about 128 places, 0.2
-# s for each later token. Repeats of rules with at most this number of places take 0.4 s, and 0.01 s a token.
+# s for each later token. A longer repeat of rules with at most 16 places each takes 0.4 s, and 0.01 s for each token.
 _LONGEST_REPEAT = 16
-# A class is bounded to 200 characters, because a pattern of many `[` would be read to its end from each of them.
+# A class is bounded to 200 characters, because otherwise each `[` of a pattern of many `[` would be read to the end.
 _PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\]){1,200}\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
 _NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # characters that JSON texts must escape
@@ -75,11 +75,11 @@ _MISREAD = re.compile(
 
 
 class _Costs(NamedTuple):
-    """The work of compiling a schema in one of two forms."""
+    """The work of compiling a schema into one of the two forms of grammars."""
 
     most_of_a_length: int
     squares_per_work: int
-    """The number of optional properties that take one unit of work. The work grows with the square of the number."""
+    """The square of the number of optional properties, divided by this, is the work that these properties take."""
 
 
 _STRICT = _Costs(most_of_a_length=40, squares_per_work=150)
@@ -90,7 +90,7 @@ class Grammar(NamedTuple):
     """A constraint in one of OpenVINO's forms."""
 
     form: str
-    """The keyword argument of `StructuredOutputConfig`."""
+    """The keyword argument of `StructuredOutputConfig` to which `text` is passed."""
     text: str
 
 
@@ -115,10 +115,10 @@ def grammar_of_choices(choices: Choices) -> Grammar:
 
 
 def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int]) -> frozenset[int] | None:
-    """Return the tokens that `grammar_of_choices` permits but no choice's own tokens have. `numbers`: the vocabulary.
+    """Return the tokens that `grammar_of_choices` permits and that no choice contains. `numbers`: the vocabulary.
 
-    None if an answer could not be continued without them: the grammar permits the own tokens of one choice in another
-    choice, too, where they may lead to a text that no own token continues.
+    Return None if an answer could not be continued without these tokens: the grammar also permits a token of one choice
+    in another choice, and may so lead to a text that no choice's own token continues.
     """
     endings = [ending.encode() for ending in choices.endings.values()]
     texts = b"\xff".join(endings)  # a byte that no text has
@@ -136,7 +136,7 @@ def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int])
             return None
         for piece in following:
             longer = [ending for ending in possible if ending.startswith(piece, end)]
-            place = end + len(piece), longer[0]  # texts of this length differ in their first ending
+            place = end + len(piece), longer[0]  # no two texts of the same length have the same first ending
             if place not in reached:
                 reached.add(place)
                 ahead.append((place[0], longer))
@@ -269,7 +269,7 @@ class StrictJson:
         return self._names[body]
 
     def _of(self, node: Any, open_references: frozenset[str]) -> str:
-        """Return the expression for a schema. `open_references`: references around the schema at the same position."""
+        """Return the expression for a schema. `open_references`: the references that led to it at the same position."""
         if node is True:
             return "value"
         keywords = node.keys() - _IGNORED
@@ -500,7 +500,7 @@ def _digits(low: str, high: str) -> str:
 def _decimal(low: int, high: int, *, above: bool, below: bool) -> list[str]:
     """Return expressions for the numbers from `low` to `high`; neither is negative.
 
-    `above` and `below`: exclude `low`, or `high`.
+    `above`: exclude `low`. `below`: exclude `high`.
     """
     parts = []
     if above and low < high:

@@ -66,7 +66,7 @@ def _check_graphs(folder: Path) -> Path:
 
 
 def _require() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) with all alternatives: a new installation uses this backend."""
+    """Raise `PromptmillError` (`missing_dependency`). It names all alternatives, for users of a new installation."""
     hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     require_packages(
         "cpu",
@@ -116,7 +116,7 @@ def _write_plain(source: Path, target: Path) -> int:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Write the embedded model as a folder, which OpenVINO loads in two seconds; the GGUF file takes nine.
+    """Write the embedded model as a folder. OpenVINO loads the folder in two seconds, and the GGUF file in nine.
 
     OpenVINO rounds the zero points of Q4_1 to whole steps, so weights are wrong by up to 0.3, and the capital of France
     becomes "Paris, capital of France". So the weights are first converted to 16-bit numbers.
@@ -135,7 +135,7 @@ def _convert(source: Path, target: Path) -> None:
         # the graph is written before a device is searched for; without a device, the slow compilation is skipped
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
-    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # done once: half of the work of a start
+    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # saves each start half of its work
     target.mkdir()
     openvino.save_model(graph, target / "openvino_model.xml", compress_to_fp16=True)
     for part in plain.glob("openvino_*tokenizer.*"):

@@ -4,11 +4,11 @@
        ▲                     │
        └──the step failed────┘  (a new pipeline)
 
-The loop keeps `LoadedPipeline.rows` rows in the pipeline, and up to the same number again, so that a call without rows
-gets a place immediately. It reads the new tokens after each step and stops rows at stop strings, which the pipeline
-does not know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was
-used for the first time, the row is assumed to be the cause and gets the error; so does a row that was in `_MISHAPS`
-failed steps.
+The loop keeps `LoadedPipeline.rows` rows in the pipeline. It adds up to the same number again, so that a call without
+rows gets a place immediately. It reads the new tokens after each step and stops rows at stop strings, which the
+pipeline does not know. A failed step breaks the pipeline, so its rows start over in a new one. A row whose grammar was
+used for the first time is assumed to be the cause and gets the error; a row that was in `_MISHAPS` failed steps gets
+it, too.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
 _GIB = 1 << 30
 _CACHE_SHARE = 4  # the cache gets 1/4 of free memory, at most 8 GiB
-# An image model's pipeline takes text, and adds the tokenizer's special tokens unless a chat template is applied. So
-# rendered prompts go through a template that changes nothing.
+# An image model's pipeline takes a text, and adds the tokenizer's special tokens unless it applies a chat template. So
+# it applies a template that does not change the rendered prompt.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 # Candidates for special tokens, by spelling. The detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
-# The key, its type (4: 32 bits) and its value: they precede the vocabulary. The gguf package reads the vocabulary,
-# too, which takes seconds.
+# A GGUF file's key of the context length, its type (4: 32 bits) and its value. They precede the vocabulary. The gguf
+# package would also read the vocabulary, which takes seconds.
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
-_GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens longer texts without a warning
+_GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens a text with more tokens, without a warning
 _MOST_PASSED = 64
-"""The most waiting rows that may pass a row while it waits for a running row with the same prompt."""
-_MISHAPS = 2  # failed steps; a row that was in this many gets the error
+"""The most rows that are put aside while they wait for a running row with the same prompt, so that others go first."""
+_MISHAPS = 2  # a row that was in this many failed steps gets the error
 
 
 class LoadedPipeline:
@@ -87,7 +87,7 @@ class LoadedPipeline:
 
     @functools.cached_property  # read when first needed
     def vocabulary(self) -> int:
-        """The number of tokens that the model gives a probability. The tokenizer often has fewer tokens."""
+        """The number of tokens to which the model assigns a probability. The tokenizer often has fewer tokens."""
         if self._path.is_file():
             return len(self.tokenizer.numbers)
         logits = openvino.Core().read_model(self._path / IR.files[0]).output("logits")
@@ -113,14 +113,14 @@ class LoadedPipeline:
     def renew(self) -> None:
         """Create the pipeline again."""
         with self._renewing:
-            self.pipeline = None  # frees its memory before the new one takes its own
+            self.pipeline = None  # frees the memory of the old pipeline before the new one allocates its own
             self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Any:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
-        # for questions about one text, and for `ChoiceSteps`; the cache would compare only the number of images
+        # for questions about one text and for `ChoiceSteps`; of images, the cache would compare only the number
         scheduling.enable_prefix_caching = not self.reads_images
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
@@ -203,7 +203,7 @@ class PipelineRow(GrowingAnswer):
     """`openvino_genai.GenerationConfig`."""
     sight: Sight | None = None
     counted: int | None = None
-    """The number of prompt tokens including images, after the pipeline has reported it."""
+    """The number of prompt tokens including images; None until the pipeline has reported it."""
     grammar: Grammar | None = None
     """The constraint for the answer."""
     steps: ChoiceSteps | None = None
@@ -340,7 +340,7 @@ class PipelineDecoder:
 
     def _has_twin(self, row: PipelineRow) -> bool:
         """Return whether the prompt of a running row begins with the whole prompt of this row, or the other way round.
-        The rows would share the last block of the cache, into which the running row still writes its answer. (Of eight
+        Such rows would share the last block of the cache, into which the running row still writes its answer. (Of eight
         equal prompts in one batch, seven got another answer.)"""
         if self._model.reads_images:  # the pipeline of such a model caches no beginnings
             return False

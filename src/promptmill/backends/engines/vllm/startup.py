@@ -103,7 +103,7 @@ def _check_memory(location: Location) -> None:
 
 
 def _size_cache(config: Any) -> None:
-    """Set a CPU's cache to the size it needs. By default, vLLM takes nine tenths of main memory, or fails."""
+    """Set the size of the cache on a CPU. By default, vLLM takes nine tenths of main memory for it, or fails."""
     cache, model, parallel = config.cache_config, config.model_config, config.parallel_config
     free = hardware.free_memory()
     if cache.kv_cache_memory_bytes is not None or free is None:
@@ -219,7 +219,7 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
 def _for_the_cpu(given: Mapping[str, object]) -> dict[str, object]:
     """Return promptmill's choices on a CPU for arguments that the operator did not set.
 
-    Compiling takes minutes, which a short-lived process does not regain; an emulated number format is slow.
+    The model is not compiled, because a short process would not regain the minutes that compiling takes.
     """
     chosen: dict[str, object] = {}
     if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
@@ -235,7 +235,7 @@ def _for_the_cpu(given: Mapping[str, object]) -> dict[str, object]:
 def _may_run_in_one_process(given: Mapping[str, object]) -> bool:
     """Return whether vLLM's scheduler and its only worker can share a process and use all cores.
 
-    With several memory nodes, vLLM uses only one, and binds threads to it only in a separate worker process.
+    If there are several memory nodes, vLLM uses one of them, and binds threads to it only in a separate process.
     """
     one = all(given.get(name, 1) == 1 for name in _PARALLEL) and "distributed_executor_backend" not in given
     nodes = len(list(_NODES.glob("node[0-9]*")))

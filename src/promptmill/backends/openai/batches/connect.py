@@ -20,9 +20,9 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
-# The share of a provider's size limit that files use, because the provider may count bytes differently.
+# Files use at most this share of a provider's size limit, because the provider may count bytes differently.
 _MARGIN = 0.9
-# The batches of a gateway that has these APIs.
+# The Batch APIs of gateways that speak these dialects.
 _OF_DIALECTS = {
     "anthropic": BatchProfile(
         family="anthropic", limits=BatchLimits(requests=100_000), label="", other_paths=CHATS_ONLY
@@ -33,7 +33,7 @@ _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:
-    """Return the batch profile of the endpoint's provider; for an unknown provider, that of the endpoint's API."""
+    """Return the batch profile of the endpoint's provider; for an unknown provider, that of the endpoint's dialect."""
     return endpoint.profile.batch or _OF_DIALECTS.get(endpoint.dialect, PLAIN_BATCHES)
 
 
@@ -46,9 +46,9 @@ async def open_batches(
     sleep: Sleep = asyncio.sleep,
     rng: random.Random | None = None,
 ) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of an endpoint, for requests with this `Request.path`. Sends nothing.
+    """Open the Batch API of an endpoint, for requests with this `Request.path`. No request is sent.
 
-    Raises `unsupported` if the provider's batches have another API than the endpoint, or do not take this path.
+    Raises `unsupported` if the endpoint speaks another API than the provider's batches, or if they do not take `path`.
     """
     profile = batch_profile(endpoint)
     _check(profile, endpoint, path)

@@ -1,4 +1,4 @@
-"""Requests to a Batch API over a pool: repeated with waits, sent only once, or streamed from and to files."""
+"""Sends requests to a Batch API over a pool: repeated with waits, only once, or streamed from and to files."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO
 # a provider sends 409 if the object already exists.
 _UNCLEAR = frozenset({408, 409, 425, 499})
 _MISSING = frozenset({404, 405, 410, 501})
-# Statuses of providers that refuse to cancel an ended batch.
+# Statuses with which providers refuse to cancel a batch that has ended.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 # Statuses of redirects: providers redirect a download to their storage.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
-_LONGEST_WAIT_S = 300.0  # a request of the endpoint to wait longer is an error
-_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # polls, and seconds between them; Azure processes 200 MB within minutes
+_LONGEST_WAIT_S = 300.0  # if the endpoint asks for a longer wait, the request fails
+_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # most polls, and seconds between polls; Azure takes minutes for 200 MB
 
 
 @dataclass(slots=True)
 class FailedRequestError(Exception):
-    """A request without a usable response. `is_unclear`: it may have been carried out anyway."""
+    """A request got no usable response. `is_unclear`: the provider may have carried out the request anyway."""
 
     decision: RetryDecision
     is_unclear: bool
@@ -75,7 +75,7 @@ class Paging(NamedTuple):
     first: Query
     """The query parameters for every page."""
     following: Callable[[JsonObject, int], Query | None]
-    """Returns the parameters for the next page from a page and its number (from 1); None after the last page."""
+    """A function that takes a page and its number (from 1). It returns the next page's parameters; None at the end."""
 
 
 class BatchConnection:
@@ -91,7 +91,7 @@ class BatchConnection:
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`root`: a URL, to which the query of the endpoint's URL is added."""
+        """`root`: the URL that precedes all paths. The query of the endpoint's URL is added to each URL."""
         self.endpoint = replace(endpoint, url=root)
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
@@ -141,11 +141,11 @@ class BatchConnection:
         query: Query | None = None,
         largest: int = LARGEST_BODY,
     ) -> JsonDict | list[Any]:
-        """Send a repeatable request, and return its JSON. Raises `PromptmillError`."""
+        """Send a request, which may be repeated, and return the response's JSON. Raises `PromptmillError`."""
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Repeat `attempt` with waits; return its result. After an unclear failure, `look` may find the result instead.
+        """Return the result of `attempt`, repeated with waits, or of `look`, which is called after unclear failures.
 
         Raises `PromptmillError`.
         """
@@ -166,9 +166,9 @@ class BatchConnection:
         *,
         quota_is_queue: bool = False,
     ) -> JsonDict:
-        """Send the request that creates a batch, only once. Raises as `BatchApi.create`.
+        """Send the request that creates a batch, only once. Raises the same errors as `BatchApi.create`.
 
-        `quota_is_queue`: the provider calls a full queue an exceeded quota.
+        `quota_is_queue`: the provider reports a full queue as an exceeded quota.
         """
         try:
             payload, _ = await self.once("POST", path, body)
@@ -188,7 +188,7 @@ class BatchConnection:
         return payload
 
     async def until_processed(self, path: str, is_ready: Callable[[JsonObject], bool]) -> None:
-        """Poll an uploaded file until `is_ready`, which may raise the provider's refusal. Raises `PromptmillError`."""
+        """Poll an uploaded file until `is_ready` returns true or raises a refusal. Raises `PromptmillError`."""
         for _ in range(_FILE_CHECKS):
             payload = await self.call("GET", path)
             if is_ready(payload if isinstance(payload, dict) else {}):
@@ -207,7 +207,7 @@ class BatchConnection:
                 _LOG.warning("%s", error)
 
     async def cancel(self, path: str) -> None:
-        """Request a cancellation. The refusal of an ended batch is ignored."""
+        """Request the cancellation of a batch. A refusal because the batch has ended is ignored."""
 
         async def attempt() -> None:
             try:
@@ -244,7 +244,7 @@ class BatchConnection:
                 failed = refused
             failures += 1
             await self.wait(failed, failures)
-            endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for a few minutes only
+            endpoint, hops = self._to(path, query), 0  # a redirect's address may be valid for a few minutes only
 
     async def pages(
         self, path: str, field: str, paging: Paging, query: Query | None = None
@@ -258,7 +258,7 @@ class BatchConnection:
             listed = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
             entries = [entry for entry in listed or () if isinstance(entry, dict)]
             digests = set(map(orjson.dumps, entries))
-            if digests <= before:  # the last page: empty, or repeated by an endpoint that ignores the parameter
+            if digests <= before:  # an empty page, or the same page again, because the endpoint ignores the parameter
                 return
             before = digests
             yield entries
@@ -277,7 +277,7 @@ class BatchConnection:
         await self._sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
     def _to(self, path: str, query: Query | None = None) -> Endpoint:
-        """Return the endpoint for one request. Only hosts of the provider get the key.
+        """Return the endpoint for one request. Only the provider's own host gets the key.
 
         Raises `PromptmillError` (`unsupported`) for an address without TLS or with a user name.
         """
@@ -294,7 +294,7 @@ class BatchConnection:
     def _exchange(
         self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
     ) -> AbstractAsyncContextManager[StreamedResponse]:
-        """Send a request. A remote provider must not name a private address in this network for a file."""
+        """Send a request. If a remote provider names the address of a file, the address must not be a private one."""
         is_foreign = urlsplit(endpoint.url)[:2] != urlsplit(self.endpoint.url)[:2]
         only_public = is_foreign and not self._is_near
         return self._pool.exchange(endpoint, method, headers, body, only_public=only_public)
@@ -320,12 +320,12 @@ def _place(endpoint: Endpoint) -> str:
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the non-empty lines of a body. A line that is too long is shortened, so that it cannot be parsed."""
+    """Yield the non-empty lines of a body. A line that is too long is truncated and thus no longer valid JSON."""
     parts: list[bytes] = []
     size = 0
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        if size <= 2 * LARGEST_BODY:  # a line holds one answer's body, which doubles if every character is escaped
+        if size <= 2 * LARGEST_BODY:  # a line holds an answer's body, whose size doubles if each character is escaped
             parts.append(first)
         size += len(first)
         for other in others:

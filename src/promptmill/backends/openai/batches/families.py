@@ -1,4 +1,4 @@
-"""The Batch APIs that differ from OpenAI's, each as a class with the differences."""
+"""The Batch APIs that differ from OpenAI's, with one class for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 
 def _following(field: str, parameter: str) -> Callable[[JsonObject, int], Query | None]:
-    """Return the function for the next page, which a token in a field of the page identifies."""
+    """Return a `Paging.following` for lists whose pages have the token of the next page in `field`."""
     return lambda page, _: {parameter: str(page[field])} if page.get(field) else None
 
 
@@ -35,20 +35,20 @@ def _after_last(page: JsonObject, _: int) -> Query | None:
 
 
 def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
-    """Return the body of the request that creates a batch: the batch's requests are a list in it."""
+    """Return the body of the request that creates a batch, with the batch's requests in the list `requests`."""
     return FileBody(
         batch.file, reading.file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True
     )
 
 
 def _coded(custom_id: str, error: JsonObject) -> Reply:
-    """Return the reply for a failed request with a code of google.rpc."""
+    """Return the reply for a failed request whose error has a code of google.rpc."""
     status = reading.rpc_status(error.get("code"))
     return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
 
 
 class TogetherBatches(openai_batches.Batches):
-    """Together's: the file is uploaded to an address that the provider names, and then checked (together 3.1.1)."""
+    """Together's: a file is uploaded to an address that Together names, then checked on request (together 3.1.1)."""
 
     PLACES = openai_batches.RecordPaths(expires="expires_at|job_deadline")
 
@@ -76,7 +76,7 @@ class TogetherBatches(openai_batches.Batches):
 
     @override
     async def find_file(self, batch: PlannedBatch) -> str:
-        # requested again, because an earlier process may have ended before it requested the check
+        # requested again, because the process that uploaded the file may have ended before it requested the check
         return await self._checked(await super().find_file(batch))
 
     @override
@@ -85,7 +85,7 @@ class TogetherBatches(openai_batches.Batches):
 
 
 class MistralBatches(openai_batches.Batches):
-    """Mistral's (docs.mistral.ai/studio-api/batch-processing, mistralai 3.7.0). Results are kept for 24 hours."""
+    """Mistral (docs.mistral.ai/studio-api/batch-processing, mistralai 3.7.0) keeps results for 24 hours."""
 
     JOBS, ORDER = "/batch/jobs", MappingProxyType({"order_by": "-created"})
     PAGES = Paging({"page_size": 100}, lambda _, number: {"page": number})
@@ -111,9 +111,9 @@ class MistralBatches(openai_batches.Batches):
 
 
 class AnthropicBatches(openai_batches.Batches):
-    """Anthropic's (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
+    """Anthropic's Batch API (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
 
-    Until a batch has ended, `processing` counts all its requests. `ended` is the only final state.
+    Until a batch has ended, the count `processing` contains all its requests. `ended` is the only final state.
     """
 
     JOBS, FILES = "/messages/batches", ""
@@ -153,7 +153,7 @@ class AnthropicBatches(openai_batches.Batches):
 
 
 class OpenRouterBatches(openai_batches.Batches):
-    """OpenRouter's: the batch's record contains all results in one body, so batches are kept small.
+    """OpenRouter returns all results of a batch in one body, the batch's record, so batches are kept small.
 
     Facts: openrouter.ai/docs/guides/features/batch-api, openrouter 1.3.84.
     """
@@ -179,16 +179,16 @@ class OpenRouterBatches(openai_batches.Batches):
 
 
 class GeminiBatches(openai_batches.Batches):
-    """Gemini's: a resumable upload and a long-running operation. Ids are names, such as `batches/123` and `files/abc`.
+    """Gemini has resumable uploads and long-running operations. Ids are names such as `batches/123` and `files/abc`.
 
-    Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline, because results
-    of large inline batches cannot be read: each poll of the operation returns all results twice.
+    Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline: each poll of an
+    inline batch's operation returns all results twice, so the results of a large batch could not be read.
     """
 
     FIELD, CANCEL, QUOTA_IS_QUEUE = "operations", ":cancel", True
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    SKEW_S = math.inf  # no limit, because the provider's lists are not sorted by time
+    SKEW_S = math.inf  # lists are read to the end, because the provider does not sort them by time
     PLACES = openai_batches.RecordPaths(
         id="name",
         said="metadata.state|state",
@@ -206,7 +206,7 @@ class GeminiBatches(openai_batches.Batches):
 
     @override
     def line(self, custom_id: str, body: bytes) -> bytes:
-        # batches support a schema only in its older form
+        # batches support a schema only in Gemini's older form, `responseSchema`
         if b'"responseJsonSchema"' in body:
             request = orjson.loads(body)
             config = request.get("generationConfig", {})
@@ -217,7 +217,7 @@ class GeminiBatches(openai_batches.Batches):
         return super().line(custom_id, body)
 
     def _beside(self, place: str) -> str:
-        """Return the URL with `upload` or `download` in front of the version."""
+        """Return the endpoint's URL with `place` (`upload` or `download`) inserted before the API version."""
         return self._VERSION.sub(rf"/{place}/\1", self._connection.endpoint.url)
 
     @override
@@ -277,9 +277,9 @@ class GeminiBatches(openai_batches.Batches):
 
 
 class FireworksBatches(openai_batches.Batches):
-    """Fireworks': datasets for requests and results, in an account whose path differs from the path of inference.
+    """Fireworks stores requests and results as datasets of an account, whose path differs from the path of inference.
 
-    promptmill's key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
+    The ids of the job and of both datasets contain promptmill's key, so a job cannot be created twice. Facts:
     docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.
     """
 
@@ -304,7 +304,7 @@ class FireworksBatches(openai_batches.Batches):
         await self._check_path(await self._below("batchInferenceJobs"))
 
     async def _below(self, rest: str) -> str:
-        """Return a path in the account of the key."""
+        """Return the path of `rest` in the account to which the key belongs."""
         if not self._account:
             self._account = str(reading.at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
             if not self._account:
@@ -385,7 +385,7 @@ class FireworksBatches(openai_batches.Batches):
 
 
 class XAIBatches(openai_batches.Batches):
-    """xAI's: OpenAI's files and lines, counters instead of a state, and results in pages of JSON.
+    """xAI takes OpenAI's files and lines. It reports counts instead of a state, and returns results in pages of JSON.
 
     Facts: docs.x.ai/docs/guides/batch-api and its REST reference (/v1/batches, files of JSON Lines since March 2026),
     xai-sdk 1.21.0, litellm 1.109.1.
@@ -439,7 +439,7 @@ class XAIBatches(openai_batches.Batches):
 
     @override
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
-        await super().delete(batch, None)  # the results are no files
+        await super().delete(batch, None)  # results are not files, so only the uploaded file is deleted
 
 
 def _id(batch: PlannedBatch) -> str:

@@ -1,7 +1,7 @@
 """OpenAI's Batch API, which Azure, Groq, Doubleword and gateways have, too. `families` has APIs that differ from it.
 
-Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure writes states with capitals, times as
-texts, null for counts, and lists in `value`.
+Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure's records differ: states have
+capitals, times are texts, counts may be null, and lists are in `value`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class RecordPaths(NamedTuple):
-    """The paths of values in a batch's record, for `reading.at`; an empty path: the record lacks the value."""
+    """The paths of values in a batch's record, for `reading.at`. An empty path: the record does not have the value."""
 
     id: str = "id"
     said: str = "status"
@@ -48,7 +48,7 @@ class RecordPaths(NamedTuple):
 
 
 class FilePlaces(NamedTuple):
-    """The field with the files of a page, and the paths of values in a file's record."""
+    """The field of a page that holds files, and the paths of values in a file's record."""
 
     files: str = "data"
     id: str = "id"
@@ -68,7 +68,7 @@ class Batches(batches.BatchApi):
 
     PLACES, FILE_PLACES = RecordPaths(), FilePlaces()
     JOBS, FILES = "/batches", "/files"
-    """The paths of batches and files. Without files, `create` sends the requests, and the provider stores no label."""
+    """The paths of batches and files. If `FILES` is empty, `create` sends the requests, and batches have no label."""
     FIELD = "data"
     """The field of a page that holds batches."""
     PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
@@ -77,10 +77,10 @@ class Batches(batches.BatchApi):
     SKEW_S = batches.CLOCK_SKEW_S
     CANCEL = "/cancel"
     LINE = b""
-    """The format of a line with placeholders for id and body, if it differs from OpenAI's."""
+    """The format of a file's line, with placeholders for id and body; empty: OpenAI's format."""
     LARGEST = LARGEST_BODY
     QUOTA_IS_QUEUE = False
-    """Whether the provider calls its queue a quota."""
+    """Whether the provider reports a full queue as an exceeded quota."""
 
     def __init__(
         self, connection: BatchConnection, profile: BatchProfile, limits: batches.BatchLimits, path: str
@@ -101,7 +101,7 @@ class Batches(batches.BatchApi):
             await self._check_path(path)
 
     async def _check_path(self, path: str) -> None:
-        """Raise `unsupported` if this path of the endpoint does not return a list."""
+        """Raise `unsupported` if the endpoint does not have this path."""
         try:
             await self._connection.call("GET", path, query={next(iter(self.PAGES.first)): 1})
         except PromptmillError as error:
@@ -244,7 +244,7 @@ class Batches(batches.BatchApi):
 
     @override
     async def replies(self, state: batches.BatchState) -> AsyncIterator[batches.Reply | None]:
-        gone = False  # raised after the other results have been read
+        gone = False  # missing results are an error, which is raised after the other results have been read
         for name in state.results:
             try:
                 async for line in self._results(name):
@@ -258,7 +258,7 @@ class Batches(batches.BatchApi):
             raise PromptmillError(Code.NOT_FOUND, text, "Providers delete them after days or weeks.")
 
     def _results(self, name: str) -> AsyncIterator[JsonDict]:
-        """Yield the results with this name from `BatchState.results`; `{}` for a result that is not an object."""
+        """Yield the results in `name`, one of `BatchState.results`; `{}` for a result that is not an object."""
         return self._connection.lines(f"{self._place_of_file(name)}/content")
 
     def _reply(self, line: JsonObject) -> batches.Reply | None:
@@ -304,7 +304,7 @@ def boundary_of_form() -> str:
 
 
 def form_fields(fields: Mapping[str, str], boundary: str) -> str:
-    """Return fields as parts of a form."""
+    """Return `fields` as the parts of a multipart form."""
     return "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
         for name, value in fields.items()

@@ -24,11 +24,11 @@ class BatchProfile:
     family: Family = "openai"
     limits: BatchLimits = _OPENAIS
     label: Literal["metadata", "displayName", "id", "name", ""] = "metadata"
-    """The field for promptmill's key; empty: the provider stores no label."""
+    """The field of a batch that holds promptmill's key as a label; empty: the provider stores no label."""
     discount: float | None = None
     """The documented discount, as a share of the live price; None: not documented for all models."""
     page: str = ""
-    """The provider's page with these facts."""
+    """The provider's page that documents these facts."""
     purpose: str = "batch"
     """The purpose of an uploaded file."""
     names_path: bool = True
@@ -46,4 +46,4 @@ class BatchProfile:
 
 
 PLAIN_BATCHES = BatchProfile()
-"""The Batch API of endpoints that are not listed: OpenAI's."""
+"""The Batch API that is assumed for unlisted providers: OpenAI's."""

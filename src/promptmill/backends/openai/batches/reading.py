@@ -35,7 +35,7 @@ _PREFIX = re.compile(r"(?:job|batch)_state_")
 _FULL_CODES = frozenset({"token_limit_exceeded", "too_many_tasks"})
 _FULL_WORDS = re.compile(r"enqueued token|(?:queue|batch(?:es| job)s?) .{0,40}limit")
 _NOT_RUN = re.compile(r"expired|cancell?ed")
-# The HTTP status for an error of which only the type is known: OpenAI's and Anthropic's types (docs/en/api/errors).
+# The HTTP status for the type of an error without a status: OpenAI's and Anthropic's types (docs/en/api/errors).
 _STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "invalid_request_error": 400,
@@ -93,7 +93,7 @@ def state_word(value: object) -> str:
 
 
 def is_ended(word: str) -> bool:
-    """Return whether this state is final. An unknown word counts as running."""
+    """Return whether the state `word` is final. A batch with an unknown state counts as running."""
     return word in _ENDED
 
 
@@ -117,7 +117,7 @@ def unix_time(value: object) -> float | None:
 
 
 def count(value: object) -> int | None:
-    """Return a count, which may be given as text; None if it is missing.
+    """Return a count, which may be a number or a text; None if it is missing.
 
     >>> count(3), count("3"), count(None)
     (3, 3, None)
@@ -128,7 +128,7 @@ def count(value: object) -> int | None:
 
 
 def is_full(payload: Any, *, soft: bool = False) -> bool:
-    """Return whether an error body reports a full queue. `soft`: words about a quota suffice."""
+    """Return whether an error body reports a full queue. `soft`: an exceeded quota counts as a full queue, too."""
     body = read_error(payload)
     if soft and SOFT_QUOTA.search(body.words) and not NO_QUOTA_AT_ALL.search(body.words):
         return True
@@ -162,7 +162,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # 200 or an error's status; some servers omit it
+            # some servers omit the status: an error has its own status, an answer has 200
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")
@@ -218,7 +218,7 @@ async def only_match(
     batch: PlannedBatch,
     known: Collection[str],
 ) -> BatchState | None:
-    """Return the only batch in a list (newest first) that may be the planned batch, if the provider stores no label.
+    """Return the only batch in `pages` (newest first) that may be `batch`, at a provider that stores no label.
 
     Raises `BatchUnclearError` if several batches match.
     """

@@ -1,7 +1,7 @@
 """The formats of each API's requests and replies. Replies, except decisions, are converted to chat completions.
 
-`DIALECTS` has the dialects by name, each from a module of this folder: the module itself, or its `DIALECT`. `openai` is
-the name of chat completions.
+`DIALECTS` maps names to dialects. A dialect is a module of this folder, or the object `DIALECT` in the module. The
+dialect of chat completions is named `openai`.
 """
 
 from __future__ import annotations

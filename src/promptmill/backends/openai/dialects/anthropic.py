@@ -1,7 +1,7 @@
 """Anthropic's Messages API.
 
 Format: platform.claude.com/docs/en/api/messages, and the types of the package anthropic 2.13.0. Requests name the API
-version 2023-06-01, which gateways support; `headers` may name a newer version.
+version 2023-06-01, which gateways support; the setting `headers` may name a newer version.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _NAMED = re.compile(
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 24_576}
 _LEAST_BUDGET = 1024
 
-# A paused turn is not continued. Its answer counts as cut off, so `again: truncated` requests it again.
+# A paused turn is not continued. Its answer counts as truncated, so the setting `again: truncated` requests it again.
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "pause_turn": "length"}
 _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-# Iterations that are billed, but not part of the counts of their usage: platform.claude.com/docs/en/build-with-claude/
-# compaction, and .../advisor-tool. A declined `fallback_message` is not billed.
+# Types of iterations that are billed, although the usage's own counts omit them: platform.claude.com/docs/en/
+# build-with-claude/compaction, and .../advisor-tool. A declined `fallback_message` is not billed.
 _LEFT_OUT = frozenset({"compaction", "advisor_message"})
 _AN_HOUR = "ephemeral_1h_input_tokens"
 _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_details"})
@@ -109,7 +109,7 @@ def _line(model: str) -> str:
 
 
 def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
-    """Convert `enable_thinking` and `reasoning_effort` to `thinking` and the effort. Return unsupported parameters."""
+    """Convert `enable_thinking` and `reasoning_effort` to `thinking` and `effort`. Return unsupported parameters."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
         wanted, effort = False, None
@@ -175,7 +175,7 @@ def _tool(function: JsonObject) -> JsonDict:
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
-    """Return `system` and `messages`."""
+    """Return the fields `system` and `messages`."""
     system, turns = dialect.parted(conversation)
     pieces = []
     if blocks := [block for message in system for block in _system_blocks(message)]:
@@ -194,7 +194,7 @@ def _system_blocks(message: Message) -> list[JsonDict]:
 
 
 def _mark_of(message: Message) -> JsonDict:
-    """Return the cache mark of a message. An assistant's message becomes one text: its last part has the mark."""
+    """Return the cache mark of a message. An assistant's parts become one text, which gets their last mark."""
     mark = (message.extra or {}).get("cache_control")
     if message.role == "assistant" and isinstance(message.content, tuple):
         mark = next((part.marks["cache_control"] for part in reversed(message.content) if part.marks), mark)
@@ -316,7 +316,7 @@ def _said(details: Any) -> str:
 
 
 def _usage(usage: Any) -> JsonDict:
-    """Return a usage in the format of chat completions, including iterations that its own counts omit."""
+    """Convert a usage to the format of chat completions, and add the iterations that the usage's own counts omit."""
     if not isinstance(usage, dict):
         return {}
     billed = [usage, *filter(_is_left_out, dialect.listed(usage, "iterations"))]
@@ -344,12 +344,12 @@ def _sum(usages: Iterable[JsonObject], name: str) -> int:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the message in a stream; for an error, the error with the usage so far."""
+    """Return the message that a stream contains; if the stream reports an error, the error with the usage so far."""
     message: JsonDict = {}
     blocks: dict[tuple[int, int], JsonDict] = {}
     pieces: dict[tuple[int, int], dict[str, list[str]]] = {}
     citations: dict[tuple[int, int], list[JsonDict]] = {}
-    numbers: dict[int, int] = {}  # by index: some servers give all blocks the index 0
+    numbers: dict[int, int] = {}  # the number of blocks at each index, because some servers give all the index 0
     ended = False
     for event in events:
         kind = event.get("type")
@@ -365,7 +365,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             place = event["index"], numbers.setdefault(event["index"], 0)
             blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
             if isinstance(cited := event["delta"].get("citation"), dict):
-                if place not in citations:  # a separate list, because copying the block for each event would take long
+                if place not in citations:  # a list that grows, because copying it for each event would take long
                     blocks[place]["citations"] = citations[place] = [*dialect.listed(blocks[place], "citations")]
                 citations[place].append(cited)
             _add(pieces.setdefault(place, {}), event["delta"])
@@ -402,7 +402,7 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event. Zeros for the prompt are used only if another of its counts is not 0."""
+    """Return the usage after a later event. Its zeros count only if it has a new, positive count of prompt tokens."""
     if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
         return {**usage, **{name: count for name, count in later.items() if count is not None}}
     return dialect.grown_usage(usage, later)

@@ -1,6 +1,6 @@
 """OpenAI's chat completions, the format of most endpoints, to which replies of all dialects are converted.
 
-Format: platform.openai.com/docs/api-reference/chat; its streaming.
+Format: platform.openai.com/docs/api-reference/chat, with the pages on streaming.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
-    """Return `messages`."""
+    """Return the field `messages`."""
     if not images:
         return [b'"messages":[', b",".join(map(_message, conversation.messages)), b"]"]
     pieces = [b'"messages":[']
@@ -96,7 +96,7 @@ def completion(*_: Any, **__: Any) -> JsonDict | None:
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
     """Return the completion object for a complete stream, or the first event that reports an error.
 
-    If an error follows a part of an answer, the event has this part's `choices` and usage.
+    If a part of the answer precedes the error, the `choices` and the usage of this part are added to the error's event.
 
     Raises `CutOffError` if the stream has neither a finish reason nor an end mark.
     """
@@ -119,7 +119,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         completion = event | known
         for choice in event.get("choices") or ():
             index = choice.get("index") or 0
-            if "usage" in choice:  # of Moonshot
+            if "usage" in choice:  # Moonshot has the usage here
                 usage = dialect.grown_usage(usage, choice["usage"])
             messages.setdefault(index, GrowingMessage()).add(_delta(choice))
             if index == 0:
@@ -161,7 +161,7 @@ def delta_in(event: JsonDict) -> JsonDict:
 
 
 def _delta(choice: JsonDict) -> JsonDict:
-    """Return the delta of a choice; without one, its `message`."""
+    """Return the delta of a choice; if the delta is empty, a delta with the choice's whole `message`."""
     delta: JsonDict = choice.get("delta") or {}
     if (message := choice.get("message")) and not any(value for name, value in delta.items() if name != "role"):
         return {"message": message}

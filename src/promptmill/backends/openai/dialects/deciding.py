@@ -3,8 +3,8 @@
     request's parts ─▶ evidence, questions ─▶ the API's body          `evidence`, `question`
     the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `told`
 
-Probabilities are kept as sent. A question whose answer is missing, declined or inconsistent gets no answer: its field
-fails, and the other fields are kept. The `confidence` of an answer differs in meaning between servers, and is ignored.
+Probabilities are kept as sent. If the answer to a question is missing, declined or inconsistent, the question's field
+fails, and the other fields are kept. An answer's `confidence` is ignored, because its meaning differs between servers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
-_QUESTION = "answer"  # the name of a question without a name: its answer is the option itself
+_QUESTION = "answer"  # the name, in requests, of a question without a name, whose answer is the option itself
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
-"""Further ends of complete addresses. Several APIs share such a path of requests, so the path shows no dialect."""
+"""Further endings of complete addresses. Several APIs share these paths, so a path does not show the dialect."""
 _PER_MODEL = re.compile(r"/ai/run$")
 # Parameters of chat completions that cannot change a decision, or that every deciding model fulfils by itself.
 _NO_MATTER = dialect.set_of(
@@ -40,11 +40,11 @@ _NO_MATTER = dialect.set_of(
     "service_tier stream stream_options"
 )
 _WRAPPINGS = ("result", "response", "data", "output", "decision")
-_MOST_SHOWN = 60  # characters of a name in an error
+_MOST_SHOWN = 60  # the most characters of a name that an error shows
 
 
 class Told(NamedTuple):
-    """The answer of an API to one question: the given option, if the API names one, and the share of each option.
+    """The answer of an API to one question: the chosen option, if the API names it, and each option's probability.
 
     For a scale, options are numbers as text, from 0 for the lowest level.
     """
@@ -60,7 +60,7 @@ class Refused(NamedTuple):
 
 
 class FormQuestions(NamedTuple):
-    """The questions of a form, written once for all requests with the same instructions."""
+    """The questions of a form, encoded once for all requests with the same instructions."""
 
     form: Form
     fields: tuple[tuple[Question, tuple[Asked, ...]], ...]
@@ -75,7 +75,7 @@ class UnreadableReplyError(Exception):
 
 
 class ReadAnswers(NamedTuple):
-    """The answers in a reply, and the reasons for missing answers, by the names of `Form.asked`."""
+    """The answers in a reply, and the reasons for missing answers, by the names of the questions (see `Form.asked`)."""
 
     given: dict[str, Given]
     refused: dict[str, str]
@@ -95,7 +95,7 @@ class ReadAnswers(NamedTuple):
 
 
 class Deciding:
-    """A dialect of an API for decisions. Each subclass is the format of one API."""
+    """The base of the dialects for decisions. Each subclass has the format of one API."""
 
     NAME: ClassVar[str]
     PATH: ClassVar[str]
@@ -104,7 +104,7 @@ class Deciding:
     MARKS: frozenset[str] = frozenset()
     MARKED: frozenset[str] = frozenset()
     LIMITS: ClassVar[DecisionLimits]
-    """The limits of servers that do not state limits."""
+    """The limits of requests, unless the provider's profile has others."""
     HAS_IMAGES: ClassVar[bool] = False
     FILES: frozenset[FileKind] = frozenset()
 
@@ -128,7 +128,7 @@ class Deciding:
     def parameters(
         self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
     ) -> dialect.WrittenParameters:
-        """Return the model and the API's own parameters. Parameters for texts have no effect here, and are refused."""
+        """Return the model and the API's own parameters. Parameters for writing have no effect, and are refused."""
         del profile
         given = {name: value for name, value in sampling.items() if name not in _NO_MATTER}
         refused = [name for name, value in given.items() if name != "temperature" or value != 0]
@@ -147,7 +147,7 @@ class Deciding:
         return None
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the only event of a stream: this API has no streams."""
+        """Return the first event. The API has no streams, so a server that sends events has sent its reply as one."""
         for event in events:
             return event
         raise CutOffError
@@ -174,14 +174,14 @@ class Deciding:
     # Replies
 
     def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answer to each question by its name; None for a reply without answers."""
+        """Return the answers by the names of their questions; None for a reply without answers."""
         answers = payload.get("answers")
         if not isinstance(answers, dict):
             return None
         return {one.name: answers.get(name_of(one)) for one in asked}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the value with its probabilities, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
+        """Return the chosen option with probabilities, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
         raise NotImplementedError
 
     def blocked(self, payload: JsonDict) -> str:
@@ -218,7 +218,7 @@ class Deciding:
 
 
 def answering(payload: JsonDict) -> JsonDict:
-    """Return the object with the answers. Gateways put it into another object, next to the usage.
+    """Return the object with the answers, which gateways wrap in another object that has the usage.
 
     >>> answering({"result": {"answers": {}}, "success": True})["answers"]
     {}
@@ -246,7 +246,7 @@ def is_yes_no(asked: Asked) -> bool:
 
 
 def described(asked: Asked, without: str | None = None) -> JsonDict:
-    """Return the options of a choice with their definitions; `without` for an option that has none."""
+    """Return the options of a choice with their definitions. An option without a definition gets `without`."""
     return {plain(option.text): option.definition or without for option in asked.options}
 
 
@@ -264,7 +264,7 @@ def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
 
 
 def of_yes(share: Any) -> Told:
-    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableReplyError` for others."""
+    """Return the answer for this probability of yes. Raises `UnreadableReplyError` if `share` is no probability."""
     yes = _share(share)
     return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
 
@@ -294,7 +294,7 @@ def _by_number(texts: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
 
 
 def _of_options(options: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
-    """Return the share of each option, in their order. Raises `UnreadableReplyError` for other options or shares."""
+    """Return the probability of each of `options`. Raises `UnreadableReplyError` if `pairs` do not fit the options."""
     found: dict[str, float] = {}
     for name, share in itertools.islice(pairs, len(options) + 1):
         if name in found:
@@ -318,12 +318,12 @@ def _share(value: Any) -> float:
 def _json(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError:  # orjson's error is a subclass; json writes half a surrogate pair
+    except TypeError:  # also the base of orjson's error; unlike orjson, json can write half a surrogate pair
         return json_text(value).encode()
 
 
 def image_of(encoded: bytes) -> tuple[bytes, bytes]:
-    """Return the media type and the data of an image. Raises `PromptmillError` (`unsupported`) for one of the web."""
+    """Return the media type and the data of an image. Raises `PromptmillError` (`unsupported`) for a web image."""
     found = dialect.data_url(encoded)
     if found is None:
         raise dialect.unsupported("the URL of an image", "Set `fetch_images: true`, so that promptmill downloads it.")

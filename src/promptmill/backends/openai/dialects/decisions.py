@@ -22,12 +22,12 @@ class _Decisions(Deciding):
     NAME, PATH, LIMITS, HAS_IMAGES = "decisions", "/decisions", DecisionLimits(questions=400), True
 
     def questions(self, asked: Sequence[Asked], instructions: str) -> bytes:
-        """Return questions, a list."""
+        """Return the questions as a JSON list."""
         bodies = (self.question(one, words_of(one, instructions)) for one in asked)
         return orjson.dumps([{"name": deciding.name_of(one), **body} for one, body in zip(asked, bodies, strict=True)])
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
-        """Return `input` and `questions`."""
+        """Return the fields `input` and `questions`."""
         if isinstance(evidence, str) and not images:
             return [b'"input":', orjson.dumps(evidence), b',"questions":', questions]
         text = isinstance(evidence, str)
@@ -37,7 +37,7 @@ class _Decisions(Deciding):
         return [b'"input":[{"role":"user","content":', *dialect.joined(parts), b'}],"questions":', questions]
 
     def question(self, asked: Asked, words: str) -> JsonDict:
-        """Return a question. A predicate has no criteria, so its instructions contain the definition."""
+        """Return a question. A yes or no (`predicate`) has no criteria, so its instructions contain the definitions."""
         if deciding.is_yes_no(asked):
             pairs = zip(("true", "false"), asked.options, strict=True)
             meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]

@@ -25,7 +25,7 @@ from promptmill.core.request import SYSTEM_ROLES, Conversation, FileKind, FilePa
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 MOST_MARKS = 4
-"""The most cache marks of a request: Anthropic refuses more, OpenAI writes no more."""
+"""The most cache marks of a request. Anthropic refuses more marks, and OpenAI caches no further beginnings."""
 _VERSION = re.compile(r"v\d\w*")
 
 
@@ -46,7 +46,7 @@ class Dialect(Protocol):
     NAME: str
     """The name in the configuration."""
     PATH: str
-    """The path of requests, after the base URL. A complete address ends with it, and thereby shows the dialect."""
+    """The path of requests, after the base URL. A complete address ends with this path, which shows the dialect."""
     STREAMED: JsonObject
     """Fields of the body that request a streamed reply."""
     FILLED: frozenset[str]
@@ -56,10 +56,10 @@ class Dialect(Protocol):
     MARKED: frozenset[str]
     """The roles of the messages whose parts may have cache marks."""
     FILES: frozenset[FileKind]
-    """The kinds of files that the API takes as they are."""
+    """The kinds of files that the API takes without conversion."""
 
     def base(self, base: str) -> str:
-        """Return the path of the API's base URL for the path that the user wrote; `""`: the user wrote only a host."""
+        """Return the path of the API's base URL. `base`: the path that the user wrote; `""` if it was only a host."""
         ...
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
@@ -89,7 +89,7 @@ class Dialect(Protocol):
         ...
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the reply for a complete stream, or its error. The event `ENDED` marks the end.
+        """Return the reply that the events of a stream make up, or the stream's error. The event `ENDED` marks the end.
 
         Raises `CutOffError` if the stream was cut off.
         """
@@ -106,7 +106,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def same_url(url: str, model: str, *, stream: bool) -> str:
-    """Return the endpoint's URL, which all requests use: the body has `model` and `stream`."""
+    """Return the endpoint's URL unchanged, because `model` and `stream` are fields of the body."""
     del model, stream
     return url
 
@@ -117,7 +117,7 @@ def in_v1(base: str) -> str:
 
 
 def versioned(base: str, version: str) -> str:
-    """Return the path of a base URL with a version at its end: the present version, or else `version`."""
+    """Return the path of a base URL. If the path does not end with a version, `version` is added."""
     return base if _VERSION.fullmatch(base.rpartition("/")[2]) else f"{base}/{version}"
 
 
@@ -135,7 +135,7 @@ def data_url(encoded: bytes) -> tuple[bytes, bytes] | None:
 
 
 def file_name(part: FilePart) -> bytes:
-    """Return the name of a file as JSON, for an API that asks for one."""
+    """Return the name of a file as JSON, for an API that requires file names."""
     name = part.name or (f"file.{part.kind}" if part.source[:5].lower() == "data:" else Path(part.source).name)
     return orjson.dumps(name)
 
@@ -166,9 +166,9 @@ def marked(
 ) -> Conversation:
     """Return a conversation with the cache mark `mark` after the first `characters` of its texts.
 
-    A text with a mark in the middle becomes two parts. If the beginning ends in a message whose role is not in `roles`,
-    the last part before this message gets the mark. A system prompt of at least `least` bytes gets a mark too, because
-    more requests may share it.
+    If the mark is in the middle of a text, the text becomes two parts. If the first `characters` end in a message whose
+    role is not in `roles`, the last part before this message gets the mark. A system prompt of at least `least` bytes
+    also gets a mark, because other requests may share only the system prompt.
     """
     messages, left = [*conversation.messages], characters
     ends, last = dict[tuple[int, int], tuple[str, str]](), dict[tuple[int, int], tuple[str, str]]()
@@ -198,7 +198,7 @@ def unsupported(what: str, remedy: Words) -> PromptmillError:
 
 
 def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
-    """Return all system messages, and the other turns. If there are only system messages, the last becomes a turn."""
+    """Return all system messages, and the other turns. If all messages are system messages, the last becomes a turn."""
     system = [message for message in conversation.messages if message.role in SYSTEM_ROLES]
     turns = [message for message in conversation.messages if message.role not in SYSTEM_ROLES]
     if system and not turns:
@@ -236,7 +236,7 @@ def exact_json(value: Any) -> bytes:
 def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
     """Yield each tool of a request, with a flag: whether it is a function in the format of chat completions.
 
-    For a function, the object below `function` is yielded.
+    For such a function, the object in its field `function` is yielded instead of the tool.
     """
     for tool in tools if isinstance(tools, Sequence) and not isinstance(tools, str) else ():
         inner = tool.get("function") if isinstance(tool, Mapping) else None
@@ -307,7 +307,7 @@ def with_searches(usage: JsonDict, searches: int) -> JsonDict:
 
 
 def grown_usage(usage: JsonObject, later: Any) -> JsonDict:
-    """Return the usage after a later event of a stream. Zeros in the event are ignored: some servers end with zeros.
+    """Return the usage after a later event of a stream. Zeros are ignored, because some servers send zeros at the end.
 
     >>> grown_usage({"prompt_tokens": 9, "completion_tokens": 1}, {"prompt_tokens": 0, "completion_tokens": 5})
     {'prompt_tokens': 9, 'completion_tokens': 5}
@@ -331,7 +331,7 @@ def more_fields(fields: JsonObject | None) -> bytes:
 
 
 def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
-    """Return a JSON list of these elements, in pieces; each element is given in pieces."""
+    """Return the pieces of a JSON list. Each element of `parts` consists of pieces, too."""
     pieces = [b"["]
     for part in parts:
         pieces += [*part, b","]

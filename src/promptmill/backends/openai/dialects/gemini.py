@@ -127,7 +127,7 @@ def parameters(
 
 
 def _thinking(body: JsonDict, switch: Thinking, model: str) -> tuple[JsonDict, list[str]]:
-    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and which of the two it cannot express."""
+    """Convert `enable_thinking` and `reasoning_effort` to `thinkingConfig`. Return also the unsupported parameters."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
         wanted, effort = False, None
@@ -189,18 +189,18 @@ def _function(function: JsonObject) -> JsonDict:
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
-    """Return `systemInstruction` and `contents`."""
+    """Return the fields `systemInstruction` and `contents`."""
     system, turns = dialect.parted(conversation)
     pieces = []
     if system:
         parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names: dict[str, str] = {}  # names of the calls so far, because a later call may have the same id
+    names: dict[str, str] = {}  # function names by ids of the calls so far, because a later call may reuse an id
     spoken = []
     for message in _in_order_of_calls(turns):
         names |= {identity: name for identity, name, *_ in dialect.calls_of(message)}
         spoken.append(("model" if message.role == "assistant" else "user", _parts(message, images, names)))
-    contents = [  # one content for adjacent turns of one side: results of parallel calls must follow them together
+    contents = [  # adjacent turns of a role become one content: parallel calls must be followed by all their results
         [b'{"role":"%b","parts":' % role.encode(), *dialect.joined(part for _, parts in same for part in parts), b"}"]
         for role, same in itertools.groupby(spoken, key=lambda one: one[0])
     ]
@@ -333,7 +333,7 @@ def _annotations(grounding: Any) -> list[JsonDict]:
 
 
 def _start(support: JsonObject) -> int:
-    """Return the position at which the text begins that a page supports."""
+    """Return the position at which the supported text begins."""
     segment = support.get("segment")
     return dialect.count_of(segment.get("startIndex")) or 0 if isinstance(segment, dict) else 0
 
@@ -393,7 +393,7 @@ def _probability(one: Any) -> JsonDict:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the response in a stream; for an error, the error with the usage so far."""
+    """Return the response that a stream contains; if the stream reports an error, the error with the usage so far."""
     whole: JsonDict = {}
     candidate: JsonDict = {}
     parts: list[Any] = []
@@ -423,8 +423,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
 
 
 class _Grounding:
-    """The pages and queries of a stream. A later event may omit fields, repeat a list with more elements, or have
-    only the next elements."""
+    """Collects the pages and queries in a stream's events. An event may omit fields. It may repeat a list with further
+    elements, or have only the further elements."""
 
     def __init__(self) -> None:
         self.fields: JsonDict = {}

@@ -1,4 +1,4 @@
-"""Gemini's Decisions API. It blocks only whole inputs.
+"""Gemini's Decisions API. If the API blocks an input, no question is answered.
 
 Format: the types of the package google-genai 3.6.1, `_gaos/types/decisions`.
 """
@@ -18,7 +18,7 @@ from promptmill.core.errors import without_controls
 from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict, json_text
 
-_LONGEST = 300  # characters of a reason
+_LONGEST = 300  # the most characters of a reason
 
 
 class _GeminiDecisions(Deciding):
@@ -34,7 +34,7 @@ class _GeminiDecisions(Deciding):
         return gemini.headers(key)
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
-        """Return `input` and `questions`. The API takes JSON evidence only as text."""
+        """Return the fields `input` and `questions`. The API takes JSON evidence only as text."""
         text = evidence if isinstance(evidence, str) else json_text(evidence)
         if not images:
             return [b'"input":', orjson.dumps(text), b',"questions":', questions]
@@ -43,7 +43,7 @@ class _GeminiDecisions(Deciding):
         return [b'"input":', *dialect.joined(parts), b',"questions":', questions]
 
     def question(self, asked: Asked, words: str) -> JsonDict:
-        """Return a question. A missing description is `""`."""
+        """Return a question. An option without a definition has the description `""`."""
         if deciding.is_yes_no(asked):
             pairs = zip(("true_description", "false_description"), asked.options, strict=True)
             criteria = {name: option.definition for name, option in pairs if option.definition}
@@ -53,11 +53,11 @@ class _GeminiDecisions(Deciding):
         return {"type": "choice", "instructions": words, "criteria": deciding.described(asked, without="")}
 
     def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the given value with its probabilities, or the refusal."""
+        """Return the chosen option with the probabilities, or the refusal."""
         return systemone.told(asked, answer)
 
     def blocked(self, payload: JsonDict) -> str:
-        """Return the reason for a blocked input."""
+        """Return the reason why the API blocked the input, or `""`."""
         feedback = payload.get("prompt_feedback") or payload.get("promptFeedback")
         if payload.get("answers") or not isinstance(feedback, dict):
             return ""

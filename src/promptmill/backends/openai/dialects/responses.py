@@ -35,7 +35,7 @@ _UNKNOWN = dialect.set_of(
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _TEXT_PARTS = frozenset({"output_text", "text"})
-"""The types of parts with the text of an answer. Gateways use the name from chat completions."""
+"""The types of parts that hold the text of an answer. Some gateways use `text`, the type of chat completions."""
 _COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
@@ -87,7 +87,7 @@ def _tool(function: JsonObject) -> JsonDict:
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
-    """Return `input`."""
+    """Return the field `input`."""
     return [b'"input":', *dialect.joined(item for message in conversation.messages for item in _items(message, images))]
 
 
@@ -197,9 +197,9 @@ def _answers(items: list[JsonDict]) -> list[JsonDict]:
 def _distinct(items: list[Any]) -> list[JsonDict]:
     """Return the items of a response, each once. OpenAI and gateways repeat some items, sometimes with another id.
 
-    A message is a repetition if its text equals the text of an earlier message of its phase, or begins with the text of
-    the last one: the longer text is kept. Any other item is a repetition if it has an earlier item's id and contradicts
-    none of its fields.
+    A message is a repetition if an earlier message of its phase has the same text. If its text begins with the text of
+    the phase's last message, it replaces this message. Any other item is a repetition if an earlier item has the same
+    id and contradicts none of its fields.
     """
     distinct: list[JsonDict] = []
     texts: set[tuple[str, str]] = set()
@@ -239,7 +239,7 @@ def _agree(item: JsonObject, other: JsonObject) -> bool:
 
 
 def _with_parts_once(message: JsonDict) -> JsonDict:
-    """Return a message whose parts are not repeated as a whole. Its content may also be a text."""
+    """Return a message with its parts once, if the whole sequence of parts is repeated. `content` may be a text."""
     content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "output_text", "text": content}]
@@ -279,7 +279,7 @@ def _is_search(item: JsonObject) -> bool:
 
 
 def _finish(payload: JsonObject, items: list[JsonDict], *, calls: bool) -> str:
-    """Return the finish reason. Some gateways report a cut answer as completed, but its details or its item as cut."""
+    """Return the finish reason. Some gateways report a truncated answer as completed, but an item as incomplete."""
     details = payload.get("incomplete_details")
     reason = str(details.get("reason") or "") if isinstance(details, dict) else ""
     status = payload.get("status") or "completed"
@@ -318,7 +318,7 @@ def _is_commentary(item: JsonObject) -> bool:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the response at the end of a stream, or its error."""
+    """Return the response at the end of a stream, or the stream's error."""
     begun = False
     streamed = _StreamedItems()
     for event in events:
@@ -355,7 +355,7 @@ class _Item:
         return kind, event.get("content_index", event.get("summary_index")) or 0
 
     def add(self, kind: str, event: JsonDict, field: str, text: str) -> None:
-        """Add a piece of a part, or its whole text, if `field` is not `delta`."""
+        """Add the next piece of a part's text; if `field` is not `delta`, `text` is the part's whole text."""
         key = self._key(kind, event)
         part, pieces = self._parts.setdefault(key, {"type": kind}), self._pieces.setdefault(key, [])
         for name in ("logprobs", "annotations"):
@@ -377,7 +377,7 @@ class _Item:
         part.setdefault("annotations", []).append(event["annotation"])
 
     def filled(self, fields: JsonDict) -> JsonDict:
-        """Return the fields of the item at the end of the stream, with the pieces of the parts that it lacks."""
+        """Return `fields`, the item as its last event reports it, with missing texts filled in from the pieces."""
         texts = {key: "".join(self._pieces.get(key, ())) for key in sorted(self._parts, key=lambda key: key[1])}
         match fields.get("type"):
             case "function_call" if not fields.get("arguments"):
@@ -391,24 +391,24 @@ class _Item:
 
 
 class _StreamedItems:
-    """The items of a response, from the events of its stream: some gateways omit the items, or their texts, from the
-    `output` at the end.
+    """Collects the items of a response from its stream's events: some gateways omit items or texts from the final
+    `output`.
 
     An event names its item by `output_index` and `item_id`, but each may be wrong: LiteLLM gives several items one
-    index, others omit it, and Copilot gives an item another id in each event. So an event belongs to the item with its
-    index, type and id that has not ended; else to the last item with its index and type that has not ended; else a new
-    item begins with it.
+    index, others omit the index, and Copilot gives an item another id in each event. So an event is added to the open
+    item with the same index, type and id. If there is none, it is added to the last open item with the same index and
+    type. If there is none either, the event begins a new item. An item is open until its end is reported.
     """
 
     def __init__(self) -> None:
         self.items: list[_Item] = []
         self._open: dict[tuple[object, ...], _Item] = {}
-        """The items that have not ended, by index, type and id, and by index and type the last of these items."""
+        """The open items by index, type and id. A key without an id leads to the last of these items."""
 
     def add(self, event: JsonDict) -> None:
         match event:
             case {"type": "response.output_item.added", "item": dict(fields)}:
-                if (event.get("output_index"), *_named(fields)) not in self._open:  # else the event is repeated
+                if (event.get("output_index"), *_named(fields)) not in self._open:  # otherwise a repeated event
                     self._begin(event.get("output_index"), fields)
             case {"type": "response.output_item.done", "item": dict(fields)}:
                 item = self._item(event.get("output_index"), fields)
@@ -425,7 +425,7 @@ class _StreamedItems:
                 item_type, part_type, field = _TEXTS[kind]
                 if isinstance(text := event.get(field), str):
                     item = self._item_of(event, item_type)
-                    if field == "delta" and item.has_ended(part_type, event):  # the item is a repetition
+                    if field == "delta" and item.has_ended(part_type, event):  # begins a repetition of the item
                         item = self._begin(event.get("output_index"), item.fields)
                     item.add(part_type, event, field, text)
 
@@ -457,7 +457,7 @@ class _StreamedItems:
         places = {id(item): place for place, item in matches.items()}
         items = [item.filled(item.fields) for item in streamed]
         whole = [matches[at].filled(fields) if at in matches else fields for at, fields in enumerate(output)]
-        # a gateway may also join messages
+        # if `output` has as much text of a type as the stream, no item is added: a gateway may have joined messages
         joined = {kind for kind in ("message", "reasoning") if _length(items, kind) <= _length(whole, kind)}
         lacking: dict[int, list[JsonDict]] = {}
         place = 0
@@ -470,7 +470,7 @@ class _StreamedItems:
 
 
 def _matches(streamed: list[_Item], output: list[JsonDict]) -> dict[int, _Item]:
-    """Return the streamed items by their positions in `output`, matched by id or else by order."""
+    """Return the streamed items by their positions in `output`. Items whose ids do not match are matched by order."""
     of_id = {_identity(item.fields): item for item in streamed if _identity(item.fields)[1]}
     matches = {at: of_id.pop(_identity(fields)) for at, fields in enumerate(output) if _identity(fields) in of_id}
     matched = {*map(id, matches.values())}
@@ -492,7 +492,7 @@ def _named(item: JsonObject) -> tuple[object, object]:
     return item.get("type"), item.get("id") or ""
 
 
-# The types of the items and parts to which streamed pieces belong, and the fields with their texts.
+# For each type of event: the types of the item and the part to which its text belongs, and the field with the text.
 _TEXTS = {
     "response.output_text.delta": ("message", "output_text", "delta"),
     "response.output_text.done": ("message", "output_text", "text"),
@@ -506,7 +506,7 @@ _TEXTS = {
     "response.function_call_arguments.done": ("function_call", "arguments", "arguments"),
 }
 _FIELDS = {"refusal": "refusal"}
-"""The field with the text of a part, by the type of the part; for other types: `text`."""
+"""The fields with the texts of parts, by the types of parts. For types that are not listed, the field is `text`."""
 
 
 def delta_in(event: JsonDict) -> JsonDict:
@@ -519,7 +519,7 @@ def delta_in(event: JsonDict) -> JsonDict:
         case {"type": "response.reasoning_summary_text.done" | "response.reasoning_text.done"}:
             return {"reasoning_content": _BETWEEN_THOUGHTS}
         case {"type": "response.output_item.added", "item": {"phase": "commentary"}}:
-            return {"hidden": event["output_index"]}  # only the end shows whether it is the answer
+            return {"hidden": event["output_index"]}  # only the stream's end shows whether this item is the answer
         case {"type": "response.output_item.added", "item": {"type": "message"}} | {
             "type": "response.output_text.done"
         }:

@@ -1,7 +1,7 @@
-"""TypeSafe's System One API, which many providers and local servers speak, some under `/decisions`.
+"""TypeSafe's System One API, which many providers and local servers speak, some of them at the path `/decisions`.
 
-Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Stricter servers require instructions, and both
-criteria of a yes or no, or none. So instructions are always sent, and both criteria if one criterion is known.
+Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Some servers require instructions, and for a yes
+or no either both criteria or none. So instructions are always sent, and if one criterion is known, both are sent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _SystemOne(Deciding):
     NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64)
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
-        """Return `state` and `questions`."""
+        """Return the fields `state` and `questions`."""
         if images:
             raise dialect.unsupported("images", "Leave them out, or choose a model that reads images.")
         return [b'"state":', orjson.dumps(evidence), b',"questions":', questions]
@@ -43,12 +43,12 @@ class _SystemOne(Deciding):
 
 
 def told(asked: Asked, answer: JsonDict) -> Told | Refused:
-    """Return the given value with its probabilities, or the refusal. Some gateways add refusals to the API."""
+    """Return the chosen option with the probabilities, or the refusal, which only some gateways send."""
     if answer.get("type") == "refusal" or answer.get("refusal"):
         return Refused("the model declined to answer")
     deciding.wanted(asked, answer, "noul")
     if deciding.is_yes_no(asked):
-        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # Databricks
+        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # the name at Databricks
     if deciding.is_scale(asked):
         return Told(None, [*answer["probabilities"].items()])
     return Told(str(answer["choice"]), [*(answer.get("probabilities") or {}).items()])

@@ -1,9 +1,9 @@
 """The limit of requests in flight to an endpoint, derived from its refusals and its answers per second.
 
 `AdaptiveLimit` finds the endpoint's own limit from refusals. The limit doubles per round trip until more requests are
-refused than chance explains. Then a lower limit is tried. If refusals stop, this is the endpoint's limit, and a
-slightly higher limit is tried from time to time. If refusals continue at the same rate, they do not depend on the
-number in flight; the earlier limit is restored and grows again.
+refused than chance explains. Then a lower limit is tried. If refusals stop, the lower limit is kept, and a slightly
+higher limit is tried from time to time. If refusals continue at the same rate, they do not depend on the number in
+flight, so the earlier limit is restored and grows again.
 
 Each refusal closes one place immediately, and answers reopen places, so that a trial causes no storm of requests. The
 doubling is TCP's slow start (V. Jacobson, 1988). Because of the trial, random refusals, which are common at shared
@@ -11,10 +11,10 @@ providers, do not cost speed.
 
 `ThroughputSearch` sets the upper bound of the limit for an operator's own server, which seldom refuses. With continuous
 batching, a server answers more requests per second the more are in flight, up to a point; beyond this point, each
-answer only takes longer. The bound is doubled while this has a gain, then set to the point where the gain ended, and a
-slightly higher bound is tried from time to time. A server that publishes its number of waiting requests does not get
-more than it computes: vLLM always publishes it (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp if started
-with an option, as Prometheus text at `/metrics` next to the API.
+answer only takes longer. The bound is doubled until the rate stops growing, then set to the point where it stopped, and
+a slightly higher bound is tried from time to time. A server that publishes how many requests wait in it does not get
+more requests than it computes. vLLM always publishes this number (docs.vllm.ai, "Production Metrics"), SGLang and
+llama.cpp if they are started with an option, as Prometheus text at `/metrics` next to the API.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from typing import NamedTuple
 
 from promptmill.backends.protocol import ignored
 
-# A refusal arrives immediately, an answer after seconds. So a permit of this age without a refusal counts as granted.
+# A refusal arrives immediately, an answer after seconds. So a request of this age without a refusal counts as accepted.
 QUIET_S = 0.2
 _START = 64
-# While the limit doubles, a smaller share of refusals starts no trial …
+# While the limit doubles, a share of refusals up to this value starts no trial.
 _TOLERATED = 0.1
-# … and refusals beyond this share never count as random.
+# Refusals beyond this share never count as random.
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial ends when the earlier share of refusals would have caused this many refusals, …
+# A trial ends when the share of refusals before the trial would have caused this many refusals.
 _TELLING = 8
-_TRIAL_LIMITS = 4  # … or after this many answers per permit
-# Rounds at a found limit before a slightly higher limit is tried. (A wait that doubles from 2 to 32 is no faster.)
+_TRIAL_LIMITS = 4  # a trial also ends after about this many answers per place
+# Rounds at a found limit before a slightly higher limit is tried. (A rest that grows from 2 to 32 rounds is no faster.)
 _REST = 16
 _LONGEST_REST = 32  # rounds, in the search for the best throughput
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
-# Doubling the limit must bring this share of the gain that a server with spare capacity would bring. The value prefers
-# short answers to a high rate: if the rate grows like n / (1 + n / 100), the search stops at 146 in flight, with 0.65
-# of the rate at 1000 in flight.
+# To be kept, a doubled bound must bring this share of the gain that a server with spare capacity would bring. The value
+# prefers quick answers to a high rate: if the rate grows like n / (1 + n / 100), the search stops at 146 in flight, at
+# 0.65 of the rate of 1000 in flight.
 _PAYS = 0.7
-# A small step must bring this share of its relative size.
+# To be kept, a small step must increase the rate by this share of the step's relative size.
 _PAYS_STILL = 0.4
 _STEP = 0.1
 _FEWEST_ANSWERS = 32
 _BUSY = 0.8
-# A sample in the text format: name, perhaps labels, value. Values of several engines or models are added.
+# A line of Prometheus text: a name, perhaps labels, a value. The values of several engines or models are added.
 _WAITING = re.compile(
     rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
     rb"(?:\{[^\n}]*\})? +([0-9.eE+]+)(?: .*)?$",
@@ -78,7 +78,7 @@ class _Count:
         return self.refused / self.sent if self.sent else 0.0
 
     def exceeds(self, share: float, deviations: float = 3.0) -> bool:
-        """Return whether the refusals exceed those that `share` explains, by this number of standard deviations."""
+        """Return whether there are more refusals than `share` explains, by `deviations` standard deviations."""
         expected = share * self.sent
         return self.refused > expected + deviations * math.sqrt(expected + 1)
 
@@ -96,9 +96,9 @@ class _Rounds:
         self.full = -2
         """The number of the last round in which all places were taken."""
         self.in_a_row = 0
-        """Consecutive refusals without an answer between them."""
+        """The number of refusals since the last answer."""
         self.lag = 0
-        """The largest number of rounds between sending a request and its refusal."""
+        """The largest number of rounds between the sending of a request and its refusal."""
         self.now = _Count(0)
         self._kept = deque([self.now], _KEPT_ROUNDS)
 
@@ -135,7 +135,7 @@ class _Search:
     """The search for a limit slightly higher than the found limit."""
 
     proven: float
-    """The last limit without an unusual number of refusals."""
+    """The last limit that caused no unusual number of refusals."""
     found: float = 0.0
     """The endpoint's own limit; 0: not yet found."""
     step: float = 1.0
@@ -220,7 +220,7 @@ class AdaptiveLimit:
             self._rounds.begin()
 
     def accepted(self, round_number: int, *, may_grow: bool = True) -> None:
-        """Count an answer. Without `may_grow`, a higher limit would not help."""
+        """Count an answer. `may_grow` is false if a higher limit would not help."""
         if not self._adaptive:
             return
         self._rounds.in_a_row = 0
@@ -240,7 +240,7 @@ class AdaptiveLimit:
                 self._end_round(may_grow=may_grow)
 
     def refused(self, round_number: int) -> None:
-        """Count a refusal of a request of `round_number`."""
+        """Count the refusal of a request that was sent in round `round_number`."""
         if not self._adaptive:
             return
         self._resize(max(1.0, self._size - 1))
@@ -248,7 +248,7 @@ class AdaptiveLimit:
         trial, level = self._trial, self._level
         if self._size == 1.0 < self._limit and self._rounds.in_a_row >= _TELLING:
             self._start_over()
-        elif trial is not None and round_number < level.since:  # sent before the trial, as one of its reasons
+        elif trial is not None and round_number < level.since:  # sent before the trial; one of the trial's reasons
             self._limit = min(self._limit, self._size)
             trial.before.refused += round_number >= trial.before.since
         else:
@@ -266,7 +266,7 @@ class AdaptiveLimit:
             self._rounds.in_a_row = 0
             self._resize(self._limit)
             self._next_level()
-            self._rounds.full = -2  # all places were taken before, but a pace may leave some free
+            self._rounds.full = -2  # forgets that all places were taken, because a pace may leave some places free
 
     def _consider_trial(self, count: _Count) -> None:
         """Try a lower limit if a round has more refusals than chance explains."""
@@ -314,7 +314,7 @@ class AdaptiveLimit:
             return self._return_from(trial)
         if not answered:  # wait, because requests sent at the same time may still be refused
             return None
-        likely = before.refused / (before.sent + 100)  # lowered, because the highest of many shares started the trial
+        likely = before.refused / (before.sent + 100)  # a low estimate: the trial began at an unusually high share
         if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
             return None
         if now.refused > 0.3 * now.sent * likely:
@@ -371,7 +371,7 @@ class ThroughputSearch:
         self._doubling = True
         self._base: tuple[float, float] | None = None  # the best level so far: (in flight, answered per second)
         self._step = _STEP
-        self._rest = 0  # answers, as multiples of the level, before the next try
+        self._rest = 0  # the number of measurements before the next higher bound is tried
         self._rests = 2
         self._begin(limit.size)
 
@@ -390,7 +390,7 @@ class ThroughputSearch:
             self._decide()
 
     def waits(self, waiting: float, in_flight: int) -> None:
-        """Report the number of requests that wait inside the server: ours (`in_flight`) and those of other clients."""
+        """Report that `waiting` requests of all clients wait inside the server, while `in_flight` of ours are sent."""
         if waiting > 0.05 * in_flight:
             self._doubling = False
             self._base = None
@@ -422,7 +422,7 @@ class ThroughputSearch:
             self._step = min(1.0, 2 * self._step)
             self._rests = 2
             return self._begin(self._wider(level))
-        if self._doubling:  # how many in flight would give this rate, at the rate per request of the base
+        if self._doubling:  # the number in flight that reaches this rate if each request is as fast as at the base
             self._doubling = False
             self._base = None
             return self._begin(max(base_level, min(level, base_level * rate / base_rate)))
@@ -436,7 +436,7 @@ class ThroughputSearch:
 
 
 def waiting_in(page: bytes) -> float | None:
-    """Return the number of waiting requests on a metrics page; None if the page lacks it."""
+    """Return the number of waiting requests that a metrics page reports; None if it reports none."""
     numbers = _WAITING.findall(page)
     try:
         return sum(map(float, numbers)) if numbers else None

@@ -23,7 +23,7 @@ from promptmill.core.errors import Code, PromptmillError
 # third of all prompts refuses this many in a row once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
-# Answers within this time before an item was first sent show that the endpoint was well.
+# Answers within this time before an item was first sent show that the endpoint was working.
 _NEIGHBOURS_S = 60.0
 _LOAD_PERIOD_S, _PAGE_S = 1.0, 1.0
 # The upper bound of requests in flight to an operator's own server, if `concurrency` is not set.
@@ -43,11 +43,11 @@ class Permit:
         self.serial = serial
         """The number of the request at this endpoint, from 1."""
         self.sent_as = sent_as
-        """The number of requests in flight when it was sent, including itself."""
+        """The number of requests in flight when the request was sent, including itself."""
         self.round_number = round_number
-        """The round, from `AdaptiveLimit.taken`."""
+        """The round of the request, which `AdaptiveLimit.taken` returned."""
         self.idle_s = idle_s
-        """The idle time, from `LoopThrottle.idle_s`."""
+        """The idle time before the request, which `LoopThrottle.idle_s` returned."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Load:
 
     limit: AdaptiveLimit
     search: ThroughputSearch | None
-    """Sets the bound of `limit` for an operator's own server."""
+    """Sets the bound of `limit` for an operator's own server; None for other endpoints."""
     in_flight: int = 0
     sent: int = 0
     """The number of requests so far, which is the serial of the newest request."""
@@ -106,8 +106,8 @@ class Pause:
 
     until: float = 0.0
     used_up_until: float = 0.0
-    """The part of the pause that an answer reported. An answer to a request sent after the last strike ends the rest of
-    the pause; otherwise an ended call would leave its pause to the next call.
+    """The end of the wait that an answer's headers requested. An answer to a request that was sent after the last
+    strike shortens the pause to this time; otherwise, an ended call would leave its pause to the next call.
     """
     strikes: int = 0
     """The number of consecutive strikes. After a strike, one request at a time probes the endpoint."""
@@ -193,7 +193,7 @@ class EndpointState:
         return permit
 
     def leave(self, permit: Permit) -> None:
-        """Free the place."""
+        """Free the place of the request with `permit`."""
         self.load.in_flight -= 1
         if self.pause.probe is permit:
             self.pause.probe = None
@@ -249,7 +249,7 @@ class EndpointState:
             self.load.search.waits(waiting, self.load.in_flight)
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
-        """Count a failure. Return whether the endpoint caused it; then it does not count against the item.
+        """Count a failure. Return whether the endpoint caused it; then the failure does not count against the item.
 
         `failed_before`: the value of `Load.sent` at the item's previous failure at this endpoint.
         """
@@ -264,14 +264,14 @@ class EndpointState:
                 return True
             case FailureKind.LOST:
                 is_forgiven = self._lost(permit, decision, failed_before)
-                return is_forgiven and not decision.is_cut  # not if a proxy's time limit cut it: each try is billed
+                return is_forgiven and not decision.is_cut  # a response that a proxy cuts is billed, so attempts count
         return False
 
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
         """Return whether no request has succeeded since `permit` was given.
 
-        From the item's second failure on, only answers to requests sent after its first failure count: an endpoint that
-        shuts down still answers older requests for a while.
+        If the item has failed before, only answers to requests sent after its previous failure count, because an
+        endpoint that shuts down still answers older requests for a while.
         """
         if failed_before is None:
             return self.health.succeeded_at < permit.serial
@@ -280,7 +280,7 @@ class EndpointState:
     def _refused(self, error: PromptmillError) -> None:
         """Count a refusal that would concern all items.
 
-        The refusal counts if the endpoint has never answered, or after many consecutive refusals.
+        An endpoint that has never answered is suspected; after many consecutive refusals, any endpoint is blocked.
         """
         health = self.health
         health.refusals = health.refusals + 1 if error.code is health.refused_as else 1
@@ -297,7 +297,7 @@ class EndpointState:
         load.rejections += 1
         if self.pace.refused(permit.serial, permit.sent_as, permit.at, newest=load.sent, size=limit.size, now=now):
             limit.refused(permit.round_number)
-        # only if this request is alone: others in flight show that the endpoint accepts some
+        # only if no other request is in flight, which would show that the endpoint accepts some requests
         if load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
             lasted_s = 0.0 if self.health.trouble is None else now - self.health.trouble.since
             longest_s = min(self._settings.max_delay, max(self._settings.base_delay, lasted_s / 4))
@@ -315,13 +315,13 @@ class EndpointState:
             return health.losses > 1 and health.successes > 0
         refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
         health.has_listened = health.has_listened or not refused
-        # the first probe is immediate: a connection closed between requests is not an outage
-        # a probe of a lost endpoint costs almost nothing, but a longer wait would delay the run
+        # the first probe is immediate, because a connection that was closed between requests is not an outage
+        # later waits are short: a probe of a lost endpoint costs almost nothing, but a longer wait would delay the run
         self._strike(permit, decision, self.pause.strikes, min(self._settings.max_delay, 5.0))
         return health.successes > 0 or (refused and health.has_listened)
 
     def _strike(self, permit: Permit, decision: RetryDecision, failures: int, longest_s: float) -> None:
-        """Pause the endpoint, only once for all requests that were in flight together."""
+        """Pause the endpoint. Of the requests that were in flight together, only the first to fail has an effect."""
         pause = self.pause
         if pause.struck_at >= permit.serial:
             return
@@ -331,9 +331,9 @@ class EndpointState:
         pause.until = self._clock() + max(pause_s, self.honoured_wait_s(decision))
 
     def used_up(self, wait_s: float) -> None:
-        """Send nothing for `wait_s`: an answer reported that the limit per minute is used up until then."""
-        # A refusal may ask for longer waits: a limit per minute resets after a minute, so a header with a longer wait
-        # refers to a limit per day.
+        """Pause the endpoint for `wait_s` seconds, because an answer reported that the limit per minute is used up."""
+        # A limit per minute resets after a minute, so a header with a longer wait refers to a limit per day. It is
+        # ignored: only a refusal may request a longer wait.
         if wait_s <= min(60.0, longest_wait_s(self._settings)):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)
@@ -352,7 +352,7 @@ class EndpointState:
         return self.is_down or now < self.pause.until
 
     def honoured_wait_s(self, decision: RetryDecision) -> float:
-        """Return the wait in seconds that the endpoint requested, up to the longest honoured wait."""
+        """Return the wait in seconds that the endpoint requested, at most `longest_wait_s`."""
         return min(decision.wait_s or 0.0, longest_wait_s(self._settings))
 
     @property

@@ -22,7 +22,7 @@ from promptmill.core.wording import counted, duration
 
 # Shorter waits are not reported: they would end before a user has read about them.
 _SHORTEST_S = 1.0
-# The silence after which the reason is reported. Answers seldom take longer.
+# The seconds without an answer after which the reason is reported. Answers seldom take longer.
 _QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
@@ -53,7 +53,7 @@ class ConcurrencyShare:
         self.grown: Callable[[], None] = ignored
         self.gathered = 0
         self.wanted: int | None = None
-        """The number of items that remain for the call; None: more than its share can ever be."""
+        """The number of items that remain for the call; None: more items than its share can ever have."""
         self.in_flight = 0
         self.sent = 0
         """The number of requests sent so far."""
@@ -61,11 +61,11 @@ class ConcurrencyShare:
 
     @property
     def has_sent(self) -> bool:
-        """Whether the call has sent a request, or is about to."""
+        """Whether the call has sent a request, or is about to send one."""
         return bool(self.sent or self.in_flight)
 
     def want(self, items: int | None) -> None:
-        """Set the number of remaining items; None if unknown."""
+        """Set the number of remaining items; None if it is unknown."""
         if items != self.wanted:
             self.wanted = items
             self._shares.changed(self)
@@ -147,7 +147,7 @@ class TokenBucket:
         self._at = now
 
     def lease(self, share: float, now: float) -> None:
-        """From now on, allow only this fraction (0 to 1). Saved units shrink in proportion."""
+        """From now on, allow only the fraction `share` (0 to 1) of the rate. Saved units shrink in proportion."""
         self.wait_s(now)
         self._level = min(self._level, max(1.0, self._full_rate / 4) * share)
         self._rate = self._full_rate * share
@@ -224,7 +224,7 @@ class Limiter:
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.suspects = asyncio.Lock()
-        """Held while an item is sent that may crash its server."""
+        """Held while an item that may crash its server is in flight."""
         self.shares = FairShares(lambda: self.room)
         for state in endpoint_states:
             state.load.limit.resized = self.shares.divide
@@ -262,21 +262,21 @@ class Limiter:
 
     @property
     def pace(self) -> float:
-        """The requests per second to which the paces of all endpoints limit a call; 0: some endpoint has no pace."""
+        """The sum of the paces of all usable endpoints, in requests per second; 0 if one of them has no pace."""
         paces = [state.pace.present for state in self.endpoint_states if not state.health.blocked]
         return sum(paces) if paces and all(paces) else 0.0
 
     def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
         """Return a permit if a place is free and no other request waits for it.
 
-        `tokens`: the request's estimated size. `avoid`: the endpoint where it failed last; others are preferred.
+        `tokens`: the request's estimated size. `avoid`: the endpoint at which it failed last; others are preferred.
         """
         return None if self._waiting else self._admit(share, tokens, avoid, self._clock())
 
     async def enter(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit:
         """Wait for a permit. Raises the endpoints' error if all endpoints are unusable.
 
-        A call that has not sent anything is not refused: its first request probes an endpoint that others gave up on.
+        A call that has not sent any request is not refused: its first request probes an endpoint although it is down.
         """
         if error := self.unusable():
             if share.has_sent:
@@ -342,7 +342,7 @@ class Limiter:
 
     def serve(self) -> None:
         """Give free places to waiting requests. Called whenever a place, a pause or a rate may have changed."""
-        # read only once: if a pause ended between two readings, no timer would be set
+        # the clock is read only once: if a pause ended between two readings, no timer would be set
         now = self._clock()
         stuck: set[EndpointState | None] = set()
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
@@ -359,8 +359,8 @@ class Limiter:
     def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
         """Give one permit, or drop a call without waiting requests. Return False if there is nothing to do.
 
-        A request that waits for an endpoint other than the one where it failed does not delay other requests. `stuck`:
-        the endpoints to avoid for which no permit is available at `now`.
+        A request that must avoid the endpoint at which it failed does not delay other requests. `stuck`: the values of
+        `avoid` for which no permit is available at `now`.
         """
         waiting, alone = self._waiting, len(self.endpoint_states) == 1
         for share in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
@@ -452,7 +452,7 @@ class Limiter:
                     waiter.future.set_exception(error)
 
     def _wake_later(self, now: float) -> None:
-        """Schedule `serve` for the end of the next pause, pace or rate wait. (A freed place calls `serve` anyway.)"""
+        """Schedule `serve` for the end of the next pause or wait. (When a place becomes free, `serve` runs anyway.)"""
         times = [at - now for state in self.endpoint_states if (at := state.opens_at(now)) > now]
         if (rate := self.rate_wait_s(now)) > 0:
             times.append(rate)
@@ -477,7 +477,7 @@ class CallFlow:
     def put_back(
         self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float, attempts: str = ""
     ) -> None:
-        """Record that an item will be sent again after `wait_s`. `attempts`: a text, if their number ends the wait."""
+        """Record that an item will be sent again after `wait_s`. `attempts`: a text on the limit of its attempts."""
         self._last, self._attempts = (endpoint_state, decision), attempts
         now = self._quiet_since = self._clock()
         while self._due and self._due[0] <= now:
@@ -485,7 +485,7 @@ class CallFlow:
         heapq.heappush(self._due, now + wait_s)
 
     def waiting(self) -> str:
-        """Return the reason for a stall and its end; `""` while requests are running.
+        """Return why the call is stalled, and when the stall ends; `""` while requests are running.
 
         A probe of an endpoint that is down does not count as a running request.
         """

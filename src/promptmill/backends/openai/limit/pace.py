@@ -1,15 +1,15 @@
 """The pace of requests to an endpoint that accepts a limited number per second or per minute.
 
 `AdaptiveLimit` finds how many requests an endpoint takes at one time. Many endpoints count requests per time instead.
-The rule: if a second has more refusals than usual, although as many requests were in flight shortly before, or although
-the refused request was alone, the number in flight is not the reason. The pace becomes the rate of accepted requests
-since the last refusals, and the earlier limit of requests in flight is restored: a burst of refusals is one event.
-While no request is refused, the pace rises in steps that double, but no step jumps over the pace before the last cut. A
-refused step ends halfway between the last two paces. If two cuts leave the share of refusals unchanged, refusals are
-random, and the pace ends. While no request is accepted, each wait is a quarter of the time without acceptance, so an
-endpoint that is closed for a minute gets some twenty requests. When it opens again, the pace becomes the rate since it
-opened last. If answers are slow and all places stay taken, refusals cannot recur: a second after a burst, some requests
-beyond the limit are tried. If they are accepted although no place became free, the endpoint counts per time.
+If a second has more refusals than usual, although as many requests were in flight shortly before, or although the
+refused request was alone, the number in flight is not the reason. Then the pace becomes the rate of requests accepted
+since the last refusals, and the limit of requests in flight becomes what it was before them. While no request is
+refused, the pace rises in steps that double, but a step stops at the pace before the last cut. After a refused step,
+the pace is halfway between the last two. If two cuts do not change the share of refusals, refusals are random, and the
+pace ends. While no request is accepted, each wait is a quarter of the time since the last acceptance, so an endpoint
+that is closed for a minute gets some twenty requests. When it opens, the pace becomes the rate since it last opened. If
+answers are slow and all places stay taken, refusals cannot recur. So a second after a burst, some requests beyond the
+limit are tried: if they are accepted although no place became free, the endpoint counts requests per time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _PERIOD_S = 1.0
-_FEWEST = 10  # requests; a period with fewer cannot be judged
+_FEWEST = 10  # a period with fewer requests cannot be judged
 _TOLERATED = 0.03
-_TOLERATED_STEP = 0.01  # share of refusals at a step to a higher pace: these are avoidable
-# The pace stays below the found rate: answers of different length and the clocks of both sides shift requests.
+_TOLERATED_STEP = 0.01  # the share of refusals tolerated at a step to a higher pace: such refusals are avoidable
+# The pace stays below the rate that was found, because the lengths of answers vary and the clocks of both sides differ.
 _CUT = 0.97
 _STEP, _LARGE_STEP, _LARGEST_STEP = 0.03, 0.12, 0.5
 _LONGEST_REST = 4  # periods before the next step
-_SAVED_S = 0.05  # requests that this time would have allowed may be sent together
+_SAVED_S = 0.05  # as many requests as the pace allows in this time may be sent together
 _MOST_RANDOM = 0.35  # a larger share of refusals is never random
 _A_RUN = 4  # refusals in a row
 _A_BURST = 8
@@ -37,7 +37,7 @@ _UNUSED_S = 60.0
 
 @dataclass(slots=True)
 class _Since:
-    """The requests accepted since a request was sent. They can be counted only until another request is refused."""
+    """Counts the requests accepted between the request `serial`, sent at `at`, and a later request that is refused."""
 
     serial: int
     at: float
@@ -53,9 +53,9 @@ class _Period:
 
     began: float
     serial: int
-    """The serial of the newest request before it."""
+    """The serial of the newest request before the period."""
     size: int
-    """The limit of requests in flight at its beginning."""
+    """The limit of requests in flight at the beginning of the period."""
     sent: int = 0
     refused: int = 0
     unexplained: int = 0
@@ -63,7 +63,7 @@ class _Period:
     is_paced: bool = False
     """Whether the pace held a request back in the period."""
     most: int = 0
-    """The largest number in flight, itself included, at which an answered request was sent."""
+    """The largest number of requests in flight, including itself, at the sending of an answered request."""
     last: tuple[int, float] = (0, 0.0)
     """The serial and the time of the newest request that was refused."""
 
@@ -74,7 +74,7 @@ class _Period:
 
 @dataclass(slots=True)
 class _Run:
-    """Refusals in a row."""
+    """A run of consecutive refusals."""
 
     serial: int = 0
     at: float = 0.0
@@ -82,7 +82,7 @@ class _Run:
     newest: int = 0
 
     def add(self, serial: int, at: float, unknown: float) -> None:
-        """Count a refusal. `unknown`: how many earlier requests may have been refused without our knowledge."""
+        """Count a refusal. `unknown`: the number of earlier requests whose refusal may not have arrived yet."""
         if serial - self.newest - 1 > 2 + unknown or self.refused < (serial - self.serial) / 2 - unknown:
             self.serial, self.at, self.refused = serial, at, 0
         self.refused += 1
@@ -91,7 +91,7 @@ class _Run:
 
 @dataclass(slots=True)
 class _Probe:
-    """Requests beyond the limit: they show whether an endpoint accepts this number a while after it refused it."""
+    """A probe by requests beyond the limit, which shows whether an endpoint accepts what it refused a while ago."""
 
     due: float = math.inf
     wait_s: float = 1.0
@@ -142,7 +142,7 @@ class Pace:
 
     @property
     def present(self) -> float:
-        """The pace, if it held a request back in the present or the last period; else 0."""
+        """The pace, if it held a request back in the present or the previous period; otherwise 0."""
         return self.rate if self.rate < math.inf and (self._period.is_paced or self._before.is_paced) else 0.0
 
     def wait_s(self, now: float) -> float:
@@ -154,7 +154,7 @@ class Pace:
         return max(0.0 if self._credit >= 1 - 1e-6 else (1 - self._credit) / self.rate, self._stopped_until - now)
 
     def holds_back(self, now: float) -> bool:
-        """Return whether a request that has a place must wait."""
+        """Return whether the pace makes a request wait, although a place is free."""
         if self.wait_s(now) <= 0:
             return False
         self._period.is_paced = True
@@ -169,16 +169,16 @@ class Pace:
 
     @property
     def _probed_at(self) -> float:
-        """The time until which the present probe must not have been refused."""
+        """The time at which the present probe succeeds if none of its requests has been refused."""
         return self._probe.began + max(0.2, 2 * self._refusal_s)
 
     def beyond(self, in_flight: int, size: int, now: float) -> int:
-        """Return how many requests may be sent beyond the limit, whose places are all taken."""
+        """Return how many requests may be sent beyond the limit, while all places within the limit are taken."""
         probe = self._probe
         if self.rate < math.inf:
             return 0
         if not probe.size:
-            # an eighth more than it took in the burst; none if the limit is now far lower: many would be refused
+            # an eighth more than in the burst; none if the limit is now far lower, because many would be refused
             probe.most = max(0, probe.held - size) + max(1, probe.held // 8)
             return probe.most if now >= probe.due and probe.most <= size else 0
         missing = probe.most - len(probe.serials)
@@ -241,7 +241,7 @@ class Pace:
         for since in (self._exhausted, self._opened):
             since.refused += serial > since.serial
         self._note_run(serial, at, size, now)
-        # while the limit closes, refused requests are counted in flight a little longer here than there
+        # while the limit is lowered, refused requests count as in flight a little longer here than at the endpoint
         is_beyond = sent_as > max(1, (0.9 if is_free else 1.0) * max(self._before.most, period.most))
         if serial > period.serial:
             period.refused += 1
@@ -271,7 +271,7 @@ class Pace:
             return
         if self.rate == math.inf:
             self._begin_pace()
-        # it opened after the last refusal; a wait longer than a probe's was requested, and ends when it opens
+        # the endpoint opened after the last refusal; if that was long ago, it had requested a wait that ends now
         opened_at = self._refused_at if now - self._refused_at <= stop_s / 4 else now
         self._set(accepted / max(_PERIOD_S, opened_at - self._opened.at), now)
         self._step, self._resting, self._rest, self._lower, self._cuts = _STEP, 1, 2, None, 0
@@ -280,7 +280,7 @@ class Pace:
         self._exhausted, self._opened = _Since(serial, now), _Since(serial, now)
 
     def _is_excess(self, known: float) -> bool:
-        """Return whether the period's refusals exceed the usual ones. `known`: the share whose outcome is known."""
+        """Return whether the period has more refusals than usual. `known`: the share of outcomes that are known."""
         period, random = self._period, self._random
         if period.unexplained < 2:
             return False
@@ -289,7 +289,7 @@ class Pace:
         return period.unexplained > usual + 2 * math.sqrt(random * sent)
 
     def _look(self, serial: int, size: int, now: float) -> None:
-        """Judge the period if it has lasted long enough, or if refusals of a pace are obvious."""
+        """Judge the period if it has lasted long enough, or if the pace is obviously too high."""
         period = self._period
         lasted_s = now - period.began
         if lasted_s < max(self._period_s, 2 * self._refusal_s) or period.sent < _FEWEST:
@@ -305,7 +305,7 @@ class Pace:
         self._before, self._period = period, _Period(now, serial, size)
 
     def _cut(self, share: float, now: float) -> None:
-        """Lower the pace to the rate of accepted requests. `share`: the share of refusals."""
+        """Lower the pace to the rate of accepted requests. `share`: the period's share of refusals."""
         period, lower = self._period, self._lower
         (serial, at), since = period.last, self._exhausted
         accepted, seconds = since.accepted(serial), at - since.at
@@ -321,10 +321,10 @@ class Pace:
         if self.rate == math.inf:
             self._begin_pace()
         rate = accepted / seconds
-        if lower is not None:  # since its last refusals it could have accepted more, so look at this period, too
+        if lower is not None:  # since the last refusals, more may have been possible, so this period counts, too
             recent = (serial - period.serial - period.refused) / max(1e-9, at - period.began)
             rate = max(rate, min(recent, (lower + self.rate) / 2))
-        # far below the pace that was tried, the rate may be too low, because no requests were sent for a while
+        # a rate far below the pace that was tried may be too low, because no requests were sent for a while
         is_near = rate > 0.8 * self.rate or self.rate == math.inf
         if self.rate > 1.3 * self._cut_to:
             self._rest = 1

@@ -2,7 +2,7 @@
 process.
 
 Only one step of a request (a batch, or some thousands of characters) is computed at a time. Requests take turns after
-each step, so a long text delays the others by a step. A thread ends after the step in which its answer was cancelled.
+each step, so a long text delays other texts by a step. A thread ends after the step in which its answer was cancelled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder
 
 T = TypeVar("T")
-_AT_ONCE = 2  # answers in flight of a call: one is computed, the next waits
+_AT_ONCE = 2  # answers of a call in flight: one is computed, the next waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
 _FORM = frozenset({"choices", "response_format"})
 _OF_LABELS = frozenset({TOP_CHOICES, "logprobs", "model"})

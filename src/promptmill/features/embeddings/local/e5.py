@@ -141,7 +141,7 @@ class Unigram:
     def _divided(self, word: str, step: Step = lambda _: None) -> Sequence[int]:
         text = "\u2581" + word  # the sign for a space
         best = [0.0] + [-1e30] * len(text)  # the largest sum of scores up to each place
-        pieces = [(0, 0)] * (len(text) + 1)  # the last piece up to there: its start and its number
+        pieces = [(0, 0)] * (len(text) + 1)  # the last piece up to each place: its start and its number
         for start in range(len(text)):
             if start % _PAUSE == _PAUSE - 1:
                 step(0)

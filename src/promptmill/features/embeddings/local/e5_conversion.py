@@ -70,7 +70,7 @@ class ModelFile:
         count, size = self._read("<iI")
         after = self._at + size
         self.normal = {code: self._text(length) for code, length in (self._read("<IB") for _ in range(count))}
-        """Texts that replace a character, by its code point."""
+        """The texts that replace characters, by the code points of these characters."""
         self._at = after
         self._tensors = dict(self._tensor() for _ in range(*self._read("<i")))
 

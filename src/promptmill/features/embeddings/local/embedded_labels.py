@@ -3,8 +3,8 @@
     request ─┬▶ closed questions that distances answer ─▶ `EncoderBackend`
              └▶ other requests ─────────────────────────▶ the engine of the embedded model
 
-Loading for a job, or for a command whose configuration sets labels, loads the encoder. Otherwise it loads the engine.
-The other of the two is loaded by the first request that needs it.
+`load` loads the encoder if the configuration of the job or command sets labels that it can give, otherwise the engine.
+Whichever of the two is not loaded is loaded by the first request that needs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BY_ENCODER = (
     f"The labels are from an encoder on this machine, not from {EMBEDDED}: about three of four are right if the labels "
     "have definitions, and two of three by their names alone."
 )
-_AT_ONCE = 2  # answers in flight of a call without the engine: one is computed, the next waits
+_AT_ONCE = 2  # answers in flight of a call that has not entered the engine: one is computed, the next waits
 
 
 def create(config: ModelConfig, engine: Backend) -> Backend:
@@ -103,13 +103,13 @@ class EmbeddedLabels:
             except PromptmillError as error:
                 if error.code is Code.SHUTDOWN:
                     raise
-                self._why_no_encoder = error  # kept, because each attempt to download it may take long
+                self._why_no_encoder = error  # kept, because each attempt to download the encoder may take long
         return self._why_no_encoder
 
 
 def _is_for_encoder(error: PromptmillError | None) -> bool:
-    """Return whether the encoder gets a request, given the reason against it. Without definitions, it gets it too and
-    refuses it: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
+    """Return whether the encoder gets a request, given the reason against it. It also gets a question without
+    definitions, and refuses it: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
     return error is None or error.code is Code.INVALID_INPUT
 
 

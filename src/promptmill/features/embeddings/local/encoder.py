@@ -1,4 +1,4 @@
-"""The interface of encoders, and their common code: long texts in parts, and a check of the numbers."""
+"""The interface of encoders, and their common code: it divides long texts into parts, and checks the numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from promptmill.core.errors import Code, PromptmillError
 
 Step: TypeAlias = Callable[[int], None]
-"""Called after each batch with the number of its tokens, and with 0 after each text that was divided into tokens. It
-may let other callers compute. An exception that it raises ends the work."""
+"""A function that is called after each batch with the number of its tokens, and with 0 after each text that was divided
+into tokens. It may let other callers compute. An exception that it raises ends the work."""
 
 KNOWN = "Ein Satz, a sentence, 一句话."
 """A text whose vector is known."""
@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
 
 def tokens_of(texts: Iterable[str], tokens: Callable[[str], Sequence[int]], step: Step) -> Iterator[Sequence[int]]:
-    """Yield the tokens of each text, with a step after it."""
+    """Yield the tokens of each text. `step` is called after each text."""
     for text in texts:
         yield tokens(text)
         step(0)

@@ -45,7 +45,7 @@ def settings_of(block: Block | None) -> EncoderSettings:
 def settings_in(config: ModelConfig) -> EncoderSettings:
     """Return the settings of the encoder: the configuration's settings, or int8 on the best installed encoder.
 
-    The block `encoder` of the whole file counts, because a named model has only the block of its own backend.
+    The block `encoder` of the whole file is used, because a named model has only the block of its own backend.
     """
     if (block := getattr((config.file or config.operator).backend_configs, "encoder", None)) is not None:
         return settings_of(block)
@@ -69,7 +69,7 @@ def load(settings: EncoderSettings, report: Callable[[str], None]) -> Encoder:
     Raises `PromptmillError` (`missing_dependency`, `engine_load_failed`).
     """
     module = _module(settings)
-    threads = settings.threads or (1 if settings.model == "use" else usable_cores())  # `use` is slower with two
+    threads = settings.threads or (1 if settings.model == "use" else usable_cores())  # `use` is slower with two threads
     encoder: Encoder = module.load(report, **_chosen(settings), threads=threads)
     return encoder
 

@@ -23,7 +23,7 @@ from promptmill.core.request import Request, Sampling, TextPart
 from promptmill.core.wording import listed, mended
 
 ALWAYS = "The encoder always gives one of the labels, also for a text that does not state the answer."
-"""The warning for a question that may stay without an answer. An option for this case would take 12 to 38 % of the
+"""The warning for a question that a text may leave open. An option for this case would wrongly get 12 to 38 % of the
 rows of nine tables in which every row has an answer."""
 _YES_OR_NO = frozenset({"yes", "no", "true", "false", "y", "n", "ja", "nein", "oui", "non", "sí", "si", "是", "否"})
 _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
@@ -70,7 +70,7 @@ class Comparisons:
         self.vectors: Any = None
         """An array with a line for each of `texts`; None: not computed yet."""
         self.learning = asyncio.Lock()
-        """Held while the vectors are computed."""
+        """The lock that is held while the vectors are computed."""
         self.may_be_unstated = any(option.value is None for asked in form.asked for option in asked.options)
 
     def answer(self, evidence: Any, temperature: float) -> Answer:
@@ -87,8 +87,8 @@ class Comparisons:
 
 
 def evidence_of(request: Request) -> str:
-    """Return the text that the questions are about: the row's cells without the words of its template (equal in all
-    rows), or else the last message of the user.
+    """Return the text that the questions are about: the row's cells without the words of its template, which are equal
+    in all rows. Without cells, it is the last message of the user.
 
     Raises `PromptmillError` (`invalid_input`) if there is none.
     """
@@ -122,8 +122,8 @@ def _comparison(asked: Asked) -> ComparedOptions:
 
 
 def _texts(asked: Asked, options: Sequence[AllowedAnswer]) -> list[str]:
-    """Return the texts of options. The description of a field helps if no label has a definition (.71 instead of .67 of
-    ten tables). The name of a field never helps (.65)."""
+    """Return the texts of options. The description of a field helps if no label has a definition: in ten tables, .71 of
+    the labels are right instead of .67. The name of a field never helps (.65)."""
     if isinstance(asked.kind, YesNo):
         return [option.definition for option in options]
     if asked.words and not any(option.definition for option in options):
