@@ -304,6 +304,19 @@ def test_names_under_servers_hide_no_importable_module():
     assert not names & dependencies
 
 
+def test_a_constant_has_one_value():
+    """A second assignment replaces the value for every module that imports the name."""
+    for module, file in MODULES.items():
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        names = [
+            target.id
+            for node in body
+            for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+            if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign)
+        ]
+        assert len(names) == len({*names}), module
+
+
 def test_no_file_is_called_by_what_it_is_not():
     names = {part for module in MODULES for part in module.split(".")}
     assert not names & {"utils", "util", "helpers", "common", "misc", "base", "manager"}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from other_packages import Installed
 from replies import answer, by_prompt
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "acme"
@@ -20,33 +18,9 @@ _MOST_LINES = 100
 
 
 @pytest.fixture
-def run(tmp_path, upstream) -> Any:
+def run(tmp_path) -> Any:
     """Run promptmill in a folder, with the example installed as pip would install it."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    about = tmp_path / "packages" / "promptmill_acme-1.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = (
-        f"[{group}]\n{name} = {where}\n"
-        for group, names in project["entry-points"].items()
-        for name, where in names.items()
-    )
-    (about / "entry_points.txt").write_text("".join(points))
-    path = os.pathsep.join([str(EXAMPLE), str(about.parent)])
-
-    def promptmill(*words: str, code: int = 0, **environ: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "promptmill", *words],
-            env={**os.environ, "PYTHONPATH": path, "LLM_API_KEY": "k", **environ},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr + done.stdout
-        return done.stdout + done.stderr
-
-    return promptmill
+    return partial(Installed.of(EXAMPLE, tmp_path).run, "-m", "promptmill")
 
 
 @pytest.mark.thorough

@@ -37,7 +37,14 @@ def _of_function(fn: Callable[..., Any], **options: Any) -> ParsedFunction:
     tool = inspect.unwrap(fn)
     if not hasattr(tool, "__code__") or not tool.__module__.startswith("promptmill."):
         return _parse(fn, **options)
-    key = (tool.__code__, repr(tool.__kwdefaults__), tuple(sorted(options.items())), *table.options(), *features())
+    key = (
+        tool.__name__,
+        tool.__code__,
+        repr(tool.__kwdefaults__),
+        tuple(sorted(options.items())),
+        *table.options(),
+        *features(),
+    )
     known = _PARSED.get(key)
     if known is None:
         known = _PARSED[key] = _parse(fn, **options)

@@ -131,7 +131,7 @@ WORKBOOK_MEMORY = 4 << 30
 """The memory of processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
 MOST_COLUMNS = 16_384
 """Columns of a sheet (Excel's limit), and of a table in a document, whose cells may claim any number of columns."""
-LONGEST_HEADER = 32_000
+LONGEST_MAIL_HEADER = 32_000
 """Characters of a mail's header: the time of Python's parsers grows with the square of the length (400 KB take 17 s).
 Five hundred receivers take 20,000 characters."""
 DEEPEST_MAIL = 50

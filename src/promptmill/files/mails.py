@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any, TypeAlias
 
-from promptmill.core.bounds import DEEPEST_MAIL, LONGEST_HEADER
+from promptmill.core.bounds import DEEPEST_MAIL, LONGEST_MAIL_HEADER
 from promptmill.core.errors import input_error
 from promptmill.files import encodings
 from promptmill.files.web_pages import page_text
@@ -88,8 +88,8 @@ class _Headers(email.policy.Compat32):
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         """Return the name and the value of a header."""
         name, value = super().header_source_parse(sourcelines)
-        is_whole = len(value) <= LONGEST_HEADER
-        return name, value if is_whole else f"{value[:LONGEST_HEADER]} ..."  # ASCII, as the encoding is unknown
+        is_whole = len(value) <= LONGEST_MAIL_HEADER
+        return name, value if is_whole else f"{value[:LONGEST_MAIL_HEADER]} ..."  # ASCII, as the encoding is unknown
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         """Return the text of a header, whose bytes may be of any encoding."""

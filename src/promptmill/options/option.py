@@ -53,6 +53,7 @@ class Argument:
     """The description, if a call's values differ from Python's, or if a language model needs more information."""
     is_common: bool = False
     """Whether the list of tools shows the argument; otherwise it is a key of `options` in the list."""
+    is_required: bool = False
     form: str = ""
     """The description of the value, which the list of tools shows after the argument's name in `options`."""
     least: float | None = None

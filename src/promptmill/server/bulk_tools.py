@@ -99,11 +99,13 @@ def _arguments(options: Sequence[Option]) -> Iterator[inspect.Parameter]:
         argument = option.argument
         if argument is not None and not argument.within:
             kind = _annotation(option, argument, known)
-            yield inspect.Parameter(argument.name or option.name, by_name, default=option.default, annotation=kind)
+            default = inspect.Parameter.empty if argument.is_required else option.default
+            yield inspect.Parameter(argument.name or option.name, by_name, default=default, annotation=kind)
 
 
 def _annotation(option: Option, argument: Argument, known: dict[str, Option]) -> Any:
-    kind: Any = option.type if option.default is not None else option.type | None  # type: ignore[operator]
+    has_value = option.default is not None or argument.is_required
+    kind: Any = option.type if has_value else option.type | None  # type: ignore[operator]
     field = Field(
         description=sentence(option.words_on("argument", known)),
         ge=argument.least,

@@ -169,7 +169,7 @@ async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summ
         ({"limit": 1}, "`limit` needs `criterion"),
         ({"max_cost": 1}, "`max_cost` needs `criterion"),
         ({"again": "all"}, "`again` needs `criterion"),
-        ({"sampling_params": {}}, "`sampling_params` needs `criterion`"),
+        ({"sampling_params": {}}, "`sampling_params` needs `criterion"),
         ({"criterion": " "}, "`criterion`: write what makes an answer better"),
         ({"criterion": "x", "files": ["short.jsonl"], "gold": "text"}, "`criterion` needs two files"),
         ({"criterion": "x", "limit": 0}, "limit: should be at least 1"),

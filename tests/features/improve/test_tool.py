@@ -123,7 +123,7 @@ async def test_a_search_that_stops_says_why_and_that_it_can_be_resumed(gold, too
         ({"input_file": "../in.jsonl"}, "input_file is outside"),
         ({"gold": "nowhere"}, "nowhere"),
         ({"prompt": "{{label}}"}, "the column of the right labels"),
-        ({"prompt": " "}, "not empty"),
+        ({"prompt": " "}, "is empty"),
         ({"choices": ["a"]}, "`choices`|choices"),
         ({"encoding": "cp037"}, "is not for calls"),
     ],

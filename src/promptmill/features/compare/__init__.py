@@ -3,17 +3,18 @@
 from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
+    needs=("verbs",),
     words="outputs compared with each other and with right answers; a model that judges",
     commands=(
         Command(
             "compare",
             "compare outputs with each other and with right answers",
-            "promptmill.features.compare.command_options:add_options",
+            "promptmill.features.compare.verb:COMPARE.add_options",
             writes=("report",),
         ),
     ),
     instructions="`compare` compares outputs of the same rows.",
-    tools="promptmill.features.compare.tools:add",
+    tools="promptmill.features.compare.tool:add",
     names={
         "Comparison": "promptmill.features.compare.comparison:Comparison",
         "compare": "promptmill.features.compare.comparison:compare",

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
-from promptmill.answers.shown import shown_of
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.request import Sampling, with_words
-from promptmill.core.values import JsonDict, JsonObject
-from promptmill.features.improve import Again
+from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
-from promptmill.features.improve.gold import GoldRows
-from promptmill.features.improve.search import WORSE, YOURS, search
-from promptmill.features.improve.search_jobs import JobSteps, longest_of
-from promptmill.files import disk
-from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.row_secrets import check_rows
-from promptmill.jobs.inputs.short_forms import Labels, labels_of
-from promptmill.jobs.manage.bulk_call import step_model, watch_of
-from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions
-from promptmill.jobs.manage.series_file import SeriesFile
-from promptmill.jobs.store.index import JobFolders
-from promptmill.options.keywords import ModelOptions
-from promptmill.system.call_files import FileRule
-from promptmill.system.safe_open import home_expanded
+from promptmill.features.improve.verb import IMPROVE
+from promptmill.jobs.manage.job_series import SeriesOptions
 
 _WIDTH = 100  # characters of a line
 
@@ -36,7 +18,7 @@ _WIDTH = 100  # characters of a line
 class ImproveOptions(SeriesOptions, total=False):
     """The options of a search for a better prompt."""
 
-    again: Again | None
+    again: Literal["failed", "prompts"] | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,62 +69,5 @@ def improve(
 
     Raises `PromptmillError` when the search stops; the same call resumes it.
     """
-    given: JsonDict = {name: value for name, value in options.items() if value is not None}
-    try:
-        if not isinstance(given.get("model", ""), str):
-            raise input_error(Named("model"), " is one model, whose prompt is improved.")
-        labels = labels_of(choices)
-        max_cost = given.get("max_cost")
-        of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
-        folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
-        watch, again = watch_of(show=options.get("progress")), given.get("again")
-        target = None if output is None else SeriesFile(home_expanded(output), overwrite, sends_again=again is not None)
-        model = step_model({**given, "choices": labels}, watch)
-        limit = longest_of(model.models.config, max_cost)
-        writer = step_model(of_strong | {"model": strong, "max_tokens": limit}, watch)
-        series = JobSeries(folders, "improve", max_cost, target=target)
-        steps = JobSteps(series, model, writer, given.get("system") or "", again)
-        with file_of(rows) as path:
-            found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
-        figures = search(found, prompt, steps, system=system_of(given.get("system"), labels)) | series.spent
-        if target is not None:
-            write_prompt(target, figures)
-    except PromptmillError as error:
-        raise PromptmillError(error.code, error.worded(argument_name), "") from None
-    return Improvement(figures)
-
-
-def system_of(system: str | None, labels: Labels) -> str:
-    """Return the system prompt of every row: `system`, and the definitions of the labels."""
-    return with_words(system or "", shown_of(Sampling.model_validate(labels.sampling), shows=True).words)
-
-
-def gold_in(
-    path: Path,
-    column: str,
-    prompt: str,
-    labels: Sequence[str],
-    *,
-    encoding: str | None,
-    rule: FileRule | None = None,
-) -> GoldRows:
-    """Return the gold rows in a file. `rule`: the file rule for a call, which may not use a file with secrets.
-
-    Raises `PromptmillError`.
-    """
-    try:
-        rows = list(objects_in(path, encoding))
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
-    if rule is not None:
-        check_rows(path.name, rows, rule)
-    return GoldRows.of(rows, column, prompt, labels)
-
-
-def write_prompt(target: SeriesFile, figures: JsonObject) -> bool:
-    """Write the winner to a file, unless it is worse. Return whether the file has it. Raises `PromptmillError`."""
-    if figures["winner"] == YOURS or figures["outcome"] == WORSE:
-        return False
-    with target.new() as path:
-        path.write_bytes(f"{figures['prompt']}\n".encode())
-    return True
+    given = {"input": rows, "prompt": prompt, "gold": gold, "choices": choices, "strong": strong, "output": output}
+    return Improvement(IMPROVE.figures({**options, **given, "overwrite": overwrite}))

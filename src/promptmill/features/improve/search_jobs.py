@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
-from promptmill.features.improve import Again
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
@@ -33,7 +33,7 @@ class JobSteps:
     model: StepModel
     strong: StepModel
     system_prompt: str
-    again: Again | None = None
+    again: Literal["failed", "prompts"] | None = None
     """The rows to send again; `prompts`: the strong model writes other prompts."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:

@@ -7,17 +7,18 @@ MOST_REVIEWED = 10_000
 ROWS = 50
 """The default number of rows in a review: about an hour of a person's time."""
 FEATURE = Feature(
+    needs=("verbs",),
     words="the rows to check by hand, and a person's labels for them",
     commands=(
         Command(
             "review",
             "list the rows to check by hand, and store the labels you give",
-            "promptmill.features.review.command_options:add_options",
+            "promptmill.features.review.verb:REVIEW.add_options",
             writes=("output",),
         ),
     ),
     instructions="`review` finds rows that the user should check, and stores the user's labels.",
-    tools="promptmill.features.review.tools:add",
+    tools="promptmill.features.review.verb:REVIEW.add_tool",
     names={"review": "promptmill.features.review.python_review:review"},
     figures=(
         Figure(  # for all jobs, because a person may label any job: 0.1 µs for each row, 4% of the other counts

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict
-from promptmill.features.review import ROWS, reviewed
-from promptmill.jobs.inputs import input_rows as given
-from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage.bulk_keywords import errors_of
-from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
-from promptmill.jobs.store.index import JobFolders
-from promptmill.system.safe_open import home_expanded
+from promptmill.features.review import ROWS
+from promptmill.features.review.verb import REVIEW
+from promptmill.jobs.manage.bulk_result import BulkResult
 
 
 def review(
@@ -38,20 +33,10 @@ def review(
 
     Raises `PromptmillError`, also if no label can be stored.
     """
-    with errors_of(["choices", "rows", "sample"]):
-        if isinstance(job, BulkResult) and job.output is None:
-            raise input_error("A review needs the job, which is kept only with an output: call `bulk` with one.")
-        folders = JobFolders.from_environ(os.environ if state is None else {"PROMPTMILL_STATE": str(state)})
-        folder = folders.at(str(job.output if isinstance(job, BulkResult) else job))
-        labels = () if choices is None else tuple(labels_of(choices).texts)
-        if decisions is None:
-            if not all(isinstance(count, int) and count > 0 for count in (rows, sample or rows)):
-                raise input_error("`rows` and `sample` are whole numbers from 1 on.")
-            found = reviewed.review(folder, sample or rows, labels, at_random=sample is not None)
-            return [row.cells() for row in found.rows]
-        if isinstance(decisions, str | Path):
-            taken = reviewed.take(folder, home_expanded(decisions), labels)
-        else:
-            with given.written(folders, lines_of(decisions, "label"), ".jsonl", "decisions") as source:
-                taken = reviewed.take(folder, source.parts[0].path, labels)
-        return [{"problem": problem} for problem in taken.refused]
+    if isinstance(job, BulkResult) and job.output is None:
+        raise input_error("A review needs the job, which is kept only with an output: call `bulk` with one.")
+    named = job.output if isinstance(job, BulkResult) else job
+    taking = {"take": decisions} if isinstance(decisions, str | Path) else {"decisions": decisions}
+    given = {"job": named, "sample": sample, "choices": choices, "state": state, **taking}
+    figures = REVIEW.figures(given | ({"rows": rows} if decisions is None and sample is None else {}))
+    return figures["rows"] if decisions is None else [{"problem": text} for text in figures.get("refused", ())]

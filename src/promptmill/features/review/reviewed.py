@@ -25,7 +25,7 @@ from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
 from promptmill.answers.schema_kinds import answers_of_labels
 from promptmill.backends.protocol import Completion
-from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
+from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, JsonObject, composed
@@ -308,17 +308,9 @@ class Taken:
     """The refused lines of the file, with the reasons."""
 
     def as_dict(self) -> JsonDict:
-        """Return the counts for programs."""
+        """Return the counts and the refused lines for programs."""
         counts = {"taken": self.taken, "changed": self.changed, "taken_back": self.taken_back}
-        refused = {"refused": [*self.refused[:MOST_SHOWN]]} if self.refused else {}
-        return {**counts, "written": self.is_written, **refused}
-
-    def __str__(self) -> str:
-        changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"
-        later = "" if self.is_written else "; the next run of the job writes the output"
-        back = f", {counted(self.taken_back, 'label')} taken back" if self.taken_back else ""
-        refused = f", {counted(len(self.refused), 'line')} refused" if self.refused else ""
-        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{back}{refused}{later}"
+        return {**counts, "written": self.is_written, **({"refused": [*self.refused]} if self.refused else {})}
 
 
 def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:

@@ -6,14 +6,14 @@ MOST, SAMPLE, HELD_OUT = 12, 300, 200
 """The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
 random rows contain a topic of 1 % of all rows with a probability of 95 %."""
 FEATURE = Feature(
-    needs=("compare", "sources"),
+    needs=("compare", "sources", "verbs"),
     uses=("embeddings",),
     words="the labels that nobody knows yet, found in a sample and tried on other rows",
     commands=(
         Command(
             "topics",
             "find the labels of a table that nobody knows yet, and try them on other rows",
-            "promptmill.features.topics.command_options:add_options",
+            "promptmill.features.topics.verb:TOPICS.add_options",
             writes=("output",),
             is_search=True,
         ),

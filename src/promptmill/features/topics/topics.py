@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
-from promptmill.core.bounds import MOST_CHOICES
-from promptmill.core.errors import Named, PromptmillError, argument_name, input_error, worded
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonObject
 from promptmill.features.topics import HELD_OUT, MOST, SAMPLE
 from promptmill.features.topics import topics_text as words
-from promptmill.features.topics.covering import Covering
-from promptmill.features.topics.finding import Finding
-from promptmill.features.topics.topic_file import TopicFile
-from promptmill.features.topics.topic_jobs import Form, StepQuestions, TopicJobs, check_form, longest_of, settings_of
-from promptmill.features.topics.topic_rows import TopicRows
-from promptmill.jobs.door import decided
-from promptmill.jobs.manage.bulk_call import step_model, warning_caller, watch_of
-from promptmill.jobs.manage.bulk_keywords import configuration_of
-from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
-from promptmill.jobs.store.index import JobFolders
-from promptmill.system.safe_open import home_expanded, real_path
+from promptmill.features.topics.verb import TOPICS
+from promptmill.jobs.manage.job_series import SeriesOptions
 
 _WIDTH = 100  # characters of a line
 
@@ -140,55 +127,5 @@ def topics(
 
     Raises `PromptmillError` when a step stops; the same call resumes it.
     """
-    given: JsonDict = {name: value for name, value in options.items() if value is not None}
-    try:
-        if not isinstance(given.get("model", ""), str):
-            raise input_error(Named("model"), " is one model, which takes all steps.")
-        for name, number, highest in (
-            ("most", most, MOST_CHOICES - 1),
-            ("sample", sample, None),
-            ("held_out", held_out, None),
-        ):
-            check_number(name, number, highest)
-        again = given.get("again")
-        target = None
-        if output is not None:
-            target = TopicFile(home_expanded(output), overwrite, sends_again=again is not None)
-            target.check([home_expanded(rows)] if isinstance(rows, str | Path) else [])
-        max_cost = given.get("max_cost")
-        configuration = decided(configuration_of(given))
-        check_form(configuration.config)
-        folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
-        if target is not None:
-            folders = folders.of_series(real_path(target.path.absolute()))
-        watch = watch_of(show=options.get("progress"))
-        limit = longest_of(configuration.config, max_cost, most)
-
-        def model(form: Form) -> StepModel:
-            return step_model(given | settings_of(form, limit), watch)
-
-        series = JobSeries(folders, "topics", max_cost, target=target)
-        questions, warn = StepQuestions(prompt, given.get("system", ""), again), warning_caller()
-        with file_of(rows) as path:
-            read = TopicRows([path], prompt, given.get("encoding"), None if target is None else target.path)
-            drawn = read.drawn(sample, held_out)
-        for note in read.notes:
-            warn(worded(note, argument_name))
-        covering = Covering(folders, configuration.config, given.get("config"), watch)
-        drawn = covering.of(drawn)
-        jobs = TopicJobs(series, model, questions)
-        figures = Finding(drawn, prompt, most, jobs, notes=covering.notes).figures() | series.spent
-        figures["jobs"] = jobs.labelled_with(figures["topics"])
-        if target is not None:
-            target.write(figures)
-    except PromptmillError as error:
-        raise PromptmillError(error.code, error.worded(argument_name), "") from None
-    return Topics(figures)
-
-
-def check_number(name: str, number: object, highest: int | None = None) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a number that is below 1, above `highest`, or not whole."""
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise input_error(Named(name), f" is {number!s:.20}; it is a whole number from 1 on.")
-    if highest is not None and number > highest:
-        raise input_error(Named(name), f" is {number:,}; a job takes at most {highest:,} labels, and `other`.")
+    given = {"input": rows, "prompt": prompt, "most": most, "sample": sample, "held_out": held_out, "output": output}
+    return Topics(TOPICS.figures({**options, **given, "overwrite": overwrite}))
