@@ -33,9 +33,9 @@ def lines(call: CommandCall, figures: JsonObject) -> Iterator[str]:
     yield from search_text.lines(figures, call.width)
     if (target := figures.get("prompt_file")) is None:
         return
-    is_better = figures["outcome"] == GAIN
-    yield f"\n{target} has the prompt {figures['winner']}" + ("; to use it:" if is_better else "")
-    if is_better:
+    is_of_use = figures["outcome"] == GAIN and call.names_next
+    yield f"\n{target} has the prompt {figures['winner']}" + ("; to use it:" if is_of_use else "")
+    if is_of_use:
         yield f"  promptmill {redact(shlex.join(_bulk_command(call.arguments, target)))}"
 
 

@@ -44,7 +44,7 @@ REVIEW = Verb(
             option(
                 "sample",
                 int,
-                "N rows at random instead, for `promptmill compare --gold FILE`",
+                "N rows at random instead, whose labels are right answers for compare",
                 "N",
                 tool=Argument(
                     "",

@@ -44,7 +44,7 @@ def lines(call: CommandCall, figures: JsonObject) -> Iterator[str]:
     yield from topics_text.lines(figures, call.width, call.made.sent)
     for output, count in call.made.taken.items():
         yield f"{counted(count, 'answer')} are those of {output}"
-    if "output_file" in figures and getattr(call.arguments, "names_next", True):
+    if "output_file" in figures and call.names_next:
         labels, does = _labels_of(call.folders, call.options["prompt"], figures)
         yield f"\n{home_expanded(call.options['output'])} has the topics; {does}:"
         words = _bulk_command(call.arguments, call.options["prompt"], figures, labels)

@@ -22,7 +22,7 @@ TOPICS = Verb(
     options={
         "": [
             option("input", list[str], "files, folders or patterns, as for bulk: at least 50 rows with text", "INPUT"),
-            option("output", str, "topics, for `promptmill bulk --choices`: a .csv, .xlsx, .jsonl, …", "OUTPUT"),
+            option("output", str, "the topics, for choices of bulk: a .csv, .xlsx, .parquet, .jsonl, …", "OUTPUT"),
         ],
         "the question and the rows": [
             option("prompt", str, "the question about each row: 'What do guests complain about? {{text}}'", "TEXT"),

@@ -48,7 +48,7 @@ def add_options(verb: VerbRecord, parser: Parser) -> None:
         add_shared(parser, named=[] if verb.model == "model" else [f"--{verb.model}"])
     parser.show_examples(*part(f"{verb.command}:EXAMPLES"))
     parser.only_with = verb.only_with
-    parser.set_defaults(unconfigured=partial(run, verb))
+    parser.set_defaults(unconfigured=partial(run, verb), names_next=True)
 
 
 def _add(verb: VerbRecord, option: Option, group: argparse._ActionsContainer) -> None:
@@ -107,6 +107,11 @@ class CommandCall(VerbCall):
         """The exit code of the command."""
         self.has_model = False
         """Whether the work has asked for a model."""
+
+    @property
+    def names_next(self) -> bool:
+        """Whether to print the command that may follow; False for a step of a recipe."""
+        return bool(self.arguments.names_next)
 
     @property
     def width(self) -> int:
