@@ -40,7 +40,8 @@ def _texts() -> Iterator[tuple[str, str]]:
 def _is_of_a_person(path: str) -> bool:
     folder, _, _ = path.rpartition("/")
     return any(path == name or f"{path}/".startswith(f"{name}/") for name in OF_A_PERSON) or (
-        folder.startswith("features/") and path.endswith(("/command.py", "/__init__.py", "options.py"))
+        folder.startswith("features/")
+        and path.endswith(("/command.py", "/command_examples.py", "/__init__.py", "options.py"))
     )
 
 

@@ -19,7 +19,7 @@ COUNTS = Verb(
     options={"": [_FILE, shared("json")]},
     positional=["file"],
     work="counts.verb:counted",
-    command="counts.verb",
+    lines="counts.verb:lines",
     tool="counts.verb:TOOL",
 )
 TOOL = VerbTool(
@@ -28,7 +28,6 @@ TOOL = VerbTool(
     schema={"type": "object"},
     resolved=lambda options, jobs, _: {"file": jobs.paths.allowed(options["file"], "input_file")},
 )
-EXAMPLES = ("promptmill counts rows.csv",)
 
 
 def counted(call: VerbCall) -> dict[str, Any]:

@@ -60,13 +60,13 @@ class AnswerOptions(TypedDict, total=False):
     check: Callable[[Any, Mapping[str, Any]], str | None] | None
     """A function that gets each answer with its row, and returns what is wrong with it, or None."""
     choices_many: bool
-    """With `choices`: any number of them."""
+    """With `choices`: an answer may be any number of them."""
     answer_column: str
     """The column of the answers; `answer_1` if the rows have a column `answer`."""
     columns: Sequence[str] | None
     """Only these of promptmill's columns: answer,error."""
     n: int | None
-    """Answers to each row."""
+    """The number of answers to each row."""
     reasoning: Literal["separate", "inline"] | None
     """Where the model's thoughts are: in a column of their own, or in the answer."""
     logprobs: bool | None
@@ -139,9 +139,9 @@ class ToolOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     """Tools that the model may call, as OpenAI has them."""
     tool_choice: str | Mapping[str, Any] | None
-    """Which of the `tools` it calls."""
+    """Which of the `tools` the model calls."""
     parallel_tool_calls: bool | None
-    """Whether it may call several at once."""
+    """Whether the model may call several tools at once."""
 
 
 class LimitOptions(TypedDict, total=False):
@@ -167,10 +167,10 @@ class JobOptions(TypedDict, total=False):
     again: Literal["failed", "truncated", "all"] | None
     """Send these rows again; old answers stay until then."""
     keep: bool
-    """Keep answers of an earlier prompt or model and send the others, where `again` sends old ones anew; `changed`
-    names the difference."""
+    """Keep answers of an earlier prompt or model, where `again` would send their rows anew; `changed` names the
+    difference."""
     from_job: str | Path | Sequence[str | Path] | None
-    """Use the answers of another job, too: its id or output."""
+    """The id or the output of another job, whose answers are used, too."""
     progress: bool | Callable[[Mapping[str, Any]], object] | None
     """True: progress in a notebook or on stderr; False: none; or a function that gets the status."""
 
@@ -187,11 +187,11 @@ class BatchesOptions(TypedDict, total=False):
     """Options: batches."""
 
     batch: bool
-    """By the provider's Batch API: cheaper, within a day; the rest is sent live."""
+    """Send rows by the provider's Batch API: cheaper, within a day; other rows are sent live."""
     by: str | None
-    """With `batch`: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then."""
+    """With `batch`: the time at which open rows are sent live: 06:00, 2026-03-01T06:00 or 6h from now."""
     poll: str | None
-    """With `batch`: the time between two looks at it; default: 30s, growing to 15m."""
+    """With `batch`: the time between two looks at the batch; default: 30s, growing to 15m."""
     keep_files: bool
     """With `batch`: leave the files at the provider."""
 
@@ -219,13 +219,13 @@ class DocumentsOptions(TypedDict, total=False):
     """Options: documents."""
 
     split: int | Literal["auto"] | None
-    """Read longer rows in pieces, each a request of so many tokens, prompt included, the answer's `max_tokens` not;
-    `auto`: of the most that the model takes; see docs/documents.md."""
+    """Read longer rows in pieces: each request has at most this many tokens, with its prompt and without the
+    answer's `max_tokens`; `auto`: as many as the model takes; see docs/documents.md."""
     overlap: int | None
-    """Tokens that a piece repeats of the piece before it (a twentieth, at most 200; 0 with `merge` `sum`)."""
+    """Tokens that a piece repeats from the piece before it; default: a twentieth, at most 200; 0 with `merge` `sum`."""
     merge: Literal["ask", "first", "sum", "distinct"] | None
     """If pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers;
-    `distinct`: also, equal objects of a list are one."""
+    `distinct` also makes equal objects of a list one."""
     merge_prompt: str | None
     """The request that makes one answer of the answers of the pieces."""
 
@@ -275,9 +275,10 @@ class LabelsOptions(TypedDict, total=False):
     second: str | None
     """A second cheap model; labels on which both agree are surer."""
     recall: Mapping[str, float | str] | None
-    """Also the share of a label's rows that are delivered with it, at least, by label."""
+    """By label: at least this share of the label's rows is delivered with it."""
     votes: int | None
-    """The label that most of N answers to a row have; several models take turns; with `sure`, N of the cheap model."""
+    """Answers to each row, of which the most frequent label is taken; several models take turns; with `sure`, the
+    cheap model gives all of them."""
 
 
 class MaskOptions(TypedDict, total=False):
@@ -320,7 +321,7 @@ class TogetherOptions(TypedDict, total=False):
     """Options: together."""
 
     together: int | None
-    """Send up to this many rows in one request, the instructions once; `agree` measures what it costs."""
+    """Send up to this many rows in one request; `agree` measures how many answers this changes."""
 
 
 class BulkOptions(

@@ -271,7 +271,9 @@ ANSWERS = (
         argument=None,
         keyword=Keyword(type="Callable[[Any, Mapping[str, Any]], str | None] | None"),
     ),
-    Option("choices_many", bool, "with {choices}: any number of them", False, needs=[Named("choices")]),
+    Option(
+        "choices_many", bool, "with {choices}: an answer may be any number of them", False, needs=[Named("choices")]
+    ),
     Option(
         "answer_column",
         str,
@@ -286,7 +288,7 @@ ANSWERS = (
         flag=Flag(metavar="A,B,…", read="promptmill.options.flag_values:names", is_common=True),
         keyword=Keyword(type="Sequence[str] | None"),
     ),
-    _sampling("n", int, "answers to each row"),
+    _sampling("n", int, "the number of answers to each row"),
     Option(
         "reasoning",
         Literal["separate", "inline"],
@@ -465,8 +467,8 @@ TOOLS = tuple(
     Option(name, object, words, flag=None, argument=Argument(within="sampling_params"), keyword=Keyword(type=kind))
     for name, words, kind in (
         ("tools", "tools that the model may call, as OpenAI has them", "Sequence[Mapping[str, Any]] | None"),
-        ("tool_choice", "which of the {tools} it calls", "str | Mapping[str, Any] | None"),
-        ("parallel_tool_calls", "whether it may call several at once", "bool | None"),
+        ("tool_choice", "which of the {tools} the model calls", "str | Mapping[str, Any] | None"),
+        ("parallel_tool_calls", "whether the model may call several tools at once", "bool | None"),
     )
 )
 LIMITS = (
@@ -550,7 +552,7 @@ RUN = (
     Option(
         "keep",
         bool,
-        "keep answers of an earlier prompt or model and send the others, where {again} sends old ones anew; "
+        "keep answers of an earlier prompt or model, where {again} would send their rows anew; "
         "`changed` names the difference",
         False,
         argument=Argument(words="keep answers made with other settings; later rows name the difference in `changed`"),
@@ -558,11 +560,11 @@ RUN = (
     Option(
         "from_job",
         str,
-        "use the answers of another job, too: its id or output",
+        "the id or the output of another job, whose answers are used, too",
         flag=Flag(
             "from",
             metavar="JOB",
-            words="use the answers of another job, too: its id or output; may be repeated",
+            words="the id or the output of another job, whose answers are used, too; may be repeated",
             stored="from_job",
             action="append",
         ),

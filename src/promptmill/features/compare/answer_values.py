@@ -1,6 +1,6 @@
 """Values of answers: when two values are the same, and how similar different values are.
 
-Values are texts in the form of `text_of` in `core.values`. The kind of a column depends on all of its values.
+Values are texts, as `core.values.text_of` returns them. The kind of a column depends on all of its values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["text", "number", "list"]
 LABEL = 30
 """The most characters of a value in the heading of a column or line."""
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
-# A number as text: "007" is a name, and a number with more digits is no measurement.
+# Numbers as texts. "007" is a name, not a number; a number with more than 31 digits is no measurement.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each character counts as a word
@@ -60,7 +60,7 @@ class Tolerance:
 
 
 def kind_of(values: Iterable[str]) -> Kind:
-    """Return the kind that fits all `values`, not counting `""`.
+    """Return the kind that fits all `values` except `""`.
 
     >>> kind_of(["12.50", "7"]), kind_of(["007", "7"]), kind_of(['["a"]', '[]'])
     ('number', 'text', 'list')
@@ -92,9 +92,9 @@ def items(value: str) -> list[str] | None:
 
 
 def canonical(value: str, kind: Kind) -> str:
-    """Return one text for all values that count as the same without a tolerance.
+    """Return the canonical text of a value. Values that count as the same without a tolerance have the same text.
 
-    Midnight of a date (the form in Parquet and pandas) becomes the date alone. Texts get one Unicode form.
+    Dates with the time 00:00, as in Parquet and pandas, become dates alone. Texts get one Unicode form.
 
     >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list"), canonical("2026-01-05T00:00:00", "text")
     ('12.5', '["a","b"]', '2026-01-05')

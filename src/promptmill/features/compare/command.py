@@ -15,14 +15,8 @@ from promptmill.features.compare.compared_file import ComparedFile, ComparisonOr
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import WIDTH
 from promptmill.features.compare.work import ROWS
-from promptmill.features.verbs.command import CommandCall
+from promptmill.features.verbs.command_call import CommandCall
 from promptmill.jobs.store.index import JobFolders
-
-EXAMPLES = (
-    "promptmill compare labels-a.csv labels-b.csv --gold label",
-    "promptmill compare labels.csv --by variant --report comparison.html --open",
-    "promptmill compare summaries-a.csv summaries-b.csv --judge good-1 --criterion 'is the better summary'",
-)
 
 
 def lines(call: CommandCall, found: JsonObject) -> Iterator[str]:
@@ -42,13 +36,13 @@ def lines(call: CommandCall, found: JsonObject) -> Iterator[str]:
 
 
 def _width() -> int:
-    """Return the width of a terminal. Output to a program is as wide as the same text in Python."""
+    """Return the width of the terminal; without a terminal, the width that the text of a `Comparison` has in Python."""
     return columns(sys.stdout) if sys.stdout.isatty() else WIDTH
 
 
 def show_variants(output: Path, column: str) -> None:
-    """Print a comparison of the variants in a job's output, if it exists. `column` has each row's variant."""
-    if not output.exists():  # not written yet, or a table, which compare does not read
+    """Print a comparison of the variants in a job's output, if the output exists. `column` names each row's variant."""
+    if not output.exists():  # the output is not written yet, or is a table, which compare does not read
         return
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ())

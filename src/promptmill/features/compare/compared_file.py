@@ -27,7 +27,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"
-"""The labels of several files."""
+"""The labels of compared files, in the order of the files."""
 Row = Mapping[str, Any]
 
 
@@ -38,7 +38,7 @@ class ComparisonOrder:
     gold: str | None = None
     """The right answers: a column of any of the files, a file, or `FILE:COLUMN`."""
     fields: Sequence[str] = ()
-    """The columns, or fields of the answers, to compare; empty: all fields, or the whole answers."""
+    """The columns, or fields of the answers, to compare; empty: all fields or, without fields, the whole answers."""
     id: str | None = None
     """The column whose values identify equal rows of the files."""
     by: str | None = None
@@ -67,13 +67,13 @@ class ComparedFile:
     has_persons: bool = False
     """Whether some answers are labels from a person's review."""
     only: tuple[str, str] | None = None
-    """The column, and its value, that select the rows to compare; None: all rows."""
+    """A column and a value: only rows with this value in this column are compared. None: all rows are compared."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """`made` for each variant, if the job gives several answers to each row."""
+    """The facts as in `made`, by variant, if the job gives several answers to each row."""
     masked: frozenset[str] = frozenset()
     """The kinds of personal data that the file's job masks in its requests."""
     job: Folder | None = None
-    """The job that has the rows of the input, if the file has a row for each item of an answer."""
+    """The job whose database has the rows of the input; None unless the file has a row for each item of an answer."""
 
     @classmethod
     def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
@@ -142,7 +142,7 @@ class ComparedFile:
         ]
 
     def value_of(self, row: Row, name: str) -> str:
-        """Return a field of a row's answer as text, or the whole answer if `name` is `""`; `""` without an answer."""
+        """Return the field `name` of a row's answer as text, or the whole answer if `name` is `""`; `""`: no answer."""
         if row.get(self.error):
             return ""
         answer = row.get(self.answer)
@@ -150,12 +150,12 @@ class ComparedFile:
             return text_of(answer).strip()
         if (fields := object_in(answer)) is not None:
             return text_of(fields.get(name)).strip()
-        is_lost = answer is None and self.answer in row  # in that case, the input has a column of this name
+        is_lost = answer is None and self.answer in row  # then, a column `name` is a column of the input
         return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
 
 
 def object_in(answer: Any) -> Mapping[str, Any] | None:
-    """Return an answer that is an object, or an object in JSON text (from a job without `fields`); else None."""
+    """Return the object that an answer is, or that it has as JSON text (in a job without `fields`); None without one."""
     if isinstance(answer, str) and answer.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)

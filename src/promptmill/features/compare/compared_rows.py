@@ -2,7 +2,7 @@
 
     files ──► Scan ──► identity_of, places_of ──► ComparedRows: the values of each field, by file, and the right values
 
-The files are read twice, and the values are in a temporary file, so that they are never all in memory.
+The files are read twice, and the values are kept in a temporary file, so that few values are in memory at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ComparedColumn:
     capitals: Mapping[str, str]
     """The right values that differ from the files' values only in case, each with the spelling in the files."""
     other_kind: Mapping[str, None]
-    """The distinct right values, in order, that are of another kind than the answers, such as `12,50` for numbers."""
+    """The distinct right values, in order, that are of another kind than the answers, such as `12,50` among numbers."""
     tolerance: Tolerance
 
     @classmethod
@@ -71,15 +71,15 @@ class ComparedColumn:
         return self.tolerance.allows(value, other)
 
     def same_at(self, at: int, file: int, others: KeptTexts) -> bool:
-        """Return whether the value of a file in a row counts as the same as the one in `others`."""
+        """Return whether a file's value in a row counts as the same as the value of this row in `others`."""
         own = self.values[file]
-        if self.is_exact and own.hashes[at] != others.hashes[at]:  # so the texts need not be read
+        if self.is_exact and own.hashes[at] != others.hashes[at]:  # hashes suffice: no text is read
             return False
         return self.same(own[at], others[at])
 
 
 def _other_capitals(right: Iterable[str], values: Sequence[Iterable[str]]) -> dict[str, str]:
-    """Return the spelling in `values` of each right answer that differs from them only in case.
+    """For each right answer that differs from the answers in `values` only in case, return the spelling in `values`.
 
     Case is significant if two answers, or two right answers, differ only in case.
     """
@@ -97,8 +97,8 @@ def _folded(answer: str) -> int:
 
 
 def _spellings(answers: Iterable[str], is_wanted: Callable[[int], bool]) -> dict[int, int | None]:
-    """Return the hash of the only spelling of each answer, by the hash of the answer without case; None if there are
-    several. Hashes take less memory than texts."""
+    """Return, by the hash of each answer in lower case, the hash of the answer's only spelling; None if the answer has
+    several spellings. Hashes take less memory than texts."""
     found: dict[int, int | None] = {}
     for answer in answers:
         if is_wanted(folded := _folded(answer)) and found.setdefault(folded, hash(answer)) != hash(answer):
@@ -126,19 +126,19 @@ class ComparedRows:
     matched: str
     """The rule by which rows of several files were matched, such as `by id`."""
     groups: Sequence[str] = ()
-    """The group of each row: right answers are counted for each group; empty without groups."""
+    """The group of each row; empty without groups. Right answers are also counted by group."""
 
     @classmethod
     def of(
         cls, files: Sequence[ComparedFile], order: ComparisonOrder, folders: JobFolders | None = None
     ) -> ComparedRows:
-        """Read the files. `folders`: searched for the job that made a file of right answers.
+        """Read the files. `folders`: the folders of jobs, for a separate file of right answers; None: no such file.
 
         Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
         """
         scans = [Scan.of(file) for file in files]
         gold = None if order.gold is None else gold_of(order, files, scans, folders)
-        if gold is not None and gold.at is None and gold.file in files:  # the user also listed it for comparison
+        if gold is not None and gold.at is None and gold.file in files:  # the user also listed the file of right answers
             kept = [at for at, file in enumerate(files) if file is not gold.file]
             files, scans = [files[at] for at in kept], [scans[at] for at in kept]
             files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]
@@ -220,7 +220,7 @@ class ComparedRows:
 
 
 class _JoinedTexts(Sequence[str]):
-    """The values of several fields as one text for each row, which is made when it is read."""
+    """One text for each row, which joins the values of several fields. The text is made when it is read."""
 
     def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
         self._fields = fields
@@ -234,7 +234,7 @@ class _JoinedTexts(Sequence[str]):
 
 
 def _kept(store: TextStore, rows: Iterable[Sequence[str]], fields: int) -> list[KeptTexts]:
-    """Return the values of each field. `rows`: for each row, its value of each field."""
+    """Keep values in `store`, and return them by field. `rows`: the values of each row, one for each field."""
     columns = [KeptTexts(store) for _ in range(fields)]
     for row in rows:
         for column, value in zip(columns, row, strict=True):
@@ -245,14 +245,14 @@ def _kept(store: TextStore, rows: Iterable[Sequence[str]], fields: int) -> list[
 def _read(
     file: ComparedFile, scan: Scan, fields: Sequence[str], store: TextStore
 ) -> tuple[list[KeptTexts], ComparedFile]:
-    """Return the answers' fields, and `file` with the answers' cost. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the values by field, and `file` with the cost of its answers. Raises `PromptmillError` (`invalid_input`)."""
     values, costs, giver = [KeptTexts(store) for _ in fields], array("d"), "answered_by"
     for row in file.rows():
         for own, name in zip(values, fields, strict=True):
             own.append(file.value_of(row, name))
         if row.get(giver) == A_PERSON and giver in file.ours and not file.has_persons:
             file = replace(file, has_persons=True)
-        with contextlib.suppress(ValueError, TypeError):  # an empty cell, or the user's own column
+        with contextlib.suppress(ValueError, TypeError):  # the cell is empty, or the column is the user's own
             costs.append(float(row.get(file.cost) or ""))
     if not any(any(own.given()) for own in values):
         which = file.answer if fields == [""] else "`, `".join(fields)

@@ -75,17 +75,17 @@ def compare(
 
     `files`: one or a list of paths, ids of jobs, results of `bulk`, tables and lists of rows. `gold`: the right
     answers of all or some rows: a column of any of the files, a file, or "FILE:COLUMN". `by`: the column that divides
-    one file, such as "variant". `field`: the column or fields to compare, else all fields of the answers, or the
+    one file, such as "variant". `field`: the column or fields to compare; by default, all fields, or the whole
     answers. `tolerance`: numbers that differ by no more than this are the same: 0.01, or "1%". `id`: the column that
-    identifies rows. `rows`: the most rows that differ in the result. `state`: the folder of jobs.
+    identifies rows. `rows`: the most differing rows in the result. `state`: the folder of jobs.
 
         promptmill.compare(["labels-a.csv", "labels-b.csv"], gold="gold.csv").figures["gold"]["files"]
 
-    `criterion`: what makes an answer better, "is the better summary"; then the model `judge`, else the
-    configuration's, says which of two different answers is better, and `figures["judge"]` counts its verdicts. `limit`:
-    judge only this number of rows, drawn at random. `max_cost`: dollars. `again`: judge the "failed" pairs, or "all",
-    again. Further options: model, sampling and `progress`, as in `bulk`. The judgement is a job: the same
-    call pays for no verdict twice.
+    `criterion`: what makes an answer better, such as "is the better summary". With a criterion, the model `judge` (by
+    default, the configuration's) says which of two different answers is better, and `figures["judge"]` counts its
+    verdicts. `limit`: judge only this number of rows, drawn at random. `max_cost`: the most dollars for the judge.
+    `again`: judge the "failed" pairs, or "all" pairs, again. Further options: model, sampling and `progress`, as in
+    `bulk`. The judgement is a job: the same call pays for no verdict twice.
 
     Raises `PromptmillError`.
     """
@@ -101,7 +101,7 @@ def compare(
 
 @contextlib.contextmanager
 def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Write rows of the program to files. Yield the names of all files, and the digests of the written files."""
+    """Write the rows that the calling program passed to files. Yield all files' names, and the written files' digests."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names, keys = [], {}
         for at, result in enumerate(given):

@@ -71,7 +71,7 @@ class Judgement:
 def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 0) -> dict[str, Any]:
     """Return the figures of a comparison, and its first `most` rows with different answers.
 
-    Raises `PromptmillError` (`invalid_input`) if `gold` gives no right answer.
+    Raises `PromptmillError` (`invalid_input`) if no row has a right answer.
     """
     files = rows.files
     found: dict[str, Any] = {
@@ -142,7 +142,7 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
 
 
 def _is_same(column: ComparedColumn, at: int) -> bool:
-    """Return whether all files have the same value in a row, and whether it is the right value, if known."""
+    """Return whether all files have the same value in a row, which must be the right value if that is known."""
     first, *others = [values[at] for values in column.values]
     expected = [*others, *filter(None, [column.right[at] if column.right else ""])]
     return all(column.same(first, value) for value in expected)
@@ -218,7 +218,7 @@ def _column_agreement(
 def _nearness(column: ComparedColumn, pairs: Iterable[tuple[str, str]]) -> tuple[int, dict[str, object]]:
     """Return the number of pairs that are the same, and the mean similarity or difference of the pairs.
 
-    Different pairs beyond `_MOST_TALLIED` are measured one by one, so that few are in memory.
+    At most `_MOST_TALLIED` different pairs are counted in memory; each further pair is measured at once.
     """
     counts, agree, rest = Counter[tuple[str, str]](), 0, array("d")
     for pair in pairs:
@@ -240,7 +240,7 @@ def _nearness(column: ComparedColumn, pairs: Iterable[tuple[str, str]]) -> tuple
 
 
 def _measured(column: ComparedColumn, value: str, other: str) -> float | None:
-    """Return the difference of two numbers, or the similarity of other values; None without two numbers."""
+    """Return the difference of two numbers, or the similarity of other values; None if a number is missing."""
     if column.kind != "number":
         return similarity(value, other, column.kind)
     return abs(float(value) - float(other)) if value and other and other not in column.other_kind else None
@@ -251,7 +251,7 @@ def _are_labels(values: KeptTexts, rows: int) -> bool:
     different = set[int]()
     for value in values.hashes:
         different.add(value)
-        if len(different) > max(_FEW, rows // 4):  # few of different texts are in memory
+        if len(different) > max(_FEW, rows // 4):  # stop early: few hashes are then in memory
             return False
     return 4 * len(different) <= rows or 3 * len(different) <= 2 * rows
 
@@ -324,7 +324,7 @@ def _counted(values: Mapping[str, None]) -> dict[str, int | str]:
 
 
 def _shares(values: Iterable[str], reviewed: Collection[tuple[str, str]]) -> dict[str, LabelShare]:
-    """Return the share of each label among all rows, if the reviewed rows are a random sample of them."""
+    """Return the share of each label among all rows, on the assumption that the reviewed rows are a random sample."""
     found = shares([Stratum(Counter(values), reviewed)])
     known = {label for pair in reviewed for label in pair}
     return {label: share for label, share in found.items() if label and (share["share"] or label in known)}
@@ -346,7 +346,7 @@ def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
 
 
 def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
-    """Return the numbers of rows that both, only the first, only the second, and neither of the files has right."""
+    """Return four numbers of rows: right in both files, only in the first, only in the second, and in neither."""
     table = Counter(zip(ours, theirs, strict=True))
     return table[True, True], table[True, False], table[False, True], table[False, False]
 
@@ -414,7 +414,7 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, o
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> Paired:
-    """Return the difference of two proportions over the same rows. `first`: the number of hits of only the first."""
+    """Return the difference of two proportions over the same rows. `first`: the rows with a hit only in the first."""
     return {
         "difference": (first - second) / (both + first + second + neither),
         "interval": paired_interval(both, first, second, neither),

@@ -7,19 +7,20 @@ from typing import Any, Literal
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.features.verbs.record import option, shared
 from promptmill.features.verbs.verb import Verb
-from promptmill.options.keywords import ModelOptions, SamplingOptions
+from promptmill.options import table
 from promptmill.options.option import Argument, Flag, Option
 
-_JUDGING = ("judge", "limit", "max_cost", "again", "sampling_params", "set", "key_env")
-_OF_A_MODEL = ModelOptions.__annotations__.keys() | SamplingOptions.__annotations__.keys()
+_JUDGING = ("judge", "limit", "max_cost", "again", "sampling_params", "key_env")
+_OF_A_MODEL = [each.name for each in (*table.CONFIGURATION, *table.MODEL, *table.SAMPLING) if each.name != "config"]
 COMPARE = Verb(
     name="compare",
     noun="comparison",
     work="promptmill.features.compare.work:compared",
-    command="promptmill.features.compare.command",
+    lines="promptmill.features.compare.command:lines",
+    examples="promptmill.features.compare.command_examples:EXAMPLES",
     tool="promptmill.features.compare.tool:TOOL",
     model="judge",
-    only_with={"criterion": [*_JUDGING, *sorted(_OF_A_MODEL - {"config"})], "report": ["open"]},
+    only_with={"criterion": [*_JUDGING, "set", *_OF_A_MODEL], "report": ["open"]},
     positional=["files"],
     options={
         "": [

@@ -35,8 +35,8 @@ OPTIONS = (
     Option(
         "split",
         int | Literal["auto"],
-        "read longer rows in pieces, each a request of so many tokens, prompt included, the answer's {max_tokens} not; "
-        "`auto`: of the most that the model takes; see docs/documents.md",
+        "read longer rows in pieces: each request has at most this many tokens, with its prompt and without the "
+        "answer's {max_tokens}; `auto`: as many as the model takes; see docs/documents.md",
         flag=Flag(
             metavar="TOKENS",
             read="promptmill.features.documents.options:size",
@@ -50,7 +50,7 @@ OPTIONS = (
     Option(
         "overlap",
         int,
-        "tokens that a piece repeats of the piece before it (a twentieth, at most 200; 0 with {merge} `sum`)",
+        "tokens that a piece repeats from the piece before it; default: a twentieth, at most 200; 0 with {merge} `sum`",
         flag=Flag(metavar="TOKENS", read="promptmill.features.documents.options:overlap"),
         argument=Argument(least=0),
         needs=[Named("split")],
@@ -59,7 +59,7 @@ OPTIONS = (
         "merge",
         Literal["ask", "first", "sum", "distinct"],
         "if pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers; "
-        "`distinct`: also, equal objects of a list are one",
+        "`distinct` also makes equal objects of a list one",
         needs=[Named("split")],
     ),
     Option(

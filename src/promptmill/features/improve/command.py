@@ -11,18 +11,8 @@ from promptmill.core.errors import redact
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text
 from promptmill.features.improve.search import GAIN
-from promptmill.features.verbs.command import CommandCall
+from promptmill.features.verbs.command_call import CommandCall
 
-EXAMPLES = (
-    (
-        "promptmill improve reviews.csv --gold label --prompt 'Is this positive? {{text}}' "
-        "--choices positive,negative --model small-1 --strong good-1"
-    ),
-    (
-        "promptmill improve mails.xlsx --gold topic --prompt-file topic.txt --choices praise,complaint "
-        "--strong good-1 --output better.txt --max-tokens 10 --max-cost 5"
-    ),
-)
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
 """The options with a value that the proposed command `bulk` does not get."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}

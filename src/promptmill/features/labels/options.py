@@ -85,7 +85,7 @@ OPTIONS = (
         "a strong model, which answers the rows where {model} may not agree with it; see docs/sure-labels.md",
         flag=Flag(
             metavar="MODEL",
-            words="a strong model; {model} answers the rows where it very likely agrees with MODEL, MODEL the others",
+            words="a strong model, which answers the rows where {model} may not agree with it",
             is_common=True,
             brief="a strong model, only for rows where {model} is unsure",
         ),
@@ -148,10 +148,10 @@ OPTIONS = (
     ),
     _of_sure(
         "recall",
-        "also the share of a label's rows that are delivered with it, at least, by label",
+        "by label: at least this share of the label's rows is delivered with it",
         Flag(
             metavar="LABEL=P%",
-            words="also: the share of the rows of LABEL that are delivered with it, at least",
+            words="at least this share of the rows of LABEL is delivered with this label",
             read="promptmill.features.labels.options:share_of_label",
             action="pairs",
         ),
@@ -160,7 +160,8 @@ OPTIONS = (
     Option(
         "votes",
         int,
-        "the label that most of N answers to a row have; several models take turns; with {sure}, N of the cheap model",
+        "answers to each row, of which the most frequent label is taken; several models take turns; with {sure}, the "
+        "cheap model gives all of them",
         flag=Flag(metavar="N"),
         argument=Argument(
             words="ask N times, or each of several models in turn; the majority decides",

@@ -11,14 +11,7 @@ from promptmill.core.errors import worded
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.features.review.reviewed import NO_DOUBT
-from promptmill.features.verbs.command import CommandCall
-
-EXAMPLES = (
-    "promptmill review labels.csv --open      # a page; it saves JOB.decisions.csv",
-    "promptmill review labels.csv -o review.xlsx --rows 200",
-    "promptmill review labels.csv --take JOB.decisions.csv",
-    "promptmill review labels.csv --sample 200 -o sample.xlsx      # for compare labels.csv --gold sample.xlsx",
-)
+from promptmill.features.verbs.command_call import CommandCall
 
 
 def lines(_: CommandCall, figures: JsonObject) -> Iterator[str]:

@@ -8,7 +8,7 @@ OPTIONS = (
     Option(
         "together",
         int,
-        "send up to this many rows in one request, the instructions once; `agree` measures what it costs",
+        "send up to this many rows in one request; `agree` measures how many answers this changes",
         flag=Flag(metavar="N", is_common=True, brief="up to N rows in one request, the instructions once"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.together"],

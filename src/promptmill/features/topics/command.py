@@ -16,15 +16,11 @@ from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table
 from promptmill.features.topics import topics_text
 from promptmill.features.topics.finding import LARGE
-from promptmill.features.verbs.command import CommandCall
+from promptmill.features.verbs.command_call import CommandCall
 from promptmill.jobs.store.index import JobFolders
 from promptmill.steps.prices import no_price_known
 from promptmill.system.safe_open import home_expanded, real_path
 
-EXAMPLES = (
-    "promptmill topics reviews.csv topics.csv --prompt 'What do guests complain about? {{text}}' -m good-1",
-    "promptmill topics reviews.csv topics.csv --prompt-file question.txt --most 30 -m good-1 --dry-run",
-)
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
 """The options with a value that the proposed command `bulk` does not get."""
 _LABELS = Path("labels.csv")

@@ -1,4 +1,4 @@
-"""Verbs: work for which a command, a Python function and a tool are made from one record, see `verb.Verb`."""
+"""Verbs. A verb is work that has a command, a Python function and a tool, all made from one record: `verb.Verb`."""
 
 from promptmill.core.feature import Feature
 

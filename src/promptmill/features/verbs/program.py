@@ -20,7 +20,7 @@ from promptmill.jobs.store.index import JobFolders
 
 
 def figures(verb: VerbRecord, options: Mapping[str, Any]) -> JsonDict:
-    """Return the figures for a program's options, and write the verb's file. Raises `PromptmillError`."""
+    """Do the work with a program's options, write the verb's file, and return the figures. Raises `PromptmillError`."""
     try:
         call = ProgramCall(verb, options)
         found = verb.done(call)
@@ -63,7 +63,7 @@ class ProgramCall(VerbCall):
         return {}
 
     def tell(self, text: str) -> None:
-        """Report nothing: the progress of the jobs is shown."""
+        """Report nothing, because the jobs themselves report their progress."""
 
     def warn(self, words: Words) -> None:
         self._warn(worded(words, argument_name))

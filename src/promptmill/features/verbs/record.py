@@ -1,7 +1,7 @@
-"""The record of a verb, and a call of it.
+"""The record of a verb, and a call of a verb.
 
-The work of a verb is one function. It takes a `VerbCall`, which differs by face: a command reports on the terminal; a
-tool's call may use only the files that the operator permits, and its jobs belong to the client.
+The work of a verb is one function, whose argument is a `VerbCall`. Each face (command, Python function, tool) has its
+own `VerbCall`: a command reports on the terminal; a tool reads only files that the operator permits, for one client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from promptmill.options import table
 from promptmill.options.option import Argument, Flag, Option
 from promptmill.system.safe_open import home_expanded
 
-if TYPE_CHECKING:  # imported on use: each face imports what it needs
+if TYPE_CHECKING:  # for annotations only: each face imports the modules that it needs
     from promptmill.core.errors import Words
     from promptmill.core.values import JsonDict, JsonObject
     from promptmill.jobs.caller import Caller
@@ -45,19 +45,19 @@ def option(
     default: object = None,
     tool: Argument | None = None,
 ) -> Option:
-    """Return an option of a verb. `metavar`: the placeholder for the value in the command's help; None: it has no flag.
+    """Return an option of a verb. `kind`: the type of the value. `words`: the description.
 
-    `tool`: the argument of the tool; None: the tool lacks the option.
-    """
+    `metavar`: the placeholder for the value in the command's help; None: the command lacks the option. `tool`: the
+    option as an argument of the tool; None: the tool lacks the option."""
     flag = None if metavar is None else Flag(metavar=metavar)
     return Option(name, kind, words, default, flag=flag, argument=tool)
 
 
 def shared(name: str, words: str = "", *, flag: Flag | None = None, tool: Argument | None = None) -> Option:
-    """Return the option `name` of jobs for a verb, with other words, and another flag if one is given."""
+    """Return the job option `name` as an option of a verb. `words` and `flag`, if given, replace those of the job."""
     own = table.options()[name]
     made = replace(own, words=words or own.words, flag=flag or own.flag, argument=tool)
-    return replace(made, excludes=(), needs=(), keys=())  # they are about jobs
+    return replace(made, excludes=(), needs=(), keys=())  # these fields name other options of jobs
 
 
 def _is_empty(value: object) -> bool:
@@ -72,25 +72,26 @@ class VerbRecord:
     noun: str = "work"
     """The noun for the work in messages."""
     options: Mapping[str, Sequence[Option]]
-    """The options by the heading of their group in the command's help; `""`: options without a heading."""
+    """The groups of options, by their headings in the command's help. The group `""` has no heading."""
     work: str
-    """`"module:function"`: takes a `VerbCall`, and returns the figures of the result."""
-    command: str
-    """A module with `EXAMPLES`, which are lines of the command's help, and with `lines`, a function that takes a
-    `CommandCall` and the figures and yields the lines that the command prints."""
+    """`"module:function"`: the function that does the work. It takes a `VerbCall` and returns JSON data, the figures."""
+    lines: str
+    """`"module:function"`: takes a `CommandCall` and the figures, and yields the lines that the command prints."""
+    examples: str = ""
+    """`"module:name"`: the examples in the command's help, a sequence of lines."""
     write: str = ""
-    """`"module:function"`: takes the `VerbCall` and the figures, and writes the result's file. A command prints the
-    figures even if the file cannot be written, because they may be paid."""
+    """`"module:function"`: the function that takes the `VerbCall` and the figures, and writes the result's file. If the
+    file cannot be written, a command still prints the figures, because they may have cost money."""
     positional: Sequence[str] = ()
     """The options that are positional arguments of the command."""
     required: Sequence[Sequence[str]] = ()
-    """The options without which no call is complete: one of each of these groups."""
+    """Groups of option names. The command requires exactly one option of each group."""
     model: str = ""
-    """The option that names the model of the work, to which options for sampling apply; `""`: it uses no model."""
+    """The option that names the model of the work, to which sampling options apply; `""`: the work uses no model."""
     reports_failures: bool = True
     """Whether the command prints the summary of a job in which rows failed."""
     only_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """For each option, the options that are refused without it."""
+    """For each option, the other options that are refused if this option is missing."""
     tool: str = ""
     """`"module:name"`: the `VerbTool`."""
 
@@ -105,7 +106,7 @@ class VerbRecord:
         return {option.name: option.default for option in self.every}
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Raise `PromptmillError` (`invalid_config`) for a given option that needs another one, see `only_with`."""
+        """Raise `PromptmillError` (`invalid_config`) if an option lacks the option that it needs, see `only_with`."""
         is_set = {name for name, value in given.items() if not (value is None or value is False or _is_empty(value))}
         for needed, names in self.only_with.items():
             if needed not in is_set and (name := next((each for each in names if each in is_set), None)):
@@ -129,76 +130,76 @@ class VerbTool:
     schema: JsonDict
     """The JSON Schema of the result."""
     resolved: Callable[[JsonDict, ServerJobs, Caller], JsonObject]
-    """Returns the options with the paths of files that the call may use. Raises `PromptmillError` (`invalid_input`) for
-    other files."""
+    """Takes the options, the server's jobs and the caller. Returns the options with the file names replaced by paths
+    that the call may use. Raises `PromptmillError` (`invalid_input`) for a file that the call may not use."""
     text: str = "The figures are in the structured content."
     """The text of the result for clients that read the structured content."""
     step: str = "This step"
-    """The words for one of the work's jobs, about whose cost the user is asked."""
+    """The name of one of the work's jobs, for the question whether the user approves the cost of the job."""
     reading: str = "reading the rows"
-    """The progress until the work reports a step."""
+    """The progress text that is shown until the work reports its first step."""
     is_open_world: bool = True
-    """Whether a model gets rows of the files."""
+    """Whether the work sends rows of the files to a model."""
     is_idempotent: bool = True
-    """Whether the same call again changes nothing."""
+    """Whether repeating the same call changes nothing further."""
     is_destructive: bool = False
     """Whether the work changes existing files."""
 
 
 class VerbCall(ABC):
-    """A call of a verb: its options, and what the work may use. Each face has its own."""
+    """A call of a verb: the options, and the methods by which the work gets rows, models and jobs. Faces subclass it."""
 
     options: Mapping[str, Any]
-    """The values of the verb's options by name; None or the default for options that are not given."""
+    """The value of each option of the verb, by name. An option that is not given has the value None or its default."""
     folders: JobFolders
     caller: Caller | None = None
-    """The client of a server."""
+    """The client of the server that makes the call; None for the user's own command or program."""
     config: str | Path | None = None
     """The configuration file that the call names."""
     rule: FileRule | None = None
-    """The rule for files of the call; None for the user's own command or program."""
+    """The rule that decides which files the call may use; None for the user's own command or program."""
     has_default_output = False
-    """Whether the work writes a file that no option names."""
+    """Whether the work writes a file to a default path if the option `output` is not given."""
     target: SeriesFile | None = None
-    """The file that `Verb.write` writes; the work sets it."""
+    """The file that the function `write` of the verb writes. The work sets this attribute."""
     has_failures = False
-    """Whether a part of the work failed, so that the exit code of a command is 1; the work sets it."""
+    """Whether a part of the work failed, so that a command's exit code is 1. The work sets this attribute."""
     page: Report | None = None
-    """The page that the work has written, which the option `open` of a command shows in the browser."""
+    """The page that the work has written. The option `open` of a command shows the page in the browser."""
     watch: Watch | None = None
     """Shows the progress of a job that the work runs on this machine."""
 
     @abstractmethod
     def rows(self, option: str) -> AbstractContextManager[Sequence[Path]]:
-        """Yield the paths of the files that an option names, or the path of a temporary file with a program's rows."""
+        """Yield the paths of the files that `option` names; for a program's own rows, the path of a temporary file."""
 
     def output(self, default: Path) -> Path | None:
-        """Return the path of the file to write: the option `output`, or for a command `default`. None: write none."""
+        """Return the path of the file to write: the option `output`, or `default` in a command; None: write no file."""
         given = self.options.get("output")
         path = default if given is None and self.has_default_output else given
         return None if path is None else home_expanded(path)
 
     @abstractmethod
     def model(self, option: str = "", **settings: Any) -> StepModel:
-        """Return the model that an option names, by default the verb's model with the call's options for sampling.
+        """Return the model that `option` names; by default, the verb's model with the sampling options of the call.
 
-        `settings`: options of jobs in place of the call's; None: unset. Raises `PromptmillError`.
-        """
+        `settings`: job options that replace those of the call; the value None unsets an option. Raises
+        `PromptmillError`."""
 
     @abstractmethod
     def series(self, max_cost: float | None) -> JobSeries:
-        """Return a new series of jobs with this budget, whose file is `target`."""
+        """Return a new series of jobs, which together may spend `max_cost`. `target` is the file of the series."""
 
     @abstractmethod
     def run(self, model: StepModel, job: OpenJob) -> JsonDict:
-        """Run a job that belongs to no series, and return {}; a server starts the job, and returns its status.
+        """Run a job that belongs to no series, and return {}. A server only starts the job, and returns its status.
 
-        A command that stops early keeps the exit code, and goes on with the answers so far.
-        """
+        If the job of a command stops early, the work continues with the answers so far; the command later exits with
+        the job's exit code."""
 
-    def apart(self, call: partial[T], name: str) -> T:  # noqa: ARG002 (for the errors of a child process)
-        """Return the result of a function that reads the files of a call; for a server, in a child process with
-        limits. `name`: the name of the files in errors."""
+    def apart(self, call: partial[T], name: str) -> T:  # noqa: ARG002 (`name` is for a child process)
+        """Call a function that reads the call's files, and return its result. For a tool, the function runs in a child
+        process with limited memory and time. `name`: the name of the files in error messages."""
         return call()
 
     @abstractmethod

@@ -40,13 +40,13 @@ _SHOWN = ("job_id", "state", "reason", "done", "failed", "total", "message")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CallModel(StepModel):
-    """The model of a step, with the function that gets the cost of each of its jobs."""
+    """The model of a step, with the function that asks the user to approve the cost of each job of the step."""
 
     approve: Approve | None
 
 
 class ToolCall(VerbCall):
-    """The call of a verb's tool. Its work runs in a thread, and waits there for work of the event loop."""
+    """The call of a verb's tool. Its work runs in a thread, which waits for coroutines on the event loop."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ToolCall(VerbCall):
         self._verb, self._about, self._jobs, self._socket, self._ctx = verb, about, jobs, socket, ctx
         self._loop = asyncio.get_running_loop()
         self._waiting: concurrent.futures.Future[Any] | None = None
-        """The work of the event loop for which the thread waits."""
+        """The coroutine on the event loop whose result the thread waits for."""
         self._step, self._counts = about.reading, ""
         self._job_id = ""
         self._has_series = self._is_late = self._is_cancelled = False
@@ -80,14 +80,14 @@ class ToolCall(VerbCall):
         return f"The same call resumes the {self._verb.noun}, and pays for no answer again."
 
     async def figures(self) -> JsonDict:
-        """Return the figures of the work: of a series, with the state `finished`, or after the operator's limit on the
-        time of a call with the state `running`.
+        """Return the figures of the work. If the work is a series, they include the state: `finished`, or `running` if
+        the call has reached the operator's time limit.
 
         The state is `running` only if the job of an unfinished step still runs, so each repeated call makes progress.
-        If this call is cancelled, the job ends. Raises `PromptmillError`.
+        If this call is cancelled, the running job is cancelled, too. Raises `PromptmillError`.
         """
         working = asyncio.ensure_future(asyncio.to_thread(self._verb.done, self))
-        working.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may have left
+        working.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may be gone: take the error
         try:
             await asyncio.wait({working}, timeout=self._socket.service.config.settings.max_call_s)
             self._is_late = True
@@ -97,7 +97,7 @@ class ToolCall(VerbCall):
             if self._waiting is not None:
                 self._waiting.cancel()
             if self._job_id:
-                with contextlib.suppress(PromptmillError):  # the step may not have its job yet
+                with contextlib.suppress(PromptmillError):  # the job of the step may not exist yet
                     await self._jobs.cancel(self._job_id, self._caller, is_call=True)
             raise
         if working.cancelled():
@@ -164,7 +164,7 @@ class ToolCall(VerbCall):
         self.tell(worded(words, argument_name))
 
     def _result(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return the result of work of the event loop, for which the thread waits."""
+        """Run a coroutine on the event loop, wait in this thread until it ends, and return its result."""
         if self._is_cancelled:
             work.close()
             raise concurrent.futures.CancelledError

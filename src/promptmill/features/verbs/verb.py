@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.features.verbs.record import VerbRecord
 
-if TYPE_CHECKING:  # imported on use: each face imports what it needs
+if TYPE_CHECKING:  # for annotations only: each face imports the modules that it needs
     from promptmill.cli.parser import Parser
     from promptmill.core.values import JsonDict
     from promptmill.server.tool_socket import ToolSocket
@@ -20,10 +20,10 @@ class Verb(VerbRecord):
     """A verb, from whose record its command, its tool and its Python function are made.
 
         SHORTEN = Verb(name="shorten", options={"": [Option("input", str, "a file of rows")]}, work="module:shortened",
-                       command="module")
+                       lines="module:lines")
 
-    A feature names it in its sockets: `Command("shorten", "…", "module:SHORTEN.add_options")`,
-    `tools="module:SHORTEN.add_tool"`, and a function whose body is `return SHORTEN.figures({"input": rows})`.
+    The `Feature` of the verb names it as `Command("shorten", "…", "module:SHORTEN.add_options")` in `commands`, as
+    `tools="module:SHORTEN.add_tool"`, and in `names` as a function with the body `return SHORTEN.figures({"input": rows})`.
     """
 
     def add_options(self, parser: Parser) -> None:
@@ -39,7 +39,7 @@ class Verb(VerbRecord):
         tool.add(self, socket)
 
     def figures(self, options: Mapping[str, Any]) -> JsonDict:
-        """Return the figures for a Python program's options by name. Raises `PromptmillError`."""
+        """Do the work with the options that a Python program passes, and return the figures. Raises `PromptmillError`."""
         from promptmill.features.verbs import program
 
         return program.figures(self, options)
