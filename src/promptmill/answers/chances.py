@@ -1,5 +1,5 @@
-"""Probability of each allowed choice, from the token alternatives at each position, and of each field of a JSON object,
-from its tokens."""
+"""Computes the probability of each allowed choice, from the alternative tokens at each position, and the probability of
+each field of a JSON object, from the field's tokens."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Chances:
             self._taken = possible[0]
 
     def likeliest(self, most: int) -> dict[str, float] | None:
-        """Return the `most` most probable choices, always including the chosen one; None if no choice was made."""
+        """Return the likeliest choices (`most` of them) and always the chosen one; None if no choice was made."""
         if not self._taken:
             return None
         ranked = sorted(self._found, key=lambda choice: -self._found[choice])
@@ -108,10 +108,10 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
 
 
 def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> dict[str, dict[str, float]] | None:
-    """Return the value of each field of a reply, a JSON object, with the value's probability: the product over the
-    tokens that have a part of the value. None if the reply is no object, or if the tokens belong to another text.
+    """Return the value of each field of `reply` (a JSON object) with its probability, which is the product of the
+    probabilities of the value's tokens. Return None if the reply is no object, or if the tokens belong to another text.
 
-    `answer`: the final answer. Values that it does not have, such as quotes and repaired values, are left out.
+    `answer`: the final answer. Values that this answer lacks, such as quotes and repaired values, are left out.
 
     >>> content = [{"token": '{"a":', "logprob": -3}, {"token": "1}", "logprob": 0}]
     >>> chances_of_fields('{"a":1}', {"content": content}, '{"a":1}')

@@ -18,15 +18,15 @@ class Check:
     """Whether the answer is checked and delivered without the blanks around it."""
 
     wanted_by: Collection[str] = ()
-    """Names of parameters: answers to a request that sets one of them are checked. Empty: all answers of a call are."""
+    """Names of parameters: the answer to a request that sets one of them is checked. Empty: every answer is checked."""
 
     def is_wanted(self, sampling: Sampling) -> bool:
         """Return whether answers to requests with these parameters are checked."""
         return not self.wanted_by or sampling.sets(self.wanted_by)
 
     def matched(self, answer: str, request: Request) -> tuple[str, str] | None:
-        """Return a pattern, and the text that must match it as a whole; otherwise `complaint` is called. A long text is
-        matched in another process. None: only `complaint` decides."""
+        """Return a pattern, and the text that must match it as a whole; if it does not, `complaint` is called. A long
+        text is matched in another process. Return None if only `complaint` decides."""
         del answer, request
         return None
 

@@ -1,6 +1,6 @@
-"""Checks answers in a child process: the validator holds the GIL, for any time if a schema is hostile.
+"""Checks answers in a child process, because the validator holds the GIL (with a hostile schema, for any time).
 
-The process checks one answer at a time, and a call has at most one answer in its queue. If a check takes too long or
+The process checks one answer at a time, and a call has at most one answer in the queue. If a check takes too long or
 too much memory, the process is ended, and the next answer starts a new one.
 
 Messages to the process: `{"schema": …, "text": …, "complete": …}`, with the schema as JSON text, or
@@ -40,7 +40,7 @@ class Checker:
         return await self._asked({"schema": schema.content, "text": text, "complete": complete}, call)
 
     async def match(self, pattern: str, text: str, call: object) -> str:
-        """Return `""` if a text matches a pattern as a whole, else the problem, which may be that it takes too long."""
+        """Return `""` if a text matches a pattern as a whole, else the problem (also if matching takes too long)."""
         if is_soon_matched(text):
             return "" if whole_match(pattern).is_valid(text) else NO_MATCH
         return (await self._asked({"pattern": pattern, "text": text}, call)).problem

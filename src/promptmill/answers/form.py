@@ -1,4 +1,4 @@
-"""The form of the answers to requests, made from their parameters."""
+"""Makes the form of answers from the parameters of their requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def form_of(sampling: Sampling) -> Form | None:
 
 
 def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | None:
-    """Return the form of the objects that a JSON Schema describes; None if it does not name their fields.
+    """Return the form of the objects that a JSON Schema describes; None if it does not name the objects' fields.
 
     `defined`: the definitions of values of the schema's `enum`s.
     """
@@ -48,7 +48,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 def _with_open(form: Form, fields: JsonObject) -> Form:
     """Return a form whose questions have different names: fields with colliding names become open.
 
-    The field `a: b` has the name of the label `b` of the field `a`, and a field without a name has that of an option.
+    The field `a: b` collides with the label `b` of the field `a`, and a field named `""` with a form without fields.
     """
     named = Counter(asked.name for asked in form.asked)
     if named[""] == 0 and len(named) == named.total():

@@ -1,6 +1,6 @@
-"""The JSON values in an answer's text whose meaning is beyond doubt.
+"""Finds the JSON values in an answer's text, if their meaning is beyond doubt.
 
-An answer may have a value in a code fence or in prose; its notation may have slips; words around it may deny it.
+A value may be in a code fence or in prose, its notation may have slips, and words around it may deny it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _TAKEN_BACK = re.compile(
     rf"(?:that|this|it|which|das|dies|ce|c'est|eso|esto)\b[^.!?\n]*\b(?:{'|'.join(_DENYING)})\b",
     re.IGNORECASE,
 )
-# Words for a draft, in the most frequent languages of reasoning.
+# Words that mark a draft, in the most frequent languages of reasoning.
 _DRAFTED = re.compile(
     r"(?i)\b(?:perhaps|maybe|might|could|possibl[ey]|guess|draft|example|e\.g|such as|like|or|if|schema|format|"
     r"vielleicht|etwa|oder|wenn|beispiel)\b|可能|也许|或许|或者|例如|比如|如果|格式"
 )
-_LONGEST_END = 64 << 10  # characters in which a reasoning's value at its end is searched for; real values are shorter
+_LONGEST_END = 64 << 10  # characters at the end of reasoning that are searched for its value; real values are shorter
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
 _LEAD = " \t\r\n:\uff1a"  # the characters allowed between a sentence and the value that it introduces
 _STOP = re.compile(r"[.!?。\n]")
@@ -65,7 +65,7 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-# Also reads line breaks and tabs in texts, which some models do not escape.
+# This decoder also reads line breaks and tabs in texts, which some models do not escape.
 _DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
 
 

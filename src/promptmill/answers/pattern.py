@@ -1,4 +1,4 @@
-"""Patterns for whole answers: regular expressions whose time is linear in the answer."""
+"""Patterns for whole answers: regular expressions that match in time linear in the answer's length."""
 
 from __future__ import annotations
 

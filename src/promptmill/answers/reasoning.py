@@ -1,8 +1,8 @@
 """Separates reasoning from the answer.
 
-`FAMILIES` has the marks of each model family, `WRAPS` the marks that some families put around the answer. Sources: the
-reasoning parsers of vLLM 0.32 and SGLang 0.5.23, the models' chat templates. The channels of gpt-oss are handled
-separately, because every message has one.
+`FAMILIES` has the marks of each model family, and `WRAPS` has the marks that some families put around the answer.
+Sources: the reasoning parsers of vLLM 0.32 and SGLang 0.5.23, the models' chat templates. The channels of gpt-oss are
+handled separately, because each of its messages has one.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def may_have_marks(text: str) -> bool:
 
 
 def unknown_mark(text: str) -> str:
-    """Return the mark at the beginning of a text that resembles the marks of `FAMILIES` but is unknown, or `""`.
+    """Return the unknown mark at the beginning of a text if it resembles the marks of `FAMILIES`; otherwise `""`.
 
     Marks of `FAMILIES` around a block after other lines also count as unknown.
 
@@ -187,7 +187,7 @@ def unknown_mark(text: str) -> str:
 
 
 def unknown_end(text: str) -> str:
-    """Return the mark at the end of a text that resembles the marks of a model's turns, or `""`.
+    """Return the mark at the end of a text if it resembles the marks of a model's turns; otherwise `""`.
 
     >>> unknown_end("Paris<|end_of_utterance|>"), unknown_end("The end token is <pad>")
     ('<|end_of_utterance|>', '')
@@ -204,7 +204,7 @@ def unknown_end(text: str) -> str:
 
 
 def unread_call(text: str) -> str:
-    """Return the mark of a tool call that a server left in the text, at the beginning of a line, or `""`.
+    """Return the mark of a tool call that a server left at the beginning of a line of the text; `""` without one.
 
     >>> unread_call('I look.\\n<tool_call>{"name": "look"}</tool_call>')
     '<tool_call>'
@@ -258,7 +258,7 @@ def _closed_again(text: str) -> tuple[list[str], str]:
 
 
 def _closed_in(text: str, marks: Iterable[str] = _CLOSING_ALONE) -> tuple[str, str] | None:
-    """Return the texts before and after the first closing mark without an opening mark; None if the text quotes it."""
+    """Return the texts around the first closing mark; None if an opening mark precedes it, or if it is in prose."""
     place, mark = min((_place_of(mark, text), mark) for mark in marks)
     before, behind = text[:place], text[place + len(mark) :]
     if place == len(text) or any(opening in before for opening in _OPENINGS):
@@ -400,7 +400,7 @@ def split_channels(text: str) -> tuple[str | None, str]:
             channel = header.rpartition(_CHANNEL)[2].strip()
             texts[not channel or channel.startswith(("final", "assistant"))].append(content)
         elif _CHANNEL not in piece and before != _START and not _BETWEEN_MESSAGES.match(piece):
-            texts[f"{_CHANNEL}final" not in text].append(piece)  # remove the header
+            texts[f"{_CHANNEL}final" not in text].append(piece)  # a text outside of messages, but no header
         before = piece
     reasoning = "\n".join(filter(None, map(str.strip, texts[False])))
     return reasoning or None, "".join(texts[True])

@@ -29,7 +29,7 @@ MOST_SCHEMAS = MOST_KEPT // 4
 """The most compiled schemas in a cache; each takes thirty times the memory of its text."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # comparing an integer of thousands of digits takes a millisecond
-# Keywords with which a check may take more time, or a schema more memory, than a product of lengths (see `_SOON`).
+# Keywords with which a check may take time, or a schema may take memory, out of proportion to lengths (see `_SOON`).
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
 )
@@ -78,7 +78,7 @@ class AnswerSchema:
         return f"it is longer than {LONGEST_ANSWER >> 20} MiB" if len(text) > LONGEST_ANSWER else ""
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
-        """Return the answer `text` unchanged if it satisfies the schema, repaired if it can be, or with its problem.
+        """Return the answer `text` unchanged if it satisfies the schema, repaired if possible, else with its problem.
 
         A repair is made only if it is beyond doubt (see `candidates`), and never if the answer is not `complete`. This
         may take any time and memory: see `Checker`.
@@ -120,7 +120,7 @@ class AnswerSchema:
         return Checked(text, problem)
 
     def _check_behind(self, value: Any, behind: str) -> None:
-        """Raise `DoubtError` if the text after an object has a field that the object lacks: `total: 12`."""
+        """Raise `DoubtError` if the text after an object has a field that the object lacks, such as `total: 12`."""
         fields = json.loads(self.content).get("properties", {})
         for name in fields if isinstance(value, dict) else ():
             if name not in value and re.search(_FIELD_BEHIND.format(re.escape(name)), behind):

@@ -1,7 +1,7 @@
-"""The words about the form of its answer, which a model gets at the end of its system prompt.
+"""The words at the end of a system prompt that tell the model which form its answer must have.
 
 If the server shows the model the schema, these words are only definitions. If a server or an engine only constrains the
-answer, the model also gets the names: labels, fields and their values, unless the prompt has all of them.
+answer, the model also gets the names: labels, fields and their values, unless the prompt has all these names.
 """
 
 from __future__ import annotations

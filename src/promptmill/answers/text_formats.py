@@ -1,6 +1,6 @@
-"""The formats of texts that are checked if a schema has them: dates and times (RFC 3339).
+"""The formats of texts that are checked if a schema names them: dates and times (RFC 3339).
 
-A time may lack its seconds and its offset: a text that says "3 March, 12:00" has none, and a model must not invent any.
+A time may lack seconds and an offset: a text that says "3 March, 12:00" has neither, and a model must not invent them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _reads(pattern: str, read: Callable[[str], object]) -> Callable[[str], bool]
 
 
 def date_of(text: str, name: str) -> dt.date | dt.time | None:
-    """Return the value of a text with the format `name`, one of `NAMES`; None if it has another form or nanoseconds.
+    """Return the value of a text in the format `name`, one of `NAMES`; None if it has another form, or nanoseconds.
 
     >>> date_of("2026-03-04", "date"), date_of("2026-02-30", "date")
     (datetime.date(2026, 3, 4), None)

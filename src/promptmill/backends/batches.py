@@ -77,7 +77,7 @@ class Reply(NamedTuple):
 
     custom_id: str
     status: int
-    """The HTTP status; 0: the request was not run, because the batch expired or was cancelled."""
+    """The HTTP status; 0 if the request was not run, because the batch expired or was cancelled."""
     body: bytes
     """The body of the corresponding live reply, in the endpoint's dialect; empty with status 0."""
 
@@ -147,14 +147,14 @@ class BatchApi(Protocol):
         """Return the batch that an unclear `create` has created. `known`: ids of other batches, which are ignored.
 
         The batch has promptmill's label or file. If the provider stores neither, it is the only unknown batch that was
-        created since `batch.planned` with as many requests; if there are several, raises `BatchUnclearError`.
+        created since `batch.planned` with equally many requests; if there are several, raises `BatchUnclearError`.
         """
 
     async def state(self, batch_id: str) -> BatchState:
         """Return the current state."""
 
     def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
-        """Yield the existing results, in any order; None for a damaged result, which may be billed, too.
+        """Yield the existing results, in any order. Yield None for a damaged result, which may be billed, too.
 
         After a lost connection, replies may be repeated.
 

@@ -1,4 +1,4 @@
-"""Outcomes as data for JSON: replies of worker processes, and answers in the cache."""
+"""Converts outcomes to data for JSON and back, for the replies of worker processes and for the cache."""
 
 from __future__ import annotations
 

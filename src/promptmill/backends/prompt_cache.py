@@ -34,20 +34,20 @@ class PromptCache:
     """The way in which a provider caches the beginnings of prompts."""
 
     way: CacheWay | None = None
-    """The way of the cache; None: unknown."""
+    """The way of the cache; None if it is unknown."""
     breakpoints: re.Pattern[str] | None = None
     """Matches the models with the way `breakpoints`."""
     marks: frozenset[str] = frozenset()
     """The `CACHE_MARKS` that parts of a chat completion may have with any model."""
     least: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """The fewest tokens of a beginning that a model caches, by the model's name; for other models: 1,024."""
+    """The fewest tokens that a cached beginning has, by the model's name; 1,024 for other models."""
 
     def has_breakpoints(self, model: str) -> bool:
-        """Return whether `model` caches up to breakpoints."""
+        """Return whether the provider caches prompts of `model` up to marked breakpoints."""
         return self.breakpoints is not None and self.breakpoints.search(model) is not None
 
     def of(self, model: str) -> ModelCache | None:
-        """Return how the provider caches beginnings of prompts for `model`; None: unknown."""
+        """Return how the provider caches beginnings of prompts for `model`; None if that is unknown."""
         way: CacheWay | None = "breakpoints" if self.has_breakpoints(model) else self.way
         tokens = next((tokens for models, tokens in self.least if models.search(model)), _LEAST_TOKENS)
         return ModelCache(way, tokens * BYTES_PER_TOKEN) if way else None

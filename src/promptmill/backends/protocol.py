@@ -59,7 +59,7 @@ class Usage:
     searches: int = 0
     """Searches of the web by the provider, which have a price of their own."""
     stated_cost: int = 0
-    """The cost of the request as the endpoint states it, in `TICKS`; 0: the endpoint states none."""
+    """The cost of the request as the endpoint states it, in `TICKS`; 0 if the endpoint states none."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -100,8 +100,8 @@ class Completion:
     logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
     probabilities: Mapping[str, Mapping[str, float]] | None = None
-    """By question: the probabilities of the likeliest allowed answers and of the given answer, as reported. The name of
-    the only question of `choices` is `""`."""
+    """By the question's name: the probabilities of the likeliest allowed answers and of the given answer, as reported.
+    The name of the only question of `choices` is `""`."""
     details: JsonObject | None = None
     """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
@@ -282,7 +282,7 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
 
 
 def portion_of(outcome: Outcome, portion: Portion) -> Outcome:
-    """Return an item's portion of the outcome of a request for several items: the usages of all portions add up.
+    """Return an item's portion of the outcome of a request for several items. The portions' usages add up to the whole.
 
     >>> portion_of(Completion("", usage=Usage(10, 5)), Portion("r2", 1, 3)).usage.prompt_tokens
     3
@@ -401,7 +401,7 @@ class Flow(Protocol):
 
     @property
     def pace(self) -> float:
-        """After refusals, the requests per second beyond which requests are held back; 0: no request is held back."""
+        """After refusals, the requests per second beyond which requests are held back; 0 if none is held back."""
         ...
 
     @property
@@ -434,7 +434,7 @@ class Waits:
     inside: int = 0
     """The number of items that wait in such steps."""
     most: int = sys.maxsize
-    """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
+    """The user's limit of answers in flight; 0 if the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
     """A function that the driver sets. It is called when a part of the share becomes free."""
 
@@ -478,7 +478,7 @@ class Facts:
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, in addition to the checks that the parameters of a request want."""
     secret: Callable[[], bytes] | None = None
-    """Returns random bytes that are the same in all runs of a job; the first call blocks. None: there is no job."""
+    """A function that returns random bytes, the same in all runs of a job; its first call blocks. None: no job."""
     vector_bytes: int = 0
     """The length of the vectors from the call's earlier runs; 0 if there are none, or their lengths may differ."""
     has_portions: bool = False
@@ -614,9 +614,9 @@ class Ledger:
     budget: Budget | None = None
     """The limit of the call's cost."""
     journal: Journal | None = None
-    """Set while requests are recorded on disk."""
+    """The journal on disk; None if requests are not recorded there."""
     deferred: Callable[[Request], float] | None = None
-    """Set while replies of a batch are read. Returns the amount that budgets have reserved for a request."""
+    """While replies of a batch are read: a function that returns the amount that budgets reserved for a request."""
 
     def sent(self, request: Request) -> None:
         """Record that a request is about to be sent."""
@@ -653,7 +653,7 @@ class Call:
     in_flight: int = 0
     """The number of requests that were sent and are not answered yet."""
     flow: Flow | None = None
-    """Set while requests are sent to endpoints."""
+    """The state of the call's requests to endpoints; None if there are none."""
     model: str = ""
     """The name of the answering model, if there are several models."""
     chosen: str = ""
@@ -661,13 +661,13 @@ class Call:
     started: float = field(default_factory=time.monotonic)
     """The start of the call, in seconds of `time.monotonic`."""
     exchange: Exchange | None = None
-    """Replaces HTTP requests in a call whose replies arrive by batch."""
+    """The function that replaces HTTP requests in a call whose replies arrive by batch."""
     portion_of: Callable[[Request], Portion | None] | None = None
-    """Set while replies of a batch are read. Returns an item's portion of the reply that it shares; None if the reply
-    is for this item only."""
+    """While replies of a batch are read: a function that returns an item's portion of the reply that it shares with
+    other items, or None if the reply is for this item only."""
     preview: Callable[[Growing], None] | None = None
-    """Called with the growing answer, in a call of one item if the backend supports it. If the growing answer does not
-    continue the previous one, another attempt has begun."""
+    """A function that is called with the growing answer, in a call of one item, if the backend supports it. If the
+    growing answer does not continue the previous one, another attempt has begun."""
 
     def park(self) -> AbstractContextManager[None]:
         """Free the place of a request while it waits for a back-off."""
@@ -797,7 +797,7 @@ class Share(Protocol):
         ...
 
     grown: Callable[[], None]
-    """Set by the driver; called when `most` has grown."""
+    """A function that the driver sets. It is called when `most` has grown."""
     gathered: int
     """The number of items that take no place, because they wait for others or are in the request of another item."""
 
@@ -870,7 +870,7 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Free all resources, with no answers in flight. May be called twice; makes a running `load` raise
+        """Free all resources, with no answers in flight. It may be called twice, and makes a running `load` raise
         `shutdown`."""
         ...
 
@@ -923,6 +923,6 @@ class Leased(Protocol):
     async def lease(self, most: int, rates: float) -> None:
         """From now on, use at most `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`.
 
-        Returns when at most `most` are in flight.
+        Returns when at most `most` requests are in flight.
         """
         ...

@@ -145,7 +145,7 @@ class Listed(NamedTuple):
     batches: bool
     """Whether the provider's Batch API is known."""
     batch_discount: float | None
-    """The discount of a batch, as a share of the live price; None: it varies by model, or there are no batches."""
+    """The discount of a batch, as a share of the live price; None if it varies by model, or without batches."""
 
 
 def providers() -> list[Listed]:
@@ -165,7 +165,7 @@ def providers() -> list[Listed]:
 
 
 def provider_named(name: str) -> str | None:
-    """Return the provider whose name or alias (`claude`) is `name`, or None."""
+    """Return the provider whose name or alias (such as `claude`) is `name`, or None."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         return str(module.profile_of(name).name)
@@ -183,7 +183,7 @@ def check_batches(config: ModelConfig) -> None:
 
 def check_files(config: ModelConfig, kind: FileKind) -> None:
     """Raise `PromptmillError` (`unsupported`) unless the endpoints of `config` are known to take files of this kind,
-    together with the form of its answers. `auto` is not checked, because it may find such endpoints."""
+    together with the form of the answers. `auto` is not checked, because it may find such endpoints."""
     if config.backend == AUTO:
         return
     noun = NOUNS[kind]
@@ -232,14 +232,14 @@ async def batches(config: ModelConfig, path: str) -> AsyncIterator[BatchApi]:
 
 
 def batch_rate(config: ModelConfig) -> float | None:
-    """Return the batch price at the provider of `config`, as a share of the live price; None: unknown."""
+    """Return the batch price at the provider of `config`, as a share of the live price; None if it is unknown."""
     known = {profile.batch.discount for profile in _answering(config) if profile.batch is not None}
     discount = known.pop() if len(known) == 1 else None
     return None if discount is None else 1.0 - discount
 
 
 def prompt_cache_of(config: ModelConfig) -> ModelCache | None:
-    """Return how an endpoint of `config` caches the beginnings of prompts for its model; None: unknown."""
+    """Return how an endpoint of `config` caches the beginnings of prompts for its model; None if that is unknown."""
     if not config.record.needs_endpoint:
         return None
     try:
@@ -365,7 +365,7 @@ def decides(config: ModelConfig) -> bool:
 
 
 def decision_price(config: ModelConfig, model: str) -> float | None:
-    """Return the price of a million input tokens of a deciding model, in US dollars; None: unknown."""
+    """Return the price of a million input tokens of a deciding model, in US dollars; None if it is unknown."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         rows = [module.profile_named(name).decisions for name, _ in apis_of(config)]

@@ -92,7 +92,7 @@ def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
 def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
     """Return the vector of each text; `b""` for a text without a vector, or if most vectors have another length.
 
-    `lists`: the JSON texts of the lists of numbers, whose indices are in the payload; None: the lists are in `data`.
+    `lists`: the JSON texts of the lists of numbers, whose indices are in the payload; None if the lists are in `data`.
     """
     if not isinstance(data, list):
         return ()
@@ -121,7 +121,7 @@ def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
 
 
 def _number(value: Any) -> int | None:
-    """Return the number in an index, which some servers write as text or with a decimal point; -1: no number.
+    """Return the number in an index, which some servers write as text or with a decimal point; -1 for no number.
 
     >>> [_number(value) for value in (2, "2", 2.0, None, 1.5, True)]
     [2, 2, 2, None, -1, -1]

@@ -1,4 +1,4 @@
-"""`promptmill bulk`: answers the rows of a file into another file, in the foreground, through pipes, or detached."""
+"""`promptmill bulk`: writes answers to the rows of a file, in the foreground, through pipes, or detached."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 
 def _options_of(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the options of a command by their names in the table. Several prompts or models become lists."""
+    """Return the options of a command by their names in the option table. Several prompts or models become lists."""
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
@@ -140,7 +140,7 @@ def _rows_of(arguments: argparse.Namespace) -> Rows:
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the options of a command by name, with prompts in files read."""
+    """Return the options of a command by name, with prompts read from files."""
     values = _options_of(arguments)
     if isinstance(values["prompt"], list):
         values["prompt"] = _named_prompts(values["prompt"])
@@ -201,7 +201,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
 
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
-    """Print the problems. Return 0 if every row can be sent, else 1. Raises `PromptmillError` as a job would."""
+    """Print prompts, problems and cost. Return 0 if all rows are valid, else 1. Raises the errors of a job."""
     config, found = job.config, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
@@ -256,7 +256,7 @@ def _cost_lines(found: Mapping[str, Any], config: ModelConfig, max_cost: float |
 
 
 def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the numbers of rows that take existing answers. The other figures of `found` leave these answers out."""
+    """Yield sentences about rows that reuse answers. The other figures of `found` leave these answers out."""
     of = f"of {counted(found['rows'], 'row')}"
     if (whole := found.get("taken")) is not None:
         yield f"{whole:,} {of} take the answers of another job; only the others are sent and priced"
@@ -309,7 +309,7 @@ def _highest_words(found: Mapping[str, Any], way: str) -> str:
 
 def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:
     """Divide prompts: return the long beginning that all share (from the system prompt and the template), the rest of
-    each, and the shared end (from the template)."""
+    each prompt, and the shared end (of the template)."""
     template = templates[0] if len(templates) == 1 else ""
     if len(prompts) < 2 or "{%" in template or "{{" not in template:
         return "", [*prompts], ""

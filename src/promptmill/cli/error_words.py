@@ -1,4 +1,4 @@
-"""Errors in the words of the command line: options in place of fields, and the place of a wrong setting."""
+"""Errors in the words of the command line: options in place of fields, and the source of a wrong setting."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def option_of(named: Named) -> str | None:
 
 
 def in_options(text: str) -> str:
-    """Return a stored text with its names of arguments replaced by those of options.
+    """Return a stored text in which the names of options replace those of arguments.
 
     >>> in_options("Raise `max_cost`, or leave `text` out.")
     'Raise --max-cost, or leave `text` out.'
@@ -66,7 +66,7 @@ def explained(error: PromptmillError, arguments: argparse.Namespace, configurati
 
 
 def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
-    """Replace a key's path at the start of an error by the source of the key."""
+    """Replace a key's path at the start of an error by the option, or the line of the file, that sets the key."""
     from promptmill.config.parameter_file import is_shipped, line_of
     from promptmill.config.settings import Settings
 

@@ -62,7 +62,7 @@ def run(
 ) -> int:
     """Run or resume a job in the foreground, with the options `json` and `quiet`.
 
-    `live` receives the answers during the run, and stderr everything else. `is_step`: the job runs inside another
+    During the run, `live` receives the answers, and stderr everything else. `is_step`: the job runs inside another
     command and prints only progress, because that command owns stdout. `names_failures`: a finished step that has
     failed rows prints its summary, too.
 
@@ -176,7 +176,7 @@ def _run(
     is_step: bool,
     names_failures: bool,
 ) -> int:
-    """Run a job as `run` does, but let a `ChangedError` pass."""
+    """Run a job as `run` does, but raise each `ChangedError`."""
     configuration = door.decided(configuration)
     as_json, on_stderr = arguments.json, live is not None or is_step
     job = _before_job(arguments, replace(opened, models=configuration)).admit()
@@ -279,8 +279,8 @@ def _form_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def passed_on(given: Sequence[str], own: Container[str], switches: Container[str]) -> list[str]:
-    """Return the words of a command line that another command also accepts. `own`: the command's own options with a
-    value; `switches`: its options without a value."""
+    """Return the words of a command line that another command also accepts. `own` and `switches`: the options that the
+    other command lacks, with and without a value."""
     kept, words = list[str](), iter(given)
     for word in words:
         name, equals, _ = word.partition("=")

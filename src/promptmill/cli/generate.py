@@ -42,7 +42,7 @@ _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 def run_generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Answer prompts and print the answers in order, or write them to a file.
 
-    Return 0 if all prompts are answered, else 1. After Ctrl-C, print the answers up to then, and return 130. Before any
+    Return 0 if all prompts are answered, else 1. After Ctrl-C, print the answers so far, and return 130. Before any
     request is sent, raises `PromptmillError` if the file cannot be written.
     """
     if not arguments.json:
@@ -83,7 +83,7 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
-    """Return the prompts `given`, with stdin in place of `-` or no prompt. `lines`: each line of stdin is a prompt."""
+    """Return the prompts `given`; stdin replaces `-` or a missing prompt. `lines`: each line of stdin is a prompt."""
     for prompt in given:
         if any("\udc80" <= character <= "\udcff" for character in prompt):  # Python's form for bytes that are not UTF-8
             raise config_error(
@@ -106,7 +106,7 @@ def _stdin_text() -> str:
     """Return all of stdin. Raises `PromptmillError` (`invalid_config`) if it is not UTF-8."""
     try:
         text = sys.stdin.read()
-        text.encode()  # in the C locale, Python reads other bytes as lone surrogates
+        text.encode()  # in the C locale, Python reads bytes that it cannot decode as lone surrogates
     except UnicodeError as error:
         place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise config_error(
@@ -119,7 +119,7 @@ def _refuse_unquoted(prompts: Sequence[str]) -> None:
     """Raise `PromptmillError` for prompts that look like one prompt without quotes: each word would be paid for.
 
     Other programs join words (`aichat`, `mods`) or accept only one prompt (`llm`); for promptmill, each argument is a
-    prompt. Real commands seldom have several prompts of one word, and scripts use --json.
+    prompt. Real commands seldom have several one-word prompts, and scripts use --json, which allows them.
     """
     words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
     if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):
@@ -209,7 +209,7 @@ def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield notes about answers without text and tool calls, and about answers that the length limit cut off."""
+    """Yield notes about answers with neither text nor tool calls, and about answers that the length limit cut off."""
     every = [(number, one) for number, one in enumerate(outcomes, 1) if isinstance(one, Completion)]
     empty = [(number, one.finish_reason) for number, one in every if one.is_empty]
     cut = [number for number, one in every if one.finish_reason == "length"]

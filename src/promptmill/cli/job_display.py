@@ -62,7 +62,7 @@ def print_status(
         say(orjson.dumps(found).decode(), stream)
         return
     examples = {} if folder is None else status.examples(folder)
-    if folder is not None and "results" not in found:  # otherwise counted when the output is written
+    if folder is not None and "results" not in found:  # otherwise, the results were counted when the output was written
         found = status.with_results(folder, found)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     if reason := found.get("reason"):
@@ -79,7 +79,7 @@ def print_status(
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
     job = f"    {command_of(found)}"
-    if found.get("alive"):  # and paused
+    if found.get("alive"):  # the job is also paused
         return ["  let it go on with", f"{job} --unpause"]
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
@@ -99,7 +99,7 @@ def command_of(found: Status) -> str:
 
 
 def _remedies(found: Status, examples: Mapping[str, str], folder: Folder | None) -> dict[str, str]:
-    """Return, by the name of each count, the remedy for its rows. `examples`: a message for each failure code."""
+    """Return remedies for the rows of each count, by the count's name. `examples`: a message for each failure code."""
     failed = (
         {"failed": "\n".join(_failed(found, examples) + _of_features(found, folder))} if found.get("failed") else {}
     )

@@ -237,7 +237,7 @@ def _follow(job: Folder, *, as_json: bool) -> int:
 
 
 def _watch(folders: JobFolders) -> None:
-    """Until Ctrl-C, show a line for each job that runs or has run meanwhile; on a terminal, update it in place."""
+    """Until Ctrl-C, show a line for each job that runs or has run meanwhile; on a terminal, update the lines."""
     from rich.live import Live
     from rich.text import Text
 

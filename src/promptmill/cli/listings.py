@@ -92,7 +92,7 @@ def uses_of(feature: Feature) -> dict[str, list[str]]:
 
 
 def show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Print the configuration's models, the default first; with an option for an endpoint, print its models.
+    """Print the configuration's models, the default first; with an option for an endpoint, print the endpoint's models.
 
     Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
     """

@@ -51,7 +51,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Return the exit code: 0 if all is answered, 1 if some failed, 2 for a mistake."""
+    """Run the command line. Return the exit code: 0 for success, 1 if something failed, 2 for a mistake."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:

@@ -1,4 +1,4 @@
-"""Options shared by several commands, and the configuration made from them, with its notes."""
+"""Options shared by several commands, the configuration made from them, and notes about it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARGUMENTS: Mapping[str, str] = {
 }
 """By configuration key, the argument of the command line that sets the key."""
 OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
-_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
+_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users wrongly give for a backend
 
 
 def text_of(option: str, file: Path) -> str:

@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self.replaces_first = ""
-        """The option that replaces the first of two positional arguments, which then is `[]`."""
+        """The option that replaces the first of two positional arguments, whose value is then `[]`."""
         self.only_with: Mapping[str, Collection[str]] = {}
-        """By argparse's name of an argument, the names of the arguments that have no effect without it."""
+        """By an argument's name in argparse: the names of the arguments that have no effect without this argument."""
         self._common: Mapping[str, str] = {}
         self._joined: Collection[str] = ()
         self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line here
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
     def shorten(self, common: Mapping[str, str], joined: Collection[str]) -> None:
-        """Let `--help` show only the options `common`, each with its line. `--help all` shows every option.
+        """Let `--help` show only the options `common`, each with its line of text. `--help all` shows every option.
 
         `joined`: the titles of groups that are shown as one group, `features`.
         """
@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
     def _needs_quotes(self, word: str) -> str:
-        """If an argument follows the value of an option, return the words that the value needs quotes; else `""`."""
+        """If an argument follows the value of an option, return a hint that the value needs quotes; else `""`."""
         before = self._given[: self._given.index(word)] if word in self._given else []
         at = max((at for at, given in enumerate(before) if given.startswith("-")), default=-1)
         action = self._option_string_actions.get(before[at]) if at >= 0 else None
@@ -159,7 +159,7 @@ class Parser(argparse.ArgumentParser):
         return f"; a value of several words needs quotes: {before[at]} '…'" if has_value else ""
 
     def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Exit because no argument takes `words`. Values of options are not shown, because one may be a key."""
+        """Report `words`, which no argument accepts, and exit. Values of options are not shown: one may be a key."""
         names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
         if not names:
             self.leave(f"{cut(redact(words[0]), 20)!r} is an argument too many{self._needs_quotes(words[0])}")
@@ -194,8 +194,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path_of(key: str) -> str:
-    """Return the path of the configuration key that an option's name, `key`, means, or `""`. Raises `PromptmillError`
-    for an option of a feature that does not set its parameter."""
+    """Return the path of the configuration key that the option name `key` means, or `""`. Raises `PromptmillError` for
+    an option of a feature that does not set its parameter."""
     from promptmill.config.settings import OpenAISettings, Settings  # importing pydantic takes a tenth of a second
     from promptmill.core.request import ADDED, BESIDE, Sampling
 
@@ -218,7 +218,7 @@ def add_table(
     required: bool = False,
     named: Sequence[str] = (),
 ) -> None:
-    """Add the job options that have a flag.
+    """Add the options that have a flag.
 
     `several`: the command accepts several models and prompts to compare. `named`: other names for `--model`.
     """
@@ -266,7 +266,7 @@ def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:
 
 
 def at_least_one(text: str) -> int:
-    """Return a whole number from an option's value. Raises argparse's error for any other value."""
+    """Return an option's value as a whole number of at least 1. Raises argparse's error for any other value."""
     if not text.isascii() or not text.removeprefix("-").isdigit():
         thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
         hint = f"; write {thousands[1]}000" if thousands else "; write one such as 20, or leave the option out"
@@ -279,7 +279,7 @@ def at_least_one(text: str) -> int:
 
 
 def read_by(reader: str) -> Callable[[str], Any]:
-    """Return a type for argparse whose values the function `"module:name"` parses. It is imported on first use."""
+    """Return a type for argparse. It parses values with the function `reader`, which it imports on first use."""
 
     def read(text: str) -> Any:
         try:

@@ -151,7 +151,7 @@ def _content(answers: SetupAnswers, arguments: argparse.Namespace) -> JsonDict:
     """Return the keys of the file: the answers, and the settings of other options (`--price`, `--set`, …)."""
     block = {key: value for key, value, _ in answers.block}
     content: JsonDict = {"backend": answers.backend, "backend_configs": {answers.backend: block}}
-    arguments.model = arguments.backend = None  # both are answers
+    arguments.model = arguments.backend = None  # `answers` has both
     for path, value in settings_given(arguments, content).items():
         if value is not None:
             put(content, path, value)
@@ -203,7 +203,7 @@ def _ask(
     or_address: bool = False,
     unasked: str | None = None,
 ) -> str:
-    """Ask a question until the answer is valid, and return it; `unasked` if stdin has ended.
+    """Ask a question until the answer is valid. Return the answer, or `unasked` if stdin has ended.
 
     `or_address`: an address that the user pasted is an answer, too.
 
@@ -236,7 +236,7 @@ def _answer_to(asked: str) -> str:
 
 
 def _line_for(asked: str) -> str:
-    """Return the answer to a question from a pipe, and print both. Raises `EOFError` at the end of the pipe."""
+    """Read an answer from the pipe, print it after its question, and return it. Raises `EOFError` at the pipe's end."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -265,7 +265,7 @@ sampling_params:
 
 
 def _lines(content: JsonObject, depth: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return keys and values as YAML, `depth` steps to the right. `notes`: comments behind them."""
+    """Return keys and values as YAML, indented by `depth` steps. `notes`: comments behind the values."""
     import yaml
 
     shown = {key: yaml.safe_dump({key: value}, allow_unicode=True, width=1000) for key, value in content.items()}

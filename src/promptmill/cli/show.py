@@ -40,7 +40,7 @@ _SEEDS = 10_000
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
-_LESS = "-X"  # `less` leaves the rows on the screen
+_LESS = "-X"  # with this option, `less` leaves the rows on the screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Sample:
     rows: Sequence[JobRow]
     about: JsonObject = field(default_factory=dict)
     several: str = ""
-    """` to 300 rows` if a job has several answers to each row."""
+    """Words such as ` to 300 rows`, if a job has several answers to each row."""
 
 
 def show(arguments: argparse.Namespace) -> int:

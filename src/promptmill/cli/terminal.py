@@ -19,7 +19,7 @@ OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 """Exit codes of the commands. 75 is EX_TEMPFAIL in sysexits.h; 143 means that SIGTERM ended the process."""
 
 SHORTEST_BAR = 8
-"""The fewest characters of the bar: 80 columns then also have room for the reason of a wait."""
+"""The shortest length of the bar, in characters: 80 columns then also have room for the reason of a wait."""
 _COLUMNS = 80
 _RUN = " Run: "  # marks the start of a command at the end of an error
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
@@ -44,7 +44,7 @@ def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
 
 
 def complain(text: str) -> None:
-    """Write an error to stderr: `error:` (red on a terminal), and the remedy's command on a separate line."""
+    """Write an error to stderr, after `error:` (red on a terminal). The remedy's command gets a separate line."""
     stream = sys.stderr
     problem, run, command = f"error: {text}".partition(_RUN)
     if stream.isatty():

@@ -6,7 +6,7 @@
 Passing a text to a process takes as long as sending it to the endpoint: the parent of two workers takes 32 µs for each
 text, and one process without workers 31 µs. So only calls with images get workers, unless `num_workers` is set.
 
-Requests are sent to a worker as pickled objects. A worker, which has read an endpoint's answers, replies in JSON.
+Requests to a worker are pickled. Its replies are JSON, because what it has read from an endpoint is treated as data.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072
 _IN_FLIGHT = 256
 """Requests in flight per process, unless `num_workers` is set."""
 _KEPT_BYTES = 4 * 1024 * 1024  # bytes of images that a worker keeps; few, because there may be many workers
-# A request that was on this many lost workers is sent alone. The number is high, because a request is seldom the cause.
+# A request that was on this many lost workers is sent alone. The number is high, because requests seldom cause a loss.
 _SUSPECTED = 4
 _REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys", "pace")
 
 
 async def create(config: ModelConfig) -> protocol.Backend:
-    """Return the backend of `config`, not yet loaded: as replicas, or with workers. Raises `PromptmillError`."""
+    """Return the unloaded backend of `config`: replicas, or one that may have workers. Raises `PromptmillError`."""
     if config.replicas > 1:
         return await replicas.create(config)
     backend = await registry.create(config)
@@ -103,7 +103,7 @@ class FannedOut:
         await self._backend.load(report)
 
     def enter(self, call: protocol.Call) -> protocol.Share:
-        """Record that a call starts. Raises the same errors as the backend."""
+        """Record the start of a call. Raises the same errors as the backend."""
         if self._is_closed:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         count = self._processes(call)
@@ -116,7 +116,7 @@ class FannedOut:
         return large.replicas.enter(call)
 
     def _processes(self, call: protocol.Call) -> int:
-        """Return the number of processes for a call. If `num_workers` is set, large calls and jobs get as many."""
+        """Return the number of processes for a call. If `num_workers` is set, it applies to large calls and jobs."""
         if call.exchange is not None:
             return 0
         is_large, most = (call.facts.total or 0) >= self._settings.bulk_threshold, self._backend.most
@@ -146,7 +146,7 @@ class FannedOut:
             self._quota.want(self._backend, sum(call.facts.total or most for call in self._small))
 
     async def leave(self, call: protocol.Call) -> None:
-        """Record that a call has ended. When this returns, the call's processes have ended, too."""
+        """Record the end of a call. When this returns, the call's processes have ended, too."""
         if (large := self._large.pop(call, None)) is not None:
             await large.end(call)
             return
@@ -169,7 +169,7 @@ class FannedOut:
 
 
 class ProcessLink:
-    """The connection to a worker process. A call of `load` starts the process; after its loss, it starts another."""
+    """The connection to a worker process. Calling `load` starts the process or, after its loss, another process."""
 
     def __init__(self) -> None:
         self._hearing: asyncio.Task[str] | None = None
@@ -196,7 +196,7 @@ class ProcessLink:
         if self._child is None or self._hearing is None or self._hearing.done():
             raise LostError
         number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
-        reply.add_done_callback(lambda done: done.cancelled() or done.exception())  # not awaited if `send` fails
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())  # nothing awaits it if `send` fails
         self._open[number] = reply
         try:
             if not await self._child.send(frames.pickled((number, method, arguments))):
@@ -214,7 +214,7 @@ class ProcessLink:
     def _cast_ended(self, task: asyncio.Task[Any]) -> None:
         self._casts.discard(task)
         if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio logs nothing: other calls report the lost process
+            task.exception()  # so that asyncio logs no exception: other calls report the lost process
 
     async def _hear(self, child: subprocesses.Child) -> str:
         try:

@@ -4,8 +4,8 @@
                   ◀─ report: outcomes, `most`, `held` ──
 
 Requests are sent in batches: `submit` sends all requests since the last batch, and each `report` waits until there is
-something to report, at most a few seconds. A process that does not report for long is assumed lost. Neither end knows
-how messages are transported: only the links know, which are in `fan_out` and in features.
+something to report, at most a few seconds. A process that does not report for long is assumed lost. Only the links,
+which are in `fan_out` and in features, know how messages are transported.
 
 An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
 of a request, which reserves the cost of each attempt, stays in the driver's process.
@@ -33,7 +33,7 @@ from promptmill.core.version import __version__
 from promptmill.images.load import HeldImage, encode_held
 
 _SILENCE_S = 60.0
-"""After this time without a report, the process has stopped or its machine is unreachable."""
+"""After this time without a report, the process is assumed lost: it has stopped, or its machine is unreachable."""
 _ALIVE_S = 5.0
 _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
 _KEPT_IMAGES = 16  # the most images in a program's memory that are kept encoded, for further requests
@@ -66,7 +66,7 @@ class ReplicaReport:
     """The news of the other process since its last report."""
 
     outcomes: list[tuple[int, protocol.Outcome | PromptmillError]]
-    """Outcomes by the requests' numbers, or an error if no request can continue in that process."""
+    """Outcomes with the numbers of their requests, or errors if no request can continue in that process."""
     most: int
     """The number of requests that the backend takes at a time."""
     held: int = 0
@@ -80,7 +80,7 @@ class ReplicaReport:
     where: str = ""
     """The names of the endpoints that have requests."""
     needed_keys: int = 0
-    """The number of renewed keys that the replica has needed so far. It waits for the last of them."""
+    """The number of renewed keys that the replica has requested so far. It waits for the last of these keys."""
     pace: float = 0.0
     """The requests per second beyond which requests are held back; 0: no request is held back."""
 
@@ -105,12 +105,12 @@ class _DriversAccount:
 
 @dataclass(slots=True)
 class Orders:
-    """The news of a driver for the replica, since the last orders."""
+    """The news from the driver to the replica since the last orders."""
 
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     reserved: list[tuple[int, bool]] = field(default_factory=list)
-    """The requests whose next attempt waited for a reservation, each with whether its cost was reserved."""
+    """The requests whose next attempt waited for a reservation, each with True if the cost was reserved."""
     facts: protocol.Facts = field(default_factory=protocol.Facts)
     """Facts about the requests' call."""
     key: protocol.Key | PromptmillError | None = None
@@ -122,7 +122,7 @@ _Create: TypeAlias = Callable[[ModelConfig], Awaitable[protocol.Backend]]
 
 
 class Replica:
-    """The remote end: a backend that takes requests and returns reports. It returns errors: some cannot be pickled."""
+    """The remote end: a backend that takes requests and returns reports. It returns errors instead of raising them."""
 
     def __init__(self) -> None:
         self._backend: protocol.Backend | None = None
@@ -205,7 +205,7 @@ class Replica:
         return await self._needed_key
 
     async def report(self) -> ReplicaReport:
-        """Return the news as soon as there are any, or an empty report after a few seconds."""
+        """Return the news as soon as there is any, or an empty report after a few seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ALIVE_S):
                 await self._news.wait()
@@ -222,7 +222,7 @@ class Replica:
         return ReplicaReport(outcomes, most, held, refused, warnings, reserving, call.waiting, where, keys, pace)
 
     async def idle(self) -> None:
-        """Decide about held requests, because all remaining requests wait for other requests."""
+        """Let the backend decide about held requests, because all remaining requests wait for others."""
         if self._share is not None:
             self._share.idle()
 
@@ -239,7 +239,7 @@ class Replica:
         self._call, self._refused = protocol.Call(), 0
 
     async def widen(self, most: int) -> None:
-        """From now on, allow `most` of the leased requests in flight."""
+        """From now on, allow `most` requests in flight, as far as the lease permits."""
         if isinstance(self._backend, protocol.Widening):
             self._backend.widen(most)
 
@@ -288,7 +288,7 @@ class Link(Protocol):
 
 
 class _RemoteShare(protocol.FixedShare):
-    """A call's share of a remote backend: the requests that the backend takes, and a few that wait in its process."""
+    """A call's share of a remote backend: as many requests as the backend takes, and a few that wait in its process."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
         super().__init__(most)
@@ -330,7 +330,7 @@ class _Open(NamedTuple):
 
 
 class RemoteBackend:
-    """A backend that runs in another process. `quota` gives it a part of its endpoint's limits, if any."""
+    """A backend that runs in another process. `quota`, if any, leases it a part of the endpoint's limits."""
 
     def __init__(
         self,
@@ -375,7 +375,7 @@ class RemoteBackend:
         self._serving = asyncio.create_task(self._serve())
 
     def enter(self, call: protocol.Call) -> _RemoteShare:
-        """Record that a call starts. Raises `PromptmillError` (`engine_died`)."""
+        """Record the start of a call. Raises `PromptmillError` (`engine_died`)."""
         if self._serving is None or self._serving.done():
             raise _lost()
         share = self._shares[call] = _RemoteShare(self, _most(self.last))
@@ -413,7 +413,7 @@ class RemoteBackend:
         return result
 
     async def leave(self, call: protocol.Call) -> None:
-        """Record that a call has ended, with no answer in flight."""
+        """Record the end of a call, which has no answer in flight."""
         del self._shares[call]
         if not self._shares and self._serving is not None and not self._serving.done():
             with contextlib.suppress(LostError, TimeoutError):
@@ -536,7 +536,7 @@ def _most(report: ReplicaReport) -> int:
 
 
 class _SentImages:
-    """Converts images in a program's memory to a form for other processes: the bytes of a file."""
+    """Converts images that a program holds in memory to the bytes of a file, which other processes can read."""
 
     def __init__(self) -> None:
         self._encoded: OrderedDict[str, HeldImage] = OrderedDict()
@@ -589,7 +589,7 @@ class Quota:
     """
 
     def __init__(self, whole: int, here: Lessee | None = None) -> None:
-        """`whole`: the limit of requests in flight of all processes. `here`: this process, which has had the whole."""
+        """`whole`: the limit of requests in flight in all processes. `here`: this process, which had all of it."""
         self.whole = whole
         self.answered: weakref.WeakSet[protocol.Call] = weakref.WeakSet()
         """The calls that the endpoint has answered."""
@@ -603,7 +603,7 @@ class Quota:
         """Add a process that can use `wanted` places. Return False if it was lost before it got its part."""
         self._lost.discard(one)
         self._parts[one], self._wanted[one] = _Part(), wanted
-        await asyncio.shield(self._changed())  # shielded: a part that a process has received must be recorded
+        await asyncio.shield(self._changed())  # shielded, because a part that a process has received must be recorded
         if one in self._lost:
             self.leave(one)
         return one in self._parts

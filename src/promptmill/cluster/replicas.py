@@ -4,10 +4,10 @@
                               └▶ replica 2: an engine's process that sees GPU 1
 
 A replica is a `Backend`. A request is sent to the replica with the most room; if this replica is lost, the request is
-sent to another, and the lost replica is loaded again. A request that was on several replicas when they were lost may be
-the cause, so it then runs alone on a replica; if this replica is also lost, the request fails. A replica that cannot be
-loaded, or is repeatedly lost before it answers, is abandoned. The cache, the check of schemas, the budget, routing and
-counts are outside of this module, once for all replicas.
+sent to another, and the lost replica is loaded again. A request that was on several lost replicas may be the cause of
+their loss, so it then runs alone on a replica; if this replica is also lost, the request fails. A replica that cannot
+be loaded, or is repeatedly lost before it answers, is abandoned. The cache, the check of schemas, the budget, routing
+and counts exist only once for all replicas, outside of this module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FALSE_STARTS = 3
 
 
 async def create(config: ModelConfig) -> Backend:
-    """Return one backend, not yet loaded, for all `replicas` of `config`. Raises `PromptmillError`."""
+    """Return one unloaded backend for all `replicas` of `config`. Raises `PromptmillError`."""
     engines = [await registry.create(part) for part in _parts(config)]
 
     async def connect() -> Sequence[Backend]:
@@ -60,7 +60,7 @@ def _parts(config: ModelConfig) -> list[ModelConfig]:
 
 @dataclass(slots=True, eq=False)
 class _Replica:
-    """A replica, and the calls' shares of it."""
+    """A replica, and the shares of it that calls have."""
 
     backend: Backend
     is_ready: bool = False
@@ -71,14 +71,14 @@ class _Replica:
     has_answered: bool = False
     """Whether the replica has answered since its load."""
     false_starts: int = 0
-    """The number of consecutive losses before any answer."""
+    """The number of losses in a row, each before the replica had answered anything."""
     is_reserved: bool = False
     """Whether the replica is reserved for a single request."""
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _ReplicaShare:
-    """A call's share of all replicas: the sum of its shares of the replicas."""
+    """A call's share of all replicas: the sum of the shares that the call has of each replica."""
 
     def __init__(self, replicas: Replicas, call: Call) -> None:
         self.grown: Callable[[], None] = ignored
@@ -106,12 +106,12 @@ class _ReplicaShare:
         """Set the number of items that remain for the call."""
         is_news = (items is None) != (self.wanted is None)
         self.wanted = items
-        if is_news:  # only if the number became known or unknown: other changes do not concern other replicas
+        if is_news:  # only whether the number is known concerns the replicas
             for share in self._shares():
                 share.want(items)
 
     def idle(self) -> None:
-        """Let each replica decide, because all remaining items wait for others."""
+        """Let each replica decide about held items, because all remaining items wait for other items."""
         for share in self._shares():
             share.idle()
 
@@ -149,9 +149,9 @@ class Replicas:
     ) -> None:
         """`load` calls `connect` once to get the replicas. `disconnect` is called when all replicas are closed.
 
-        `starts_with_one`: load the other replicas after the first has answered, so that a refused key or a wrong
+        `starts_with_one`: load the other replicas only after the first has answered, so that a refused key or a wrong
         address costs no more requests than in one process. `suspected`: a request that was on this many lost replicas
-        runs alone. `hint`: the remedy for lost replicas.
+        runs alone. `hint`: the remedy that errors about lost replicas name.
         """
         self._connect, self._disconnect = connect, disconnect
         self._starts_with_one, self._suspected, self._hint = starts_with_one, suspected, hint
@@ -175,7 +175,7 @@ class Replicas:
         return len(self._replicas)
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Start to load all replicas, and wait for the first. Raises `PromptmillError` if none can be loaded."""
+        """Start to load all replicas, and wait until one is ready. Raises `PromptmillError` if none can be loaded."""
         assert self._connect is not None
         backends = await self._connect()
         report(f"waiting for {len(backends)} replicas")
@@ -201,7 +201,7 @@ class Replicas:
             most -= 1
 
     def enter(self, call: Call) -> _ReplicaShare:
-        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`)."""
+        """Record the start of a call. Raises `PromptmillError` (`shutdown`, `engine_died`)."""
         if self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The replicas were shut down.")
         self._raise_if_none_is_left()
@@ -219,7 +219,7 @@ class Replicas:
         except PromptmillError as error:
             if error.code is not Code.ENGINE_DIED:
                 raise
-            self._lose(one)  # lost while it was idle
+            self._lose(one)  # the replica was lost while it was idle
             return
         own.grown = share.changed
         own.want(share.wanted)
@@ -283,7 +283,7 @@ class Replicas:
         return best
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended, with no answer in flight."""
+        """Record the end of a call, which has no answer in flight."""
         share = self._calls.pop(call)
         if call.flow is share:
             call.flow = None
@@ -307,7 +307,7 @@ class Replicas:
                 await self._disconnect()
 
     async def _keep_loaded(self, one: _Replica, report: Callable[[str], None]) -> None:
-        """Load a replica, and load it again whenever it is lost, unless this is useless."""
+        """Load a replica, and load it again whenever it is lost, until it is abandoned."""
         error = self._gone("The replicas end before they answer anything.")
         while one.false_starts < _FALSE_STARTS:
             try:

@@ -1,4 +1,4 @@
-"""Assignments of the command line: `backend_configs.openai.concurrency=8`."""
+"""Assignments on the command line, such as `backend_configs.openai.concurrency=8`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def assigned(texts: Iterable[str]) -> JsonObject:
         path, equals, text = assignment.partition("=")
         if not equals or not (path := path.strip()):
             raise config_error(SETTINGS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
-        values.pop(path, None)  # moves to the end, so that it is applied after the block that has it
+        values.pop(path, None)  # moves the key to the end, so that it is applied after an assigned block that has it
         try:
             values[path] = parsed(text)
         except (yaml.YAMLError, ValueError):

@@ -48,7 +48,7 @@ class BackendRecord:
     shows_forms: bool = True
     """Whether the backend's model sees the schema or the choices of a request. If not, the prompt names them."""
     sampling: frozenset[str] | None = None
-    """The supported sampling parameters; others are dropped with a warning. None: the backend itself reports others."""
+    """The supported sampling parameters; others are dropped with a warning. None: the backend reports them itself."""
 
 
 _ENGINE = BackendRecord(

@@ -120,7 +120,7 @@ class Configuration:
         )
 
     def with_choice(self, values: JsonObject, chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration in which `values`, by dotted path, replace `backend: auto`."""
+        """Return a copy in which `values`, each at its dotted path, replace `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
             put(raw, path.split("."), value)
@@ -164,11 +164,11 @@ class Configuration:
         values by key path. Sampling parameters of `assignments` and `values` apply to all models. `defaults` replace
         the usual defaults of top-level keys that the file omits or sets to null.
 
-        Raises `PromptmillError` (`invalid_config`), whose message has the path of the key and the remedy, after the
-        file's name if `values` did not set the key.
+        Raises `PromptmillError` (`invalid_config`), whose message has the path of the key and the remedy. The message
+        begins with the file's name unless `values` set the key.
         """
         ADDED.check()
-        backends.installed()  # checks their names
+        backends.installed()  # checks the names of other packages' backends
         if path is None or content is None:
             path = find(path, environ)
             content = read(path)
@@ -182,7 +182,7 @@ class Configuration:
                 set_key(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # the top-level backend is the default then, not one of `models`
+                raw["default_model"] = None  # then the top-level backend is the default, not one of `models`
             options = values(raw)
             for keys, value in options.items():
                 set_key(raw, keys, value)
@@ -247,8 +247,8 @@ class Configuration:
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
         """Raise if a call chooses or configures a backend of another package that the operator has not allowed.
 
-        A call may choose a backend that the configuration names. Only a trusted client may set its keys, because
-        promptmill does not know which keys are harmless.
+        A call may choose a backend that the configuration names. Only a trusted client may set keys of such a backend,
+        because promptmill does not know which keys are harmless.
         """
         operators = {_backend_of(model_config.raw_of(self._raw, model)) for model in self.names}
         operators |= (self._raw.get("backend_configs") or {}).keys()
@@ -295,7 +295,7 @@ def _owner_of(key: str, chosen: str) -> str:
 
 
 def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
-    """Return whether a call's address differs from the operator's, so that the operator's keys are not sent there."""
+    """Return whether a call's address differs from the operator's. Such an address does not get the operator's keys."""
     if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
         return False
     own = operator.backend_configs.openai

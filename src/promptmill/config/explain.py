@@ -78,7 +78,7 @@ def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[in
 
 
 def _names_branch(problem: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
-    """Return whether a problem's location ends with a type of a union, not a key: then other types of it fail, too."""
+    """Return whether a problem's location ends with a type of a union instead of a key, because several types fail."""
     *above, branch = problem["loc"] or ("",)
     if _BRANCH.fullmatch(str(branch)) is None:
         return False
@@ -110,7 +110,7 @@ _PLAIN = (
 
 
 def _plain(message: str) -> str:
-    """Return pydantic's message with YAML's words."""
+    """Return pydantic's message in YAML's terms."""
     for words, plain in _PLAIN:
         message = re.sub(words, plain, message)
     return message
@@ -124,7 +124,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
-    """Return the right place for a key that is in the wrong block; `""` if no block has it."""
+    """Return the right place for a key that is in the wrong block; `""` if no block has such a key."""
     if key in Sampling.model_fields and key not in known:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:

@@ -8,7 +8,7 @@ from promptmill.core.errors import config_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
-# The server of a RAG framework has it as a fourth backend: https://github.com/OpenBMB/UltraRAG/pull/496
+# The server of a RAG framework has LiteLLM as a fourth backend: https://github.com/OpenBMB/UltraRAG/pull/496
 _LITELLM = "litellm"
 # Prefixes of LiteLLM's model names (litellm 1.109) → promptmill's providers. Both send the same name to the same host.
 _PROVIDERS = {

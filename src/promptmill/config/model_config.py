@@ -43,8 +43,8 @@ OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
 class ModelConfig:
     """The settings of one model: the backend to load and how to run it.
 
-    `from_call`: the keys in the chosen backend's block that a call set. `operator`: the settings without the call; they
-    limit the keys, headers and remote code that a call may use.
+    `from_call`: the keys in the chosen backend's block that a call set. `operator`: the settings without the call's
+    changes; they limit the keys, headers and remote code that a call may use.
     """
 
     settings: Settings
@@ -71,7 +71,7 @@ class ModelConfig:
 
     @cached_property
     def fallback(self) -> list[str]:
-        """The models that answer the items that this model could not answer, in this order."""
+        """The models that, in this order, answer the items that this model could not answer."""
         model = self.operator.models.get(self.name)
         return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
 
@@ -156,7 +156,7 @@ class ModelConfig:
     def within_limits(self, asked: JsonObject) -> ModelConfig:
         """Return the configuration for a call with the sampling parameters `asked`, within `client_limits`.
 
-        Raises `PromptmillError` (`invalid_config`) if `asked` exceeds the limits, or has a parameter of the operator.
+        Raises `PromptmillError` (`invalid_config`) if `asked` exceeds them, or has a parameter for the operator alone.
         """
         limits, ours = self.operator.client_limits, self.operator.sampling_params
         for name in () if self.trust_client else sorted(OF_OPERATOR_NAMES & asked.keys()):
@@ -202,7 +202,7 @@ def names(raw: JsonObject) -> list[str]:
 def raw_of(raw: JsonObject, name: str) -> JsonDict:
     """Return the content of the file as if `name` were its only model.
 
-    A named model has its own block and inherits nothing from the file's block: its key and price are another model's.
+    A named model has its own block. It does not inherit the file's block, whose key and price are another model's.
     """
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
@@ -364,7 +364,7 @@ def named_models(extra: JsonObject) -> list[str]:
 
 
 def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
-    """Yield the parameters with a name in `names` from a request's body, or from an object in it such as `options`.
+    """Yield the numbers whose names match `names`, from a request's body or from an object in it, such as `options`.
 
     `metadata` is ignored, because it has the user's labels.
     """

@@ -13,7 +13,7 @@ from promptmill.core.wording import close_matches, listed, synonym
 
 _SAMPLING = frozenset(Sampling.model_fields)
 _KNOWN = _SAMPLING | BESIDE
-# Options of the `openai` package's methods that are no part of a request (`extra_body` is part of one, too).
+# Options of the `openai` package's methods that are not sent in a request, unlike `extra_body`.
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
     "extra_headers": "set `backend_configs.openai.headers`",
@@ -27,11 +27,11 @@ _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
     """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
 
-    Unknown `sampling_params` move to `extra_params`, unless `extra_params` already sets them. For a local engine, known
-    parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) instead of a warning with
-    `unsupported: error`, and, unless `of_pipeline`, for a misspelt parameter outside of `extra_params`.
+    Unknown `sampling_params` move to `extra_params`, unless they are already set there. For a local engine, known
+    parameters move from `extra_params` to `sampling_params`. Raises `PromptmillError` (`invalid_config`) instead of a
+    warning with `unsupported: error`, and, unless `of_pipeline`, for a misspelt parameter in `sampling_params`.
 
-    A pipeline's `response_format` moves to `extra_params`: it is sent to the endpoint, and answers are not checked.
+    A pipeline's `response_format` moves to `extra_params`, so answers are not checked against it.
     """
     sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
     if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):

@@ -51,7 +51,7 @@ def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def custom_headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read as OpenAI's client reads them: other lines are ignored."""
+    """Return the headers in `OPENAI_CUSTOM_HEADERS`. Lines without a colon are ignored, as by OpenAI's client."""
     lines = (line.partition(":") for line in environ.get(CUSTOM_HEADERS, "").split("\n"))
     return {name.strip(): value.strip() for name, colon, value in lines if colon}
 

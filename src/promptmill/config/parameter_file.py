@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the first file that exists: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped."""
+    """Return `path`, `PROMPTMILL_CONFIG`, or the first existing file: `./parameter.yaml`, the user's, the shipped."""
     named = path or (home_expanded(environ[_VARIABLE]) if environ.get(_VARIABLE) else None)
     if named is not None and not named.is_file():
         where = "" if path else _VARIABLE
@@ -106,7 +106,7 @@ def is_shipped(file: Path) -> bool:
 
 
 def parsed(text: str, duplicates: list[str] | None = None) -> Any:
-    """Parse YAML text. `duplicates` collects messages about duplicate keys; if it is None, these are errors.
+    """Parse YAML text. `duplicates` collects messages about duplicate keys; if it is None, a duplicate key is an error.
 
     Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
     """
@@ -119,9 +119,9 @@ def parsed(text: str, duplicates: list[str] | None = None) -> Any:
 
 
 def composed(file: Path) -> yaml.Node | None:
-    """Return a YAML file as nodes, whose scalars have their text as the file has it; None for an empty file.
+    """Return the nodes of a YAML file; a scalar node has its text exactly as in the file. None for an empty file.
 
-    Raises `PromptmillError` (`invalid_config`) with the line.
+    Raises `PromptmillError` (`invalid_config`), which names the line.
     """
     try:
         return yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
@@ -148,7 +148,7 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
 
 
 def read(file: Path, duplicates: list[str] | None = None) -> JsonDict:
-    """Return the keys and values in a YAML file. Raises `PromptmillError` (`invalid_config`) with the line.
+    """Return the keys and values in a YAML file. Raises `PromptmillError` (`invalid_config`), which names the line.
 
     `duplicates`: see `parsed`.
     """
@@ -179,7 +179,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Unset:
-    """Replaces `${name}` of an unset variable. It is an error only if the block around it is used."""
+    """Replaces a value that has `${name}` of an unset variable. It is an error only if the block around it is used."""
 
     name: str
 
@@ -214,7 +214,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
     variable elsewhere.
     """
-    # The keys of unused models. The content of the used model is also outside of `models`.
+    # Matches the keys of unused backends and models. (The content of the used model is also outside of `models`.)
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:

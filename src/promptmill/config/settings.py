@@ -46,7 +46,7 @@ def _one_or_many(value: object) -> object:
 
 
 def _words(command: object) -> object:
-    """Split a command that is given as text, like a shell, but without variables, pipes and wildcards."""
+    """Split a command that is given as text, with the quotes of a shell, but without variables, pipes and wildcards."""
     if not isinstance(command, str):
         return command
     lexer = shlex.shlex(command, posix=True, punctuation_chars=False)
@@ -83,7 +83,7 @@ BY_CALL: Final = Mark("A call may set it. A setting without this mark is the ope
 BY_TRUSTED: Final = Mark("A call of a trusted client may set it.")
 OF_ENDPOINT: Final = Mark("It belongs to one endpoint, so another endpoint does not inherit it.")
 OF_ACCOUNT: Final = Mark("It decides with whose account an endpoint is used.")
-KEY_SOURCE: Final = Mark("It brings the key. A source that is given replaces the others.")
+KEY_SOURCE: Final = Mark("It is a source of the key. A source that is set replaces the others.")
 OF_EFFORT: Final = Mark("It affects how an answer is obtained, but not the answer.")
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
@@ -91,10 +91,10 @@ USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
 _GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _REPLICAS = (
-    "Engines that share the work, each in a process of its own with an equal part of `gpu_ids`: for a model that fits "
-    "into one part, more throughput than one engine over all GPUs."
+    "Engines that share the work, each in its own process with an equal part of `gpu_ids`. If the model fits into one "
+    "part, this gives more throughput than one engine over all GPUs."
 )
-_MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, which comes along."
+_MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, which is included in the package."
 _OF_A_SHELL = re.compile(r"^(?:\||\|\||&&|&|;|[0-9]?>{1,2}|<)$|\$\(|`")
 _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may set it, for the operator's model."
@@ -169,8 +169,8 @@ class _EndpointAddress(Block):
         *(OF_ENDPOINT, OF_ACCOUNT, KEY_SOURCE, OF_EFFORT),
     ] = Field(
         None,
-        description="A program that prints the key, with its arguments: run again when the key expires. Only the "
-        "operator may set it.",
+        description="A program, with its arguments, that prints the key; it runs again when the key expires. Only "
+        "the operator may set it.",
     )
     headers: Annotated[dict[str, SecretStr], BY_CALL, OF_ENDPOINT, OF_ACCOUNT] = Field(
         {}, description="Additional headers for each request."
@@ -224,8 +224,8 @@ class _EndpointPatience(Block):
         5,
         ge=1,
         le=100,
-        description="Most attempts per item; only failures of the item itself count. Lost connections and 503: twice "
-        "as many.",
+        description="Most attempts per item; only failures of the item itself count. After lost connections and 503, "
+        "twice as many.",
     )
     base_delay: Annotated[float, BY_CALL, OF_EFFORT] = Field(
         1.0, ge=0, description="First wait before a retry, in seconds; doubles each time."
@@ -282,13 +282,13 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
     )
     bulk_threshold: Annotated[int, BY_CALL, OF_EFFORT] = Field(
-        20_000, ge=1, description="Number of prompts from which on a call may have worker processes."
+        20_000, ge=1, description="A call with at least this many prompts may use worker processes."
     )
     enable_thinking: Annotated[bool | None, BY_CALL] = Field(
-        None, description="As in `sampling_params`, whose value wins."
+        None, description="As in `sampling_params`, where a value takes precedence."
     )
     files: Annotated[list[FileKind], BY_CALL] = Field(
-        [], description="Files that an endpoint takes as they are, if promptmill does not know it: `pdf`, `audio`."
+        [], description="Kinds of files that an endpoint unknown to promptmill accepts unchanged: `pdf`, `audio`."
     )
 
 
@@ -303,7 +303,7 @@ class HFSettings(Block):
         None,
         ge=1,
         le=4096,
-        description="Most prompts computed together; default: by the model's size and free memory; 512 on a card.",
+        description="Most prompts computed together; default: by model size; 512 on a GPU; free memory limits it.",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BY_CALL] = Field(
         "auto", description="Number format of the weights."
@@ -356,7 +356,7 @@ class OpenVINOSettings(Block):
     model_name_or_path: Annotated[str | None, BY_CALL] = Field(
         None,
         description="A folder in OpenVINO's format, a GGUF file (Llama and Qwen families), a model hub name, or "
-        "`smollm2-135m-instruct`, which comes along.",
+        "`smollm2-135m-instruct`, which is included in the package.",
     )
     gguf_file: Annotated[str | None, BY_CALL] = Field(None, description="Name of a GGUF file in the model's folder.")
     threads: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
@@ -371,21 +371,21 @@ class OpenVINOSettings(Block):
 
 
 class ApiToken(Block):
-    """A further token of a server over HTTP."""
+    """A further access token of a server over HTTP."""
 
     token: SecretStr = Field(description="The secret, best as `${VARIABLE}`.")
-    models: list[str] | None = Field(None, description="Models that its requests may name; null: all of this server.")
+    models: list[str] | None = Field(None, description="Models that a request with this token may name; null: all.")
 
 
 class ClientLimits(Block):
-    """Limits of a client's choices for its calls. They do not apply to a trusted client."""
+    """Limits for what a client may choose in its calls. They do not apply to a trusted client."""
 
     max_tokens: int | None = Field(None, ge=1, description="Longest answer of a call, in tokens.")
     models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
     tokens: dict[str, ApiToken] = Field(
         {},
-        description="Further tokens of a server over HTTP by name, with files, batches and models of their own. "
-        "They open only `/v1`.",
+        description="Further access tokens of a server over HTTP, each under a name. Each token has its own files, "
+        "batches and models, and opens only `/v1`.",
     )
 
 
@@ -405,7 +405,7 @@ class PriceSettings(Block):
         None,
         ge=0,
         le=1,
-        description="The part of these prices that a request in a batch costs; default: the provider's.",
+        description="The fraction of these prices that a request in a batch costs; default: the provider's.",
     )
     search: float | None = Field(
         None, ge=0, description="For 1,000 searches of the web by the provider; default: the provider's, if known."
@@ -494,14 +494,14 @@ class ModelSettings(_OneBackend):
     """One of several models: its own backend block, and the keys that differ from the rest of the file."""
 
     sampling_params: Sampling = Field(
-        Sampling.model_construct(), description="Override the file's; null removes a parameter."
+        Sampling.model_construct(), description="Override those of the file; null removes a parameter."
     )
-    extra_params: dict[str, Any] = Field({}, description="Replace the file's, which may be for another backend.")
+    extra_params: dict[str, Any] = Field({}, description="Replace those of the file, which may be for another backend.")
     system_prompt: str | None = Field(None, description="Replaces the file's.")
     image_tag: str | None = Field(None, description="Replaces the file's.")
     price: PriceSettings | None = Field(None, description="US dollars per million tokens of this model.")
     fallback: list[str] = Field(
-        [], description="Models that answer the items that this one cannot, in this order: see docs/models.md."
+        [], description="Models that, in this order, answer the items that this model cannot: see docs/models.md."
     )
     idle_unload: float | None = Field(None, gt=0, description="Replaces the file's.")
 
@@ -511,13 +511,13 @@ class _Models(Block):
 
     backend: str = Field(
         "openvino",
-        description="The backend: `openvino`, `hf`, `openai`, `vllm`; or `auto`: a server that runs on this machine, "
-        "else a provider whose key is set and which has `model_name`, else the small model. Another "
-        "package's backend has the name that the package gives it.",
+        description="The backend: `openvino`, `hf`, `openai`, `vllm`; or `auto`, which chooses a server that runs on "
+        "this machine, else a provider whose key is set and which has `model_name`, else the small model. "
+        "A backend of another package has the name that the package gives it.",
     )
     backend_configs: BackendConfigs = BackendConfigs.model_construct()
     sampling_params: Sampling = Sampling.model_construct()
-    extra_params: dict[str, Any] = Field({}, description="Passed on to the engine, or in the request body.")
+    extra_params: dict[str, Any] = Field({}, description="Parameters that the engine or the request body gets.")
     models: dict[str, ModelSettings] = Field(
         {}, description="Models that a call or row may name; the model of `backend` above has the name `default`."
     )
@@ -577,8 +577,8 @@ class _Answers(Block):
     )
     unsupported: Literal["warn", "error"] = Field(
         "warn",
-        description="The effect of a parameter that a backend does not support. One that a row, or a request to "
-        "`/v1`, names itself is always an error.",
+        description="The effect of a parameter that a backend does not support. A parameter that a row, or a request "
+        "to `/v1`, sets itself is always an error.",
     )
 
 
@@ -588,15 +588,15 @@ class _Money(Block):
     price: PriceSettings | None = Field(
         None, description="US dollars per million tokens; default: the prices of `genai-prices`."
     )
-    prices: dict[str, PriceSettings] = Field({}, description="The same by model, before `price`.")
+    prices: dict[str, PriceSettings] = Field({}, description="Prices by model; they take precedence over `price`.")
     max_cost: float | None = Field(
-        None, ge=0, description="Spending limit in US dollars of a process or a job (all runs)."
+        None, ge=0, description="Spending limit, in US dollars, of a process, or of all runs of a job."
     )
     ask_above_cost: float | None = Field(
         None,
         ge=0,
-        description="Ask the user (MCP elicitation) before a call or job if that and all that was started without a "
-        "question may cost more US dollars. Requires a known price.",
+        description="Ask the user (MCP elicitation) before a call or job if it and those that started without a "
+        "question may together cost more than so many US dollars. Requires a known price.",
     )
 
 
@@ -632,7 +632,7 @@ class Settings(_Money, _Answers, _Prompts, _Models):
     allowed_endpoints: list[str] = Field(
         [],
         description="Hosts or addresses that `generation_init` may choose for the text of local files. Others get it "
-        "only if the client's user agrees; the endpoints of this file and of PROMPTMILL_ENDPOINTS always do.",
+        "only if the client's user agrees; endpoints of this file and of PROMPTMILL_ENDPOINTS always get it.",
     )
 
     def with_block(self, backend: str, **changes: object) -> Settings:

@@ -9,16 +9,16 @@ from __future__ import annotations
 # ---- a client of a shared server
 
 MOST_SHARED = 64 << 20
-"""Bytes that a process holds of each kind for all clients or endpoints, so that none of these fills the memory. Kinds
-are large request bodies in progress, large response bodies, events of sessions, and answers for disconnected clients.
-The same bound holds for one call's answers, and for the rows of its prompt search."""
+"""Bytes that a process holds of each kind for all clients or endpoints, so that no client or endpoint fills the memory.
+Kinds are large request bodies in progress, large response bodies, events of sessions, and answers for disconnected
+clients. The same bound holds for one call's answers, and for the rows of its prompt search."""
 MOST_LARGE = 32 << 20
 """Bytes of a call's errors, and of its answers with more than 64 KiB each: the call's result holds several copies."""
 MOST_VALUES = 300_000
 """JSON values in a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
-"""Rows on a page, items of a call or job that get details or a span each, and errors of a batch's file: more would
-block all other work."""
+"""Rows on a page, items of a call or job that each get details or a trace span, and errors of a batch's file: more
+would block all other work."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves a session of about 40 KiB for half an hour."""
 MOST_CALL_JOBS = 10_000
@@ -34,17 +34,17 @@ LARGEST_PAGE = 8 << 20
 MOST_MODELS = 50
 """Models with separate counts, because a client can name any number of models."""
 MOST_READERS = 4
-"""Sessions whose calls may read files at the same time, each in a thread of the server. A process reads documents."""
+"""Sessions whose calls may read files at once, each in a thread of the server. A child process reads documents."""
 MOST_RUNNERS = 16
-"""Jobs of calls that run at a time in processes of their own, each of a hundred megabytes or more. Half this number of
-processes read and write files of calls."""
+"""Jobs of calls that run at a time in processes of their own: each process takes a hundred megabytes or more. At most
+half as many processes read and write files of calls."""
 LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings (each value counts as fifty more), because each request of the call repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, because a compiled schema takes thirty times as much memory."""
 MOST_PARTS, LONGEST_FORM = 10_000, 2 << 20
-"""Values of a schema after its references were written out, because each value gets a quote; characters of the result.
-If each level of definitions refers twice to the next level, each level doubles the values. A schema of 256 KiB without
+"""A schema after its references were written out: its values, because each value gets a quote, and its characters. If
+each level of definitions refers twice to the next level, each level doubles the values. A schema of 256 KiB without
 references has fewer values and characters."""
 MOST_VARIANTS = 100
 """Pairs of a model and a prompt that answer each row of a job, because each takes space in the job and its reports."""
@@ -63,8 +63,8 @@ LARGEST_UPLOAD = 512 << 20
 MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
 """Files stored for a token, and their total bytes: they could fill the disk. Outputs of its batches also count."""
 LONGEST_FIELD, MOST_FORM_FIELDS = 64 << 10, 8
-"""Bytes of each form field of an upload, except the file, and of a batch's parameters; number of these form fields. All
-are kept in memory."""
+"""Bytes of each form field of an upload (except the file) and of a batch's parameters; and the number of form fields.
+All of them are kept in memory."""
 LARGEST_BATCH, MOST_BATCH_LINES = 200 << 20, 50_000
 """Bytes and lines of a batch (OpenAI's limits): its rows and answers take several times as much space on the disk."""
 MOST_BATCHES = 100
@@ -84,8 +84,8 @@ LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, because a head may never end."""
 MOST_SEARCHED, MOST_PLACES, PLACE = 1 << 30, 1000, 1000
 """Characters that are searched for the quotes in a reply about a row, and places that are compared with a quote. A
-search for millions of quotes, or for quotes of one letter, would take hours. The quotes for which no search is left
-count as missing. To compare a place takes as long (2 µs) as to search `PLACE` characters."""
+search for millions of quotes, or for quotes of one letter, would take hours. Quotes beyond this limit are not searched,
+and count as missing. Comparing one place takes as long (2 µs) as searching `PLACE` characters."""
 MOST_PAGES = 1000
 """Pages of a list: they hold 100,000 batches or files, more than an account has; a broken provider may list new pages
 endlessly."""
@@ -93,9 +93,9 @@ LONGEST_SEARCHED = 16 << 10
 """Characters of an error that are searched for its cause, and bytes that may precede the choice in an answer: longer
 searches would delay other requests."""
 MOST_LEAVES = 2000
-"""Values in an error that are searched for its cause or the wait that it asks for: more would delay other requests."""
+"""Values in an error that are searched for its cause, and for how long to wait: more would delay other requests."""
 LONGEST_ANSWER = 1 << 20
-"""Characters of an answer under a schema, which is checked, repaired and quoted; bytes of an answer that is cached or
+"""Characters of an answer that is checked against a schema, repaired and quoted; bytes of an answer that is cached or
 parsed leniently. Only endless answers are longer."""
 MOST_UNREADABLE = 100
 """Brackets in the prose of an answer at which JSON may begin: each costs time in proportion to the answer's length, and
@@ -103,7 +103,7 @@ a small model may repeat a bracket until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context has. The number is charged to `tpm`."""
 LONGEST_DEBT_S = 120
-"""Seconds without requests after an endpoint reported more tokens than `tpm`, because its report may be wrong."""
+"""Seconds without requests after an endpoint reported more tokens than `tpm`, because the report may be wrong."""
 LONGEST_CALLED = 1000
 """Characters of the name of a called function in a stream, because a longer one would be copied with each piece; real
 names have 64."""
@@ -118,15 +118,15 @@ LONGEST_ROW = 64 << 20
 smaller, and sixteen such rows in flight fit into a small machine's memory."""
 TOO_LONG = "is longer than 64 MiB"
 MOST_RATIO = 200
-"""The largest ratio of decompressed to compressed size: a bomb has 1,000; rows that differ in a number have 100."""
+"""The largest ratio of decompressed to compressed size. A zip bomb has 1,000; rows that differ in a number have 100."""
 MOST_WARMED = 16 << 20
 """Characters, for each model, of the beginnings of prompts that wait until a provider has cached these beginnings."""
 MOST_HELD = 1024
 """Requests of a call that wait for others, such as a budget or an equal request: each holds its prompt in memory."""
 MOST_FILES = 10_000
-"""Files that patterns match. Twenty times as many files are examined at most, so that the search for `/**` ends."""
+"""Files that patterns match. At most twenty times as many files are examined, so that the search for `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
-"""Bytes of XML in a workbook: a sheet is read completely and takes five times its size. A million rows have 100 MB."""
+"""Bytes of XML in a workbook: a sheet is read completely, and takes five times its size. A million rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30
 """The memory of processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
 MOST_COLUMNS = 16_384

@@ -70,8 +70,8 @@ READS_IMAGES = "Choose a model that reads images, or leave the images out."
 class Named(NamedTuple):
     """The name of an argument, or the path of a configuration key, in the text of an error.
 
-    `text`: the text around the name, such as "; {} replaces it". `value`: a value that follows the name, as in
-    `again: "all"`. `otherwise`: the whole text on a surface that lacks the name.
+    `text`: the text around the name, such as "; {} replaces it". `value`: a value that follows the name, as in `again:
+    "all"`. `otherwise`: the text in place of `text` on a surface that lacks the name.
     """
 
     field: str
@@ -185,7 +185,7 @@ class PromptmillError(Exception):
         return _TRAITS[self.code].retryable
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
-        """Return the text with each name replaced by the result of `name`, which is None if the surface lacks it."""
+        """Return the text with each name replaced by what `name` returns (None if the surface lacks the name)."""
         return f"{worded(self.parts, name)} {worded(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
@@ -234,7 +234,7 @@ class ArgumentError(PromptmillError, TypeError):
 
 def truncated_error(tokens: int) -> PromptmillError:
     """Return the error for an answer that was cut before its first word, after `tokens` tokens (0: unknown). Its hint
-    names a limit of at least 4,096 tokens (most models think for 300 to 900), or of twice the used tokens."""
+    names a limit of at least twice the used tokens, and of at least 4,096 (most models think for 300 to 900)."""
     after = f", after {tokens:,} tokens" if tokens else ""
     cut = f"The answer was cut before its first word{after}, by `max_tokens` or the model's own limit."
     return PromptmillError(Code.TRUNCATED, cut, _more_room(max(4096, 1 << (2 * tokens - 1).bit_length())))

@@ -4,7 +4,7 @@
 
 A feature is a folder of `promptmill.features`, or a package of another distribution that names its `FEATURE` in an
 entry point of the group `promptmill.features`. `FEATURE` is data: each part is given as `"module:name"` and imported on
-first use, so a process loads only the features it uses. The core names no feature otherwise.
+first use, so a process loads only the features it uses. Apart from this, the core names no feature.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from promptmill.core.errors import Words, config_error
 GROUP = "promptmill.features"
 """The package of promptmill's features, and the entry-point group of other distributions."""
 WITHOUT = "PROMPTMILL_WITHOUT"
-"""The environment variable that hides features: a list of names with commas; `all` hides all features."""
+"""The environment variable that hides features: a comma-separated list of names; `all` hides all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Command:
     options: str
     """`"module:function"`: adds the options to the command's parser, and sets the function that runs it."""
     writes: Sequence[str] | None = None
-    """The arguments that name files which the command writes, as argparse stores them; other positional arguments name
-    files that it reads. None: the command does not make files from files and then end, so it cannot be part of a series
-    of commands."""
+    """The arguments (as argparse stores them) whose values name the files that the command writes; other positional
+    arguments name files that it reads. None: the command does not make files from files and then end, so it cannot be
+    part of a series of commands."""
     is_search: bool = False
     """Whether the command searches for something that later commands use, such as labels or a prompt. A series of
-    commands searches once: while the output exists, changed rows do not start another search."""
+    commands runs it only once: while its output exists, changed rows do not start another search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class WayEntry:
     """The way's tables and indexes in the database of a job: for each, its name and the statement that creates it. A
     column has only a name and a type."""
     tier: str = ""
-    """The tier of the prices of its requests, see `promptmill.steps.prices`; `""`: the tier of live requests."""
+    """The price tier of the way's requests, see `promptmill.steps.prices`; `""`: the tier of live requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class StatusArgument:
     option: str
     """`"module:name"`: the argument's `promptmill.options.option.Option`."""
     run: str
-    """`"module:function"`: takes the `ServerJobs`, the caller, the job's id and the argument. The tool adds its result
-    under the name of the option."""
+    """`"module:function"`: takes the `ServerJobs`, the caller, the job's id and the argument's value. The tool adds the
+    function's result under the option's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ class JobAction:
     """An action of the command `jobs` on one job."""
 
     names: Sequence[str]
-    """The arguments that select the action, each alone, as argparse stores them. The first is the action's name."""
+    """The arguments (as argparse stores them), each of which selects the action. The first is the action's name."""
     purpose: str
-    """The purpose for which a job is named, such as `to report`."""
+    """The words for messages that state why a job must be named, such as `to report`."""
     options: str
     """`"module:function"`: takes a group of argparse, and adds the action's options."""
     run: str
@@ -134,13 +134,13 @@ class Format:
     """The name in the databases of jobs; by default, this is the first suffix without its dot."""
 
     read: str = ""
-    """`"module:function"`: takes the path of a file, which is decompressed, and yields its rows as mappings. Raises
+    """`"module:function"`: takes the path of a decompressed file, and yields its rows as mappings. Raises
     `PromptmillError` (`invalid_input`), with the file's name in the message, for a file of another format."""
     write: str = ""
     """`"module:function"`: takes rows as mappings and the path of a new file, and writes them. The file is compressed
     or printed afterwards."""
     input: str = ""
-    """`"module:class"`, instead of `read`: makes a `promptmill.files.row.Input` of the `InputFiles`."""
+    """`"module:class"`, instead of `read`: takes the `InputFiles`, and makes a `promptmill.files.row.Input`."""
     output: str = ""
     """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.OutputForm`, the
     answered rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
@@ -148,12 +148,12 @@ class Format:
     """`"module:function"`, instead of `write`: returns the `promptmill.jobs.export.text.TextForm` of an `OutputForm`.
     The bytes of a row do not depend on other rows, so unchanged blocks of rows are copied from the last output."""
     store: str = ""
-    """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
+    """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs whose scheme is in `names`."""
     database: str = ""
-    """`"module:class"`: a `promptmill.files.databases.Database`, whose tables are inputs and outputs."""
+    """`"module:class"`: a `promptmill.files.databases.Database`, whose tables can be inputs and outputs."""
     whole: Literal["", "text", "document", "mailbox", "image", "images", "pdf", "audio"] = ""
     """What a whole file is, if a prompt asks about each file: a text; a document, whose text is sent; a mailbox, whose
-    mails are asked about; an image, or `images` on pages; a PDF; a recording."""
+    mails are asked about; an image, or several `images` on pages; a PDF; a recording."""
 
     text: str = ""
     """`"module:function"`: takes the bytes of a document or a mail, and returns its text. It runs in a process of its
@@ -164,17 +164,17 @@ class Format:
     read_as: str = ""
     """The name of the format whose reader reads the rows of an input; by default, it is this format."""
     is_text: bool = False
-    """Whether a file is text, whose encoding is checked, and which is searched for keys before it is read."""
+    """Whether a file is text. Before text is read, its encoding is checked, and it is searched for keys."""
     is_list: bool = False
-    """Whether rows are elements of a list, not lines, so that messages count them as rows."""
+    """Whether rows are elements of a list. If so, messages count them as rows, and not as lines."""
     has_header: bool = False
-    """Whether a line or row of the file has the names of the columns, so that the user may name another header row."""
+    """Whether a row of the file has the names of the columns, so that the user may choose another row as the header."""
     has_sheets: bool = False
-    """Whether a file has sheets, one of which is read or written and whose others are kept."""
+    """Whether a file has sheets. One sheet is read or written, and the others are kept."""
     delimiter: str = ""
     """The delimiter of cells."""
     is_followed: bool = False
-    """Whether standard output gets each row while the job runs. The columns must not depend on all rows."""
+    """Whether standard output gets each row while the job runs. Then the columns must not depend on all rows."""
     is_read_by_calls: bool = False
     """Whether calls of clients may name such files as inputs. If not, such a file may belong to another program."""
     is_written_by_calls: bool = False
@@ -217,7 +217,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A field of the status of jobs. Its functions take a status that has this field."""
+    """A field of the status of jobs. The functions below take a status that has this field."""
 
     name: str
     record: str
@@ -227,14 +227,14 @@ class Figure:
     news: str = ""
     """`"module:function"`: returns lines that are shown once while the job runs; `[]` if there are none yet."""
     section: str = ""
-    """`"module:function"`: returns the field's section of a report or None. It also takes the `JobDatabase` and the
-    `JobSpec`."""
+    """`"module:function"`: returns the field's section of a report, or None. In addition to the status, it takes the
+    `JobDatabase` and the `JobSpec`."""
     count: str = ""
-    """`"module:function"`: returns this field and perhaps others at the end of a run. It takes the arguments of
-    `Plan.figures`, and the configuration of the model of each slot, or `()` after the run. `""`: a plan or a way sets
+    """`"module:function"`: called at the end of a run; returns this field, and perhaps other fields. It takes the
+    arguments of `Plan.figures`, and each slot's model configuration (after the run: `()`). `""`: a plan or a way sets
     the field."""
     option: str = ""
-    """The option of the jobs for which `count` is called; `""`: all jobs."""
+    """`count` is called only for jobs with this option; `""`: for all jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ class Feature:
     needs: Sequence[str] = ()
     """The features that this feature imports. If one of them is missing, this feature counts as missing, too."""
     uses: Sequence[str] = ()
-    """Further features, which this feature imports when it uses them, if they are not missing."""
+    """Optional features: unless they are missing, this feature imports them when it uses them."""
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
@@ -265,8 +265,8 @@ class Feature:
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
     controls: Sequence[StatusArgument] = ()
     sampling: str = ""
-    """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters.
-    An option for such a field has its name and the key `sampling_params.NAME`."""
+    """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters. An
+    option for such a field has the field's name and the key `sampling_params.NAME`."""
     answers: Sequence[str] = ()
     """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.steps.step.Step`."""
     order_parts: Sequence[PartEntry] = ()
@@ -280,12 +280,12 @@ class Feature:
     """Pages of the HTTP server that need no token, by path; each `"module:function"` takes the `FastMCP` server, and
     returns an ASGI app."""
     authentication: str = ""
-    """A module with `add_options`, which adds options to a group of `serve`, and `authentication_of`, which takes the
-    arguments and returns a `promptmill.http.token.Authentication`, or None if these options are not set."""
+    """A module with two functions: `add_options` adds options to a group of `serve`; `authentication_of` takes the
+    arguments, and returns a `promptmill.http.token.Authentication`, or None if these options are not set."""
     formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names in the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is a name in
-    `promptmill.api`."""
+    """Names that the feature adds to the package `promptmill`, such as `{"solve": "module:solve"}`; `api.NAME` is a
+    name in `promptmill.api`."""
 
     backends: Mapping[str, str] = field(default_factory=dict)
     """Backends by name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
@@ -297,24 +297,24 @@ class Feature:
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     replaced: Mapping[str, str] = field(default_factory=dict)
-    """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
-    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.description.JobPrompts`, the
-    option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
-    of the new rows as lines of JSON."""
+    """Functions that replace the rows of an input, by option, such as `{"group_by": "module:function"}`. Each function
+    takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.description.JobPrompts`, the option's value and
+    an empty folder for temporary files. It returns the question about the new rows, and an iterator of the new rows as
+    lines of JSON."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     before_job: Mapping[str, str] = field(default_factory=dict)
-    """What precedes each job that a command runs, by the attribute of its arguments that asks for it; each function
-    takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
+    """Functions that run before each job of a command, by the attribute of the command's arguments that selects them.
+    Each function takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
-    """What follows after a command has run a job (also a detached job), by the option that asks for it, such as
-    `{"report": "module:function"}`; each function takes the `promptmill.jobs.run.job.EndedJob`."""
+    """Functions that run after a command has run a job (also a detached job), by the option that selects them, such as
+    `{"report": "module:function"}`. Each function takes the `promptmill.jobs.run.job.EndedJob`."""
     doubts: Mapping[str, str] = field(default_factory=dict)
-    """Doubts by the option of jobs (`""`: all jobs), each `"module:function"`: takes an answer's `Record` and returns
-    why a person should check the answer, as a `promptmill.jobs.store.plan.Doubt`, or None."""
+    """Functions, by the option of their jobs (`""`: all jobs). Each `"module:function"` takes an answer's `Record`, and
+    returns a `promptmill.jobs.store.plan.Doubt`: why a person should check the answer. None: no doubt."""
     remedies: Mapping[str, Words] = field(default_factory=dict)
-    """By the error code of failed rows, what an option of the feature does about such rows. The summary of a job
-    without a plan shows it: `{"code": (Named("lake"), " sends them …")}`."""
+    """For the error code of failed rows: words that state what an option of the feature does about such rows. The
+    summary of a job without a plan shows these words: `{"code": (Named("lake"), " sends them …")}`."""
     variants: str = ""
     """`"module:function"`: prints the answers of a job that has several answers to each row, after a command has run
     the job. It takes the path of the output and the name of the column with the variant."""
@@ -374,7 +374,7 @@ def _hidden(without: str) -> Mapping[str, Feature]:
 
 
 def query() -> Any:
-    """Return the function for queries over files and URLs. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the function that queries files and URLs. Raises `PromptmillError` (`invalid_config`) if there is none."""
     for each in features().values():
         if each.query:
             return part(each.query)
@@ -424,7 +424,7 @@ def formats() -> Sequence[tuple[str, Format]]:
 
 
 def backends() -> Mapping[str, str]:
-    """Return the parts for the backends that features add, by name."""
+    """Return the `"module:name"` of each backend that features add, by the backend's name."""
     return {name: where for each in features().values() for name, where in each.backends.items()}
 
 
@@ -434,7 +434,7 @@ def in_place_of_embedded() -> Sequence[Any]:
 
 
 def names(module: str = "") -> dict[str, str]:
-    """Return the parts for the names that features add to the package `promptmill`, or to its module `module`."""
+    """Return the `"module:name"` of each name that features add to `promptmill`, or to its module `module`."""
     added = (item for each in features().values() for item in each.names.items())
     return {name.rpartition(".")[2]: where for name, where in added if name.rpartition(".")[0] == module}
 

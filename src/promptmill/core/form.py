@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     """Whether null is an answer, too."""
     least: int = 0
     most: int | None = None
-    """If an answer may have `many` labels: the fewest and the most labels of an answer; None: no limit."""
+    """The fewest and the most labels of an answer, if `many` labels are allowed; None: no limit."""
 
 
 class YesNo(NamedTuple):
@@ -58,7 +58,7 @@ class Scale(NamedTuple):
 
     def expected(self, shares: Mapping[str, float]) -> float | None:
         """Return the expected level. `shares`: the probability of each level, by the level's text. Levels that are
-        texts count as numbers from 0, the lowest level, on. Return None if no level has a share.
+        texts are numbered from 0, the lowest. Return None if no level has a share.
 
         >>> Scale(("low", "high")).expected({"low": 0.25, "high": 0.75})
         0.75
@@ -101,10 +101,10 @@ class AllowedAnswer(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A closed question as it is sent: a question about many labels becomes a yes or no for each label."""
+    """A closed question as it is sent: a question about many labels becomes a yes-or-no question for each."""
 
     name: str
-    """The field, or the field and the label; `""`: the only question. Each name occurs once."""
+    """The question's name: the field, or the field and the label; `""` if it is the only question. Names are unique."""
     words: str
     kind: Closed
     options: tuple[AllowedAnswer, ...]
@@ -154,9 +154,9 @@ class Form(NamedTuple):
     def answer(
         self, given: Mapping[str, Given], fields: Sequence[tuple[Question, tuple[Asked, ...]]] | None = None
     ) -> Answer:
-        """Return the answer from `given`, by the names in `asked`. A field with an unanswered question is left out.
+        """Return the answer. Fields with an unanswered question are left out.
 
-        `fields`: the value of the property `fields`, which a caller with many answers reads only once.
+        `given`: the answers, by the names in `asked`. `fields`: the property `fields`, if the caller has read it.
 
         >>> form = Form((Question("urgent", "", YesNo()),))
         >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})

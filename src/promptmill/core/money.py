@@ -1,4 +1,4 @@
-"""Budgets: an amount is reserved before a request is sent, and charged afterwards. Also amounts and prices as text."""
+"""Budgets: an amount is reserved before a request is sent, and charged afterwards. Also texts of amounts and prices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Budget:
     """One spending limit. It belongs to one event loop."""
 
     def __init__(self, limit: float, spent: float = 0.0, set_aside: float = 0.0) -> None:
-        """`spent`: the amount spent by earlier runs. `set_aside`: the highest cost of requests lost in these runs."""
+        """`spent`: the amount that earlier runs spent. `set_aside`: the highest cost of the requests that they lost."""
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
@@ -30,8 +30,8 @@ class Budget:
     def reserve(self, amount: float, excess: float = 0.0) -> bool:
         """Reserve `amount`; return False if the limit does not allow it.
 
-        `excess`: the additional cost if the model's answer exceeds its form. If the limit does not allow the
-        excesses of all open requests together, only one request with an excess may be open.
+        `excess`: the additional cost if the model's answer is longer than its form allows. If the limit does not allow
+        the excesses of all open requests together, only one request with an excess may be open.
         """
         room = self.limit + _CLOSE - self.spent - self.set_aside - self._reserved - amount
         if room < 0 or (excess and self._excess and self._excess + excess > room):
@@ -56,7 +56,7 @@ class Budget:
         self._changed()
 
     def lend(self, most: float | None) -> float:
-        """Set aside up to `most` (None: all of the free amount). Return the amount that was set aside."""
+        """Set aside up to `most` (None: the whole free amount). Return the amount that was set aside."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
         lent = room if most is None else min(room, max(0.0, most))
         self.set_aside += lent

@@ -19,7 +19,7 @@ class _Mark:
 APPLIED: Final = _Mark()
 """The mark of a parameter that promptmill applies itself, for every backend: `Annotated[int | None, APPLIED]`.
 
-Such a parameter is not sent to an endpoint, no backend lacks it, and a row does not set it.
+Such a parameter is not sent to an endpoint, works with every backend, and is not set by a row.
 """
 
 
@@ -32,8 +32,8 @@ OF_FIELDS: Final = _Mark()
 
 
 OF_OPERATOR: Final = _Mark()
-"""The mark of a parameter that a call of an MCP client, or an HTTP request, may not set unless the operator trusts
-it."""
+"""The mark of a parameter that a call of an MCP client, or an HTTP request, may not set unless the operator trusts the
+client."""
 
 
 SOURCED: Final = _Mark()
@@ -43,7 +43,7 @@ SOURCED: Final = _Mark()
 class Parameters(BaseModel):
     """The base class of `Sampling`, and of the parameters that a feature adds to it (`Feature.sampling`)."""
 
-    # `defer_build`: only the schema of the whole `Sampling` is used
+    # `defer_build`, because only the schema of the whole `Sampling` is used
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod
@@ -58,11 +58,11 @@ class Added:
 
     classes: tuple[type[Parameters], ...] = ()
     mistake: str = ""
-    """The problem of a feature's parameters, which are then left out; `""` if there is none."""
+    """What is wrong with a feature's parameters, which are then left out; `""` if nothing is wrong."""
 
     @classmethod
     def to(cls, core: Iterable[str]) -> Added:
-        """Return the parameters that features add to `core`. A mistake does not end an import: `check` raises it."""
+        """Return the parameters that features add to `core`. A mistake is raised only by `check`, not on import."""
         try:
             known = features()
         except PromptmillError as error:

@@ -30,18 +30,18 @@ ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 TOP_CHOICES = "top_choices"
-"""The parameter for the number of most probable choices to report with their probabilities."""
+"""The parameter that states how many of the most probable choices are reported, with their probabilities."""
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs", TOP_CHOICES})
 """Parameters of OpenAI, and one of promptmill, that a call may put into `sampling_params`. They are sent with
 `extra_params`."""
 
 PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs"})
-"""Parameters of OpenAI and vLLM that a request to `/v1` or of a Batch file may have. They are sent with
+"""Parameters of OpenAI and vLLM that a request to `/v1`, or in a Batch file, may have. They are sent with
 `extra_params`."""
 
 
 CACHE_MARKS = frozenset({"prompt_cache_breakpoint", "cache_control"})
-"""The fields of a part, OpenAI's and Anthropic's, that mark the end of what the provider's prompt cache stores."""
+"""OpenAI's and Anthropic's fields of a part that mark the end of what the provider's prompt cache stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,9 @@ def with_words(system_prompt: str, words: str) -> str:
 
 
 _MOST_COMPARED = 10_000_000
-"""The largest product of the numbers of names and of searched characters. This search takes 20 ms."""
+"""The largest product of the number of names and the number of searched characters. Such a search takes 20 ms."""
 _UNSPACED = "\u2e80"
-"""The first sign of scripts that write words without spaces."""
+"""Unicode's first character of the scripts that write words without spaces."""
 
 
 class Shown(NamedTuple):
@@ -138,7 +138,7 @@ class Shown(NamedTuple):
 
     words: str = ""
     names: tuple[str, ...] = ()
-    """The names in `words`: a prompt that has all names gets no words. `()`: every prompt gets `words`."""
+    """The names in `words`: a prompt that has all of them does not get `words`. `()`: every prompt gets `words`."""
 
     def beside(self, texts: Sequence[str]) -> str:
         """Return the words for a prompt with these texts; `""` if the texts have all names.
@@ -269,7 +269,7 @@ class Conversation:
 
     def composed(self, system_prompt: str, shown: Shown) -> Conversation:
         """Return the conversation as it is sent, displayed and estimated: with `system_prompt` (`""` changes nothing),
-        and with the words of `shown` if its texts lack one of the names."""
+        and with the words of `shown` if the conversation's texts lack one of the names."""
         conversation = self.with_system(system_prompt)
         return conversation.with_words(shown.beside(conversation.texts)) if shown.words else conversation
 
@@ -521,9 +521,9 @@ def _list_of_stops(value: object) -> object:
 
 
 def list_of_choices(value: object) -> object:
-    """Return the texts of a list, or of a text with commas. (A text that contains a comma is in double quotes.)
+    """Return the texts of a list or a comma-separated text. (Texts that contain commas are in double quotes.)
 
-    Raises `ValueError`.
+    Raises `ValueError` for any other value.
     """
     if value is None:
         return None
@@ -544,8 +544,8 @@ def _none_for_one(value: int | None) -> int | None:
 
 
 def replacing_choices(changes: JsonObject) -> JsonDict:
-    """Return `changes` to sampling parameters. If they set `response_format`, earlier `choices` are removed; if they
-    set `response_format` or `choices`, earlier `definitions` are removed."""
+    """Return `changes` to sampling parameters, extended by removals: a new `response_format` removes earlier `choices`
+    and `definitions`, and new `choices` remove earlier `definitions`."""
     replaced: JsonDict = {} if changes.get("response_format") is None else {"choices": None, "definitions": None}
     return replaced | ({} if changes.get("choices") is None else {"definitions": None}) | dict(changes)
 
@@ -655,7 +655,7 @@ Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
 
 
 def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
-    """Return the result of `make`. It is cached in `made` for the same objects `of`, such as shared parameters."""
+    """Return the result of `make`. It is cached in `made`, and returned again for the same objects in `of`."""
     key = tuple(map(id, of))
     if key not in made:
         if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
@@ -665,7 +665,7 @@ def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
 
 
 def top_choices_of(extra: JsonObject) -> int | None:
-    """Return the requested `top_choices`, or None. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the requested `top_choices`, or None. Raises `PromptmillError` (`invalid_input`) if it is not positive."""
     if (most := extra.get(TOP_CHOICES)) is None or (type(most) is int and most > 0):
         return most
     raise input_error(f"{TOP_CHOICES} is {shape(most)}; send a whole number, at least 1.")
@@ -678,7 +678,7 @@ _NEUTRAL: JsonObject = {
     "chat_template_kwargs": ({},),
     "logit_bias": ({},),
 }
-"""Parameter values that have no effect at endpoints without the parameter. Many programs always send them."""
+"""Values with which a parameter changes nothing, so an endpoint need not support it. Many programs always send them."""
 
 
 def required_of(given: JsonObject) -> frozenset[str]:
@@ -746,20 +746,20 @@ class Shared(NamedTuple):
 NOTHING_SHARED = Shared(0, "")
 """Set for a job's request whose beginning no other request has, so that the provider's cache need not store it."""
 LEAST_SHARED = 2048
-"""The bytes of the shortest beginning that a provider caches for any model: 512 tokens."""
+"""The size in bytes of the shortest beginning that a provider caches for any model. It is about 512 tokens."""
 
 
 class Fields(NamedTuple):
     """The parts of a row's prompt."""
 
     parts: tuple[str, ...]
-    """Texts of the template and names of fields in turn, a text first. They are the same for all rows of a prompt."""
+    """The template's texts and the fields' names in turn, a text first. They are the same for all rows of a prompt."""
     texts: tuple[str, ...]
     """The row's text for each field, in the order of the names in `parts`."""
     file: str = ""
     """The path of the file whose text is the field `content`."""
     page: int = 1
-    """The page of a PDF on which the file's text begins; a piece of a long text begins on a later page."""
+    """The page of a PDF on which the text begins. It may be above 1 if the text is a piece of a long text."""
     offset: int = 0
     """The number of characters that precede the text on this page, without the line that begins with `ATTACHED`."""
 
@@ -790,7 +790,7 @@ class Request:
     extra: JsonObject = field(default_factory=dict)
     attempts: int = 0
     path: str = ""
-    """The path of a request that is not a chat, such as `/embeddings`. Its whole body is then `extra`."""
+    """The path of a request that is not a chat, such as `/embeddings`. Then `extra` is the whole body."""
     account: Account | None = None
     """Set if the cost of the request is charged to a budget."""
     choice: int = 0
@@ -800,21 +800,21 @@ class Request:
     question: bytes | None = None
     """Set for a row of a job: the digest of its question, which is equal for rows with the same question."""
     is_part: bool = False
-    """Whether the row's answer is merged from several requests' answers. No check applies to this request's answer."""
+    """Whether this request's answer is merged with others into the row's answer. No check applies to it alone."""
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
     members: tuple[Request, ...] = ()
-    """The requests that this request answers together. It is itself the first of them; `()`: it answers one item."""
+    """The requests that this request answers together; the first is this request. `()`: it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
     form: Form | None = None
-    """The form of the answer to a request with choices or a schema, even while a step asks for another reply."""
+    """The form of the answer to a request with choices or a schema. A step that asks for another reply keeps it."""
     is_filled: bool = False
     """Whether the prompt was made from a template, so that not all of its words come from the row."""
     portion: Portion | None = None
     """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0
-    """The number of messages at the end that ask again: each refused answer, and the complaint about it."""
+    """The number of messages at the end, added to ask again: each refused answer, and the complaint about it."""
 
     @property
     def texts(self) -> int:
@@ -838,7 +838,7 @@ class Request:
 
     @property
     def has_form(self) -> bool:
-        """Whether the answer is JSON or one of several choices, and no prose."""
+        """Whether the answer is JSON or one of several choices, not prose."""
         sampling = self.sampling
         return bool(sampling.response_format or sampling.choices or self.extra.get("response_format"))
 

@@ -25,7 +25,7 @@ _SHORTEST_PART, _LONGEST_PART = 12, 1002  # bytes of the first part of a JSON We
 _OF_PART = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _LONGEST_START = 2048  # bytes; longer than any match of the patterns that start with a rare letter
 
-# Prefixes of keys, by their providers' documentation and the rules of gitleaks.
+# Prefixes of keys, according to the providers' documentation and the rules of gitleaks.
 _PREFIXES = (
     *("sk", "pk", "rk", "gsk", "hf", "xai", "nvapi", "csk", "pplx", "tvly", "r8", "ghp", "gho", "ghu", "ghs", "ghr"),
     *("github_pat", "glpat", "xoxa", "xoxb", "xoxe", "xoxo", "xoxp", "xoxr", "xoxs", "xapp", "npm", "pypi", "dckr_pat"),
@@ -128,7 +128,7 @@ class SecretFinder:
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
-        # Also the escaped text is searched: a key after a backslash may look like an escape, as in `C:\npm_…`.
+        # The escaped text is searched, too: a key after a backslash may look like an escape, as in `C:\npm_…`.
         return next(filter(None, map(_kind_in, texts)), "")
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
@@ -150,7 +150,7 @@ class SecretFinder:
 def find_assigned(data: bytes, *, has_lines: bool) -> str:
     """Return the kind of secret that a program or configuration assigns to a name such as `DB_PASSWORD`, or `""`.
 
-    `has_lines`: values need no quotes, for example in YAML.
+    `has_lines`: each line may assign a value without quotes, as in YAML.
     """
     if b"\0" in data:  # UTF-16 or UTF-32
         data = data.replace(b"\0", b"")
@@ -224,7 +224,7 @@ def _kind_in(text: bytes) -> str:
 
 
 def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bool:
-    run = 0  # where the next run begins; stored because a text of prefixes, `sk-sk-sk-…`, is searched for it only once
+    run = 0  # where the next run begins; stored so that a text of prefixes, `sk-sk-sk-…`, is searched for it only once
     for match in anchor.finditer(text, start, end):
         if run < match.start():
             found = _KEY_RUN.search(text, match.start(), end + _BEHIND)

@@ -66,7 +66,7 @@ def with_page(source: ValueSource, text: str) -> ValueSource:
 
 
 def leaves(sources: Sources) -> Iterator[tuple[str, ValueSource]]:
-    """Yield each source with the names of its fields, such as `seller.city`; `""` for the source of a whole answer."""
+    """Yield each source with the name of its field, such as `seller.city`, or with `""` for a whole answer."""
     waiting: list[tuple[str, Any]] = [("", sources)]
     while waiting:
         name, at = waiting.pop()

@@ -100,7 +100,7 @@ def has_long_fraction(data: bytes) -> bool:
     """Return whether a JSON text may contain a fraction whose digits change if it is read as a float."""
     if b"0" * _DIGITS not in data.translate(_ZEROS).replace(b".", b"0"):
         return False  # the usual case; fifty times as fast as a regular expression
-    with contextlib.suppress(TypeError, ValueError):  # usual: a program's floats, with the digits that orjson writes
+    with contextlib.suppress(TypeError, ValueError):  # usual: a program wrote its floats with the same digits as orjson
         if orjson.dumps(orjson.loads(data)).translate(None, b" ") == data.translate(None, b" \t\r\n"):
             return False
     long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS and b"." in part]
@@ -161,7 +161,7 @@ def floats_text(floats: array[float]) -> str:
 def dumps(value: Any, *, finite: bool = True) -> bytes:
     """Return a value as JSON. A value of an unknown type becomes a text.
 
-    `finite`: the value contains neither NaN nor infinity; without `finite`, these are written as Python writes them.
+    `finite`: the value contains neither NaN nor infinity. Without `finite`, both are written as Python writes them.
     """
     if finite:
         try:
@@ -278,7 +278,7 @@ def plain_text(value: object) -> str:
 
 
 def exact(value: Any) -> Any:
-    """Return a JSON value with its whole numbers from 2^53 on as texts, because programs in JavaScript round them.
+    """Return a JSON value in which whole numbers from 2^53 on are texts, because programs in JavaScript round them.
 
     >>> exact({"id": 2**53 + 1, "of": [2**53 - 1]})
     {'id': '9007199254740993', 'of': [9007199254740991]}

@@ -115,7 +115,7 @@ def in_percent(share: float, places: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `1:02:03`, or `2:03` below an hour.
+    """Return a duration as `1:02:03`, or as `2:03` if it is below an hour.
 
     >>> duration(3723)
     '1:02:03'
@@ -219,7 +219,7 @@ def did_you_mean(
 
 
 def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> str:
-    """Return a message that columns are missing. It suggests columns similar to a single missing one, or lists all.
+    """Return a message about missing columns. If one is missing, it suggests similar columns; otherwise, it lists all.
 
     >>> no_column("txt", columns=["id", "text"])
     "the input has no column 'txt'; did you mean text?"

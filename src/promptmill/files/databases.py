@@ -70,7 +70,7 @@ class Database:
             )
 
     def other(self, file: Path, table: str) -> str:
-        """Return the kind of the object that is named `table` but is no table, such as `view`; `""` if none is."""
+        """Return the kind of the object that has the name `table` but is no table, such as `view`; else `""`."""
         try:
             with contextlib.closing(connected(file)) as connection:
                 found = connection.execute(_OTHER, (table,)).fetchone()
@@ -93,7 +93,7 @@ class Database:
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows of a table, with its values converted to types of Python."""
+        """Return the query for all rows of a table. The query converts the values to types of Python."""
         del connection
         return all_of(table)
 

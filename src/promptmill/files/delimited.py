@@ -86,7 +86,7 @@ class CellTable:
         self._files = files
         self._kind = kind
         self._is_utf8 = files.encoding is not None
-        """Whether a non-ASCII cell has shown that the input is UTF-8, or the user has named the encoding."""
+        """Whether a non-ASCII cell has shown that the input is UTF-8, or whether the user has named the encoding."""
         self.header_row = files.header_row or 1
         self._headers: list[_Header] = []
         above = list[str]()
@@ -177,7 +177,7 @@ class CellTable:
                 self.style = self.style._replace(repeated_line=page.line_of(index))
 
     def _note(self, page: _Page, delimiter: str, width: int) -> None:
-        """Note a quoted cell that seems to contain rows, because a stray pair of quotes joins rows without an error."""
+        """Record a quoted cell that seems to contain rows: a stray pair of quotes joins rows without an error."""
         if self.style.joined_line or (page.text and page.extent.lines <= len(page.rows)):
             return
         if self._kind == "tsv":
@@ -211,7 +211,7 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons: then the next line has as many
+        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons, of which the next line has as many
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
@@ -435,7 +435,7 @@ def _count_of(line: str) -> Callable[[str], int]:
 
 
 def _wants_bom(files: InputFiles) -> bool:
-    """Return whether the output needs a byte-order mark for Excel, as the first file has one or a Windows encoding."""
+    """Return whether Excel needs a byte-order mark in the output: the first file has one, or has a Windows encoding."""
     with files.stream() as stream:
         start = stream.read(3)
     is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")

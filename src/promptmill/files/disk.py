@@ -55,7 +55,7 @@ def make_private_folder(path: Path) -> None:
     if sys.platform == "win32":
         return
     _check_owner(path)
-    with contextlib.suppress(OSError):  # a file system without permissions
+    with contextlib.suppress(OSError):  # some file systems have no permissions
         path.chmod(PRIVATE_FOLDER)
 
 
@@ -71,7 +71,7 @@ def check_private_folder(path: Path) -> None:
         for entry in entries:
             try:
                 entry_stat = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # already removed by another process
+            except FileNotFoundError:  # another process has already removed the file
                 continue
             if stat.S_ISLNK(entry_stat.st_mode) or entry_stat.st_uid != os.geteuid():
                 raise ForeignError(Path(entry.path))
@@ -86,7 +86,7 @@ def _check_owner(path: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Rename `beside` to `path`. Windows refuses while another process reads `path`; then the rename is retried."""
+    """Rename `beside` to `path`. Windows refuses this while another process reads `path`; if so, retry."""
     end = time.monotonic() + _READ_S
     while True:
         try:
@@ -135,7 +135,7 @@ def sync_folder(path: Path) -> None:
     """Sync the entries of the folder `path` to disk, where the platform supports it."""
     if sys.platform == "win32":
         return
-    with contextlib.suppress(OSError):  # not possible on some network file systems
+    with contextlib.suppress(OSError):  # some network file systems do not support this
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

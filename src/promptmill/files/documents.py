@@ -26,7 +26,7 @@ _UNREADABLE = "takes too much time or memory to read, or is damaged"
 _MAIL_BEGINS = re.compile(
     rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\n]*\d\d:\d\d[^\n]*(?:\n|\Z)"
 )  # the line before a mail, with the time of arrival
-_QUOTED_FROM = re.compile(rb"(?m)^>(>*From )")  # a line of a mail that began with `From `: mailboxes mark it by `>`
+_QUOTED_FROM = re.compile(rb"(?m)^>(>*From )")  # a mail's line that began with `From `: mailboxes put `>` before it
 _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
@@ -50,7 +50,7 @@ def text_of(known: Format, data: bytes, halt: subprocesses.Halt | None = None) -
 
 
 def mails_in(data: bytes) -> list[bytes]:
-    """Return the mails of a mailbox (.mbox). A line that begins with `From ` inside a mail starts no other mail.
+    """Return the mails of a mailbox (.mbox). A line inside a mail that begins with `From ` starts no new mail.
 
     The standard library's `mailbox` opens files by path, which a call may not do, and ends a mail at such a line.
 

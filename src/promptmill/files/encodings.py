@@ -1,4 +1,4 @@
-"""Encodings of texts: decodes mails and web pages as their readers do, and finds the encoding of a table.
+"""Encodings of texts: decodes mails and web pages as mail programs and browsers do, and finds a table's encoding.
 
 >>> text_of(b"\\x82\\xa0", "shift_jis"), text_of("Größe".encode(), "us-ascii")
 ('あ', 'Größe')
@@ -122,7 +122,7 @@ def _encoding(charset: str) -> str:
 
 
 def _of_windows(pair: bytes) -> bytes:
-    """Return a pair of bytes of JIS X 0208 in Shift_JIS.
+    """Convert a pair of bytes from JIS X 0208 to Shift_JIS.
 
     Windows' Shift_JIS has the signs of NEC and IBM, such as ① and 髙, which Python's codecs of these encodings lack.
     """
@@ -133,7 +133,7 @@ def _of_windows(pair: bytes) -> bytes:
 
 
 def _iso_2022_jp(data: bytes) -> str:
-    """Return a text in ISO-2022-JP. Raises `ValueError`."""
+    """Decode a text in ISO-2022-JP. Raises `ValueError`."""
     pieces, at, kind = [], 0, b"(B"
     for match in (*_PARTS_OF_JIS.finditer(data), None):
         part = data[at : None if match is None else match.start()]
@@ -153,7 +153,7 @@ def _iso_2022_jp(data: bytes) -> str:
 
 
 def _euc_jp(data: bytes) -> str:
-    """Return a text in EUC-JP. Raises `ValueError`."""
+    """Decode a text in EUC-JP. Raises `ValueError`."""
 
     def sign(match: re.Match[bytes]) -> bytes:
         if match[1] or match[2]:
@@ -214,7 +214,7 @@ def remedy(data: bytes) -> Named:
 
 
 def with_header(data: bytes, names: Sequence[str]) -> Named | None:
-    """Return the end of an error as `remedy` does, with an encoding in which the first line has all `names`, or None.
+    """Return the result of `remedy` for an encoding in which the first line has all `names`; None if there is none.
 
     >>> with_header("番号,本文".encode("shift_jis"), ["本文"]).text
     '; {} reads line 1 as "番号,本文"'

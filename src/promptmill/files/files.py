@@ -59,7 +59,7 @@ class InputFile:
     member: str = ""
     """The sheet or table to read; `""`: the only one."""
     query: str = ""
-    """The query on a database whose result gives the rows; `""`: no query."""
+    """The database query whose result is the rows; `""` if there is no query."""
     most_rows: int | None = None
     """The most rows of the query's result to read, because a query may return any number of rows."""
 
@@ -162,7 +162,7 @@ def _matching(pattern: Path) -> Iterator[Path]:
 
 
 def _counts(path: Path) -> bool:
-    """Return whether a file belongs to the input: it is not hidden, and no marker such as `_SUCCESS`."""
+    """Return whether a file belongs to the input: it is neither hidden nor a marker such as `_SUCCESS`."""
     return not _is_hidden(path.name) and path.is_file()
 
 
@@ -239,7 +239,7 @@ class InputFiles:
 
     @contextmanager
     def stream(self, at: int = 0, *, seekable: bool = False) -> Iterator[IO[bytes]]:
-        """Open the decompressed content of file number `at`. `seekable`: the stream can seek."""
+        """Open the decompressed content of file number `at`. `seekable`: whether the stream must be able to seek."""
         part = self.parts[at]
         kind = compression_of(part.path)
         with self._opened(part.path) as file:
@@ -278,13 +278,13 @@ class InputFiles:
 
 
 def _with_log(path: Path) -> list[Path]:
-    """Return a file and, if it is not empty, the file's log."""
+    """Return a file and, if the file has a log that is not empty, the log."""
     log = log_of(path)
     return [path, log] if log is not None and log.is_file() and log.stat().st_size else [path]
 
 
 def opened(parts: Sequence[InputFile], *, known: bool = False, reading: ReadBy | None = None) -> InputFiles:
-    """Return the files of an input. `known`: the job read them in an earlier run.
+    """Return the files of an input. `known`: whether the job has read them in an earlier run.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
     """

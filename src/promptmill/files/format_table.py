@@ -1,4 +1,4 @@
-"""The only table of formats, of promptmill's own and those of features, by suffix and by name.
+"""The only table of formats: promptmill's own formats and those of features, by suffix and by name.
 
     `labels.csv.gz` ─ without `.gz` ─▶ `.csv` ─┬─▶ `reading`: how rows are read       ─▶ `.key` ─▶ the job's database
                                                ├─▶ `writing`: how rows are written    ─▶ `.key` ─▶ the job's database
@@ -188,12 +188,12 @@ def database(name: str | Path) -> str:
 
 
 def of_input(key: str) -> Format:
-    """Return the format that a job's database names for an input. Without the format's feature, nothing is read."""
+    """Return an input's format by its key in a job's database. Without the format's feature, nothing is read."""
     return _table().inputs.get(key) or Format(name=key)
 
 
 def of_output(key: str) -> Format:
-    """Return the format that a job's database names for an output. Without the format's feature, nothing is written."""
+    """Return an output's format by its key in a job's database. Without the format's feature, nothing is written."""
     return _table().outputs.get(key) or Format(name=key)
 
 

@@ -38,7 +38,7 @@ def lowered(text: str) -> str:
 
 
 def of_mathml(formula: Any) -> str:
-    """Return the text of a page's `math` element. It is not recursive, because a page may be nested deeply."""
+    """Return the text of a page's `math` element. This is not recursive, because a page may be nested deeply."""
     texts: dict[int, str] = {}
     for node in reversed(list(formula.traverse(include_text=True))):
         if node.tag == "-text":

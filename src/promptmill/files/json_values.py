@@ -25,7 +25,7 @@ def load(line: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     try:
-        # `json` accepts NaN and 1E400, unlike orjson. It gets a text, because it may take bytes for UTF-16.
+        # `json` accepts NaN and 1E400, unlike orjson. It is given a text, because it may mistake bytes for UTF-16.
         return json.loads(line.decode(), parse_float=as_float)
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None

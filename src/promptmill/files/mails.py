@@ -77,13 +77,13 @@ def mail_text(data: bytes) -> str:
 
 def _parsed(data: bytes) -> _Part:
     parser = email.parser.BytesFeedParser(Message, policy=_Headers())
-    for at in range(0, len(data), _BLOCK):  # in blocks: a parser of the whole mail takes nine times its size
+    for at in range(0, len(data), _BLOCK):  # in blocks: given a whole mail, the parser takes nine times the mail's size
         parser.feed(data[at : at + _BLOCK])
     return parser.close()
 
 
 class _Headers(email.policy.Compat32):
-    """Reads a header as its text, without the structure that Python's other policies find in it."""
+    """Reads a header as text. Python's other policies also parse the structure of headers."""
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         """Return the name and the value of a header."""

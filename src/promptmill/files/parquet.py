@@ -260,7 +260,7 @@ def _has_halves(kind: Any) -> bool:
 
 
 def _rounded(value: Any, kind: Any) -> Any:
-    """Return a value in which each float of 16 bits has the fewest digits that name it: 0.1, not 0.0999755859375."""
+    """Return a value in which each float of 16 bits has the fewest digits that suffice: 0.1, not 0.0999755859375."""
     import pyarrow as pa
 
     if isinstance(value, dict):
@@ -302,8 +302,8 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
 def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
     """Return the number of rows of these columns that take about 1 MiB, in the row group with the largest rows.
 
-    It assumes that every row has the largest value in the dictionary of its column chunk.
-    Raises `PromptmillError` (`invalid_input`).
+    The estimate assumes that every row has the largest value in the dictionary of its column chunk. Raises
+    `PromptmillError` (`invalid_input`).
     """
     rows = 4096
     for at in range(file.num_row_groups):
@@ -387,8 +387,8 @@ def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
 
 
 def _keeps_digits(kind: Any, wider: Any) -> bool:
-    """Return whether a value keeps its own digits in the rows although the output's type is wider: 5 among fractions,
-    or 1.50 among decimals with more digits."""
+    """Return whether a value keeps its own digits in the rows although the output's type is wider, such as 5 in a
+    column of fractions, or 1.50 in a column of decimals with more digits."""
     import pyarrow as pa
 
     kinds = pa.types

@@ -98,7 +98,7 @@ class Style(NamedTuple):
 
 
 Column: TypeAlias = tuple[str, int]
-"""The name of a column, and which of the columns with this name it is, from 1."""
+"""The name of a column, and the column's number among the columns with this name, from 1."""
 
 
 def numbered(names: Iterable[str]) -> Iterator[Column]:

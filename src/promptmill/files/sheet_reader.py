@@ -102,7 +102,7 @@ class Sheet:
 
 
 class SheetReader:
-    """Reads sheets in its child process, which the first call starts. Any thread may use it, one at a time."""
+    """Reads sheets in its child process, which the first call starts. Any thread may use it; other threads wait."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()

@@ -31,7 +31,7 @@ _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
-    """Return whether `sql` is a query that a feature runs over `sources`. Over SQLite files, SQLite runs queries."""
+    """Return whether a feature runs the query `sql` over `sources`. Over SQLite files, SQLite itself runs it."""
     names = [split(Path(name)) for name in sources]
     is_for_files = names and all(is_sqlite(file) or table for file, table in names)
     return sql is not None and not is_for_files

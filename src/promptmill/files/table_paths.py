@@ -17,7 +17,7 @@ PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
 _COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits no brackets in the name of a sheet
-_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that a system forbids in file names, and promptmill's own
+_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that a system forbids in file names, and promptmill's own signs
 
 
 def split(path: Path) -> tuple[Path, str]:

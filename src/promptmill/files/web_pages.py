@@ -68,7 +68,7 @@ _GROUPS = frozenset({"thead", "tbody", "tfoot"})
 _OF_TABLES = frozenset({"table", "tr", *_GROUPS})
 _LISTS = frozenset({"ol", "ul", "menu", "dir"})
 _AS_WRITTEN = frozenset({"pre", "xmp", "listing", "plaintext", "textarea"})
-_KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # stands for white space in such an element until `_GIVEN_BACK`
+_KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # keeps white space of `_AS_WRITTEN` elements, see `_GIVEN_BACK`
 _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
 STRUCK = ("\3", "\4")
 """The signs before and behind a text that is struck out, which `with_struck` replaces by marks of Markdown."""
@@ -157,11 +157,11 @@ def _is_hidden(element: Any) -> bool:
 
 @dataclass(slots=True)
 class _Looks:
-    """The looks that styles give to elements, by `mem_id`."""
+    """How elements look because of their styles, by the elements' `mem_id`."""
 
     hidden: set[int] = field(default_factory=set)
     tags: dict[int, str] = field(default_factory=dict)
-    """By element, the tag that it looks like because of its style."""
+    """By element: the tag whose look the element's style imitates, such as `sup`."""
     sizes: dict[int, bool] = field(default_factory=dict)
     """For elements whose style sets the size of letters: whether the size is above 0."""
     struck: list[Any] = field(default_factory=list)
@@ -189,7 +189,7 @@ class _Looks:
 def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
     """Write the texts of all visible elements.
 
-    An element inside an element of size 0, with which newsletters avoid gaps, may have a size by its style or class.
+    Newsletters avoid gaps by elements of size 0; an element inside such an element may get a size by style or class.
 
     The walk is not recursive, because a page may be nested deeply.
     """
@@ -270,7 +270,7 @@ class _Writer:
         self._is_unchosen = False
         """Whether the open option is one that its list does not show."""
         self._begins, self._behind_table = False, False
-        """Whether no text has followed the start of a cell or item; whether no cell has followed the end of a table."""
+        """`_begins`: no text followed the start of a cell or item. `_behind_table`: no cell followed a table's end."""
 
     def _put(self, text: str) -> None:
         self._texts.append(text)

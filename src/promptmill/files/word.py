@@ -96,7 +96,7 @@ def _clear_codes(tree: Any) -> None:
 
 
 def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
-    """Return, by the id of the style, the elements of `_LOOKS` that each style has or inherits from its base style."""
+    """Return, by style id, the elements of `_LOOKS` that each style has or inherits from its base style."""
     known = {} if styles is None else {_attribute(each, "styleId"): each for each in styles.findall("{*}style")}
     looks: dict[str, Mapping[str, Any]] = {}
     for name in known:
@@ -130,7 +130,7 @@ def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
-    """Replace an `altChunk`, where Word shows an embedded file, by the file's text. Converters from HTML write it."""
+    """Replace an `altChunk` by the text of the embedded file that it shows. Converters from HTML write `altChunk`s."""
     name, text = _attribute(element, "id"), ""
     if name in relations and not relations[name].is_external:
         part = relations[name].target_part
@@ -334,7 +334,7 @@ class _Numbering:
 
     def write(self, tree: Any) -> None:
         """Write the numbers into the paragraphs."""
-        twice = {  # the paragraphs of the second form of a content
+        twice = {  # if a content has two forms, the paragraphs of the second form
             paragraph
             for second in tree.iter("{*}Fallback")
             if second.getparent().find("{*}Choice") is not None

@@ -30,7 +30,7 @@ _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The listening address from the operator. `host` has no brackets."""
+    """The listening address that the operator chose. `host` has no brackets."""
 
     host: str
     port: int
@@ -123,7 +123,7 @@ def _in_url(host: str) -> str:
 
 
 class HostAllowlist:
-    """The names and addresses that `Host` may have, and the web pages that may call."""
+    """The names and addresses that the `Host` header may have, and the web pages that may call."""
 
     def __init__(
         self,

@@ -62,10 +62,10 @@ _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or re
 _DIGITS = 18
 # A body with more bytes waits for room in memory: a call takes about six times the size of its body.
 _LARGE_BODY = 4 << 20
-_BESIDE_CALLS = 4 << 10  # max bytes of the body of a GET or DELETE: it needs none, and a stream keeps it in memory
+_BESIDE_CALLS = 4 << 10  # max bytes of the body of a GET or DELETE, which needs none; a stream keeps it in memory
 _ROOM_S = 2.0  # the longest wait for room: some clients disconnect after five seconds of silence
 _RETRY_S = 30
-_SHARE = "promptmill.share"  # the key in a request's scope for the request's share of the memory for bodies
+_SHARE = "promptmill.share"  # the key under which a request's scope has its share of the memory for bodies
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class OtherApi(Protocol):
 
 
 class MonitoringPages:
-    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. Over stdio, they are a separate app."""
+    """Pages for monitoring: `/healthz`, `/readyz` and `/metrics`. With stdio, these pages are a separate app."""
 
     def __init__(self, rules: Rules, metrics: Metrics) -> None:
         self._rules, self._metrics = rules, metrics
@@ -205,7 +205,7 @@ class App(MonitoringPages):
         if rules.authentication is not None:
             self._pages |= rules.authentication.pages
         sdk_server = server._mcp_server  # used here, because FastMCP's wrapper has no option for the largest body
-        # Otherwise, the SDK would list all tools at each call, to find arguments in headers. These tools have none.
+        # Otherwise, the SDK would list all tools at each call, to find arguments in headers, which no tool has.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -237,7 +237,7 @@ class App(MonitoringPages):
         await self._inner(scope, receive, send)
 
     def _other_for(self, scope: Scope) -> OtherApi | None:
-        """Return the API of a path, by the longest matching prefix."""
+        """Return the API whose prefix is the longest match for the path; None if no prefix matches."""
         others = (other for other in self._others if scope["path"].startswith(other.prefix))
         return max(others, key=lambda other: len(other.prefix), default=None)
 
@@ -353,7 +353,7 @@ def _check_framing(scope: Scope) -> None:
 def _visitor(scope: Scope) -> Response | None:
     """Return the answer for a browser or plain curl, with the SDK's status; None for an MCP client.
 
-    An MCP client has `text/event-stream` in `Accept`, or has a session.
+    An MCP client sends `text/event-stream` in `Accept`, or has a session.
     """
     if scope["method"] != "GET" or _headers(scope, b"mcp-session-id"):
         return None
@@ -442,9 +442,8 @@ async def _grow(held: Held, size: int) -> None:
 async def read_body(receive: Receive, limit: int, share: Held, *, declared: bytes | None) -> bytes:
     """Return the body. At most `limit` bytes are ever in memory.
 
-    Raises `HttpError` 413 as soon as the body is known to exceed `limit` (immediately if `declared`, the
-    Content-Length, does) or 300,000 values; 503 if `share` finds no room. Raises `ConnectionError` if the client
-    disconnects.
+    Raises `HttpError` 413 as soon as the body exceeds 300,000 values or `limit` (immediately if `declared`, the
+    Content-Length, exceeds it), and 503 if `share` finds no room. Raises `ConnectionError` if the client disconnects.
     """
     if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
         raise _too_large(limit)
@@ -505,8 +504,8 @@ def _zstd(body: bytes) -> io.BufferedIOBase:
 
 
 async def _decompressed(body: bytes, limit: int, share: Held) -> bytes:
-    """Return a body that was compressed with zstd. At most `limit` bytes of it are in memory. Raises as `read_body`,
-    and `HttpError` 400 or 415."""
+    """Return a body that was compressed with zstd. At most `limit` decompressed bytes are in memory. Raises as
+    `read_body` does, and `HttpError` 400 or 415."""
     try:
         reader = await asyncio.to_thread(_zstd, body)
     except ImportError:

@@ -1,6 +1,6 @@
 """Workaround: sends a large result as one JSON response to clients that may not accept it as an event.
 
-httpx2, which the Python SDK's 2.x client uses, aborts a stream at an event of 1 MiB, and Go's SDK at 16 MiB: the
+httpx2, which the Python SDK's 2.x client uses, aborts a stream at an event of 1 MiB, and Go's SDK at 16 MiB, so the
 answers of a paid call are lost. A JSON body has no such limit, but cannot carry progress. A program chooses its
 `User-Agent` and its name freely, so only clients known to have no limit get long events.
 """
@@ -24,7 +24,7 @@ _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
 _EVENT_BYTES = 1_000_000  # max bytes of an event: 1,048,576 less the event's other lines
 RESPONSE = "promptmill.response"
-"""The key of a request's `EitherResponse` in its scope, if the client may have a limit."""
+"""The key of the `EitherResponse` in a request's scope. It is there if the client may have a limit."""
 
 
 class EitherResponse:
@@ -67,7 +67,7 @@ class EitherResponse:
         if message["type"] == "http.response.start" and _is_stream(message):
             self._held.append(message)
         elif not self._held and not self._sent:
-            await send(message)  # is JSON already
+            await send(message)  # the response is JSON already
         else:
             await self._take_events(message, send)
 

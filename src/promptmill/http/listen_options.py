@@ -65,11 +65,11 @@ def opened(
     access_log: bool,
     environ: MutableMapping[str, str],
 ) -> Iterator[BoundServer]:
-    """Read the options of `serve`, remove the token from `environ`, and listen during the block.
+    """Read the options of `serve`, remove the token from `environ`, and listen during the `with` block.
 
-    `further_tokens`: `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid option, if
-    listening is impossible, or if other machines, clients with a further token, or web pages could call without a
-    token.
+    `further_tokens`: the setting `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid
+    option, if listening is impossible, or if other machines, clients with a further token, or web pages could call
+    without a token.
     """
     if tls_key is not None and tls_cert is None:
         raise config_error(Named("tls_key"), " needs ", Named("tls_cert", "PATH"), " as well.")

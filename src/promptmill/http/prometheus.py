@@ -72,7 +72,7 @@ class Metrics:
 
     @property
     def not_ready(self) -> str:
-        """The reason why a call would wait now, else `""`. The next call loads a model whose load failed."""
+        """The reason why a call would wait now, else `""`. A failed load is no reason: the next call retries it."""
         state = self._service.state
         return state if state in {"loading", "closed"} else ""
 
@@ -200,7 +200,7 @@ class _Jobs:
 
 
 def _text(found: Mapping[str, Series], *, of_jobs: bool) -> str:
-    """Return the families of jobs (or all other families) with their series."""
+    """Return families as text, with their series. `of_jobs`: the families of jobs; otherwise, all other families."""
     lines: list[str] = []
     for family, (kind, help_text) in FAMILIES.items():
         if family.startswith("job") != of_jobs:

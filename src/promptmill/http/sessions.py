@@ -32,10 +32,10 @@ from promptmill.core.bounds import MOST_SHARED
 
 IDLE_S = 1800.0
 _EACH = 1024  # bytes that count for an event in addition to its JSON
-# How long a call continues after its connection closed. The client may have cancelled it: then work may take 1 s.
+# How long a call continues after its connection closed. The client may have cancelled it: then work may go on for 1 s.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
-_LOOKS_S = 1.0  # between two checks whether a session has ended
+_LOOKS_S = 1.0  # seconds between two checks whether a session has ended
 _UNIQUE = 16  # min characters of an id that counts as unique: two clients do not choose the same id by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
@@ -153,7 +153,7 @@ class Events:
 
 
 class SessionEvents(EventStore):
-    """One session's view of `Events`. Its ids give access only to its own events."""
+    """One session's view of `Events`. The session's event ids give access only to its own events."""
 
     def __init__(self, events: Events) -> None:
         self.is_over: Callable[[], bool] = lambda: False  # returns whether the session has ended
@@ -163,7 +163,7 @@ class SessionEvents(EventStore):
         self._added = asyncio.Event()
 
     def follow(self, is_over: Callable[[], bool]) -> None:
-        """Note the function that returns whether the session has ended."""
+        """Record the function that returns whether the session has ended."""
         self.is_over = self._events.sessions[self._session] = is_over
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
@@ -241,7 +241,7 @@ class LostCalls:
             call.task.result()
 
     def _leave(self, key: bytes, call: _Call) -> None:
-        """The client did not return in time: stop the call, or keep its finished answer."""
+        """Stop a call whose client did not return in time; if the call has finished, keep its answer."""
         if not call.task.done():
             call.abandon()
             self._forget(key, call)

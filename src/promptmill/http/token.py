@@ -44,7 +44,7 @@ class Token:
 
 
 class Authentication(Protocol):
-    """Another way to identify callers than the server's token."""
+    """A way to identify callers other than by the server's token."""
 
     words: str
     """The callers, in words, such as `clients with a token of https://…`."""
@@ -53,7 +53,7 @@ class Authentication(Protocol):
 
     async def admitted(self, scope: Scope) -> Scope:
         """Return a request's scope in which the `authorization` header has the caller instead of the token. `owner_of`
-        makes the owner of this header. Raises `HttpError` for an unknown caller."""
+        converts this header to the owner. Raises `HttpError` for an unknown caller."""
         ...
 
     def check_body(self, scope: Scope, body: bytes) -> None:

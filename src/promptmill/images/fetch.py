@@ -1,4 +1,4 @@
-"""Images from the web, fetched only from public addresses (`fetch_images: true`, and always for the engines)."""
+"""Fetches images from the web, only from public addresses (for the engines, or with `fetch_images: true`)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _TERSEST = len(b"HTTP/1.1 100\r\n\r\n")
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
 )  # the only globally routable unicast block; other blocks are local, embedded or reserved
-# Blocks in `_UNICAST` that are not public: IETF assignments with Teredo, documentation, 6to4. Then the IPv4 blocks that
-# only some Python versions know as not global, and the address of Azure's metadata service, which looks public.
+# Blocks in `_UNICAST` that are not public: IETF assignments with Teredo, documentation, 6to4. After these: IPv4 blocks
+# that only some Python versions know as not global, and the address of Azure's metadata service, which looks public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -52,13 +52,13 @@ class NotPublicError(OSError):
 
 
 def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for a connection to `address`, to which every spelling, name and redirect was resolved.
+    """Return a socket for a connection to `address`, to which the spelling, name or redirect of a host was resolved.
 
-    Raises `NotPublicError`. The HTTP client then tries the host's other addresses.
+    Raises `NotPublicError` if `address` is not public. The HTTP client then tries the host's other addresses.
     """
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
-        raise NotPublicError("not a public address")  # equal texts: the client replaces differing errors by its own
+        raise NotPublicError("not a public address")  # always this text, as the client replaces differing errors
     return socket.socket(family, kind, protocol)
 
 

@@ -74,7 +74,7 @@ def form_of(data: bytes) -> str | None:
 def check_pdf(file: BinaryIO, name: str, limits: FileLimits, halt: Halt | None) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a file that is no readable PDF or has too many pages.
 
-    Without the package for PDFs, only the first bytes are looked at. `halt` ends the reading.
+    Without the package for PDFs, only the first bytes are checked. `halt` ends the reading.
     """
     file.seek(0)
     if b"%PDF-" not in file.read(_STARTS_IN):

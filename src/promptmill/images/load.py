@@ -109,14 +109,14 @@ class ImageRules:
 
     @classmethod
     def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, **known: Any) -> ImageRules:
-        """Return the rules with this number of bytes for decoding. `known`: the other fields."""
+        """Return the rules with `memory` bytes for decoding. `known`: the other fields."""
         return cls(files, max_pixels, Memory(memory), **known)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image in a form that can be sent: PNG, JPEG, WebP or GIF; one frame, 8 bits per channel, upright. Or a PDF or
-    recording as it is."""
+    """An image in a form that can be sent: PNG, JPEG, WebP or GIF; one frame, 8 bits per channel, upright; or an
+    unchanged PDF or recording."""
 
     data: bytes
     media_type: str
@@ -133,8 +133,8 @@ def is_data(source: str) -> bool:
 
 
 def from_folder(source: str, folders: Sequence[str]) -> str:
-    """Return a relative path inside the first of `folders` that has such a file, or else inside the first folder.
-    Return any other source unchanged."""
+    """Return a relative path as a path in the first of `folders` that has the file (if none has it, in the first
+    folder). Return any other source unchanged."""
     if not folders or source.startswith("~") or is_data(source) or source[:5].lower() == "file:" or _URL.match(source):
         return source
     if Path(source).is_absolute():
@@ -146,7 +146,7 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
 def load(part: SourcedPart, rules: ImageRules, halt: Halt | None = None) -> ImageFile:
     """Return the image or file of a part. Blocks: call it in a thread. `halt` ends the reading of a PDF.
 
-    Raises `PromptmillError`: for an image as `load_image`, for a file `invalid_input`.
+    Raises `PromptmillError`: for an image as `load_image` does, for a file with the code `invalid_input`.
     """
     if isinstance(part, ImagePart):
         return load_image(part.source, rules, halt)
@@ -176,7 +176,7 @@ def _as_it_is(part: FilePart, rules: ImageRules, halt: Halt | None) -> ImageFile
 
 
 def encoded_size(part: FilePart, rules: ImageRules) -> int:
-    """Return about how many bytes a file has in base64; 0 if the file cannot be found. Blocks."""
+    """Return the approximate number of bytes of a file in base64; 0 if the file cannot be found. Blocks."""
     if is_data(part.source):
         return len(part.source)
     with contextlib.suppress(OSError, PromptmillError):
@@ -185,7 +185,7 @@ def encoded_size(part: FilePart, rules: ImageRules) -> int:
 
 
 def read_file(part: FilePart, rules: ImageRules, read: Callable[[BinaryIO, str], T]) -> T:
-    """Return what `read` returns for the opened file of a part and its name in messages. Blocks.
+    """Call `read` with the opened file of a part and the file's name in messages; return the result. Blocks.
 
     Raises `PromptmillError` (`invalid_image` if the file cannot be opened).
     """
@@ -241,7 +241,7 @@ def encode_held(source: HeldImage) -> bytes:
 
 
 def _file(source: str, rules: ImageRules, read: Callable[[BinaryIO, str], T]) -> T:
-    """Return what `read` returns for an opened file and its name in messages."""
+    """Call `read` with the opened file and its name in messages; return the result."""
     path = local_path(source)
     try:
         path = rules.files.placed(path)
@@ -376,7 +376,7 @@ def _check(data: bytes, name: str, rules: ImageRules, page: int | None = None) -
     _probe(data[:16], name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warning about large images; the limit is checked below
+            warnings.simplefilter("ignore")  # ignores Pillow's warning about large images; the limit is checked below
             with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
                 if image.format == "TIFF":
                     _choose_page(image, data, name, page)
@@ -499,7 +499,7 @@ def is_bare_base64(source: str) -> bool:
 
 
 def encoded(image: Any) -> bytes:
-    """Convert an image in memory to the bytes of a file. Bytes are unchanged; an array contains pixels.
+    """Convert an image in memory to the bytes of a file. Bytes are returned unchanged. An array is read as pixels.
 
     The format is JPEG, or PNG if JPEG would lose transparency or a palette. Blocks. Raises `TypeError`, `ValueError`.
     """
@@ -657,7 +657,7 @@ class ImageCache:
         self._halt = Halt()
 
     async def read(self, part: SourcedPart) -> bytes:
-        """Return the encoded image or file of a part. Raises `PromptmillError` as `load`."""
+        """Return the encoded image or file of a part. Raises `PromptmillError` as `load` does."""
         key = part.kind, part.source
         reading = self._readings.get(key)
         if reading is None:
@@ -703,5 +703,5 @@ _Key: TypeAlias = tuple[str, str]  # the kind and the source of a part
 def _kept_size(key: _Key, reading: asyncio.Future[bytes]) -> int:
     (_, source), image = key, b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # A `data:` URL or a page seldom repeats. It counts eightfold, so that less memory is used for a file of such rows.
+    # A `data:` URL or a page seldom repeats. It counts eightfold, so that a file of such rows uses less memory.
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -39,9 +39,9 @@ def _is_png_cut(data: bytes) -> bool:
 
 
 def tiff_pages(data: bytes) -> list[int]:
-    """Return the numbers, from 1, of the images in a TIFF file that are pages, at most one more than a request allows.
+    """Return the numbers of a TIFF file's pages, from 1 on, but of at most one page more than a request allows.
 
-    Smaller copies of a page are left out. If the file's structure is unknown, return `[1]`.
+    Images that are smaller copies of a page are left out. If the file's structure is unknown, return `[1]`.
     """
     order = "<" if data.startswith(b"II") else ">"
     is_big = data[2:4] in {b"+\0", b"\0+"}

@@ -42,7 +42,7 @@ _SIDE = 2048  # max pixels of the longer side: providers make larger images smal
 _QUALITY = 90  # quality of JPEG: small letters stay sharp
 _REOPENED = 50  # after this many pages, a document is opened again (1 ms), because it keeps a copy of each image shown
 _GRID = 20  # cells per side of the grid with which the share of a page that pictures cover is measured
-_SCAN, _PICTURE = 0.5, 0.05  # if pictures cover these shares, a page is a scan, or has pictures; a logo covers 2 %
+_SCAN, _PICTURE = 0.5, 0.05  # if pictures cover so much, a page is a scan, or has pictures (a logo covers 2 %)
 # Drawings are measured in letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # max characters of a page that are checked for a meaning
@@ -104,7 +104,7 @@ def check_installed(problem: str = "PDF files need pypdfium2.") -> None:
 
 
 class PdfReader:
-    """Reads PDF files in a child process, which is started for the first file. Threads use the process in turn."""
+    """Reads PDF files in a child process, which is started for the first file. Threads use it one after another."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -125,7 +125,7 @@ class PdfReader:
             return self._pages
 
     def contents(self, file: BinaryIO, halt: subprocesses.Halt | None = None) -> list[PageContent]:
-        """Return the content of each page, up to `LARGEST_TEXT`. Raises as `pages` does."""
+        """Return the content of each page, up to `LARGEST_TEXT` characters. Raises as `pages` does."""
         with self._turn:
             self._hold(file, halt)
             return [PageContent(*page) for page in self._reply({"page": 0}, halt)["contents"]]
@@ -251,7 +251,7 @@ def _opened(content: ctypes.Array[ctypes.c_char]) -> Any:
 
 
 def _contents(document: Any) -> list[PageContent]:
-    """Return the content of each page, up to one character more than `LARGEST_TEXT`."""
+    """Return the content of each page, until the text is longer than `LARGEST_TEXT`."""
     contents, size = [], 0
     for at in range(len(document)):
         page = document[at]
@@ -356,7 +356,7 @@ def _annotated(page: Any) -> tuple[list[str], list[str]]:
 
 
 def _stamped(stamp: Any) -> str:
-    """Return the words that a stamp shows, or else its comment or its name, such as `Approved`."""
+    """Return the words that a stamp shows; if it shows none, its comment or its name, such as `Approved`."""
     from pypdfium2 import raw
 
     drawing = _string(raw.FPDFAnnot_GetAP, stamp, raw.FPDF_ANNOT_APPEARANCEMODE_NORMAL)[:LONGEST_SEARCHED]

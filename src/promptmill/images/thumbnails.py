@@ -16,7 +16,7 @@ _SIZES = ((160, 60), (112, 60), (80, 50))
 
 
 def thumbnail(source: str, rules: ImageRules, most: int | None = None) -> str | None:
-    """Return an image as a small JPEG in base64, of at most `most` characters.
+    """Return an image as a small JPEG in base64, with at most `most` characters.
 
     Return None for a web image (it is not fetched), an image that `rules` refuse, and an unreadable image. Blocks.
     """

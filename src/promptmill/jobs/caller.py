@@ -19,15 +19,15 @@ class Caller(NamedTuple):
     session: str = ""
     """The id of the session, if several clients share the server. A list of jobs shows the jobs of this session."""
     owner: str = ""
-    """Over HTTP, a digest of the token; over stdio, `""` for this user. If the rows of a job came in a call, only the
-    owner may see, read and end the job."""
+    """The owner of jobs: over HTTP, a digest of the token; over stdio, `""`, which means this user. If the rows of a
+    job came in a call, only the owner may see, read and end the job."""
     is_alone: bool = True
     """Whether no other client has this session. In a protocol without sessions, clients at one address share a session:
     limits hold for all of them together, no list shows their jobs, and equal rows of two calls become two jobs."""
 
     @property
     def of_rows(self) -> str:
-        """The owner of rows of a call, which distinguishes equal rows of two clients."""
+        """The owner of the rows of a call, so that equal rows of two clients become two jobs."""
         return self.session if self.is_alone else secrets.token_hex(16)
 
 

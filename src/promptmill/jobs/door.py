@@ -1,4 +1,4 @@
-"""The entry to jobs: makes a job that can be run from rows of any origin and the options of the job.
+"""The entry to jobs: this module makes a runnable job from the job's options and from rows of any origin.
 
     `open_job`: paths, URLs, a query, rows ─┐              ┌─▶ validate
     `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
@@ -74,7 +74,7 @@ class Telling:
     warn: Say = lambda _: None
     """Called with each warning."""
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-    """Returns the context in which a URL's store is awaited. Its argument is a text for the user."""
+    """Returns a context manager, inside which a URL's store is awaited. The argument is a text for the user."""
 
 
 SILENT = Telling()
@@ -96,7 +96,7 @@ class Opening(NamedTuple):
     """The files, if each file is one row; else None."""
 
     def having(self, source: InputRows | None, **changes: Any) -> Opening:
-        """Return the order with the rows `source`. `changes`: other values of the order."""
+        """Return the order with the rows `source`. `changes`: fields of the order that get new values."""
         return self._replace(order=self.order.model_copy(update=changes), source=source)
 
     @property
@@ -106,15 +106,15 @@ class Opening(NamedTuple):
         return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
 
     def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
-        """Return the order with rows fetched from the address `text`. `changes`: other values of the order."""
+        """Return the order with the rows `source`, fetched from the address `text`. `changes`: see `having`."""
         shown = self.order.shown.model_copy(update={"urls": {**self.order.shown.urls, "input_file": text}})
         return self.having(source, shown=shown, **changes)
 
     @contextlib.contextmanager
     def with_files(self, files: WholeFiles, **changes: Any) -> Iterator[Opening]:
-        """Yield the order with a row for each file. `changes`: other values of the order. Raises `PromptmillError`."""
+        """Yield the order with a row for each file. `changes`: see `having`. Raises `PromptmillError`."""
         order = self.order.model_copy(update=changes)
-        if order.output.is_absolute():  # checked before the files are read, because reading may take long
+        if order.output.is_absolute():  # check the output before the files are read, which may take long
             check_output(order, real_path(order.target))
         with written(self.folders, files.lines(), ".jsonl", files.name) as source:
             yield self._replace(order=files.asked(order), source=source, files=files)
@@ -122,16 +122,16 @@ class Opening(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a job, of any origin. In this class, the rows are in a temporary file or in the job's database."""
+    """The rows of a job. Here, they are in a temporary file or in the job's database; subclasses have other rows."""
 
     given: InputRows | None = None
     """The rows in the temporary file; None if they are in the job's database."""
     name: str = "rows"
     """The name of rows that are not in the user's files, for messages and ids."""
     owned_by: str | None = None
-    """The owner of the rows. If two owners send equal rows, each owner gets a job; None: equal rows share one job."""
+    """The owner of the rows. Equal rows of two owners become two jobs; without an owner (None), they share one job."""
     job_id: str = ""
-    """The id of a job without an output; `""`: the id is derived from the rows, the question and the settings."""
+    """The id of a job without an output; if it is `""`, the rows, the question and the settings determine the id."""
     halt: Halt | None = None
     """Set when the call was cancelled."""
 
@@ -146,7 +146,7 @@ class Rows:
         return ""
 
     def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
-        """Return a context manager for the order with these rows; its end removes temporary files. Blocks.
+        """Return a context manager that yields the order with these rows, and then removes temporary files. Blocks.
 
         Raises `PromptmillError`.
         """
@@ -161,7 +161,7 @@ class MadeRows(Rows):
     suffix: str = ".jsonl"
     """The suffix that files in the format of `blocks` have."""
     has_lines: bool = True
-    """Whether a row is a line of text for the user; False if it is an element, for example of a list."""
+    """Whether messages call a row a line; False if rows are elements, for example of a list."""
 
     @contextlib.contextmanager
     def opened(self, opening: Opening) -> Iterator[Opening]:
@@ -258,7 +258,7 @@ class OpenJob(WantedJob):
         return [*self.files.left_out, *self.files.forms, *raw]
 
     def check(self) -> None:
-        """Check the order and the files, not the rows. Blocks. Raises as `admit`, and changes nothing."""
+        """Check the order and the files, but not the rows. Blocks. Raises as `admit`, and changes nothing."""
         admission.checked(self)
 
     def admit(self, *, are_columns_checked: bool = False) -> Job:
@@ -309,12 +309,12 @@ async def run(
 
 
 async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
-    """Run a job, the only one of this process, until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
+    """Run the only job of this process until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
     return await runner.until_ended(job, service, hooks)
 
 
 def decided(configuration: Configuration) -> Configuration:
-    """Return the configuration, in which backend and model are resolved because both are part of a job. Blocks."""
+    """Return the configuration with its backend and model chosen, because both are part of a job. Blocks."""
     return runtime.run_anywhere(choosing.decided(configuration)) if configuration.config.is_open else configuration
 
 
@@ -404,7 +404,7 @@ def open_job(
 
 @contextlib.contextmanager
 def _replaced(opening: Opening) -> Iterator[Opening]:
-    """Yield an order with its rows, or with the rows that a feature replaces them by, see `Feature.replaced`.
+    """Yield an order with its rows, or with the rows by which a feature replaces them, see `Feature.replaced`.
 
     Raises `PromptmillError`.
     """
@@ -431,7 +431,7 @@ def _replaced(opening: Opening) -> Iterator[Opening]:
 
 
 def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
-    """Return the files with the rows of an order; for a query, without the order's limit. Raises `PromptmillError`."""
+    """Return the files with an order's rows. Queries ignore the order's limit here. Raises `PromptmillError`."""
     if source is not None:
         return opened_files(source.parts, reading=order.reading)
     target = real_path(order.target)

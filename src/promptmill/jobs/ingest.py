@@ -45,11 +45,11 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{row_lines.PROBLEM}":'.encode()
 _BYTES = b'"promptmill:bytes"'  # the tag of bytes in the cells of a row
-_QUOTES = 4  # a row may be this many times longer than in CSV, because of quotes and commas
+_QUOTES = 4  # as JSON, a row may be this many times longer than in CSV, because of quotes and commas
 _SEED = 0  # the same for all jobs, so that two jobs with a sample of the same input get the same rows
 CALL_DISK_SHARE = 0.5
 """The share of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # first rows: each column of the prompt must be in one; they are searched for wrong letters
+_LOOKED_AT = 100  # this many first rows are searched for wrong letters; each column of the prompt must be in one
 
 
 def ingest(
@@ -65,11 +65,11 @@ def ingest(
     """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
 
     `files`: the files of the source, if it has any. Stretches at their beginning and end are not parsed again if they
-    are unchanged since the last reading. `bind`: `binding.bind`, perhaps with bound arguments. `disk_share`: the share
-    of the free disk that the rows may take; below 1 for a call, whose query may return any number of rows. Blocks.
+    are unchanged since the last reading. `bind`: `binding.bind`, or a `partial` of it. `disk_share`: the share of the
+    free disk that the rows may take; below 1 for a call, whose query may return any number of rows. Blocks.
 
-    Raises `PromptmillError`: `invalid_input` if a file is not of its format or lacks a column, `storage` if the rows
-    take more than `disk_share`; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
+    Raises `PromptmillError`: `invalid_input` if a file does not have its format or lacks a column, `storage` if the
+    rows take more than `disk_share`; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
     """
     binding.begin(store)
     try:
@@ -172,7 +172,7 @@ class _Reader:
     def __init__(
         self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, most_bytes: int | None
     ) -> None:
-        """`most_bytes`: the most bytes that the rows of a call may take; None if the job is not of a call."""
+        """`most_bytes`: the most bytes that the rows of a call may take; None if the rows are not from a call."""
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
@@ -252,7 +252,7 @@ class _Reader:
         return False
 
     def _object(self, row: InputRow) -> Any:
-        """Note the fields of a row of JSON, and return the row's value; None if it is unreadable."""
+        """Record the fields of a JSON row, and return the row's value; None if the row is unreadable."""
         value = _value(row)
         if isinstance(value, dict):
             self._names.see(value)
@@ -261,7 +261,7 @@ class _Reader:
         return value
 
     def _check_letters(self, n: int, fields: JsonObject) -> None:
-        """Note the first row with a text that was encoded twice. A file with such texts has some in its first rows."""
+        """Record the first row with a text that was encoded twice. Usually, such texts occur in the first rows."""
         if not self._twice:
             texts = (value for value in fields.values() if isinstance(value, str) and not value.isascii())
             self._twice = n + 1 if any(map(encodings.is_encoded_twice, texts)) else 0
@@ -316,7 +316,7 @@ class _Reader:
 
 
 def _value(row: InputRow) -> Any:
-    """Return the value of a row of JSON; None if it is unreadable. (The reader of the line reports the error.)"""
+    """Return the value of a JSON row; None if the row is unreadable. (The reader of the line reports the error.)"""
     try:  # `suppress` would take a tenth of the time for a row
         return json_values.load(row.cells, "")
     except PromptmillError:
@@ -324,7 +324,7 @@ def _value(row: InputRow) -> Any:
 
 
 class _Names:
-    """Chooses names for the columns that the job adds, other than the input's; finds the columns that are settings."""
+    """Chooses unused names for the columns that the job adds, and finds the input's columns that are settings."""
 
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
@@ -336,7 +336,7 @@ class _Names:
         """The fields of the first rows that are objects."""
         self._count = 0
         self._fields = set[str]()
-        """The fields of all rows that are objects, if the output has a column for each."""
+        """The fields of all rows that are objects, if the output has a column for each field."""
         self._taken = {*spec.input.taken}
         if header:
             self._taken = self._settings = {*header, *distinct(list(map(readable, header)))}
@@ -344,7 +344,7 @@ class _Names:
         self._has_columns = self._is_open and spec.output.kind.is_table
 
     def see(self, row: JsonObject) -> None:
-        """Note the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if they are too many
+        """Record the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if they are too many
         for the output."""
         self._count += 1
         if self._count <= _LOOKED_AT:

@@ -17,7 +17,7 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
 
     `options`: values by name; None, False and the default mean that an option is not set. An option may contain other
     options, see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: not checked. `face`: the
-    error uses this face's names for sources. The error has options as `Named`.
+    error uses this face's names for sources. In the error, options are `Named`.
 
     >>> check({"choices_many": True})
     Traceback (most recent call last):
@@ -49,7 +49,7 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
 
 
 def _check_others(option: Option, present: Mapping[str, Any], available: Mapping[str, Any]) -> None:
-    """Raise `PromptmillError` if an option that is set needs or excludes another. `available`: with implied options."""
+    """Raise `PromptmillError` if no option that `option` needs is `available`, or an excluded option is `present`."""
     if option.needs and not any(other.field in available for other in option.needs):
         usable = [other for other in option.needs if not table.needs_hidden(other.field, "keyword")]
         separators = ["", *[", "] * (len(usable) - 2), " or "]
@@ -62,7 +62,7 @@ def _check_others(option: Option, present: Mapping[str, Any], available: Mapping
 
 
 def check_models(models: str | Sequence[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a text names several models with commas.
+    """Raise `PromptmillError` (`invalid_input`) if a text names several models, separated by commas.
 
     >>> check_models("a,b")
     Traceback (most recent call last):

@@ -52,7 +52,7 @@ class Argument:
     words: str = ""
     """The description, if a call's values differ from Python's, or if a language model needs more information."""
     is_common: bool = False
-    """Whether the list of tools shows the argument; otherwise it is a key of `options` in the list."""
+    """Whether the list of tools shows the argument; otherwise, the list shows it only as a key of `options`."""
     is_required: bool = False
     form: str = ""
     """The description of the value, which the list of tools shows after the argument's name in `options`."""
@@ -115,8 +115,8 @@ class Option:
     """The option needs one of these options."""
     excludes: Sequence[Excluded] = ()
     implies: str = ""
-    """`"module:function"`: returns the values of options that the value implies. Options that are set take
-    precedence."""
+    """`"module:function"`: returns the options that the value implies, with their values. Options that the caller set
+    take precedence."""
     check: str = ""
     """`"module:function"`: checks the value before a job starts, and raises `PromptmillError` if it is wrong."""
     rows: Sequence[str] = ()
@@ -175,7 +175,7 @@ def sentence(words: str) -> str:
 
 
 def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
-    """Return a description with each `{name}` replaced by the option's name on `face`; None: by the name in the table.
+    """Return a description with each `{name}` replaced by the option's name on `face` (None: its name in the table).
 
     Raises `KeyError` for an option that the face lacks.
     """
@@ -194,6 +194,6 @@ class Group:
     """A group of options: a heading in the long help, and a class of keyword arguments in Python."""
 
     name: str
-    """The name of the group: `limit` becomes the class `LimitOptions` in Python; a feature's group has its name."""
+    """The name of the group: `limit` becomes the class `LimitOptions`; a feature's group has the feature's name."""
     heading: str
     options: Sequence[Option]

@@ -24,7 +24,7 @@ Again: TypeAlias = Literal["failed", "truncated", "all"]
 ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
 """The beginnings of the configuration keys of endpoints, and of sampling parameters."""
 NEEDS_OF_A_BUDGET = "needs a known price, and of texts `max_tokens`"
-"""The needs of `max_cost`, in words. Answers of a closed form need no `max_tokens`."""
+"""What `max_cost` requires, as words for messages. Answers of a closed form need no `max_tokens`."""
 _PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
 ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
     {
@@ -42,7 +42,7 @@ SEVERAL = (
     Excluded("model", "; name one", words="several models", when=lambda present: _are_several(present["model"])),
     Excluded("prompt", "; write one", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
-"""The exclusions of several models, and of several prompts."""
+"""The `excludes` of an option that cannot be used with several models or several prompts."""
 _FORMS = {"choices", "schema", "fields"}
 """The options for the form of an answer, which also apply to a single request."""
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
@@ -53,7 +53,7 @@ def _are_several(value: Any) -> bool:
 
 
 def _is_bare(price: object) -> bool:
-    """Return whether a price, or one of several, names no model."""
+    """Return whether a price, or one of several prices, names no model."""
     from promptmill.core.money import prices_in  # imported on use, because it imports asyncio
 
     return "" in prices_in(price)
@@ -599,7 +599,7 @@ GROUPS = (
 def groups() -> Sequence[Group]:
     """Return the groups of the core's options, and a group of each feature's options under the feature's name.
 
-    Raises `PromptmillError` (`invalid_config`) if a feature has an option of the core or of another feature.
+    Raises `PromptmillError` (`invalid_config`) if a feature's option has the name of another option.
     """
     return _groups(tuple((name, each.words, each.options) for name, each in features().items() if each.options))
 
@@ -681,7 +681,7 @@ def needs_hidden(name: str, face: Face) -> str:
 
 
 def keys_of(beginning: str) -> set[str]:
-    """Return the rest of each configuration key with this beginning that an option other than `model` sets."""
+    """Return the configuration keys with this beginning that options other than `model` set, without the beginning."""
     keys = {key for option in options().values() if option.name != "model" for key in option.keys}
     return {key.removeprefix(beginning) for key in keys if key.startswith(beginning)}
 

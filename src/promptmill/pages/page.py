@@ -2,7 +2,7 @@
 
 The file makes no requests, and only its own script can run:
 
-* `head.html` and `rows.html` form the page. Its policy permits its only script and its styles, by their digests.
+* `head.html` and `rows.html` form the page. The page's policy permits only its own script and styles, by their digests.
 * The data is JSON in two elements that browsers do not execute. The script inserts it as text nodes, never as HTML.
 * The rows are stored column by column, as deflated JSON that the browser itself inflates. `LARGEST_REPORT` limits the
   file: long texts are shortened first, then rows are left out. The page reports both.
@@ -51,7 +51,7 @@ class Report:
     path: Path
     rows: int
     total: int
-    """The number of rows with an answer or a failure, of which the report has `rows`."""
+    """The number of rows with an answer or a failure, of which the report shows `rows`."""
     noun: str = "row"
     """The noun for a row; `answer` if a row has several answers."""
 
@@ -60,7 +60,7 @@ class Report:
         return f"report of {some}{counted(self.total, self.noun)}: {self.path}"
 
     def as_dict(self) -> JsonDict:
-        """Return the file and its numbers of rows as data for programs."""
+        """Return the file's path and the numbers of rows as data for programs."""
         return {"file": str(self.path.absolute()), "rows": self.rows, "total": self.total}
 
     def show(self) -> None:
@@ -71,7 +71,7 @@ class Report:
 
 
 def check(target: Path, title: str = "") -> None:
-    """Raise `PromptmillError` unless a report can be written to `target`, which may be a report with the same title."""
+    """Raise `PromptmillError` unless a report can be written to `target`. It may replace one with the same title."""
     try:
         with target.open("rb") as file:
             head = file.read(_HEAD)

@@ -29,7 +29,7 @@ Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
 """A value; a list of several answers; or the turns of a conversation, each with its role."""
 _NUMBERS = (int, float)
 Filter: TypeAlias = tuple[str, str, int, int]
-"""A button: its key, its label, a mask, and a value. It shows the rows whose state, masked, has this value."""
+"""A button: its key, its label, a mask, and a value. It shows the rows for which `state & mask` equals the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class Column:
     kind: Literal["own", "prompt", "variant", "answer", "error", "figure"]
     """`own`: a column of the input. `variant`: the model, or the name of the prompt."""
     wrong: int = 0
-    """The bit of a row's state that marks the row's cell as wrong."""
+    """The bit of a row's state that marks the row's cell in this column as wrong."""
     has_images: bool = False
     """Whether the cells show thumbnails."""
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
     source: str = ""
-    """The name of the field for this column in the JSON of the column that `has_places`."""
+    """The name of this column's field in the JSON of the column that `has_places`; `""` if there is none."""
     has_places: bool = False
     """Whether the cells state, as JSON, where each value is in its document."""
 
@@ -74,9 +74,9 @@ class PageRows:
     """The length to which texts are shortened."""
     is_cut: bool = False
     own: dict[str, bool] = field(default_factory=dict)
-    """The names of the input's columns. The value is whether the column is in the table."""
+    """For each column of the input, by name, whether the column is in the table."""
     finder: SecretFinder | None = None
-    """Finds rows that may hold keys or passwords, which are not shown. None: the page is the operator's own."""
+    """Finds rows that may hold keys or passwords; such rows are not shown. None: the page is the operator's own."""
     _size: int = 0
     """The total characters of all texts."""
 
@@ -151,7 +151,7 @@ class PageRows:
         self._keep(sorted(range(len(self.number)), key=self.number.__getitem__))
 
     def packed(self, most: int) -> bytes:
-        """Return the rows, deflated to at most `most` bytes: shorten texts first, then leave out rows at random."""
+        """Return the rows, deflated to at most `most` bytes. If necessary, texts are shortened, then rows left out."""
         tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
         room = most * len(tried.number) // max(1, len(self.number))
         while len(tried._deflated(self.longest)) > room and self._shorter():

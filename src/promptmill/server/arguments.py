@@ -1,4 +1,4 @@
-"""The arguments of the tools: their types, with the schemas and descriptions in `tools/list`, and how a call is read.
+"""The arguments of the tools: their types, with the schemas and descriptions in `tools/list`, and their conversion.
 
     a client's arguments ─▶ PlainArguments: as they are meant, names and kinds checked ─▶ pydantic ─▶ conversations
 
@@ -68,7 +68,7 @@ _WORDS = {
     "array": "a list",
     "object": "an object",
 }
-_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic would quote a list, and read true as 1
+_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic's error would quote a list; it reads true as 1
 _TURN = {
     "type": "object",
     "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
@@ -140,7 +140,7 @@ ExtraParams = Annotated[dict[str, Any] | None, Field(description="Passed unchang
 
 
 class SentName(str):
-    """A backend's name that the client sent. The type distinguishes it from the same name as a default."""
+    """A backend's name that the client sent. The type distinguishes a sent name from an equal default."""
 
     __slots__ = ()
 
@@ -167,7 +167,7 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 async def conversations_with_images(
     prompts: Sequence[Any], images: Sequence[Any], tag: str | None, config: ModelConfig
 ) -> list[Conversation | PromptmillError]:
-    """Return a conversation for each prompt with its images. Their placeholder is `tag`, or the one in `config`.
+    """Return a conversation for each prompt, with its images, which replace `tag` or else the tag of `config`.
 
     Raises `PromptmillError` for an invalid list.
     """
@@ -254,7 +254,7 @@ class PlainArguments(Middleware):
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # checked first: a call that was written for another program also lacks several of our arguments
+            try:  # checked first, because a call that was written for another program also lacks several arguments
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
@@ -293,7 +293,7 @@ class PlainArguments(Middleware):
         context: MiddlewareContext[GetPromptRequestParams],
         call_next: CallNext[GetPromptRequestParams, PromptResult],
     ) -> PromptResult:
-        """Report missing arguments. FastMCP would log a stack trace and answer -32603."""
+        """Report missing arguments, for which FastMCP would log a stack trace and answer -32603."""
         server, given = context.fastmcp_context, context.message.arguments or {}
         prompt = None if server is None else await server.fastmcp.get_prompt(context.message.name)
         required = [] if prompt is None else [one.name for one in prompt.arguments or () if one.required]
@@ -329,11 +329,11 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments as language models mean them: `null` means an optional argument's default.
 
-    Models may send a list or an object as its JSON text, a list of one item as this item (a text or object), and
-    `choices` as a text with commas.
+    Models may send the JSON text of a list or an object, a single text or object instead of a list with it, and
+    `choices` as a comma-separated text.
 
-    Raises `CodedToolError` for a text that may hold more than 300,000 values: a text of 60 MB would take 2 GB and 15
-    seconds.
+    Raises `CodedToolError` for a text that may hold more than 300,000 values: parsing 60 MB of text would take 2 GB of
+    memory and 15 seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
@@ -350,14 +350,14 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _in_list(value: Any, kinds: Collection[str]) -> Any:
-    """Return a single text or object as a list of one item, if the argument can only be a list; else the value."""
+    """Return `value`, or a list with it if it is a text or an object and the argument can only be a list."""
     kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
     return [value] if kind and "array" in kinds and kind not in kinds else value
 
 
 def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
-    """Return the list or object in a JSON text, if the text was meant as one; else the text. Raises `CodedToolError`,
-    see `_as_meant`.
+    """Return the list or object in a JSON text; return the text itself if it is not JSON, or was meant as a text.
+    Raises `CodedToolError`, see `_as_meant`.
 
     If the argument may be a text, only a list of texts is parsed: `["a", "b"]` names two models. An object stays a
     text: `{"task": "classify", "text": "{{text}}"}` is a prompt.
@@ -426,7 +426,7 @@ def _kinds(argument: JsonObject) -> list[str]:
 
 
 def _where(name: str, properties: JsonObject) -> str:
-    """Return the end of an error about an unknown argument: where it belongs, or which argument has a similar name."""
+    """Return the last words of an error about an unknown argument: where it belongs, or which argument was meant."""
     if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
         return f": it {needs}."
     if meant := synonym(name, properties):

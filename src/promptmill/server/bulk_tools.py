@@ -1,4 +1,4 @@
-"""The bulk tools: file → file jobs over MCP."""
+"""The bulk tools: MCP tools that start and control jobs, and read their answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
-_READ_AHEAD = 2  # pages of rows that are read for one page, because a page's length is known only once it is written
+_READ_AHEAD = 2  # so many pages of rows are read to fill one page, whose length is known only once it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls, and the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -116,7 +116,7 @@ def _annotation(option: Option, argument: Argument, known: dict[str, Option]) ->
 
 
 def _argument_of(named: Named) -> str | None:
-    """Return the argument of `bulk_generate` for a field of an order, or None."""
+    """Return the argument of `bulk_generate` that sets a field of a job's order; None if no argument sets it."""
     if named.field in _OTHER_ARGUMENTS:
         return _OTHER_ARGUMENTS[named.field]
     if named.field == "status":
@@ -169,7 +169,7 @@ async def _rows_of(
     options: Mapping[str, Any],
     caller: Caller,
 ) -> Rows:
-    """Return the rows of a call. Equal rows of two clients are two jobs, so that no client learns another's requests.
+    """Return the rows of a call. Equal rows from two clients are two jobs, so that no client learns another's requests.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -191,7 +191,7 @@ async def _rows_of(
 
 
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
-    """Return the models of a job: the first, and, if there are several, all of them that the configuration offers.
+    """Return a job's first model and, if the job has several models, all those that the configuration offers by name.
 
     `asked`: the arguments of `config_of_call` after `config`. Raises the errors of `config_of_call`.
     """
@@ -220,7 +220,7 @@ def _about_files(job: OpenJob) -> JsonDict:
 
 
 def add_bulk_tools(socket: ToolSocket) -> None:
-    """Add to the app the tools for jobs, and the resource with their answers."""
+    """Add the tools for jobs, and the resource with the jobs' answers, to the app."""
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
     @tool(
@@ -311,7 +311,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # the error then names the order's fields as the tool does
+            if error.code is Code.INVALID_INPUT:  # reworded: the tool's arguments replace the order's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
         if is_embedded(models.config):
@@ -445,7 +445,7 @@ async def _acted(running: ServerJobs, job_id: str, caller: Caller, action: str) 
 
 
 async def _awaited(running: ServerJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
-    """Return the status of a job once it ends or is paused (not if it `goes_on`), or after `wait_s` seconds."""
+    """Wait at most `wait_s` seconds until a job ends or (unless `goes_on`) is paused, and return its status."""
     from promptmill.jobs.store.progress import ALIVE
 
     end = time.monotonic() + wait_s

@@ -1,12 +1,12 @@
 """Questions to a client's user (MCP elicitation), asked before a call costs much, or sends or replaces files.
 
-An agent writes the arguments of a call, but the client program returns the user's answer.
+An agent writes a call's arguments, so they cannot prove that the user agrees; the client program asks the user itself.
 
 In the 2025 protocol, the server sends its question while the call waits. In the protocol of 2026-07-28, the call ends
 with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
 For a client without elicitation, `ask_above_cost` has no effect, because the operator can limit costs by `max_cost`.
-But files are neither sent nor replaced, because nothing else protects them.
+But its calls may not replace files, or send texts of files to an endpoint of their choice: nothing else protects files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ANSWER = "agree"
 
 
 async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
-    """Return whether the user agrees. The client must support questions. `title`: the label of the answer's box.
+    """Return whether the user agrees. The client must support questions. `title`: the label of the answer's checkbox.
 
     `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
@@ -69,15 +69,15 @@ class UserQuestions:
 
     def __init__(self) -> None:
         self._unasked: OrderedDict[str, float] = OrderedDict()
-        """By session: the highest cost, in US dollars, of the calls since the last question, which ran without one."""
+        """By session: the highest cost, in US dollars, of all calls without a question since the last question."""
         self._agreed: list[tuple[object, ...]] = []
-        """By consent: endpoints (with key and headers) that may get texts of files, and files that may be replaced."""
+        """What users agreed to: endpoints (with key and headers) that may get texts of files, and files to replace."""
 
     async def check_endpoint(self, ctx: Context, config: ModelConfig, *, asks: bool = True) -> None:
         """Ask the user before the text of local files is sent to an endpoint that a call chose.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs. If
-        `asks` is false, nobody is asked: it raises only if the client cannot ask.
+        `asks` is false, nobody is asked: the method raises only if the client cannot ask.
         """
         chosen, block = registry.endpoints_of_call(config), config.block
         account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
@@ -107,8 +107,8 @@ class UserQuestions:
     async def check_replacing(self, ctx: Context, output: Path, there: Stamp, *, asks: bool = True) -> None:
         """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.
 
-        Raises `PromptmillError` (`invalid_input`) unless the user agrees. If `asks` is false, nobody is asked: it
-        raises only if the client cannot ask.
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees. If `asks` is false, nobody is asked: the
+        method raises only if the client cannot ask.
         """
         if (agreement := (output, there)) in self._agreed:
             return
@@ -130,7 +130,7 @@ class UserQuestions:
         return CostQuestion(self, ctx, config, what, min(limits, default=None), session_of(ctx))
 
     def add(self, session: str, amount: float) -> float:
-        """Add an amount to the cost of a session's calls without a question. Return the sum."""
+        """Add `amount` to the cost of a session's calls that ran without a question, and return the sum."""
         total = self._unasked[session] = max(0.0, self._unasked.pop(session, 0.0) + amount)
         if len(self._unasked) > MOST_SESSIONS:
             self._unasked.popitem(last=False)
@@ -153,9 +153,9 @@ class CostQuestion:
     async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
         """Ask the user whether this call and earlier calls without a question may together exceed `ask_above_cost`.
 
-        `most`: the highest cost; None if unknown. `sample`: the cost of the call's sample, if any, which shows the real
-        cost. `estimated`: None if the price is unknown; then the user is asked only about a model that a call chose.
-        Raises `PromptmillError` (`budget`) unless the user agrees.
+        `most`: the highest cost; None if unknown. `sample`: the cost of the job's sample, if it has one; the sample
+        shows the real cost. `estimated`: None if the price is unknown; then the user is asked only if the price of the
+        operator's model is known. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.config.settings.ask_above_cost
         operators = replace(self.config, settings=self.config.operator)

@@ -1,6 +1,6 @@
-"""The tools as `tools/list` shows them. They are short, because a language model reads all of them first.
+"""The tools as `tools/list` shows them. Their schemas are short, because a language model reads all of them first.
 
-A call may have every argument at its top level; the schema of the tool itself, which is not listed, has all of them.
+A call may also send rare arguments at its top level: the tool's own schema, which is not listed, has all arguments.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ _ICON = Path(__file__).with_name("icon.png")
 _SKILL_FILE = Path(__file__).with_name("SKILL.md")
 _NEVER_CHANGE = ("server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list")
 _ABSENT = "logging/setLevel"
-_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # equal for all clients; a new process may have another version
+_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the lists are equal for all clients; an update may change them
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
@@ -83,8 +83,8 @@ def _icon() -> mcp_types.Icon:
 def _announce_what_is_there(mcp: FastMCP) -> None:
     """Remove methods and capabilities that FastMCP adds but this server does not use.
 
-    The lists of tools and resources never change while the server runs, so it announces no changes, and clients may
-    cache the lists.
+    The lists of tools and resources never change while the server runs, so the server announces no changes, and clients
+    may cache the lists.
     """
     sdk_server = mcp._mcp_server
     del sdk_server._request_handlers[_ABSENT]  # removed, because the SDK derives the capabilities from the handlers
@@ -120,7 +120,7 @@ def create_server(
     observer: Observer | None = None,
     secrets: Iterable[str] = (),
 ) -> FastMCP:
-    """Return the app for `service`, which the caller creates and closes. From now on, it restricts files for clients.
+    """Return the app for `service`, which the caller creates and closes. The service now restricts clients' files.
 
     `locked`: leave out tools that change the server's model, so that only the operator chooses it. `tools`: the only
     tools that clients get; `()` for all. `observer`: observes each tool call. `secrets`: secrets in addition to the

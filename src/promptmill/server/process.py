@@ -47,7 +47,7 @@ def serve_stdio(
     Never returns. `locked` and `tools`: see `create_server`. `metrics_port`: also serve metrics on this loopback port.
     `extend` may add tools before the server answers.
     """
-    for name in _ENDING_SIGNALS:  # the process ends at once: the import of FastMCP needs no shutdown
+    for name in _ENDING_SIGNALS:  # until FastMCP is imported, a signal ends the process at once
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
     return run(_serve_stdio(configuration, extend, locked=locked, tools=tools, metrics_port=metrics_port))
@@ -127,7 +127,7 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
     try:
         sockets = address.bind()
     except PromptmillError as error:
-        _, _, reason = str(error).partition(": ")  # without the option's name
+        _, _, reason = str(error).partition(": ")  # the message without the option's name
         announce(f"metrics are not served: {reason}")
         return None
     pages = MonitoringPages(Rules(HostAllowlist(address, sockets), None, 0), Metrics(service))

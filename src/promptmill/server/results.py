@@ -31,14 +31,14 @@ _LITTLE = 1 << 20  # max characters of the items of a result that is built on th
 # name (`mcp` is the name of Python's SDK). TypeScript's SDK has no default name, so no client of it is listed here.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
-# A bound over HTTP, where clients share the event loop, and the SDK writes a message at about 10 ns per byte.
+# The largest result over HTTP, where clients share the event loop: the SDK needs about 10 ns per byte of a message.
 _HTTP_BYTES = 24 << 20
 _ENVELOPE = 4 << 10
 _NO_COPY = "The answers are in the structured content (`ans_ls`) only, without a copy here."
-# Claude Code writes a result of more characters to a file, which its model must open. A larger number has no effect.
+# Claude Code writes a longer result to a file, which its model must then open. A larger limit than this has no effect.
 INLINE = {"anthropic/maxResultSizeChars": 500_000}
 PAGE_CHARACTERS = 40_000  # about 10,000 tokens: clients shorten or refuse results of more than 25,000
-_PAGES = {"codex-mcp-client": 9_000}  # a client that removes the middle of a result beyond 10,000 bytes
+_PAGES = {"codex-mcp-client": 9_000}  # this client removes the middle of a result of more than 10,000 bytes
 # The models of these clients get the structured content, and never the text (in these versions and later ones).
 _WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
 
@@ -49,7 +49,7 @@ def object_schema(properties: JsonDict, *required: str) -> JsonDict:
 
 
 def objects_schema(description: str = "") -> JsonDict:
-    """Return the schema of a list of objects without types: a row may include input fields of any name."""
+    """Return the schema of a list of objects with any fields: a row may include input fields of any name."""
     schema: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
     return schema | ({"description": description} if description else {})
 
@@ -156,7 +156,7 @@ async def _with_models(outcomes: Sequence[Outcome], config: ModelConfig) -> Sequ
 
 
 def _lacks_model(outcome: Outcome) -> bool:
-    # True only for an unknown model: any other hint means a wrong address
+    # only the error of an unknown model has the default hint; any other hint means a wrong address
     return (
         isinstance(outcome, Failure)
         and outcome.error.code is Code.NOT_FOUND
@@ -175,8 +175,8 @@ def _texts(*texts: str) -> list[ContentBlock]:
 
 
 def _notes(outcomes: Sequence[Outcome], call: Call, job_id: str | None) -> list[str]:
-    """Return the texts below the answers: what continues in a job, and that the embedded model answered. Some clients
-    show their model no `_meta`."""
+    """Return the texts below the answers: which prompts a job continues, and a note if the embedded model answered.
+    They are texts, because some clients do not show `_meta` to their model."""
     toy = [TOY] if TOY in call.warnings and any(isinstance(one, Completion) for one in outcomes) else []
     if job_id is None:
         return toy
@@ -295,8 +295,8 @@ def _whole_result(
 ) -> ToolResult | None:
     """Return the result of a call; None if it exceeds `most` bytes even without its text copy.
 
-    The copy is a text block with the same JSON, for existing pipelines that parse it; an error's text is for people.
-    `job_id`: the job that answers the deferred items.
+    The copy is a text block with the same JSON, for existing pipelines that parse it. A failed call has a text for
+    people instead. `job_id`: the job that answers the deferred items.
     """
     failed = list_call.failed(outcomes, any_failure=any_failure)
     result = _result(outcomes, list_call.errors(outcomes), call, is_error=failed, job_id=job_id)

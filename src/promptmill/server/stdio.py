@@ -3,10 +3,10 @@
 * A client may send `server/discover` first, and `initialize` if the answer takes too long (the Vercel AI SDK: one
   second). The MCP SDK derives the protocol version from the first request and refuses the other version, so an initial
   `server/discover` is handled as a separate conversation.
-* An unreadable request gets an error reply, and so do a batch and a request with an invalid id. The SDK drops such
-  lines, and their senders wait forever.
+* An unreadable request gets an error reply, and so do a batch and a request with an invalid id. The SDK alone would
+  drop such lines, and their senders would wait forever.
 * `last_answers` waits until the client has read the answers to its calls, so that they arrive before the process ends.
-  The SDK does not report its writes, so it writes into `_Pipe`.
+  The SDK does not report what it has written, so it writes into `_Pipe`, which does.
 * After the client has disconnected, nothing is sent.
 
 The SDK tries to parse a line as each kind of message in turn. Compared with a custom parser, a valid call of 20 MB
@@ -36,14 +36,14 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
-# The longest wait for `tools/list`: Python's SDK sends it after a tool's first result, and drops the result without it.
+# The longest wait for `tools/list`: Python's SDK sends it after a tool's first result, and needs the reply.
 _FOLLOW_UP_S = 0.5
 _READING_S = 5.0  # seconds for a client to read a large answer; then a signal ends the server immediately
 _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
-# A string. An unclosed string extends to the end of its line, so that its closing quote is searched for only once.
+# A piece of JSON. An unclosed string ends with its line, so that its closing quote is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
-# The beginnings of the methods that are requests.
+# The beginnings of the names of methods that are requests.
 _REQUESTS = ("ping", "initialize", "server/", "tools/", "resources/", "prompts/", "completion/", "logging/", "tasks/")
 _NO_CLIENT = (
     "promptmill: stdin holds no JSON; this is an MCP server: a client starts it; for a question: "
@@ -68,7 +68,7 @@ class StdioServer:
     async def run(self) -> None:
         """Serve until the input ends or the task is cancelled.
 
-        From then on, stdin is empty for other code of this process and its children, and their output goes to stderr.
+        Meanwhile and later, other code and child processes find stdin empty, and their output goes to stderr.
         """
         streams: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
         self._transport = asyncio.ensure_future(_open(self._pipe, streams))
@@ -280,7 +280,7 @@ class _Pipe:
 
 
 async def _open(pipe: _Pipe, streams: asyncio.Future[tuple[Any, Any]]) -> None:
-    """Open the SDK's transport. It stays open until the process ends, because the read in its thread cannot end."""
+    """Open the SDK's transport. It stays open until the process ends: the thread that reads stdin cannot be stopped."""
     pipe.open()
     stdout: Any = pipe
     async with stdio_server(stdout=stdout) as opened:

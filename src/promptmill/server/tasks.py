@@ -7,10 +7,10 @@
                                 ◀── tasks/cancel: ends it
 
 A task is the job of a call (`jobs.manage.deferred_call`), and its id is the job's id, which is random. The job's folder
-has all data about the task, so any server of the same user can answer the job's owner about it. A task never has the
-status `failed`, which means a protocol error: a job that stopped has a result, with the answers so far.
+has all data about the task, so any server of the same user can answer the owner's requests about it. No task has the
+status `failed`, which MCP uses for protocol errors: a job that stopped has a result with the answers so far.
 
-In the 2025-11-25 form, the client makes a call a task by `task` in its parameters, and fetches the result with
+In the 2025-11-25 form, the client requests a task by `task` in a call's parameters, and fetches the result with
 `tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` replaces the SDK's reply.
 """
 
@@ -53,7 +53,7 @@ _LARGE = 100  # prompts; a call with at least this many is a task from the start
 _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
-_POLLS = 10  # how often a client is asked to poll in a job's remaining time
+_POLLS = 10  # the number of polls that a client is asked to make in a job's remaining time
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in the result's `_meta`: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
@@ -118,7 +118,7 @@ class Started(InputRequiredToolResult):
 
 
 async def started(ctx: Context, server_jobs: ServerJobs, job_id: str) -> ToolResult:
-    """Return the handle for a job that is a task and survives a power loss."""
+    """Return the handle of a task, whose job is already stored and survives a power loss."""
     task = await asyncio.to_thread(lambda: _Task(server_jobs.folders.loose(job_id)).state())
     is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
     return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
@@ -154,7 +154,7 @@ class Tasks(ServerExtension):
         ]
 
     async def in_old_form(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        """SDK middleware: makes a call with `task` in the 2025-11-25 form return a task's handle."""
+        """SDK middleware: replies with a task's handle to a call that has `task` in the 2025-11-25 form."""
         params = ctx.params or {}
         if ctx.method != "tools/call" or ctx.protocol_version != _OLD or params.get("task") is None:
             return await call_next(ctx)
@@ -180,14 +180,14 @@ class Tasks(ServerExtension):
         return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
     async def _current(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> tuple[_Task, _State]:
-        """Return a task and its state. Resumes interrupted work."""
+        """Return a task and its state. An interrupted task is resumed first."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
             task = await self._resumed(task, _caller(ctx))
         return task, await asyncio.to_thread(task.state)
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
-        """Return the state of a task and, at its end, the result."""
+        """Return the state of a task and, if the task has completed, its result."""
         task, state = await self._current(ctx, params)
         if ctx.protocol_version == _OLD:
             return _old(state)
@@ -200,7 +200,7 @@ class Tasks(ServerExtension):
         return {"resultType": "complete"}
 
     async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
-        """End a task. An ended task is not changed."""
+        """End a task. A task that has already ended is not changed."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
             await self._server_jobs().cancel(params.task_id, _caller(ctx), is_call=True)
@@ -230,7 +230,7 @@ class Tasks(ServerExtension):
         return task
 
     async def _resumed(self, task: _Task, caller: Caller) -> _Task:
-        """Resume the task's job, or queue it for a place, and return the task: it has stopped if neither succeeded."""
+        """Resume or queue the task's job, and return the task. Its state is `stopped` if the job cannot be resumed."""
         job_id, error = task.folder.job_id, None
         try:
             await self._server_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)

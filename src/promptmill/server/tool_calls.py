@@ -1,4 +1,4 @@
-"""Every tool call: hides values in its errors, logs a line, and reports its progress.
+"""Hides values in the errors of tool calls, logs a line for each call, and reports its progress.
 
 Progress is reported at the start of a call, at its end, and at most twice a second between them. A response that can
 still become JSON (`EitherResponse`) becomes a stream at its first notification, and then has a smaller size limit. So
@@ -167,7 +167,7 @@ def _end_of(result: ToolResult) -> str:
 
 
 def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
-    """Return the client as NAME/VERSION, followed over HTTP by its address."""
+    """Return the client as NAME/VERSION; over HTTP as NAME/VERSION@ADDRESS."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return "-"
@@ -203,7 +203,7 @@ async def with_progress(
 
     `words_of` returns the text of a report; by default, the text is about the items that `call` counts.
 
-    The task is separate because FastMCP cancels by an anyio scope, in which the clean-up of `work` could not wait.
+    The task is separate because FastMCP cancels a call by an anyio scope, in which `work` could not clean up.
     """
     task = asyncio.ensure_future(work)
     try:

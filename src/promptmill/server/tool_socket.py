@@ -33,7 +33,7 @@ _ARGUMENTS = MappingProxyType(
 
 
 def running_jobs_of(service: Service) -> Callable[[], ServerJobs]:
-    """Return a function that returns the server's jobs. The first call creates them, because most servers run no jobs.
+    """Return a function that returns the server's jobs, and creates them when first called: most servers run no jobs.
 
     A trusted client's jobs read and write files in `allowed_roots`; by default, in the working directory.
     """

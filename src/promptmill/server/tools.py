@@ -172,15 +172,15 @@ def _backend_of(service: Service, backend_configs: JsonObject) -> str:
     """Return the backend of a call that names none: the backend of its only block; if it has no block, the backend in
     use.
 
-    (A trusted client gets the tool's default instead, as from its own server.) Raises `PromptmillError`
-    (`invalid_config`) for several blocks, or if there is no block and an earlier call chose another backend.
+    (A trusted client gets the tool's default instead.) Raises `PromptmillError` (`invalid_config`) for several blocks,
+    or if there is no block and an earlier call chose another backend.
     """
     blocks, running, configured = _blocks(backend_configs), service.config.backend, service.configured_backend
     if len(blocks) == 1:
         return blocks[0]
     if blocks:
         raise config_error("backend", f"is missing: choose {' or '.join(map(_named, blocks))}.")
-    if configured not in {running, AUTO} and not any(backend_configs.values()):  # else unknown blocks are refused later
+    if configured not in {running, AUTO} and not any(backend_configs.values()):  # unknown blocks are refused later
         raise config_error(
             "backend",
             f"is missing, and an earlier call chose {running}. {_named(configured)} chooses the configured one; a "
@@ -199,7 +199,7 @@ def _named(backend: str) -> str:
 
 
 def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]) -> PromptmillError:
-    """Return `error`. If its backend is not installed, and the call's only block is for another, name the other."""
+    """Return `error`. If it reports a missing backend, but the call's only block is for another one, add its name."""
     if error.code is not Code.MISSING_DEPENDENCY or len(blocks) != 1 or chosen in blocks:
         return error
     return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
@@ -254,7 +254,7 @@ class _Settings(NamedTuple):
 
 @dataclass(slots=True)
 class _Part:
-    """The part of one model in a call. `job_id`: the job that continues it, if any."""
+    """One model's part of a call. `job_id`: the job that continues this part, if any."""
 
     work: CallWork
     outcomes: Sequence[Outcome] = ()
@@ -276,8 +276,8 @@ class _Answers:
     ) -> ToolResult:
         """Answer the `total` items. Work that takes longer than `max_call_s` becomes a job, or a task of the client.
 
-        The models of a list answer at the same time, each with its part of `max_cost`; each failure is in the model's
-        own result. Raises `PromptmillError`.
+        If `model` is a list, its models answer at the same time, each with an equal part of `max_cost`, and each
+        failure is in the result of its model. Raises `PromptmillError`.
         """
         service, model, parts = self._service, settings.model, list[_Part]()
         names, several = (model, True) if isinstance(model, list) else ([model], False)

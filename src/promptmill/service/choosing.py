@@ -1,4 +1,4 @@
-"""Resolves `backend: auto`, and a model that the configuration does not name, once per process."""
+"""Chooses, once per process, the backend for `backend: auto`, and the model if the configuration names none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed
 
-# Engines with the package that each needs. The first one whose package is installed runs the embedded model.
+# Engines, each with the package that it needs. The first one whose package is installed runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
 
@@ -25,9 +25,9 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[AutoChoice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
-    """Return `configuration` with its open backend and model resolved. Raises the errors of `with_model`.
+    """Return `configuration`, choosing backend and model if it leaves them open. Raises the errors of `with_model`.
 
-    `choose`: makes the choice, by default as the openai backend does.
+    `choose`: the function that makes the choice; by default, the function of the openai backend.
     """
     if configuration.config.backend == AUTO:
         choice = await (choose or (await _module(BACKENDS["openai"].choice)).choose)(configuration)
@@ -64,7 +64,7 @@ async def models_at(config: ModelConfig) -> list[str]:
 
 
 async def around() -> tuple[str, str]:
-    """Return the address of a server on this machine, and a provider whose key is set; `""` if there is none."""
+    """Return the address of a server on this machine, and a provider whose key is set; `""` for a missing one."""
     words: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
     return words
 

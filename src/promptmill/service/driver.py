@@ -31,11 +31,11 @@ _TAKEN_AT_ONCE = 256
 def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
     """Put the outcome of item `key` into the sink, and count it. No other function counts outcomes.
 
-    Return the awaitable of `put`. This is no coroutine: a call from one coroutine to another takes 5,000 instructions.
+    Return the awaitable of `put`. This is no coroutine function, because awaiting a coroutine takes 5,000 instructions.
     """
     try:
         waits = sink.put(key, outcome)
-    except PromptmillError:  # counted, because the sink has accepted this outcome, though it accepts no more
+    except PromptmillError:  # counted, because the sink has accepted this outcome, though it accepts no more outcomes
         call.count(outcome)
         raise
     call.count(outcome)
@@ -50,7 +50,7 @@ class Driver:
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
-        """Whether the source returned fewer requests than wanted, so that only the open requests are left."""
+        """Whether the source returned fewer requests than wanted, so that only requests that were taken are left."""
         self._open = 0
         self._workers = 0
         self._taking = asyncio.Lock()
@@ -74,7 +74,7 @@ class Driver:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
-                    await self._work()  # in this task: a call of one prompt needs no other worker
+                    await self._work()  # the first worker runs in this task: one prompt needs no other worker
                     if not self._ended:
                         await self._over.wait()
         except BaseExceptionGroup as group:
@@ -155,9 +155,9 @@ class Driver:
         return bool(self._fresh)
 
     async def _let_loop_run(self) -> None:
-        """Let the event loop run, unless it has run since the last call. (All requests of a list may fail immediately.)
+        """Let the event loop run, unless it has run since the last call. (Requests that fail at once never wait.)
 
-        If the loop has run, this wait would only delay the other workers: with 8 requests in flight, once per request.
+        If the loop has run, this wait would only delay the other workers, once per request with 8 requests in flight.
         """
         if not self._loop_ran:
             await asyncio.sleep(0)

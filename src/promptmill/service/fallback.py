@@ -36,7 +36,7 @@ class NotLoadedError(PromptmillError):
 
     @classmethod
     def of(cls, error: PromptmillError) -> NotLoadedError:
-        """Return this error for the reason `error`."""
+        """Return this error with the code and the texts of `error`, its reason."""
         return cls(error.code, error.parts, error.remedy)
 
 
@@ -77,7 +77,7 @@ class _Route:
 
 
 class Router:
-    """Routes one call's requests to its models. The driver calls its `answer`, and uses it as a share of all models."""
+    """Routes one call's requests to its models. The driver calls `answer`, and uses the router as its share."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Router:
             await self._leave(route)
 
     async def _ask(self, route: _Route, request: Request) -> protocol.Outcome | None:
-        """Answer a request once its model is loaded and has room in its share; None if the model failed meanwhile."""
+        """Answer a request when its model is loaded and the share has room; None if the model failed meanwhile."""
         call = self._call
         while route.share is None:
             with call.hold():

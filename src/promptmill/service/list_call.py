@@ -74,10 +74,10 @@ class ListSink(Sink):
         self._unshared = 0
 
     def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`. A large answer becomes a failure if all large answers exceed their limit.
+        """Keep the outcome of item `key`. A large answer that exceeds the limit of all large answers becomes a failure.
 
-        A failure that has such an answer keeps only its error. Raises `PromptmillError` when all answers together
-        exceed their limit; the call then sends no further requests.
+        A failure that contains a large answer then keeps only its error. Raises `PromptmillError` when all answers
+        together exceed their limit; the call then sends no further requests.
         """
         if self._most_large is not None:
             size = self._size(outcome)

@@ -40,7 +40,7 @@ CALLS: Mapping[str, tuple[str, str, str]] = {
         "Most requests that may be in flight now at the endpoints of running calls.",
     ),
 }
-"""The families of metrics: kind, unit, help."""
+"""The families of metrics, each with its kind, unit and help text."""
 COUNTS = {
     "requests": "requests_total",
     "retries": "retries_total",
@@ -54,7 +54,7 @@ COUNTS = {
 _OTHER = ("other", "other")
 
 Labels = tuple[str, str]
-"""The provider and the model."""
+"""The labels of a series: the provider and the model."""
 
 
 class Sample(NamedTuple):
@@ -130,7 +130,7 @@ def series(found: Iterable[Sample]) -> dict[str, Series]:
 def durations(
     service: Service, labels_of: ModelLabels, *, of_job: bool | None = None
 ) -> dict[tuple[Labels, str], Histogram]:
-    """Return the seconds of items from request to outcome, by model and failure code (`""`: answered).
+    """Return histograms of the seconds from an item's request to its outcome, by model and code (`""`: answered).
 
     `of_job`: False counts items of calls, True rows of jobs, None both.
     """

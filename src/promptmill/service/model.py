@@ -67,7 +67,7 @@ class Models:
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
-        """The engines that are loading, in memory that `room` has reserved."""
+        """The engines that are loading. `room` has reserved memory for them."""
 
     def get(self, name: str) -> Model | None:
         """Return the model `name`; None if it was never used."""
@@ -86,7 +86,7 @@ class Models:
     async def unload(self, wanted: Callable[[ModelConfig], bool], reason: PromptmillError) -> None:
         """Immediately unload the models whose configuration `wanted` accepts. A later call loads them again.
 
-        `reason`: the error of their calls. All are unloaded even if one fails to close; then its error is raised.
+        `reason` ends their calls. All are unloaded even if one fails to close; then its error is raised.
         """
         unloading = [model.unload(wanted, reason) for model in self._by_name.values()]
         for error in await asyncio.gather(*unloading, return_exceptions=True):
@@ -113,7 +113,7 @@ class Models:
             self._loading.remove(coming)
 
     def _loading_there(self, coming: Loaded) -> Loaded | None:
-        """Return an engine that is loading and may use the same device, so that its memory is not yet known."""
+        """Return an engine that is loading and may use the same device; its use of memory is not yet known."""
         return next((other for other in self._loading if not _on_other_gpus(other.config, coming.config)), None)
 
     def _in_the_way(self, coming: Loaded) -> Loaded | None:
@@ -180,7 +180,7 @@ class Model:
         return loaded
 
     async def swap(self, config: ModelConfig, refuse_when_closed: Callable[[], None]) -> None:
-        """Replace the present backend by one for `config`. An unchanged engine stays loaded, with new sampling.
+        """Replace the present backend by one for `config`. An unchanged engine stays loaded, and gets the new sampling.
 
         Raises `PromptmillError`; the present backend, if it still exists, then stays in use.
         """
@@ -218,7 +218,7 @@ class Model:
             raise
 
     async def _swap_beside(self, new: Loaded) -> None:
-        """Load `new` next to the present backend, which is used until `new` is ready and unloaded after its calls."""
+        """Load `new` next to the present backend, which is in use until `new` is ready, and is then unloaded."""
         self._coming = new
         new.start()
         try:
@@ -234,7 +234,7 @@ class Model:
             self.unload_after_calls(old)
 
     def unload_after_calls(self, loaded: Loaded) -> Awaitable[None]:
-        """Unload `loaded` after its last call; return an awaitable for that. A new call loads the model again."""
+        """Unload `loaded` after its last call; return an awaitable for this. A new call loads the model again."""
         if loaded is self._current:
             self._current = None
         if loaded not in self._unloading:
@@ -297,7 +297,7 @@ class Loaded:
 
     @property
     def answer(self) -> Answer:
-        """Answers one request of an entered call."""
+        """The function that answers one request of a call that has entered this backend."""
         assert self._chain is not None
         return self._chain.answer
 
@@ -424,7 +424,7 @@ class Loaded:
 
 
 def _identity_of(config: ModelConfig) -> tuple[object, ...]:
-    """Return the parts of a configuration whose change requires a new load: block, and keys that the call set."""
+    """Return the parts of a configuration whose change requires a new load: its block, and keys that a call set."""
     block = config.block
     if config.record.needs_endpoint and block is not None:
         from_call = config.from_call & block.marked(OF_ENDPOINT)

@@ -47,7 +47,7 @@ _COUNTS = (
 
 
 class Service:
-    """The models of a process, and the calls on them. Its creator closes it."""
+    """The models of a process, and the calls on them. The creator of the service closes it."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Service:
         self._closed = False
 
     def serve_clients(self, secrets: Iterable[str] = ()) -> None:
-        """Apply the clients' file rule (see `system.call_files`) to all calls. Must precede the first call.
+        """Apply the clients' file rule (see `system.call_files`) to all calls. Do this before the first call.
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment.
         """
@@ -144,7 +144,7 @@ class Service:
         return config.with_model(name)
 
     async def call_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration for a call on the model that a client names. Requests name it if it is not offered.
+        """Return the configuration for a call on a client's model. If the model is not offered, requests name it.
 
         Raises the errors of `job_config`.
         """
@@ -191,7 +191,7 @@ class Service:
         return "closed" if self._closed else self._model().state
 
     async def decided(self, name: str | None = None) -> ModelConfig:
-        """Return the configuration of a model. An open backend or model in the configuration is resolved once.
+        """Return the configuration of a model. If it leaves the backend or the model open, this is chosen once.
 
         Raises `PromptmillError` if the endpoint does not list its models, or lists several. A later call tries again.
         """
@@ -206,7 +206,7 @@ class Service:
         return model.config
 
     async def resolved_config(self, config: ModelConfig) -> ModelConfig:
-        """Return the configuration of a call with its own sampling, after `decided` has resolved backend and model."""
+        """Return a call's configuration, with the call's own sampling, after `decided` has chosen backend and model."""
         if not config.is_open:
             return config
         decided = await self.decided(config.name)
@@ -216,8 +216,8 @@ class Service:
     async def init(self, overrides: Overrides) -> None:
         """Load the configuration with `overrides` as the default model.
 
-        An unchanged engine stays loaded, with new sampling. Raises `PromptmillError`; the present model, if it still
-        exists, then stays in use.
+        An unchanged engine stays loaded, and gets the new sampling. Raises `PromptmillError`; the present model, if it
+        still exists, then stays in use.
         """
         if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
@@ -311,7 +311,7 @@ class Service:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
         `of_job`: the configuration of a job. A model that has replaced the job's model gets no row, because it may not
-        be permitted to get the files. `steps`: the job's steps, outside of the model's chain.
+        be permitted to get the files. `steps`: the job's steps, which run outside of the model's chain.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
@@ -338,7 +338,7 @@ class Service:
             call.warn(warning)
         if len(self.models) > 1:
             call.model = config.name
-        # The configuration is looked up again, because an open model is decided during the call.
+        # The configuration is looked up again, because a model that it leaves open is chosen during the call.
         now = (lambda: self._model(config.name).config) if config.is_open else lambda: config
         counted = Counted(call, now, call.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
@@ -445,7 +445,7 @@ def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
 
 @dataclass(slots=True)
 class ModelTotals:
-    """The sums over the calls on one model. `config` is None for all models after the first fifty."""
+    """The sums over the calls on one model. If `config` is None, they are over all models after the first fifty."""
 
     config: ModelConfig | None
     of_job: bool
@@ -459,7 +459,7 @@ class ModelTotals:
 
 
 class _ServiceStats:
-    """Statistics of all calls, read from their `Call` objects without a cost for running calls."""
+    """Statistics of all calls. They are read from the `Call` objects, so that they do not slow running calls."""
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -479,7 +479,7 @@ class _ServiceStats:
             _of_model(self._ended, counted.config(), of_job=counted.call.facts.of_job).add(counted.counts)
 
     def unanswered(self, config: ModelConfig, code: Code, count: int) -> None:
-        """Count the items without an answer of a call that ended early."""
+        """Count the unanswered items of a call that ended early."""
         totals = _of_model(self._ended, config, of_job=False)
         totals.counts = totals.counts + Counts(done=count, codes=Counter({str(code): count}))
 

@@ -7,10 +7,10 @@ The position of the cache depends on the clients of the process:
 
 No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
 hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache check,
-count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
+count and charge the hit as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
 because a call that waits for another call's request would get its answer too soon. Only requests at temperature 0 are
 cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
-(checked and unchecked), and never find each other's answers.
+(checked and unchecked), so neither finds the other's answers.
 
 All processes of a user share one cache file, which is limited in size and age and readable only by this user.
 """
@@ -68,7 +68,7 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
-    """Returns cached answers, and sends only one of identical requests (with several clients, of those in one call).
+    """Returns cached answers, and sends only one of identical requests (with several clients: of those in one call).
 
     It keeps complete answers to requests at temperature 0 or, with `everything`, to all requests of a single user.
     """
@@ -77,7 +77,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
-        """Return the step if the operator configured a cache. Raises `PromptmillError` (`storage`)."""
+        """Return the step if a cache is configured. Raises `PromptmillError` (`storage`) if it is unusable."""
         if not (wanted := loading.config.operator.cache):
             return None
         cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
@@ -110,7 +110,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         return self.once(request, call)
 
     async def leave(self, call: Call) -> None:
-        """Return when all answers so far are on disk, so that the next process finds them."""
+        """Wait until all answers so far are on disk, so that the next process finds them."""
         del call
         await asyncio.shield(self._batches.flush())
 
@@ -182,7 +182,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
 
 
 class _Batches:
-    """Reads and writes the cache in a thread. Requests of the same turn of the event loop are read together."""
+    """Reads and writes the cache in a thread. Lookups in the same turn of the event loop are read together."""
 
     def __init__(self, cache: AnswerCache) -> None:
         self._cache = cache
@@ -221,7 +221,7 @@ class _Batches:
             self._keeping = asyncio.ensure_future(self._keep_all())
 
     async def flush(self) -> None:
-        """Return when all answers so far are on disk."""
+        """Wait until all answers so far are on disk."""
         if self._keeping is not None:
             await asyncio.wait({self._keeping})
 
@@ -283,7 +283,7 @@ def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
     """Return a digest of the cache's position and of the configuration's settings that affect answers."""
     block = config.block
     assert block is not None
-    # The block of another package may have parameters with the names that this package uses.
+    # The block of another package may have parameters with the same names as `OpenAISettings`.
     effort = OpenAISettings.marked(OF_EFFORT) | block.marked(OF_EFFORT)
     asked = block.model_dump(mode="json", exclude={*effort, "headers"})
     headers = getattr(block, "headers", {})
@@ -307,7 +307,7 @@ def path_of(wanted: Literal[True] | str) -> Path:
 
 
 class AnswerCache:
-    """Bytes by key. All methods block, may be called from any thread, and raise `PromptmillError` (`storage`)."""
+    """A key-value store. All methods block, may be called from any thread, and raise `PromptmillError` (`storage`)."""
 
     def __init__(self, path: Path, *, most_bytes: int = 1 << 30, most_age_s: float = 30 * 24 * 3600.0) -> None:
         """Open the file at `path`, or create it, without reading answers."""

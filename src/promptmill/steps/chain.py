@@ -73,7 +73,7 @@ class Chain:
         """The steps that need to know when a call starts or ends."""
         self._is_priced = False
         self.answer: protocol.Answer = backend.answer
-        """Answers one request of a call that has entered. `load` puts the steps around it."""
+        """Answers one request of a call that has entered the chain. `load` puts the steps around this function."""
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Build the chain and load the backend. `report` is called with short descriptions of the progress.
@@ -106,7 +106,7 @@ class Chain:
             self._backend.widen(most)
 
     async def leave(self, call: protocol.Call) -> None:
-        """Record that a call has ended, with no answer in flight."""
+        """Record that a call has ended. None of its answers is in flight."""
         self._loading.shares.pop(call, None)
         await self._backend.leave(call)
         for step in self._of_calls:
@@ -148,8 +148,8 @@ def steps_of_features() -> list[type[Step]]:
 
 
 def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
-    """Return a function that converts an item to the request that is sent for it, after the features' steps that want
-    it. The function raises `PromptmillError` for an item that cannot be sent."""
+    """Return a function that converts an item to the request that is sent for it after the features' steps that want
+    the item. The function raises `PromptmillError` for an item that cannot be sent."""
     made: dict[type[Step], Callable[[Request], Sent]] = {}
 
     def sent(request: Request) -> Sent:
@@ -166,7 +166,7 @@ def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
-    """Return `answer` with the steps around it, by place. A request skips steps that its parameters do not need."""
+    """Return `answer` with the steps around it, by place. A request skips the steps that its parameters do not need."""
     inside: list[tuple[Step, protocol.Answer]] = []
     for step in sorted(steps, key=lambda one: one.place, reverse=True):
         inside.insert(0, (step, step.wrap(_first(inside, answer))))
@@ -188,7 +188,7 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
         optional.append((step, wrapped))
     if not optional:
         return answer
-    # Most requests share `sampling` and `facts` with the request before, or with a request of another running call.
+    # Most requests share `sampling` and `facts` with the previous request, or with a request of another running call.
     # Reading a field of `Sampling` takes 500 instructions.
     last_sampling: Sampling | None = None
     last_facts: protocol.Facts | None = None

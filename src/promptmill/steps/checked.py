@@ -51,7 +51,7 @@ _SHORT, _MOST_KNOWN = 1024, 1024  # max characters of an answer whose choice is 
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
-"""Characters of a complaint that a model gets."""
+"""The most characters of a complaint that is sent to a model."""
 
 
 def checks_of_features() -> list[Check]:
@@ -144,7 +144,7 @@ class _Form(NamedTuple):
     wanted: str
     """`choices`, or the type of the `response_format`."""
     known: dict[str, tuple[str, bool]]
-    """For answers so far, the choice, and whether the answer is valid as written. Most rows repeat these answers."""
+    """For each answer so far: its choice, and whether it is valid as written. Most rows repeat such answers."""
 
 
 class CheckedAnswers(Step):
@@ -216,7 +216,7 @@ class CheckedAnswers(Step):
         return outcome if outcome is first else replace(outcome, latency_s=latency_s, **totals._asdict())
 
     def _known(self, request: Request, call: protocol.Call) -> tuple[_Form | None, list[Check]] | None:
-        """Return the form and the checks of a request with the same parameters as the request before; else None."""
+        """Return the form and the checks if the request has the same parameters as the last request; else None."""
         sampling, facts, wanted = self._last
         return wanted if request.sampling is sampling and call.facts is facts else None
 

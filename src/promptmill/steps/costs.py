@@ -62,15 +62,15 @@ _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at 
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # The most tokens that precede a second attempt besides the invalid answer: a complaint, words around it, and two turns.
 _PER_COMPLAINT = LONGEST_COMPLAINT + 200
-# gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs the same as with
-# gpt-4o (OpenAI, "Images and vision", calculating costs).
+# For an image, gpt-4o-mini counts 2,833 tokens, and 5,667 more for each of up to eight tiles, so that it costs as much
+# as with gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _BOUNDS = (*model_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
-# Names of the number of answers, which some endpoints support and others ignore.
+# Names of parameters for the number of answers. Some endpoints support them, and others ignore them.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
-# For a request to `/responses`: names of an earlier conversation or a stored prompt, and of files and audio. Pages of a
-# PDF may share content, so a small PDF may have any number of tokens; audio tokens have another price.
+# Fields of a request to `/responses`: for an earlier conversation or a stored prompt, and for files and audio. Pages of
+# a PDF may share content, so a small PDF may have any number of tokens; audio tokens have another price.
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
@@ -112,7 +112,7 @@ class BudgetedAnswers(Step):
         self._line = asyncio.Lock()
         """A queue, first come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
-        """The free places for requests whose answer only its form bounds. Each answer adds a place, so that a model
+        """The free places for requests whose answers only their forms bound. Each answer adds a place, so that a model
         that thinks is noticed before many answers are paid. `Budget.reserve` bounds the cost of these requests."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
@@ -154,7 +154,7 @@ class BudgetedAnswers(Step):
     async def _charged(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[Request], float]
     ) -> Outcome:
-        """Answer a request of a batch. Its highest cost was reserved when the batch was planned."""
+        """Answer a request of a batch. The request's highest cost was reserved when the batch was planned."""
         set_aside = deferred(request)
         outcome = await self._priced(request, call, set_aside)
         for budget in budgets:
@@ -588,13 +588,13 @@ def worst_case(
     by_form: Callable[[Request], int | None] = _unbounded,
     why: str = "",
 ) -> Usage:
-    """Return the highest usage of one attempt at `request`. It is sent to `model` unless it names other models.
-    `decides`: the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: the reason
-    why no form bounds an answer.
+    """Return the highest usage of one attempt at `request`. The request is sent to `model` unless it names other
+    models. `decides`: the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`:
+    the reason why no form bounds an answer.
 
-    The longest answer has as many tokens as the request's largest limit, because endpoints differ in the limit that
-    they use. Without a limit, the form may bound the answer. Raises `PromptmillError` for a request without limit and
-    bounding form (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
+    The longest answer has as many tokens as the request's largest limit, because endpoints use different limits.
+    Without a limit, the form may bound the answer. Raises `PromptmillError` for a request that neither a limit nor a
+    form bounds (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
     """
     extra = request.extra
     if may_search(extra, model):
@@ -637,7 +637,7 @@ def worst_case(
 
 
 def _breaks_form(why: str) -> PromptmillError:
-    """Return the error for a request that no form bounds any more. The job waits for its paid requests in flight."""
+    """Return the error for a request that no form bounds any more. The job still awaits its paid requests in flight."""
     return PromptmillError(Code.BUDGET, why, ("Limit the answers: ", _ENOUGH_FOR_THINKING, "."))
 
 
@@ -694,5 +694,5 @@ def _prompt_size(request: Request, per_image: int) -> int:
 def _as_json(extra: JsonObject) -> bytes:
     try:
         return orjson.dumps(extra)
-    except TypeError:  # numbers beyond 64 bits or with a decimal point of their own, a lone surrogate
+    except TypeError:  # a number beyond 64 bits, a decimal, or a lone surrogate
         return str(extra).encode("utf-8", "replace")

@@ -46,14 +46,14 @@ def tokens_of(request: Request, questions: int = 0) -> int:
 
 
 def bytes_of(request: Request, questions: int = 0) -> int:
-    """Return the number of bytes of a request's evidence and questions. `questions`: the most questions in a request,
-    if this request is not yet divided: then the evidence is counted once for each part."""
+    """Return the number of bytes of a request's evidence and questions. `questions`: the most questions of each part,
+    if the request is not yet divided. The evidence is then counted once for each part."""
     form = request.form or form_of(request.sampling)
     return size_of(request, form or Form(()), parts_of(request, questions))
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return into how many requests a request's questions are divided. `questions`: the most in each; 0: no limit."""
+    """Return the number of requests that share a request's questions. `questions`: the most in each; 0: no limit."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
@@ -123,7 +123,7 @@ class DecidedRequests(Step):
         return [*map(_form_of, _groups(whole.asked, limits.questions))]
 
     def _is_of_all(self, request: Request) -> bool:
-        """Return whether the parameters that cannot be decided belong to the whole call, not to one row."""
+        """Return whether the parameters that the model cannot answer belong to the whole call, not to one row."""
         own, usual = request.sampling, self._config.settings.sampling_params
         if (
             request.conversation.file_kinds
@@ -158,7 +158,7 @@ def _groups(asked: Sequence[Asked], size: int) -> Iterable[Sequence[Asked]]:
 
 
 def _form_of(asked: Sequence[Asked]) -> Form:
-    """Return the form with these questions. Each of many labels becomes a field."""
+    """Return the form with these questions. Each label of a question about many labels becomes a field."""
     return Form(tuple(Question(one.name, one.words, one.kind, bool(one.title)) for one in asked))
 
 
@@ -175,7 +175,7 @@ def _unanswerable(request: Request) -> tuple[str, Words] | None:
 
 
 def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outcome]) -> protocol.Outcome:
-    """Return the outcome of a form, whose questions were answered in several requests."""
+    """Return one outcome for a form whose questions were answered in several requests."""
     given: dict[str, Given] = {}
     for part, outcome in zip(forms, outcomes, strict=True):
         given |= given_in(part, outcome)
@@ -190,7 +190,7 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
 
 
 def given_in(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
-    """Return the answers in an outcome, by the names of the questions of its form."""
+    """Return the answers in an outcome, by the names of the form's questions."""
     text = outcome.text if isinstance(outcome, protocol.Completion) else outcome.part
     values = read_json(text) if text else {}
     shares = outcome.probabilities or {}

@@ -28,11 +28,11 @@ from promptmill.steps.step import Loading, Place, Step
 _REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")
 Flight: TypeAlias = "asyncio.Future[Outcome | None]"
-"""A sent request. Its result: the outcome; None if there is no outcome to share."""
+"""The future of a sent request. Its result is the outcome, or None if there is no outcome to share."""
 
 
 class OneFlight(Step, Generic[K]):
-    """Sends one request for each question at a time. Other requests with this question get copies of its outcome."""
+    """Sends one request for each question at a time. Other requests with this question get copies of the outcome."""
 
     one_by_one = True
     """Whether requests that waited in vain are sent one after another instead of all at once."""
@@ -41,7 +41,7 @@ class OneFlight(Step, Generic[K]):
         self._flights: dict[K, Flight] = {}
 
     async def once(self, request: Request, call: Call) -> Outcome:
-        """Return the outcome of a request: from the request itself, or copied."""
+        """Return the outcome of a request: send the request, or copy the outcome of an equal request."""
         began = time.monotonic()
         if (question := await self.question(request, call)) is None:
             return await self.following(request, call)
@@ -134,8 +134,8 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
     def learn(
         self, question: tuple[Call, bytes], outcome: Outcome, request: Request, call: Call, *, is_second: bool
     ) -> bool:
-        """Keep an outcome for the call. A temporary failure is kept only if a second request fails, too, because it may
-        not recur."""
+        """Keep an outcome for the call. A temporary failure is kept only if a second request fails, too, because the
+        failure may not recur."""
         del request
         if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_second:
             self._outcomes.setdefault(call, {})[question[1]] = outcome
@@ -144,7 +144,7 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
 
 
 def is_repeatable(request: Request) -> bool:
-    """Return whether the request has temperature 0, or wants no text: its answer should always be the same."""
+    """Return whether the request has temperature 0, or wants no text. Then its answer should always be the same."""
     sampling = request.sampling
     return bool(request.extra.get("temperature", sampling.temperature) == 0) or sampling.sets(_REPEATABLE)
 
@@ -160,7 +160,7 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
     sampling = request.sampling.given() if decides else request.sampling.beside_prompt()
     asked = (
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
-        # An answer may state places in the fields.
+        # An answer may state places in the fields, so equal texts in other fields are another question.
         [*request.fields[:2]] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)

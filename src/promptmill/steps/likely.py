@@ -1,4 +1,4 @@
-"""The likely and the highest length of an answer that does not exist yet, from the requested form."""
+"""Estimates the likely and the highest length of an answer before it exists, from the requested form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASSUMED = "an assumption"
 """The source of a length that is only assumed, because the request asks for a text."""
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
-_BYTES_PER_TOKEN = 3  # bytes of JSON per token: its quotes and braces are separate tokens
+_BYTES_PER_TOKEN = 3  # bytes of JSON per token: quotes and braces are separate tokens
 _BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens; a schema has longer names, too
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
@@ -38,13 +38,13 @@ class Likely(NamedTuple):
 
 
 class LikelyLengths:
-    """Returns the likely length of the answers to requests. Requests of a job have few different `sampling`."""
+    """Returns the likely length of the answers to requests. Requests of a job share few values of `sampling`."""
 
     def __init__(self) -> None:
         self._last: tuple[Sampling, Likely] | None = None
 
     def of(self, request: Request) -> Likely:
-        """Return the likely length of an answer to `request`, at most the smallest of its limits."""
+        """Return the likely length of an answer to `request`, but at most the smallest limit of the request."""
         if self._last is None or self._last[0] is not request.sampling:
             self._last = request.sampling, _by_form(request.sampling)
         likely = self._last[1]
@@ -80,7 +80,7 @@ def form_tokens(sampling: Sampling) -> int:
 
 
 def most_tokens_of(sampling: Sampling) -> int | None:
-    """Return the most tokens that an answer of this form can have, one for each byte. None if the form has no bound."""
+    """Return the most tokens of an answer in this form, at one token for each byte. None if the form has no bound."""
     if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None
     return size + _AROUND
@@ -89,7 +89,7 @@ def most_tokens_of(sampling: Sampling) -> int | None:
 def _most_bytes(
     schema: Any, definitions: JsonObject, known: dict[tuple[str, int], int | None], depth: int = 0
 ) -> int | None:
-    """Return the most bytes of a value with a schema, indented, without escapes; None without a bound.
+    """Return the most bytes of a value with this schema, as indented JSON without escapes; None without a bound.
 
     `known`: the sizes of definitions, by name and depth, so that definitions that name each other take little time.
     """
@@ -137,7 +137,7 @@ def _definitions(schema: JsonObject) -> dict[str, Any]:
 
 
 class _Sizes:
-    """The likely bytes of JSON values, by the definitions of one schema."""
+    """The likely sizes, in bytes, of JSON values under the definitions of one schema."""
 
     def __init__(self, schema: JsonObject) -> None:
         self._definitions = _definitions(schema)

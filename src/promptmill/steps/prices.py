@@ -1,7 +1,7 @@
 """The price of a model: the operator sets it, or `genai-prices` lists it; it is never guessed.
 
-The price of a batch or service tier is a multiple of the price. It comes from the operator, the provider's documents,
-or the table `tier_prices.json` (exceptional prices of batches; `flex`; `priority`), which `scripts/prices.py` writes.
+A batch or service tier costs a multiple of the model's price. This factor comes from the operator, the provider's
+documents, or the table `tier_prices.json` (some batches; `flex`; `priority`), which `scripts/prices.py` writes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MILLION = 1_000_000
 _AROUND_MEMBER = 24
 """The most tokens of an id and the JSON around an answer, in a reply to several rows."""
 _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking_config", "chat_template_kwargs"})
-"""Parameters in `extra_params` with which an answer may be longer than its form."""
+"""Parameters in `extra_params` with which an answer may be longer than its form allows."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below this length
 # The price of writing to the cache, relative to the input price; only Anthropic has a price for an hour (its pages).
@@ -60,8 +60,8 @@ def is_here(config: model_config.ModelConfig) -> bool:
 
 
 def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Words:
-    """Return a sentence: no price is known for the models `names`. It also states how to set a price, except for a
-    server on this machine, which seldom has a price.
+    """Return a sentence which states that no price is known for the models `names`, and how to set a price. (It does
+    not state how for a server on this machine, which seldom has a price.)
     """
     unknown = f"no price is known for {', '.join(names)}"
     if is_here(config):
@@ -93,7 +93,7 @@ def even(factor: float) -> Factors:
     return Factors(factor, factor, factor)
 
 
-# Factors for models of which only the standard price is known: OpenAI's for most models. `fast` is a newer `priority`.
+# Factors for models whose tier prices are not known: OpenAI's for most models. `fast` is a newer name of `priority`.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
@@ -138,7 +138,7 @@ class Price(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FlatPrice:
-    """Prices per million tokens of prompt and answer, independent of the length."""
+    """Prices per million tokens of prompt and answer. They do not depend on the prompt's length."""
 
     input: float
     output: float
@@ -214,7 +214,7 @@ def price_of(config: model_config.ModelConfig) -> Price | None:
 
 
 def _said(config: model_config.ModelConfig, model: str) -> PriceSettings | None:
-    """Return the price that the operator gives for a model's name."""
+    """Return the price that the operator has set for a model's name, or None."""
     prices = config.settings.prices
     return (prices.get(config.name) if model == config.operator_model else None) or prices.get(model)
 
@@ -270,7 +270,7 @@ class Prices:
         self.why = ""
         """The reason why forms no longer bound answers of this model; `""` if they do."""
         self._last: tuple[Sampling, int | None] | None = None
-        """The last sampling parameters, which many requests share, and the most tokens of an answer by their form."""
+        """The last sampling parameters, which many requests share, and the most tokens of an answer in their form."""
 
     def of(self, request: Request) -> Price | None:
         """Return the price of the model in `request`, None if unknown. Of several models, the most expensive is used.
@@ -328,7 +328,7 @@ class Prices:
         return None if any(registry.may_think(self._config, model, sampling) for model in others) else self._last[1]
 
     def compare(self, tokens: int, most: int) -> None:
-        """Compare an answer's `tokens` with the `most` that its form allows; if it has more, forms bound no answers."""
+        """Let forms bound no more answers if an answer has more `tokens` than `most`, the bound of its form."""
         if tokens > most:
             self.why = (
                 f"An answer of {self._config.model} had {tokens:,} tokens where its form has {most:,} at most, as if "
@@ -359,7 +359,7 @@ class Prices:
 
     @functools.cached_property
     def writes(self) -> bool:
-        """Whether the provider writes whole prompts to its cache, at a price, if a job does not prevent it."""
+        """Whether the provider, unless a job prevents it, writes whole prompts to its cache and charges for this."""
         cache = registry.prompt_cache_of(self._config)
         return cache is not None and cache.way == "breakpoints"
 
@@ -427,7 +427,7 @@ def tier_of(extra: JsonObject) -> str:
 
 
 class Tiers(NamedTuple):
-    """The service tiers named by the request and by the operator, or `""`."""
+    """The service tier that the request names, and the one that the operator names; `""`: none."""
 
     requested: str = ""
     operators: str = ""
@@ -435,8 +435,8 @@ class Tiers(NamedTuple):
     def charged(self, served: str = "") -> str:
         """Return the tier whose price applies. `served`: the tier that the answer reports, or `""`.
 
-        A discount applies only if the request or the operator named it. The request's own discount applies only if the
-        answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
+        A discount applies only if the request or the operator named the tier. If only the request named it, the answer
+        must report it, too, because endpoints without tiers ignore the parameter and bill the standard price.
         """
         if self.requested == BATCH:  # the tier in the reply does not count
             return BATCH
@@ -447,10 +447,10 @@ class Tiers(NamedTuple):
 
 def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bool = False) -> float | None:
     """Return the cost of requests, each at the tier that its reply reports. None if one of them searched the web at an
-    unknown price. `may_search`: they may have searched without reporting a number of searches."""
+    unknown price. `may_search`: requests may have searched without reporting a number of searches."""
     cost = 0.0
     for usage, served in spent:
-        if usage.stated_cost and (usage.searches or may_search):  # the endpoint's own figure includes tools
+        if usage.stated_cost and (usage.searches or may_search):  # the endpoint's own cost includes tools
             cost += usage.stated_cost / TICKS
             continue
         cost += price.cost(usage, tiers.charged(served))

@@ -96,7 +96,7 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
 
 
 def sums_of(parts: Sequence[protocol.Outcome]) -> dict[str, Any]:
-    """Return the fields of an outcome that is joined from several requests: their sums, and the longest latency."""
+    """Return the fields of an outcome that is joined from `parts`: sums of their fields, and the longest latency."""
     sums = {"attempts": sum(one.attempts for one in parts), "latency_s": max(one.latency_s for one in parts)}
     return {**protocol.Totals.of(parts)._asdict(), **sums}
 
@@ -123,7 +123,7 @@ def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.
 
 
 def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> dict[str, Any]:
-    """Return the details of several answers: the `body` of the first without its usage, and the `choices` of all."""
+    """Return the details of several answers: the first answer's `body` without its usage, and the `choices` of all."""
     body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
     choices = [
         {

@@ -28,7 +28,7 @@ class Place(IntEnum):
     SEVERAL = auto()
     """One request becomes several, with one joined outcome."""
     CHOSEN = auto()
-    """The request for one of several choices is changed, and its outcome too."""
+    """A request for one of several choices is changed, and so is its outcome."""
     CHECKED = auto()
     """The answer is checked, repaired, and requested again."""
     FORMED = auto()
@@ -38,9 +38,9 @@ class Place(IntEnum):
     GATHERED = auto()
     """Several items become one request. The outcome is divided among them."""
     DIVIDED = auto()
-    """A request for more than the endpoint takes becomes several, with one joined outcome."""
+    """A request with more questions than the endpoint takes becomes several, with one joined outcome."""
     PRICED = auto()
-    """Each request that is sent is paid, within the budgets."""
+    """The cost of each sent request is counted. The request waits until the budgets allow it."""
     SCREENED = auto()
     """The request keeps only the parts that the backend takes."""
     SENT = auto()
@@ -63,12 +63,12 @@ class Loading:
 
 
 class Sent(NamedTuple):
-    """The request that is sent for an item, for estimates."""
+    """The request that is sent for an item. Estimates use it."""
 
     request: Request
     """The item's request, or its part of a request for several items."""
     part: float = 1.0
-    """The item's share of the number of requests."""
+    """The part of the request that counts for the item, such as 0.1 for one of ten items."""
     alone: Request | None = None
     """The request that is also sent if the reply to several items has no answer to this item."""
     around: int = 0
@@ -80,7 +80,7 @@ class Step:
 
     place: Place
     wanted_by: Collection[str] | None = None
-    """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request skips it."""
+    """Fields of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request skips it."""
     path: str = ""
     """The path of the requests that the step sends, see `Request.path`; `""`: the path of the request stays."""
     following: Answer
@@ -111,7 +111,7 @@ class Step:
         """Record that a call starts. Raises `PromptmillError` if the call cannot start."""
 
     async def leave(self, call: Call) -> None:
-        """Record that a call has ended, with no answer in flight."""
+        """Record that a call has ended. None of its answers is in flight."""
 
     async def aclose(self) -> None:
         """Free all resources."""

@@ -1,4 +1,4 @@
-"""Requests to backends that do not take all parameters or parts, such as backends of other packages."""
+"""Requests to backends that do not support all parameters or parts, such as backends of other packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptmill.steps.step import Loading, Place, Step
 
 
 class ScreenedRequests(Step):
-    """Removes parameters that the backend does not support, with a warning; makes failures of its exceptions."""
+    """Removes parameters that the backend does not support, with a warning; turns its exceptions into failures."""
 
     place = Place.SCREENED
 

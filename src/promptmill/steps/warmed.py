@@ -1,4 +1,4 @@
-"""Sends only one of the requests with the same beginning first; the others find it in the provider's cache.
+"""Sends only one of the requests with the same beginning first; the others find the beginning in the provider's cache.
 
 A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
 would each pay the full price of the beginning.
@@ -19,7 +19,7 @@ from promptmill.core.bounds import MOST_WARMED
 from promptmill.core.request import Request, Shared
 from promptmill.steps.step import Loading, Place, Step
 
-_KEPT_S = 240.0  # seconds after the last use; every provider keeps a beginning for five minutes
+_KEPT_S = 240.0  # seconds after the last use; every provider keeps a beginning for at least five minutes
 _LONGEST_WAIT_S = 60.0  # the longest wait of other requests, if the first request is slow or sent repeatedly
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
@@ -48,7 +48,7 @@ class WarmedAnswers(Step):
 
     def __init__(self) -> None:
         self._held = 0
-        """The total characters of the beginnings of held requests whose places other requests use."""
+        """The total length of the beginnings of those held requests whose places other requests use."""
         self._known: dict[tuple[str, object], _Beginning] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -73,7 +73,7 @@ class WarmedAnswers(Step):
 
     @contextlib.contextmanager
     def _waiting(self, call: Call, shared: Shared) -> Iterator[None]:
-        """Let another request use the place of a held request, unless all held requests together are too large."""
+        """Let another request use the place of a held request, unless the held beginnings are too long together."""
         if self._held + shared.characters > MOST_WARMED:
             yield
             return
@@ -94,7 +94,7 @@ class WarmedAnswers(Step):
 
     @staticmethod
     def _noted(beginning: _Beginning, outcome: Outcome) -> Outcome:
-        """Record whether the cache has the beginning. After several failures, no request waits for it."""
+        """Record whether the cache has the beginning. After several failures, no request waits for the beginning."""
         failed = isinstance(outcome, Failure)
         beginning.failures = beginning.failures + 1 if failed else 0
         if not failed or beginning.failures >= _MOST_FAILURES:

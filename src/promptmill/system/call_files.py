@@ -12,8 +12,8 @@ A call may use a file
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
     without secrets in it   see `core.secret_text`; this applies to files that are sent as text
 
-A link counts as secret if its target or its own name does. The opened file is the file that was checked. The operator's
-command line and Python programs may use every file, unless `allowed_roots` restricts their images.
+A link counts as secret if its own name or its target counts as secret. The opened file is the file that was checked.
+The operator's command line and Python programs may use every file, unless `allowed_roots` restricts their images.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class FileRule:
             return path
 
     def is_own(self, path: Path) -> bool:
-        """Return whether the resolved `path` is one of promptmill's own files, under any name, or in such a folder."""
+        """Return whether the resolved `path` is one of promptmill's own files, by any name, or in its own folders."""
         return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)
 
     def shown(self, root: Path) -> str:

@@ -70,7 +70,7 @@ def _install(prefix: Path) -> str:
 def command_into(folder: Path, requirement: str, *, of_linux: bool = False) -> tuple[str, ...] | None:
     """Return a pip or uv command that installs a package alone into `folder`; None if there is no pip and no uv.
 
-    pip and uv each use their own settings for indexes, proxies, certificates and passwords. `of_linux`: take the wheel
+    pip and uv each use their own settings for indexes, proxies, certificates and passwords. `of_linux`: use the wheel
     for Linux on any system.
     """
     pip: tuple[str, ...] = ("install", "--no-user", "--disable-pip-version-check")

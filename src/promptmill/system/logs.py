@@ -19,7 +19,7 @@ FORMATS = ("text", "json")
 
 
 def to_stderr(level: str | None = None, *, all_calls: bool = False, as_json: bool = False) -> None:
-    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: log successful calls, too.
+    """Send logs to stderr, because stdout is for the protocol. `all_calls`: log successful calls, too.
 
     `as_json`: each entry is one line of JSON.
 
@@ -46,7 +46,7 @@ def announce(text: str) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    """Log entries as lines of JSON. The line of a call has a field for each part."""
+    """Log entries as lines of JSON. The line of a call has a field for each part of its message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""

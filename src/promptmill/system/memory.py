@@ -46,7 +46,7 @@ class Memory:
 
 
 class Held:
-    """The bytes of one holder. They are returned by `free`, at the end of all its `with` blocks, or at its deletion."""
+    """The bytes of one holder. They are freed by `free`, after all `with` blocks of this object, or at its deletion."""
 
     def __init__(self, memory: Memory) -> None:
         self.size = 0
@@ -54,7 +54,7 @@ class Held:
         self._users = 0
 
     def grow(self, size: int) -> Future[None]:
-        """Request `size` more bytes. The result is done when there is room."""
+        """Request `size` more bytes. The returned future is done when there is room."""
         memory, waiting = self._memory, _Waiting(self, size, Future())
         with memory._lock:
             if memory._beyond == id(self):

@@ -44,7 +44,7 @@ class PackageFile:
     """A file in the wheel of a package."""
 
     name: str
-    """The name of the converted folder, without the version of its conversion."""
+    """The name of the converted folder, without the conversion's version."""
     title: str
     """What messages call the file, such as `small model`."""
     requirement: str
@@ -60,7 +60,7 @@ class PackageFile:
     """Whether the wheel is for Linux only. It serves all systems, because its code is not used."""
 
     def converted(self, conversion: Conversion, report: Callable[[str], None]) -> Path:
-        """Return the folder of the converted file. If the cache lacks it, convert the file first.
+        """Return the folder of the converted file. If the cache lacks this folder, convert the file first.
 
         The cache is `PROMPTMILL_CACHE`, or else the user's cache folder. `report` is called with the progress. If the
         package is not installed, it is downloaded. Raises `PromptmillError` (`engine_load_failed`,
@@ -90,7 +90,7 @@ class PackageFile:
         return folder
 
     def installed(self) -> Path | None:
-        """Return the file of the installed package, which is not imported, or None."""
+        """Return the file in the installed package, without importing it; None if there is no such file."""
         spec = importlib.util.find_spec(self.member.split("/", maxsplit=1)[0])
         if spec is None or spec.origin is None:
             return None

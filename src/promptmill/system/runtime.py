@@ -28,7 +28,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end; in a separate thread if this thread already runs an event loop (a notebook)."""
+    """Run `work` to its end; in a separate thread if this thread already runs an event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -53,7 +53,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
 
 
 def in_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
-    """Start `work` in a thread for which the end of the process does not wait. The result raises its error."""
+    """Start `work` in a thread that does not delay the end of the process. The future has the result or the error."""
     future = Future[T]()
     future.set_running_or_notify_cancel()  # a caller that is cancelled does not cancel the work
 
@@ -77,7 +77,7 @@ def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def start_quickly() -> None:
-    """Save a tenth of a server's start: no garbage collection until `stay_responsive`, and no search for plugins.
+    """Save a tenth of a server's start time: collect no garbage until `stay_responsive`, and search for no plugins.
 
     For its first model, pydantic would read the metadata of every installed package to find pydantic plugins.
     """

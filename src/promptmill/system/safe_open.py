@@ -24,7 +24,7 @@ class NoFileError(Exception):
 
 
 def is_file(path: str | Path) -> bool:
-    """Return whether `path` is a file. It may be any text, such as a long prompt."""
+    """Return whether `path` is a file. `path` may be any text, such as a long prompt."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -34,7 +34,7 @@ def is_file(path: str | Path) -> bool:
 def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
     """Return a descriptor of the regular file at `path`, which must be in one of `roots` (resolved; None: anywhere).
 
-    `check` gets the resolved path before opening, and then the path of the open file; it raises an error to refuse it.
+    `check` gets the resolved path, and then the open file's path. It raises an error to refuse the file.
 
     This never waits for a pipe's writer. Raises `OutsideError`, `NoFileError`, `OSError`.
     """

@@ -160,7 +160,7 @@ class Child:
 
 
 async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asyncio.subprocess.Process:
-    """Start a process. uvloop raises an error while another thread's event loop starts one; then this tries again."""
+    """Start a process. uvloop raises an error while another thread's event loop starts one: then, try again."""
     tries = 0
     while True:
         tries += 1
@@ -237,7 +237,7 @@ def started_detached(
         return subprocess.Popen(command, **options, pass_fds=[] if inherited is None else [inherited])
     options["creationflags"] |= subprocess.DETACHED_PROCESS
     try:
-        # outside of the job object in which some clients run servers: the object's end ends all of its processes
+        # outside of the job object in which some clients run servers, because its end would also end the new process
         breakaway = options["creationflags"] | subprocess.CREATE_BREAKAWAY_FROM_JOB
         return subprocess.Popen(command, **{**options, "creationflags": breakaway})
     except OSError:
@@ -286,8 +286,8 @@ class Halt:
 class Helper:
     """Runs a module that calls `serve_parent`. The first question starts the process; any thread may ask.
 
-    The process answers one question at a time. A question that takes too long or crashes it gets no reply, and the next
-    question starts a new process. It is not a `Child`, because threads without an event loop wait for its replies.
+    The process answers one question at a time. A question that takes too long or crashes the process gets no reply, and
+    the next question starts a new one. A helper is no `Child`, because threads without an event loop wait for replies.
     """
 
     def __init__(self, module: str, reply_s: float) -> None:
@@ -398,7 +398,7 @@ def serve_parent(
 
     `reply` also gets the pipe, for content that follows the message. `failure` answers a message for which `reply`
     raises an error, so that no file and no answer ends the process. The process may take `memory` bytes (Linux). It is
-    ended if a reply takes more than `computing_s` of processor time; `modules` are imported before.
+    ended if a reply takes more than `computing_s` of processor time; `modules` are imported before the first message.
     """
     incoming, outgoing = private_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -434,7 +434,7 @@ def _end_after(parent: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Let Linux end this process when its parent dies, for a process that has no pipe to its parent."""
+    """Let Linux end this process when its parent dies. On other systems, do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -448,7 +448,7 @@ def remove_scratch() -> None:
 def environment() -> dict[str, str]:
     """Return the environment, without API keys, for a child that imports promptmill (perhaps from a checkout).
 
-    Workers receive keys over their pipe. Engines run foreign code, and need neither keys nor a collector's credentials.
+    Workers receive keys over their pipe. Engines run foreign code, and need neither keys nor telemetry credentials.
     """
     environment = {name: value for name, value in os.environ.items() if not _KEY.search(name.upper())}
     root = Path(__file__).parents[2]
@@ -461,7 +461,7 @@ def environment() -> dict[str, str]:
 def bare_environment(keys: Collection[str]) -> dict[str, str]:
     """Return the environment for a detached child: the variables `keys`, and no others that may be secret.
 
-    Variables of the system, Python, the network and compute libraries are passed on by their names.
+    Variables of the system, Python, the network and compute libraries are recognized by their names, and passed on.
     """
     return {
         name: value

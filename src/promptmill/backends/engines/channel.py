@@ -89,7 +89,7 @@ class Channel:
         self.send({"type": "progress", "text": text})
 
     def leave_to_parent(self) -> None:
-        """Close both pipes of a forked child, in which this is called, and let the child end when its parent ends."""
+        """In a forked child, close both pipes, and make the child end when its parent ends."""
         null = os.open(os.devnull, os.O_RDWR)
         for pipe in (self._incoming, self._outgoing):
             os.dup2(null, pipe.fileno(), inheritable=False)

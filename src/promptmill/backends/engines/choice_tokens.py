@@ -116,7 +116,7 @@ class SearchedTokens(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """A word, or its first tokens, sorted by `lost`; or `unknown` tokens of which only a bound of `lost` is known."""
+    """A word or its first tokens; or `unknown` tokens, for which only a bound of `lost` is known. Sorted by `lost`."""
 
     lost: float
     """The negative log probability; for `unknown` tokens, its lower bound."""
@@ -145,7 +145,7 @@ class ChoiceSearch:
         is_thorough: bool = False,
         skips: bool = True,
     ) -> None:
-        """`chances` get the words. `is_thorough`: also examine words whose first tokens are less likely (see `_SMALL`).
+        """`chances` gets the words. `is_thorough`: also examine words with less likely first tokens (see `_SMALL`).
 
         `skips`: do not ask for the log probability of a token that has no alternative.
         """
@@ -156,7 +156,7 @@ class ChoiceSearch:
         self._least = _SMALL * max(1.0, drawn.temperature) if is_thorough or drawn.temperature else 0.0
         self._skips = skips
         self.asked: SearchedTokens | None
-        """The log probabilities that the search needs next. None: the choice is found."""
+        """The log probabilities that the search needs next; None if the choice is found."""
         self.tokens: Tokens
         """The answer so far, in whole words."""
         self._begin(())

@@ -33,7 +33,7 @@ _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 _TOKENS_PER_CHARACTER = 4  # max tokens of a character, in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
 _TOKENS_OF_A_MARK = 16  # max tokens that are held back while the text may begin with a mark of reasoning
-_LOWEST = -9999.0  # for a probability of 0, because JSON has no infinity
+_LOWEST = -9999.0  # the log probability of impossible tokens, because JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
 _BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -77,14 +77,14 @@ class GrowingForm:
     """Whether reasoning remains in the answer's text."""
     tools: ToolUse | None = None
     choices: Choices | None = None
-    """Set if the prompt ends with `Choices.OPENING`, so that the model writes only an ending of a choice."""
+    """The choices, if the prompt ends with `Choices.OPENING`, so that the model writes only an ending of a choice."""
     chances: tuple[Chances, int] | None = None
     """The probabilities of the choices and the number of choices to report, if requested."""
     own: ChoiceTokens | None = None
     """The choices' own tokens, if the model may write no other tokens."""
 
     def written(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, with reasoning and tool calls."""
+        """Return the text of `tokens`, including reasoning and tool calls."""
         opening = "" if self.choices is None else self.choices.opening
         return opening + _whole_text(tokens, self.texts.decode)
 
@@ -109,7 +109,7 @@ class GrowingForm:
         self.chances[0].step([(self.possible([*before, token]), logprob) for token, logprob in tokens])
 
     def _is_answer(self, text: str) -> bool:
-        """Return whether an unfinished answer goes beyond the reasoning. In reasoning, stop strings are ignored."""
+        """Return whether an unfinished answer has text besides reasoning. In reasoning, stop strings are ignored."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
@@ -156,7 +156,7 @@ class GrowingAnswer:
     logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
     search: ChoiceSearch | None = None
-    """Set if the answer is found by a search among the choices' own tokens."""
+    """The search among the choices' own tokens that finds the answer; None for other answers."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     entries: dict[tuple[int, ...], TokenLogprob] = field(default_factory=dict)
@@ -197,7 +197,7 @@ class GrowingAnswer:
     def searched(self, search: ChoiceSearch, logprobs: Mapping[int, float], entry: _Entry) -> bool:
         """Add the log probabilities that the search has `asked` for. Return whether it has found the choice.
 
-        `entry` returns the entry for `logprobs` of a token.
+        `entry` returns a token's entry for `logprobs`.
         """
         assert search.asked is not None
         if self.logprobs is not None:
@@ -335,7 +335,7 @@ class WrittenTokens:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def of(self, token: int) -> tuple[str, bytes]:
-        """Return a token's text and bytes. For a special token that answers omit: its name, and no bytes."""
+        """Return a token's text and bytes. A special token that answers omit has its name as text."""
         if token not in self._known:
             self._known[token] = self._read(token)
         return self._known[token]

@@ -39,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the total bytes of the weight files in `folder`. Only files of the first kind that occurs count."""
+    """Return the total bytes of the weight files in `folder`. Only the first of `kinds` that occurs counts."""
     files_by_kind = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 

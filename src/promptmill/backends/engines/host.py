@@ -294,7 +294,7 @@ class EngineProcess:
         except (frames.OutOfStepError, KeyError, TypeError):
             self._last_words = " What it sent could not be read."
         finally:
-            subprocesses.end_group(self.pid)  # including the processes that it started
+            subprocesses.end_group(self.pid)  # this also ends the processes that it started
             how = await self._child.wait()
             await _group_gone(self.pid)
             shutil.rmtree(scratch, ignore_errors=True)  # sockets and other files that a killed process could not remove
@@ -420,7 +420,7 @@ def _packed(message: frames.Frame) -> bytes:
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, object]]:
-    """Return the turns as OpenAI messages. A number replaces each image; it counts the images of all turns."""
+    """Return the turns as OpenAI messages. Each image is replaced by a number, which counts the images of all turns."""
     index = 0
     turns = []
     for message in messages:

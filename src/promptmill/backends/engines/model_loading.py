@@ -25,7 +25,7 @@ from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
-_BACKENDS = {"cpu": "openvino"}  # by extra, the name of its backend if that differs from the extra's name
+_BACKENDS = {"cpu": "openvino"}  # the backend of each extra whose name differs from the backend's name
 # LiteLLM writes a model's name as PROVIDER/MODEL. Some of these words, such as `openai`, are also owners on the hub.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
@@ -246,7 +246,7 @@ def load_failure(message: str, hint: Words | None = None) -> PromptmillError:
 
 
 def require_packages(extra: str, *names: str, size: str = "", instead: str = "") -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed. Imports nothing.
+    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed. Import nothing.
 
     `size`: the size of the packages, as text. `instead`: an alternative without the packages. The last line of the
     error is the command that installs the packages.

@@ -1,6 +1,6 @@
 """A form of several questions: each question is asked after the same text, which the engine computes once.
 
-The model sees no other answers. The first question is sent alone, so the text is computed when the others are sent.
+The model sees no other answers. The first question is sent alone, so its text is computed before the others are sent.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHARACTERS_PER_TOKEN = 16
-"""If a text has more characters for each token of the context, only its beginning of that length is tokenized."""
+"""The most characters to tokenize for each token of the context. Of a longer text, only the beginning is tokenized."""
 
 USUAL_TOKENS = 1024
 """The limit of an answer's tokens, if neither the request nor the model's generation defaults set a limit."""
@@ -157,7 +157,7 @@ def penalties_in(sampling: Mapping[str, Any]) -> list[str]:
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
-    """Return the stop strings that are not special tokens, and the others as the numbers of end tokens."""
+    """Return the stop strings that are not special tokens, and the numbers of those that are special tokens."""
     stops = [stop for stop in wanted if stop]
     if len(stops) < len(wanted):
         warnings.append("An empty stop string was left out.")

@@ -42,7 +42,7 @@ _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
 # A part without a closing mark extends to the end of the text. This keeps the search linear.
 _FUNCTION = re.compile(r"<function=([^<>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\s]+)>\n?(.*?)(\n?</parameter>|\Z)", re.DOTALL)
-# GLM, Hunyuan 3 and K2 Horizon; Solar Open 2
+# the first alternative is for GLM, Hunyuan 3 and K2 Horizon, the second for Solar Open 2
 _KEYED = re.compile(
     r"<(?:ifm\|)?arg_key(?::\w+)?>([^<]*)</(?:ifm\|)?arg_key(?::\w+)?>\s*"
     r"(?:<ifm\|arg_type>[^<]*</ifm\|arg_type>\s*)?"
@@ -116,7 +116,7 @@ class ToolUse:
     def response_format(self) -> JsonObject | None:
         """The schema that constrains the answer to calls, if a call is required; else None.
 
-        The request's own `response_format` is then only validated afterwards, because the answer may be calls.
+        The request's own `response_format` is then only validated afterwards, because the answer may consist of calls.
         """
         if not self.must:
             return None
@@ -239,7 +239,7 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
 
 
 def _moved(node: Any, tool: int, *, by_name: bool = False) -> Any:
-    """Return a part of a tool's schema whose references have the tool's number, because several tools may define the
+    """Return a part of a tool's schema, with the tool's number in its references, because several tools may define the
     same names. `by_name`: whether the keys are names, for example of properties."""
     if not isinstance(node, dict):
         return [_moved(inner, tool) for inner in node] if isinstance(node, list) else node
@@ -340,7 +340,7 @@ def _xtml(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _declared(pattern: re.Pattern[str], body: str, schema: JsonObject) -> JsonDict:
-    """Return the arguments that `pattern` finds. It matches a name, attributes, a text and a closing mark."""
+    """Return the arguments that `pattern` finds. Each match has a name, attributes, a text and a closing mark."""
     closed = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
     texts = {html.unescape(name): text for name, attributes, text in closed if _IS_TEXT.search(attributes)}
     others = [(html.unescape(name), text) for name, attributes, text in closed if not _IS_TEXT.search(attributes)]
@@ -505,7 +505,7 @@ def _mistral(text: str, _: Tools) -> Found:
 
 
 def _matching(pattern: re.Pattern[str], begin: str) -> Callable[[str, Tools], Found]:
-    """Return a reader for calls that `pattern` matches as a name and JSON. The answer's text ends at `begin`."""
+    """Return a reader for calls in which `pattern` finds a name and JSON. The answer's text ends at `begin`."""
 
     def read(text: str, _: Tools) -> Found:
         return text.partition(begin)[0], [(name.strip(), json.loads(body)) for name, body in _closed(pattern, text)]

@@ -50,7 +50,7 @@ _BARE = re.compile(
 _NEAR = 60
 
 _RESET = re.compile(r"(?:x-|anthropic-)?ratelimit-(?:(.+)-)?reset(?:-(.+))?|x-ratelimit-reset-?(.*)")
-# Names of body fields, in lower case and without separators. Values: the unit in seconds; None: see `_span_s`.
+# The unit, in seconds, of each body field. Names are in lower case, without separators. None: `_span_s` finds the unit.
 _FIELDS: Mapping[str, float | None] = {
     "retrydelay": None, "retryafter": None, "retryafterseconds": 1, "retryaftersec": 1, "retryafterms": 0.001,
     "retryin": None, "retryinseconds": 1, "retryinms": 0.001, "estimatedtime": 1, "waitseconds": 1, "waittime": None,
@@ -59,7 +59,7 @@ _FIELDS: Mapping[str, float | None] = {
     "resetafterseconds": 1, "ratelimitreset": None, "xratelimitreset": None, "quotaresettime": None,
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
-# Response headers that report a limit: the remaining amount, and the time of the reset.
+# Pairs of response headers that report a limit: one has the remaining amount, the other the time of the reset.
 _LIMITS = (
     *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
     *(
@@ -184,7 +184,7 @@ def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _until_s(text: str, now: float, *, local: bool = False) -> float | None:
-    """Return the seconds until the date `text`. `local`: a date without a time zone is in China's time."""
+    """Return the seconds until the date `text`. `local`: a date without a time zone is China's local time."""
     match = _DATE.fullmatch(text.strip())
     if match is None:
         return None

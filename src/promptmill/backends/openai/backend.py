@@ -5,8 +5,8 @@ request, it runs a loop: get a permit, make an attempt, classify the result, wai
 
 An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt may concern
 only the item (the failure is final), only this attempt (it is retried, and counts against `retries`), or the endpoint
-(it is retried when the endpoint can take the request, and does not count while other items are not answered either).
-An item fails after `retries` counted attempts, and in any case after five times that number.
+(it is retried when the endpoint can take the request, and does not count while no other item is answered either). An
+item fails after `retries` counted attempts, and at the latest after five times as many attempts in all.
 
 If a prompt crashes its server, other requests in flight lose their connections, too. An item that has lost its
 connection `retries` times is a *suspect*. Suspects are sent one at a time, so that those with harmless prompts are
@@ -99,7 +99,7 @@ class OpenAIBackend:
 
     @cached_property
     def _rules(self) -> ImageRules:
-        """The rules for images, created for the first image. All calls share the rules, and their limit of memory."""
+        """The rules for images, created for the first image. All calls share the rules and their memory limit."""
         settings = self._config.settings
         types = image_types_of(self._endpoints)
         known = file_limits_of(((each.profile, each.dialect) for each in self._endpoints), self._settings.files)
@@ -144,7 +144,7 @@ class OpenAIBackend:
                 attempts.widen(self._concurrency)
 
     def enter(self, call: Call) -> Attempts | ExchangedAnswers:
-        """Return what answers the requests of a new call. Raises `PromptmillError` (`shutdown`) if no pool is open."""
+        """Return the object that answers a call's requests. Raises `PromptmillError` (`shutdown`) without a pool."""
         if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if call.exchange is not None:
@@ -225,7 +225,7 @@ class Attempts(ConcurrencyShare):
         self._plain = not settings.hedge and settings.item_timeout is None
         """Whether an attempt is always one request without a time limit."""
         self._attribution: _Attribution | None = None
-        """Created at the first failure."""
+        """It is created at the call's first failure."""
         self._answered = call.facts.has_answered
         self._began = time.monotonic()
         limiter.open(self)
@@ -251,12 +251,12 @@ class Attempts(ConcurrencyShare):
 
     @property
     def pace(self) -> float:
-        """The limit of requests per second, for all calls together, after refusals; 0: no limit."""
+        """The limit of requests per second that was set after refusals, for all calls together; 0 if there is none."""
         return self._limiter.pace
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests."""
+        """The names of the endpoints that have requests in flight."""
         busy = [state.endpoint.name for state in self._limiter.endpoint_states if state.load.in_flight]
         return ", ".join(dict.fromkeys(busy))
 
@@ -274,7 +274,7 @@ class Attempts(ConcurrencyShare):
             self._attribution.release()
 
     def answer(self, request: Request) -> Awaitable[Outcome]:
-        """Send the request until it has its outcome."""
+        """Send the request repeatedly until it has an outcome."""
         return self._take(Item(request))
 
     async def _answer(self, item: Item) -> Outcome:
@@ -342,7 +342,7 @@ class Attempts(ConcurrencyShare):
         return self._send_bounded(item, permit, prepared)
 
     def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
-        """Return `answer` (sent with `permit`, arrived at `now`) with its item's attempts, time and usage."""
+        """Return `answer`, which arrived at `now`, with the attempts, the time and the usage of its item."""
         if self._limiter.counts_tokens:
             self._limiter.charge_tokens(answer.usage.prompt_tokens + answer.usage.completion_tokens - item.tokens)
         self._answered = True
@@ -357,7 +357,7 @@ class Attempts(ConcurrencyShare):
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
-        """Send the item once, within `item_timeout`. A hedge cancels this request if its other request is answered."""
+        """Send the item once, within `item_timeout`. A hedge cancels it if the hedge's other request is answered."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
@@ -446,8 +446,8 @@ class Attempts(ConcurrencyShare):
         return None
 
     def _attempts_of(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> str:
-        """Return a text on an item that failed repeatedly: the number of its next attempt, and the most attempts; `""`
-        if the setting `patience` ends the attempts instead."""
+        """Return a text with the number of an item's next attempt, and the largest number of attempts; `""` before the
+        second failure, or if the setting `patience` ends the attempts instead."""
         retries = self._settings.retries
         if decision.is_loss and endpoint_state.answered_about(item.since):
             failed, most, setting = item.losses, _LOSS_CAP * retries, "twice the setting `retries`"
@@ -461,9 +461,9 @@ class Attempts(ConcurrencyShare):
         """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.
 
         If an endpoint has answered before, a timeout may be due to the item, so only a lost connection is proof. If
-        none has, one lost connection, or one proxy without a server, is enough: a long call ends after `SEVERAL` such
-        failures, and a short call must end, too. An item that failed in an earlier run proves nothing: perhaps it is
-        the only remaining item because its prompt always breaks the connection.
+        none has, one lost connection, or one response of a proxy whose server is down, is proof: a long call ends after
+        `SEVERAL` such failures, and a short call must end, too. An item that failed in an earlier run proves nothing:
+        perhaps it is the only remaining item because its prompt always breaks the connection.
         """
         is_lost = decision.kind is FailureKind.LOST
         has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
@@ -499,7 +499,7 @@ def _estimated_tokens(request: Request) -> int:
 def _failure(
     item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
 ) -> Failure:
-    """Return the failure of an item. `last`: the decision on its last attempt, if its cost is not yet counted."""
+    """Return the failure of an item. `last`: the last attempt's decision, if that attempt is not yet charged."""
     if last is not None:
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
@@ -527,14 +527,14 @@ class _Held:
     permit: Permit
     decision: RetryDecision
     verdict: asyncio.Future[bool]
-    """Its result is whether the refusal concerns all items."""
+    """The future's result: whether the refusal concerns all items."""
 
 
 class _Attribution:
     """Determines whether the items or the endpoint caused the final failures of a call.
 
-    A refusal because of key or model is held until a request that was sent later is answered: this shows that the item
-    caused the refusal. An answer to a request that was sent earlier shows nothing about the present key.
+    A refusal because of the key or the model is held until a request that was sent later is answered: this shows that
+    the item caused the refusal. An answer to a request that was sent earlier shows nothing about the present key.
 
     While the call has no answers, its final failures are compared, because an unsupported parameter makes every item
     fail. `SEVERAL` failures with the same code end the call.
@@ -555,7 +555,7 @@ class _Attribution:
         return not self._answered and not decision.part and decision.error.code not in _OWN
 
     def is_ended_by(self, decision: RetryDecision) -> bool:
-        """Count a retryable failure. Return whether it ends the call.
+        """Count a retryable failure. Return whether the failure ends the call.
 
         A single web page may come from a portal or proxy, and the next request may succeed. `SEVERAL` pages without an
         answer mean that the address is a web site.
@@ -569,7 +569,7 @@ class _Attribution:
         return self.ended is not None
 
     def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
-        """Hold a final failure of the request with `permit`. Return its verdict: whether it concerns all items."""
+        """Hold the final failure of a request. Return a future that tells whether the failure concerns all items."""
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
         self._held = [one for one in self._held if not one.verdict.done()]  # drops failures of cancelled items
         self._held.append(held)
@@ -584,7 +584,7 @@ class _Attribution:
         return held.verdict
 
     def answered(self, permit: Permit) -> None:
-        """Record that the request with `permit` was answered, so some of the failures must concern only their items."""
+        """Record an answer to the request with `permit`; it shows that some failures concern only their items."""
         self._answered = True
         if not self._held:
             return

@@ -21,7 +21,8 @@ from promptmill.backends.protocol import Growing
 from promptmill.core.bounds import LONGEST_CALLED
 from promptmill.core.values import JsonDict, JsonObject
 
-# Names of the reasoning field: vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic via gateways.
+# Names of the reasoning field. vLLM, SGLang, DeepSeek and Qwen send the first; OpenRouter, newer vLLM and Ollama send
+# the second; gateways of Anthropic send the third.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
@@ -58,7 +59,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def text_of(part: Any, depth: int = 0) -> str:
-    """Return the text of a content part; `""` for a part with a `type` but no text. Raises `TypeError` for others."""
+    """Return the text of a content part; `""` for a part with a `type` but no text. Raises `TypeError` otherwise."""
     if isinstance(part, str):
         return part
     if part is None:
@@ -194,7 +195,7 @@ def later_finish(reason: object, later: object) -> object:
 
 
 def loss_of(reason: object) -> int:
-    """Return how much is lost according to a finish reason: 0: nothing; 1: the answer's end; 2: the whole answer."""
+    """Return how much is lost according to a finish reason. 0 means nothing, 1 the answer's end, 2 the whole answer."""
     finish, ending = read_finish(reason)
     return 2 if ending is not ReplyEnd.WHOLE else int(finish == "length")
 
@@ -236,7 +237,7 @@ class CutOffError(Exception):
 
 
 def is_stream(content_type: str, body: bytes) -> bool:
-    """Return whether a body that is not JSON is a stream of events, or one JSON object per line."""
+    """Return whether a body that is not JSON is a stream of events, or has one JSON object per line."""
     start = body.lstrip()
     if content_type.startswith("text/event-stream") or start.startswith(EVENT_STARTS):
         return True
@@ -437,8 +438,7 @@ def continued(start: str, pieces: str) -> str:
     return pieces if pieces.startswith(start) else start + pieces
 
 
-# The longest arguments that are parsed again at each piece that may begin another call. For 64 KiB in pieces of 20
-# bytes, this takes 0.2 s.
+# The longest arguments that are parsed again at each piece that may begin another call (0.2 s for pieces of 20 bytes).
 _LONGEST_COMPARED = 64 * 1024
 
 
@@ -577,7 +577,7 @@ class StreamPreview:
             self._timer = self._later(_REST_PER_SHOWING * (self._clock() - begun), self._go_on)
 
     def _add(self, line: bytes) -> bool:
-        """Return whether a line adds something to the answer."""
+        """Add a line of the stream. Return whether the line adds something to the answer."""
         try:
             delta = self._delta_in(orjson.loads(line.strip().removeprefix(b"data:")))
             self._message.add(delta)

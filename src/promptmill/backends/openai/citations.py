@@ -1,8 +1,8 @@
 """Reads the web pages that an answer cites, and removes the marks of citations from its text.
 
-A reply may name pages in three fields. Only the first that names any is read: `search_results`, a list to which numbers
-in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI, and dialects
-that convert their citations to this format); `citations`, a list of all pages that were read (xAI, gateways).
+A reply may name pages in three fields. Only the first that names a page is read: `search_results`, a list to which
+numbers in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI, and
+dialects that convert their citations to this format); `citations`, a list of all pages that were read (xAI, gateways).
 
 Formats: the types of openai 3.57.0 and perplexityai; docs.x.ai/developers/tools/citations.
 """
@@ -56,7 +56,7 @@ class _Page(NamedTuple):
     """The URL as in the reply; `""` if the page is not on the web."""
     title: str
     number: int | None = None
-    """The number that the reply gives to the page."""
+    """The page's number in the reply."""
 
 
 class Citations(NamedTuple):
@@ -68,7 +68,7 @@ class Citations(NamedTuple):
 
     @property
     def sources(self) -> list[ValueSource] | None:
-        """The pages on the web, each once; None without pages."""
+        """The pages on the web, each once; None if there are none."""
         found: dict[str, ValueSource] = {}
         for page in self.pages:
             url = _untracked(page.url)
@@ -77,10 +77,10 @@ class Citations(NamedTuple):
         return [*found.values()] or None
 
     def renumbered(self, text: str) -> str:
-        """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations.
+        """Return `text` with numbers that refer to the sources, from 1 on. Numbers in code and JSON are no citations.
 
-        A number refers to the page with this number in the reply; if the reply does not number its pages, to the page
-        at this position. It is removed if its page is not on the web, or if it has no page but is a source's number.
+        A number refers to the page with this number in the reply, or to the page at this position if the reply numbers
+        no pages. A number is removed if its page is not on the web, or if it has no page but is a source's number.
         """
         if not self.has_numbers:
             return text
@@ -122,7 +122,7 @@ def _numbers(match: re.Match[str]) -> Iterator[int]:
 
 
 def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
-    """Return a match of `_NUMBERS` with its numbers `changed`; a number changed to None is removed."""
+    """Return the text of a match of `_NUMBERS`, with the numbers replaced according to `changed` (None: removed)."""
     numbers = [*_numbers(match)]
     new = [changed.get(number, number) for number in numbers]
     if new == numbers:
@@ -132,7 +132,7 @@ def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
 
 
 def without_marks(text: str, tracked: Set[str] = frozenset()) -> str:
-    """Return an answer's text without marks of citations, and without OpenAI's parameter behind the URLs `tracked`.
+    """Return a text without citation marks, and without OpenAI's parameter after the `tracked` URLs.
 
     >>> without_marks("Open (http://a.org/?utm_source=openai). \\ue200cite\\ue202turn0search0\\ue201", {"http://a.org/"})
     'Open (http://a.org/).'
@@ -180,7 +180,7 @@ def _page(page: Mapping[str, Any]) -> _Page:
         number = int(match[1])
     return _Page(
         url if _WEB.fullmatch(url) else "",
-        # xAI gives the number of the citation as its title
+        # xAI sends the number of the citation as the page's title
         "" if title.isdecimal() and len(title) < 4 else title,
         number if type(number) is int else None,
     )

@@ -35,7 +35,7 @@ _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# The smallest `max_tokens` that the Responses API accepts. Anthropic's reasoning needs more, so it is not requested.
+# The smallest `max_tokens` that the Responses API accepts. Reasoning needs more at Anthropic, so it is not requested.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))

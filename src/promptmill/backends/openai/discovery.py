@@ -116,7 +116,7 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> AutoChoice:
-    """Return the first working endpoint (no settings if none works), and the reasons against earlier candidates.
+    """Return the first candidate that works (no settings if none does), and the reasons against earlier candidates.
 
     Candidates are tried in this order: the configuration's endpoint; servers at their usual addresses on this machine;
     providers whose key is set and that have the named model.
@@ -235,7 +235,7 @@ async def _ask(
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A chat model. `context`: its context length in tokens. `loaded`: whether it is in memory."""
+    """A chat model. `context`: its context length in tokens. `loaded`: whether the server has it in memory."""
 
     name: str
     context: int | None = None
@@ -255,7 +255,7 @@ class ModelList:
         return next((model for model in self.models if model.name in same), None)
 
     def only(self) -> ListedModel | None:
-        """Return the default model: the only model, or the only loaded model; else None."""
+        """Return the only loaded model, or else the only model; None if there is neither."""
         loaded = [model for model in self.models if model.loaded]
         candidates = loaded if len(loaded) == 1 else self.models
         return candidates[0] if len(candidates) == 1 else None
@@ -308,7 +308,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
     """Return the models of an operator's own server, with their context lengths and states as the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
-    whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # no LoRA adapters
+    whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # without LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
     root = base.removesuffix("/v1")
 

@@ -47,7 +47,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Headers that only the operator may set, because they may select another server at an address than the key's server.
+# Headers that only the operator may set, because they may select another server than the one that may get the key.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
@@ -95,7 +95,7 @@ class Endpoint:
     dialect: str = "openai"
     """The API of the endpoint: a name in `dialects.DIALECTS`."""
     renewed: RenewedKey | None = None
-    """The renewed key, which replaces `_KEY` in `headers`; None: `headers` are complete."""
+    """The renewed key, which replaces `_KEY` in `headers`; None if `headers` are complete."""
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ def _no_dialect(path: str) -> PromptmillError:
 
 
 def _for_requests(path: str, name: str, profile: ProviderProfile) -> str:
-    """Return the path of requests in a dialect, from the path that the user wrote."""
+    """Return the path of requests in the dialect `name`, given the path that the user wrote."""
     dialect, base = DIALECTS[name], _WRITTEN_REQUESTS.sub("", path)
     if dialect is chat and profile.dialect == "gemini":  # Gemini's chat completions have a separate path
         return gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS
@@ -341,7 +341,7 @@ def _key_of(
 ) -> tuple[str, str, str]:
     """Return the key for an endpoint, its source, and the reason why an existing key is not sent.
 
-    `named`: the operator named the endpoint. `for_environment`: it may get a key of the environment.
+    `named`: the operator named the endpoint. `for_environment`: it may get a key from the environment.
     """
     settings = config.settings.backend_configs.openai
     if configured:
@@ -368,7 +368,7 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
     if key and is_azure:
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
-        headers |= {"Authorization": f"Bearer {key}"}  # an additional header, because gateways may check either
+        headers |= {"Authorization": f"Bearer {key}"}  # a second header: gateways may check this one or the dialect's
     if not (is_azure and dialect in _OF_OPENAI):
         headers |= DIALECTS[dialect].headers(key)
     return headers
@@ -460,7 +460,7 @@ def file_limits_of(places: Iterable[tuple[ProviderProfile, str]], own: Collectio
 
 def _is_loopback(url: SplitResult) -> bool:
     address = ip_address_of(url.hostname or "")
-    # no other names: x.localhost may resolve to another machine
+    # other names do not count: x.localhost may resolve to another machine
     return url.hostname == "localhost" or (address is not None and address.is_loopback)
 
 
@@ -486,7 +486,7 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
 def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[str]:
     """Return the configuration's endpoints that a call chose and the operator did not name, without their queries.
 
-    An operator's endpoint with a call's key or headers counts as another account. Endpoints on this machine are no
+    An operator's endpoint with a call's key or headers is included as another account. Endpoints on this machine are no
     exception, because programs of other users, containers and tunnels listen on its loopback interface too.
     """
     own = config.file or config.operator
@@ -494,7 +494,7 @@ def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[s
     blocks += [model.openai for model in own.models.values() if model.openai is not None]
     named: set[str] = set()
     for block in blocks:
-        with contextlib.suppress(PromptmillError):  # ignores a model of the configuration file with an invalid URL
+        with contextlib.suppress(PromptmillError):  # this ignores a model of the configuration file with an invalid URL
             named.update(map(_origin, addresses(block)))
     is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & config.from_call)
     return [
@@ -519,7 +519,7 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
 
 
 def parsed(url: str) -> SplitResult:
-    """Return the URL of a user's `base_url`: a host, `…/v1`, or the complete URL of requests.
+    """Parse a user's `base_url`, which may be a host, `…/v1`, or the complete URL of requests.
 
     Raises `PromptmillError` (`invalid_config`) for an invalid URL, and suggests the most likely URL.
     """

@@ -177,9 +177,9 @@ class Cause(Enum):
     CUT = auto()
     """The answer was cut before its first word."""
     TOO_LARGE = auto()
-    """The request exceeds every limit for a single request."""
+    """The request is larger than the endpoint ever accepts."""
     SAMPLE = auto()
-    """The model's answer did not have the requested form: another sample may have it."""
+    """The model's answer did not have the requested form, which another sample may have."""
     INPUT = auto()
     """Another mistake in the request."""
     KEY = auto()
@@ -189,9 +189,9 @@ class Cause(Enum):
     QUOTA = auto()
     """The money or credits of the account are used up."""
     DAY = auto()
-    """A limit for a day or longer, without the time of its reset."""
+    """A limit for a day or longer is used up."""
     RATE = auto()
-    """A limit that resets within minutes."""
+    """A limit that resets within minutes is used up."""
     BUSY = auto()
     """The endpoint is overloaded or broken."""
 
@@ -328,7 +328,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
 
 # Sentences that refer to money at one provider, and to a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
-# A limit of requests in flight (some gateways call it a quota), and words that always refer to money.
+# Words for a limit of requests in flight, which some gateways call a quota, and words that always refer to money.
 IN_FLIGHT = re.compile(
     r"concurren|in[ -]flight|(?:parallel|simultaneous|active|pending|outstanding) requests|at the same time"
     r"|limit of .{0,40}requests|并发"
@@ -341,7 +341,7 @@ PER_DAY = re.compile(
 )
 NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
-# Even with a 5xx status, these words refer to the request. All other words then describe a failure of the server.
+# Even with a 5xx status, these words refer to the request. With such a status, all other words refer to the server.
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"

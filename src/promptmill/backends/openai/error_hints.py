@@ -23,7 +23,7 @@ class Hint(NamedTuple):
     is_in_quotations: bool = True
     """Whether words inside URLs and quotations also match."""
     causes: Container[Cause] = frozenset(Cause)
-    """The causes of the response."""
+    """The causes for which the hint is meant."""
 
     def of(self, status: int, body: ErrorBody, cause: Cause) -> str | None:
         """Return the hint for a response; None if the row does not match."""

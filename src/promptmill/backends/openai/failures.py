@@ -37,7 +37,7 @@ _TEXTS = {
     Code.NO_FILE_DESCRIPTORS: "could not be reached: this process has no file descriptors left",
     Code.BAD_RESPONSE: "sent an invalid HTTP response",
 }
-# OpenSSL's reasons for replies that are not TLS.
+# OpenSSL's reasons for an error if the reply is not TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
 # X.509 verification results (openssl-verification-options(1)).
@@ -108,7 +108,7 @@ def longest_wait_s(settings: OpenAISettings) -> float:
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision on an attempt that ended with `exc`. Drops `exc`'s frames, which may hold large bodies."""
+    """Return the decision on an attempt that ended with `exc`. Drop `exc`'s frames, which may hold large bodies."""
     without_frames(exc)
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision

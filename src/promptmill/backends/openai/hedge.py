@@ -10,7 +10,7 @@ from dataclasses import replace
 from promptmill.backends.openai.sender import Billed, Item
 from promptmill.backends.protocol import Completion, Outcome, billed
 
-# A request is late after `_STRAGGLER` times the time in which the share `_PERCENTILE` of recent requests was answered.
+# A request is late if it takes `_STRAGGLER` times as long as the `_PERCENTILE` quantile of recent requests.
 _STRAGGLER = 2
 _PERCENTILE = 0.95
 _KEPT_TIMES = 200

@@ -32,7 +32,7 @@ from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_EVENTS, MOST
 from promptmill.system.memory import Held, Memory
 
 SMALL_BODY = 64 * 1024
-"""A size that the body of an answer seldom exceeds. Bodies up to this size are not counted."""
+"""A size that the body of an answer seldom exceeds. `BODIES_IN_FLIGHT` does not count bodies up to this size."""
 # An endpoint chooses the size of its body's chunks, and each chunk costs time and memory. So more than `MOST_EVENTS`
 # chunks must have at least this average size. The smallest event of a stream, a word in `choices`, has 47 bytes.
 _SMALL_PIECE = 40
@@ -47,7 +47,7 @@ def check_body(size: int, pieces: int) -> None:
 
 
 class Headers(Mapping[str, str]):
-    """Response headers, parsed on first use. Names are case-insensitive. The first of several equal names is used."""
+    """Response headers, parsed on first use. Names are case-insensitive; of equal names, the first header is used."""
 
     __slots__ = ("_raw", "_read")
 
@@ -81,7 +81,7 @@ class Headers(Mapping[str, str]):
 
 # One object for all backends and event loops, because it limits the memory of the process.
 BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
-"""The memory for response bodies larger than `SMALL_BODY`, each until it is read."""
+"""The memory for response bodies larger than `SMALL_BODY`. Each body is counted until it is read."""
 
 
 class HttpResponse:
@@ -111,7 +111,7 @@ class HttpResponse:
         return len(self.body) <= SMALL_BODY and not self.encoding
 
     def content(self) -> bytes:
-        """Return the decompressed body. Raises `TransportError` if it is invalid or expands too far."""
+        """Return the decompressed body. Raises `TransportError` if the body is invalid or becomes too large."""
         if not self.encoding:
             return self.body
         try:
@@ -126,7 +126,7 @@ Answer = asyncio.Future[HttpResponse]
 
 
 class RequestTarget:
-    """The destination of an endpoint's requests: address, TLS, and the request head up to the body's length."""
+    """The destination of an endpoint's requests: address, TLS, and the request head up to the content length."""
 
     def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
         """Raises `ValueError` if a header has a line break, which would corrupt the request."""
@@ -231,7 +231,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection. If data arrives between requests, it closes, because the data would be taken for an answer.
+    """One connection. It closes if data arrives between requests, because the data would be taken for an answer.
 
     HTTP/1.1 matches responses to requests only by their order. So a second response to a request cannot be detected if
     it arrives after the next request was sent: it is taken for the answer to that request.
@@ -434,7 +434,7 @@ class Connection(asyncio.Protocol):
 def arrival_at(sock: socket.socket) -> Callable[[], object]:
     """Return a function whose result is true if data, or the end of the connection, has arrived at `sock`.
 
-    If nothing has arrived, `recv` raises an exception and takes 8,000 instructions; `poll` takes 1,500.
+    It uses `poll`, which takes 1,500 instructions. If nothing has arrived, `recv` raises an exception and takes 8,000.
     """
     if sys.platform == "win32":  # Windows has no `poll`
         return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # below 0: a reset closed the socket

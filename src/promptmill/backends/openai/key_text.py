@@ -1,10 +1,10 @@
-"""Recognizes wrong texts of keys: mistakes in copying and typing, names of variables, and placeholders."""
+"""Recognizes texts that cannot be keys: mistakes in copying and typing, names of variables, and placeholders."""
 
 from __future__ import annotations
 
 import re
 
-# Marks that users paste around keys by mistake.
+# Quotation marks that users paste around keys by mistake.
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")

@@ -37,7 +37,7 @@ class Site:
     """A provider's address, the variable of its key, and the page that documents its API."""
 
     base_url: str = ""
-    """The address that `provider: NAME` means; `""`: each customer has a different address."""
+    """The address that `provider: NAME` means; `""` if each customer has a different address."""
     key_env: str = ""
     """The variable that usually holds the provider's key. This key is sent only to the provider's hosts."""
     page: str = ""
@@ -85,7 +85,7 @@ class ProviderParameters:
 class Thinking:
     """The way to switch a model's thinking on and off.
 
-    `switch` is the form of `enable_thinking`: `template`: in `chat_template_kwargs`; `top_level`: a body key of this
+    `switch` is the form of `enable_thinking`. `template`: in `chat_template_kwargs`; `top_level`: a body key of this
     name; `type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort: none` switches it off; `refused`: no
     switch.
     """
@@ -144,7 +144,7 @@ class ImageSupport:
     from_web: bool = True
     """Whether the provider downloads images from the web. Otherwise, it accepts them only inside the request."""
     types: frozenset[str] | None = None
-    """The media types that the provider supports; None: all types that models read."""
+    """The media types that the provider supports; None if it supports all types that models read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +207,9 @@ class ProviderProfile:
     """Whether the account determines the service tier of requests that name no tier."""
     prompt_cache: PromptCache = UNKNOWN
     batch: BatchProfile | None = None
-    """The provider's Batch API; None: unknown."""
+    """The provider's Batch API; None if it is unknown."""
     decisions: DecisionProfile | None = None
-    """Set in a profile for the provider's deciding models. Then `dialect` is the dialect of their API."""
+    """It is set only in a profile for the provider's deciding models. Then `dialect` is the dialect of their API."""
 
     def may_think(self, model: str, *, wanted: bool | None, effort: str | None) -> bool:
         """Return whether `model` is known to think. `wanted`: `enable_thinking`. `effort`: `reasoning_effort`."""
@@ -616,7 +616,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         batch=BatchProfile(
             family="fireworks",
             names_path=False,
-            # the provider does not limit requests; 500 MB hold 5 million lines of 100 bytes, the shortest possible
+            # the provider does not limit requests; 500 MB hold 5 million of the shortest possible lines (100 bytes)
             limits=BatchLimits(requests=5_000_000, file_bytes=500_000_000),
             label="id",
             discount=0.5,

@@ -45,7 +45,7 @@ _ENDPOINTS = {
     Cause.MODEL: Code.NOT_FOUND,
     Cause.QUOTA: Code.INSUFFICIENT_QUOTA,
 }
-# Words of replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, and Node behind a load balancer.
+# Words with which nginx, Apache, Go, Tomcat, and Node behind a load balancer reply to plain HTTP on a TLS port.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
 _RESPONSES = r"(?:/?v1/responses|/responses|(?:openai )?responses (?:api|endpoint))\b"
 _RESPONSES_ONLY = re.compile(
@@ -82,7 +82,7 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
 
 
 def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecision:
-    """Return the decision, changed if the server requests that with `x-should-retry` (OpenAI, Anthropic)."""
+    """Return the decision, which the server may change with `x-should-retry` (OpenAI, Anthropic)."""
     word = should_retry.strip().lower() if should_retry else ""
     if word == "false" and decision.kind is not FailureKind.ENDPOINT:
         return replace(decision, kind=FailureKind.ITEM)
@@ -131,7 +131,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None, *, i
 
 
 def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` as a final one, with a hint that states when the requested wait ends. `now`: Unix time."""
+    """Return `decision` as a final decision, with a hint that states when the requested wait ends. `now`: Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600
@@ -298,7 +298,7 @@ def wrong_address(endpoint: Endpoint) -> Words:
             f"The request went to {redact(url)}, as `dialect: {endpoint.dialect}` says; is that this server's API? "
             "Otherwise correct `base_url` or `dialect`."
         )
-    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file named this path
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # the path comes from a line of a Batch file
         return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:

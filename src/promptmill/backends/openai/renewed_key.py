@@ -2,8 +2,8 @@
 
 A key is used until its expiry, if the command states an expiry; the command is run again shortly before. A refused key
 (401, or a refusal that calls the key expired) is renewed, too. However many requests need a new key, the command runs
-once for all of them. A refused request is sent again with each newer key, as long as any requests are accepted with
-newer keys, because a key may change while requests wait for their turn. If no request was accepted in between, the
+once for all of them. A refused request is sent again with each newer key, as long as the endpoint accepts any requests
+with newer keys, because a key may change while requests wait for their turn. If no request was accepted in between, the
 refusal of the renewed key is final.
 
 A command that fails is run again with growing waits. Meanwhile, requests use the old key while it is valid.

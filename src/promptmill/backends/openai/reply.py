@@ -60,8 +60,8 @@ _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
 _SHORT_EVENT = 20  # bytes; no end mark is as long
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
-# The bytes of memory for a number, and for an object or a list, with which the memory for the values of a JSON body is
-# estimated from its separators. Small bodies are not checked, because they cannot contain many values.
+# Estimates of the bytes of memory for a number, and for an object or a list. With them, the memory for the values of a
+# JSON body is estimated from its separators. Small bodies are not checked, because they cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LONGEST_NAME = 120  # characters of a model's name
@@ -175,7 +175,7 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, texts: int = 0
 ) -> Completion | RetryDecision:
     """Return the reply to a request that is not a chat: its text, if any, and its payload. If the request is for the
-    embeddings of texts, `texts` is the number of these, and the vectors are returned instead of the payload."""
+    embeddings of texts, `texts` is the number of texts, and the vectors are returned instead of the payload."""
     if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
     payload: Any = None
@@ -296,7 +296,7 @@ def _decided(
 
 
 def _only_decisions(decision: RetryDecision) -> RetryDecision:
-    """Return the decision on an error of an API for decisions: of all 4xx, only 408 and 429 are retried."""
+    """Return the decision on an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried."""
     is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
     if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
         return decision
@@ -379,7 +379,7 @@ def _read_stream(
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
-        # repaired last, because a surrogate pair may be split between two events
+        # surrogates are repaired last, because a pair of them may be split between two events
         completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, wanted)
     except chat_completion.CutOffError:
@@ -504,7 +504,7 @@ def _read_sources(
 
 
 class _ShapeError(Exception):
-    """An answer does not contain a message. The text describes the content."""
+    """An answer does not contain a message. The exception's text describes what it contains."""
 
 
 def _message(choice: JsonObject) -> JsonObject:
@@ -656,8 +656,8 @@ def _stated_cost(usage: JsonObject) -> int:
     return round(cost * TICKS) if 0 < cost < MOST_TOKENS else 0
 
 
-# Names of the count of tokens that were read from a cache: of OpenAI, DeepSeek, LiteLLM (for Anthropic's models), and
-# others. Gateways pass on the last four names, of Gemini's SDK, vLLM, Bedrock and Gemini.
+# Names of the count of tokens that were read from a cache, as sent by OpenAI, DeepSeek, LiteLLM (for Anthropic's
+# models) and others. Gateways pass on the last four names, which come from Gemini's SDK, vLLM, Bedrock and Gemini.
 _CACHED = (
     "cached_tokens",
     "prompt_cache_hit_tokens",
@@ -670,7 +670,7 @@ _CACHED = (
     "cacheReadInputTokens",
     "cachedContentTokenCount",
 )
-# Names of the count of tokens that were written to a cache: of OpenAI, Anthropic and DashScope, LiteLLM, and others.
+# Names of the count of tokens written to a cache, as sent by OpenAI, Anthropic and DashScope, LiteLLM, and others.
 _WRITTEN = (
     "cache_write_tokens",
     "cache_creation_input_tokens",
@@ -688,7 +688,7 @@ def _count_of_any(names: tuple[str, ...], *parts: JsonObject) -> int:
 
 
 def _details(usage: JsonObject, name: str, other: str = "") -> JsonObject:
-    """Return the details of a count, whose name in usage of the Responses API is `other`."""
+    """Return the details of a count, from the field `name`, which the Responses API calls `other`."""
     details = usage.get(name) or usage.get(other)
     return details if isinstance(details, dict) else _NO_DETAILS
 

@@ -49,7 +49,7 @@ from promptmill.images.files import NOUNS
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
 from promptmill.system.memory import Held
 
-_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times as much
+_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads, whose values take several times as much memory
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 
@@ -214,7 +214,7 @@ class RequestEncoder:
         return head.marks if message.role in self._dialect.MARKED else frozenset()
 
     def encode_body(self, request: Request, images: Mapping[str, bytes]) -> bytes:
-        """Return the body of a request that is not a chat. `images` has the URL, as JSON, for each `ImagePart` in it.
+        """Return the body of a request that is not a chat. `images` has the URL, as JSON, of each `ImagePart` in it.
 
         Raises the same errors as `encode`.
         """
@@ -235,7 +235,7 @@ class RequestEncoder:
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps(body)
-            except TypeError:  # also the base of orjson's error
+            except TypeError:  # also the base class of orjson's error
                 raise unwritable_parameters() from None
             text = text[:-1] + (b"," if body else b"")
             head = Head(
@@ -283,7 +283,7 @@ class RequestEncoder:
             corrected = replace(sent, prompt_cache=known)
         if corrected is None:
             return False
-        if self._endpoint.profile is sent:  # otherwise, after the refusal of another request, it is already corrected
+        if self._endpoint.profile is sent:  # otherwise, the refusal of another request has already corrected it
             self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
@@ -387,7 +387,7 @@ class ImageEncoder:
         return self._fetcher is None and any(is_web(image.source) for image in images)
 
     async def read(self, parts: Sequence[SourcedPart]) -> Mapping[str, bytes]:
-        """Return the JSON string of the URL to send, by the source of each part. Waits until there is memory for files.
+        """Return the JSON string of the URL to send, by the source of each part. Wait until there is memory for files.
 
         Raises `PromptmillError` (`invalid_image`; `invalid_input` for a file).
         """

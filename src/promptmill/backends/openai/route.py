@@ -137,7 +137,7 @@ def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6N
 def trust_of_environment() -> ssl.SSLContext:
     """Return a TLS context with the certificate authorities in the variables of OpenSSL, requests and curl.
 
-    Blocks for about 50 ms.
+    This blocks for about 50 ms.
     """
     context = ssl.create_default_context()  # this loads SSL_CERT_FILE, too
     context.set_alpn_protocols(["http/1.1"])

@@ -91,8 +91,8 @@ class _InexpressibleError(Exception):
 def strict_form(schema: JsonObject) -> JsonDict | None:
     """Return `schema` in the form for strict mode; None if strict mode cannot represent it.
 
-    Every answer that matches the result matches `schema`, with two exceptions: optional fields may be null, and
-    keywords that strict mode lacks are only described to the model in words.
+    Every answer that matches the returned schema also matches `schema`, with two exceptions: optional fields may be
+    null, and keywords that strict mode lacks are only described to the model in words.
     """
     try:
         node = _node(_with_root(schema))
@@ -204,13 +204,13 @@ _GOOGLE = _Subset(
 def closed_form(schema: JsonObject) -> JsonDict | None:
     """Return `schema` in Anthropic's subset; None if the subset cannot represent it.
 
-    An answer that satisfies the result satisfies `schema`. Keywords that the subset lacks are only described in words.
+    Answers that satisfy the returned schema satisfy `schema`. Keywords that the subset lacks are described in words.
     """
     return _in_subset(schema, _ANTHROPIC)
 
 
 def google_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in Google's subset; None if the subset cannot represent it. Otherwise like `closed_form`."""
+    """Return `schema` in Google's subset; None if the subset cannot represent it. See also `closed_form`."""
     return _in_subset(schema, _GOOGLE)
 
 
@@ -268,7 +268,7 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
 
 
 def _refers_to_itself(definitions: JsonObject) -> bool:
-    """Return whether a definition refers to itself, directly or through other definitions, each searched once."""
+    """Return whether a definition refers to itself, directly or through others. Each definition is searched once."""
     open_, done = set[str](), set[str]()
 
     def is_endless(node: Any) -> bool:
@@ -375,7 +375,7 @@ _OF_KIND = {
 
 
 def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Split a schema with several types, or with null among its values, into a choice of one schema per type."""
+    """Split a schema with several types, or with null among its values, into a choice of schemas with one type each."""
     named = schema.get("type")
     types = named if isinstance(named, list) else [named, "null"]
     if len(types) > 1 + ("null" in types) and not schema.keys().isdisjoint({"anyOf", "oneOf"}):

@@ -58,7 +58,7 @@ class Billed:
 
 
 class Item:
-    """A request and the record of its attempts: `attempts` sent in total, `counted` against `retries`."""
+    """A request and the record of its attempts. All `attempts` were sent; `counted` of them count against `retries`."""
 
     # the defaults are on the class, because most items need only one attempt, which changes few of the attributes
     permit: Permit | None = None
@@ -87,7 +87,7 @@ class Item:
         self.attempts = request.attempts
 
     def charge(self, decision: RetryDecision | None) -> None:
-        """Add an attempt without an answer to `billed`, if it may be billed. None: the attempt's usage is unknown."""
+        """Add an attempt without an answer to `billed` if it may be billed. `decision`: None for an unknown usage."""
         if decision is not None and not decision.may_be_billed:
             return
         self.billed = self.billed or Billed()
@@ -267,7 +267,7 @@ def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, 
 
 
 def check_form(request: Request, endpoint: Endpoint) -> None:
-    """Raise `PromptmillError` (`unsupported`) if the provider does not take the form of the answer next to a file."""
+    """Raise `PromptmillError` (`unsupported`) if the provider takes no form of the answer together with a file."""
     for kind in request.conversation.file_kinds if request.has_form else ():
         limits = endpoint.profile.files.get(kind)
         if limits is not None and not limits.takes_schema:
@@ -276,7 +276,7 @@ def check_form(request: Request, endpoint: Endpoint) -> None:
 
 
 def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:
-    """Return warnings about a prompt that may be shortened, lost characters, and calls of tools that were not sent."""
+    """Return warnings: a prompt may be shortened, characters were lost, or a tool was called that was not sent."""
     cut = _cut_prompt(request.conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
     is_unasked = answer.tool_calls and not answer.text and not request.has_form and _TOOLS.isdisjoint(request.extra)
     return [

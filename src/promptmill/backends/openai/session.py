@@ -77,7 +77,7 @@ class _Connector(aiohttp.TCPConnector):
 
     async def _get(self, key: Any, traces: Any) -> Any:
         use = _USE.get()
-        use.is_kept = False  # set again, because aiohttp itself may repeat a GET
+        use.is_kept = False  # reset, because aiohttp itself may repeat a GET
         while not use.is_fresh and (connection := await super()._get(key, traces)) is not None:
             protocol, transport = connection.protocol, connection.transport
             if protocol is not None and transport is not None and not protocol.should_close:
@@ -89,13 +89,13 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Session:
-    """Sends requests over aiohttp's connections, which it keeps as `RawHttpClient` keeps its own.
+    """Sends requests over aiohttp's connections, which it keeps open in the same way as `RawHttpClient`.
 
     All methods raise `TransportError` and the system's exceptions.
     """
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
-        """Must be created on the event loop. `limit`: the most concurrent connections."""
+        """Create it on the event loop. `limit`: the most concurrent connections."""
         self._limits_s = connect_s, silence_s
         self._session, self._public = (
             aiohttp.ClientSession(
@@ -125,8 +125,8 @@ class Session:
         only_public: bool = False,
         fresh: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
-        """Send a request to the route's URL, or to `url`, on a new connection if `fresh`. Read the response within the
-        context.
+        """Send a request to the route's URL, or to `url`, on a new connection if `fresh`. The response must be read
+        within the context.
 
         The total time until the response starts is limited, because each interim response restarts aiohttp's timeout,
         and a server could send interim responses forever.

@@ -95,7 +95,7 @@ class LoopThrottle:
         return self._idle_s if self._ticking else self._idle_s + now - self._since
 
     def is_limit(self, since: float, idle_s: float, now: float) -> bool:
-        """Return whether this process, not the endpoint, limits the rate at `now`: more requests would only wait.
+        """Return whether this process, not the endpoint, limits the rate at `now`, so more requests would only wait.
 
         `since`: the start of a request. `idle_s`: the value of `idle_s` at that time.
         """
@@ -130,10 +130,10 @@ class LoopThrottle:
 
 
 class Pool:
-    """The connections of one backend, which are kept alive, with cached DNS, and the environment's proxies and CAs."""
+    """The connections of one backend, which are kept alive. DNS is cached. Proxies and CAs are the environment's."""
 
     def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
-        """Must be called on the event loop; opens no connection yet. `connections`: the limit of open connections."""
+        """Create it on the event loop. No connection is opened yet. `connections`: the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         self._max_connections = settings.max_connections
         limit = self._max_connections or connections
@@ -150,7 +150,7 @@ class Pool:
         self._renewed: set[RenewedKey] = set()
 
     def widen(self, connections: int) -> None:
-        """Allow `connections` connections, more than before, unless `max_connections` is set."""
+        """Raise the limit to `connections` connections, unless `max_connections` is set."""
         if self._max_connections is None:
             self._client.widen(connections)
 
@@ -306,7 +306,7 @@ class Pool:
 
 
 class RawHttpClient:
-    """promptmill's HTTP/1.1 connections, kept alive, up to `limit`. Times are in seconds.
+    """promptmill's own HTTP/1.1 connections: at most `limit`, which are kept alive. Times are in seconds.
 
     A request costs much less than over aiohttp's session. One timer checks all connections for silence.
     """
@@ -319,7 +319,7 @@ class RawHttpClient:
         trust: Callable[[], ssl.SSLContext],
         throttle: LoopThrottle,
     ) -> None:
-        """Must be created on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
+        """Create it on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
         self._loop = asyncio.get_running_loop()
         self.clock = time.monotonic  # the clock of asyncio's loop, without the cost of its method
         self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
@@ -334,7 +334,7 @@ class RawHttpClient:
         self._closed = False
 
     def widen(self, limit: int) -> None:
-        """Allow `limit` connections, more than before."""
+        """Raise the limit to `limit` connections."""
         more, self._limit = limit - self._limit, limit
         for _ in range(min(more, len(self._waiting))):
             self._wake()
@@ -442,7 +442,7 @@ class RawHttpClient:
         return await asyncio.shield(self._context)
 
     def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
-        """Deliver a result soon: a few per iteration of the event loop, so that many results do not block it."""
+        """Deliver a result soon: each iteration of the event loop delivers a few, so that many do not block it."""
         if not self._arrived:
             self._loop.call_soon(self._hand_out)
         self._arrived.append((answer, result))

@@ -24,13 +24,13 @@ from promptmill.system.call_files import FileRule
 
 _COMPUTING_S = 60  # limit of the processor time; 32 images of 89 megapixels take 40 s
 _FILE = "path"
-"""The column of a row that is a whole file, such as a picture of a folder."""
+"""The column of a row that is a whole file, such as a picture in a folder."""
 _LARGEST = 8_000
-"""Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
+"""The most characters of a thumbnail: together with the head of its `data:` URL, they take 8 KB."""
 
 
 async def pictures(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
-    """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images, the
+    """Return a thumbnail of the first image of each row, by the row's number, and the columns that may name images, the
     likeliest first.
 
     Raises `PromptmillError` (`invalid_input`).
@@ -46,7 +46,7 @@ async def pages(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[in
     Raises `PromptmillError` (`invalid_input`).
     """
     folder = jobs.visible.find(job_id, caller)
-    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # with keys, to find one on a page
+    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # finds secrets on pages
     return await jobs.apart(call, folder.job_id, _COMPUTING_S)
 
 

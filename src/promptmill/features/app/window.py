@@ -1,4 +1,4 @@
-"""The rows of a job for its page: a window of the rows that a search or a filter finds, in an order.
+"""The rows that the page of a job shows: a window of the rows that a search or a filter finds, in an order.
 
 Failed rows come first, then the newest: the index of the answers has this order. For a search, a filter or the order
 of a column, a child process with limited memory and time reads all rows, once for all windows of the view.
@@ -44,12 +44,12 @@ from promptmill.system.call_files import FileRule
 
 _COMPUTING_S = 60  # limit of the processor time, which suffices to search 1,000,000 rows
 _MOST_ORDERED = 500_000  # the most rows of the table: browsers show no higher page
-_KEPT = 8  # orders of rows, those of the last views
+_KEPT = 8  # the last views whose orders of rows are kept
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
 _HAS_SOURCES = f"SELECT 1 FROM answer WHERE {statistics.DELIVERED} AND instr(more, '\"{SOURCES}\":') LIMIT 1"  # noqa: S608
-_SORTED_BY = 200  # characters of a text, by which rows are sorted
+_SORTED_BY = 200  # rows are sorted by this many characters of a text
 Shown: TypeAlias = Literal["all", "failed", "answered"]
 _SHOWN: Mapping[Shown, str] = MappingProxyType({"all": "1", "failed": "failed", "answered": "NOT failed"})
 
@@ -61,12 +61,12 @@ class View:
     search: str = ""
     show: Shown = "all"
     sort: str = ""
-    """The name of the column; `""`: the usual order."""
+    """The name of the column by which rows are sorted; `""` for the usual order."""
     down: bool = False
     wanted: Mapping[str, str] | None = None
-    """The text that a wanted row has in each of these columns."""
+    """The text that a row must have in each of these columns."""
     row: int | None = None
-    """The number of the only row."""
+    """The number of the only row of the view, if it has only one."""
 
     @property
     def reads_rows(self) -> bool:
@@ -86,7 +86,7 @@ async def window(
     longest: int,
 ) -> JsonDict:
     """Return the status of a job, and the rows `offset` to `offset + limit - 1` of a view, with texts of at most
-    `longest` characters. `orders` keeps the rows of the last views that were searched for. Raises `PromptmillError`.
+    `longest` characters. `orders` keeps the row numbers of the last views that read all rows. Raises `PromptmillError`.
     """
     folder, rule = jobs.visible.find(job_id, caller), jobs.paths.rule
     order: list[int] | None = None
@@ -316,7 +316,7 @@ def _any(key: int, record: Record | None) -> Record | None:
 
 
 def _found(*, path: Path, rule: FileRule, view: View) -> list[int]:
-    """Return the numbers (from 0) of the rows of a view, in its order."""
+    """Return the numbers (from 0) of the rows of a view, in the order of the view."""
     folder, wanted = Folder(path), view.search.strip().lower()
     kept = list[tuple[int, bool, Cell]]()
     with folder.reading() as store:
@@ -340,7 +340,7 @@ def _found(*, path: Path, rule: FileRule, view: View) -> list[int]:
 
 
 def _sorted(rows: Sequence[tuple[int, Cell]], *, down: bool) -> list[tuple[int, Cell]]:
-    """Return the rows by their values: numbers by size, texts without regard to capitals, empty ones last."""
+    """Sort rows by their values: numbers by size, texts without regard to capitals, and empty values last."""
     texts = {n: unicodedata.normalize("NFD", _text(value)[:_SORTED_BY].strip().lower()) for n, value in rows}
     full = [row for row in rows if texts[row[0]]]
     numbers = {n: _number(texts[n]) for n, _ in full}

@@ -46,7 +46,7 @@ class AskedQuestion(Stored):
 
 
 def questions_of(value: object) -> tuple[AskedQuestion, ...]:
-    """Return the questions of the option's value. Raises `PromptmillError` (`invalid_input`).
+    """Return the questions in the value of the option `ask`. Raises `PromptmillError` (`invalid_input`).
 
     `value`: texts `NAME=PROMPT`, or prompts by name. The form of the answer may follow a name, as in `fields`:
     `Tone:positive|negative`. A prompt may also be a pair: the prompt, and its labels with or without definitions.
@@ -99,7 +99,7 @@ def _question(name: object, asked: object) -> AskedQuestion:
 
 
 def _field(text: str) -> tuple[str, JsonDict]:
-    """Return the name and the schema of a field in its short form."""
+    """Return the name and the schema of a field that is written in the short form."""
     try:
         fields: JsonDict = schema_of_fields(text)["properties"]
     except PromptmillError as error:
@@ -122,7 +122,7 @@ def schema_of(questions: Iterable[AskedQuestion]) -> JsonDict:
 
 
 def definitions_of(questions: Iterable[AskedQuestion]) -> dict[str, str]:
-    """Return the definitions of the labels of one request. Raises `PromptmillError` (`invalid_input`) for a label that
+    """Return the definitions of the labels in one request. Raises `PromptmillError` (`invalid_input`) for a label that
     has two definitions."""
     known = all_definitions(questions)
     if twice := next((label for label, definitions in known.items() if definitions[1:]), None):
@@ -134,7 +134,7 @@ def definitions_of(questions: Iterable[AskedQuestion]) -> dict[str, str]:
 
 
 def joined_definitions(questions: Iterable[AskedQuestion]) -> dict[str, str]:
-    """Return all definitions of each label as one text."""
+    """Return one text for each label, which contains all its definitions."""
     return {label: "; ".join(each) for label, each in all_definitions(questions).items()}
 
 

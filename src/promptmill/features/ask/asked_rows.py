@@ -39,9 +39,9 @@ class AskedRows(PlanWork, Step):
         self.steps = [self]
         self.kept = KeptAnswers(job)
         self._renews = False
-        """Whether the round sends all requests again, even requests that were answered in failed rows."""
+        """Whether the round sends all requests again, even those of failed rows that were answered."""
         self.has_parts = False
-        """Whether rows have answers to some of their questions from before their first request."""
+        """Whether some rows wait for batches, so that rows may have some answers before they count an attempt."""
 
     def begin(self, round_: int) -> None:
         """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""

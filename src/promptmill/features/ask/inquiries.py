@@ -27,25 +27,25 @@ class Inquiry:
 
     questions: tuple[AskedQuestion, ...]
     template: str
-    """Its prompt, with columns in double braces."""
+    """The prompt of the request, with columns in double braces."""
     needs: frozenset[str]
-    """The questions whose answers are in the prompt."""
+    """The names of the questions whose answers the prompt contains."""
 
     @property
     def names(self) -> list[str]:
-        """The names of its questions."""
+        """The names of the questions in the request."""
         return [question.name for question in self.questions]
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns in its prompt."""
+        """The columns in the prompt."""
         return frozenset(places_in(self.template)) - self.needs
 
 
 def inquiries_of(questions: Sequence[AskedQuestion], prompt: str) -> list[list[Inquiry]]:
-    """Return the requests about a row, in levels: a request needs answers of earlier levels only.
+    """Return the requests about a row in levels: a request needs only answers from earlier levels.
 
-    `prompt`: the prompt to which questions without columns are added. Those that use no answer, either, share a
+    `prompt`: the prompt to which questions without columns are added. Those of them that use no answer share a
     request. Raises `PromptmillError` (`invalid_input`).
     """
     names = {question.name for question in questions}
@@ -128,13 +128,13 @@ class PromptSection(NamedTuple):
     """For each name: the index of the column among the row's texts, or the name of the question."""
 
     def filled(self, texts: Sequence[str], answers: Mapping[str, str]) -> Fields:
-        """Return the parts of a row's prompt with these texts of its columns."""
+        """Return the prompt of the inquiry about a row. `texts`: the row's columns. `answers`: the earlier answers."""
         own = (texts[one] if isinstance(one, int) else answers[one] for one in self.sources)
         return Fields(self.parts, tuple(own))
 
 
 def sections_of(parts: Sequence[str]) -> list[PromptSection]:
-    """Return the sections of a row's prompt with these parts: a text, the name of a column, a text, ….
+    """Divide a row's prompt into sections. `parts`: a text, the name of a column, a text, ….
 
     >>> sections_of(("Which tone? ", "text", "\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063?"))[1]
     PromptSection(parts=('Why ', 'Tone', '?'), sources=('Tone',))
@@ -157,7 +157,7 @@ def sections_of(parts: Sequence[str]) -> list[PromptSection]:
 
 
 def text_of(fields: Fields) -> str:
-    """Return the prompt with these parts."""
+    """Return the text of the prompt with these fields."""
     texts: list[Any] = [*fields.parts]
     texts[1::2] = fields.texts
     return "".join(texts)

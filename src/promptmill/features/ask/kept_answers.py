@@ -1,7 +1,7 @@
 """Answers of rows that still wait for other answers, kept in the job's database for the next run.
 
-A row is recorded when all of its requests have ended. Without kept answers, a kill would lose the answers so far, which
-are paid. When the row is recorded, its kept answers are deleted.
+A row is recorded when all of its requests have ended. Without kept answers, a kill before that would lose answers that
+were paid for. When the row is recorded, its kept answers are deleted.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class KeptAnswers:
         return found
 
     async def keep(self, request: Request, number: int, names: Sequence[str], answer: Completion) -> None:
-        """Keep the answer to a row's request with this number. Delete kept answers that are no longer needed."""
+        """Keep the answer to the request `number` about a row. Delete kept answers that are no longer needed."""
         used, name = answer.usage, f"{_BEGINNING}{request.key} {self.round} {number}"
         kept: dict[str, Any] = {
             "of": self._identity(request),

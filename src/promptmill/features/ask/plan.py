@@ -47,12 +47,12 @@ class Ask(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Ask | None:
-        """Return the plan for the option `ask`; None without it, and for questions that are fields of a single request
-        about the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `ask`; None if it is not set, or if the questions can be fields of one
+        request about the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if not options.get("ask"):
             return None
-        prompt = options.get("prompt") or options.get("prompt_file") or ""  # a file is read after the options' check
+        prompt = options.get("prompt") or options.get("prompt_file") or ""  # the file is read later
         if isinstance(prompt, Mapping):  # one prompt with a name: options exclude several prompts
             prompt = next(iter(prompt.values()))
         plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
@@ -112,7 +112,7 @@ class Ask(Plan):
         return Estimate({"answers": answers}, f"{counted(checked['requests'], 'request')} in all{waits}")
 
     def taking(self, other: JobSpec) -> Taking | None:
-        """Return how a row reuses the answers of another job to the questions that both jobs ask; None if none."""
+        """Return how a row reuses another job's answers to questions that both jobs ask; None if they share none."""
         plan = other.plan
         if not isinstance(plan, Ask) or not (known := self._known(plan)):
             return None

@@ -33,21 +33,21 @@ from promptmill.features.ask.inquiries import Inquiry, PromptSection, sections_o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowPart:
-    """A request about a row, without the row."""
+    """A request about a row, before the row's texts are filled in."""
 
     names: tuple[str, ...]
-    """The names of its questions."""
+    """The names of the questions in the request."""
     needs: frozenset[str]
     sections: tuple[int, ...]
-    """The indices of the sections in the request: several, if their columns are the same."""
+    """The indices of the sections that the request joins: more than one if their columns are the same."""
     changes: JsonDict
     """The sampling parameters that differ from the row's."""
     is_evidence: bool = False
-    """Whether the prompt has only the columns, because its words are in the form of the answer."""
+    """Whether the prompt has only the columns, because its words are moved to the form of the answer."""
 
     @property
     def is_text(self) -> bool:
-        """Whether the answer is a text, the answer to the only question, and no object with fields."""
+        """Whether the answer is a text that answers a single question, instead of an object with fields."""
         return self.changes["response_format"] is None
 
 
@@ -121,7 +121,7 @@ class RowInquiries:
             sampling=sampling,
             fields=None if request.fields is None else fields._replace(file=request.fields.file),
             shared=request.shared_system,
-            question=None,  # not the row's question, which would make its requests duplicates of each other
+            question=None,  # with the row's question, all requests about it would be duplicates of each other
             attempts=0,
             choice=part.sections[0],
         )
@@ -151,7 +151,7 @@ def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[PromptSection
 
 
 def _evidence(filled: Sequence[Fields]) -> Fields:
-    """Return the values that prompts insert, columns and earlier answers, each value once."""
+    """Return all values (columns and earlier answers) that the prompts insert, each value only once."""
     texts = {name: text for one in filled for name, text in zip(one.parts[1::2], one.texts, strict=True)}
     parts = [""]
     for name in texts:

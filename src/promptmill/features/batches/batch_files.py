@@ -1,4 +1,4 @@
-"""The files of a batch round: one line for each request of open rows, one file for each batch."""
+"""The files of a batch round: each batch has a file with one line for each request."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BatchFiles:
         names: Collection[str],
         path: str,
     ) -> None:
-        """`of` has the round and slot of the batches. `asked_of` returns the digest of a row's question.
+        """`of`: a batch with the round and slot of all new batches. `asked_of` returns the digest of a row's question.
 
         `most`: the most requests in a batch. `names`: the names by which rows may refer to the model. `path`: the
         `Request.path` of all requests in the batches.
@@ -70,7 +70,7 @@ class BatchFiles:
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
         self._batches_of: dict[int, list[int]] = {}
-        """For each row, by its key: the batches of its requests whose cost is not yet known."""
+        """By the key of a row: the ids of the batches with its requests, until the row's cost is known."""
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
         """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""
@@ -120,7 +120,7 @@ class BatchFiles:
         self._complete.append(self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
 
     def store_planned(self) -> None:
-        """When the cost of every row is known, store the batches, each with its highest possible cost."""
+        """Store the batches, each with its highest possible cost. The cost of every row must be known."""
         planned = [batch.changed(most=self._reserved.get(batch.id, 0.0)) for batch in self._complete]
         stored_batches.put(self._folder.store, *planned)
 

@@ -8,12 +8,12 @@
     clean up  the files at the provider are deleted, except results that could not be read
 
 A batch that was created is paid, even if later requests about it fail. If they fail for long, the run ends with an
-error, and the next run looks again. A batch is abandoned only at the user's time `by`, at its highest possible cost.
+error, and the next run looks again. A batch is abandoned only after the time `by`, and charged at its highest cost.
 
-A plan may send several requests for a row, and further requests after their answers: these go into a second batch. Rows
-that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The
-chain of functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while
-storing, it returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
+A plan may send several requests for a row, and further requests after their answers, in a second batch. Rows that have
+no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The chain of
+functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while storing, it
+returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class BatchRound:
         self._most: dict[int, int] = {}
         """The most requests in a batch, by slot. A full queue reduces the number."""
         self._again_at: dict[int, float] = {}
-        """By the id of a batch: the time at which to look for the batch, or to create it, again."""
+        """By the id of a batch: the time before which the batch is not searched for, or created, again."""
         self._warmed: set[tuple[int, str]] = set()
         """Slots, with the shared beginnings of prompts that a batch of this run puts into the provider's cache."""
         self._replans = False
@@ -257,8 +257,8 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
-            # A beginning needs at least 3 rows: a cache write for an hour costs twice the prompt, and each cache read a
-            # tenth.
+            # Caching a beginning of prompts pays from 3 rows on: a cache write for an hour costs twice the normal
+            # price, and a cache read a tenth of it.
             sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
@@ -494,7 +494,7 @@ class BatchRound:
     # ---- store
 
     async def _fetch(self, batch: Batch) -> bool:
-        """Store the replies as they arrive. Raises `not_found` if they are fewer than the provider counts."""
+        """Store the replies as they arrive. Raises `not_found` if there are fewer than the provider counts."""
         api, page = self._apis[batch.slot], list[Reply]()
         damaged, nameless = 0, Counter[bool]()
         if not (state := await api.state(batch.there.id)).is_ended:
@@ -530,8 +530,8 @@ class BatchRound:
             left = batch.requests - replies.requests
             text = f"{paid} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
-        refused = replies.requests - replies.answers
-        found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # refused may count as done
+        refused = replies.requests - replies.answers  # some providers count refused requests as done
+        found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))
         is_short = found < _completed(state, batch) or (gone is not None and state.done is None)
         if is_short and replies.requests < batch.requests:
             if replies.ready:  # the other replies may never come
@@ -553,7 +553,7 @@ class BatchRound:
             stored_batches.put(self._store, batch.changed(most=0.0))
 
     async def _pass_on(self, batch: Batch) -> None:
-        """Pass on the replies to rows with a single request in the batch, while it waits for other replies."""
+        """Pass on the replies to rows with a single request in the batch, while the batch waits for other replies."""
         left, onward = await self._pass(batch, IS_ALONE)
         self._onward.setdefault(batch.id, set()).update(onward)
         await asyncio.to_thread(stored_batches.mark_passed, self._store, batch.changed(most=max(0.0, left)))

@@ -4,7 +4,7 @@
     batched  rows without an outcome whose requests are in batches, and the replies as they arrive
 
 A request may be for several rows. Its reply is stored at the row whose `custom` is the request's `line`; each row has
-its own `Portion` of it (`name`, `at`, `among`), and may be moved, edited or removed without the others.
+its own `Portion` of the request (`name`, `at`, `among`), and may be moved, edited or removed alone.
 
 A batch is stored before each step that may be billed or that leaves data at the provider:
 
@@ -70,7 +70,7 @@ class AtProvider(Stored):
     file_id: str = ""
     """The id of the uploaded file."""
     since: float = 0.0
-    """The Unix time of the batch's creation, or the earliest possible time."""
+    """The Unix time at which the batch was created, or the earliest time at which it may have been."""
     id: str = ""
     """The provider's id of the batch; `""` until it is known."""
     said: str = ""
@@ -79,7 +79,7 @@ class AtProvider(Stored):
     """The number of finished requests, as reported by the provider."""
     expires: float | None = None
     is_cancelled: bool = False
-    """Whether promptmill requested its cancellation."""
+    """Whether promptmill requested the batch's cancellation."""
     is_guess: bool = False
     """Whether only the time and size of the provider's batch identify it as this batch."""
     read: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Batch(Stored):
     most: float = 0.0
     """The highest possible cost, in US dollars."""
     warms: bool = False
-    """Whether it puts the beginnings of later requests into the provider's cache."""
+    """Whether the batch puts the beginnings of later requests into the provider's cache."""
     mark: str = ""
     """The prefix of each `custom_id`. It distinguishes the batch from batches of other programs."""
     not_it: tuple[str, ...] = ()
@@ -226,7 +226,7 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
     """Store replies to the requests of a batch. Of several replies to a request, the first answer counts or, if none is
     an answer, the first reply.
 
-    Return the number of replies that belong to no request of the batch, by whether they are answers.
+    Return the counts of replies that belong to no request of the batch: of answers (True), of failures (False).
     """
     unknown = Counter[bool]()
     with store.transaction() as connection:
@@ -301,7 +301,7 @@ class Replies(NamedTuple):
     passed: int
     """The number of replies that were passed on before the other replies came."""
     ready: int
-    """The number of replies that were not passed on, to rows that are in the input."""
+    """The number of replies, not yet passed on, to rows that are in the input."""
 
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
@@ -351,7 +351,7 @@ def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bo
 
 
 def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
-    """Mark rows that meet a round's `condition` and are in no batch as tried, so that they are sent live."""
+    """Mark as tried the rows that meet a round's `condition` and are in no batch, so that they are sent live."""
     base = slot * SLOT
     rows = f"{condition} AND NOT {IN_BATCH.format(base=base)}"
     mark = "INSERT OR IGNORE INTO batched (batch, custom, key, status)"

@@ -1,4 +1,4 @@
-"""Checks that can be written down: a limit of words, a pattern, and a language."""
+"""Checks that an option describes: a limit of words, a pattern, or a language."""
 
 from promptmill.core.feature import Feature
 

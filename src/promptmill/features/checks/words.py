@@ -8,8 +8,8 @@ from promptmill.core.writing_systems import HAN_AND_KANA, UNSPACED, WITH_MARKS
 
 _PIECES = re.compile(rf"([{HAN_AND_KANA}])|([{WITH_MARKS}]+)|[^\W{HAN_AND_KANA}{WITH_MARKS}]+")
 _SIGNS_IN_A_WORD = 5
-"""The characters that count as a word of Thai, Lao, Burmese or Khmer. Their words have four to five characters with
-their marks; five are used, because a limit of words should rather accept a text."""
+"""The number of characters that count as a word of Thai, Lao, Burmese or Khmer. Words of these languages have four to
+five characters, including marks; the higher number is used, so that a limit of words accepts a text in doubt."""
 
 
 def word_count(text: str) -> int:

@@ -52,7 +52,7 @@ class Language(Check):
     wanted_by = ("language",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the languages if another language is far likelier; an answer of few words could be in several."""
+        """Return a complaint if another language is far likelier; an answer of few words may fit several languages."""
         wanted = request.sampling
         assert isinstance(wanted, CheckWishes)
         found = likelihoods("\n".join(_texts(answer)))

@@ -22,7 +22,7 @@ SHELLS = {
 }
 """The commands that install the script, by shell."""
 
-_PATHS = ("input", "output", "image")  # arguments that complete paths, although they may also be a URL or `-`
+_PATHS = ("input", "output", "image")  # arguments for which paths are completed, although they may also be a URL or `-`
 _JOBS = "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'"
 _MODELS = "promptmill models {} 2>/dev/null | sed 's/ .*//'"
 _ENDPOINT = "(--base-url|--provider)[[:space:]=]+([^[:space:]]+)"  # the command's endpoint, whose models are listed

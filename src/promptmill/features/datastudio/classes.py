@@ -98,7 +98,7 @@ class BaseAPI(abc.ABC):
     ) -> None:
         """`retry`: the total number of attempts, at least one. `wait`: the longest wait between attempts, in seconds.
 
-        `thread_num`: the number of concurrent calls of `generate_inner`. If it or `retry` is None, the default applies.
+        `thread_num`: the number of concurrent calls of `generate_inner`; None for this or `retry` means the default.
         `image_key_name`: a key for the images of a part. Without `openai_format`, `generate_inner` gets a list of parts
         instead of messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
         """
@@ -116,7 +116,7 @@ class BaseAPI(abc.ABC):
 
     @abc.abstractmethod
     def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, Any]:
-        """Answer one input from `pre_process`. Return `(ret_code, answer, response)`; `ret_code` is 0 for success."""
+        """Answer a preprocessed input. Return `(ret_code, answer, response)`; `ret_code` is 0 for success."""
 
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
         """Answer each input, in order; `fail_msg` replaces a failed answer. Raises the errors of `pre_process`."""
@@ -179,7 +179,7 @@ class BaseAPI(abc.ABC):
         return _parts_of(inputs, "inputs", self.image_key_name)
 
     def prepare_inputs(self, inputs: Any) -> tuple[list[Any], str]:
-        """Return parts as messages, with images as `data:` URLs, and a text that joins all texts.
+        """Convert parts to messages with images as `data:` URLs. Return the messages, and a text that joins all texts.
 
         Without `openai_format`, the parts stay unchanged. Raises `PromptmillError`.
         """
@@ -244,7 +244,7 @@ class BaseAPI(abc.ABC):
 
 
 class _SamplingArguments:
-    """The sampling parameters of a program, which it may also change later. None leaves a parameter to the endpoint."""
+    """Sampling parameters that a program sets, and may change later. None leaves a parameter to the endpoint."""
 
     temperature: float | None
     top_p: float | None
@@ -261,7 +261,7 @@ class _SamplingArguments:
 
 
 class OpenAIAPI(_SamplingArguments, BaseAPI):
-    """An OpenAI-compatible model for Python programs. Inputs: see `generate`.
+    """An OpenAI-compatible model for Python programs. `generate` describes the inputs.
 
     A subclass may override any method of `BaseAPI`.
     """
@@ -297,14 +297,14 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         openai_format: bool = True,
         **kwargs: Any,
     ) -> None:
-        """`key` falls back to OPENAI_API_KEY and LLM_API_KEY; without `api_base`, `port` is a port of this machine.
+        """Without `key`, OPENAI_API_KEY or LLM_API_KEY is used; without `api_base`, `port` is a port of this machine.
 
         `base_url` is another name of `api_base`.
 
-        `retry` is the total number of attempts, from 1 to 100; `wait` the longest wait between them, and `timeout` the
-        time to connect and the longest silence, all in seconds; `thread_num` the number of requests in flight. Several
-        keys and ports share the requests. None leaves a parameter to the endpoint; a number outside the usual range is
-        sent, and the endpoint may refuse it. `image_key_name` is a key under which parts hold their images;
+        `retry` is the total number of attempts, from 1 to 100; `thread_num` is the number of requests in flight. In
+        seconds, `wait` is the longest wait between attempts, and `timeout` the time to connect and the longest silence.
+        Requests are divided among several keys or ports. None leaves a parameter to the endpoint; a number outside the
+        usual range is sent, and the endpoint may refuse it. `image_key_name` is a key under which parts hold images;
         `openai_format` is for `prepare_inputs` alone. `kwargs` go into the request body. Attributes that are set later
         apply from the next call on. Raises `PromptmillError` (`invalid_config`).
         """
@@ -421,7 +421,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self._key,
             "concurrency": min(self._at_a_time, 65_536),  # 65,536 is the largest `concurrency`
-            "adaptive": False,  # a program that sets `thread_num` expects this number of requests from the first on
+            "adaptive": False,  # a program that sets `thread_num` expects this many requests from the beginning
             "max_connections": self.max_connections or min(self._at_a_time, 16384),
             "retries": min(max(self._attempts, 1), 100),
             "base_delay": min(1.0, self._longest_wait_s),
@@ -433,7 +433,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
 
     @property
     def _key(self) -> str | list[str] | None:
-        """The keys. Without keys, OPENAI_API_KEY is used first, as in DataStudio."""
+        """The keys of the endpoint. If the program set none, OPENAI_API_KEY is used first, as in DataStudio."""
         if self.key is None:
             return os.environ.get("OPENAI_API_KEY") or None
         return self.key if isinstance(self.key, str) else list(self.key)
@@ -543,7 +543,7 @@ def _inputs(messages: Sequence[Any]) -> Sequence[Any]:
 
 
 def _conversation_of(item: Any, where: str, image_key: str = "image") -> Conversation:
-    """Return the conversation for one input, in a form of `OpenAIAPI.generate`. `where`: the input's name in errors.
+    """Convert one input, as `OpenAIAPI.generate` accepts it, to a conversation. `where`: the input's name in errors.
 
     `image_key` is the key under which a part may hold its image.
     """
@@ -562,7 +562,7 @@ def _conversation_of(item: Any, where: str, image_key: str = "image") -> Convers
 
 
 def _parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str, Any]]:
-    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`. A message with a role stays.
+    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`. Keep messages with a role.
 
     Raises `PromptmillError` (`invalid_input`) as `_conversation_of` does.
     """
@@ -590,7 +590,7 @@ def _items(item: Any, where: str) -> Iterator[tuple[Any, str]]:
 
 
 def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
-    """Return an item as a part, or the text of a system prompt unchanged."""
+    """Convert an item to a part; for a system prompt, return the text."""
     if isinstance(item, Mapping) and item.get("type") == "system":
         return _value(item, where)
     return _part(item, where, image_key)
@@ -665,7 +665,7 @@ def _names_image(text: str) -> bool:
 
 
 def _whole(value: int | str | None, name: str, usual: int) -> int:
-    """Return a number of the constructor, which may be given as text; `usual` for None."""
+    """Return an argument of the constructor as a number; it may be a text. Return `usual` for None."""
     try:
         return usual if value is None else int(value)
     except ValueError:

@@ -26,7 +26,7 @@ class Decide(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Decide | None:
-        """Return the plan for the option `decide`, or None. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `decide`; None if it is unset. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if (model := options.get("decide")) is None:
             return None
@@ -40,7 +40,7 @@ class Decide(Plan):
         return frozenset({self.model})
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for answers that two models cannot divide."""
+        """Raise `PromptmillError` (`invalid_input`) if the two models cannot divide the fields of an answer."""
         del question
         sampling = config.settings.sampling_params
         if (answers := sampling.n or 1) > 1:
@@ -48,7 +48,7 @@ class Decide(Plan):
         Divided.of(sampling)
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows were decided by another model."""
+        """Return this plan. Raises `PromptmillError` (`invalid_input`) if rows were decided by another model."""
         if isinstance(begun, Decide) and begun != self and not sends_all:
             raise input_error(
                 f"Job {job_id} was begun with ",
@@ -64,7 +64,7 @@ class Decide(Plan):
         return [*super().asked(targets), self.model]
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings of a model for its requests in a validation, which are about only its fields."""
+        """Return the settings for a validation's requests to `model`, which ask only for the fields of this model."""
         divided = Divided.of(config.settings.sampling_params)
         return with_form(config, divided.closed if model == self.model else divided.open)
 

@@ -57,7 +57,7 @@ class BothModels(PlanWork, Step):
         return _joined(request, divided, *await together([*parts], call))
 
     def _part(self, request: Request, config: ModelConfig, form: JsonObject) -> Request:
-        """Return the request for some of the fields, to the model of `config`."""
+        """Return the request to the model of `config` for the fields in `form`."""
         made = adapted(request, self._before, config)
         own = made.sampling.model_copy(update={"response_format": form})
         sampling = once(self._samplings, lambda: own, request.sampling, form)

@@ -15,7 +15,7 @@ _LONG = 64 << 10  # bytes; a longer body is read in a thread
 
 
 class UnreadableBodyError(ValueError):
-    """A body that is no JSON object, with the words about it."""
+    """The body is no JSON object. The error's text tells the client why."""
 
 
 async def object_in(body: bytes) -> JsonDict:

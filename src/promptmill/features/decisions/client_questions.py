@@ -13,7 +13,7 @@ from promptmill.features.openai_server.api_errors import ApiError
 
 MOST_OPTIONS, MOST_LEVELS = 255, 10
 DIGITS = 6
-"""The decimals of numbers in replies."""
+"""The number of decimals to which numbers in replies are rounded."""
 _TOO_DEEP = "A value is nested too deeply; send fewer levels."
 
 
@@ -33,11 +33,11 @@ class ClientQuestion(NamedTuple):
     question: Question
     """The question, whose name is `""` here."""
     values: tuple[Any, ...] = ()
-    """The options as the client wrote them, in order; a yes or no has none."""
+    """The options as the client wrote them, in order; a question for yes or no has none."""
 
     @property
     def asked(self) -> Asked:
-        """The question as it is sent."""
+        """The question as it is sent to a model."""
         return Form((self.question,)).asked[0]
 
     @property
@@ -53,7 +53,7 @@ class Refusal(NamedTuple):
 
 
 Shares: TypeAlias = Sequence[float]
-"""The probability of each option, in order; for a yes or no, the probabilities of yes and no."""
+"""The probability of each option, in order; for a question for yes or no, the probabilities of yes and no."""
 Decision: TypeAlias = Shares | Refusal
 
 
@@ -63,12 +63,12 @@ def yes_no(name: str | None, words: str, definition: str = "", opposite: str = "
 
 
 def is_bare(question: Question) -> bool:
-    """Return whether a question asks for a yes or no without a definition of both."""
+    """Return whether a question is one for yes or no that does not define both."""
     return isinstance(question.kind, YesNo) and not (question.kind.definition and question.kind.opposite)
 
 
 def choice(name: str | None, words: str, options: Mapping[Any, str] | Sequence[tuple[Any, str]]) -> ClientQuestion:
-    """Return a question whose answer is one of some options, each with its definition or `""`. Raises `ValueError`."""
+    """Return a question whose answer is one of the options, each with its definition or `""`. Raises `ValueError`."""
     pairs = [*options.items()] if isinstance(options, Mapping) else [*options]
     values = tuple(value for value, _ in pairs)
     texts = [text_of(value) for value in values]
@@ -86,7 +86,7 @@ def choice(name: str | None, words: str, options: Mapping[Any, str] | Sequence[t
 
 
 def scale(name: str | None, words: str, levels: Sequence[tuple[str, str]]) -> ClientQuestion:
-    """Return a question whose answer is one of some levels in order, each with its definition or `""`."""
+    """Return a question whose answer is one of the levels in order, each with its definition or `""`."""
     labels = tuple(label for label, _ in levels)
     bare = tuple(composed(label).strip() for label in labels)
     kind: Closed = Scale(bare, _some(said for _, said in levels))
@@ -102,7 +102,7 @@ def _some(definitions: Any) -> tuple[str, ...]:
 
 
 def words_of(value: Any) -> str:
-    """Return words that a client may write as a text, an object or a list. Raises `ApiError`."""
+    """Return as text the words that a client wrote as a text, an object or a list. Raises `ApiError`."""
     if value is None or isinstance(value, str):
         return value or ""
     try:
@@ -130,7 +130,7 @@ def shares_of(reported: Sequence[float | None]) -> Shares | None:
 
 
 def place_of(shares: Shares) -> int:
-    """Return the index of the likeliest option; of several, that of the first."""
+    """Return the index of the likeliest option, or of the first one if several are equally likely."""
     return max(range(len(shares)), key=shares.__getitem__)
 
 

@@ -5,7 +5,7 @@
 | decides by itself | one with all questions, as `Request.form`; the names of questions are numbers that no model sees |
 | writes texts | one for each question, so that no question sees another; the probabilities are those of `choices` |
 
-In a prompt the evidence comes first: an endpoint that caches the beginning of prompts reads it once.
+In a prompt, the evidence comes first, so that an endpoint that caches the beginning of prompts reads it only once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 
 _ELSE = "It is about something else."
-"""The opposite of a yes or no without a described opposite, for an encoder: with this text, .86 of 4,800 pairs of mails
-were in the right order (with `Not so: …`, .66)."""
+"""What `no` means to an encoder if the question for yes or no does not describe it. With this text, 86 % of 4,800 pairs
+of mails were in the right order; with `Not so: …`, 66 %."""
 _ORDER = (
     "This model compares texts: of a yes or no, it needs to know what both mean. Without that, the number puts inputs "
     "into an order, but is no probability."
@@ -44,8 +44,8 @@ _ORDER = (
 _REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
 _MOST_TEXT = 1 << 28
-"""The most characters of all prompts together: each has the evidence, and a body of 30 MB may have 1,000 questions."""
-_LONGEST_LABEL = 40  # characters; a model writes the number of a longer option
+"""The most characters of all prompts together. Each contains the evidence: for a body of 30 MB, maybe 1,000 times."""
+_LONGEST_LABEL = 40  # characters of an option; if one is longer, the model writes the numbers of options
 _NO_PROBABILITIES = (
     "The model reports no probabilities for this question: its endpoint has no log probabilities, or the options are "
     "too long. Its answer is {}."
@@ -60,7 +60,7 @@ class Decided(NamedTuple):
     note: str = ""
     """A note about the probabilities for the client."""
     model: str = ""
-    """The model that answered, if the endpoint names another one."""
+    """The name of the model that answered, if the call could use several models."""
 
 
 async def decided(
@@ -101,8 +101,8 @@ async def _decided_at_once(
     *,
     compares: bool,
 ) -> tuple[list[Decision], list[Outcome]]:
-    """Return the answers of a backend that takes all questions in one request. If it refuses some of them, which it
-    does before it answers any, each question becomes a request."""
+    """Return the answers of a backend that accepts all questions in one request. If it refuses some questions, which it
+    does before it answers any, send a request for each question."""
     named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
     forms = [Form(tuple(named))]
     outcomes = await _outcomes(service, config, [_request_for(form, config, evidence) for form in forms])
@@ -130,7 +130,7 @@ def _named(name: str, question: Question, *, compares: bool) -> Question:
 
 
 def _schema(form: Form) -> JsonDict:
-    """Return a schema that permits any fields. It differs for other questions, because caches use it as a key."""
+    """Return a schema that permits any fields. Its comment identifies the questions, because caches use it as a key."""
     return {"type": "object", "$comment": hashlib.sha256(repr(form).encode()).hexdigest()}
 
 

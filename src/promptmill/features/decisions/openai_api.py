@@ -57,7 +57,7 @@ def _evidence(given: Any) -> Evidence:
 
 
 def _with_texts(item: Any) -> Any:
-    """Return an item of the input with its JSON parts as texts."""
+    """Return an item of the input, with the JSON parts converted to texts."""
     if not isinstance(item, dict) or not isinstance(item.get("content"), list):
         return item
     return item | {"content": [_as_text(part) for part in item["content"]]}

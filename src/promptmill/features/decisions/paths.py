@@ -1,4 +1,4 @@
-"""The two paths as apps of the HTTP server, without the checks of `http.app`, which calls them after its checks."""
+"""The two paths as apps of the HTTP server. They leave out the checks that `http.app` makes before it calls them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class SystemOne(ApiPaths):
 
 
 class _Calls:
-    """The calls of a path on the service."""
+    """Calls the service for one of the paths."""
 
     def __init__(self, service: Service, path: str) -> None:
         self._service, self._path = service, path
@@ -139,7 +139,7 @@ class _Calls:
 
 
 def _wait_s(request: HttpRequest) -> float | None:
-    """Return how long the client waits, in seconds; None: no limit of this client is known."""
+    """Return how many seconds the client waits; None if no limit of this client is known."""
     is_typesafe = "typesafe" in request.headers.get("user-agent", "").lower() or "x-typesafe-sdk" in request.headers
     return WAIT_S if is_typesafe else None
 

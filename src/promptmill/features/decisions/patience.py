@@ -1,4 +1,4 @@
-"""Answers for clients that give up after ten seconds: after nine seconds, a reply asks for the request again.
+"""Answers for clients that give up after ten seconds: after nine seconds, a reply asks them to repeat the request.
 
 The work continues, and a request with the same body finds it: a client that repeats its request gets the answer, and
 the work is done once. Work that no client requests again is ended.

@@ -3,9 +3,9 @@
     text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
 
 Tokens are counted by the model's own tokenizer if the model runs on an engine; otherwise they are estimated. The
-estimate assumes one token for four letters or spaces, two punctuation marks, one digit or one other character, plus a
-tenth. Qwen and SmolLM2 have one token for each digit, GPT-4o has one for up to three: tables of numbers have 1.0 to 1.2
-times the estimate with Qwen and SmolLM2, and 0.4 to 0.7 times with GPT-4o.
+estimate assumes one token for four letters or spaces, two punctuation marks, one digit or one other character, and adds
+a tenth. Qwen and SmolLM2 have one token for each digit, GPT-4o has one for up to three: tables of numbers have 1.0 to
+1.2 times the estimate with Qwen and SmolLM2, and 0.4 to 0.7 times with GPT-4o.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARKS = 2  # ASCII punctuation marks per token: in tables each is a token, in p
 _DIGITS = string.digits.encode()
 _PUNCTUATION = string.punctuation.encode()
 _MARGIN = 1.1
-_CHARACTERS_OF_TOKEN = 8  # max characters of a token; no usual text has more
+_CHARACTERS_OF_TOKEN = 8  # max characters per token; no usual text has more
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -48,7 +48,7 @@ _ENDS = tuple(
 )
 """The places at which a piece may end, the best first: after a page that ends with a sentence, before a heading, after
 a paragraph, after a line that ends with a sentence, after any page, any line, …"""
-_SHARE_REPEATED = 20  # 1/20 of the piece before is repeated; without this, 35 to 39 of 40 facts in 150 pages were found
+_SHARE_REPEATED = 20  # 1/20 of the previous piece is repeated; without it, 35 to 39 of 40 facts in 150 pages were found
 _MOST_REPEATED = 200  # tokens: more than a long sentence
 
 
@@ -60,8 +60,8 @@ class How(Stored):
     overlap: int | None = Field(None, ge=0)
     """The number of tokens that a piece repeats from the end of the previous piece; None: see `repeated`."""
     merge: Literal["ask", "first", "sum", "distinct"] = "ask"
-    """The rule that chooses among different values of a field; `distinct` is `ask`, but equal objects of a list become
-    one."""
+    """The rule that chooses among different values of a field. `distinct` asks, too, and merges equal objects of a list
+    into one."""
     merge_prompt: str = ""
     """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
 
@@ -91,7 +91,7 @@ class Piece(NamedTuple):
         """Divide the piece near its middle into two. The second repeats the end of the first, as every piece does."""
         size, count = self.end - self.start, max(1, tokens(self.of(text)))
         at = _end(text, self.start + size * 5 // 16, self.start + max(1, size * 9 // 16))
-        share = min(how.repeated(count) / count, 0.25)  # more would leave the halves as long as the piece
+        share = min(how.repeated(count) / count, 0.25)  # a larger share would leave a half as long as the piece
         return [Piece(self.start, at), Piece(_repeated_from(text, self.start, at, share) if share else at, self.end)]
 
 
@@ -127,7 +127,7 @@ def count_of(config: ModelConfig) -> Count:
 
 
 def _tokenizer_file(model: str) -> Path | None:
-    """Return the tokenizer file of a model's folder or of a model in the hub's cache, or None."""
+    """Return the tokenizer file in a model's folder or in the hub's cache; None if there is none."""
     if Path(model).exists():
         file = Path(model) / _TOKENIZER
         return file if file.is_file() else None
@@ -135,7 +135,7 @@ def _tokenizer_file(model: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(model, _TOKENIZER)
-    except (ImportError, ValueError):  # the hub has no model of this name
+    except (ImportError, ValueError):  # the package is missing, or `model` cannot be the name of a model of the hub
         return None
     return Path(found) if isinstance(found, str) else None
 

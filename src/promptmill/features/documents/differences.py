@@ -28,13 +28,13 @@ class DocumentStatus(TypedDict):
     """The differences between pieces."""
 
     rows: int
-    """The number of rows with such a field."""
+    """The number of rows with a field for which pieces have different values."""
     fields: int
-    """The number of fields with different values, in all rows together."""
+    """The number of such fields in all rows together."""
 
 
 def status_of(store: JobDatabase, before: int) -> Mapping[str, object]:
-    """Return the counts of the rows below `before`; `{}` without differences. Blocks."""
+    """Return the counts for the rows with numbers below `before`; `{}` if no pieces differ. Blocks."""
     ((rows, fields),) = store.read(_COUNTS, before)
     return {"documents": DocumentStatus(rows=rows, fields=int(fields))} if rows else {}
 

@@ -23,7 +23,7 @@ JOIN = "The document was read in parts. Make one answer for the whole document o
 FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 """A field of a row in a prompt."""
-_MOST_WORDS = 30  # words of a text that are searched for
+_MOST_WORDS = 30  # words of a text value that are searched for in the document
 _OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
 _NUMBER = re.compile(
@@ -41,13 +41,13 @@ class Document(NamedTuple):
     text: str
     after: str
     column: int | None = None
-    """The number of the field that is the text, among the prompt's fields; None if the text is not one field."""
+    """Which of the prompt's fields is the text, counted from 0; None if the text is not a single field."""
     paragraphs: Paragraphs | None = None
     """The paragraphs of the text of a Word document or a web page."""
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Document:
-        """Return the document in a plain prompt: its longest field or, if that is at most half, all its fields."""
+        """Return the document in a plain prompt: the longest field, or all fields if no field is most of the prompt."""
         texts = [*fields.parts]
         texts[1::2] = fields.texts
         at = max(range(1, len(texts), 2), key=lambda each: len(texts[each]))
@@ -70,10 +70,10 @@ class Document(NamedTuple):
         return cls("", message, "")
 
     def pieces(self, size: int, overlap: int, count: Count = tokens, system: str = "") -> Iterator[Piece]:
-        """Yield the pieces, whose requests have at most `size` tokens, including the messages before (`system`), the
-        prompt around the piece, and the line that names its place.
+        """Yield the pieces. The request about each piece has at most `size` tokens, including the messages before it
+        (`system`), the prompt around the piece, and the line that names the piece's place.
 
-        If these take most of a request, the piece still gets a quarter.
+        The piece gets a quarter of the tokens even if the rest needs more than three quarters.
         """
         own = max(size - count(f"{system}{self.before}{_LONGEST_LINE}{self.after}"), size // 4)
         return pieces(self.text, own, min(overlap, own // 2), count)
@@ -87,7 +87,7 @@ class Document(NamedTuple):
         return place_of(self.text, piece, value, self.paragraphs)
 
     def moved(self, source: ValueSource, piece: Piece) -> ValueSource:
-        """Return a source in a piece as a source in the document."""
+        """Convert a source, whose place is counted within a piece, to a source in the document."""
         if "start" not in source:
             return source
         start, end = source["start"] + piece.start, source["end"] + piece.start

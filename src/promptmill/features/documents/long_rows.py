@@ -1,4 +1,4 @@
-"""Long rows: a request for each piece of the text, and one merged answer. Short rows are sent whole."""
+"""Long rows: each piece of the text gets a request, and the answers are merged into one. Short rows are sent whole."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class LongRows(PlanWork, Step):
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._learning = asyncio.Lock()
         self._renewed = 0
-        """The id of a round: outcomes up to this round are replaced, even failures; 0: only answers are replaced."""
+        """The id of a round: outcomes up to this round are replaced, also failures; 0: only answers are replaced."""
         self.repeated = 0
         """How many list items equal an item from another piece of the same row."""
         self._call: Call | None = None
         self._of_pieces: Made[Sampling] = {}
 
     def begin(self, round_: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
+        """Load the size that an earlier run found. Raises `PromptmillError` (`invalid_input`) if rows are requests."""
         del round_
         if self.job.spec.input.kind.rows == "requests":
             raise input_error(Named("split"), " works only for rows, not for complete requests, as of a Batch file.")
@@ -67,7 +67,7 @@ class LongRows(PlanWork, Step):
             self._size = known["tokens"]
 
     def advance(self) -> bool:
-        """Warn about items that equal an item of another piece: the document may have them several times."""
+        """Warn about items that were merged with equal items of other pieces, but may be several in the document."""
         if self.repeated and self._call is not None:
             items = counted(self.repeated, "item")
             self._call.warn(f"Lists have {items} less than the answers about pieces: equal items of a row are one.")
@@ -80,8 +80,8 @@ class LongRows(PlanWork, Step):
 
     @property
     def _learned_by(self) -> str:
-        """The name under which the size that was found for the models is stored. Later runs use this size again,
-        because answers about other pieces would be paid anew."""
+        """The name under which the size that the models accept is stored. Later runs use this size again, because other
+        pieces would need new answers, which cost again."""
         return _name_of([target.fingerprint for target in self.job.spec.targets])
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -94,17 +94,17 @@ class LongRows(PlanWork, Step):
         return self._read(request, text, call)
 
     def _is_short(self, text: str, size: int) -> bool:
-        """Return whether a text surely fits into a piece. For an engine, its tokenizer counts later, in a thread."""
+        """Return whether a text surely fits into a piece. An engine's tokenizer counts only later, in a thread."""
         return len(text) <= size or (not self.job.config.record.is_engine and cutting.fits(text, size))
 
     async def _read(self, request: Request, text: str, call: Call) -> Outcome:
-        """Read a row in pieces; if their size is unknown, only after the model has refused the row as too long."""
+        """Read a row in pieces. If their size is unknown, send the row whole first: it may be short enough."""
         refused: list[Outcome] = []
         if (size := self._size) is None:
             outcome = await self.following(request, call)
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
-            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # attempts of this run only
+            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # only this run's attempts
         elif await asyncio.to_thread(
             lambda: cutting.fits(text_before(request.conversation.messages) + text, size, self._count)
         ):
@@ -130,7 +130,7 @@ class LongRows(PlanWork, Step):
         return await asyncio.to_thread(self._cut, reading, self._size), None
 
     async def _learned(self, reading: PieceReading) -> tuple[list[Piece], AskedPiece]:
-        """Find the size that the model accepts, with the first piece of a row."""
+        """Find the size that the model accepts: try the first piece of a row with smaller and smaller sizes."""
         size = max(LEAST, cutting.tokens(reading.document.text) // 2)
         while True:
             cut = await asyncio.to_thread(self._cut, reading, size)
@@ -154,7 +154,7 @@ class LongRows(PlanWork, Step):
         return list(reading.document.pieces(size, self.how.repeated(size), self._count, system))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
-        """Return the parameters of requests for pieces, whose answers may have nulls: one object per `sampling`."""
+        """Return the parameters of requests for pieces, one object per `sampling`. Fields of the answer may be null."""
         if (schema := schema_of(sampling.response_format)) is None:
             return sampling
         return once(self._of_pieces, lambda: _with_schema(sampling, merging.nullable(schema)), sampling)
@@ -164,8 +164,8 @@ class LongRows(PlanWork, Step):
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
     def _row(self, request: Request, message: str) -> tuple[Document, int | None]:
-        """Return the document of a row, and the round of the outcome that this answer replaces (None: of no outcome).
-        The pieces of that outcome are not reused. Blocks."""
+        """Return the document of a row, and the round of the outcome that this answer replaces, whose pieces are not
+        reused; None if it replaces no outcome. Blocks."""
         key, record = request.key, self.job.store.record(request.key)
         if request.fields is not None:
             document = Document.of_fields(request.fields)
@@ -177,7 +177,7 @@ class LongRows(PlanWork, Step):
             return document, None
         if record.code is None or record.round <= self._renewed:
             return document, record.round
-        # A resumed row keeps this number, because its later pieces belong to the same answer.
+        # A resumed row keeps the round of its earlier pieces, because its later pieces belong to the same answer.
         return document, (record.extras.get("details") or {}).get(_REPLACES)
 
 
@@ -196,12 +196,12 @@ class AskedPiece(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether the failure of the piece ends the row, whatever the answers of other pieces."""
+        """Whether the piece has a failure that ends the row, whatever the answers about other pieces are."""
         return isinstance(self.outcome, Failure) and (self.outcome.concerns_all or self.code is Code.BUDGET)
 
 
 class Draft(NamedTuple):
-    """The answer merged from the pieces, before the last request."""
+    """The answer that was merged from the answers about the pieces, before the last request."""
 
     text: str
     sources: Any
@@ -211,7 +211,7 @@ class Draft(NamedTuple):
     different: JsonObject = MappingProxyType({})
     """For each field with several values: the values, each with its place."""
     merged: Merged | None = None
-    """The merged fields, whose conflicts the last request decides; None if that request writes the whole answer."""
+    """The merged fields, whose conflicts the last request decides; None if the last request asks for a whole answer."""
 
 
 @dataclass(slots=True)
@@ -224,7 +224,7 @@ class PieceReading:
     document: Document
     replaces: int | None
     sent: list[Outcome]
-    """The outcomes of all requests of the row, and of the stored answers that were reused."""
+    """The outcomes of all requests of the row, and the stored answers that were reused."""
 
     @property
     def schema(self) -> JsonObject | None:
@@ -288,7 +288,7 @@ class PieceReading:
         return AskedPiece(piece, outcome, name)
 
     def _known(self, known: JsonObject) -> Outcome:
-        """Return a stored outcome. It keeps its usage if a killed run recorded no outcome of the row afterwards."""
+        """Return a stored outcome. Its usage counts if a killed run stored it, but recorded no outcome of the row."""
         if "refused" in known:
             return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
         answer = Completion(known["text"], known["finish_reason"], attempts=0, sources=known["sources"])
@@ -321,7 +321,7 @@ class PieceReading:
             "is_part": is_part,
             "fields": fields,
             "shared": self.request.shared_system,
-            "question": None,  # with the row's question, its pieces would be duplicates of each other
+            "question": None,  # if they had the row's question, the pieces would be duplicates of each other
         }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
@@ -340,7 +340,7 @@ class PieceReading:
             outcome: Outcome = self._failure(found)
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
-        else:  # the row's checks apply to each whole answer, so that a wrong answer is requested again
+        else:  # the row's checks apply to an answer that is requested whole, so that a wrong one is requested again
             no_text = Fields((draft.question,), ())  # the answers about pieces are no text of the row
             outcome = await self._answer(draft.question, draft.sampling, 0, no_text, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
@@ -353,7 +353,7 @@ class PieceReading:
         return self.summed(replace(outcome, sources=draft.sources, details=details))
 
     def summed(self, outcome: Outcome) -> Outcome:
-        """Return `outcome` with the usage, cost and attempts of all requests, and with the longest latency."""
+        """Return `outcome` with the total usage, cost and attempts of the row's requests, and their longest latency."""
         sent, earlier = self.sent, self.request.attempts
         requests = max(1, earlier + sum(one.attempts > 0 for one in sent))
         changes: dict[str, Any] = {
@@ -376,7 +376,7 @@ class PieceReading:
         return Failure(PromptmillError(refused[0][1].code, message, remedy))
 
     def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
-        """Return the answer merged from the pieces that have answers."""
+        """Merge the answers about the pieces that have answers."""
         sampling = self.request.sampling
         sources = [self.document.place(piece) for piece, _ in read]
         said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(sources, read, strict=True))
@@ -398,7 +398,7 @@ class PieceReading:
         return self._moved(answer.sources, piece) or self.document.place(piece)
 
     def _moved(self, sources: Sources, piece: Piece) -> Sources:
-        """Return the sources in a piece as sources in the document; None for no source."""
+        """Convert sources whose places are in a piece to sources whose places are in the document."""
         at, fields = self.document.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
 
@@ -435,7 +435,7 @@ class PieceReading:
         )
 
     def _last(self, words: str, said: str) -> str:
-        """Return the last request, which contains the answers of the pieces."""
+        """Return the text of the last request, which contains the answers about the pieces."""
         return self.document.last(words, said, self.rows.how.merge_prompt)
 
 
@@ -457,6 +457,6 @@ def _value(text: str) -> Any:
 
 
 def _name_of(*asked: Any) -> str:
-    """Return the name of a stored answer, which is equal for the same question, model and settings."""
+    """Return the name of a stored answer; answers to the same question with the same settings have the same name."""
     text = json.dumps(asked, sort_keys=True, default=str)
     return f"piece {hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -1,8 +1,8 @@
 """Merges the answers about pieces into one answer, by the types in the schema.
 
-    lists        joined: an object in the text that two pieces share becomes one item, and so do other equal values
+    lists        joined: an object in the text that two pieces share becomes one item, as do equal texts and numbers
     one value    the value, if all pieces with a value agree
-    several      a conflict: a last request decides it, or the first value or the sum of numbers is taken
+    several      a conflict: a last request decides it, or the first value or the sum of numbers is used
     objects      merged field by field
 
 If no piece has a value for a field, the field is null or an empty list. `Merged.sources` has the place of each value.
@@ -24,7 +24,7 @@ from promptmill.core.sources import Sources, leaves
 from promptmill.core.values import JsonDict, JsonObject
 
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
-"""Lower-case texts that do not count as a value if another piece has one."""
+"""Lower-case texts that do not count as a value if another piece has a value."""
 _NUMBER = re.compile(r"\d(?:[\d.,\u202f\u00a0']*\d)?")
 Path: TypeAlias = tuple[str, ...]
 """The names of a field and of the objects that contain it; `()` for a value that is not an object."""
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     piece: int
     value: Any
     source: Sources = None
-    """The sources that the answer gives, in the form of `value`."""
+    """The sources in the answer, in the form of `value`: one, or a list or an object of them."""
 
 
 class PieceTexts(NamedTuple):
@@ -54,11 +54,11 @@ class Merged:
 
     value: Any = None
     sources: Any = None
-    """The location of a value; for a list, of each item; for an object, of each field; None without a value."""
+    """The location of the value, of each item of a list, or of each field of an object; None if there is no value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
-    """The conflicting values of each field that is None in `value`."""
+    """The conflicting values of fields. Such a field is None in `value`."""
     different: dict[Path, list[Found]] = field(default_factory=dict)
-    """The values of each field with several values, however the final value was chosen."""
+    """The values of each field with several values, even if one of them was chosen as the final value."""
     repeated: int = 0
     """The number of items that were left out because a list of an earlier piece has an equal item."""
 
@@ -130,8 +130,8 @@ def _items(one: Found) -> Sequence[Found]:
 
 
 def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
-    """Join lists of objects. Equal objects stay several items, as two lines of an invoice are; but an object in the
-    text that two pieces share was read twice, and becomes one item."""
+    """Join lists of objects. Equal objects, such as two equal lines of an invoice, stay several items; but an object in
+    the text that two pieces share was read twice, and becomes one item."""
     items: list[Found] = []
     before, earlier = -1, Counter[str]()
     for one in found:
@@ -150,7 +150,7 @@ def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
 
 
 def _stands_in(item: Any, text: str) -> bool:
-    """Return whether a text has an object: its longest value, and the digits of its whole numbers."""
+    """Return whether a text contains an object: the object's longest value, and the digits of its whole numbers."""
     values = item.values() if isinstance(item, Mapping) else [item]
     texts = [_plain(str(value)) for value in values if isinstance(value, str | int | float)]
     longest, numbers = max(texts, key=len, default=""), {*_NUMBER.findall(text)}
@@ -197,14 +197,14 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
 
 
 def _supported(known: Found, other: Found) -> Found:
-    """Return the one of two equal values whose quote is in the text; the first one if both quotes are in it, or
-    neither."""
+    """Return the one of two equal values whose quote is in the text; if both quotes are in the text, or neither is,
+    return the first value."""
     are_missing = [any("is_missing" in its for _, its in leaves(one.source)) for one in (known, other)]
     return known._replace(source=other.source, piece=other.piece) if are_missing == [True, False] else known
 
 
 def _sum(numbers: Sequence[int | float]) -> int | float:
-    """Return the decimal sum of the written digits, so that 0.1 and 0.2 give 0.3."""
+    """Return the sum of numbers as decimals, so that the sum of 0.1 and 0.2 is 0.3."""
     if all(isinstance(number, int) for number in numbers):
         return sum(numbers)
     return float(sum(Decimal(str(number)) for number in numbers))
@@ -223,7 +223,7 @@ def may_conflict(schema: JsonObject, how: str) -> bool:
 
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:
-    """Return the schema of an object with only these fields, each under its `name_of`."""
+    """Return the schema of an object with only the fields at `paths`, each under its `name_of`."""
     fields = {name_of(path): functools.reduce(lambda at, name: at["properties"][name], path, schema) for path in paths}
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {**shared, "type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
@@ -235,7 +235,7 @@ def name_of(path: Path) -> str:
 
 
 def decided(merged_: Merged, decisions: JsonObject) -> Any:
-    """Return the merged value after the decisions of the last request."""
+    """Return the merged value, with the values that the last request decided."""
     whole = json.loads(json.dumps({"value": merged_.value}))
     for path in merged_.conflicts:
         if (name := name_of(path)) in decisions:

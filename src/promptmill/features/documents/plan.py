@@ -46,7 +46,7 @@ class Split(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Split | None:
-        """Return the plan for the option `split`, or None. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the plan for the option `split`; None if it is not set. Raises `PromptmillError` (`invalid_input`)."""
         del models
         if (size := options.get("split")) is None:
             return None
@@ -70,7 +70,7 @@ class Split(Plan):
             raise input_error(Named("split"), f" needs one answer to a request, but `sampling_params.n` is {answers}.")
 
     def hints(self, inputs: Sequence[Path]) -> Sequence[Words]:
-        """Return a hint for a text file whose lines are rows: the option that makes it one document."""
+        """Return a hint for a text file whose lines are rows. It names the option that makes the file one document."""
         text = next((path.name for path in inputs if (found := whole(path)) is not None and found.whole == "text"), "")
         if not text:
             return ()
@@ -78,8 +78,8 @@ class Split(Plan):
         return ((f"Each line of {text} is a row. ", Named("each", "file"), rest),)
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""
-        if sends_all or begun == self or type(begun) is Plan:  # rows that were answered whole keep their answers
+        """Return this plan. Raises `PromptmillError` (`invalid_input`) if rows may have answers from other pieces."""
+        if sends_all or begun == self or type(begun) is Plan:  # answers about whole rows are kept
             return self
         was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else "another plan"
         raise input_error(
@@ -90,7 +90,7 @@ class Split(Plan):
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterator[Request]]:
         """Return a function that converts a row to its requests: one for a short row; for a long row, one for each
-        piece, and a last one in which texts of the likely length replace the answers."""
+        piece, and the last request, in which texts of the likely length stand for the answers."""
         del config
         return partial(self._sent, LikelyLengths())
 
@@ -112,8 +112,8 @@ class Split(Plan):
             yield request.changed(conversation=Conversation((*before, Message(last.role, message, last.extra))))
 
     def _may_ask_last(self, request: Request) -> bool:
-        """Return whether the answers about the pieces of a row may need a last request: labels because of a tie, fields
-        because of a conflict."""
+        """Return whether a row may need a last request, because the labels of its pieces may tie, or the fields may
+        conflict."""
         if request.sampling.choices is not None:
             return True
         schema = schema_of(request.sampling.response_format)
@@ -128,7 +128,7 @@ class Split(Plan):
         *,
         end: int,
     ) -> Estimate:
-        """Return the number of requests, which is known if the size of pieces is known."""
+        """Return the number of requests if the size of pieces is known; otherwise, an empty estimate."""
         del store, spec, end
         if self.how.size is None:
             return Estimate()

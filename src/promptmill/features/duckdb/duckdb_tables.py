@@ -1,7 +1,7 @@
 """DuckDB databases: their tables as inputs and outputs.
 
-A database is a program of its author: a view may read any file, and a macro may replace a function. So a connection to
-a user's file reaches this file alone.
+A database can act like a program of its author: a view may read any file, and a macro may replace a function. So a
+connection to a user's file can open only this file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _OTHER = """
     UNION ALL SELECT 'sequence' FROM duckdb_sequences() WHERE lower(sequence_name) = lower(?)
 """
 _KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
-"""Finds the types whose values Python reads differently from DuckDB's display, also in lists and structures. It skips
-names."""
+"""Finds the types whose values look different in Python than in DuckDB, also in lists and structures. It skips names of
+fields."""
 _ZONED = "TIMESTAMP WITH TIME ZONE"
 
 
@@ -55,14 +55,14 @@ class DuckDb(Database):
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows; months, nanoseconds and infinity become texts, and a `FLOAT` of 0.1 is 0.1."""
+        """Return the query for all rows. It reads months, nanoseconds and infinity as texts, a `FLOAT` 0.1 as 0.1."""
         query = all_of(table)
         kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
         texts = [f"{shown} AS {name}" for name, kind in kinds.items() if (shown := _shown(name, kind)) != name]
         return query.replace("*", f"* REPLACE ({', '.join(texts)})", 1) if texts else query
 
     def stamp(self, file: Path, table: str) -> Stamp | None:
-        """Return the stamp of a table, None if it is missing."""
+        """Return the stamp of a table; None if the table is missing."""
         with _errors(file), contextlib.closing(self.connected(file)) as connection:
             return stamp(connection, quoted(table)) if _has_table(connection, table) else None
 
@@ -73,7 +73,7 @@ class DuckDb(Database):
             return stamp(connection, _parquet(source))
 
     def check_names(self, file: Path, table: str, columns: Sequence[str]) -> None:
-        """Do nothing: in quotes, DuckDB takes any name."""
+        """Do nothing, because DuckDB accepts any name in quotes."""
 
     def other(self, file: Path, table: str) -> str:
         """Return `view` or `sequence` if such an object has the table's name; else `""`."""
@@ -98,7 +98,7 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_ME
     """
     import duckdb
 
-    atexit.register(gc.unfreeze)  # otherwise, DuckDB reports objects as leaks that the last garbage collection has left
+    atexit.register(gc.unfreeze)  # otherwise, DuckDB reports leaks: objects that the last garbage collection has left
     place = (":memory:", False) if file is None else (str(file), read_only)
     # Queries cannot use this process's Python objects as tables.
     connection = duckdb.connect(*place, config={"memory_limit": memory, "python_enable_replacements": "false"})
@@ -144,7 +144,7 @@ def _shown(name: str, kind: str) -> str:
     >>> _shown("a", "DATE[]"), _shown("a", "STRUCT(DATE INTEGER)")
     ('a::VARCHAR[]::VARCHAR[]', 'a')
     """
-    if kind == _ZONED:  # shown with minutes of the zone, as Python writes it
+    if kind == _ZONED:  # the zone is written with minutes, as Python writes it
         return f"regexp_replace({name}::VARCHAR, '([+-][0-9]{{2}})$', '\\1:00')"
     texts = _KIND.sub(lambda found: "VARCHAR" if found[1] else found[0], kind)
     final = _KIND.sub(lambda found: {None: found[0], "FLOAT": "DOUBLE"}.get(found[1], "VARCHAR"), kind)

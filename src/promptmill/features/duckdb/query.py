@@ -3,8 +3,8 @@
     a .duckdb file, postgres://…, files of tables ─┐
     'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
 
-Each run evaluates the query once. If the job has already read the same rows, it does not read them again. Their order
-is ignored, because it may vary without ORDER BY. Changed rows keep their answers if their questions are unchanged.
+Each run evaluates the query once. If the job has already read the same rows, in any order, it does not read them again:
+the order may vary without ORDER BY. Changed rows keep their answers if their questions are unchanged.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _select(connection: Any, sql: str) -> str:
 
 
 def _named(connection: Any, query: str) -> list[str]:
-    """Return the tables, files and URLs that a query names, among other words; none for a query that DuckDB's parser
-    cannot show, such as PIVOT."""
+    """Return words of a query, among them all tables, files and URLs that it names; `[]` for a query that DuckDB's
+    parser cannot show, such as PIVOT."""
     ((shown,),) = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
     names = list[str]()
     for node in nested(json.loads(shown)):
@@ -186,6 +186,6 @@ def _errors() -> Iterator[None]:
 
 
 def _before_quote(lines: Sequence[str]) -> Sequence[str]:
-    """Return the lines of an error message before DuckDB quotes the query."""
+    """Return the lines of an error message that precede DuckDB's quote of the query."""
     end = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
     return lines[:end]

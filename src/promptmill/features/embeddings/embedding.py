@@ -49,7 +49,7 @@ class Embedding(Gathering):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts a row to the request for its vector, and to its share of that request."""
+        """Return a function that converts a row to the request for its vector, and to its share of the request."""
         step = cls(Loading(config, None, is_shared=False))
 
         def sent(request: Request) -> Sent:
@@ -116,7 +116,7 @@ class Embedding(Gathering):
         return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for the embeddings of several texts. Raises `PromptmillError` for another row."""
+        """Return the request for the embeddings of several texts. Raises `PromptmillError` if a row is not a text."""
         first = requests[0]
         if first.conversation.images:
             return pictures.request_for(first, self._config, _dimensions(first))
@@ -147,7 +147,7 @@ class Embedding(Gathering):
         return Totals().and_(outcome).and_(again).on(again)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return the outcome without vectors that are not as long as requested, or as the first vector of the call."""
+        """Return the outcome without vectors of another length than requested, or than the call's first vector."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})

@@ -1,8 +1,8 @@
-"""Vectors of pictures: one request for each row, in the form that the endpoint takes.
+"""Vectors of pictures: one request for each row, in the form that the endpoint accepts.
 
 | endpoint | path | pictures and texts |
 |---|---|---|
-| Doubao | `/embeddings/multimodal` | `input`: parts of a chat, together one vector |
+| Doubao | `/embeddings/multimodal` | `input`: parts of a chat, which together get one vector |
 | Jina | `/embeddings` | `input`: an object for each vector, with a picture or a text |
 | Voyage | `/multimodalembeddings` | `inputs`: a list of parts for each vector |
 | Cohere | `/v2/embed` | `inputs`: a list of parts of a chat for each vector |
@@ -121,7 +121,7 @@ def _source(part: TextPart | ImagePart) -> str:
 
 
 def with_vector(outcome: Outcome) -> Outcome:
-    """Return a reply of another path than `/embeddings`, with its vector in place of its payload."""
+    """Return a reply from a path other than `/embeddings` with its vector in place of the payload."""
     payload: JsonObject = (outcome.details or {}).get("payload") or {}
     if not isinstance(outcome, Completion) or outcome.vectors or not payload:
         return outcome

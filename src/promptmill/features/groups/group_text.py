@@ -20,7 +20,7 @@ _INDENT = "  "
 
 
 def entry_of_cell(value: Any) -> str:
-    """Return the entry of a row whose only cell is `value`; `""` for an empty one.
+    """Return the entry of a row whose only cell is `value`; `""` for an empty cell.
 
     >>> entry_of_cell("Good.\\n\\nI would come again."), entry_of_cell(None)
     ('- Good.\\n  I would come again.', '')

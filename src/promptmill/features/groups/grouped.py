@@ -69,7 +69,7 @@ class _Row(NamedTuple):
 def grouped(
     source: Input, question: JobPrompts, by: str | Sequence[str], folder: Path
 ) -> tuple[JobPrompts, Iterator[bytes]]:
-    """Return the question about the groups of rows with equal values in columns `by`, and a JSON line for each group.
+    """Return the question about groups of rows with equal values in the columns `by`, and a JSON line for each group.
 
     All rows are read now, into a database in `folder`; the lines are made later. Raises `PromptmillError`
     (`invalid_input`, `storage`), `OSError`.
@@ -97,7 +97,7 @@ def _with_lines(prompt: str) -> str:
 
 def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
     """Yield the rows of an input. An unreadable row raises `PromptmillError` (`invalid_input`) only after the last row,
-    because the input may raise a better error before."""
+    because the input itself may raise a better error before that."""
     problem = ""
     for stretch in source.stretches(list(enumerate(header))):
         for row in stretch.rows:
@@ -126,7 +126,7 @@ class _Wanted:
     by: Sequence[str]
     equal: Sequence[str]
     listed: Sequence[str]
-    """The fields with the rows of a group: `rows`, or one such as `rows.text`, with the column `text` alone."""
+    """The fields that contain a group's rows: `rows`, or a field such as `rows.text`, which has only one column."""
 
     @classmethod
     def of(cls, question: JobPrompts, by: Sequence[str], columns: Sequence[str], first: Sequence[_Row]) -> _Wanted:
@@ -168,7 +168,7 @@ class _Wanted:
 
 
 def _names_in(text: str, known: Sequence[str]) -> set[str]:
-    """Return the names that a prompt uses. Raises `PromptmillError` (`invalid_input`) for an unknown one."""
+    """Return the names that a prompt uses. Raises `PromptmillError` (`invalid_input`) for an unknown name."""
     if _LOOP.search(text):
         raise input_error(PROMPT, ": {{rows}} is a text, not a list; {{rows.NAME}} has one column of all rows.")
     with mistyped_names_named(text, known):
@@ -251,7 +251,7 @@ def _entry(cells: JsonObject, columns: Sequence[str]) -> str:
 
 
 def _value(cells: JsonObject, name: str) -> Any:
-    """Return the value of a cell; None for an empty one."""
+    """Return the value of a cell; None for an empty cell."""
     value = cells.get(name)
     return None if row_lines.emptiness(value) else value
 

@@ -80,13 +80,13 @@ class Dataset:
 
     @property
     def file_name(self) -> str:
-        """The name of the local file for an output: the data file's name or, for a split, that of the dataset."""
+        """The name of the local file for an output: the name of the data file or, for a split, that of the dataset."""
         name = PurePosixPath(self.path).name
         return f"{self.repo.partition('/')[2]}.parquet" if _SHARD.match(name) else name
 
     @property
     def page(self) -> str:
-        """The name of the dataset without the scheme, for messages."""
+        """The URL of the dataset without a revision or a path, for messages."""
         return f"{SCHEME}datasets/{self.repo}"
 
 
@@ -293,7 +293,7 @@ def digests_of(file: Path) -> Sequence[str]:
 def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -> None:
     """Write the data file and the card in one commit; do nothing if they exist unchanged. A new dataset is private.
 
-    `card` returns the new card for the present card (`""` if there is none). Raises `PromptmillError`.
+    `card` converts the present card (`""` if there is none) to the new card. Raises `PromptmillError`.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import EntryNotFoundError

@@ -54,7 +54,7 @@ class HubOutput(RemoteOutput):
     """An output in a dataset of the Hugging Face Hub. One commit contains the data file and the dataset's card."""
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` if the user may not write to the dataset, or if it has another file of this name."""
+        """Raise `PromptmillError` if the user may not write to the dataset, or if it has another file of that name."""
         hub.check_may_write(self._place)
         super().check(may_replace=may_replace)
 

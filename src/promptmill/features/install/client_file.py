@@ -27,7 +27,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def install(file: Path, key: str, name: str, added: JsonObject) -> list[FileStep]:
-    """Return the steps that put `added` under `name` into the object `key` of `file`; none if the entry is present.
+    """Return the steps that put `added` under `name` into the object `key` of `file`; none if the file has the entry.
 
     Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` if the file is
     invalid.
@@ -59,13 +59,13 @@ def over(there: JsonObject, added: JsonObject) -> JsonDict:
 
 
 def entry_in(file: Path, key: str, name: str) -> JsonObject:
-    """Return the entry `name` of `file`; empty without such an entry. Raises like `install`."""
+    """Return the entry `name` of `file`; `{}` if the file has no such entry. Raises like `install`."""
     found = _read(file, key).servers.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def undo(file: Path, key: str, name: str) -> list[FileStep]:
-    """Return the steps that undo `install`: they restore the earlier entry, or remove the entry; none without an entry.
+    """Return the steps that restore the entry from before `install`, or remove the entry; none if there is no entry.
 
     Raises like `install`.
     """
@@ -97,7 +97,7 @@ def _read(file: Path, key: str, suffix: str = "") -> _File:
 
 
 def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, words: str = "") -> FileStep:
-    """Return the step that writes `entry` under `name`; None removes the entry.
+    """Return the step that writes `entry` under `name` or, if `entry` is None, removes the entry.
 
     Raises `PromptmillError` if the edit would change another value.
     """
@@ -259,7 +259,7 @@ class _TomlFile(_Content):
         self.holds_more = bool(self.others) or "#" in text
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
-        """Return the text with `entry` under `name`. Its subtables stay."""
+        """Return the text with `entry` under `name`. The subtables of an existing entry stay."""
         line = _line_end(self.text)
         table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
         before, after = self._around(name, r"\s*\]")
@@ -279,7 +279,7 @@ class _TomlFile(_Content):
         return before + (after.removeprefix(line) if before.endswith(line * 2) else after)
 
     def _around(self, name: str, end: str) -> tuple[str, str]:
-        """Return the text before and after the entry's tables, whose headings end with `end`.
+        """Return the text before and after the entry's tables. `end`: a pattern of the end of their headings.
 
         Comments after a table belong to the following table.
         """

@@ -77,7 +77,7 @@ def _home(*parts: str) -> Callable[[], Path]:
 
 
 def _roaming(*parts: str) -> Callable[[], Path]:
-    """Return a path in the folder for settings of applications."""
+    """Return a function that returns a path in the user's folder for the settings of applications."""
 
     def found() -> Path:
         import platformdirs
@@ -88,7 +88,7 @@ def _roaming(*parts: str) -> Callable[[], Path]:
 
 
 def _claude_desktop() -> Path:
-    """Return the file of Claude Desktop. If it is installed as a Windows package, it reads only the package's folder.
+    """Return the file of Claude Desktop. A program that is a Windows package reads only files in the package's folder.
 
     The Microsoft Store and the 2026 installer install a package (anthropics/claude-code#26073).
     """
@@ -303,7 +303,7 @@ def _asked_folder(client: Client, *, is_dry: bool) -> Path:
 
 
 def _named_configuration(given: Path | None) -> tuple[Path | None, Configuration]:
-    """Return the configuration file for the entry, and its content; no file if promptmill finds it from every folder.
+    """Return the configuration file for the entry (None if promptmill finds it from every folder), and its content.
 
     Raises `PromptmillError` if the file is missing or invalid.
     """

@@ -34,7 +34,7 @@ class ItemCounts(NamedTuple):
 
 
 def items_in(store: JobDatabase, field: str, before: int = SLOT) -> ItemCounts:
-    """Count the items in a field of the answers to the rows below `before`. Blocks."""
+    """Count the items in a field of the answers to the rows with numbers below `before`. Blocks."""
     store.define("object_in", lambda text: json_text(object_in(text) or {}))
     return ItemCounts(*map(int, store.read(_COUNTS, field, before)[0]))
 

@@ -27,7 +27,7 @@ class ItemStatus(TypedDict):
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the figures of the rows below `before`; `{}` for a job of another shape. Blocks."""
+    """Return the figures of the rows with numbers below `before`; `{}` for a job of another shape. Blocks."""
     del labels, configs
     if not isinstance(shape := spec.output_shape, Items):
         return {}

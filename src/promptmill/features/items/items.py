@@ -28,7 +28,7 @@ from promptmill.jobs.store.shape import Shape
 NUMBER, ROW = "item_number", "row"
 _OPTION = Named("rows_from")
 _OF_ONE = frozenset({"cost", "tokens"})
-"""The columns that only the first item has, so that their sums are the job's sums."""
+"""The columns that have values only in the row of the first item, so that their sums are the job's sums."""
 
 
 class Items(Shape):
@@ -57,7 +57,7 @@ class Items(Shape):
         return cls(rows_from=lists[0]) if lists else None
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for answers without such a list."""
+        """Raise `PromptmillError` (`invalid_input`) if answers have no list `rows_from`."""
         del question
         wanted = config.settings.sampling_params.response_format
         schema = None if wanted is None else schema_of(wanted)
@@ -77,8 +77,8 @@ class Items(Shape):
         return {**definitions, "type": "object", "properties": fields}
 
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
-        """Return a function that divides a record into one for each item. A row without items and a failed row keep one
-        record."""
+        """Return a function that divides a record into several records, one for each item. A row without items and a
+        failed row keep one record."""
         return self._columns(schema).records
 
     def rows_in(self, store: JobDatabase) -> int:
@@ -87,7 +87,7 @@ class Items(Shape):
         return counts.items + counts.without + counts.failed
 
     def remarks(self, schema: JsonObject) -> Sequence[str]:
-        """Return a remark on other lists, which stay in one cell."""
+        """Return a remark on other lists and objects, each of which stays in one cell."""
         item = self._item(schema)
         others = [name for name, each in _fields(schema).items() if name != self.rows_from and _has_parts(each, schema)]
         inner = [name for name, each in _fields(item).items() if _has_parts(each, schema)]
@@ -97,7 +97,7 @@ class Items(Shape):
         return (f"Only {self.rows_from} becomes rows: {names} stays JSON in a cell of each row.",)
 
     def _item(self, schema: JsonObject) -> JsonObject:
-        """Return the schema of an item. Raises `PromptmillError` (`invalid_input`) if there is none, or several."""
+        """Return the schema of an item. Raises `PromptmillError` (`invalid_input`) for no schema or several schemas."""
         fields = _fields(schema)
         field = fields.get(self.rows_from)
         lists = [name for name, each in fields.items() if kind_of(each, schema) == "array"]
@@ -115,7 +115,7 @@ class Items(Shape):
         return item
 
     def _columns(self, schema: JsonObject) -> _Columns:
-        """Return the names of the columns of items, which no other field of the answers has."""
+        """Return the columns of items, with names that no other field of the answers has."""
         taken = {name.casefold() for name in _fields(schema) if name != self.rows_from}  # SQL ignores case
 
         def free(name: str) -> str:
@@ -144,7 +144,7 @@ class _Columns:
     has_objects: bool
 
     def records(self, record: Record) -> Iterable[Record]:
-        """Return a record for each item of a record."""
+        """Return a record for each item in the answer of a record."""
         failed, extras = record.code is not None, dict(record.extras)
         text = extras.get("part", "") if failed else record.text
         answer = object_in(text)
@@ -174,8 +174,8 @@ class _Columns:
         return lambda at: {SOURCES: {**sources, self.field: of_items[at]}}
 
     def _chances(self, extras: JsonObject, at: int) -> JsonDict:
-        """Return the extras with the probabilities of an item's fields under its columns, next to the probabilities of
-        the other fields."""
+        """Return the extra `probabilities`: those of an item's fields, by the names of their columns, and those of the
+        fields outside of the list."""
         if not isinstance(shares := extras.get("probabilities"), dict):
             return {}
         others = {name: own for name, own in shares.items() if not name.startswith(f"{self.field}[")}

@@ -10,7 +10,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling
 
 SURE, SCORE = "sure", "score"
-"""The columns for who gave the label, and for the label's score (0 to 1)."""
+"""The column that names who gave the label, and the column with the label's score (0 to 1)."""
 
 
 def check_comparable(config: ModelConfig, option: str, recall: Collection[str] = ()) -> None:
@@ -31,6 +31,6 @@ def check_comparable(config: ModelConfig, option: str, recall: Collection[str] =
 
 
 def repeating(sampling: Sampling, slot: int) -> dict[str, bool | int | float]:
-    """Return the parameters that make repeats differ: at temperature 0 or with one seed, they would be equal."""
+    """Return parameters that make repeated answers differ: at temperature 0 or with one seed, they would be equal."""
     extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
     return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}

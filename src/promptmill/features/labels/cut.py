@@ -1,4 +1,4 @@
-"""The cut of `sure` labels, which decides the rows that keep the cheap model's answer.
+"""The cut of `sure` labels, which decides which rows keep the cheap model's answer.
 
 The rows are ordered by the score of their cheap answers, the surest first; a number drawn for each question orders
 equal scores (`place`). A sample of n of the N rows is drawn at random without replacement, and both models answer it.
@@ -15,10 +15,10 @@ fixed, and must not depend on the drawn rows. The sampled rows count as right. T
 later rows, and not each class (for classes, see `allowed_of_class`). It refers to one answer of the strong model to
 each row, not to the truth.
 
-The reason. Let t be the first place before which E + c + 1 of all rows disagree. More than E wrong answers are
-delivered only if the cut is after t, so only if at most c of these E + c + 1 rows are in the sample. The probability of
-this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 - certainty. As this
-is a single test, no correction for multiple tests is needed.
+The reason. Let t be the first place before which the models disagree on E + c + 1 of all rows. More than E wrong
+answers are delivered only if the cut is after t, so only if at most c of these E + c + 1 rows are in the sample. The
+probability of this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 -
+certainty. As this is a single test, no correction for multiple tests is needed.
 
 With right labels for the sampled rows, the promise refers to the truth: with a probability of at most 1 - certainty,
 more than E of all N delivered answers are wrong. A row is bad if the strong model is wrong, or if the row is before the
@@ -48,13 +48,13 @@ NOTHING_SURE: Place = (2.0, 2.0)
 _ROUNDING = 1e-9  # below this difference, shares are equal: 5 % of 300 are exactly 15
 _SIZE_OF_NUMBER = 6  # bytes of the digest that make a number
 _ENOUGH_RIGHT = 12
-"""The c of a sample with right labels, if the table has enough rows. If the strong model errs on 2 % of the rows, 97 of
-100 draws then allow the promise of at most 5 % wrong labels; with c = 4, only 63 do."""
-_USED_UP = 0.9  # the least share of the allowed probability that is used; a rest is unused, as c is a whole number
+"""The least c of a sample with right labels, if the table has enough rows. If the strong model errs on 2 % of the rows,
+97 of 100 draws then allow the promise of at most 5 % wrong labels; with c = 4, only 63 do."""
+_USED_UP = 0.9  # a sample uses at least this share of the allowed probability; the rest is lost, as c is a whole number
 
 
 def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
-    """Return the probability that `drawn` of `rows` rows, without replacement, have at most `c` of the `marked` rows.
+    """Return the probability that `drawn` rows, drawn from `rows` without replacement, have at most `c` of `marked`.
 
     >>> round(at_most(0, 10, 1, 5), 9)
     0.5
@@ -94,7 +94,7 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
     """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of these rows may
-    have another cheap answer before the cut, so that at least `recall` of the class's rows are delivered as this class.
+    have another cheap answer before the cut, so that the share `recall` of its rows or more is delivered as this class.
 
     With several targets, use the surest of their cuts, each with the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.
@@ -128,8 +128,8 @@ def allowed_right(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
-    """Return an upper bound of the number of bad rows in a table whose sample has `bad` bad rows. It holds with this
-    certainty.
+    """Return an upper bound of the number of bad rows in a table whose sample has `bad` bad rows. The bound holds with
+    the probability `certainty`.
 
     >>> most_bad(10_000, 465, 15, 0.95) <= 500 < most_bad(10_000, 465, 16, 0.95)
     True
@@ -142,8 +142,8 @@ def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
 
 
 def size_right(rows: int, gold: int, wrong: int, certainty: float) -> int:
-    """Return n for a sample of the `gold` rows with a right label. It is larger than `sample_size`, because the strong
-    model's errors count.
+    """Return n for a sample of the `gold` rows that have a right label. n is larger than `sample_size` returns, because
+    the strong model's errors count.
 
     0 means that there are too few `gold` rows for a promise.
 
@@ -175,7 +175,7 @@ def sample_size(rows: int, wrong: int, certainty: float) -> int:
 
 
 def number(*words: object) -> float:
-    """Return a number from 0 to 1 that depends only on the words, on every machine and in every version of Python."""
+    """Return a number from 0 to 1 that depends only on `words`, not on the machine or the version of Python."""
     text = " ".join(map(str, words)).encode()
     return float(int.from_bytes(blake2b(text, digest_size=_SIZE_OF_NUMBER).digest()) / 2.0 ** (8 * _SIZE_OF_NUMBER))
 

@@ -31,7 +31,7 @@ def check_unasked(question: JobPrompts, gold: str) -> None:
 def right_labels(rows: Iterable[Row], spec: JobSpec, column: str, labels: Sequence[str]) -> dict[int, str]:
     """Return the right labels by row number, for the rows that have a right label and a question.
 
-    Raises `PromptmillError` (`invalid_input`) if no row has the column, or if it has unknown labels.
+    Raises `PromptmillError` (`invalid_input`) if no row has the column, or if the column has unknown labels.
     """
     values, names, wrong = OwnValues(spec).of, dict[str, None](), Counter[str]()
     found = {}

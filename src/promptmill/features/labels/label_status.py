@@ -1,4 +1,4 @@
-"""The fields of a job's status about labels, and their texts."""
+"""The fields about labels in a job's status, and the texts that show them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class SureSample(TypedDict, total=False):
     taught: int
     """With a student: the number of rows that it learned from."""
     student: str
-    """With a student: its kind."""
+    """With a student: the student's kind."""
     agreed: int
-    """How many sampled rows both models agree on or, with right labels, the cheap model is right on."""
+    """The number of sampled rows on which the models agree or, with right labels, the cheap one is right."""
     gold: int
     """The number of rows with a right label, from which the sample was drawn; only with the option `gold`."""
     right: int
@@ -31,14 +31,14 @@ class SureSample(TypedDict, total=False):
     whole: bool
     """True if the cheap model answered all rows before the sample, because its requests had several rows."""
     alone: int
-    """If the model is compared with itself: rows without a label in a reply to several rows, which are not sampled."""
+    """If the model is compared with itself: rows, not sampled, that got no label from a reply to several rows."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
-    """By label: the number of sampled rows with it (the strong model's label or the right one), and how many of these
-    rows get it from the cheap model."""
+    """By label: the number of sampled rows with this label (from the strong model, or the right one), and how many of
+    these rows get the label from the cheap model."""
     unguarded: list[str]
-    """Labels that cannot be guarded, because the sample has too few of their rows."""
+    """Labels about which nothing can be promised, because the sample has too few of their rows."""
 
 
 class SureExpected(TypedDict, total=False):
@@ -83,7 +83,7 @@ class SureStatus(TypedDict, total=False):
     strong: int
     """The number of delivered labels from the strong model, including the sample's labels."""
     factor: float
-    """With a student: the number of delivered labels, divided by that of the strong model's labels."""
+    """With a student: the number of delivered labels, divided by the number of the strong model's labels."""
     shares: dict[str, dict[str, LabelShare]]
     """By field (`""`: the whole answer) and label: the label's estimated share if the strong model answered every
     row."""
@@ -210,7 +210,7 @@ def _classes(sure: SureStatus) -> Iterator[str]:
 
 
 def news(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines about the sample of a running job, when the sample is decided."""
+    """Return the lines about the sample of a running job; `[]` until the sample is decided."""
     sure: SureStatus = found["sure"]
     return sample_lines(sure) if "sample" in sure else []
 
@@ -233,7 +233,7 @@ def estimate_words(sure: Mapping[str, Any]) -> str:
 
 
 def vote_facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the numbers of rows whose votes are all equal and of rows with a tie, as text."""
+    """Yield, as text, how many rows have only equal votes, and how many have a tie."""
     votes: VoteStatus = found["votes"]
     unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
     yield "votes", f"{unanimous}, {votes['ties']:,} a tie"

@@ -10,8 +10,8 @@ from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
 TOGETHER = "together"
-"""The name of another feature's option and sampling parameter: the most rows in a request. With it, an answer may
-depend on the other rows of its request."""
+"""The name of another feature's option and sampling parameter, which sets the most rows in a request. An answer may
+then depend on the other rows of its request."""
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
 _REPLACES_CHEAP = ": the student takes the cheap model's place"

@@ -1,7 +1,7 @@
 """The score of a cheap answer (0 to 1): how sure its label is.
 
-With a second cheap model, the score is its agreement, averaged with the first model's probability if there is one. With
-votes, it is the share of the winning label. Otherwise it is the probability of the cheap model's or the student's
+With a second cheap model, the score is 1 if it agrees, else 0, averaged with the first model's probability, if any.
+With votes, it is the share of the winning label. Otherwise it is the probability of the cheap model's or the student's
 answer or, without probabilities, the share of agreeing answers among the answer and two repeats.
 """
 
@@ -77,6 +77,6 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
 
 
 def place_of(panel: Sequence[Record | None], part: SurePart) -> Place:
-    """Return the place of a row of a part, from its cheap answers; see `cut`. The answers belong to one question."""
+    """Return the place of a row of a part, given the row's cheap answers to one question; see `cut`."""
     question = next((one.asked.hex() for one in panel if one is not None and one.asked is not None), "")
     return place(score_of(panel, part.score), question, part.seed)

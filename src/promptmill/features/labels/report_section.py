@@ -38,9 +38,9 @@ def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> Json
 
 
 def _curve(store: JobDatabase, rule: SureRule) -> list[tuple[float, float]]:
-    """Return the curve of the agreement in the newest sample by the share of rows that the strong model answers.
+    """Return a curve: the agreement in the newest sample, depending on the share of rows for the strong model.
 
-    Each point is such a share, and the agreement if the cut were made there; both are from 0 to 1. `[]` if no sample is
+    A point has such a share, and the agreement if the cut were made there; both are from 0 to 1. `[]` if no sample is
     decided, or with right labels.
     """
     part = rule.part

@@ -59,7 +59,7 @@ class RowVectors:
 
 
 class VectorRequests(Step):
-    """Requests the vectors of rows from an endpoint: in the slot of vectors, a row's request is for its vector."""
+    """Requests the vectors of rows from an endpoint: in the slot of vectors, a request becomes one for a vector."""
 
     place = Place.PIECES
 

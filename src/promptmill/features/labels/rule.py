@@ -34,14 +34,14 @@ from promptmill.jobs.store.rounds import COPY, IS_MISSING, LIVE, Round
 from promptmill.options.table import Again
 
 STUDENT = "student"
-"""The name that a label or an answer has as its model if a student gave it."""
+"""The name that replaces a model's name in labels and answers that a student gave."""
 VECTORS = 2
 """The slot of the rows' vectors in a job with a student."""
 _Z = 1.96  # the quantile of the normal distribution for 95 %
 _IS_OPEN = "(answer.retryable AND answer.round <= {since})"
 _IS_UNLABELLED = "NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)"
 _HAS_SAMPLE = "EXISTS (SELECT 1 FROM chosen JOIN answer AS drawn ON drawn.key = chosen.n WHERE chosen.round > 0)"
-"""Whether any sampled row has a label. From then on, it depends on the draw which rows have no label."""
+"""Whether any sampled row has a label. From then on, which rows lack a label depends on the draw."""
 Kind: TypeAlias = Literal["", "words", "embeddings"]
 
 
@@ -55,20 +55,20 @@ class SureCut(Stored):
     sampled: tuple[int, ...] = ()
     """The rounds in which the strong model answered the sample."""
     agreed: int = 0
-    """How many sampled rows both models agree on or, with right labels, the cheap model is right on."""
+    """The number of sampled rows on which the models agree or, with right labels, the cheap one is right."""
     before: int = 0
     """The number of sampled rows before the cut."""
     errors: int = 0
-    """How many sampled rows the models disagree on or, with right labels, only the cheap model is wrong on."""
+    """The number of sampled rows before the cut where the models disagree or, with `gold`, only the cheap one errs."""
     bad: int = 0
     """With right labels: the number of sampled rows on which the strong model is wrong."""
     mended: int = 0
     """The number of sampled rows before the cut on which only the strong model is wrong."""
     classes: dict[str, tuple[int, int]] = Field({})
-    """By label: the number of sampled rows with it (the strong model's label or the right one), and the number of these
-    rows to which the cheap model gives it, too."""
+    """By label: the number of sampled rows with this label (from the strong model, or the right one), and the number of
+    these rows to which the cheap model gives the label, too."""
     unguarded: tuple[str, ...] = ()
-    """Classes that cannot be guarded, because the sample has too few of their rows."""
+    """Classes about which nothing can be promised, because the sample has too few of their rows."""
     prices: tuple[float, float] | None = None
     """The mean costs of a sampled row in US dollars: with the strong model, and with the cheap models."""
     extra: float = 0.0
@@ -125,7 +125,7 @@ class SurePart(Stored):
 
     @property
     def strong(self) -> float:
-        """Estimated number of rows left to the strong model when the cheap model takes every row before the cut."""
+        """The estimated number of rows for the strong model if the cheap model answers all rows before the cut."""
         if self.cut is None or not self.drawn:
             return self.every
         return self.every - max(0, self.rows - self.drawn) * self.cut.before / self.drawn
@@ -184,7 +184,7 @@ class SureRule(Plan):
     votes: int = Field(0, ge=0, le=MOST_VOTES)
     """The number of the cheap model's answers that vote on each label; 0: a single answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
-    """By label: the share of its rows that must be delivered with this label."""
+    """By label: the least share of the label's rows that must be delivered with this label."""
     gold: str = ""
     """The column of the input with the right labels of some rows."""
     student: Kind = ""
@@ -247,7 +247,7 @@ class SureRule(Plan):
 
     @property
     def option(self) -> str:
-        """The option that selected the plan: without a strong model `agree`, otherwise the plan's usual one (`""`)."""
+        """The option that selected the plan: `agree` without a strong model; otherwise the usual one (`""`)."""
         return "" if self.model else "agree"
 
     @property

@@ -6,8 +6,8 @@
 The answers of the student are in the cheap model's slot. Training rows and sample are drawn together without overlap.
 So the student's answers, like a cheap model's, do not depend on the sampled rows.
 
-A student is not stored: each run trains it again with the same answers in the same order. If these have changed since
-the cut (for example, by a person's label), it answers no more rows, because the cut is not valid for its new answers.
+A student is not stored: each run trains it again with the same answers in the same order. If the answers have changed
+since the cut (such as by a person's label), it answers no more rows, because the cut is not valid for new answers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
 from promptmill.jobs.store.spec import digest
 
 FEWEST_ROWS = 5_000
-"""The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""
+"""The fewest rows of a table for a student. In a smaller one, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
 _FEW_MISSING, _MOST_MISSING = 20, 0.01  # max rows without a vector: a number, and a share of the rows
@@ -78,8 +78,8 @@ class StudentAnswers:
                 self._work.done(len(records))
 
     def check_vectors(self) -> None:
-        """Raise the error of a missing vector if many rows have none for a temporary reason. Otherwise the strong model
-        would answer these rows, or the student would learn without them."""
+        """Raise the error of a missing vector if many rows have no vector for a temporary reason. Otherwise the strong
+        model would answer these rows, or the student would learn without them."""
         first = VECTORS * SLOT
         where = f"key >= {first} AND key < {first + self._end} AND {_IS_UNLABELLED}"
         failed = f"{where} AND retryable"

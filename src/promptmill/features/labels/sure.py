@@ -1,4 +1,4 @@
-"""Sure labels: a cheap model answers most rows, and the delivered labels agree with a strong model's as promised."""
+"""Sure labels: a cheap model answers most rows, and the labels agree with a strong model as often as promised."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class Sure(SureRule):
         return {"sure": sure_status(store, spec, self, fields, before)}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return why to review a row: its label is the cheap model's, or the cheap model was sure but wrong."""
+        """Return the reason to review a row: its label is the cheap model's, or the cheap model was sure but wrong."""
         giver, (score, part) = self._giver(spec, record), self._scored(beside)
         if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
             return None

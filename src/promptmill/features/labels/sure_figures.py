@@ -8,9 +8,9 @@ machine's label. All other delivered labels are right and are simply counted.
 
 The sample is drawn from all rows, so the sampled rows before a fixed place are a random sample of the rows before it.
 But the cut depends on the sample: it is the place of the (c+1)-th sampled disagreement, with k sampled rows before it.
-The number of rows before the cut also depends on the sample, and (c+1)/(k+1) of them is the unbiased number of errors.
-So the sampled row at the cut counts as reviewed. For a single label, and for the surest of several cuts (`recall`),
-this is nearly exact: tests/features/labels/test_sure_cut.py measures mean and coverage.
+The number of rows before the cut also depends on the sample, and (c+1)/(k+1) of these rows is the unbiased estimate of
+the errors. So the sampled row at the cut counts as reviewed. For a single label, and for the surest of several cuts
+(`recall`), this is nearly exact: tests/features/labels/test_sure_cut.py measures mean and coverage.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _BeforeCut(NamedTuple):
     end: int
     """The first round of the next part."""
     reviewed: Sequence[tuple[Record, Record]]
-    """The cheap and the strong answer of each sampled row."""
+    """The cheap and the strong answer of each sampled row before the cut."""
 
     def stratum(self, store: JobDatabase, cheap: int, field: str, before: int) -> Stratum:
         """Return the stratum for the labels in a field. `cheap`: the settings id of the cheap model."""

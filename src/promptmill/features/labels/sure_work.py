@@ -52,7 +52,7 @@ FEWEST_ROWS = 200
 _LEAST_SAVED = 0.05
 """The least share of the price that the cheap model must save; a smaller saving does not justify a wrong label."""
 _LARGEST_SAMPLE = 0.5
-"""The largest share of a part's unsampled rows that a larger sample, for a rare class, may have."""
+"""A larger sample, for a rare class, may have at most this share of the part's unsampled rows."""
 _ROWS_AT_ONCE = 65_536
 _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
@@ -120,7 +120,7 @@ class SureWork(PlanWork):
         self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
         self._first = LAST_KEY
-        """A row whose cheap answers are of this round or later may be drawn: all rows get these, whatever is drawn."""
+        """A row may be drawn if its cheap answers are of this round or later: all rows get these, whatever is drawn."""
 
     @property
     def _rule(self) -> SureRule:
@@ -174,7 +174,7 @@ class SureWork(PlanWork):
 
     @property
     def _compares_itself(self) -> bool:
-        """Whether the labels of rows together are compared with those that the same model gives to rows alone."""
+        """Whether labels of rows sent together are compared with those that the same model gives to rows sent alone."""
         rule = self._rule
         return not rule.model and not rule.gold and rule.part is not None and rule.part.is_whole
 

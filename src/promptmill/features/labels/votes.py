@@ -78,7 +78,7 @@ class Votes(Plan):
         yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
     def resumes(self, last: Round) -> bool:
-        """Return whether a round is resumed. A live round that began before the job had votes is not."""
+        """Return whether a round is resumed. A live round that began before the job had votes is not resumed."""
         return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
     def check(self, config: ModelConfig, question: JobPrompts) -> None:

@@ -3,7 +3,7 @@
     http checks ─▶ ResourceServer.admitted ─▶ Issuer.verify_token ─▶ the request's scope with its subject
 
 The server is a resource server (RFC 9728): it names its issuer, and verifies the tokens that this issuer signs. Each
-subject of the issuer is an owner of its own.
+subject of the issuer counts as a separate owner.
 """
 
 from promptmill.core.feature import Feature

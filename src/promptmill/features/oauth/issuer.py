@@ -21,11 +21,11 @@ KEY_TYPES: Mapping[str, Literal["RSA", "EC", "OKP"]] = {
     **dict.fromkeys(("ES256", "ES384", "ES512"), "EC"),
     **dict.fromkeys(("EdDSA", "Ed25519"), "OKP"),
 }
-"""Key type by algorithm. All are asymmetric: with HS256, a reader of the issuer's public key could sign tokens."""
+"""The key type of each algorithm. All are asymmetric: with HS256, a reader of the public key could sign tokens."""
 LEEWAY_S = 60  # how far the clocks of issuer and server may differ
 LONGEST = 16 << 10  # bytes of a token; tokens of large identity providers with many groups have about 8 KB
 _TIMEOUT_S = 5.0  # some MCP clients disconnect after five seconds of silence
-_RETRY_S = 10.0  # between attempts to read the metadata, so that requests do not flood the issuer
+_RETRY_S = 10.0  # seconds between attempts to read the metadata, so that requests do not flood the issuer
 _PATHS = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
 
 
@@ -49,7 +49,7 @@ class Issuer(TokenVerifier):
 
     @property
     def name(self) -> str:
-        """The issuer as it names itself: with or without a final slash."""
+        """The name that the issuer gives itself, with or without a final slash."""
         return self._metadata.get("issuer", self.url)
 
     def discover(self) -> None:
@@ -97,8 +97,8 @@ class Issuer(TokenVerifier):
 
 
 class _Verifier(JWTVerifier):
-    """Verifies tokens of one algorithm. FastMCP's class reads and keeps the keys; its check of claims allows no
-    difference of clocks, and accepts a token that never expires, or that is not valid yet."""
+    """Verifies tokens of one algorithm. FastMCP's class reads and keeps the keys. Its check of claims is not used: it
+    allows no difference of clocks, and accepts a token that never expires, or that is not valid yet."""
 
     def __init__(self, keys: str, algorithm: str, claims: jwt.JWTClaimsRegistry, timeout_s: float) -> None:
         client = httpx2.AsyncClient(timeout=timeout_s)
@@ -131,7 +131,7 @@ class _Verifier(JWTVerifier):
             claims = jwt.decode(token, key, algorithms=[self.algorithm], registry=registry).claims
             self._claims.validate(claims)
             client = str(claims.get("client_id") or claims.get("azp") or claims["sub"])
-            kept = {"iss": claims["iss"]}  # with subject and client, the identity to which the SDK binds sessions
+            kept = {"iss": claims["iss"]}  # the SDK binds sessions to this, the subject and the client
             scopes = [scope for scope in self._extract_scopes(claims) if isinstance(scope, str)]
             return AccessToken(token="", client_id=client, scopes=scopes, subject=claims["sub"], claims=kept)
         except (JoseError, ValueError, TypeError, KeyError, AttributeError):  # a client may send any text

@@ -30,7 +30,7 @@ class ResourceServer:
     """Identifies callers by the tokens of an issuer."""
 
     def __init__(self, issuer: Issuer, scope: str) -> None:
-        """`scope`: the scope that a token needs to ask models; `""`: none."""
+        """`scope`: the scope that a token needs to ask models; `""` if it needs none."""
         self._issuer, self._scope = issuer, scope
         self.words = f"clients with a token of {issuer.url}"
         url = build_resource_metadata_url(_URL.validate_python(issuer.audience))
@@ -62,7 +62,7 @@ class ResourceServer:
         return admitted
 
     def check_body(self, scope: Scope, body: bytes) -> None:
-        """Raise `HttpError` 403 if the body calls a tool that may cost money, without the scope for it."""
+        """Raise `HttpError` 403 if the body calls a tool that may cost money, and the token lacks the scope for it."""
         user = scope.get("user")
         if isinstance(user, AuthenticatedUser) and scope["method"] == "POST" and not _only_reads(body):
             self._check_scope(user.access_token)

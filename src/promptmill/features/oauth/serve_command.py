@@ -33,7 +33,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
 
 
 def authentication_of(arguments: argparse.Namespace) -> Authentication | None:
-    """Return the authentication, or None without an issuer. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the authentication; None if no issuer is named. Raises `PromptmillError` (`invalid_config`)."""
     if arguments.oauth is None:
         for name in ("audience", "scope"):
             if getattr(arguments, name) is not None:
@@ -68,7 +68,7 @@ def without_token(record: logging.LogRecord) -> bool:
 
 
 def _check(name: str, url: str) -> None:
-    """Refuse any text that is no URL with https, or with http for this machine."""
+    """Refuse a text unless it is a URL with https, or with http for this machine."""
     parts = urlsplit(url)
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
     if not is_safe or not parts.hostname or parts.query or parts.fragment or parts.username is not None:

@@ -110,7 +110,7 @@ def wrong_type(field: str, value: object, wanted: str) -> ApiError:
 
 
 def error_of(error: PromptmillError, path: str = "") -> ApiError:
-    """Convert an error of promptmill. `param` is the field that the message, or the endpoint's own error, begins with.
+    """Convert an error of promptmill. `param` is the field that begins the message or that the endpoint blames.
 
     `path`: the path of the request, on which the name of the conversation's field depends.
     """

@@ -1,7 +1,7 @@
-"""Lines of a batch: its file's lines become rows of a job, and the rows' outcomes become lines of its results.
+"""Lines of a batch: the lines of its file become rows of a job, and the rows' outcomes become lines of result files.
 
-A row is a line in OpenAI's format. Its body is the request that a POST of the line's body to the line's path would
-become, with all settings of the model. The reply repeats the model's name as the client wrote it, and the fields of the
+A row is a line in OpenAI's format. The row's body is the request to which a POST of the line's body would be converted,
+with all settings of the model. The reply repeats the model's name as the client wrote it, and the fields of the
 client's body except its texts. The row keeps both in `metadata`, which is not part of the question.
 """
 

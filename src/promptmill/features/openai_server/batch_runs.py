@@ -15,12 +15,12 @@ and repeats the interrupted step; each step may be repeated:
 A batch waits while `MOST_RUNNERS` jobs run. If its job has stopped (a dead endpoint, an exhausted budget), the job is
 resumed after pauses until the batch's time is over.
 
-The state is only in `objects.db`. The server that holds the batch's lock runs it; any server can cancel it there.
+Only `objects.db` has the state. The server that holds a batch's lock runs the batch; any server can cancel it.
 
 **Repeated POSTs.** If a reply is lost, OpenAI's clients repeat the POST, without a key but with a count in the header
-`x-stainless-retry-count`. Such a repeat gets the existing batch of the same token and parameters if that is at most 20
-minutes old. A request without the header gets it if it is at most a minute old. A first attempt (`0`) and a request
-after a cancel create a new batch.
+`x-stainless-retry-count`. Such a repeat gets the existing batch of the same token and parameters if that batch is at
+most 20 minutes old. A request without the header gets a batch that is at most a minute old. A first attempt (`0`) and a
+request after a cancel create a new batch.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class BatchRuns:
         return BatchObject.model_validate_json(stored.body)
 
     def _enter(self, identity: str, state: State, *also: StoredObject, **changes: Any) -> BatchObject:
-        """Store the next state of a batch with its time, other changes and new objects; return the batch. Blocks.
+        """Store the next state of a batch with its start time, other changes and new objects; return the batch. Blocks.
 
         If the batch already has a state after `state`, nothing is changed.
         """

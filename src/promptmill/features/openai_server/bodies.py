@@ -1,6 +1,6 @@
 """Converts bodies of OpenAI's API to requests, and outcomes to bodies of replies. Pure functions, used for batches too.
 
-An unsupported field that would change the answer is an `ApiError` 400 with `param`. Null counts as an absent field.
+An unsupported field that would change the answer raises an `ApiError` 400 with `param`. Null counts as an absent field.
 """
 
 from __future__ import annotations

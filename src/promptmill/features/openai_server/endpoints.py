@@ -112,7 +112,7 @@ class Endpoints:
         return {"id": name, "object": "model", "created": created, "owned_by": self.config_of(name, owner).backend}
 
     def config_of(self, name: str, owner: str) -> ModelConfig:
-        """Return a model's configuration for a token's owner. `name`: its name in the configuration or at the engine.
+        """Return a model's configuration for a token's owner. `name`: the model's name here or at its backend.
 
         Raises `ApiError` (404 if the token may not use the model).
         """
@@ -203,8 +203,8 @@ def logged(path: str, client: str) -> Iterator[None]:
 
 
 def _cut_answer(failure: Failure) -> Completion:
-    """Return an answer that `max_tokens` cut as OpenAI's API does: its complete part, which may be `""` (programs test
-    a connection with a `max_tokens` of 1), with the finish reason. Raises the error of any other failure."""
+    """If `max_tokens` cut an answer, return what OpenAI's API returns: the complete part, which may be `""` (programs
+    test a connection with a `max_tokens` of 1), and the finish reason. Raises the error of any other failure."""
     if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or failure.wanted > 1:
         raise failure.error
     return Completion(failure.part, "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)

@@ -46,7 +46,7 @@ ORDER BY number * :sign LIMIT :limit
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
 _OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
-_WAIT_S = 5.0  # for another process's write; a write of this server takes milliseconds
+_WAIT_S = 5.0  # the longest wait for a write of another process; a write of this server takes milliseconds
 
 
 class StoredObject(NamedTuple):
@@ -107,7 +107,7 @@ class ObjectStore:
     def change(
         self, identity: str, changed: Callable[[StoredObject], StoredObject], *also: StoredObject
     ) -> StoredObject:
-        """Store the object that `changed` returns, and the objects `also`; nothing if the object is unchanged."""
+        """Store the object that `changed` returns, with the objects in `also`; store nothing if it is unchanged."""
         with self._transaction() as database:
             (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
             stored = StoredObject._make(row)

@@ -6,9 +6,9 @@
     custom tool `c`                    function `c` with one text         `custom_tool_call`
     search for tools by the client     function `tool_search`             `tool_search_call`
 
-Codex uses a namespace for each MCP server; its description contains the server's instructions. To models that it knows,
-Codex offers these tools only after the model has searched for them. A custom tool's grammar is added to its
-description: the tool's client checks the text it receives. All other tools run only at OpenAI, and are refused.
+Codex uses one namespace per MCP server, and describes it with the server's instructions. To models that it knows, Codex
+offers these tools only after the model has searched for them. A custom tool's grammar is only added to the tool's
+description, because the client checks the text. All other tools run only at OpenAI, and are refused.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _UNTOUCHED_S = 3600.0  # longer than any file takes to be written
 _AT_ONCE = 4  # max concurrent uploads per token
 _SILENCE_S = 60.0  # max seconds without data: longer than a short network outage
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
-"""The charset in the header is removed: forms are UTF-8 (RFC 7578), but Starlette would use the codec that it names."""
+"""The charset in the header is removed: forms are UTF-8 (RFC 7578), but Starlette would use the named codec."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -193,7 +193,7 @@ class StoredFiles:
 
 
 def check_disk(folder: Path, size: int, written: int = 0) -> None:
-    """Apply the disk rule of a call's rows to a client's file. `written`: its bytes that are already in `folder`.
+    """Apply the limit for a call's rows on disk to a client's file. `written`: the file's bytes that are in `folder`.
 
     Blocks. Raises `PromptmillError` (`storage`).
     """
@@ -242,7 +242,7 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
 
 
 async def _next(body: AsyncGenerator[bytes]) -> bytes:
-    """Return the next piece, `b""` at the end. Raises `ApiError` 408: a lost client would keep its place."""
+    """Return the next piece, `b""` at the end. Raises `ApiError` 408 after a long silence."""
     try:
         return await asyncio.wait_for(anext(body, b""), _SILENCE_S)
     except TimeoutError:

@@ -247,7 +247,7 @@ class EventStream(Response):
     """A reply that sends events while an answer grows. If its client disconnects, the answer is cancelled."""
 
     def __init__(self, events: Events, answer: Callable[[Show], Coroutine[Any, Any, Completion]]) -> None:
-        """`answer` receives a function to call with the answer so far; it raises `ApiError`."""
+        """`answer` gets a function that it calls with the answer so far; `answer` raises `ApiError`."""
         super().__init__(headers=_HEADERS, media_type="text/event-stream")
         del self.headers["content-length"]
         self._events, self._answer = events, answer

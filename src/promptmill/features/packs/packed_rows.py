@@ -9,14 +9,14 @@ because the source has ended or waits for answers, or the driver holds as many i
 a pack sends it. The driver and the endpoint's limits count only this item: the other items only wait.
 
 A pack may fail as a whole, because it is too long or has an item that the endpoint refuses. It is then halved, down to
-single items. Packs also fail if a server is down, but it must not get twice as many requests as there are items:
+single items. Packs also fail if a server is down, which must not get twice as many requests as there are items:
 
     a pack fails; another request was answered since the pack was sent     the pack is halved
     a pack fails; no request was                                           up to eight of its items are sent alone:
         an item is answered                                                the rest is sent once more, then halved
         all of these items fail                                            the rest of the pack fails unsent
 
-Packs in such doubt take turns. As long as no request is answered, only the first, second, fourth, eighth … of these
+Packs in this case take turns. As long as no request is answered, only the first, second, fourth, eighth … of these
 packs sends items alone: the first up to eight items, the others two. All other packs fail at once. So for a hundred
 packs, a server that is down gets 20 additional requests.
 
@@ -43,20 +43,19 @@ _OF_ITEMS = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
     | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
-"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text. If a refusal is
-really about the key, the halves are refused, too.)"""
+"""Failures that may disappear in a request for fewer items. (Some gateways answer 403 because of one item's text. If a
+refusal is really about the key, the halves are refused, too.)"""
 _OF_SERVER = frozenset(
     {Code.SERVER_ERROR, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST, Code.OUT_OF_MEMORY}
     | {Code.EMPTY_ANSWER, Code.OPEN_REASONING, Code.INVALID_ANSWER}
 )
-"""Failures that may be caused by one item or by the size of a request, or that all requests may have."""
+"""Failures that may be caused by one item or by the size of a request, or that may occur in all requests."""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
 """The fields that an item's answer takes from the outcome of its line in the batch."""
 _ENOUGH = 8
 """The most items that are sent alone to find out whether the endpoint answers any item: an endpoint that refuses every
-text is likelier than eight random texts that all happen to be refused. Also the number of consecutive packs without an
-answer after which items are no longer gathered: a model with every second reply in the right form fails 1 of 256 times.
-"""
+text is likelier than eight random texts that all happen to be refused. After the same number of consecutive packs
+without an answer, items are no longer gathered: if half of the replies are right, this happens in 1 of 256 cases."""
 _LATER = 2
 """The number of items of each further pack that are sent alone: enough to find a server that is up again, or good items
 among bad ones, at a quarter of the cost."""
@@ -65,7 +64,7 @@ _GIVEN_UP = (
     "sent alone, not together."
 )
 _OUTPUT = 4
-"""The approximate price of an answer token, in prompt tokens."""
+"""About how many prompt tokens cost as much as one answer token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class _Gathered(NamedTuple):
 class _Pack:
     requests: list[Request] = field(default_factory=list)
     waiting: list[asyncio.Future[_Gathered | None]] = field(default_factory=list)
-    """A future for each item except the last, which completes the pack. A result of None: its item sends the pack."""
+    """A future for each item except the last, which completes the pack. An item that gets None sends the pack."""
     size: int = 0
 
 
@@ -134,16 +133,16 @@ class Gathering(Step):
         raise NotImplementedError
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return several items with their names in a request, if `joined` and `divided` use names."""
+        """Give several items their names in a request, if `joined` and `divided` use names."""
         return requests
 
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for several items from `named`, or for one item. Raises `PromptmillError` for an item that
-        cannot be sent."""
+        """Return the request for several items that `named` returned, or for one item. Raises `PromptmillError` for an
+        item that cannot be sent."""
         raise NotImplementedError
 
     def send(self, joined: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request from `joined`. A reply without an answer to any item is a failure."""
+        """Answer a request that `joined` returned. A reply without an answer to any item is a failure."""
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
@@ -221,9 +220,9 @@ class Gathering(Step):
         return await self._send(pack, packs, call)
 
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
-        """Send a pack, and give its other items their results. Return the result of its last item."""
+        """Send a pack. Return the result of its last item, and give the results of all other items to them."""
         others = len(pack.waiting)
-        call.waits.held -= others  # they now wait for this request, not for items
+        call.waits.held -= others  # the others now wait for this request, not for items
         call.waits.forked -= others
         items = _Items(pack.requests, call, packs)
         try:
@@ -365,9 +364,9 @@ class _Packs:
         self.answered = 0
         """The number of answered requests."""
         self.in_vain = 0
-        """The number of packs that failed since the last answer, before any request was answered."""
+        """The number of packs that have failed since a request was last answered."""
         self.line = asyncio.Lock()
-        """Held by the pack that finds out whether the endpoint answers any request."""
+        """The lock that a pack holds while it finds out whether the endpoint answers any request."""
         self.most_items = sys.maxsize
         """The size of the largest pack that was answered after a larger pack was refused."""
         self._halved = self._half = 0
@@ -398,7 +397,7 @@ class _Packs:
         return pack
 
     def closed(self, kind: Hashable) -> _Pack:
-        """Return a pack that no longer waits for items."""
+        """End the waiting of a pack for items, and return the pack."""
         pack = self.open.pop(kind)
         if not self.open:
             self._call.waits.starved.discard(self.send_all)
@@ -410,12 +409,12 @@ class _Packs:
             self.send(kind)
 
     def send(self, kind: Hashable) -> None:
-        """Have the last waiting item of a pack send it."""
+        """Let the last waiting item of a pack send the pack."""
         self._released()
         self.closed(kind).waiting.pop().set_result(None)
 
     async def wait(self, pack: _Pack, kind: Hashable, request: Request) -> _Gathered | None:
-        """Wait until the pack is sent. Return its result for the item; None: the caller must send the pack."""
+        """Wait until the pack is sent. Return the result for the item; None if the caller must send the pack."""
         future: asyncio.Future[_Gathered | None] = asyncio.get_running_loop().create_future()
         pack.waiting.append(future)
         self._call.waits.held += 1
@@ -480,7 +479,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[ReplyPart], reply: Out
         )
     )
     completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
-    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # the item that counts it
+    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # counts the request
     costs: list[float | None] = [None] * count
     if reply.cost is not None:
         weights = [one + _OUTPUT * other for one, other in zip(asked, completion, strict=True)]

@@ -1,6 +1,6 @@
 """The step that continues a list that `max_tokens` cut: its complete items are kept, and the rest is asked for.
 
-It is inside of the step for quotes and of the checks, which therefore see one whole reply.
+The step for quotes and the checks are outside of this step, so they see one whole reply.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def asking_again(request: Request, found: str, words: str, *, attempts: int) -> 
 
 
 def summed(joined: Outcome, outcomes: list[Outcome]) -> Outcome:
-    """Return an outcome that was joined from `outcomes`, with their sums. Their requests followed one another."""
+    """Return `joined` with the sums of the `outcomes` that it joins. Their requests followed one another."""
     latency_s = round(sum(one.latency_s for one in outcomes), 6)
     unmetered = sum(one.unmetered for one in outcomes)
     joined = replace(joined, attempts=outcomes[-1].attempts, latency_s=latency_s, unmetered=unmetered, spent=())

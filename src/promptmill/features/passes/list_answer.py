@@ -1,4 +1,4 @@
-"""An answer with one list: where the list is, what a cut answer has of it, and which items are equal.
+"""An answer with one list: where the list is, which part of it a cut answer has, and which items are equal.
 
 cut       {"number": "R-7", "items": [{"item": "screws"}, {"item": "nai
 read      number, and one item: a value that may go on is not complete
@@ -80,7 +80,7 @@ class ListForm:
         wanted = sampling.response_format
         if wanted is None or wanted.get("type") != "json_schema" or sampling.choices is not None:
             return None
-        with contextlib.suppress(PromptmillError):  # the check of answers reports it
+        with contextlib.suppress(PromptmillError):  # the check of answers reports the error
             return cls._in(schema_of(wanted) or {})
         return None
 
@@ -145,7 +145,7 @@ class _Cut:
         self._text, self._at = text, at
 
     def answer(self, field: str | None) -> ListAnswer:
-        """Return the answer after the bracket of an object or, without a `field`, of a list."""
+        """Read an answer after its opening bracket: an object or, if `field` is None, a list."""
         if field is None:
             items, is_closed = self._items()
             return ListAnswer({}, items, is_closed, is_closed)

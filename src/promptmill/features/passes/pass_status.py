@@ -32,13 +32,13 @@ class PassStatus(TypedDict):
     dropped: int
     """The number of new items that were left out, because the row's text lacks their quotes."""
     failed: int
-    """The number of rows whose later request failed. They keep the items that were found before."""
+    """The number of rows whose later request failed. These rows keep the items that were found earlier."""
 
 
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the counts of the rows below `before`. Blocks."""
+    """Return the counts for the rows with numbers below `before`. Blocks."""
     del spec, labels, configs
     ((added, rows, dropped, failed),) = store.read(_COUNTS, before)
     return {"passes": PassStatus(added=int(added), rows=int(rows), dropped=int(dropped), failed=int(failed))}

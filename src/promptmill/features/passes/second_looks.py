@@ -2,7 +2,7 @@
 
     request ─▶ the answer, with 6 items ─▶ the request, this answer and "what is missing?" ─▶ 7 items more ─▶ 13 items
 
-Each answer alone is checked against the schema; the other checks apply to the joined answer.
+Each single answer is checked against the schema; the other checks apply to the joined answer.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class SecondLooks(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts an item to a request that costs as much as all the item's requests: it has as
-        many answers, and their prompts' mean length. The function raises `PromptmillError` (`invalid_input`)."""
+        """Return a function that converts a request to one that costs as much as all requests for the list: it asks
+        for as many answers, with a prompt of mean length. The function raises `PromptmillError` (`invalid_input`)."""
         del config, by_batch
         step, lengths = cls(), LikelyLengths()
         estimated: Made[Sampling] = {}
@@ -69,7 +69,7 @@ class SecondLooks(Step):
         return {}
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request with `passes`."""
+        """Answer a request that sets `passes`."""
         try:
             form = self._form(request)
             if call.exchange is not None:
@@ -121,7 +121,7 @@ class SecondLooks(Step):
 
 
 class FoundItems:
-    """The items of a list that was looked for several times. Equal items are one."""
+    """The items of a list for which the model looked several times. Equal items count once."""
 
     def __init__(self, form: ListForm, first: ListAnswer, sources: Sources) -> None:
         """`first`: the first answer, with its `sources`."""
@@ -131,7 +131,7 @@ class FoundItems:
         for item, source in _with_sources(form, first, sources):
             self._take(item, source)
         self.counts: dict[str, int] = {}
-        """The number of items that were `added` to the first, and `dropped` because the text lacks their quotes."""
+        """How many items were `added` to the first answer, or `dropped` because the text lacks their quotes."""
 
     @property
     def answer(self) -> ListAnswer:
@@ -171,7 +171,7 @@ class FoundItems:
         return added > 0
 
     def _take(self, item: Any, source: Sources) -> None:
-        """Add an item. If an equal item has only quotes that the text lacks, give it the source of this item."""
+        """Add an item. If an equal item is known, but the text lacks its quotes, give it the source of this item."""
         known, its = self._known.setdefault(key := key_of(item), (item, source))
         if _is_missing(its) and not _is_missing(source):
             self._known[key] = known, source
@@ -191,8 +191,8 @@ def _is_missing(source: Sources) -> bool:
 
 
 async def _joined(form: ListForm, found: FoundItems, request: Request, first: Completion, call: Call) -> Completion:
-    """Return the answer with the items of all answers, or the first answer if it has them all or if a check has a
-    complaint about the joined one."""
+    """Return an answer with the items of all answers; the first answer if it has all items, or if a check refuses the
+    joined answer."""
     own = own_text(first.text, request)
     if not found.is_changed:
         return first

@@ -25,7 +25,7 @@ _REACHED_S = 10
 
 
 class RayCluster(OrderPart):
-    """A cluster's address, its number of replicas, and the resources of a node that each replica takes."""
+    """The address of a cluster, the number of replicas, and the resources of a node that each replica uses."""
 
     address: str
     replicas: int = 1
@@ -90,7 +90,7 @@ class RayCluster(OrderPart):
         return [actor.remote() for _ in range(count)]
 
     def _count(self, config: ModelConfig) -> int:
-        """Return the number of replicas. For an endpoint, it is at most `concurrency`: each has a request in flight."""
+        """Return the number of replicas; for an endpoint, at most `concurrency`, of which each gets at least 1."""
         if not config.record.needs_endpoint:
             return self.replicas
         return min(self.replicas, config.settings.backend_configs.openai.concurrency)

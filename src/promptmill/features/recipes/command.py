@@ -1,4 +1,4 @@
-"""`promptmill run RECIPE`: the commands of a file, in order, as one command."""
+"""`promptmill run RECIPE`: run the commands of a file in order, as one command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from promptmill.system.safe_open import home_expanded
 
 _CHANGED = "changed"
 _PATHS = ("PROMPTMILL_CONFIG", "PROMPTMILL_STATE")
-"""Variables whose relative paths start at the caller's folder, not at the recipe's folder."""
+"""Environment variables whose relative paths start at the caller's folder, not at the recipe's folder."""
 _RESUMES = " the same command resumes the recipe, and pays for no answer again. Run: "
 _ESTIMATED = ("requests", "estimated_cost", "most_cost")
 
@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 @dataclass
 class _Report:
-    """A step that has begun."""
+    """The report on a step that has begun."""
 
     step: RecipeStep
     title: str
@@ -124,7 +124,7 @@ class _Steps:
     spending: Spending
 
     def _captured(self, step: RecipeStep, prepared: Callable[[JsonDict], argparse.Namespace]) -> tuple[int, str]:
-        """Run a command with the arguments of `prepared` for the accepted changes. Return its exit code and output."""
+        """Run a command with the arguments that `prepared` returns for accepted changes. Return its code and output."""
         changes: JsonDict = {}
         while True:
             arguments = prepared(changes)
@@ -235,7 +235,7 @@ class _Run(_Steps):
         return self._captured(step, prepared)
 
     def _prepared(self, step: RecipeStep, changes: JsonDict) -> argparse.Namespace:
-        """Return the arguments of a step, as a part of this run."""
+        """Return the arguments with which a step runs as a part of this run."""
         is_own = any(map(self.spending.is_own, _outputs(step)))
         owns_output = "is_step" in step.arguments()  # a job checks its own output
         values = {
@@ -333,7 +333,7 @@ def _outputs(step: RecipeStep) -> list[Path]:
 
 
 def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search | None:
-    """Return the finished search of an earlier run, whose output the later steps use; None: the step runs.
+    """Return the finished search of an earlier run, whose output the later steps use; None if the step has to run.
 
     The output is a file of the user, who may have edited it. Raises `ChangedError` if the step's options have changed,
     unless the change is accepted.
@@ -349,7 +349,7 @@ def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search
 
 
 def _changed(step: RecipeStep, values: JsonDict) -> argparse.Namespace:
-    """Return the arguments of a step with these values, as far as it takes them."""
+    """Return the arguments of a step, changed to those of `values` that its command takes and that are not None."""
     arguments = step.arguments()
     for name, value in values.items():
         if name in arguments and value is not None:

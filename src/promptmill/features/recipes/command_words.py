@@ -1,4 +1,4 @@
-"""The entries of a step as the words of its command line.
+"""Converts the entries of a step to the words of a command line.
 
 bulk: [mails/, facts.jsonl]
 prompt: 'Extract the order: {{content}}'   ─▶   bulk mails/ facts.jsonl '--prompt=Extract the order: {{content}}'
@@ -24,14 +24,14 @@ from promptmill.features.recipes.recipe_file import BOOL, NULL, Entry, StepEntri
 from promptmill.options import table
 
 OF_RUN = frozenset({"help", "detach", "dry_run", "json", "quiet", "state", "again"})
-"""The options of a run, which no step has."""
+"""The options of `promptmill run` itself, which a step cannot set."""
 LIKE_RUN = OF_RUN | {"max_cost", "concurrency", "tier", "price", "overwrite", "api_key", "api_key_env"}
 """The options that change no answer."""
 _REPEATED = (argparse._AppendAction, Several, PairsAction)
-"""Options that are given once for each of their values."""
+"""The actions of options that a command line repeats, once for each value."""
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 STAND_IN = "one,two"
-"""The choices that replace a file of choices that is not written yet."""
+"""The choices that are used as long as the file of the choices does not exist yet."""
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
@@ -52,7 +52,7 @@ class StepParser(Parser):
         return [action.dest for action in self._get_positional_actions()]
 
     def excluded_by(self, own: Collection[str]) -> set[str]:
-        """Return the attributes of options that have no effect, or cannot be set, with the options `own`."""
+        """Return the attributes of the options that have no effect, or cannot be set, if the options `own` are set."""
         given = {self.sets(key) for key in own}
         groups = [{action.dest for action in group._group_actions} for group in self._mutually_exclusive_groups]
         without = (set(names) for needed, names in self.only_with.items() if needed not in given)
@@ -168,7 +168,7 @@ def _takes(flag: str, action: argparse.Action, kind: type) -> bool:
 
 
 def _text(node: yaml.ScalarNode) -> str:
-    """Return the text as it is written. A YAML block loses the line feed at its end."""
+    """Return a scalar's text as the file has it. For a YAML block, the line feed at its end is left out."""
     text = str(node.value)
     return text.removesuffix("\n") if node.style in {"|", ">"} else text
 
@@ -180,7 +180,7 @@ def _scalar(entry: Entry, node: yaml.Node) -> str:
 
 
 def _joined(node: yaml.Node) -> str:
-    """Return texts without commas joined by commas, as on the command line; other lists and objects as JSON."""
+    """Join a list of texts by commas, as on the command line; convert other values, or texts with commas, to JSON."""
     texts = [_text(each) for each in node.value if isinstance(each, yaml.ScalarNode)]
     is_plain = isinstance(node, yaml.SequenceNode) and len(texts) == len(node.value)
     if is_plain and not any("," in text for text in texts):

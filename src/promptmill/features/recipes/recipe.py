@@ -1,4 +1,4 @@
-"""A recipe that may be run: its steps are known commands in a possible order, with options that they have."""
+"""A recipe that can be run: its steps are known commands in a possible order, with options that these commands have."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PATTERN = re.compile(r"[*?\[]")
 
 
 def key_of(named: Named) -> str | None:
-    """Return the name of a field as a key of a recipe, with its value."""
+    """Return the name of a field as a key of a recipe, together with the field's value if there is one."""
     words = option_of(named)
     option = _OPTION.fullmatch(words or "")
     if option is None or named.field == "again":
@@ -103,13 +103,13 @@ class RecipeStep:
         return [step for step in found if step is not None]
 
     def named(self, outputs: Mapping[str, RecipeStep]) -> list[RecipeStep]:
-        """Return the earlier steps with an output that an option names."""
+        """Return the earlier steps whose outputs are named by options of this step."""
         earlier = self._earlier(outputs)
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
         return [step for text in texts if (step := earlier.get(_path(text))) is not None]
 
     def missing(self, outputs: Mapping[str, RecipeStep]) -> str:
-        """Return the path of a file that an earlier step will write, and which does not exist yet; `""` if none."""
+        """Return the path of a missing file that the step needs and an earlier step will write, or `""`."""
         names = self.reads(self.arguments(self.awaited(outputs)))
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
         paths = map(_path, [*names, *map(_file, names), *texts])
@@ -121,7 +121,7 @@ class RecipeStep:
 
     @property
     def dry_run(self) -> str | None:
-        """The attribute of parsed arguments for a dry run; None if the command has none."""
+        """The attribute of parsed arguments that requests a dry run; None if the command has no dry run."""
         action = parser_of(self.command).options().get("dry_run")
         return None if action is None else action.dest
 
@@ -176,7 +176,7 @@ class Recipe:
     def check(self) -> Mapping[str, RecipeStep]:
         """Check all steps before the first one runs, as far as their files exist. Sends and stores nothing.
 
-        Return the step that writes each output, by path. Raises `PromptmillError` with the line.
+        Return a mapping of the path of each output to its step. Raises `PromptmillError` with the line.
         """
         outputs: dict[str, RecipeStep] = {}
         parsed = []

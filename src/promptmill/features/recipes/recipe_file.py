@@ -69,7 +69,7 @@ class RecipeFile:
 
     steps: Sequence[StepEntries]
     shared: Mapping[str, Entry]
-    """The shared options, for every step that has them."""
+    """The options that apply to every step whose command has them."""
     max_cost: Entry | None
     """The most that all steps together may spend, in US dollars."""
 

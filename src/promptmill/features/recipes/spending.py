@@ -37,7 +37,7 @@ class Search:
     digest: str
     """The digest of the step, see `RecipeStep.digest`."""
     jobs: Sequence[str]
-    """The folders of its jobs."""
+    """The folders of the search's jobs."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class StepFigures:
 
     @property
     def is_usable(self) -> bool:
-        """Whether all jobs are finished, and a row is answered: later steps can use the output."""
+        """Whether all jobs are finished, and a row is answered, so that later steps can use the output."""
         finished = all(job["state"] == progress.FINISHED for job in self.jobs)
         return finished and any(job.get("answered") for job in self.jobs)
 
@@ -82,9 +82,9 @@ class Spending:
     elsewhere: dict[str, float] = field(default_factory=dict)
     """By the folder of a job: the part of its cost that was spent before the recipe first ran the job."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
-    """By the path of an output: its stamp when its step had ended."""
+    """The stamp that each output had when its step had ended, by the path of the output."""
     searches: dict[str, Search] = field(default_factory=dict)
-    """By the path of an output: the last finished search that wrote it."""
+    """The last finished search that wrote an output, by the path of the output."""
     step: StepFigures = field(default_factory=StepFigures)
     """The figures of the step that runs."""
     earlier: Sequence[Folder] = ()
@@ -106,8 +106,8 @@ class Spending:
     @classmethod
     @contextlib.contextmanager
     def locked(cls, recipe: Path, max_cost: float | None) -> Iterator[Spending]:
-        """Yield the costs of a recipe, which no other process runs meanwhile. Raises as `of`, and also if another
-        process runs the recipe."""
+        """Yield the costs of a recipe. Meanwhile, no other process can run the recipe. Raises as `of`, and also if
+        another process runs the recipe."""
         spending = cls.of(recipe, max_cost)
         with spending._errors_in_words():
             disk.make_private_folder(spending.file.parent)
@@ -125,12 +125,12 @@ class Spending:
         return sum(self.costs.values()) - sum(self.elsewhere.values())
 
     def begin(self, opened: OpenJob) -> OpenJob:
-        """Return the job, limited to the money that the other jobs leave. It reuses the answers of those jobs in
-        `earlier` that have its settings."""
+        """Return the job, limited to the money that the other jobs have left. The job reuses the answers of those jobs
+        in `earlier` that have the same settings."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
             cost -= self.elsewhere.pop(_key(folder), 0.0)
-            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # a new job takes its place
+            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # a new job replaces it
         if _key(folder) not in self.costs and (cost := self._cost(folder)):
             self.elsewhere[_key(folder)] = cost
         self.costs[_key(folder)] = self._cost(folder)

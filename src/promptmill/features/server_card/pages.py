@@ -18,7 +18,7 @@ _SCHEMA = "https://static.modelcontextprotocol.io/schemas/v2/server-card.schema.
 _CARD = "application/mcp-server-card+json"
 _NAME = "io.github.promptmill/promptmill"  # as in server.json, for the MCP registry
 _IDENTIFIER = "urn:air:promptmill.github.io:promptmill"
-_SENTENCE = metadata.metadata("promptmill")["Summary"].partition(":")[0]  # cards have at most 100 characters
+_SENTENCE = metadata.metadata("promptmill")["Summary"].partition(":")[0]  # a description has at most 100 characters
 _HEADERS = {
     "access-control-allow-origin": "*",
     "access-control-allow-methods": "GET",

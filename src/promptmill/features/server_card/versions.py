@@ -1,4 +1,4 @@
-"""The reply to `server/discover` with all versions of MCP; the SDK names only versions without a handshake."""
+"""The reply to `server/discover` with all versions of MCP; the SDK's reply names only versions without a handshake."""
 
 from __future__ import annotations
 

@@ -33,18 +33,18 @@ class PdfText(NamedTuple):
     text: str
     page: int = 1
     offset: int = 0
-    """`page` and `offset`: the place of the first character, see `Fields`."""
+    """`page` and `offset` are the place of the text's first character, as in `Fields`."""
     column: str = ""
     """The name of the column with the text; `""` if the text is not from a column."""
 
     def has(self, source: ValueSource) -> bool:
-        """Return whether a source has no boxes yet, and its quote is at its place in this text."""
+        """Return whether a source has no boxes yet, and its quote is in this text at the source's place."""
         if "start" not in source or "box" in source or source.get("column", "") != self.column:
             return False
         return self.text[source["start"] : source["end"]] == source["quote"]
 
     def on_pages(self, start: int, end: int) -> Iterator[QuoteOnPage]:
-        """Yield the part of the characters `start` to `end - 1` that is on each page, with its place.
+        """For each page of the characters `start` to `end - 1`, yield the place and the words of the part on that page.
 
         >>> [*PdfText("One.\\n\\f\\nTwo.").on_pages(0, 10)]
         [(1, 0, 'One.'), (2, 0, 'Two')]
@@ -57,7 +57,7 @@ class PdfText(NamedTuple):
 
 
 class Boxes:
-    """Adds boxes to answers, reading few PDFs at a time."""
+    """Adds boxes to answers. Reads few PDFs at a time."""
 
     def __init__(self, rule: FileRule) -> None:
         """`rule`: the rule for the files that are read."""
@@ -65,7 +65,7 @@ class Boxes:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def added(self, outcome: Outcome, text: PdfText, part: FilePart, call: Call) -> Outcome:
-        """Return an outcome with the boxes of its quotes in `text`, the text of the PDF `part`.
+        """Return `outcome` with boxes for those of its quotes that are in `text`, the text of the PDF `part`.
 
         If the PDF cannot be read, the call gets a warning, and the outcome is unchanged.
         """
@@ -81,7 +81,7 @@ class Boxes:
 
 
 def with_boxes(sources: Sources, text: PdfText, part: FilePart, rules: ImageRules) -> Sources:
-    """Return sources with the boxes of the quotes in `text`, the text of a PDF. Blocks.
+    """Return `sources` with boxes for the quotes that are in `text`, the text of a PDF. Blocks.
 
     Raises `PromptmillError` if the file cannot be read.
     """

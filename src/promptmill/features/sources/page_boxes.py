@@ -3,8 +3,8 @@
     the page's text          pdfium's text                    pdfium's characters        boxes
     "inter-\\nnational"   ◀─  "inter" U+FFFE "national"   ◀─   a rectangle for each   ─▶  one for each line
 
-promptmill sends pdfium's text with some characters replaced, so each character that it sends has an origin in pdfium's
-text. The characters of a ligature share a rectangle. Spaces and line ends have no rectangle.
+promptmill sends pdfium's text with some characters replaced, so each character of the sent text has an origin in
+pdfium's text. The characters of a ligature share a rectangle. Spaces and line ends have no rectangle.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from promptmill.images import pdf
 QuoteOnPage: TypeAlias = tuple[int, int, str]
 """The number of a page, the number of the quote's first character in the page's text, and the quote's words."""
 _STRAIGHT = 0.98  # cosine of the largest angle (11 degrees) at which a text counts as running along an edge of the page
-_TALLEST = 0.95  # in sizes of the font, the height from the top of an h to the foot of a p; fonts reserve up to 1.3
-_SHADES = 8  # of grey: a page of small print takes 37 KB with a side of 1,000 pixels, and 145 KB as a JPEG
-_DECIMALS = 1  # a tenth of a point is 0.04 mm
+_TALLEST = 0.95  # from the top of an h to the foot of a p, in multiples of the font size; fonts reserve up to 1.3
+_SHADES = 8  # shades of grey: a page of small print, 1,000 pixels long, takes 37 KB, instead of 145 KB as a JPEG
+_DECIMALS = 1  # decimals of a point: a tenth of a point is 0.04 mm
 
 
 class Rectangle(NamedTuple):
@@ -46,19 +46,19 @@ class _Letter(NamedTuple):
 
     box: Rectangle
     across: bool
-    """Whether its text runs along the upper edge of the page, forwards or backwards."""
+    """Whether the character's text runs along the upper edge of the page, forwards or backwards."""
     down: bool
-    """Whether its text runs along the left edge."""
+    """Whether the character's text runs along the left edge of the page, downwards or upwards."""
 
     def continues(self, line: Rectangle) -> bool:
-        """Return whether the character is at the height of a line. Slanted text always is: line ends alone decide."""
+        """Return whether the character is at a line's height. True for slanted text: only line ends end its lines."""
         if self.across:
             return line.top < self.box.bottom and self.box.top < line.bottom
         return not self.down or (line.left < self.box.right and self.box.left < line.right)
 
 
 def boxes(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `boxes`: for each of the `quotes`, its rectangles by line; `[]` if the page does not have the quote there.
+    """Return `boxes`: for each of the `quotes`, one rectangle a line; `[]` if the page does not have the quote there.
 
     `document`: a `pypdfium2.PdfDocument`. `quotes`: each a `QuoteOnPage`.
     """
@@ -81,8 +81,8 @@ def boxes(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pictures(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `pictures`: for each of the `pages` (from 1) that the document has, its number, its width and height in
-    points, a PNG in base64 whose longer side has `side` pixels, in shades of grey, and the text of the page."""
+    """Return `pictures`, one for each of the `pages` (from 1) that the document has: the page's number, its width and
+    height in points, a grey PNG in base64 whose longer side has `side` pixels, and the page's text."""
     import base64
 
     found = []
@@ -130,7 +130,7 @@ class _PageText:
     def lines(self, start: int, words: str) -> Iterator[Rectangle]:
         """Yield the rectangle of each line of `words`, which begin with the character `start` of the page's text.
 
-        Yield nothing if they are not there: the file has changed, or they are from a form field, a stamp or a note.
+        Yield nothing if the text lacks them: the file has changed, or they are from a form field, a stamp or a note.
         """
         if not self._text.startswith(words, start):
             return
@@ -180,7 +180,7 @@ class _PageText:
         return x.value, y.value
 
     def _height(self, at: int) -> float:
-        """Return the height of a line in the font of a character, in sizes of the font."""
+        """Return the height of a line in the font of a character, as a multiple of the font size."""
         from pypdfium2 import raw
 
         if not (drawn := raw.FPDFText_GetTextObject(self._layer, at)) or not (font := raw.FPDFTextObj_GetFont(drawn)):
@@ -221,7 +221,7 @@ class _Shown(NamedTuple):
         return (height, width) if self.is_turned else (width, height)
 
     def on_page(self, left: float, bottom: float, right: float, top: float) -> Rectangle:
-        """Convert a rectangle from the page's own coordinates to those from the displayed page's top left corner."""
+        """Convert a rectangle from the page's own coordinates to points from the displayed page's top left corner."""
         match self.turns:
             case 0:
                 return Rectangle(left - self.left, self.top - top, right - self.left, self.top - bottom)
@@ -242,7 +242,7 @@ class _Shown(NamedTuple):
 
 
 def mapped(raw: str) -> tuple[str, Sequence[int]]:
-    """Return a page's text for pdfium's text `raw`, and the origin of each of its characters in `raw`.
+    """Return the page's text for pdfium's text `raw`, and for each of its characters, the origin's position in `raw`.
 
     >>> text, origins = mapped(" a\\r\\nb")
     >>> text, [*origins]

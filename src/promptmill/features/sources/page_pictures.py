@@ -16,8 +16,8 @@ from promptmill.images import pdf
 from promptmill.images.load import ImageRules, read_file
 
 _PICTURES = "promptmill.features.sources.page_boxes:pictures"
-_SIDE = 1000  # pixels: print of 8 points can be read
-_MOST_PAGES = 3  # pages of a row: the quotes of a form or an invoice are on fewer
+_SIDE = 1000  # pixels of the longer side: enough to read print of 8 points
+_MOST_PAGES = 3  # pages displayed for a row: the quotes of a form or an invoice are on fewer pages
 
 
 class PagePicture(TypedDict):
@@ -33,8 +33,8 @@ class PagePicture(TypedDict):
 
 
 def page_pictures(sources: Sources, file: str, rules: ImageRules) -> list[PagePicture]:
-    """Return the first pages of the PDF `file` that have boxes of quotes; `[]` if there are none, or if `rules` refuse
-    the file or it cannot be read. For an agent, a page that may hold keys or passwords is left out. Blocks."""
+    """Return the first pages of the PDF `file` that have boxes of quotes; `[]` if there are none, or if the file is
+    refused by `rules` or unreadable. For an agent, pages that may hold keys or passwords are left out. Blocks."""
     pages = sorted({box["page"] for _, source in leaves(sources) for box in source.get("box", ())})[:_MOST_PAGES]
 
     def read(opened: BinaryIO, _: str) -> list[Any]:

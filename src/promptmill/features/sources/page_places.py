@@ -8,7 +8,7 @@ from promptmill.core.sources import ATTACHED, PAGE
 def page_place(text: str, at: int, page: int = 1, offset: int = 0) -> tuple[int, int]:
     """Return the page of the character `at` of a text, and the number of the character in the text of that page.
 
-    `page`, `offset`: those of the first character of `text`. The text of a page begins after its `ATTACHED` line.
+    `page`, `offset`: the place of the first character of `text`. The text of a page begins after its `ATTACHED` line.
 
     >>> page_place("One.\\n\\f\\nTwo.", 9)
     (2, 2)

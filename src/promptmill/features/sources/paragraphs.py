@@ -17,9 +17,9 @@ from promptmill.core.wording import cut
 from promptmill.files.format_table import whole
 
 _LINE = re.compile(r"\S[^\n]*")
-_LONGEST = 80  # characters of a heading: a line of print
-_SHOWN = 60  # characters of a heading in a place
-_NO_HEADING = re.compile(r"[-*\u2022\u2013]\s|[^\w\u00a7#(]|[a-z]")  # a list's item, and the rest of a sentence
+_LONGEST = 80  # max characters of a heading: as many as in a line of print
+_SHOWN = 60  # max characters of a heading in the words for a place
+_NO_HEADING = re.compile(r"[-*\u2022\u2013]\s|[^\w\u00a7#(]|[a-z]")  # begins a list's item, or the rest of a sentence
 _SENTENCE = re.compile(r"[.!?:;\u3002\uff01\uff1f\uff1a]['\")\]\u00bb\u2019\u201d]*$")
 
 
@@ -31,8 +31,8 @@ class Paragraphs:
 
     @functools.cached_property
     def _lines(self) -> tuple[array[int], array[int], list[str]]:
-        """The first character of each line that is not empty; the numbers (from 0) of the lines that are headings; and
-        the headings."""
+        """The position of the first character of each line that is not empty; the numbers (from 0) of the lines that
+        are headings; and the headings."""
         found = [(match.start(), match[0].rstrip()) for match in _LINE.finditer(self._text)]
         following = [line for _, line in found[1:]]
         headings = [at for at, line in enumerate(following) if _is_heading(found[at][1], line)]
@@ -40,7 +40,7 @@ class Paragraphs:
         return array("I", [start for start, _ in found]), array("I", headings), titles
 
     def at(self, character: int) -> tuple[str, int]:
-        """Return the heading above a character, and the number of its paragraph under the heading; 0 for the heading.
+        """Return the heading above a character, and the number of the character's paragraph under it, 0 in the heading.
 
         If no heading is above it, return `""` and the paragraph's number in the text.
 
@@ -53,7 +53,7 @@ class Paragraphs:
         return (titles[above], line - headings[above]) if above >= 0 else ("", line + 1)
 
     def placed(self, source: ValueSource) -> ValueSource:
-        """Return a source with its place in this text, with its heading and paragraph."""
+        """Return a source with the heading and the paragraph of its place in this text."""
         heading, paragraph = self.at(source["start"])
         kept: ValueSource = {**source, "paragraph": paragraph}
         kept.pop("heading", None)
@@ -68,7 +68,7 @@ class Paragraphs:
         (heading, first), (other, last) = self.at(start), self.at(max(start, end - 1))
         if heading != other:
             return f"{_words(heading, first)}, to {_words(other, last)}"
-        first = max(first, min(last, 1))  # the heading and its first paragraphs
+        first = max(first, min(last, 1))  # a heading and its paragraphs are named as the paragraphs
         return _words(heading, first) if first == last else f"{_words(heading, first, 's')} to {last}"
 
 
@@ -83,6 +83,6 @@ def _is_heading(line: str, following: str) -> bool:
 
 
 def paragraphs_of(text: str, file: str) -> Paragraphs | None:
-    """Return the paragraphs of the text of a file; None if the file is no document, such as a plain text or a PDF."""
+    """Return the paragraphs of a document's text; None for a file of another kind, such as a plain text or a PDF."""
     known = whole(Path(file)) if file else None
     return Paragraphs(text) if known is not None and known.whole == "document" else None

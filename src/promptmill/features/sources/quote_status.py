@@ -43,14 +43,14 @@ class QuoteStatus(TypedDict):
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the counts of the rows below `before`; `{}` if there are no quotes. Blocks."""
+    """Return the counts for the rows with numbers below `before`; `{}` if they have no quotes. Blocks."""
     del spec, labels, configs
     ((quotes, missing, rows),) = store.read(_COUNTS, before)
     return {"quotes": QuoteStatus(quotes=int(quotes), missing=int(missing), rows=int(rows))} if quotes else {}
 
 
 def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
-    """Return the section of a report: how many quotes the texts of their rows contain."""
+    """Return the section of a report: how many of the quotes are in the texts of their rows."""
     del store, spec
     its: QuoteStatus = found["quotes"]
     line = f"{its['quotes'] - its['missing']:,} of {counted(its['quotes'], 'quote')} found in the texts of their rows"
@@ -69,7 +69,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def doubt_of(record: Record) -> Doubt | None:
-    """Return the reason to check a row with missing quotes: the fields that lack them."""
+    """Return the reason to check a row, which names the fields with missing quotes; None if no quote is missing."""
     if _MARK not in (record.more or ""):
         return None
     missing = [(name, its["quote"]) for name, its in leaves(record.extras.get("sources")) if its.get("is_missing")]

@@ -33,9 +33,9 @@ _LONGEST = 600  # characters of a quote, because a small model may write until `
 _FURTHER = frozenset(
     ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
 )
-"""Keywords whose schemas describe values without quotes: an object or list with such a keyword has one quote."""
+"""Keywords whose schemas describe values without quotes: an object or list with such a keyword gets a single quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
-"""The places of values in an answer: an object's parts by field; `"list"` for items with a quote each; or `"value"`."""
+"""What gets quotes in an answer: an object's parts by field; `"list"`: each item; `"value"`: the value as a whole."""
 Place: TypeAlias = Callable[[str, Any], ValueSource | None]
 """A function that returns the source of a value, from its quote and the value."""
 
@@ -90,7 +90,7 @@ class _Quoting:
         self._parts, self._characters = MOST_PARTS, LONGEST_FORM
 
     def of(self, schema: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
-        """Return the schema of replies for `schema`, a part of the whole, and its `Parts`. `open_`: the references that
+        """For `schema`, a part of the whole, return the schema of replies and its `Parts`. `open_`: the references that
         led to this part. Raises `PromptmillError` (`invalid_input`) for too many parts."""
         own, references = resolved(schema, self._whole), _references(schema)
         kind, fields = kind_of(own, self._whole), own.get("properties")
@@ -126,7 +126,7 @@ def _list_in(schema: JsonObject, name: str) -> list[Any]:
 
 
 def _is_plain(schema: JsonObject) -> bool:
-    """Return whether only its fields or its items describe the values of a schema."""
+    """Return whether a schema describes its values only by their fields or items."""
     return not schema.keys() & _FURTHER
 
 

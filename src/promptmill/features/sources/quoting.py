@@ -1,6 +1,6 @@
 """The steps that ask for a quote with each value, look it up in the row's text, and find its boxes in a row's PDF.
 
-A quote that the text does not contain is no source. The value is kept, and its source says that the quote is missing.
+If the text does not contain a quote, the value is kept, and its source states that the quote is missing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 from promptmill.system.call_files import FileRule
 
 _SOON = 1 << 19
-"""The event loop itself looks up quotes if the product of the lengths of text and reply is at most this: it takes up to
-0.1 s, for quotes of one letter."""
+"""The event loop itself looks up quotes if the product of the lengths of text and reply is at most this. The look-up
+then takes up to 0.1 s, in the case of quotes of one letter."""
 _CONTENT = "content"
 """The column with the text of a whole file."""
 _AT_ONCE = 2  # threads for long texts: two, so that other work has threads left and a second answer need not wait
@@ -44,8 +44,8 @@ class QuotedAnswers(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts an item to the request for an answer with quotes, or raises `PromptmillError`
-        (`invalid_input`)."""
+        """Return a function that converts a request to one for an answer with quotes. The function raises
+        `PromptmillError` (`invalid_input`)."""
         del config, by_batch
         step = cls()
         return lambda request: Sent(_asking(request, step._form(request)))
@@ -62,7 +62,7 @@ class QuotedAnswers(Step):
         return cls(loading.config.file_rule)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request with quotes. The answer has no quotes if the request has no text from the row."""
+        """Answer a request, with a quote for each value. If the request has no text from the row, ask for no quotes."""
         if request.fields is not None and not (request.fields.texts or request.conversation.file_kinds):
             return self.following(request, call)
         return self._quoted(request, call)
@@ -92,7 +92,7 @@ class QuotedAnswers(Step):
                     texts.stop()
         else:
             outcome = _with_sources(outcome, request, form, texts)
-        for part, text in documents:  # cached with the answer: an equal request has an equal file
+        for part, text in documents:  # boxes are cached with the answer: an equal request has an equal file
             outcome = await self._boxes.added(outcome, PdfText(text.text), part, call)
         return outcome
 
@@ -111,7 +111,7 @@ class QuotedAnswers(Step):
 class LocatedQuotes(Step):
     """Adds the boxes of quotes to the sources of an answer about the text of a PDF.
 
-    It is outside of the cache: two PDFs with the same text, which share an answer, may have the words at different
+    It runs outside of the cache: two PDFs with the same text, which share an answer, may have the words at different
     places. It also sees the requests about the pieces of a long text, whose fields name the page where a piece begins.
     """
 
@@ -159,12 +159,12 @@ class RowTexts:
         self._left = MOST_SEARCHED
         self._is_stopped = False
         self._ends: dict[tuple[str, str], int] = {}
-        """By column and quote: the end of the last place that was found. The search for an equal quote begins there."""
+        """The end of the last place that was found, by column and quote. The search for an equal quote begins there."""
 
     @classmethod
     def of(cls, request: Request, documents: Sequence[Text] = ()) -> RowTexts:
-        """Return the texts of a request: its fields or, without fields, the messages of the user and of tools, without
-        complaints about answers. `documents`: the texts of its PDFs."""
+        """Return the texts of a request: its fields or, if it has none, the messages of the user and of tools, except
+        complaints about answers. `documents`: the texts of the request's PDFs."""
         more = [_Column("", document) for document in documents]
         if request.fields is not None:
             named, file = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True)), request.fields.file
@@ -218,7 +218,7 @@ def _asking(request: Request, form: QuotedForm) -> Request:
 
 
 def _pdfs_of(request: Request) -> list[FilePart]:
-    """Return the PDFs of a request. Raises `PromptmillError` (`invalid_input`) if another part has no text."""
+    """Return the PDFs of a request. Raises `PromptmillError` (`invalid_input`) for images and recordings."""
     parts = request.conversation.sourced
     pdfs = [part for part in parts if isinstance(part, FilePart) and part.kind == "pdf"]
     if len(pdfs) < len(parts):
@@ -228,19 +228,19 @@ def _pdfs_of(request: Request) -> list[FilePart]:
 
 
 def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:
-    """Return the messages of a request, and the later messages that ask again."""
+    """Return the messages of a request before any correction, and the corrections, which ask again."""
     messages = request.conversation.messages
     end = len(messages) - request.corrections
     return messages[:end], messages[end:]
 
 
 def _reply_of(outcome: Outcome) -> str:
-    """Return the text of an answer, or the part of an answer that a failure has."""
+    """Return the text of an answer, or the partial answer of a failure."""
     return outcome.part if isinstance(outcome, Failure) else outcome.text
 
 
 def _with_sources(outcome: Outcome, request: Request, form: QuotedForm, texts: RowTexts) -> Outcome:
-    """Return the answer without its quotes, and with its sources. A reply without JSON is unchanged."""
+    """Return the answer with its sources instead of its quotes. A reply without JSON is unchanged."""
     reply = _reply_of(outcome)
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply
     if (found := form.answer(own, texts.source)) is None:

@@ -1,4 +1,4 @@
-"""A text in which quotes are searched for, and the places where it has the words of a quote.
+"""Searches a text for the words of quotes.
 
 Differences in spaces, case, hyphens at line ends, forms of quotation marks and dashes, and full-width forms are
 ignored. Every other character counts, and a quote begins and ends with a whole word or number.
@@ -19,7 +19,7 @@ from promptmill.core.bounds import MOST_PLACES
 from promptmill.features.sources.whole_words import is_whole
 
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
-"""A hyphen at the end of a line. The word may be compared with or without it."""
+"""A hyphen at the end of a line. The word that it divides is compared without the hyphen, then with it."""
 _SOFT = "\u00ad"
 _ALIKE = {
     **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u2039\u203a`\u00b4", "'"),
@@ -30,7 +30,7 @@ _ALIKE = {
 _AT_ENDS = " \t\r\n\f.,;:'\"\u2026\u3002\u3001\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u300c\u300d"
 """Characters that a model adds around a quote, or leaves out."""
 _ACCENTED = re.compile(r"[^\0-\x7f][\u0300-\u036f\u3099\u309a]+|.[\u0300-\u036f\u3099\u309a]{2,}", re.DOTALL)
-"""A character with accents, which texts may have in different orders."""
+"""A character with accents. Texts may have the same accents in different orders."""
 
 
 class Span(NamedTuple):
@@ -117,10 +117,10 @@ class _Folded:
         folds = [*itertools.chain.from_iterable(_folds_of(text))]
         self.folded = "".join(folds)
         self._ends = array("I", itertools.accumulate(map(len, folds)))
-        """The end of each of the text's characters in the folded text. (An array: a list takes 36 bytes a number.)"""
+        """For each character of the text, its end in the folded text. (In a list, a number would take 36 bytes.)"""
 
     def origin(self, start: int, end: int) -> Span | None:
-        """Return the place in the text for a part of the folded text; None if that begins or ends within a letter."""
+        """Return the place in the text of a part of the folded text; None if an end of the part is within a letter."""
         ends = self._ends
         first, last = bisect_right(ends, start), bisect_left(ends, end)
         begins_at = ends[first - 1] if first else 0

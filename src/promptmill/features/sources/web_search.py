@@ -32,7 +32,7 @@ _SEARCHES: Mapping[tuple[str, str], JsonObject] = {
     ("perplexity", "responses"): _OF_RESPONSES,
     ("xai", "responses"): _OF_RESPONSES,
 }
-"""The additions to a request for a search, by provider and dialect. Sources: developers.openai.com/api/docs/guides/
+"""The keys that add a search to a request, by provider and dialect. Sources: developers.openai.com/api/docs/guides/
 tools-web-search; platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool; ai.google.dev/gemini-api/docs/
 google-search; openrouter.ai/docs/guides/features/server-tools; docs.perplexity.ai/docs/agent-api; docs.x.ai/developers/
 tools (its Live Search, `search_parameters`, answers 410)."""
@@ -52,8 +52,8 @@ class WebSearch(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts an item to a request with the search. It raises `PromptmillError` if the
-        endpoint has no search."""
+        """Return a function that adds the search to a request. The function raises `PromptmillError` if the endpoint
+        has no search."""
         del by_batch
         step = cls(config)
         return lambda request: Sent(step.searching(request))
@@ -64,7 +64,7 @@ class WebSearch(Step):
         self._extras: Made[JsonDict] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request with a search."""
+        """Add the search to a request, and answer it."""
         try:
             searching = self.searching(request)
             if searching is not request and (self._is_limited or call.ledger.budget is not None):
@@ -78,7 +78,7 @@ class WebSearch(Step):
         search."""
         wanted = request.sampling
         assert isinstance(wanted, Sourced)
-        if not wanted.web:  # False counts as set, so the step is called
+        if not wanted.web:  # the step is called for `web=False`, too
             return request
         extra = request.extra
         return request.changed(extra=once(self._extras, lambda: self._extra(extra), extra))
@@ -98,7 +98,7 @@ async def _failed(failure: Failure) -> Outcome:
 
 
 def _wanted(config: ModelConfig, model: str) -> JsonObject:
-    """Return the additions to a request for a search. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the keys that add a search to a request. Raises `PromptmillError` (`invalid_config`) if none is known."""
     apis = sorted(registry.apis_of(config))
     forms = [None if api == _CHAT and not _OF_CHAT.search(model) else _SEARCHES.get(api) for api in apis]
     if forms and forms[0] is not None and all(form == forms[0] for form in forms):

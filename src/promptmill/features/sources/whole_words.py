@@ -21,11 +21,11 @@ _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 """Invisible characters."""
-_SEEN = 48  # characters on each side of a place that are looked at; people write no longer numbers
-_NEAR = 12  # characters that decide about signs, fractions and powers
+_SEEN = 48  # characters that are read on each side of a place; nobody writes longer numbers
+_NEAR = 12  # characters before a place that are read for signs, fractions and powers
 _SPACES = " \u00a0\u2007\u2009\u202f"
 _MARKS = ".,'_\u2019\u02bc\u00b7\u2027\u22c5\u066b\u066c\u2044\uff07\uff0c\uff0e"
-"""Characters between digits of a number: separators and the fraction's slash."""
+"""Characters between digits of a number: separators, and the slash of a fraction."""
 _DASHES = r"\-\u2010-\u2015\u2212\ufe58\ufe63\uff0d"
 _CURRENCY = r"$\u00a2-\u00a5\u058f\u060b\u09f2\u09f3\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6"
 _RAISED = r"\u00b2\u00b3\u00b9\u2070-\u208e"
@@ -37,14 +37,14 @@ _POWER = rf"10[\^{_RAISED}]"
 _BEHIND_DIGIT = re.compile(
     rf"\d|{_MORE_DIGITS}|[{_SPACES}]?[{_FRACTIONS}]|[{_SPACES}]{_HALF}|\^[+{_DASHES}]?\d"
     rf"|[{_SPACES}]?{_TIMES}[{_SPACES}]?{_POWER}|[eE][+{_DASHES}]?\d+(?![^\W_])"
-    rf"|(?!\u00b9(?![{_RAISED}]))[{_RAISED}]"  # one raised 1 is a footnote: no power is 1
+    rf"|(?!\u00b9(?![{_RAISED}]))[{_RAISED}]"  # a single raised 1 marks a footnote: nobody writes a power of 1
 )
 """The rest of a number after one of its digits."""
 _NO_RANGE = (
     rf"(?![^\W_])(?![{_DASHES}%\u2030\u00b0.)\]}}])(?![{_CURRENCY}][{_SPACES}]?\d)"
     r"(?![\"'\u2018-\u201d\u2032\u2033\u00ab\u00bb]\w)"
 )
-"""Excludes a dash after the first part of a range, read backwards, because this dash is no minus."""
+"""Matched backwards: excludes a dash after the first part of a range, because such a dash is no minus."""
 _AHEAD: Mapping[str, tuple[str, str]] = {
     "mark": (_MORE_DIGITS, rf"[\d{_FRACTIONS}]"),
     "whole": (r" \d", rf"[{_FRACTIONS}]|{_HALF}"),
@@ -52,26 +52,26 @@ _AHEAD: Mapping[str, tuple[str, str]] = {
     "power": (rf"[+{_DASHES}]?\^\d", r"\d"),
     "exponent": (rf"[+{_DASHES}]?[eE]\d(?![^\W\d])", r"\d+(?![^\W_])"),
     "times": (rf"[{_SPACES}]?{_TIMES}[{_SPACES}]?\d", _POWER),
-    # A fraction without a digit before its point, which follows no word, list or ellipsis.
+    # A decimal that begins with its point. The point follows no word, list or ellipsis.
     "point": (r"[.,\u066b\uff0e](?![^\W_])(?![.,\"'\u2019\u201d\u00bb)\]}%])", r"\d"),
     "minus": (
         rf"(?:[{_SPACES}]?(?:[{_CURRENCY}][^\W\d_]{{0,3}}|[A-Z]{{3}}))?[{_DASHES}]{_NO_RANGE}",
         rf"(?:(?:[^\W\d_]{{0,3}}[{_CURRENCY}]|[A-Z]{{3}})[{_SPACES}]?)?[.,]?[\d{_FRACTIONS}]",
     ),
 }
-"""Two patterns by name: the beginning of a number without a last digit (read backwards), and the number's rest."""
+"""Two patterns by name: a number's beginning that ends with no digit (matched backwards), and the number's rest."""
 _BEFORE = re.compile("|".join(f"(?P<{name}>{before})" for name, (before, _) in _AHEAD.items()))
 _FOLLOWING = {name: re.compile(after) for name, (_, after) in _AHEAD.items()}
 _NUMERAL = re.compile(r"[〇零一二三四五六七八九两兩十百千万萬億亿兆]{2}")
 _MULTIPLIERS = frozenset("十百千万萬億亿兆")
 _GROUPS = re.compile(r"(?<!\d)(?<!\d[.,:/'\u2019])(?<!\d-\d-)(?<!\d-\d\d-)[1-9]\d{0,2}(?: \d{3})*\Z")
-"""The digits before the last groups of three, as in `12 500`. A date such as `2026-03-07`, a time or a decimal before
-them is another number."""
+"""The digits before the last group of three, as in `12 500`. They are not the end of a date such as `2026-03-07`, of a
+time or of a decimal, because that is another number."""
 _GROUP = re.compile(r" \d{3}(?!\d)")
 
 
 def is_whole(text: str, start: int, end: int) -> bool:
-    """Return whether no word or number continues across the ends of a part of a text.
+    """Return whether no word or number continues across an end of a part of a text.
 
     >>> is_whole("12 screws", 0, 9), is_whole("12 screws", 1, 9)
     (True, False)

@@ -349,7 +349,7 @@ class _Observed(Sink):
 
     def _note(self, outcome: Outcome, now_ns: int) -> None:
         usage, telemetry = outcome.usage, self._telemetry
-        if (config := self._counted.config()) is not self._config:  # an open model is chosen during the call
+        if (config := self._counted.config()) is not self._config:  # a model may be chosen during the call
             self._config = config
             self._model = {_OPERATION: "chat"} | _model(telemetry.labels.of_config(config))
             kinds = ({**self._model, "gen_ai.token.type": kind} for kind in ("input", "output"))
@@ -435,7 +435,7 @@ def _fail(span: Span, code: str) -> None:
 
 
 def _resource() -> Any:
-    """Return name, version and id of this process. The standard variables may override them."""
+    """Return the name, version and id of this process. The standard variables may override them."""
     import uuid
 
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource

@@ -22,7 +22,7 @@ from promptmill.system.subprocesses import how_it_ended
 _OPTION = "--then"
 _STDERR = 2
 _ENDED = frozenset({progress.FINISHED, progress.STOPPED, progress.CANCELLED})
-"""The states of a job after which the command runs: all except that of an interrupted job, to be resumed."""
+"""The states of a job after which the command runs: all except that of an interrupted job, which can be resumed."""
 
 
 def check(command: str) -> None:
@@ -52,7 +52,7 @@ def before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
 def after_job(ended: EndedJob) -> None:
     """Run the command once for a job that has ended in this run, and report its exit code unless it is 0.
 
-    Its output goes to stderr, because stdout may be reserved for answers.
+    The command's output goes to stderr, because stdout may be reserved for answers.
     """
     now = status.read(ended.folder)
     if ended.code is None or ended.requests is None or now["state"] not in _ENDED:

@@ -30,7 +30,7 @@ from promptmill.steps.decided import given_in
 from promptmill.steps.step import Loading, Sent
 
 _LONGEST = 32_000
-"""The most characters of all evidence in a request: about 8,000 tokens, an eighth of TypeSafe's limit."""
+"""The largest number of characters of all evidence in a request: about 8,000 tokens, an eighth of TypeSafe's limit."""
 _TASK = "task"
 _ALONE = "Judge `{}` alone, as if the others were not there, by the `task`. "
 
@@ -60,7 +60,7 @@ class EvidenceTogether(Gathering):
         """The questions about a row, by the row's name."""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a request: rows with equal keys may share a request; None for a row that is sent alone."""
+        """Return the key of a row. Rows with equal keys may share a request. None: the row is sent alone."""
         form = request.form
         if form is None or form.open_fields or request.path or request.corrections or request.is_part:
             return None
@@ -71,7 +71,7 @@ class EvidenceTogether(Gathering):
         return request.key // SLOT, request.choice, instructions_of(request), form, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for several rows with the parameters of `request`."""
+        """Return the bounds of a request that asks about several rows with the same parameters as `request`."""
         form, wanted = request.form, request.sampling
         assert form is not None
         assert isinstance(wanted, Together)
@@ -82,8 +82,8 @@ class EvidenceTogether(Gathering):
         return len(_text(evidence_of(request)))
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return several rows with names, whose order does not depend on the order of the rows: models judge the last
-        of many rows less well, and tables are sorted."""
+        """Give names to several rows. The order of the names does not depend on the order of the rows, because models
+        judge the last of many rows less well, and tables are often sorted."""
         digests = [hashlib.blake2b(f"{one.key} {one.choice}".encode()).digest() for one in requests]
         places = {at: place for place, at in enumerate(sorted(range(len(requests)), key=digests.__getitem__), 1)}
         return [one.changed(portion=Portion(f"r{places[at]}", at, len(requests))) for at, one in enumerate(requests)]
@@ -105,7 +105,7 @@ class EvidenceTogether(Gathering):
         )
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request. If some questions get no answer, the rows of the other questions keep their answers."""
+        """Answer a request. If some of its questions get no answer, the rows of the other questions get theirs."""
         outcome = await self.following(joined, call)
         if not joined.members or not isinstance(outcome, Failure) or not outcome.part:
             return outcome
@@ -120,7 +120,7 @@ class EvidenceTogether(Gathering):
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the answer to each of the rows in a reply."""
+        """Divide a reply into the answers to the rows."""
         if len(requests) == 1:
             return [ReplyPart(reply)]
         whole = Form(tuple(each for one in requests for each in self._about(_name(one), one.form)))
@@ -137,7 +137,7 @@ class EvidenceTogether(Gathering):
         return Completion(text, "stop", probabilities=probabilities)
 
     def sent_for(self, request: Request) -> Sent:
-        """Return a row's part of a request for as many rows as possible."""
+        """Return a row's part of a request that asks about as many rows as possible."""
         request = request.changed(form=request.form or form_of(request.sampling))
         if request.form is None or request.form.open_fields or request.conversation.sourced:
             return Sent(request)

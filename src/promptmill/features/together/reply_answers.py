@@ -2,10 +2,10 @@
 
     {"answers": [{"id": "k7mz", "answer": "delivery"}, …]}     a list: bare, under any name, or as a text in JSON
     {"k7mz": "delivery", …}                                    an object: bare, under any name, or one for each row
-    {"r1": "delivery", …}                                      an object whose ids can be guessed: bare only
+    {"r1": "delivery", …}                                      an object whose ids can be guessed: only bare
 
 A reply may have several lists or objects: a draft and the final answers, or a list that is cut off and written anew.
-The words around them do not show reliably which list is final. So a row has an answer only if all lists agree on it.
+The words around lists do not show reliably which one is final. So a row has an answer only if all lists agree on it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _OPENING, _CLOSING = re.compile(r"[{\[]"), re.compile(r"[}\]]")
 _JSON_LIKE = re.compile(r"""[{\[]\s*["'{\[]""")
 _FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _END = re.compile(r"\s*[,}]")
-"""The end of a field. At the end of the text, a number may be cut off."""
+"""What must follow the value of a field. A value at the end of the text may be a number that is cut off."""
 _MARKS = " \t\r\n`]}"
 _LONGEST_MENDED = 64 << 10
-"""The most characters that are mended: twice a request's records. Mending takes half a microsecond per character."""
+"""The longest text that is mended: twice a request's records. Mending takes half a microsecond per character."""
 _DEEPEST = 3
-"""The most names or texts in which a list or object may be nested. JSON that is deeper belongs to an answer."""
+"""The largest depth at which a list or object with answers may be nested. Deeper JSON belongs to an answer."""
 
 
 class _Doubled(dict[str, Any]):
@@ -58,14 +58,14 @@ class ReplyAnswers:
     """The lists and objects with answers in a reply."""
 
     def __init__(self, text: str, names: Sequence[str], ids: str, *, are_texts: bool, is_object: bool) -> None:
-        """`names`: the ids of the wanted rows. `ids`: a regular expression of the ids of all rows. `are_texts`:
+        """`names`: the ids of the wanted rows. `ids`: a regular expression that matches every row's id. `are_texts`:
         whether answers are texts. `is_object`: whether ids can be guessed, and answers are the fields of one object."""
         self._text, self._names = text, frozenset(names)
         self._ids, self._id, self._word = re.compile(ids), re.compile(rf'"{ids}"'), re.compile(rf"\b{ids}\b")
         self._decoder, self._is_object = _OF_TEXTS if are_texts else _DECODER, is_object
         self._whole: list[_Pairs] = []
         self._pieces: list[_Pairs] = [[]]
-        """The answers before the error in each unreadable list or object, and items outside of lists."""
+        """The answers that precede the error in each unreadable list or object, and items outside of lists."""
         self._is_broken = False
         """Whether a list or object ends within an answer."""
         self._end = 0
@@ -73,8 +73,8 @@ class ReplyAnswers:
         self._read()
 
     def of_each(self, read: Callable[[Any], str | None], *, is_cut: bool = False) -> dict[str, str]:
-        """Return the answers of rows, by id, as far as they are certain. `read` converts a value to an answer; None if
-        the value is no answer. `is_cut`: the reply was cut off at its end."""
+        """Return the certain answers of rows by id. `read` converts a value to an answer, and returns None if the value
+        is no answer. `is_cut`: the reply was cut off at its end."""
         groups = [group for group in (*self._whole, *self._pieces) if group]
         behind = self._text[self._end :]
         if self._whole and (self._is_broken or (is_cut and behind.strip(_MARKS))):
@@ -141,7 +141,7 @@ class ReplyAnswers:
         return at
 
     def _mend(self) -> None:
-        """Read a reply that has only slips of notation, such as single quotes."""
+        """Read a reply whose JSON has errors that can be mended, such as single quotes."""
         first, last = _OPENING.search(self._text), max(self._text.rfind("]"), self._text.rfind("}")) + 1
         if first is not None and last - first.start() <= _LONGEST_MENDED:
             self._add(mended(self._text[first.start() : last]), last)

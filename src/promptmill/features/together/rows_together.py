@@ -19,15 +19,15 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.steps.step import Loading, Sent, path_of
 
 _LONGEST_ROW = 8_000
-"""The most characters of a row's fields. A longer row gains nothing if it shares its instructions."""
+"""The most characters of a row's fields. For a longer row, shared instructions would save next to nothing."""
 _LONGEST = 32_000
-"""The most characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
+"""The most characters of all records of a request: about 8,000 tokens, a quarter of most models' windows."""
 _SIGNS = 16
-"""Characters of words that take as many tokens as the JSON around a field."""
+"""This many characters of words take as many tokens as the JSON around a field."""
 _CHARACTERS = 3
-"""The fewest characters of a token, for texts that are not mostly of rare signs."""
+"""The smallest number of characters per token, except in texts that consist mostly of rare signs."""
 _CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
-"""Parameters that a request for several rows leaves out, because they would be about all answers together."""
+"""Parameters that a request for several rows leaves out, because they would apply to all answers together."""
 _ALONE = frozenset(
     {"tools", "tool_choice", "functions", "function_call", "stop", "n", "best_of", "response_format"}
     | {"prediction", "modalities", "audio", "guided_json", "guided_choice", "structured_outputs", "stream"}
@@ -48,7 +48,7 @@ class RowsTogether(Gathering):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts a row to its part of a request for as many rows as possible."""
+        """Return a function that converts a row to its part of a request that asks about as many rows as possible."""
         del by_batch  # a line of a batch holds as many rows as a live request
         return Sent if registry.decides(config) else cls(Loading(config, None, is_shared=False))._sent_for
 
@@ -58,11 +58,11 @@ class RowsTogether(Gathering):
         window = getattr(loading.config.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
-        """By parameters, because rows may set some of them: the form, or the reason why such rows are sent alone."""
+        """For each set of parameters (rows may set some): the form, or the reason why rows with them are sent alone."""
         self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a request: rows with equal keys may share a request; None for a row that is sent alone."""
+        """Return the key of a row. Rows with equal keys may share a request. None: the row is sent alone."""
         if call.facts.keep_raw or call.preview is not None or _was_refused(request):
             return None
         form = self._form(request.sampling)
@@ -73,22 +73,22 @@ class RowsTogether(Gathering):
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
-        _, wanted, _ = self._last  # compared by value, because equal parameters may get a new form
-        slot, choice = request.key // SLOT, request.choice  # in the key, so that no request has two answers to a row
+        _, wanted, _ = self._last  # the parameters by value, because equal parameters may get a new form
+        slot, choice = request.key // SLOT, request.choice  # a request never asks for two answers to the same row
         return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
-        """Return the bounds of a request for several rows with the parameters of `request`."""
+        """Return the bounds of a request that asks about several rows with the same parameters as `request`."""
         wanted = request.sampling
         assert isinstance(wanted, Together)
         return Bounds(wanted.together or 1, self._size)
 
     def size(self, request: Request) -> int:
-        """Return the characters of a row's record."""
+        """Return the number of characters in a row's record."""
         return sum(map(len, _fields(request).texts)) + 16
 
     def named(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return several rows with the names of their records."""
+        """Give several rows the names of their records."""
         form, count = self._form(requests[0].sampling), len(requests)
         assert not isinstance(form, str)
         seeds = (f"{one.key} {one.choice} {_fields(one).texts}" for one in requests)
@@ -117,7 +117,7 @@ class RowsTogether(Gathering):
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the answer to each of the rows in a reply."""
+        """Divide a reply into the answers to the rows."""
         form = self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return [ReplyPart(reply)]
@@ -133,7 +133,7 @@ class RowsTogether(Gathering):
         ]
 
     def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
-        """Return the answer to one row in a reply by batch."""
+        """Return the answer to one row from a reply that arrived by batch."""
         form = self._form(request.sampling)
         answer = (
             None
@@ -159,7 +159,7 @@ class RowsTogether(Gathering):
         text = " " * (common // count) + "".join(fields.texts) + " " * (_SIGNS * names)
         most = form.sampling_for(count).max_tokens
         sampling = request.sampling.model_copy(
-            # a refused answer is requested again for its row alone
+            # a refused answer is requested again, in a request for its row alone
             update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
         )
         part = request.changed(
@@ -192,7 +192,7 @@ def _place(named: tuple[str, Fields]) -> tuple[int, str]:
 
 
 def _was_refused(request: Request) -> bool:
-    """Return whether the request follows a refused answer: then it repeats the question together with the complaint."""
+    """Return whether the request asks again after a refused answer. It then contains that answer and the complaint."""
     return any(message.role == "assistant" for message in request.conversation.messages)
 
 

@@ -1,7 +1,7 @@
 """The figures of a job whose rows share requests, and their text: the cost, and the estimated cost without sharing.
 
 The cost of rows alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter or
-longer texts. Otherwise it is estimated from the requests that rows shared:
+longer texts. Otherwise its prompt tokens (in) and answer tokens (out) are estimated from the requests that rows shared:
 
     in     by the bytes of all requests, plus the prompt's words and the system prompt for each row, minus the words
            about records in each request and the JSON around each row
@@ -43,17 +43,17 @@ _BYTES_PER_TOKEN = 4  # estimated for English text
 _DENSER = 1.6
 """How many times more tokens the JSON around short texts has than words of the same length."""
 _AROUND_QUESTION = 64
-"""The bytes by which a question to a deciding model names its row."""
+"""The bytes that a question to a deciding model needs to name its row."""
 _AROUND_MESSAGE = 12, 40
-"""The fewest and the most bytes that an endpoint counts around a message: its role, and the marks of a turn."""
+"""The fewest and the most bytes that an endpoint counts around a message, for the role and the marks of a turn."""
 _UNSURE = 5
-"""The possible error, in percent, of the cost of rows sent alone."""
+"""The possible error, in percent, of the estimated cost of rows if they were sent alone."""
 _LOOKED_AT = 200
 """The most rows whose fields are measured. Their mean is within a few percent of the mean of all rows."""
 _FEWEST_SAMPLED = 20
-"""The fewest rows sent alone whose mean is taken as the mean of all rows."""
+"""If at least this many rows were sent alone, their mean counts as the mean of all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
-"""The bytes around a choice in an answer to one row, which an endpoint's model writes as an object."""
+"""The bytes around a choice in an answer to one row, because an endpoint's model writes the answer as an object."""
 _MEAN_ANSWER = f"""
     SELECT total(length(text)) / max(1, count(*)) FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED}
 """  # noqa: S608 (fixed names of columns)
@@ -87,22 +87,22 @@ class TogetherStatus(TypedDict):
     unread: bool
     """Whether no reply to several rows had a readable answer."""
     saved: int
-    """The approximate number of prompt tokens saved, compared with each row alone; negative: more tokens."""
+    """About how many prompt tokens were saved, compared with a request for each row; negative if more were used."""
     added: NotRequired[int]
-    """About how many more tokens the answers had. Missing if the model thinks, because its reasoning about a row alone
-    has an unknown length."""
+    """The approximate number of additional answer tokens. Missing if the model thinks, because it is unknown how long
+    it would think about each row alone."""
     cost: NotRequired[float]
     """The cost, in US dollars, of the requests that are compared."""
     cost_alone: NotRequired[float]
-    """The approximate cost of each row alone, in US dollars."""
+    """The approximate cost, in US dollars, if each row were sent alone."""
     cost_alone_between: NotRequired[list[float]]
     """The lower and the upper end of `cost_alone`. Missing if `cost_alone` is measured."""
     checked: NotRequired[bool]
-    """Whether rows were also sent alone, to measure how often the answers agree. `saved` and `cost` include those."""
+    """Whether rows were also sent alone, to measure agreement. `saved` and `cost` include the requests for that."""
 
 
 class _Paid(NamedTuple):
-    """The sums of the tokens and costs of some answers, or the means."""
+    """The tokens and costs of some answers: their sums, or their means."""
 
     rows: int
     read: float
@@ -126,8 +126,7 @@ _NO_FIELDS = Fields(("",), ())
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the figures of the rows below `before`; `{}` after the run, and for a job whose rows share no requests.
-    Blocks."""
+    """Return the figures of the rows with numbers below `before`; `{}` if no row was sent with `together`. Blocks."""
     del labels
     found, left_out = TogetherStatus(rows=0, requests=0, alone=0, unread=False, saved=0), 0
     compared = list[_Compared]()
@@ -148,7 +147,7 @@ def count(
 
 
 class _Compared(NamedTuple):
-    """The cost of rows together, and the lowest and the highest cost of the same rows alone."""
+    """The cost of rows that shared requests, and the lowest and the highest cost of the same rows if sent alone."""
 
     together: _Paid
     least: _Paid
@@ -189,7 +188,7 @@ class _Slot:
     config: ModelConfig
 
     def compared(self, requests: int) -> _Compared:
-        """Return the cost of the rows in `requests` requests, together and alone."""
+        """Return the cost of the rows that shared `requests` requests, and the cost of these rows if sent alone."""
         together, has_costs = self._paid(self.slot, _IN_SHARED), price_of(self.config) is not None
         if sample := self._sample():
             alone = sample.times(together.rows / sample.rows)
@@ -200,7 +199,7 @@ class _Slot:
         return _Compared(together, least, most, has_costs)
 
     def _sample(self) -> _Paid | None:
-        """Return the rows that the same model also answered alone; None if there are few."""
+        """Return the sums for rows that were also sent to the same model alone; None if they are too few."""
         target = self.spec.targets[self.slot]
         for slot, other in enumerate(self.spec.targets):
             is_same = other.model == target.model and other.prompt == target.prompt
@@ -210,7 +209,7 @@ class _Slot:
         return None
 
     def _priced(self, together: _Paid, alone: _Paid) -> _Paid:
-        """Return the tokens of rows alone, with their cost at the price of tokens in shared requests."""
+        """Return `alone` with the cost of its tokens, at the price that tokens had in shared requests."""
         if (price := price_of(self.config)) is None:
             return alone
         before, after = (
@@ -224,8 +223,8 @@ class _Slot:
         return _Paid(int(rows), *sums)
 
     def _estimated(self, together: _Paid, requests: int, few: _Paid, end: int) -> _Paid:
-        """Estimate the tokens (not their cost) that the rows of `requests` requests need alone: from `few` rows that
-        were sent alone, or else the least (`end` 0) or the most (1) possible tokens."""
+        """Estimate the tokens (not their cost) that the rows of `requests` requests would need alone. Use `few`, rows
+        that were sent alone; if there are none, return the least (`end` 0) or the most (`end` 1) possible tokens."""
         rows, sampling = together.rows, self.config.settings.sampling_params
         system = _bytes(str((self.store.get("order") or {}).get("system_prompt") or ""))
         prompts = self.spec.question.templates
@@ -256,7 +255,7 @@ class _Slot:
         return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
 
     def _answers_alone(self, form: RecordForm) -> float:
-        """Return the share of a reply's tokens to several rows that its answers would have alone."""
+        """Return which share of the tokens of a reply to several rows the separate answers to the rows would have."""
         first, sampling = self.slot * SLOT, self.config.settings.sampling_params
         ((length,),) = self.store.read(_MEAN_ANSWER, first, first + self.before - 1)
         is_written = sampling.choices is not None and not self.config.record.is_engine
@@ -264,8 +263,8 @@ class _Slot:
         return float((length + _DENSER * around) / (length + _DENSER * form.bytes_around))
 
     def _bytes_of_fields(self, template: PlainTemplate | None, *, alone: bool = False) -> float:
-        """Return the mean bytes of the fields in the prompts of some rows, or of rows that were sent `alone`; 0 if
-        unknown."""
+        """Return the mean number of bytes of a row's fields in the prompt, for some rows or, if `alone`, for rows that
+        were sent alone; 0 if it is unknown."""
         if template is None:
             return 0.0
         ((last,),) = self.store.read("SELECT coalesce(max(n), 0) FROM row")
@@ -288,7 +287,7 @@ def _bytes(text: str) -> int:
 
 
 def _size(sampling: Sampling) -> int:
-    """Return the bytes of the schema of a request."""
+    """Return the number of bytes in a request's schema."""
     wanted = sampling.response_format
     if sampling.choices is not None:
         wanted = choices_of(tuple(sampling.choices)).response_format
@@ -309,7 +308,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _money(its: TogetherStatus) -> str:
-    """Return the cost of the job, and its estimated cost with each row alone; `""` without a price."""
+    """Return words on the job's cost, and on the estimated cost of the rows if sent alone; `""` without a price."""
     cost, alone = its.get("cost"), its.get("cost_alone")
     if cost is None or not alone:
         return ""

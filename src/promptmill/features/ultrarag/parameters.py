@@ -20,7 +20,7 @@ _OPENAI = "https://api.openai.com/v1"
 def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
     """Convert `values`, a parameter file or the arguments of `generation_init`; also return notes about changes.
 
-    `backend` and `backend_configs` have UltraRAG's meaning, also for its forks with one backend per provider.
+    `backend` and `backend_configs` mean the same as in UltraRAG, and in those of its forks with a backend per provider.
     """
     adapted, notes = _with_provider(without_litellm(values)), list[str]()
     blocks = adapted.get("backend_configs")

@@ -51,7 +51,7 @@ _AFFECTS_ALL = frozenset(
 _AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 _ROLES = frozenset({"user", "assistant", "system"})
-# The parameters of each tool that a pipeline passes; promptmill's other parameters keep their defaults.
+# For each tool, the parameters that a pipeline passes; promptmill's other parameters keep their defaults.
 _TOOLS = {
     "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
     "generate": ("prompt_ls", "system_prompt"),
@@ -103,7 +103,7 @@ class PipelineCalls(Middleware):
         """Return the result. A result without answers is an error only if a failure affects all items."""
         structured = result.structured_content or {}
         codes = {error["code"] for error in structured.get("errors", ())}
-        if "models" in structured:  # the result of a call with a list of models, which a run does not send
+        if "models" in structured:  # the result for a list of models; a pipeline's run sends no such list
             return result
         if not result.is_error:
             self._has_answered = self._has_answered or len(structured.get("errors", ())) < len(structured["ans_ls"])

@@ -87,14 +87,14 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
         return wanted
     if spec.output_shape is not None:
         del wanted["row"]  # the column is already in each row of the output
-    if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
+    if schema.names and spec.output.kind.is_table:  # `answer` is named last, because fields' columns take its place
         answer = wanted.pop("answer")
         wanted |= schema.names | {"answer": answer}
     return wanted | schema.every
 
 
 def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
-    """Return the keys of the columns that the output keeps. An order names each as usual or as in the output.
+    """Return the keys of the columns that the output keeps. An order uses their usual names or those in the output.
 
     Raises `PromptmillError` (`invalid_input`) for a name that no column has.
     """

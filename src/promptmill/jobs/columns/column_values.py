@@ -15,7 +15,7 @@ from promptmill.jobs.store.records import Record
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """Return the `ANSWER_FIELDS` of a record, and those `EXTRA_FIELDS` that have a value. A vector is an `array`.
 
-    `names`: the names of those columns that do not have their usual names, by usual name.
+    `names`: by usual name, the names of those columns that do not have their usual names.
     """
     failed = record.code is not None
     fields: dict[str, Any] = {

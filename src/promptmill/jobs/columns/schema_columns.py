@@ -53,17 +53,17 @@ class SchemaColumns:
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
         self.probability_names = {f"{PROBABILITY_OF}{name}": f"{name}_probability" for name in self._fields}
-        """The usual names of the columns for the fields' probabilities, by the columns' keys, in the same order."""
+        """The usual names of the columns for the fields' probabilities, by key, in the order of `names`."""
         form = form_of_schema({"type": "object", "properties": self._fields}, {})
         self._scales = {one.name: one.kind for one in form.questions if isinstance(one.kind, Scale)} if form else {}
         self.score_names = {f"{SCORE_OF}{name}": f"{name}_score" for name in self._scales}
         """The usual names of the columns for the expected levels of the fields that are scales, by their keys."""
         self._formats = {key: self._format_of(self._fields[name]) for key, name in self.names.items()}
-        """By a column's key, the format of the dates or times in it; `""` for a column of other values."""
+        """By key: the format of a column's dates or times; `""` for a column of other values."""
         self._as_texts = set[str]()
         """The keys of columns of numbers, dates and times that become columns of texts in Arrow."""
         self._zones: dict[str, dt.tzinfo | None] = {}
-        """By the key of a column of dates with times, the time zone of its values."""
+        """By key: the time zone of the values, for columns of dates with times."""
 
     def _format_of(self, field: JsonObject) -> str:
         name = field.get("format", "")
@@ -75,8 +75,8 @@ class SchemaColumns:
         return any(self._formats.values())
 
     def columns(self, extra: Collection[str]) -> dict[str, str]:
-        """Return the usual names of the columns of fields. Each is followed by its probability and its expected level,
-        as far as it has them and `extra` (the optional fields of answers) has `probabilities` and `scores`."""
+        """Return the usual names of the columns of fields. The names for a field's probability and expected level
+        follow, if it has these and `extra` (the optional fields of answers) has `probabilities` and `scores`."""
         optional = [(PROBABILITY_OF, "probabilities"), (SCORE_OF, SCORES)]
         prefixes, every = [FIELD, *(prefix for prefix, source in optional if source in extra)], self.every
         keys = (f"{prefix}{field}" for field in self._fields for prefix in prefixes)
@@ -153,10 +153,10 @@ class SchemaColumns:
         return date_of(value, name) if name and isinstance(value, str) else None
 
     def widen(self, fields: JsonObject) -> None:
-        """Turn a column into texts if its Arrow type cannot hold its value in `fields`, a row from `in_table`: a number
-        for which 64 bits are too few, or a time in another zone than the times of other rows.
+        """Turn a column into texts if its Arrow type cannot hold the column's value in the row `fields` (from
+        `in_table`): a number that needs more than 64 bits, or a time in another zone than the times of other rows.
 
-        Called for all rows that may have such values, before any Arrow type is used."""
+        Call this for all rows that may have such values, before any Arrow type is used."""
         for key in self.names.keys() - self._as_texts:
             value = fields.get(key)
             if self._formats[key]:

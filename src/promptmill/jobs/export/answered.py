@@ -18,7 +18,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
 
 _OF_COLUMN = '"column":"'
-"""If JSON has this text, a quote has a place in a column; in the texts of values, these quotation marks are escaped."""
+"""If a record's JSON has this text, a source names a column: in a value, these quotation marks would be escaped."""
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -69,7 +69,7 @@ def answers_so_far(key: int, record: Record | None) -> Record | None:
 
 
 def outcomes_so_far(key: int, record: Record | None) -> Record:
-    """Return the record; for a row without an outcome, a failure `deferred`."""
+    """Return the record; for a row without an outcome, a failure with the code `deferred`."""
     return record_of(key, _UNANSWERED) if record is None else record
 
 
@@ -111,7 +111,7 @@ def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
 
 
 def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
-    """Return a record without those places of quotes that are in columns which the row no longer has. The prompt may
+    """Return a record in which a quote that is no longer at its place in the row's column has no place. The prompt may
     now use other columns."""
     if _OF_COLUMN not in (record.more or ""):
         return record

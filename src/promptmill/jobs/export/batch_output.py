@@ -18,7 +18,7 @@ _IDS = (
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
-# A window function, which sorts the ids, because an index on random ids is ten times slower.
+# The query has a window function, which sorts the ids, because an index on random ids is ten times slower.
 _REPEATED = (
     "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
     "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
@@ -28,7 +28,7 @@ _REPEATED = (
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
-    `takes_model`: whether a model that the line names has answered it.
+    `takes_model`: whether the model that the line names, if any, has answered the line.
     """
     try:
         asked = json_values.load(line.strip(), "")
@@ -54,7 +54,7 @@ class _Answer:
 
 
 def _answers(record: Record) -> list[_Answer]:
-    """Return the answers to a line, several if it requested several (`n`). Failed answers are left out."""
+    """Return the answers to a line, several if the line requested several (`n`). Failed answers are left out."""
     extras = record.extras
     details = extras.get("details", {})
     if choices := details.get("choices"):

@@ -42,7 +42,7 @@ _EDITED = frozenset({"dimension", "cols", "col", "sheetData", "autoFilter"})
 """The elements of a sheet, in addition to its rows, that may change."""
 _CHECKSUM = 7  # bytes, few enough for SQLite and JSON to hold a checksum as a whole number
 _HIDING = ("hidden", "collapsed", "outlineLevel", "bestFit")
-"""The attributes that an unused column may have and that a new column in its place does not get."""
+"""The attributes of an unused column that a new column in its place does not get."""
 
 
 class FilledSheet:
@@ -111,7 +111,7 @@ class _Added:
     names: Sequence[str]
 
     def extended(self, ref: str) -> str:
-        """Return the range `ref`, extended by the columns if it begins in the header's row and ends next to them.
+        """Return the range `ref`. If it begins in the header's row and ends next to the columns, they extend it.
 
         >>> _Added(0, 3, ["Tone", "Topic"]).extended("A1:C31"), _Added(0, 3, ["Tone"]).extended("A1:B31")
         ('A1:E31', 'A1:B31')
@@ -144,7 +144,7 @@ class _Added:
         return text
 
     def in_names(self, book: bytes, sheet: int) -> bytes:
-        """Return the workbook's XML. In it, the hidden name of a sheet's filter is extended over the added columns."""
+        """Return the workbook's XML, with the range of a sheet's hidden filter name extended over the added columns."""
 
         def extended(found: re.Match[bytes]) -> bytes:
             of_sheet = re.search(rb"\slocalSheetId=[\"'](\d+)", found[1])
@@ -187,7 +187,7 @@ class _Head:
     width: int
     """The index of the first column without values."""
     style: str
-    """The number of the format of the last header cell with a text; `""` for the usual format."""
+    """The format number of the last header cell that has a text; `""` for the usual format."""
 
     @classmethod
     def of(cls, packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int) -> _Head:
@@ -201,7 +201,7 @@ class _Head:
 
 
 def _with_attribute(data: bytes, element: str, name: str, new: Callable[[str], str]) -> bytes:
-    """Return XML in which the attribute `name` of the first `element` has the value that `new` returns for it."""
+    """Return XML in which `new` has converted the value of the attribute `name` of the first `element`."""
 
     def changed(found: re.Match[bytes]) -> bytes:
         return found[1] + new(found[2].decode()).encode()
@@ -225,7 +225,7 @@ def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, s
 
 
 class _Walk:
-    """Goes through the cells in a sheet's XML; the whole grid may have seventeen billion positions."""
+    """Goes through only those cells that a sheet's XML contains: the whole grid may have 17 billion positions."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.row, self.column = data, -1, -1
@@ -272,14 +272,14 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """Finds the texts of the header, and the last column that is used: that has a value or merged cells."""
+    """Finds the texts of the header, and the last column that has a value or merged cells."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
         self.head: dict[int, tuple[str, str]] = {}
-        """The type and the text of each cell of the header, by its column."""
+        """By column: the type and the text of each header cell."""
         self.styles: dict[int, str] = {}
-        """The number of the format of each cell of the header, by its column."""
+        """By column: the format number of each header cell."""
         self.width = 0
         self._header, self._kind = header, ""
         deque(self.walk(), maxlen=0)
@@ -361,7 +361,7 @@ class _Filling(_Walk):
         dates: Dates,
     ) -> None:
         """`rows`: the indices of rows, in ascending order, each with the row's new values by column. `widths`: the
-        widths of the columns `added`. `style`: the number of their header's format. `dates`: the workbook's dates.
+        widths of the columns `added`. `style`: the format number of their headers. `dates`: the workbook's dates.
         """
         super().__init__(data)
         self._added, self._widths, self._style = added, widths, style
@@ -429,7 +429,7 @@ class _Filling(_Walk):
             self._done = self._left_out or self._end_of_tag(at)
 
     def _put_widths(self, at: int) -> None:
-        """Write the widths of all columns. `at`: the byte offset of an element; the new elements get its prefix."""
+        """Write the widths of all columns. `at`: the byte offset of an element, whose prefix the new elements get."""
         prefix = _prefix(self.data[at : self._end_of_tag(at)])
         cols = self._added.in_widths(self._known_widths, self._widths)
         wide = "".join(
@@ -440,7 +440,7 @@ class _Filling(_Walk):
 
     @property
     def _head_style(self) -> str:
-        """The number of the format of a new cell in the present row."""
+        """The format number of a new cell in the present row."""
         return self._style if self.row == self._added.header else ""
 
     def _put(self, at: int, before: int) -> None:

@@ -43,7 +43,7 @@ class LiveOutput:
         self._renewed: Collection[int] = ()
         """The keys of all records that this run replaces."""
         self._ahead: dict[int, Record] = {}
-        """Records that were read in advance, of rows after the last row for which the writer waited."""
+        """Records that were read in advance: they belong to rows after the last row for which the writer waited."""
         self._news = threading.Event()
         self._is_stopped = False
 
@@ -101,7 +101,7 @@ class LiveOutput:
         return record
 
     def _record(self, folder: Folder, key: int) -> Record | None:
-        with contextlib.suppress(OSError, DamagedError, AssertionError):  # read again later, after the repair
+        with contextlib.suppress(OSError, DamagedError, AssertionError):  # the record is read again after the repair
             if key in self._renewed:
                 return folder.store.record(key)
             if key not in self._ahead:
@@ -135,7 +135,7 @@ def export(
     """Write the answered rows of a job to `target`, in the order of the input. Return the number of answers, and the
     notes that a run would have if `target` were its output.
 
-    `shapes`: by name, a shape of the output that replaces the job's shape; `{}`: the job's own shape.
+    `shapes`: the shape of the output, by its name, in place of the job's own shape; `{}` keeps the job's shape.
 
     With `failures`, all rows are written: failed rows with their errors, unanswered rows with the code `deferred`. The
     job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).

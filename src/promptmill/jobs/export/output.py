@@ -4,7 +4,7 @@
 
 The table of a database is first written to a temporary SQLite or Parquet file, then copied in one transaction.
 
-Blocks of rows that have not changed since the last output was written are copied from it (`_Blocks`).
+Blocks of rows that have not changed since the last output was written are copied from that output (`_Blocks`).
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> boo
 
 
 def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
-    """Return whether the job wrote each answered row of the sheet that it fills, with the same values in all common
-    columns. If so, rows may have been deleted, moved or added, but no answer was edited. Blocks.
+    """Return whether the job wrote each answered row of the sheet that it fills, with the same values in all columns
+    that the job and the sheet share. Rows may have been deleted, moved or added, but no answer was edited. Blocks.
 
     Raises as `JobDatabase` does.
     """
@@ -158,7 +158,8 @@ def _read_sheet(content: IO[bytes], name: str, header_row: int | None = None) ->
 
 
 def _valued(sheet: Sheet, names: Sequence[str], own: AbstractSet[str]) -> Counter[bytes]:
-    """Count the rows of a sheet that have a value in a column of `own`, by the digest of their values in `names`."""
+    """Count those rows of a sheet that have a value in a column of `own`. Each key is the digest of a row's values in
+    the columns `names`."""
     places, counts = [(sheet.header.index(name), name in own) for name in names], Counter[bytes]()
     for line in filter(None, sheet.rows):
         row = dict(enumerate(values.loads(line.encode())))
@@ -179,7 +180,7 @@ def check_target(
 ) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output cannot be written at `target`, whatever the answers are.
 
-    Called before the first request. `spec`: a job that has read its input. `extra`: the optional fields that answers
+    Call this before the first request. `spec`: a job that has read its input. `extra`: the optional fields that answers
     may have. Raises as `JobDatabase` does. Blocks.
     """
     kind, file = path_formats.format_of_output(target, spec.input.format), table_paths.file_of(target)
@@ -203,9 +204,8 @@ def check_target(
 def write(
     stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow], end: int = SLOT
 ) -> tuple[Path, str]:
-    """Write the rows `answered` to a temporary file. Return the file's path, and a warning or `""`.
-
-    Raises as `answered`, and `OSError`.
+    """Write the rows `answered` to a temporary file. Return the file's path, and a warning or `""`. Raises `OSError`,
+    and the errors of `answered`.
     """
     kind = path_formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
@@ -238,9 +238,8 @@ def _notes(stores: Sequence[JobDatabase], spec: JobSpec, kind: Format, end: int)
 
 
 def write_rows(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write rows into a file; return a warning or `""`. `target`: see `WorkbookWriter.write`.
-
-    Raises as `answered`, and `OSError`.
+    """Write rows into a file; return a warning or `""`. `target`: see `WorkbookWriter.write`. Raises `OSError`, and the
+    errors of `answered`.
     """
     kind, rows = form.format, form.rows(answered)
     if kind.output:
@@ -309,7 +308,7 @@ class _Blocks:
         self, store: JobDatabase, spec: JobSpec, form: OutputForm, text: TextForm, own: OutputRecord | None
     ) -> None:
         self._store, self._spec, self._divided, self._text = store, spec, form.divided, text
-        header = map(repr, spec.input.header)  # includes the names of fields in rows of JSON
+        header = map(repr, spec.input.header)  # also the field names of JSON that is made from a table
         names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape), *header])
         self._identity = hashlib.blake2b(self._text.header + names, digest_size=16).hexdigest()
         stored = store.get("written")

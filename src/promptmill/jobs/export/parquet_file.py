@@ -44,8 +44,8 @@ _MOST_PARTS = 100  # max fields of an object type; in a larger object, the names
 
 
 def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write rows with their answers, as a file or for a table of a database. Return `""`: there is no warning. Raises
-    `OSError`, and the errors of `answered`."""
+    """Write rows with their answers as a Parquet file, perhaps for a table of a database. Return `""`: there is no
+    warning. Raises `OSError`, and the errors of `answered`."""
     from pyarrow import parquet
 
     schema, tables = _tables(form, answered, is_for_database=target is not None and table_paths.is_table(target))
@@ -133,10 +133,10 @@ def _vectors(vectors: Sequence[bytes | None], kind: Any) -> Any:
 
 
 class _ArrowColumns:
-    """The columns of a Parquet input, in the output."""
+    """The output's columns that come from a Parquet input."""
 
     def __init__(self, spec: JobSpec, *, is_for_database: bool) -> None:
-        """`is_for_database`: durations and decimals of over 38 digits become texts, as databases misread them."""
+        """`is_for_database`: durations and decimals of over 38 digits become texts, because databases misread them."""
         import pyarrow as pa
 
         self.schema = unpacked_schema(spec.input.style.arrow_schema)

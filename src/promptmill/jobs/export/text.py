@@ -192,7 +192,7 @@ class OutputForm:
 
     def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: Format) -> None:
         self.divided = divided(spec)
-        """Takes a row of the input, and returns its rows of the output."""
+        """Takes a row of the input, and returns the output rows that are made from it."""
         self.spec = spec = spec.in_output
         self.format, self._stores = output_format, stores
         self.own = OwnValues(spec)
@@ -210,8 +210,8 @@ class OutputForm:
         return self.own.names_in(self.stored())
 
     def fields_to_measure(self) -> Iterator[JsonDict]:
-        """Yield the `answer_fields` of those rows of the output whose answers may not fit into the usual types: of rows
-        with a number that may need more than 64 bits; of all rows if the schema has dates."""
+        """Yield the `answer_fields` of those output rows whose answers may not fit into the usual types. These are rows
+        with a number that may need more than 64 bits or, if the schema has dates, all rows."""
         schema = self.answers.schema
         where = statistics.DELIVERED if schema is not None and schema.has_dates else _HAS_LONG_NUMBER
         for store in self._stores:
@@ -244,7 +244,7 @@ class OutputForm:
         return self.own.possible_names(self.stored()), [*answers.names.values()]
 
     def rows(self, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
-        """Return the rows of the output that rows of the input are divided into."""
+        """Divide rows of the input into rows of the output, and return the latter."""
         return itertools.chain.from_iterable(map(self.divided, answered))
 
     def own_values(self, row: Row) -> list[Any]:
@@ -294,7 +294,7 @@ def write_lines(out: IO[bytes], text: TextForm, answered: Iterable[AnsweredRow])
 
 
 def write_array(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write an array of JSON, with one row in each line. Return `""`, no warning. Raises as `write_lines` does."""
+    """Write an array of JSON, with one row in each line. Return `""`: no warning. Raises as `write_lines`."""
     del target
     write, row, separator = out.write, text_form(form).row, b"[\n"
     for each in answered:
@@ -307,7 +307,7 @@ def write_array(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow
 def write_mappings(
     out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None
 ) -> None:
-    """Write an output with a feature's function `Format.write`, which takes rows as mappings and a path.
+    """Write an output with a feature's function `Format.write`, which takes the rows, as mappings, and a path.
 
     Raises `OSError`; the errors of `answered`; `PromptmillError` (`storage`) for other errors of the feature.
     """
@@ -398,7 +398,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     text = json_values.json_line(_finite(value))[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes are without quotes
+    return text[1:-1] if text[0] == '"' else text  # removes the quotes of dates, decimals and bytes
 
 
 def _finite(value: Any) -> Any:
@@ -415,7 +415,7 @@ def _finite(value: Any) -> Any:
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
-    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()  # a mark may be in the middle of joined files
+    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()  # joined files may have a byte order mark in the middle
     try:
         value = json_values.load(line, "")
     except PromptmillError:

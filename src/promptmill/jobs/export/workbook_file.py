@@ -1,4 +1,4 @@
-"""Workbooks as outputs: a new workbook; or a sheet, or columns of a sheet, of an existing workbook, whose rest stays.
+"""Workbooks as outputs: a new workbook, or a sheet or columns in an existing workbook, whose other parts stay.
 
 labels.xlsx              a new workbook with the sheet `answers`
 book.xlsx#Labels         the sheet `Labels`; the other sheets of the workbook stay
@@ -201,7 +201,7 @@ def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: 
 
 
 class _NewSheet:
-    """A sheet that is written as a whole: new, or in place of a sheet with its name."""
+    """A sheet that is written as a whole: a new sheet, or one that replaces the sheet of the same name."""
 
     def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:
         self._name, self._rows, self._view, self._rules = name, rows, view, rules

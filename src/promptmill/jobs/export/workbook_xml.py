@@ -21,7 +21,7 @@ LONGEST_CELL = 32_767
 """The most characters that a cell may have in Excel."""
 MEASURED = 200
 """The number of first rows, whose cells determine the widths of the columns; all of them are held in memory."""
-_WIDTHS = 8, 60  # min and max characters: of a number and its header, and of a line that is still readable
+_WIDTHS = 8, 60  # the min width fits a number and its header; a line of the max width is still readable
 _EXACT = 1 << 53  # up to this, whole numbers are exact: Excel stores each number as a float of 64 bits
 _DIGITS = 15  # max digits of a decimal that Excel stores exactly
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -150,7 +150,7 @@ class Dates:
 
 
 def _styles_of_dates(packed: zipfile.ZipFile, part: str) -> frozenset[str]:
-    """Return the numbers of the styles that show dates: by Excel's own formats, or formats with letters of dates."""
+    """Return the numbers of the styles that show dates, by a date format of Excel or a format with date letters."""
     codes, styles = xlsx.number_formats(packed, part)
     own = {number for number, code in codes.items() if re.search("[dmyhs]", _LITERAL.sub("", code), re.IGNORECASE)}
     return frozenset(str(at) for at, number in enumerate(styles) if number in own or number in _OF_DATES)

@@ -37,8 +37,8 @@ from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
 _LOOKED_AT = 100  # the number of first rows; a prompt may use their fields
-_AT_ONCE = 256  # the rows of a page, for a format of a feature
-# The first bytes of formats that are found in files with the suffix of a text file, and the remedies.
+_AT_ONCE = 256  # the rows of a page, for a format that a feature adds
+# For formats that are found in files with the suffix of a text file: the first bytes, and a remedy in words.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -72,7 +72,7 @@ def format_of_input(files: InputFiles) -> str:
         raise input_error(Named("header_row"), f" works only for CSV, TSV and workbooks, not for {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
-        if marked:  # refused, because in another encoding the bytes are other letters
+        if marked:  # refused, because the bytes would be other letters in the named encoding
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
@@ -94,7 +94,7 @@ def format_of_input(files: InputFiles) -> str:
 
 
 def _check_text(files: InputFiles, kind: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a text file in another encoding, or with another content."""
+    """Raise `PromptmillError` (`invalid_input`) for a text file whose encoding or content is not the expected one."""
     path = files.parts[0].path
     with files.stream() as stream:
         start = stream.read(encodings.SAMPLE)
@@ -126,9 +126,9 @@ def check_columns(question: JobPrompts, input_format: str, files: InputFiles) ->
 def _of_beginning(
     error: PromptmillError, files: InputFiles, question: JobPrompts, input_format: str
 ) -> PromptmillError:
-    """Return an error with the encoding of the file, if it is likely the cause.
+    """Return `error`. If the encoding of the file is likely the cause, add the encoding.
 
-    The error names the encoding in which the first line has the prompt's columns, or the first bytes' encoding.
+    This is the encoding in which the first line has the prompt's columns, or else a likely one of the first bytes.
     """
     if of_input(input_format).rows != "texts":
         return error
@@ -219,7 +219,7 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
 
 
 def suggested_column(files: InputFiles, input_format: str) -> str:
-    """Return the column to suggest for a prompt, see `text_column`, by the first rows; `text` if they have no names."""
+    """Return the column to suggest for a prompt: the `text_column` of the first rows; `text` if they have no names."""
     if input_format != "txt":
         with contextlib.suppress(PromptmillError, OSError):
             rows = list(itertools.islice(first_rows(files, input_format), _FIRST_ROWS))
@@ -241,7 +241,7 @@ def _utf_16(start: bytes) -> str:
 
 
 def _is_by_column(only: JsonObject) -> bool:
-    """Return whether the only object of a file is a table: each field is a column, and has its cells by row number."""
+    """Return whether the only object of a file is a table: each field is a column, with the cells by row number."""
     columns = list(only.values())
     if not columns or not all(isinstance(column, dict) and column for column in columns):
         return False

@@ -1,4 +1,4 @@
-"""The questions of an input, which use the columns with its prompts, settings and images."""
+"""The questions of an input. They use the input's columns of prompts, settings and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from promptmill.jobs.rows.row_questions import Questions
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.description import JobPrompts
 
-_LOOKED_AT = 21  # the first rows, in which the header is searched: in a report, few lines are above the table
+_LOOKED_AT = 21  # the header is searched in this many first rows: in a report, few lines are above the table
 _PROMPTS = frozenset({"prompt", "messages"})
 _NAMED = re.compile(
     r"[^\W_][\w .-]{0,59}"
@@ -70,7 +70,7 @@ def questions_in(question: JobPrompts, input_format: str, source: Input, fields:
 
 
 def _lacks_prompts(question: JobPrompts, header: Sequence[str]) -> bool:
-    """Return whether no prompt is given and the table's header, which is readable, has no column of prompts."""
+    """Return whether no prompt is given, and the table's header is readable but has no column of prompts."""
     is_given = question.templates or question.column is not None
     return not is_given and not _PROMPTS & {*header} and all(map(is_utf8, header))
 
@@ -157,7 +157,7 @@ def _has_missing(input_format: str) -> bool:
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
-    """Return the columns that the questions use: sorted, or in the order of the question if it is the only one."""
+    """Return the columns that the questions use: sorted or, if there is only one question, in its order."""
     if len(questions) == 1:
         return list(questions[0].columns or ())
     return sorted({column for one in questions for column in one.columns or ()})
@@ -212,8 +212,8 @@ def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> Pr
 
 
 def text_column(columns: Collection[str], rows: Sequence[JsonObject] = (), otherwise: str = "column") -> str:
-    """Return the column to suggest for a prompt: the column with the longest texts in the first `rows`; if there are no
-    rows, by its name. `otherwise`: the result if no column has a name that can be written in a prompt's braces."""
+    """Return the column to suggest for a prompt: that with the longest texts in the first `rows` or, without rows, one
+    with a usual name. `otherwise`: the result if no column has a name that can be written in a prompt's braces."""
     named = [name for name in columns if _NAMED.fullmatch(name)]
     texts = [name for name in named if not _IDENTIFIES.search(name)]
     column = next((name for name in (*_USUAL, *texts, *named) if name in columns), otherwise)

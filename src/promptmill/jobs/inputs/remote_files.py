@@ -35,7 +35,7 @@ from promptmill.system.safe_open import make_private
 # The stores that write an object atomically. In all others, an upload first gets a temporary name and is then renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
-"""The extra of promptmill that installs the package of a store, by the scheme of its URLs."""
+"""By the scheme of a store's URLs: the extra of promptmill that installs the store's package."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 Say = Callable[[str], None]
 

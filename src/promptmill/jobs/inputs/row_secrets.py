@@ -34,13 +34,13 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # the mark of bytes in the JSON of `values`
 _BEGINNING = 4 << 20  # the bytes that are checked first, in 30 ms: most files of calls are smaller
-_SMALL_BLOCK = 16 << 10  # the fewest bytes of a block of each file, if there are many files
+_SMALL_BLOCK = 16 << 10  # the size of the smallest block that is read of each file, if there are many files
 _ASCII = bytes(range(128))
 _MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
-"""The byte-order marks, with which a text begins, of the encodings that do not extend ASCII."""
+"""For the encodings that do not extend ASCII: the byte-order marks with which a text begins."""
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 
@@ -152,7 +152,7 @@ def _check_tables(database: Path, rule: FileRule) -> None:
 
 
 def _readable(cells: bytes) -> bytes:
-    """Return the cells of a row as one line of text, with the content of cells that are bytes."""
+    """Return the cells of a row as one line of text, followed by the content of those cells that are bytes."""
     if _BYTES not in cells:
         return cells
     return b" ".join([cells, *(data.replace(b"\n", b" ") for data in _bytes_in(values.loads(cells)))])

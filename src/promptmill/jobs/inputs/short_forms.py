@@ -25,7 +25,7 @@ from promptmill.files import format_table
 from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"
-"""The name of the field with the labels, in an answer that may have several."""
+"""The name of the field with the labels, if an answer may have several labels."""
 _TYPES: Mapping[str, JsonDict] = MappingProxyType(
     {
         "text": {"type": "string"},
@@ -72,7 +72,7 @@ def schema_of_fields(text: str) -> JsonDict:
 
     A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, `NAME:low<middle<high` for the levels of a scale, or
     `NAME:rows(FIELDS)` for a list of objects. A field may be null, and a list may be empty, because a model invents a
-    value if the schema demands one: with `amount:number`, it was 0 for 30 of 40 mails without an amount. A field that
+    value if the schema demands one: with `amount:number`, the amount was 0 for 30 of 40 mails without one. A field that
     ends in `!` must have a value; a final `?` is ignored.
 
     >>> schema_of_fields("customer:str!,amount:float")["properties"]
@@ -146,7 +146,7 @@ def _levels(kind: str) -> list[str]:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return `text` as a path if such a file exists or it ends with `.json`; else the schema in `text`: JSON or fields.
+    """Return the path `text` if it is a file or ends with `.json`; else the schema that `text` has as JSON or fields.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -213,8 +213,8 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str] | Labels) -> Labels:
-    """Return the labels in a list, in a text with commas, in a file, or in an object that maps labels to definitions.
-    The list or the object may be JSON text.
+    """Return the labels in a list, a comma-separated text, a file, or an object that maps labels to definitions. The
+    list or the object may be JSON text.
 
     In a file, the labels are in the column `label`, and the definitions in `definition` or the next column; in JSON and
     Parquet, the two columns may have any names. Raises `PromptmillError` (`invalid_input`).

@@ -65,10 +65,10 @@ _QUOTES_VALUES = re.compile(
     r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # the first files of a folder, which are searched for a table
+_LOOKED_AT = 1000  # this many first files of a folder are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Texts that are sent with their markup: a noun for them, and the pattern of their first bytes.
+# For the kinds of text that are sent with their markup: a noun, and a pattern that recognizes the kind.
 _RAW = (
     ("mail", re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
@@ -252,7 +252,7 @@ class FoundFiles:
                 yield match, True
         except RefusedError as error:
             raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
-        except FileNotFoundError:  # it is below a folder that is allowed
+        except FileNotFoundError:  # the missing file is below an allowed folder
             raise input_error(f"`files`: no file matches {name:.200}; check the folder and the pattern.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
             outside = f"is outside {self._rule.words}, or an invalid path; name other files."
@@ -457,7 +457,7 @@ class WholeFiles(FoundFiles):
         return {"images": [pdf.page_of(source, page) for page in pages] if len(pages) > 1 else [source]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
-        """Return the row of a PDF. If it is unreadable, the row has the file as an image, and fails when it is sent.
+        """Return the row of a PDF. If the PDF is unreadable, the row has it as an image, and fails when it is sent.
 
         Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """
@@ -482,7 +482,7 @@ class WholeFiles(FoundFiles):
         return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
 
     def _parts(self, source: str, pages: Sequence[pdf.PageContent]) -> tuple[str, list[str], Counter[str]]:
-        """Return the text of a PDF, the sources of its images, and the numbers of its pages by form.
+        """Return the text of a PDF, the sources of its images, and the number of its pages in each form.
 
         Raises `PromptmillError`, whose message is the predicate of a sentence.
         """

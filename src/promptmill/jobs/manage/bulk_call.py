@@ -62,7 +62,7 @@ from promptmill.options.table import with_implied
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-_INNER = frozenset({"promptmill", "asyncio", "contextlib", "concurrent", "threading"})  # between program and job
+_INNER = frozenset({"promptmill", "asyncio", "contextlib", "concurrent", "threading"})  # packages of skipped frames
 _KEPT = "The answers so far are kept: the same call resumes the job."
 
 
@@ -113,7 +113,7 @@ async def _answered(call: _Call) -> BulkResult:
 async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield each row when it is answered; its field `row` has its number, from 1. Takes the arguments of `bulk`."""
+    """Yield each row when it is answered; field `row` is its number, from 1. The arguments are as in `bulk`."""
     async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options, warning_caller())):
         yield row
 
@@ -157,7 +157,7 @@ def stream(
 
 
 def warning_caller() -> Say:
-    """Return a function that shows a warning, from any thread, for the line of the program that called promptmill."""
+    """Return a function that any thread may call: it shows a warning for the program's line that called promptmill."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
         frame = frame.f_back
@@ -209,7 +209,7 @@ class _Call:
 
     @cached_property
     def schema(self) -> AnswerType | None:
-        """The schema or the class of the answers, from `schema` or implied by another option; None if there is none."""
+        """The schema or the class of the answers, which `schema` sets or another option implies; None without both."""
         schema: AnswerType | None = with_implied(self.given).get("schema")
         return schema
 
@@ -240,7 +240,7 @@ class _Call:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
     def _check_of(self, job: Job) -> Complain | None:
-        """Return a check of answers by the option `check` and the validators of the schema's class, or None."""
+        """Return a function that applies `check` and the validators of the schema's class; None without these."""
         complain, schema = self.given.get("check"), self.schema
         if complain is None and not isinstance(schema, type):
             return None
@@ -333,7 +333,7 @@ class _Call:
 class _Form:
     """Converts a row and its answer to a dict with the fields of the JSON output.
 
-    An answer that a validator of the schema's class refuses is the row's failure.
+    If a validator of the schema's class refuses an answer, the row fails.
     """
 
     def __init__(self, spec: JobSpec, answer_schema: AnswerType | None) -> None:
@@ -367,7 +367,7 @@ async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record],
 
 
 def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
-    """Return the rows of a call: named by paths or URLs, the rows themselves, or none if a query names the files."""
+    """Return the rows of a call: rows at paths or URLs, rows that a query selects, or the rows that were passed."""
     if rows is None:
         return NamedRows(())
     if isinstance(rows, str | Path):

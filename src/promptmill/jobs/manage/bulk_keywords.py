@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "default_model": "model",
     "system_prompt": "system",
 }
-"""The arguments that do not have the name of their field or configuration key, by this name."""
+"""By the name of a field, or the last part of a configuration key: the name of the argument that sets it."""
 _FIELD_TYPES = MappingProxyType(
     {
         str: "text",
@@ -58,13 +58,13 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
     }
 )
-"""For options with values of several or unusual types: these types, and the words for an error about another type."""
+"""For options with several or unusual types: the types, and the words for them in an error about a wrong type."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: adds the options to a function's help, raises `ArgumentError` for others, and shortens tracebacks.
+    """Decorator: adds options to a function's help, raises `ArgumentError` for unknown ones, and shortens tracebacks.
 
     The text of a `PromptmillError` suffices, and a traceback through promptmill would fill the screen of a notebook.
     """

@@ -52,7 +52,7 @@ class BulkResult:
     rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The columns that were renamed because a field of the rows has their usual name: the new names, by usual name."""
+    """By usual name: the new names of the columns whose usual names are already fields of the rows."""
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
@@ -60,12 +60,12 @@ class BulkResult:
     """The index of each row in the input. `skip_empty`, `limit` and `sample` leave rows out, and variants repeat
     rows."""
     variants: Sequence[str] = ()
-    """If each row has several answers, the names of the variants (models and prompts). `variant` of a row names one."""
+    """If each row has several answers, the names of the variants (models and prompts), as in the field `variant`."""
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers without their rows; `""` for a failed row. If there is an `answer_schema`, they are objects, or
-        instances of its class."""
+        """The answers without their rows; `""` for a failed row. With an `answer_schema`, they are objects, or
+        instances of the schema's class."""
         name = self.columns.get("answer", "answer")
         return [answer_of(row[name], self.answer_schema) for row in self.rows]
 
@@ -100,7 +100,7 @@ class BulkResult:
     @property
     def shares(self) -> Mapping[str, Any]:
         """The estimated share of each label among all rows, corrected for wrong labels, with its 95 % interval:
-        `share`, `low` and `high`. With a schema, grouped by field. Empty without an estimate."""
+        `share`, `low` and `high`. With a schema, shares are grouped by field. Without an estimate, there are none."""
         by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 
@@ -108,7 +108,7 @@ class BulkResult:
         """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with the answer columns added.
 
         If the rows are one column, it becomes the table's first column. With a schema, each field of the answers is a
-        column. With several models or prompts, each row is repeated for each variant, which column `variant` names.
+        column. With several models or prompts, each row is repeated for each variant; column `variant` names it.
         """
         answers = self.columns.get("answer", "answer")
         columns: dict[str, _Column] = {}
@@ -191,7 +191,7 @@ class BulkResult:
 
 
 def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
-    """Return the answer of a row, or `""`. With a schema, return an object or an instance of the schema's class.
+    """Return a row's answer; `""` if it has none. With a schema, return an object or an instance of the schema's class.
 
     Raises the errors of the class's validators, see `refusal_of`.
     """
@@ -206,7 +206,7 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 
 
 def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] | None:
-    """If a validator of the schema's class refuses an answer, return the error of its row, with the answer; else None.
+    """If a validator of the schema's class refuses an answer, return the row's error, with the answer in it; else None.
 
     Validators may check more than the schema does, and some answers of the job may be older than the class.
     """
@@ -255,7 +255,7 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
         return ({name: value} for value in rows)
-    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; their Arrow tables have the images
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`, whose Arrow tables have the images
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
         return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
@@ -341,8 +341,8 @@ def _joined(
 
 
 def _of_pandas(values: list[Any]) -> Any:
-    """Return the values of a column for pandas. Dates become numpy's dates, because for other dates, pandas has no
-    `.dt` and no comparison with texts."""
+    """Return the values of a column for pandas. Dates become numpy's dates, because only for these pandas offers `.dt`
+    and comparisons with texts."""
     dates = [value for value in values if value is not None]
     if not dates or not all(isinstance(value, dt.date) for value in dates):
         return values

@@ -1,4 +1,4 @@
-"""Limits for the jobs of calls, on jobs in progress and open files. Otherwise, a client could start any number.
+"""Limits on the jobs of calls and on their open files. Without these, a client could start any number of jobs.
 
 A job that sends requests has eight files open, so a server can run only some of its jobs at a time. The other jobs have
 their files closed and wait for a place. A free place goes to the session with the fewest running jobs.
@@ -76,7 +76,7 @@ class JobPlaces:
             allowed = [place for place in waiting if running[place.session] < self._count_of_session]
             if not allowed or running.total() >= self._count:
                 return
-            min(allowed, key=lambda place: running[place.session]).entry.set()  # on a tie, the oldest
+            min(allowed, key=lambda place: running[place.session]).entry.set()  # on a tie, the oldest place
 
 
 class JobPlace:
@@ -93,7 +93,7 @@ class JobPlace:
 
 
 class Readers:
-    """The turns of calls that read files: at a time, only one call of a session reads, and only a few sessions.
+    """The turns of calls that read files: at a time, only one call of a session reads, and only a few sessions read.
 
     One process reads the documents of all calls, one after the other. The calls of a session wait for each other, and
     the documents of several sessions take turns, so that no session waits for all files of another one.

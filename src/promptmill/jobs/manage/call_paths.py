@@ -1,4 +1,4 @@
-"""Checks the paths of a call: the files must be in folders that the file rule permits, and of formats for rows."""
+"""Checks the paths of a call: the files must be in folders that the file rule permits, and have formats for rows."""
 
 from __future__ import annotations
 

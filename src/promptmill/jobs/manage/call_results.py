@@ -1,5 +1,5 @@
-"""The rows and answers that the results of calls show. No result has a row or answer that may hold a secret, because an
-agent may have read a poisoned page. Pages have a bounded size."""
+"""The rows and answers that the results of calls show. No result has a row or answer that may hold a secret, because
+the calling agent may have read a poisoned page. Pages have a bounded size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Only = Literal["all", "answers", "failed"]
 LEFT_OUT = "left_out"
 """The field with the reason why a row's fields or answer are withheld."""
 WITHHELD = "(withheld)"
-"""The name that the counts of equal answers have for answers that may hold secrets."""
+"""In the counts of equal answers: the name under which answers that may hold secrets are counted."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields of the input that a row keeps if the other ones are left out."""
 
@@ -44,7 +44,7 @@ def results_page(
     these would be searched for keys several hundred times.
 
     Whole numbers from 2^53 on are texts, because clients in JavaScript, such as Claude Code, read only the structured
-    content."""
+    content, whose numbers they round."""
     shown_rows = list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -96,7 +96,7 @@ class ShownRows:
     """The rows of a job and their answers, as fields that can be sent to a caller. Possible secrets are left out."""
 
     def __init__(self, spec: JobSpec, rule: FileRule) -> None:
-        """`rule`: except for the rule of the operator's own programs, rows are searched for secrets."""
+        """`rule`: the file rule. Unless it is that of the operator's own programs, rows are searched for secrets."""
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 
@@ -156,7 +156,7 @@ def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of an answer as in the output; without logprobs and similar fields if these take megabytes.
+    """Return the fields of an answer as in the output, but without logprobs and similar fields if these take megabytes.
 
     In memory, such fields would take many times their size; and they would block the event loop for seconds.
     """

@@ -1,6 +1,6 @@
 """A step of a job in a child process with limited memory and time: `python -m promptmill.jobs.manage.child_step`.
 
-A server runs steps that read a call's files or template here: a crafted file can crash its reader, and a template may
+In this process, a server reads a call's files and template: a crafted file can crash its reader, and a template may
 compute for ever. The process ends after one function, or with the server, and has API keys only to validate a job.
 """
 
@@ -74,7 +74,7 @@ class OtherProcess(Apart):
         self._places = places
 
     async def __call__(self, step: functools.partial[T], job: Job, note: Callable[[int], None]) -> T:
-        """Return the result of a step. Raises as the step and `done_apart`."""
+        """Return the result of a step. Raises the errors of the step and of `done_apart`."""
         folder = job.folder
         folder.close()
         try:
@@ -96,15 +96,15 @@ async def done_apart(
     """Call a function in a process with limited memory and time, and return its result.
 
     A function whose first parameter is a `Work` gets one, which calls `note`. The process is ended after `computing_s`
-    seconds of processor time, counted from the function's start or, with a `Work`, from the last check of it.
+    seconds of processor time, counted from the function's start or, with a `Work`, from the `Work`'s last check.
 
-    Raises `PromptmillError`; its code is `invalid_input`, and it names the input `name`, if the process ended early.
+    Raises the function's errors; `PromptmillError` (`invalid_input`), naming `name`, if the process ended early.
     """
     child = await subprocesses.Child.start(
         _MODULE, subprocesses.bare_environment(()) if environment is None else environment
     )
     try:
-        await child.send(packed(call.func, computing_s, **call.keywords))  # if the pipe were closed, the call would end
+        await child.send(packed(call.func, computing_s, **call.keywords))  # closing the pipe would end the call
         while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
@@ -128,7 +128,7 @@ async def done_apart(
 
 
 class _Watched(threading.Event):
-    """An event that is never set. The system ends this process `computing_s` of processor time after its last check."""
+    """An event that is never set. The system ends this process `computing_s` of processor time after the last check."""
 
     def __init__(self, computing_s: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A call as a job. Its prompts are on disk, so that any process can resume it, and its answers stay when it ends.
+"""A call as a job. The job's prompts are on disk, so that any process can resume it; ended jobs keep their answers.
 
 A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. If there is no
 free place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is also a task.
@@ -55,7 +55,7 @@ class CallTask(NamedTuple):
     """The task that a call can become."""
 
     note: Mapping[str, object]
-    """The task's data, which its job stores."""
+    """The data of the task, which the job stores."""
     is_required: bool
     """Whether the client accepts only a task's handle, and no result."""
 
@@ -199,8 +199,8 @@ def write(
     """Write a call as a job that only this user can read, and open the job. Blocks.
 
     `outcomes`: the outcomes so far, by item. Items that are errors are added as failures. `all_answered`: whether the
-    job has only these items. The job survives the end of this process, but it survives a power loss only after
-    `_make_durable`. If writing fails, removes the job's files and raises `PromptmillError` (`storage`).
+    job contains only the items with an outcome. The job survives the end of this process, but it survives a power loss
+    only after `_make_durable`. If writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
     job_id = f"call-{secrets.token_hex(8)}"  # random, so that no client with the same token guesses the id
     folder, budget, rows = folders.loose(job_id), work.call.ledger.budget, Rows(name="call", job_id=job_id)
@@ -216,7 +216,7 @@ def write(
         items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
         job.put(spec)
-        made = spec.targets[0].made(1)  # as if made by the first round, so that no failure is sent again
+        made = spec.targets[0].made(1)  # stored as outcomes of the first round, so that no failure is sent again
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
     except BaseException as error:
         if job is not None:

@@ -50,7 +50,7 @@ class JobRow:
     """If a row has several answers: the names of two columns, with the model and the variant of this answer."""
     thought: str = ""
     answered: AnsweredRow | None = None
-    """The row as the job stores it; None if the job has not read the row, or if the file was not made by a job."""
+    """The row as the job stores it; None if the job has not read the row, or if no job made the row's file."""
 
 
 class JobRows:
@@ -78,7 +78,7 @@ class JobRows:
                 yield self._row(record, rows.get(number))
 
     def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Sequence[str]]]:
-        """Yield the number (from 1) and the image sources of each of these rows that has images."""
+        """For each row in `numbers` that has images, yield the row's number (from 1) and the sources of the images."""
         wanted = sorted({number - 1 for number in numbers})
         while self._requests and wanted and (some := self._store.rows_at(wanted)):
             for row in some:

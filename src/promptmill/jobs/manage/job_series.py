@@ -29,7 +29,7 @@ from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
 
-_EARLIER = 20  # the most earlier jobs of a step whose answers are searched, the newest ones
+_EARLIER = 20  # the answers of at most this many earlier jobs of a step, the newest ones, are searched
 
 
 class SeriesOptions(ModelOptions, total=False):
@@ -66,7 +66,7 @@ class JobSeries:
     max_cost: float | None = None
     """The most that all steps together may spend, in US dollars."""
     caller: Caller | None = None
-    """The caller of the series. Another owner's equal series has separate jobs."""
+    """The caller of the series. If another owner runs an equal series, it gets separate jobs."""
     target: SeriesFile | None = None
     """The file that the series writes at its end. Its path must be free before a step sends anything."""
     spent: JsonDict = field(default_factory=dict)
@@ -75,8 +75,8 @@ class JobSeries:
     """The number of requests that this series has sent. Jobs that were already finished do not count."""
 
     taken: dict[Path, int] = field(default_factory=dict)
-    """By the output of another series: the number of that series' answers that new jobs of this series reused, without
-    a request, because the requests were equal."""
+    """By the output of another series: how many of that series' answers the new jobs of this series reused for equal
+    requests, without sending them."""
 
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
         """Run the job `name`, and return its folder. `options`: as in `JobOrder.of`. Raises `PromptmillError`."""
@@ -117,8 +117,8 @@ class JobSeries:
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 
     def _with_earlier(self, job: OpenJob, folder: Folder) -> OpenJob:
-        """Return the job. If it is new, it gets the answers of earlier jobs of its step to equal requests, so that only
-        changed rows are sent."""
+        """Return the job. A new job reuses the answers that earlier jobs of its step have to equal requests, so that
+        only changed rows are sent."""
         if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
             return job
         step = folder.path.name.rpartition("-")[0]
@@ -149,7 +149,7 @@ class JobSeries:
 
 
 def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
-    """Return whether two jobs have the same model and settings, and each of them one answer to each row."""
+    """Return whether two jobs have the same model and settings, and whether each has only one answer to a row."""
     spec, order = folder.spec, opened.order
     if spec is None or spec.parts or order.variants or plans_in(order.parts):
         return False
@@ -158,7 +158,7 @@ def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
 
 
 def _requests(folder: Folder) -> int:
-    """Return the number of a job's requests, also after a kill, when the last stored status may lack some of them."""
+    """Return the number of a job's requests, which is right even after a kill, when the stored status may lack some."""
     return 0 if folder.spec is None else status.read(folder).get("requests", 0)
 
 

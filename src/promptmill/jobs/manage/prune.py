@@ -24,7 +24,7 @@ from promptmill.jobs.store.lock import Lock
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
-"""For each folder of all jobs: the time of the next check of its jobs of calls."""
+"""For each root folder of jobs: when its jobs of calls are checked next."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -62,7 +62,7 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
             if folder is not None and _removed(folder, partial(_is_old, folder, before, unfinished=unfinished)):
                 removed.append(path.stem)
                 folder = None
-            if folder is None:  # moved, or already removed
+            if folder is None:  # the job was moved, or is already removed
                 path.unlink(missing_ok=True)
         except (FileNotFoundError, IsADirectoryError):  # another process is removing the job
             continue
@@ -94,7 +94,7 @@ def make_room(folders: JobFolders) -> list[str]:
 
 
 def _sized(path: Path) -> tuple[float, int, Path]:
-    """Return the time of the last change in a folder, its bytes, and its path."""
+    """Return the time of the last change in a folder, the size of its files in bytes, and its path."""
     found = path.stat().st_mtime, 0
     for file in path.iterdir():
         with contextlib.suppress(FileNotFoundError):  # just removed by another process

@@ -41,10 +41,10 @@ class SeriesFile:
     """The folder of the first job of the series."""
 
     def check_free(self, job: OpenJob) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a file of another origin would be replaced. Called before the
+        """Raise `PromptmillError` (`invalid_input`) if a file of another origin would be replaced. Call this before the
         first request of a step.
 
-        If all jobs of a series exist, the series may have written the file itself; if one is new, it has not.
+        If all jobs of a series exist, the series may have written the file; if a job is new, the series has not.
         """
         assert job.loose is not None
         self._first = self._first or job.loose

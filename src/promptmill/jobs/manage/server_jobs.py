@@ -53,7 +53,7 @@ class ServerJobs:
         self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
-        """The tasks for jobs of calls that wait for a place or are about to start, by the job's id."""
+        """By job id: the tasks for those jobs of calls that wait for a place or are about to start."""
         self._readers = Readers()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
@@ -81,7 +81,7 @@ class ServerJobs:
     ) -> AsyncGenerator[OpenJob]:
         """Yield the job of a call, which `open_job` opens in a thread. `CallPaths` has checked the call's paths.
 
-        Calls with files read them one after another, see `Readers`. A cancelled call stops reading. Raises
+        Calls with files take turns to read the files, see `Readers`. A cancelled call stops reading. Raises
         `PromptmillError`."""
         halt = Halt()
         door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
@@ -150,7 +150,7 @@ class ServerJobs:
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
         """Read the input of a job. `is_trial`: only check whether the input would be refused, and change nothing.
 
-        Raises `PromptmillError` (`invalid_input`). Then an existing job is unchanged; a new job is removed.
+        Raises `PromptmillError` (`invalid_input`). In this case, an existing job stays unchanged; a new one is removed.
         """
         try:
             step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
@@ -165,12 +165,12 @@ class ServerJobs:
             raise
 
     def _running(self, order: JobOrder) -> Status | None:
-        """Return the status of the job of an order; None unless a process runs it with the same order. Blocks."""
+        """If a process runs the job of `order` with an equal order, return the job's status; else None. Blocks."""
         folder = self.folders.of(order.target)
         if order != folder.order:  # an order with `again` never equals a stored order, which lacks `earlier`
             return None
         now = status.read(folder)
-        if not now["alive"] or now["state"] not in progress.ALIVE:  # ended: the runner may be about to exit
+        if not now["alive"] or now["state"] not in progress.ALIVE:  # the job has ended; its runner may be about to exit
             return None
         return {"job_id": folder.job_id, "message": "The job is running already."} | now
 
@@ -216,12 +216,12 @@ class ServerJobs:
         return status.read(folder)
 
     def run_later(self, job_id: str, config: ModelConfig, place: JobPlace) -> asyncio.Task[None]:
-        """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits for it."""
+        """Run a call's job when it gets its place; until then, its files are closed. Return the task that does this."""
         waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, config))
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._waiting[job_id]
-            if waiting.cancelled():  # cancelled before it started
+            if waiting.cancelled():  # the task was cancelled before it started
                 place.leave()
             _report(job_id, waiting)
 
@@ -246,7 +246,7 @@ class ServerJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: JobPlace | None = None) -> None:
-        """Run an admitted job: here, in `place`, if it is a call's job or needs the engine; else in a child process."""
+        """Run an admitted job: in this process if it comes from a call or needs the engine; else in a child process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             if place is None and job.config.record.is_engine:
@@ -296,9 +296,9 @@ class ServerJobs:
         self._runners -= 1
 
     async def _budgeted(self, job: Job) -> Callable[[], None]:
-        """Let a job that a child process will run spend the free part of the server's budget.
+        """Permit a job, which a child process will run, to spend the free part of the server's budget.
 
-        Return a function to call when that process has ended. It charges the spent amount, and frees the rest.
+        Return a function that charges the spent amount and frees the rest; call it when that process has ended.
         """
         budget, folder = self._service.budget, job.folder
         if budget is None:
@@ -313,7 +313,7 @@ class ServerJobs:
         def ended() -> None:
             try:
                 spent = status.spent(folder) - before
-            except (OSError, DamagedError):  # unreadable, so that the spent amount stays unknown
+            except (OSError, DamagedError):  # the status is unreadable, so the spent amount is unknown
                 spent = lent
             with contextlib.suppress(RuntimeError):  # the server has ended, and its event loop is closed
                 loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
@@ -342,10 +342,10 @@ class ServerJobs:
             return await child_step.done_apart(call, name, computing_s=computing_s)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
-        """End a running job; see `Folder.request_cancel`. Its answers are kept.
+        """End a running job; see `Folder.request_cancel`. The job's answers are kept.
 
-        `is_call`: no client waits for the job's call any more. Then the job ends at once, and the request to end it is
-        stored even if no process runs it, so that its task is not resumed.
+        `is_call`: the job is of a call for which no client waits any more. It ends at once, and the request to end it
+        is stored even if no process runs the job, so that the job's task is not resumed.
         """
         folder, spec = self.visible.found(job_id, caller)
         if (waiting := self._waiting.get(spec.job_id)) is not None:
@@ -371,7 +371,7 @@ class ServerJobs:
         return task
 
     def adopt(self, job: Job, run: asyncio.Task[Any], place: JobPlace | None = None) -> None:
-        """When the task `run`, which runs the job in this process, has ended, close the job and leave its place."""
+        """Close the job and leave its place when the task `run`, which runs the job in this process, has ended."""
         job_id = job.spec.job_id
         self._here[job_id] = run
         if job.spec.of_call:
@@ -395,7 +395,7 @@ class ServerJobs:
 async def _closed(opening: asyncio.Future[OpenJob], close: Callable[[], Awaitable[object]]) -> None:
     """Wait until a job is open, then close it.
 
-    An error of the opening is not raised: FastMCP cancels a call again while it waits here, so no caller would get it.
+    An opening error is not raised: FastMCP cancels the waiting call again, so no caller would get the error.
     """
     with contextlib.suppress(PromptmillError):
         await opening

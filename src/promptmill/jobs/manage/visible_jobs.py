@@ -25,12 +25,12 @@ from promptmill.system.safe_open import home_expanded, real_path
 
 
 class VisibleJobs:
-    """The jobs of this user on files that the file rule permits, and for each client the jobs on rows of its calls."""
+    """The visible jobs: this user's jobs on permitted files and, for each client, the jobs on rows of its calls."""
 
     def __init__(self, folders: JobFolders, paths: CallPaths) -> None:
         self.folders, self.paths = folders, paths
         self._sessions: dict[str, str] = {}
-        """The session that started each job on rows of a call, by the job's id."""
+        """By job id: the session that started the job, for jobs on rows of a call."""
 
     def add(self, job_id: str, caller: Caller) -> None:
         """List a job on rows of a call, but only for the session of this call."""
@@ -114,7 +114,7 @@ class VisibleJobs:
         return self.folders.owner(spec.output.path) is not None
 
     def foreign_output(self, text: str, source: object, column: object) -> tuple[Path, Stamp] | None:
-        """Return the file at a job's output `text`, and its stamp, if the job did not make it; else None. Blocks.
+        """If the file at a job's output `text` is not the job's own, return it and its stamp; else None. Blocks.
 
         `source`, `column`: the call's `input_file` and `answer_column`. Raises as `CallPaths.allowed` does.
         """

@@ -41,7 +41,7 @@ class Template(Protocol):
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
         """Return the prompt for a row. `empty` gets the fields whose placeholders stay blank, and how each is empty.
 
-        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more`.
+        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more` (images).
         """
         ...
 
@@ -51,7 +51,7 @@ class PlainTemplate:
     """A prompt that has only texts and placeholders, without filters and expressions: `Classify: {{text}}`."""
 
     parts: tuple[str, ...]
-    """In turns, a text and the name of a field; a text comes first and last."""
+    """Texts and names of fields alternate; the first and the last part are texts."""
 
     @classmethod
     def of(cls, text: str) -> PlainTemplate | None:
@@ -90,7 +90,7 @@ class PlainTemplate:
         return self.filled(row, {} if empty is None else empty, has_more=has_more)[0]
 
     def filled(self, row: JsonObject, empty: dict[str, str], *, has_more: bool = False) -> tuple[str, Fields | None]:
-        """Return the prompt for a row and the fields in it (None if it has none). Raises as `render` does."""
+        """Return the prompt for a row and the prompt's fields (None if it has no fields). Raises as `render` does."""
         texts = self._texts(row, empty)
         text = "".join(texts)
         if len(text) > LONGEST_ROW:

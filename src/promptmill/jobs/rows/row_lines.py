@@ -67,7 +67,7 @@ _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 RequestParts: TypeAlias = tuple[Conversation, Sampling, JsonObject]
-# Left out: `reasoning` is also a field of answers, and an output may be an input again; `choices` is often data.
+# `APPLIED_NAMES` are left out: `reasoning` is a field of outputs, which may be inputs; `choices` is often data.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
@@ -117,7 +117,7 @@ class RowReader:
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     shows: bool = True
-    """Whether the model gets the form of its answer, so that prompts need not describe the form."""
+    """Whether the server shows the model the form of its answer, so that prompts need not describe the form."""
     shown: Shown = NOT_SHOWN
     """The words that prompts have about the form of answers, see `answers.shown`."""
     decided: str | None = None
@@ -174,7 +174,7 @@ class RowReader:
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
     def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
-        """Return the parameters that must not be left out: the row sets them, the model's configuration does not."""
+        """Return the parameters that must not be left out: those whose values in the row differ from the model's."""
         if self.kind == "messages" or (sampling is self.sampling and extra is self.extra):
             return self.required
         model = self.models.get(str(extra.get("model")), self)
@@ -211,7 +211,7 @@ class RowReader:
         return sampling
 
     def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
-        """Return the body of a request that is not a chat, completed by `client_limits`. Raises as `_limited` does."""
+        """Return the body of a request that is not a chat, with the limits of `client_limits`. Raises as `_limited`."""
         body, most = line.body, self.limits.tokens
         if self.limits.models is not None:
             self._check_models(body, self.limits.models, where)
@@ -268,7 +268,7 @@ class RowReader:
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _whole_request(self, row: JsonObject, where: str) -> RequestParts:
-        """Read a row that is a whole request. If it is a Batch line, it has all parameters of the request itself."""
+        """Read a row that is a whole request. A Batch line contains all parameters of its request."""
         shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
@@ -293,7 +293,7 @@ class RowReader:
 
 
 def place(kind: str, row: int, *, has_lines: bool = True, above: int = 0) -> str:
-    """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind.
+    """Return the name that messages have for row `row` (from 0): by kind, `line 7` or `row 7`, counted from 1.
 
     `above`: see `RowReader`; if there are rows above, the name is `row 8 of the sheet`.
     """
@@ -314,7 +314,7 @@ def may_exceed(most: int, line: bytes) -> bool:
 def digest(
     kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True, value: Any = None
 ) -> bytes | None:
-    """Return the digest (16 bytes) of a question. The row's other fields do not affect it. None without a question.
+    """Return the digest (16 bytes) of a row's question, without the row's other fields; None without a question.
 
     `row_settings`: whether the row's settings belong to the question. `value`: the parsed line, if the caller has it.
     For a long line, the digest of its bytes is used, because parsing would take too long.

@@ -3,9 +3,9 @@
 Every process computes the same question, so that a job need not store a prompt of only fixed text and cells. A prompt
 with expressions is computed once, when the input is read, and is stored, because its template may take any time.
 
-    line ─▶ NULL                 the cells of the row have it all
+    line ─▶ NULL                 the row's cells contain the whole question
             `\x1e{field: value}`  a plain prompt: the cells that the row lacks, such as the text of its file
-            `{"prompt": …}`       the question; also of plain prompts of jobs that older versions began
+            `{"prompt": …}`       the question; older versions also stored it for plain prompts
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return messages without those nulls that the type of a column adds for fields that only other messages have."""
+    """Return messages without the nulls that a column's type adds to a message for the fields of other messages."""
     match value:
         case dict():
             return {

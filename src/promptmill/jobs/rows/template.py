@@ -127,7 +127,7 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """Return a name without what users do not see in a header: outer white space, invisible signs, decomposition."""
+    """Return a name with composed letters, without what a header does not show: outer white space, invisible signs."""
     if not text.isascii():
         text = "".join(sign for sign in composed(text) if unicodedata.category(sign) != "Cf")
     return " ".join(text.split())
@@ -149,7 +149,7 @@ def _hidden_signs(name: str) -> str:
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the column and the filters of a placeholder, separated by `|`; None if it has no such column."""
+    """Return the column and the filters that `|` separates in a placeholder; None if the column is not in `special`."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
         place = "|".join(pieces[:end])
@@ -172,8 +172,8 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
-    """Replace a template error raised in the block by one that names the column, if a placeholder consists of words or
-    resembles a column's name.
+    """If a placeholder consists of words or resembles a column's name, replace a template error raised in the `with`
+    block by an error that names the column.
 
     Without this, `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
     """
@@ -272,7 +272,7 @@ class ExpressionTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
-    """Reads `order.items` as the field `items` of an object. Only a call, `order.items()`, is the method `items`."""
+    """Reads `order.items` as the field `items` of an object. Only a call, `order.items()`, means the method `items`."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return a field, an element, or an attribute that is not a method; if there is none, an undefined value."""
@@ -281,7 +281,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
-    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Values of `a ~ b` are converted as placeholders."""
+    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Converts the values in `a ~ b` like placeholders."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""
@@ -295,7 +295,7 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
         return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
-        """Return the node for a call, which keeps the name of a method."""
+        """Return the node for a call, in which `a.b` still means a method."""
         called = node.node
         self.generic_visit(node)
         if isinstance(called, nodes.Getattr):
@@ -305,17 +305,17 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Places:
-    """The state of a prompt's placeholders while it is rendered: the empty fields, and whether any has a text."""
+    """The placeholders of a prompt while the prompt is rendered: the empty fields, and whether any field has a text."""
 
     empty: dict[str, str]
     has_text: bool = False
 
 
 def _environment() -> Environment:
-    """Return a sandbox that evaluates no expression when it compiles: a server compiles templates of its clients.
+    """Return a sandbox that evaluates no expression when it compiles a template, because clients may have sent it.
 
-    `optimized=False` prevents the evaluation of constant expressions; a `finalize` that takes the context prevents it
-    for the text around them.
+    `optimized=False` prevents the evaluation of constant expressions, and a `finalize` that takes the context prevents
+    that of the text around them.
     """
     environment = _Sandbox(
         undefined=StrictUndefined,

@@ -67,14 +67,14 @@ def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedO
         if damage == "empty" and order.earlier.again != "all":
             empty = f"The database {folder.database} is empty, so the answers of its job are lost. Restore it, or "
             raise input_error(empty, SEND_ALL, " sends all rows again.")
-        if not damage:  # if damaged: only a repaired database shows which job made it
+        if not damage:  # a damaged database must be repaired before it shows which job made the output
             _check_output(folder, new, order, table_paths.stamp(new.output.path))
     return CheckedOrder(files, new)
 
 
 def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: bool = False) -> Job:
     """Lock the wanted job, whether new or existing, and return it. `are_columns_checked`: whether the columns that the
-    prompt names were checked. `is_trial`: whether the order is not stored, because the job will not run.
+    prompt names were checked. `is_trial`: the job will not run, so its order is not stored.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
     sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
@@ -121,7 +121,7 @@ def check(wanted: WantedJob) -> None:
     """Raise the errors of `admit` and, for an existing job, of reading its input again. Change nothing. Blocks."""
     folder = checked(wanted).files.folder
     with _usable(folder):
-        is_repaired = bool(folder.damage())  # an order that runs repairs the database
+        is_repaired = bool(folder.damage())  # an order that is run repairs the database first
     if is_repaired or not folder.database.exists():
         return
     with contextlib.closing(admit(wanted, are_columns_checked=True, is_trial=True)) as job:
@@ -146,8 +146,8 @@ def _usable(folder: Folder) -> Iterator[None]:
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order. If the order resumes an interrupted order `again`, it is the
-    last round before that order."""
+    """Return the id of the last round before the order. If the order resumes an interrupted order `again`, return the
+    id of the last round before that order."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -159,7 +159,7 @@ def _last_round(store: JobDatabase, order: JobOrder) -> int:
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:
     try:
         folder.open()
-        folder.store.get("spec")  # raises if the database is damaged; `folder.spec` would be None
+        folder.store.get("spec")  # raises if the database is damaged, whereas `folder.spec` would be None
         return begin()
     except DamagedError:
         try:
@@ -228,8 +228,8 @@ def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
 
 
 def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
-    """Return the order. If another answer column of the sheet has the same question and settings, the new column reuses
-    its answers, so that nothing is paid twice. `folder`: the folder of the new column's job."""
+    """Return the order. If another answer column of the sheet has the same question and settings, the returned order
+    reuses that column's answers, so that nothing is paid twice. `folder`: the folder of the new column's job."""
     is_read = folder.spec is not None and folder.spec.is_read
     if not new.fills_input or is_read or new.parts or order.earlier != Earlier():
         return order
@@ -246,7 +246,7 @@ def _identity(spec: JobSpec) -> tuple[object, ...]:
 
 
 def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
-    """Return the targets, with a slot 0 that also accepts answers that a plan has copied from the other slots."""
+    """Return the targets. The target of slot 0 now also accepts answers that a plan has copied from the other slots."""
     delivered, *others = targets
     kept = tuple(sorted({*delivered.kept, *(target.settings for target in others)} - {delivered.settings}))
     return delivered.model_copy(update={"kept": kept}), *others
@@ -260,7 +260,7 @@ def _begun(
     folder.roll_back()
     since = _last_round(folder.store, order)
     begun, made, there, adds = folder.spec, folder.result, table_paths.stamp(new.output.path), False
-    _check_output(folder, new, order, there)  # again, because the output may have changed
+    _check_output(folder, new, order, there)  # checked again, because the output may have changed
     if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
         if begun is not None and begun.fills_input and made and made.limit != 0 and not order.earlier.overwrite:
             made = with_answers_of(begun, made)  # the sheet lacks rows, see `_has_own_rows`

@@ -21,13 +21,12 @@ KeyedOutcomes: TypeAlias = list[tuple[int, Outcome]]
 
 
 class Commits:
-    """Writes outcomes in commits of up to 64. A commit has the outcomes of one turn of the event loop. If more than 64
-    rows are in flight, the next commit follows at least 5 ms after the last one, with all outcomes until then. So after
-    a kill, only the requests in flight must be paid twice and, with more than 64 in flight and more than 200 outcomes a
-    second, at most 64 outcomes of the last 5 ms. A commit takes as much CPU time as encoding 20 outcomes, so a commit
-    in each turn would take 25 % more. If commits wait for the disk, a thread commits and the caller waits; outcomes
-    that arrive meanwhile are in the next commit.
-    """
+    """Writes outcomes in commits of up to 64 outcomes. A commit has the outcomes of one turn of the event loop. If more
+    than 64 rows are in flight, the next commit follows at least 5 ms after the last one, with all outcomes until then.
+    So after a kill, only the requests in flight must be paid twice. If more than 64 are in flight and more than 200
+    outcomes arrive per second, up to 64 outcomes of the last 5 ms must be paid twice, too. A commit takes as much CPU
+    time as encoding 20 outcomes, so a commit in each turn would take 25 % more. If commits wait for the disk, a thread
+    commits and the caller waits; outcomes that arrive meanwhile are in the next commit."""
 
     def __init__(
         self, store: JobDatabase, write: Callable[[KeyedOutcomes], None], written: Callable[[KeyedOutcomes], None]
@@ -92,7 +91,7 @@ class Commits:
         self._flush()
 
     def _gathered(self, batch: KeyedOutcomes) -> None:
-        if batch is not self._waiting.outcomes:  # it was full, so it is already written
+        if batch is not self._waiting.outcomes:  # the batch was full, so it is already written
             return
         if not self._store.waits_for_disk:
             self._flush()

@@ -51,7 +51,7 @@ class CostLimit:
             self._follow_later()
 
     def _follow_later(self) -> None:
-        """Let the next round begin with a budget, because the requests in flight have none; or note why it cannot."""
+        """Let the next round begin with a budget, because the requests in flight have none; or add a note why not."""
         notes = self._progress.notes
         if self.awaits_budget or any(note.startswith(_NO_BUDGET) for note in notes):
             return

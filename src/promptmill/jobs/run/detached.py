@@ -1,7 +1,7 @@
 """Runs a job in a process that outlives its parent: `python -m promptmill.jobs.run.detached`.
 
-The process receives the job's lock, and writes its messages into the job's `log`. It inherits those environment
-variables that have keys of its models.
+The process receives the job's lock, and writes its messages into the job's `log`. Of the environment variables that may
+be secret, it inherits only those that have keys of its models.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def start(
     """Start a runner for an admitted job, and pass the job's lock to it.
 
     `ended` is called in a thread when the runner has ended, if the present process still runs then. `is_shared`: see
-    `Service`. `followers`: the values of the options whose functions `after_job` the runner calls, by option.
+    `Service`. `followers`: the options whose functions `Feature.after_job` the runner calls, with the options' values.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -73,7 +73,7 @@ def start(
         most_cost=job.most_cost,
         followers=followers,
     )
-    # complete if functions follow the job, because a user's command may read any variable
+    # all variables if functions follow the job, because a user's command may read any of them
     environment = (dict(os.environ) if followers else environment_of(job.config)) | observers.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
@@ -150,7 +150,7 @@ async def _run(job: Job, service: Service) -> RunStatus:
 
 
 async def _end_if_stuck(job: Job, end: Callable[[], object] = subprocesses.end_own_group) -> None:
-    """Make this process end if it keeps computing, without running its event loop or obeying a request to end.
+    """Make this process end if it keeps computing but neither runs its event loop nor obeys a request to end.
 
     A template of a call may compute for hours. It blocks its thread or, during a single long operation, the whole
     process. The system ends the process after `_STUCK_S`. After a second cancel, a thread calls `end` if the event loop

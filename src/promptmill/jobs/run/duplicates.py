@@ -32,8 +32,8 @@ _Question: TypeAlias = tuple[int, bytes]
 class Duplicates(OneFlight[_Question]):
     """Sends each question of a job once. The other rows with this question get a copy of the outcome.
 
-    If the outcome is not known yet, because the question is in a batch or because many rows wait for it, such a row
-    gets a copy of the failure `batched`, which is not recorded: the row stays open until the next pass of the round.
+    If the outcome is not known yet, because the question is in a batch or because many rows wait for it, these rows get
+    copies of the failure `batched`, which are not recorded: the rows stay open until the next pass of the round.
 
     The temporary table `repeated` has each question that several rows of a slot share, and in `first` the key of the
     row whose outcome counts. `waits`: whether the answer to that row comes by another way, such as a batch.
@@ -74,7 +74,7 @@ class Duplicates(OneFlight[_Question]):
         store.change(*work)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. If its answer may vary, or if its paid reply is already stored, pass it on."""
+        """Answer a request. Pass the request on if its answer may vary, or if its paid reply is already stored."""
         is_known = request.question is not None and not request.path and call.ledger.deferred is None
         has_columns = request.fields is not None and len(request.fields.texts) > 1
         is_same = not has_columns if self._decides else is_repeatable(request)
@@ -99,7 +99,7 @@ class Duplicates(OneFlight[_Question]):
         return await self._read(self._outcome, question, request.key)
 
     def learn(self, question: _Question, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
-        """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends one of its rows."""
+        """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends one row that has it."""
         del call, is_second
         code = outcome.error.code if isinstance(outcome, Failure) else None
         if code is not Code.BUDGET:  # a row for which the budget has no room stays open
@@ -115,12 +115,12 @@ class Duplicates(OneFlight[_Question]):
         return super().copied(outcome, request, call, began)
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Forget outcomes that the database has now. `keys`: the keys of their rows."""
+        """Forget the outcomes of the rows with these keys, because the database has them now."""
         for key in keys:
             self._unwritten.pop(key, None)
 
     async def _read(self, look: Callable[[_Question, int], T], question: _Question, key: int) -> T:
-        """Call `look`, which reads the database; in a thread if the event loop might have to wait for a commit."""
+        """Call `look`, which reads the database. Use a thread if the event loop might have to wait for a commit."""
         if self._store.waits_for_disk:
             return await asyncio.to_thread(look, question, key)
         return look(question, key)
@@ -152,7 +152,7 @@ def _asked(prompt: int) -> str:
 
 
 def _repeated(slot: int, target: Target) -> str:
-    """Return the SQL statement that adds the questions that several rows of a slot share."""
+    """Return the SQL statement that adds to `repeated` the questions that several rows of a slot share."""
     return f"""
         INSERT INTO temp.repeated (slot, asked)
         SELECT {slot}, {_asked(target.prompt)} AS asked FROM row
@@ -171,7 +171,7 @@ def _waiting(waiting: Round, slot: int, target: Target) -> str:
 
 
 def _known(round_: Round, slot: int, target: Target) -> str:
-    """Return the SQL statement that sets `first`, for each question, to a row with an answer or else a new failure."""
+    """Return the SQL statement that sets `first` of each question to a row with an answer, else with a new failure."""
     is_open = replace(round_, way=LIVE).condition(target.counted, slot)
     row = f"JOIN row ON row.n = answer.key - {slot * SLOT}" if "row." in is_open else ""
     return f"""

@@ -27,8 +27,8 @@ class Stopped(Exception):  # noqa: N818 (it ends a run early, and is never raise
 class Ending:
     """The early end of one run. If there are several reasons to end it, the first one counts.
 
-    A run that leaves takes no new rows, and waits at most `leaving_s` seconds for its requests in flight, because these
-    must be paid in any case.
+    After `leave`, the run takes no new rows, and waits at most `leaving_s` seconds for its requests in flight, because
+    these must be paid in any case.
     """
 
     def __init__(self, progress: Progress, leaving_s: float, shown: Callable[[], None]) -> None:

@@ -93,7 +93,7 @@ class Job:
         made = self.folder.result
         has_written = made is not None and made.limit != 0 and made.is_still(table_paths.stamp(spec.output.path))
         if has_written and spec.fills_input and spec.is_read:
-            return None  # the workbook to which this job added its answers, unchanged
+            return None  # the input is the workbook to which this job added its answers, and is unchanged
         files = input_files.opened(spec.input.parts, known=self.change.before is not None, reading=spec.input)
         size, version = files.stamp()
         if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
@@ -162,7 +162,7 @@ class EndedJob:
     code: int | None
     """The exit code; None after an error or an interruption."""
     requests: int | None
-    """The number of requests of this run; None if the job was already finished before it."""
+    """The number of requests of this run; None if the job was already finished before this run."""
 
     def follow(self) -> None:
         """Call the functions that the command's options name."""

@@ -114,11 +114,11 @@ class JobRounds:
             self._duplicates.recorded(keys)
 
     def open_in(self, round_: Round) -> list[Open]:
-        """Return, for each slot of a round from `next`, its open rows."""
+        """Return the open rows of each slot of a round that `next` has returned."""
         return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` gets the keys, some at a time."""
+        """Copy answers to the rows of a round whose `way` is `copy`. After each write, `recorded` gets its keys."""
         for slot in round_.slots:
             condition = round_.condition(self._job.spec.targets[slot].counted, slot)
             for records in self.work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
@@ -127,7 +127,7 @@ class JobRounds:
                     recorded([record.key for record in records])
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], object]) -> Between | None:
-        """Return a function that delivers answers between the windows of a live round; None if the plan does not."""
+        """Return a function that delivers answers between the windows of a live round; None if the plan has none."""
         work = self.work
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None

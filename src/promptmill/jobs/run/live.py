@@ -112,7 +112,7 @@ class RowSource(Source):
     def _has_images(self, row: OpenRow) -> bool:
         try:
             return bool(self._request(row).conversation.sourced)
-        except PromptmillError:  # recorded by `take`
+        except PromptmillError:  # `take` records the failure
             return False
 
     def _request(self, row: OpenRow) -> Request:
@@ -121,7 +121,7 @@ class RowSource(Source):
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
-        """Return whether a large row may now be in flight, next to the others. If `waits`, wait until it may be."""
+        """Return whether another large row may be in flight now. If `waits`, wait until it may."""
         most = self._rows.held_bytes
         if most is None:
             return True

@@ -39,7 +39,7 @@ class OpenRows:
     enough: Callable[[], bool] = bool
     """Returns True when no more rows should be taken."""
     held_bytes: int | None = None
-    """The most bytes of large rows in flight; None: no limit. A row may exceed the limit while it is alone."""
+    """The most bytes of large rows in flight; None: no limit. A single row in flight may exceed the limit."""
     between: Between | None = None
     """Yields more rows between the windows of the round."""
     window: int = PlanWork.window
@@ -47,7 +47,7 @@ class OpenRows:
     only: str = "1"
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
-    """The fewest rows with a shared beginning that form a group; 0 if the endpoint does not cache beginnings."""
+    """The number of rows that must share a beginning to form a group; 0 if the endpoint does not cache beginnings."""
     least_shared: int = 0
     """The length, in bytes, of the shortest beginning that the endpoint caches."""
     sends_once: bool = False
@@ -69,7 +69,7 @@ class OpenRows:
             before = first, following
 
     def in_groups(self) -> Iterator[list[OpenRow]]:
-        """Yield `pages` in which rows with the same beginning follow each other; see `shared_beginnings`."""
+        """Yield the rows of `pages`, regrouped so that rows with the same beginning follow each other."""
 
         sent: dict[tuple[int, bytes], int] = {}
 

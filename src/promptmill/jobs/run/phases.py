@@ -58,7 +58,7 @@ class Change:
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
     ) -> tuple[JobSpec, Bound]:
-        """Read the input into the database and bind answers to its rows. Return the job's new spec and counts. Blocks.
+        """Read the input into the database and bind answers to the rows. Return the new spec and the counts. Blocks.
 
         Raises the errors of `ingest` and `check_bound`; then nothing changes.
         """
@@ -104,8 +104,8 @@ class Change:
         return notes
 
     def _former(self, others: Sequence[JobDatabase], spec: JobSpec) -> list[Former | None]:
-        """Return the questions of whose answers rows may reuse a part: the questions of the other jobs and, as the last
-        one, this job's question before the order, or None if the order does not ask all of it."""
+        """Return the former questions whose answers rows may reuse in part: those of the other jobs and, last, this
+        job's question before the order (None if the order does not ask all of it)."""
         found = [former(spec, JobSpec.model_validate(other.get("spec"))) for other in others]
         return [*found, former(spec, self.before) if self.adds and self.before is not None else None]
 
@@ -117,7 +117,7 @@ class Change:
 
 
 def former(spec: JobSpec, other: JobSpec) -> Former | None:
-    """Return the question of the job `other` if the job `spec` can reuse a part of its answers; else None."""
+    """Return the question of the job `other` if the job `spec` can reuse parts of the answers to it; else None."""
     if (taking := spec.plan.taking(other)) is None:
         return None
     names = (spec if spec.input.kind.is_table else other).input.names

@@ -5,10 +5,10 @@
 `next_round` is a pure function of the database and the order, so after a kill the job computes the same next round. An
 order has these rounds, in this sequence; a round without rows is left out:
 
-1. the last round, if it was interrupted and sent rows again; if it sent other rows, round 4 has these
+1. the last round, if it was interrupted and was sending rows again (if it was sending other rows, round 4 sends them)
 2. the rows whose answers an earlier order still awaits; the way of this round collects these answers
 3. `again …`: the rows that the order explicitly sends again
-4. `first`: the rows without an answer, and failures of earlier runs that are retryable
+4. `first`: the rows without an answer, and the rows that failed in earlier runs with a retryable failure
 
 The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if the plan chooses one of several
 answers. No round replaces a person's label.
@@ -82,7 +82,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
-    """Return the SQL condition for the rows that an order sends in a slot. `since`: the last round before the order."""
+    """Return the SQL condition for the rows that an order sends in a slot. `since`: see `Situation.since`."""
     first = Round(since + 1, "open", "", since=since)
     again = order.earlier.again
     rules = dict.fromkeys(round_.rows for round_ in (*Plan().next(first, again), *order.plan.next(first, again)))

@@ -72,7 +72,7 @@ def _limit_rows(run: RunState) -> None:
 
 
 def _note_persons(run: RunState) -> None:
-    """If the order has `again`, note the number of labels of a person, because it does not replace them."""
+    """If the order has `again`, add a note on the number of persons' labels, which the order does not replace."""
     if run.job.order.earlier.again is not None and (kept := run.store.count(f"settings = {PERSON}")):
         run.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
 
@@ -89,7 +89,7 @@ def _note_kept(run: RunState, bound: Bound) -> None:
     if bound.kept or (bound.answers and not bound.partly):
         kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
         are = "is" if bound.new == 1 else "are"
-        # left out if there is a limit, because then not all new rows are sent
+        # the number of new rows is left out if the order has a limit, because then not all of them are sent
         new = f", {bound.new:,} {are} new" if run.job.order.limits.limit is None else ""
         run.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
     if bound.partly:

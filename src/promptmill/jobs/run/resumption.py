@@ -36,7 +36,7 @@ _AS_READ = ("size", "version", "sha256", "header", "fields", "style", "taken", "
 _READ_BY = ("format", "encoding", "header_row")
 """The fields of `InputSpec` that determine how the input is read."""
 _ASKED = ("templates", "column", "image_column", "audio_column", "row_settings")
-"""The fields of `Question` that determine a row's prompt."""
+"""The fields of `JobPrompts` that determine a row's prompt."""
 _FEWEST = 20  # answers; losing fewer costs almost nothing, so it is no error
 
 
@@ -226,7 +226,7 @@ def _only_new(begun: JobSpec, wanted: JobSpec) -> Sequence[str | Named]:
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
-    """Return whether the job fills a sheet that has its answers to another question."""
+    """Return whether the job fills a sheet that already has answers of this job to another question."""
     one, other = ((each.question, each.output.answer_schema, each.output.choices) for each in (begun, wanted))
     return wanted.fills_input and one != other
 

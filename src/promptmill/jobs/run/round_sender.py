@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 _HELD_BYTES = 64 << 20
-# The number of first answers: enough to distinguish a low limit from a few long answers, and few enough to pay for.
+# After this many answers, truncated ones are counted: enough answers to show a low limit, and few enough to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 

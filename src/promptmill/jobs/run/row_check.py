@@ -11,7 +11,7 @@ from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.records import SLOT
 
 Complain: TypeAlias = Callable[[str, Row], str | None]
-"""Takes an answer and its row. Returns the problem of the answer, or None."""
+"""Takes an answer and the answer's row. Returns what is wrong with the answer; None if nothing is."""
 
 
 class RowCheck(Check):

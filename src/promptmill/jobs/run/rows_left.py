@@ -10,7 +10,7 @@ _COSTS = ("estimated_cost", "most_cost")
 
 
 def of_rows_left(found: JsonObject) -> JsonDict:
-    """Return an estimate with only the requests and costs of its `rows_left`; unchanged if it lacks this number."""
+    """Return the estimate `found` with the requests and costs of only its `rows_left`; unchanged if it has none."""
     if (left := found.get("rows_left")) is None:
         return dict(found)
     share = left / max(1, rows_sent_of(found))

@@ -45,7 +45,7 @@ from promptmill.system.runtime import stay_responsive
 _LOOK_S = 0.2
 _STATUS_S = 1.0
 _LEAVING_S = 60.0  # the longest wait for the requests in flight, which must be paid in any case
-_TRIES = 3  # times that a run repairs damaged records or a damaged database
+_TRIES = 3  # the most repairs, of damaged records or of a damaged database, in one run
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -122,13 +122,13 @@ class Runner:
                         "is paid, their answers are lost, and the next run sends the rows again."
                     )
         if self._run.progress.state == states.FINISHED:
-            with contextlib.suppress(OSError, DamagedError):  # else the next run finds no rows for the last round
+            with contextlib.suppress(OSError, DamagedError):  # if this fails, the next run finds that no round has rows
                 rounds.end(job.folder.store)
                 for way in rounds.awaited(job.folder.store).values():
                     way.forget(job.folder.store)
         self._run.status.store()
         with contextlib.suppress(OSError, DamagedError):
-            if job.folder.is_open:  # closed if it could not be repaired
+            if job.folder.is_open:  # the database is closed if it could not be repaired
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False, at_once=False).write(job.folder.path)
@@ -278,7 +278,7 @@ class Runner:
         return statistics.counts(self._run.store, before=self._run.end, skips_empty=skips_empty)
 
     def _note_models(self) -> None:
-        """If the name of a deciding model has stood for several models during the job, add a note about it."""
+        """If the name of a deciding model has stood for several models during the job, add a note that lists them."""
         if not any(map(registry.decides, configs_of(self._run))):
             return
         known = {*self._run.job.config.operator.models, *(config.name for config in configs_of(self._run))}

@@ -62,8 +62,8 @@ def in_groups(
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
     """Yield rows in pages, each with the beginning that it shares. Rows with the same beginning follow each other.
 
-    `look` returns the beginnings of a row, and `size` the row's size in bytes. `least`: the fewest rows that share a
-    beginning. Without `reorders`, the rows keep their order.
+    `look` returns the beginnings of a row, and `size` the row's size in bytes. A beginning counts as shared if at least
+    `least` rows have it. Without `reorders`, the rows keep their order.
     """
     window, room = list[Row](), WINDOW_BYTES
     for page in pages:

@@ -54,7 +54,7 @@ class StoreSink(Sink):
         """`no_room` is called with the error of a row that exceeds the budget; then the run takes no more rows.
 
         `delivered`: the number of first slots whose outcomes count as rows. `failing`: the number of first slots whose
-        failures count for the limit of failures. `made`: the provenance of the records, by slot. `recorded`: called
+        failures count for the limit of failures. `made`: the provenance of the records, by slot. `recorded` is called
         with the keys of recorded rows.
         """
         self._store = store
@@ -131,8 +131,8 @@ class StoreSink(Sink):
         again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
         earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
         outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
-        # the whole batch in one step, because encoding each outcome on arrival costs 50 % more: the code leaves the
-        # CPU's cache
+        # the whole batch is encoded in one step: encoding each outcome on its arrival costs 50 % more, because the code
+        # leaves the CPU's cache meanwhile
         records = [
             record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
         ]
@@ -155,9 +155,9 @@ class StoreSink(Sink):
         return failure.concerns_all or code in _ENDS_ALL
 
     def _lacks_model(self, key: int, failure: Failure) -> bool:
-        """Return whether the failure means that a model, one of several, does not exist: its slot has no answer.
+        """Return whether the failure means that one of several models does not exist, as its slot has no answer.
 
-        The endpoint answers the rows of the other models, so its refusal looks as if it concerned only the row.
+        The endpoint answers the rows of the other models, so the refusal seems to concern only this row.
         """
         slot = key // SLOT
         if failure.error.code is not Code.NOT_FOUND or len(self._made) == 1 or slot in self._answering:

@@ -74,7 +74,7 @@ _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON that are searched for names of fields: in most files, all rows have the same fields
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
-"""The most characters of a shown prompt, with its instructions. A call gets a tenth: its model has to read them."""
+"""The most characters of a shown prompt, with its instructions. In a call, a tenth: the calling model must read it."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
 _MANY_ROWS = 20  # with fewer rows, `dedupe` is not advised even if rows are equal
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
@@ -85,13 +85,13 @@ _MOST_MEASURED = 10_000  # the most answers whose prompts are compared with thei
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
-    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens and cost; the
-    first `prompts`, filled with their rows, unless rows are whole files and a call asks, which gets no content of
-    files; and the `columns` of the output, if the job writes an output.
+    """Return the counts `rows`, `invalid` and `images`, the first `problems`, an estimate of tokens and cost, the first
+    `prompts` (filled with their rows) and, if the job writes an output, its `columns`. If rows are whole files, a call
+    gets no `prompts`, because these contain the files.
 
     The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. It is scaled by
-    the measured prompts of the answers that the job already has. A new answer is expected to be as long as these or, if
-    there are none, as long as the form allows. `may_name`: see `RowReader`.
+    the measured prompts of the answers that the job already has. A new answer is expected to be as long as the existing
+    answers or, if there are none, as long as the form allows. `may_name`: see `RowLimits.models`.
     """
     order, config, configs = wanted.order, wanted.config, wanted.configs
     decided = _check_order(wanted)
@@ -155,15 +155,15 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
 
 
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
-    """Return `different_prompts`, the number of different prompts, if `dedupe` would make the job cheaper: if it has at
-    least `_MANY_ROWS` rows, and fewer than half as many different prompts. Else `{}`."""
+    """Return `different_prompts`, the number of different prompts, if `dedupe` would make the job much cheaper; else
+    `{}`. The job must have at least `_MANY_ROWS` rows, and fewer than half as many different prompts."""
     order, config = wanted.order, wanted.config
     takes_it = config.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
     if not takes_it or order.limits.dedupe or getattr(config.block, "dedupe", False):
         return {}
     prompts, end = "FROM row WHERE n < ? AND asked != zeroblob(length(asked))", end_of(store, order.limits.limit)
     ((rows,),) = store.read(f"SELECT count(*) {prompts}", end)
-    half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # half the time, as it stops at half
+    half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # stops at half the rows
     ((different,),) = store.read(half, end, rows // 2)
     return {"different_prompts": int(different)} if rows >= _MANY_ROWS and different < rows // 2 else {}
 
@@ -191,8 +191,8 @@ def _check_order(wanted: WantedJob) -> str:
 
 
 def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob) -> None:
-    """Raise the errors that end a job before its first request: the models `every` lack prices or limits that the job's
-    budget needs or, in a call, cannot be used. (A user who has no API key still sees the price.)"""
+    """Raise the errors that end a job before its first request: a model in `every` lacks a price or limit that the
+    job's budget needs or, in a call, cannot be used. (A user who has no API key still sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
             runtime.run_anywhere(_try(one))
@@ -245,14 +245,13 @@ class _Sums:
         self.config, self.price, self._has_check = config, price, has_check
         self._answered = answered
         self._measured, self._estimated = 0, 0.0
-        """The tokens of the prompts of the sampled answers: as the endpoint counted them, and as this class estimates
-        them."""
+        """The prompt tokens of the sampled answers: as the endpoint counted them, and as this class estimates them."""
         self.cache = registry.prompt_cache_of(config)
         self.decides = registry.decides(config)
         self._thinks = registry.may_think(config, config.model, config.settings.sampling_params)
         self.size_of = _size_for(config)
         self.cached_tokens = self.written_tokens = 0.0
-        """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
+        """The tokens of prompts that the provider reads from its cache, and those that it writes there at a price."""
         self._prices = None if price is None else Prices(config, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
@@ -263,7 +262,7 @@ class _Sums:
         """The highest cost of the rows if they are sent live and none has a `max_tokens` above `advised`."""
         self.prompt_tokens = 0
         self.prompt_tokens_alone = self.answers = 0
-        """The tokens of prompts as they would be if no rows shared requests, and the number of answers."""
+        """The tokens of prompts that would be sent if no rows shared requests, and the number of answers."""
         self._requests = 0.0
         self.completion_tokens = self.around = 0
         """The tokens of all replies, and the tokens that surround the answers in replies to several rows."""
@@ -345,7 +344,7 @@ class _Sums:
             self._scale(self._measured / self._estimated)
 
     def _scale(self, times: float) -> None:
-        """Multiply the tokens of prompts. Not called if rows share requests: the number that do may differ."""
+        """Multiply the tokens of prompts. No rows may share requests, because their number per request may differ."""
         self.prompt_tokens = self.prompt_tokens_alone = round(self.prompt_tokens * times)
         self.cached_tokens *= times
         self.written_tokens *= times
@@ -361,8 +360,8 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
 
 
 def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns of the output that come from the input (if it is no table, the columns of the first rows), and
-    the columns that the job adds. `of_models`: the columns of `_OF_MODELS` that it has."""
+    """Return the columns of the output that come from the input (if the output is no table, those of the first rows),
+    and the columns that the job adds. `of_models`: the columns of `_OF_MODELS` that the job has."""
     sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}
     reported = [*_reported(config), *of_models]
     further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
@@ -517,7 +516,7 @@ def _check_rows(
 def _expect_cache(
     store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: _Sums, may_name: frozenset[str] | None
 ) -> None:
-    """Add the beginnings that requests share to `sums`, if the provider certainly caches them."""
+    """Add to `sums` the beginnings that requests share, if the provider certainly caches them."""
     cache = sums.cache
     if cache is None or cache.way == "automatic" or sums.price is None:
         return
@@ -571,7 +570,7 @@ def _parts(
 
 
 def _answered_rows(store: JobDatabase, spec: JobSpec) -> set[int]:
-    """Return the numbers of the rows that take all of their answers from other jobs."""
+    """Return the numbers of the rows whose answers all come from other jobs."""
     rows = f"SELECT key % {SLOT} FROM answer WHERE {ANSWERED} GROUP BY 1 HAVING count(*) >= ?"
     return {n for (n,) in store.read(rows, spec.delivered)}
 
@@ -608,8 +607,8 @@ def _usage_alone(sums: Sequence[_Sums]) -> Usage:
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
-    """Return the costs if each model answers all requests: live and, if its prices are known, by batch. `{}` if the
-    price of a model is unknown."""
+    """Return the costs if each model answers all requests: live and, with `may_batch` and known prices, by batch. `{}`
+    if the price of a model is unknown."""
     prices = [one.price for one in sums if one.price is not None]
     if len(prices) < len(sums):
         return {}
@@ -621,7 +620,7 @@ def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]
 def _costs_of_each(
     models: Sequence[str], sums: Sequence[_Sums], *, may_batch: bool
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-    """Return the `_costs` of all models together, and by model the costs of each one, with `most_cost_once`."""
+    """Return the `_costs` of all models together, and, by name, those of each single model with `most_cost_once`."""
     each = dict[str, dict[str, float | None]]()
     for name, one in zip(models, sums, strict=True):
         cost = _costs([one], may_batch=may_batch)
@@ -664,7 +663,7 @@ def _once(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, 
 
 
 def _limited(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
-    """Return a `max_tokens` that lowers the highest cost enough, and that highest cost; `{}` if no value does."""
+    """Return a `max_tokens` that lowers the highest cost enough, and the lowered cost; `{}` if there is none."""
     if not cost:
         return {}
     limited, most = sum(one.limited for one in sums), cost["most_cost"]

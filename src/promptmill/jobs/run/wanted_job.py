@@ -75,7 +75,7 @@ class OrderFiles:
     """The input. For rows that are not in the user's files: a relative path, which is only a name."""
     target: Path
     folder: Folder
-    """The folder of the job that has the output `target`. It may not exist."""
+    """The folder of the job that has the output `target`. It need not exist."""
     is_loose: bool
     """Whether the job has no output file."""
     input: InputFiles | None = None
@@ -106,7 +106,7 @@ class OrderFiles:
             check_output(order, target)
             _check_alike(folders.alike(target), target)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
-        for part in parts:  # all of them exist
+        for part in parts:  # all of these files exist
             path_formats.format_of_input(part.path)
         return cls(source, target, folder, is_loose, opened)
 
@@ -190,7 +190,7 @@ def _check_alike(other: Path | None, target: Path) -> None:
 
 
 def _may_hold_both(path: Path, target: Path) -> bool:
-    """Return whether a file may be input and output: as two tables, or as a workbook that gets answer columns."""
+    """Return whether a file may be both input and output: as two tables, or as a workbook that gets answer columns."""
     if table_paths.is_table(target):
         return table_paths.split(target)[1] != table_paths.split(path)[1]
     known = writing(table_paths.file_of(path))

@@ -52,7 +52,7 @@ class Way(Protocol):
 
     @staticmethod
     def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
-        """Return the figures of a job that has rounds of this way. `configs`: for the model of each slot. Blocks.
+        """Return the figures of a job that has rounds of this way. `configs`: as in `ways.figures`. Blocks.
 
         Raises the errors of `JobDatabase`.
         """
@@ -109,7 +109,7 @@ def _saved_by_cache(store: JobDatabase, configs: Sequence[ModelConfig]) -> float
     if not any(price is not None for price in prices.values()):  # avoids a scan of all records
         return amount
     for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
-        usage, price = paid.usage, prices.get(slot)  # the job may have had more slots
+        usage, price = paid.usage, prices.get(slot)  # None: a slot that the job no longer has
         if usage.cached_tokens and price is not None:
             tier = BATCH if is_by_batch else tier_of(configs[slot].settings.extra_params)
             without = Usage(usage.prompt_tokens, usage.completion_tokens)

@@ -135,12 +135,12 @@ class Bound:
 
 
 class Former(NamedTuple):
-    """A former or another job's question about the rows. Rows may reuse a part of its answers."""
+    """A question that this job formerly asked, or that another job asks. Rows may reuse parts of its answers."""
 
     asked: Callable[[Row], bytes | None]
     """Returns the digest of this question about a row; None if the row has no such question."""
     outcome: Callable[[Record], Outcome | None]
-    """See `plan.Taking`."""
+    """See `plan.Taking.outcome`."""
 
 
 def bind(
@@ -154,12 +154,11 @@ def bind(
     since: int = 0,
     halt: threading.Event | None = None,
 ) -> Bound:
-    """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
+    """Bind the answers to the rows of `row_next`, which replace the rows with the numbers `replaced`. Blocks.
 
     If `check` raises, nothing changes. Rows without an answer get answers of the jobs `others`, in records that name
-    the round `since`. `former` takes the job, and returns the former question of each of `others` and, as the last one,
-    of the job itself. If `spec.to_bind` is `rows`, the input is unchanged but the prompt is new, so each answer stays
-    with its row.
+    the round `since`. `former` takes the job, and returns the former question of each of `others` and, last, its own.
+    If `spec.to_bind` is `rows`, the input is unchanged but the prompt is new, so each answer stays with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
     """
@@ -224,8 +223,9 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
-    """Copy another job's answers to wanted questions into `spare`, after all answers there. A copy costs nothing, and
-    gets the next of the descending `places`. Return the places before the first and after the last copy."""
+    """Copy another job's answers to wanted questions into `spare`, where all other answers are used first. A copy costs
+    nothing, and gets the next of the descending `places`. Return the places before the first and after the last copy.
+    """
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -252,7 +252,7 @@ class _Source(NamedTuple):
 
     record: Record
     release: Callable[[], object] | None
-    """For a record of the same job: stores it without its cost, which moves to the row; None if another job paid it."""
+    """Stores a record of the same job without its cost, which moves to the row; None for a record of another job."""
 
 
 def _of_other(other: JobDatabase) -> Iterator[_Source]:

@@ -1,4 +1,4 @@
-"""Compares the form of a job's answers with the form of existing answers, to decide which of these the job may use."""
+"""Compares the form that a job's answers must have with that of existing answers, to decide which the job may use."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ChangedForm:
 
     def has(self, text: str) -> bool:
         """Return whether an answer has the form: it is one of the choices, or satisfies the schema and has every new
-        field. If the schema has changed, an answer counts as not having the form if its check would take long."""
+        field. If the schema has changed, an answer that would take long to check counts as lacking the form."""
         if self._choices:
             return text in self._choices or split_marked(text)[1] in self._choices
         if not self._wanted or self._before == self._wanted:

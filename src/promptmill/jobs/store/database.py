@@ -10,8 +10,8 @@
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
-    spare     the same columns: paid answers without a row, because the row was edited or has a newer answer; and
-              failures that a person's label replaces
+    spare     the same columns: paid answers whose row was edited or removed, or has a newer answer; and failures that a
+              person's label replaces
 
 Nothing ever deletes a paid answer. A way of a feature has tables of its own (`core.feature.WayEntry`), which are
 created when the job first uses the way.
@@ -92,7 +92,7 @@ AT_ONCE = 16  # records that are read together, whatever their size
 _PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the first record that exceeds this
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine, some milliseconds
-_WAL_CHECKPOINT = 4 << 20  # bytes of the log; each checkpoint costs a sync, so a smaller log is not worth it
+_WAL_CHECKPOINT = 4 << 20  # bytes; a smaller log gets no checkpoint, because each checkpoint costs a sync
 _WAL_TRUNCATE = 64 << 20
 _ERRORS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
@@ -113,7 +113,7 @@ class Work:
     """Reports the progress of long work to a run, and lets the run halt the work."""
 
     note: Callable[[int], None] = lambda _: None
-    """Called with the number of rows so far, from any thread."""
+    """A function that takes the number of rows so far. Any thread may call it."""
     halt: threading.Event = field(default_factory=threading.Event)
     """Set when the run has ended."""
 
@@ -214,7 +214,7 @@ class JobDatabase:
     # ---- table row
 
     def rows(self, first: int = 0, last: int = SLOT) -> Iterator[Row]:
-        """Yield the rows with the numbers `first` to `last`, in order; read about a megabyte at a time."""
+        """Yield the rows with the numbers `first` to `last`, in order. They are read page by page."""
         return itertools.chain.from_iterable(self.row_pages(first, last))
 
     def row_pages(self, first: int = 0, last: int = SLOT) -> Iterator[list[Row]]:
@@ -265,7 +265,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield the records from key `first` on, in order, even damaged ones, and perhaps those written meanwhile."""
+        """Yield the records from key `first` on, in order. They include damaged records, and may include new ones."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -323,7 +323,7 @@ class JobDatabase:
         if wal.stat().st_size < _WAL_CHECKPOINT:
             return
         if self._syncing is None:
-            self._syncing = self._connected(0)  # separate: neither the writer nor readers wait for a sync
+            self._syncing = self._connected(0)  # a separate one, so that others need not wait for a sync
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, SQLite never restarts the log
@@ -358,7 +358,7 @@ class JobDatabase:
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # No exact decoding, which would take twice as long: the checksum detects this damage.
+                # Exact decoding would take twice as long, and is not needed: the checksum detects this damage.
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -482,7 +482,7 @@ def check_order(keys: Sequence[int], first: int) -> None:
 def bound(record: Record) -> tuple[Any, ...]:
     """Return the values of a record as parameters of the statement `PUT`.
 
-    Replaces None, bytes and named tuples: `sqlite3` looks up an adapter for each, which is 1/3 of the time of a write.
+    It replaces None, bytes and named tuples, because `sqlite3` takes 1/3 of a write's time to look up their adapters.
     """
     asked = None if record.asked is None else bytearray(record.asked)
     vector = "" if record.vector is None else bytearray(record.vector)

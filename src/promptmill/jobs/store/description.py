@@ -1,4 +1,4 @@
-"""Parts that both the order of a job and the job in its database have: questions, form of answers, targets."""
+"""The parts that an order and the stored description of a job have in common: prompts, form of answers, targets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JobPrompts(Stored):
     row_settings: bool = False
     """Whether rows may set their model, sampling and other parameters even if the job has a template or a `column`."""
     skip_empty: bool = False
-    """Whether rows without a prompt are skipped instead of failed."""
+    """Whether rows without a prompt count as skipped instead of failed."""
     sample: int | None = Field(None, ge=1, le=SLOT)
     """The number of rows to draw at random; the same input always gives the same rows."""
 
@@ -76,8 +76,8 @@ class AnswerForm(Stored):
     column: str = "answer"
     """The usual name of the answer column, which gets another name if the input already has a column of this name."""
     fields: bool = True
-    """For answers with a schema: whether their fields become columns (in JSON: an object). If not, an answer is one
-    text."""
+    """Whether the fields of an answer with a schema become columns or, in an output of JSON, an object. If not, the
+    answer is one text."""
     columns: tuple[str, ...] = ()
     """The usual names of the job's columns that are written into the output; `()`: all columns."""
 

@@ -1,4 +1,4 @@
-"""Digests of the settings that affect answers. They distinguish answers by settings, and reveal no setting."""
+"""Digests of the settings that affect answers. They differ for different settings, but do not reveal the settings."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def fingerprint(
 
     `model` replaces the model of `config`. Limits of an answer's length are left out: a shortened answer has the finish
     reason `length`, and `again: truncated` sends its row again. In the result, `models` has digests of the
-    configuration's other models, which rows may name. `has_check`: a function of the calling program, which no digest
-    can identify, checks the answers."""
+    configuration's other models, which rows may name. `has_check`: whether a function of the calling program checks the
+    answers; no digest can identify the function."""
     settings, system = config.settings, system_prompt_of(config, given_prompt, input_format)
     if settings.sampling_params.definitions and of_input(input_format).rows != "requests":
         system = with_words(system, shown_of(settings.sampling_params, shows=True).words)

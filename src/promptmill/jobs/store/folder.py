@@ -54,10 +54,10 @@ _PAUSE_S = 0.02
 
 
 def make_hidden(hidden: Path) -> None:
-    """Make the folder `hidden`, which is next to outputs and has their jobs, if it is missing. Raises `OSError`."""
+    """If it is missing, make the folder `hidden` for the jobs of the outputs next to it. Raises `OSError`."""
     with contextlib.suppress(FileExistsError):
         hidden.mkdir()
-        with contextlib.suppress(OSError):  # a file system without permissions
+        with contextlib.suppress(OSError):  # some file systems have no permissions
             hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
     _check_hidden(hidden)
     with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
@@ -192,7 +192,7 @@ class Folder:
                 store.get("spec")
         except DamagedError:
             return "damaged"
-        except OSError:  # missing, or reported by `open`
+        except OSError:  # the database is missing, or `open` will report the error
             return ""
         return ""
 
@@ -220,7 +220,7 @@ class Folder:
 
     @contextlib.contextmanager
     def one_moment(self) -> Iterator[JobDatabase]:
-        """Yield the database for reading, as it is now, even while another process writes. Raises as `reading`."""
+        """Yield the database for reading. What another process writes meanwhile is not seen. Raises as `reading`."""
         self.check()
         with contextlib.closing(JobDatabase(self.database)) as store:
             store.read("BEGIN")  # the transaction ends with the connection
@@ -245,11 +245,11 @@ class Folder:
         self.store.put(**dumped)
 
     def numbered(self, target: Target) -> Target:
-        """Return a target with the id of its settings, which are stored in the open database."""
+        """Return the target with the id of its settings. New settings are first stored in the open database."""
         return target.model_copy(update={"settings": self.store.settings_id(target.fingerprint)})
 
     def roll_back(self) -> None:
-        """Undo the last order of the open job, unless its input was read completely. Raises as `put`."""
+        """Undo the last order of the open job, unless the order's input was read completely. Raises as `put`."""
         if (before := self.store.get("before")) is not None:
             self.put(before=None, **before)
 
@@ -259,7 +259,7 @@ class Folder:
         return self.spec_and_status()[0]
 
     def spec_and_status(self) -> tuple[JobSpec | None, RunStatus]:
-        """Return the description and the status of the job, read with one opening of the database."""
+        """Return the description and the status of the job. The database is opened only once for both."""
         spec, status = self._get("spec", "status")
         valid_spec = _valid(JobSpec, spec)
         return None if valid_spec is None else self._moved(valid_spec), sound(status or {}, RunStatus)
@@ -324,12 +324,12 @@ class Folder:
 
     @property
     def task(self) -> dict[str, Any] | None:
-        """The data of the MCP task, if the job is one; else None."""
+        """If the job is an MCP task, the data of this task; else None."""
         return self._get("task")[0]
 
     @property
     def tested(self) -> dict[str, Any] | None:
-        """The data of the test of two prompts, if the job is one; else None."""
+        """If the job is a test of two prompts, the data of this test; else None."""
         return self._get("tested")[0]
 
     @property
@@ -379,9 +379,9 @@ class Folder:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
     def request_cancel(self, *, at_once: bool = False, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a job if it runs, or if `even_if_it_runs_nowhere`. Return whether the end was requested.
+        """Request the end of a job that runs, or of any job if `even_if_it_runs_nowhere`; return whether this was done.
 
-        The job ends after its requests in flight; if `at_once` or if its end was requested before, immediately.
+        The job ends after its requests in flight, or immediately if `at_once` or if its end was already requested.
         """
         if not (even_if_it_runs_nowhere or self.alive):
             return False

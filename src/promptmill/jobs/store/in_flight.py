@@ -28,7 +28,7 @@ class _Entry(NamedTuple):
     cost: float = 0.0
 
     def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Entry:
-        """Return a copy of the entry with changed counts and amounts."""
+        """Return a copy of the entry to which these counts and amounts are added."""
         left = self.open + open_
         return _Entry(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
 
@@ -71,8 +71,8 @@ class InFlight:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
-        """Record that a request was sent for the row of `key`. `most`: the request's highest cost. `requests`: 0 if the
-        request was sent for another row."""
+        """Record that a request was sent for the row of `key`. `most`: the row's share of the request's highest cost.
+        `requests`: 0 if the request asks about several rows, and another one of them counts it."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:
@@ -146,7 +146,7 @@ class InFlight:
     def most_in(path: Path) -> float:
         """Return `most` from the ledger file at `path`. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # without an entry cut by a full disk
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # a full disk may have cut the last entry
         return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:

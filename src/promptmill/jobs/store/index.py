@@ -27,7 +27,7 @@ def no_job(job_id: str) -> PromptmillError:
 
 
 def _parts(text: str) -> list[str]:
-    """Return the outputs of jobs that are parts of a file or sheet: `book.xlsx#Topics`, `book.xlsx#Reviews[Tone]`."""
+    """Return the job outputs that are parts of a file or sheet: `book.xlsx#Topics`, `book.xlsx#Reviews[Tone]`."""
     file = home_expanded(text)
     folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}[[#]*{SUFFIX}") if "\0" not in text else ()
     return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in folders)
@@ -45,7 +45,7 @@ class JobFolders:
     root: Path
     beside_outputs: bool = field(default=False, kw_only=True)
     every: JobFolders | None = field(default=None, kw_only=True)
-    """If this object has only the jobs of a series: the folders of all jobs of this user."""
+    """The folders of all jobs of this user, if this object has only the jobs of a series; else None."""
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
@@ -58,7 +58,7 @@ class JobFolders:
         return cls(state_folder(environ) / JOBS, beside_outputs=not environ.get(VARIABLE))
 
     def of(self, target: Path) -> Folder:
-        """Return the folder of the job with the resolved output `target`. The folder may not exist."""
+        """Return the folder of the job with the resolved output `target`. The folder need not exist."""
         if (own := self.owner(target)) is not None:
             return own
         if self.beside_outputs:
@@ -86,15 +86,15 @@ class JobFolders:
         disk.make_private_folder(self.root)  # the folders above it stay unchanged
 
     def of_sheet(self, target: Path) -> Iterator[Folder]:
-        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. If there is a
-        folder of all jobs, only jobs with the usual answer column are found."""
+        """Yield the folders of the other jobs that may write to the same sheet as the job with the resolved output
+        `target`. If there is a folder of all jobs, only jobs with the usual answer column are found."""
         plain = table_paths.without_column(target)
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 
     def alike(self, target: Path) -> Path | None:
-        """If no job has the resolved output `target`, return the column, sheet or table of a job whose name differs
-        from it only in capitals; else None. macOS and Windows do not distinguish the folders of the two jobs."""
+        """If no job has the resolved output `target`, return a job's output whose path differs from `target` only in
+        capitals; else None. macOS and Windows do not distinguish the folders of the two jobs."""
         file, _ = table_paths.split(target)
         others = _parts(str(file)) if self.beside_outputs and file != target else ()
         if str(target) in others:
@@ -102,7 +102,8 @@ class JobFolders:
         return next((Path(one) for one in others if one.casefold() == str(target).casefold()), None)
 
     def owner(self, path: Path) -> Folder | None:
-        """Return the folder of the job without user files that reports `path` as its input or output; else None."""
+        """Return the folder of the job without user files that reports `path` as its input or output; None if no job
+        does."""
         folder = Folder(path.parent)
         is_step = folder.series_beside is not None and folder.database.exists()
         is_loose = is_step or path.parent.parent == self.root.resolve()
@@ -120,7 +121,7 @@ class JobFolders:
         return job_id if target is None or not is_copy else new_id(target)
 
     def register(self, folder: Folder) -> None:
-        """Register the id of a job that is next to its output; only in this process if `root` is read-only."""
+        """Register the id of a job that is next to its output. If `root` is read-only, only this process knows it."""
         if self.every is not None:
             self.every.register(folder)
             return
@@ -162,9 +163,8 @@ class JobFolders:
         return self.find(text)
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job whose id or output is `text`; or else of the only job whose output is a table of
-        the file `text`, or whose id starts with `text`. Raises the errors of `find`.
-        """
+        """Return the folder of the job whose id or output is `text`. If there is none, return that of the only job
+        whose output is a table of the file `text`, or whose id starts with `text`. Raises the errors of `find`."""
         try:
             return self.named(text)
         except PromptmillError as error:
@@ -208,7 +208,7 @@ class JobFolders:
         return False
 
     def _names(self, text: str) -> Sequence[str | Named]:
-        """Return a text that names jobs with names similar to `text`, or the folder's jobs, or how to list jobs."""
+        """Return a text that lists jobs with names similar to `text`, or the folder's jobs, or how to list jobs."""
         here, names = self._outputs_beside(text), [path.stem for path in self.paths()]
         if near := close_matches(Path(text).name, [*here, *names], 3, _ALIKE):
             return [f"did you mean {' or '.join(near)}?"]
@@ -224,7 +224,7 @@ class JobFolders:
         return [path.name.removesuffix(SUFFIX) for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
 
     def all(self) -> Iterator[Folder]:
-        """Yield the folders of all jobs, by name; any may vanish meanwhile. Raises `PromptmillError` (`storage`)."""
+        """Yield the folders of all jobs, by name. Some may vanish meanwhile. Raises `PromptmillError` (`storage`)."""
         for path in self.paths():
             if (folder := self.folder_at(path)) is not None:
                 yield folder

@@ -39,8 +39,8 @@ class Stratum:
     machine's labels are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield three counts, first for the rows that the machine gave `label`, then for the others: unreviewed rows,
-        reviewed rows whose right label is `label`, and reviewed rows with another right label."""
+        """Yield the numbers of unreviewed rows, of reviewed rows whose right label is `label`, and of other reviewed
+        rows: first among the rows that the machine gave `label`, then among all other rows."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
             yield 0, with_label, 0
@@ -82,7 +82,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the delivered labels of records that meet the SQL condition `where` on table `answer`, with `join`."""
+    """Count the labels of delivered records that meet the SQL condition `where`. `join`: SQL after table `answer`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()

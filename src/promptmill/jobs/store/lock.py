@@ -1,6 +1,7 @@
 """The lock of a job, so that only one process at a time runs the job.
 
-The system frees the lock when the holding process ends. `filelock` is not used: its locks cannot be inherited.
+The system frees the lock when the holding process ends. The package `filelock` is not used, because a child process
+cannot inherit its locks.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from pathlib import Path
 
 from promptmill.files import disk
 
-# Seconds of retries: a process that only checks a lock holds it for a moment.
-_PATIENCE_S = 0.5
+_PATIENCE_S = 0.5  # seconds of retries, because a process that only checks the lock also holds it for a moment
 _PAUSE_S = 0.02
 
 
@@ -39,7 +39,7 @@ class Lock:
             if held and _is_at(descriptor, path):
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # the job was removed, and its lock file with it: a new file is opened
+            if held:  # the job was removed together with its lock file, so a new file is opened
                 continue
             if time.monotonic() > end:
                 return None

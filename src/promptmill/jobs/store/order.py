@@ -85,7 +85,7 @@ class Limits(Stored):
     """The rows that a job sends, and the limits of failures and costs."""
 
     limit: int | None = Field(None, ge=1, le=SLOT, validation_alias=AliasChoices("limit", "rows"))
-    """The number of first rows to send; None: all. Stored orders of older versions have the name `rows`."""
+    """The number of first rows to send; None: all. Stored orders of older versions name this field `rows`."""
     shard: str | None = None
     """The shard of the rows to send, such as `3/16`; the output is then that shard's file."""
     dedupe: bool = False
@@ -106,7 +106,7 @@ class Earlier(Stored):
     again: Again | None = None
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers of other settings are kept (later records name the change), and most answers may get lost."""
+    """Whether answers of other settings are kept (later records name the change), and a new input may lose answers."""
     from_jobs: tuple[Path, ...] = ()
     """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
@@ -122,7 +122,7 @@ class InputReading(Stored):
     """Options for reading the input."""
 
     sql: str | None = None
-    """A query, if the input is a database. Its result gives the rows of the job."""
+    """A query, if the input is a database. The rows of its result are the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None: UTF-8, which is verified."""
     header_row: int | None = Field(None, ge=1, le=SLOT)
@@ -145,7 +145,7 @@ class OrderTexts(Stored):
     command: list[str] = Field([])
     """The command-line arguments of the last order, without API keys; empty if a program gave the order."""
     urls: Mapping[str, str] = {}
-    """The URLs, without secrets, that `input_file` and `output_file` are copies of. A dataset's URL names a commit."""
+    """The URLs, without secrets, of which `input_file` and `output_file` are copies. A dataset's URL names a commit."""
     input: str = ""
     """The input as the user wrote it, without secrets."""
     reason: str = "first"
@@ -249,7 +249,7 @@ class JobOrder(Stored):
 
     @classmethod
     def target_of(cls, inputs: tuple[Path, ...], output: Path, form: AnswerForm) -> Path:
-        """Return what `target` is for an order with these values."""
+        """Return the `target` of an order with these values."""
         return cls(inputs=inputs, output=output, form=form).target
 
     @property

@@ -3,7 +3,7 @@
     options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
 
 A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan (see
-`plan.Plan`). An order has one part for each selected feature; a job has the plan with its decisions, and the shape.
+`plan.Plan`). An order has one part for each selected feature; a job has the plan, with its decisions, and the shape.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OrderPart(Stored):
     way: ClassVar[str] = LIVE
     """The way of the first round that sends rows. Rows that it does not answer are sent live."""
     rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """The rules for the rows of a round that the part adds to `rounds.RULES`, by name."""
+    """The rules that the part adds to `rounds.RULES`, by name. Each of them selects the rows of a round."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> OrderPart | None:

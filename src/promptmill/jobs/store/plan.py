@@ -55,13 +55,13 @@ class PlanWork:
     A step may send several requests for one row, each with its own `choice`. If one of these requests has the outcome
     `batched`, so has the row: once the batch has ended, the row is passed to the step again."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
-    """For live rounds, by the name of the rule: the SQL condition for rows that may be answered during the round."""
+    """For each rule of live rounds, the SQL condition for rows to which answers may be delivered during the round."""
 
     def begin(self, round_: int) -> None:
-        """Prepare the run. Called each time before the next round is chosen. `round_`: the id of that round."""
+        """Prepare the run. The core calls this before each choice of a next round. `round_`: the id of that round."""
 
     def advance(self) -> bool:
-        """Make the next decision. Called when no round has rows. Return whether a round may have rows now."""
+        """Make the next decision, because no round has rows. Return whether a round may have rows now."""
         return False
 
     def prepare(self, round_: Round) -> None:
@@ -73,7 +73,7 @@ class PlanWork:
         yield from ()
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Note that the outcomes of rows are in the database. Called in the event loop."""
+        """Take note that the outcomes with these keys were stored in the database. Runs in the event loop."""
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
         """During a round, yield answers for rows that meet `meanwhile`, and the numbers of rows to send again."""
@@ -253,7 +253,7 @@ class Plan(OrderPart):
         return Estimate()
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings with which a model of `asked` answers, for a validation. `config`: its configuration."""
+        """Return the settings with which `model`, one of `asked`, answers in a validation. `config`: its settings."""
         del model
         return config
 
@@ -331,7 +331,7 @@ def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
 
 
 def option_of(parts: Mapping[str, OrderPart]) -> Named:
-    """Return the option that selects the plan among the parts of an order or job. The plan's feature may be missing."""
+    """Return the option that selects the plan of an order or job with these parts, even if its feature is missing."""
     plan = next((name for name, each in parts.items() if isinstance(each, Plan)), next(iter(parts)))
     return Named(getattr(parts[plan], "option", "") or plan)
 
@@ -378,7 +378,7 @@ class JobSpec(Stored):
         return plan_in(self.parts)
 
     def with_plan(self, plan: Plan) -> JobSpec:
-        """Return the job with `plan`, which has other decisions."""
+        """Return the job with `plan`, in which other decisions are stored."""
         return self.model_copy(update={"parts": dict.fromkeys(self.parts, plan)})
 
     @property

@@ -22,7 +22,7 @@ FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", 
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
-_SHORTEST_WAIT_S = 2.0  # shortest wait for the last rows that `waiting` reports
+_SHORTEST_WAIT_S = 2.0  # `waiting` reports the last rows only if they have been awaited for at least this long
 _SAMPLES = 300
 _SAMPLE_EVERY_S = 1.0
 _RUNS = 50
@@ -50,28 +50,28 @@ class Progress:
         self.total: int | None = None
         self.notes: list[str] = []
         self.written = 0
-        """The number of rows of the output that are written."""
+        """The number of output rows that have been written."""
         self.figures: dict[str, Any] = {}
-        """Figures of the output and its answers: during the run, only figures of its plan and ways."""
+        """Figures of the output and its answers. During the run, they are only `columns` and those of plan and ways."""
         self.awaited: Callable[[], str] = lambda: ""
         """Returns a text about the answers that the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
-        """Count the records of rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
+        """Count the records of rows below number `before`, except those that meet the SQL condition `is_open`. Blocks.
 
         The first call also counts requests and tokens. Later calls count only rows, because the records then include
-        requests of this run, and `call` counts these. Raises the errors of `JobDatabase`.
+        requests of this run, which `call` already counts. Raises the errors of `JobDatabase`.
         """
         self.take(statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty))
         if not self.earlier.is_added:
             self.earlier.count(store)
 
     def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
-        """Replace the counts of rows. Keep the counts of requests and tokens if they already include the earlier runs.
+        """Replace the counts of rows, and those of requests and tokens unless they already include the earlier runs.
 
-        `has_ended`: `counts` is from all records, and each request of this run has its record.
+        `has_ended`: the run has ended, so `counts` was made from records that include all requests of this run.
         """
         for name, mark in status_record.COUNTS.items():
             if mark.over == "runs":
@@ -99,7 +99,7 @@ class Progress:
         return self.call.waits.most == 0
 
     def pass_row(self, rows: int) -> None:
-        """Set the number of rows of the output that are written."""
+        """Set the number of output rows that have been written."""
         self.written = rows
 
     def begin_rates(self) -> None:
@@ -136,7 +136,7 @@ class Progress:
         return self.call.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return a text on how many last rows wait and how long; `""` until all have been in flight for 2 s."""
+        """Return how many last rows are awaited, and for how long; `""` until all have been in flight for 2 s."""
         since_s, flow = self._times.last_s, self.call.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.call.in_flight:
@@ -183,7 +183,7 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.call.warnings],
         }
-        if not earlier.is_added:  # until the answers are counted, these are the counts of the earlier runs
+        if not earlier.is_added:  # until the answers are counted, the status shows the counts of the earlier runs
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
         known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
         return cast("RunStatus", known)
@@ -223,7 +223,7 @@ class EarlierRuns:
 
 
 class _Times:
-    """The duration of the run, and its rates over the last 30 seconds. Stalls do not count: they would make rates 0."""
+    """The duration of the run, and its rates over the last 30 seconds, without stalls, which would make the rates 0."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -359,5 +359,5 @@ class StatusWriter:
         """Store the present values, or `values` that `values()` returned earlier. Blocks."""
         values = self.values() if values is None else values
         if values and self._folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it more clearly
+            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports the error more clearly
                 self._folder.put(**values)

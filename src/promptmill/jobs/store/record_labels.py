@@ -44,7 +44,7 @@ def label_in(text: str) -> str:
 
 def labels_of_job(store: JobDatabase, output: OutputSpec) -> list[str]:
     """Return the labels of a job: its `choices` in order, then other labels, the most frequent first; `[]` if the
-    answers are not labels. If the output has a schema, see `answers_of_labels`."""
+    answers are not labels. If the output has a schema, `answers_of_labels` finds the labels in it."""
     if output.answer_schema is not None:
         return [*answers_of_labels(output.answer_schema)]
     counts = Counter[str]()
@@ -100,8 +100,8 @@ def least_probable(record: Record) -> tuple[float, str] | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability of an answer: as reported for the choice or, if there is none, of its least probable field
-    or of all its tokens; None if nothing is reported."""
+    """Return the reported probability of an answer; None if nothing is reported. If only its fields or its tokens have
+    probabilities, this is the probability of its least probable field, or of all its tokens together."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:
         return float(own)

@@ -32,8 +32,8 @@ class Provenance(NamedTuple):
     changed: Sequence[str] = ()
     """The settings that have changed since the job's first run."""
     model: str = ""
-    """The model that each record names: the model that answered instead of the target's model, or the target's model
-    itself if rows get answers of several models; `""`: records name no model."""
+    """The model that each record names; `""` if records name no model. It is the model that answered instead of the
+    target's model or, if rows get answers of several models, the target's model itself."""
 
 
 FIRST = Provenance()
@@ -41,7 +41,7 @@ _KEY_DIGITS = 12
 
 
 SCORES = "scores"
-"""The name of the optional field with the expected levels of an answer's fields, computed from probabilities."""
+"""The name of the optional field with the expected level of each scale, computed from the probabilities of levels."""
 
 
 class Record(NamedTuple):
@@ -87,7 +87,7 @@ class Record(NamedTuple):
 
     @property
     def question_key(self) -> str:
-        """The beginning of the question's digest, by which a person's label names its question; `""` without it."""
+        """The beginning of the question's digest, by which a person's label names it; `""` without a question."""
         return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property
@@ -215,7 +215,7 @@ def _further(outcome: Outcome) -> dict[str, Any]:
 
 
 def _probabilities(shown: JsonObject, text: str) -> JsonDict:
-    """Return the fields for an answer's probabilities: `probability`, and `probabilities` if there are others."""
+    """Return the field `probability` of the answer itself and, if `shown` has other answers, too, `probabilities`."""
     own = {"probability": shown[text]} if text in shown else {}
     return own if len(shown) == len(own) else {**own, "probabilities": shown}
 

@@ -4,11 +4,11 @@
     1   open          0       first           yes     every row that had no answer
     2   again failed  0       again failed    no      interrupted: the next run resumes it
 
-A slot numbers one answer to each row. A job that compares models or prompts has several slots.
+A slot is the place of one of several answers to a row. A job that compares models or prompts has several slots.
 
 A round is stored before its first request. A rule (`RULES`) selects its rows by a condition on a row's answer in a
 slot. The condition accepts only answers of rounds before the order, but a new answer has the new round's id. So a row
-no longer meets it when its new answer is stored, and after a kill the rule selects exactly the remaining rows.
+with a new answer no longer meets the condition, and after a kill the rule selects exactly the remaining rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RULES: Mapping[str, str] = MappingProxyType(
 """The rules that select the rows of a round, by name: SQL conditions on `row` and, in a slot, the row's `answer`.
 
 `since` is the id of the last round before the order, `settings` are the ids of accepted settings, `base` is the key of
-the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds one with its name, see `Awaited`.
+the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds one under the way's name, see `Awaited`.
 """
 
 

@@ -1,10 +1,10 @@
 """Repairs a damaged database by copying all readable content to a new database.
 
-answers    all intact answers; failures only if a request was sent, because a damaged row also causes a failure
+answers    all intact answers, and failures with a sent request (a damaged row may have caused the other failures)
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
-of ways    all readable rows; for tables without row ids, the rows before the first unreadable row
+ways       all readable rows of their tables; of tables without row ids, the rows before the first unreadable row
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _add_unknown(new: JobDatabase) -> None:
-    """Reserve the ids of lost settings and rounds to which answers refer, so that they get no new meaning."""
+    """Reserve the ids of lost settings and rounds to which answers refer: no new settings or rounds may get them."""
     spec = new.get("spec") or {}
     targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
     known = [

@@ -17,7 +17,7 @@ from promptmill.jobs.store.records import Record
 
 
 class Shape(OrderPart):
-    """Divides answers that have a schema. The records that it makes have the keys of their input rows."""
+    """Divides answers that have a schema. Each record that it makes has the key of the record that it divides."""
 
     def output_schema(self, schema: JsonObject) -> JsonDict:
         """Return the schema of the answers in the output. Raises `PromptmillError` (`invalid_input`) if answers of

@@ -98,7 +98,7 @@ class OutputSpec(Stored):
     format: str
     form: AnswerForm = AnswerForm()
     names: dict[str, str] | None = None
-    """The job's columns that do not have their usual names: their names, by key; None until the input was read."""
+    """The names of the job's columns that do not have their usual names, by key; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     choices: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class OutputRecord(Stored):
     finished: bool = True
     """False if the output must be written again, because the job has newer answers or another output."""
     replaces: Stamp | None = None
-    """The stamp of the job's previous output, which still exists if the job was killed before it replaced it."""
+    """The stamp of the previous output, which still exists if the job was killed before the new output replaced it."""
     answers: tuple[Stamp, ...] = ()
     """The stamps of the job's columns in the sheet that it fills: the latest stamp, and the one before it."""
 
@@ -139,8 +139,8 @@ class OutputRecord(Stored):
     def of(
         cls, made: Stamp, limit: int | None, own: Stamp | None = None, answers: tuple[Stamp, ...] = ()
     ) -> OutputRecord:
-        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's previous output, which it
-        replaces."""
+        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's previous output, which
+        the new output replaces."""
         return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own, answers=answers)
 
     def holds(self, limit: int | None) -> bool:

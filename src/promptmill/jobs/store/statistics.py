@@ -34,7 +34,7 @@ _SAMPLES = 65_536  # max answers in the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # a copied answer has the latency 0
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# If `JobSpec.chooses`, the slots after slot 0 have paid answers to choose from, which are never delivered.
+# If `JobSpec.chooses` is True, the slots after slot 0 have paid answers to choose from, which are never delivered.
 DELIVERED = f"""answer.key < coalesce((
     SELECT CASE WHEN value ->> '$.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
@@ -43,7 +43,7 @@ DELIVERED = f"""answer.key < coalesce((
 # A row that wants several answers may send several requests, which are no retries. Such rows are few, so the JSON is
 # read only for them.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if the record is damaged; the export reports it
-# SQL may evaluate both sides of an `AND`, so `CASE` guards the JSON, which a damaged record may have.
+# SQL may evaluate both sides of an `AND`, so these conditions use `CASE`, which reads the JSON only where it is needed.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
 """SQL for `Completion.shared` of a record."""
@@ -61,7 +61,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""The counts of the requests of earlier runs: by name, the SQL expression whose sum over all records is the count."""
+"""For each count of earlier runs' requests, the SQL expression whose sum over all records is the count."""
 _HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
 _IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
@@ -137,7 +137,7 @@ class JobCounts(Counts):
     def count(self, outcome: Outcome) -> None:
         """Count the outcome of a row of this run. (The `Call` of the run counts the requests and tokens.)"""
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
-            return  # counted when the row is finished
+            return  # the row is counted when it is finished
         self.done += 1
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
@@ -180,7 +180,7 @@ class JobCounts(Counts):
 
 
 def quantile(ordered: Sequence[float], percent: int) -> float | None:
-    """Return the smallest of the `ordered` values that is not below `percent` % of them; None without values.
+    """Return the smallest of the `ordered` values that at least `percent` % of them do not exceed; None without values.
 
     >>> quantile([0.1, 0.2, 0.3, 0.4], 50)
     0.2
@@ -199,7 +199,7 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     If the SQL condition `is_open` names a range of keys, only this range is read. `skips_empty`: rows without a prompt
     do not count as failures.
     """
-    join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # doubles the time of a scan
+    join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # a join takes twice the time
     every = f"FROM answer WHERE {_IS_BEFORE}"
     records = f"{every} AND {DELIVERED}"
     open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND {DELIVERED} AND ({is_open})"
@@ -226,9 +226,9 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
-    """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
-    characters). If short answers repeat, or all answers are equal, also return `values`: the number of rows for each of
-    the most frequent answers or, if the choices of `output` are numbers, for each choice in ascending order.
+    """Count the vectors, or the distinct answers. Return `different` (the number of distinct answers), `shortest` and
+    `longest` (in characters). If short answers repeat, or all answers are equal, also return `values`: the rows for
+    each of the most frequent answers or, if the choices of `output` are numbers, for each choice in ascending order.
     Return `{}` without answers. White space around an answer is ignored. If `output` has a schema, also return
     `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` takes as long again; SQLite sorts on disk.
     """
@@ -242,7 +242,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
     is_shown = store.read(first, before)[0][0] <= _ONLY_VALUE
     levels = _numbers_in_order(output.choices if output else ())
     commonest = f"SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {max(_SHOWN_VALUES, len(levels))}"
-    # `answers` is materialized, so that SQLite sorts digests, not texts; `grouped`, so that it is computed once.
+    # `answers` is materialized so that SQLite sorts digests, not texts, and `grouped` so that it is computed only once.
     grouped = f"""
         WITH answers AS MATERIALIZED (SELECT {value} AS value, length({text}) AS length {every}),
         grouped AS {"MATERIALIZED" * is_shown} (
@@ -266,7 +266,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
 
 
 def _numbers_in_order(choices: Sequence[str]) -> Sequence[str]:
-    """Return `choices` in ascending order if all are whole numbers; `()` if one is not, or if there are many."""
+    """Return `choices` in ascending order; `()` if one of them is no whole number, or if there are many."""
     are_numbers = all(choice.removeprefix("-").isdecimal() for choice in choices) and len(choices) <= _SHOWN_LEVELS
     return sorted(choices, key=int) if are_numbers else ()
 
@@ -374,7 +374,7 @@ def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Re
 
 
 def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
-    """Return the latency, characters and tokens of all answers; of many, only up to `_SAMPLES`, evenly spaced."""
+    """Return the latency, characters and tokens of each answer; if there are many, of every n-th (see `_SAMPLES`)."""
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
@@ -443,7 +443,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
-    """Return sums of paid answers (neither copied nor cached), by whether they are of one of `rounds`, and by slot."""
+    """Return sums over paid answers (neither copied nor cached), by whether one of `rounds` made them, and by slot."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), key / {SLOT}, count(*),
@@ -502,6 +502,6 @@ def extra_fields(store: JobDatabase) -> set[str]:
 
 def formulas(store: JobDatabase, before: int = ALL_ROWS) -> int:
     """Return the number of answers that a spreadsheet program would run as a formula in a CSV cell: they begin with a
-    formula's sign, or have such a text in their JSON."""
+    formula's sign, or their JSON has a text that does."""
     query = f"SELECT count(*) FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED} AND ({_IS_FORMULA})"
     return int(store.read(query, before)[0][0])

@@ -41,7 +41,7 @@ def recorded_cost(folder: Folder) -> float:
 
 
 def write_starting(folder: Folder) -> None:
-    """Store the state `starting` for the job in `folder`, which is open here. Raises the errors of `JobDatabase`."""
+    """Store the state `starting` for the job in the open `folder`. Raises the errors of `JobDatabase`."""
     folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
 
 
@@ -87,7 +87,7 @@ def _stored_counts(store: JobDatabase, spec: JobSpec, last: RunStatus) -> RunSta
 
 
 def asked(folder: Folder) -> Status:
-    """Return the prompt of the job in `folder` (a template, or the column with the prompts) and its system prompt."""
+    """Return the job's prompt (its templates, or the column with the prompts), its system prompt and its command."""
     spec, order = folder.spec, folder.order
     prompt = ""
     if spec is not None:
@@ -102,8 +102,8 @@ def asked(folder: Folder) -> Status:
 
 
 def figures_of(store: JobDatabase, spec: JobSpec, before: int, configs: Sequence[ModelConfig] = ()) -> dict[str, Any]:
-    """Return the figures of the answers to the rows below `before`: `results`, and the figures of the plan and
-    features. `configs`: the configuration of the model of each slot, during a run. Blocks.
+    """Return the figures of the answers to the rows below number `before`: `results`, and the figures of the plan and
+    features. `configs`: during a run, the configuration of each slot's model. Blocks.
 
     Raises the errors of `JobDatabase`.
     """

@@ -102,7 +102,7 @@ class _State(TypedDict, total=False):
 
 class _Answers(TypedDict, total=False):
     columns: dict[str, str]
-    """The columns of the output that do not have their usual names: their names, by usual name."""
+    """The names of the output columns that do not have their usual names, by usual name."""
     results: Results
 
 
@@ -120,7 +120,7 @@ class _Rows(TypedDict, total=False):
         Count("rows", " answered without a word: look at `finish_reason`, and at the prompt or model", rare=True),
     ]
     written: int
-    """The number of rows of the output that are written."""
+    """The number of output rows that have been written."""
 
 
 class _Requests(TypedDict, total=False):
@@ -184,7 +184,7 @@ class Status(RunStatus, total=False):
     model: str
     """The model; several models are separated by commas."""
     variants: Sequence[str]
-    """With several models or prompts: the name of each pair of model and prompt. All counts are then of answers."""
+    """With several models or prompts: the name of each pair of model and prompt. Counts of rows then count answers."""
     backend: str
     created: int
     alive: bool

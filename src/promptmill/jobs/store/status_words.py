@@ -43,8 +43,8 @@ def summary(
 ) -> str:
     """Return the summary of a job from its status, for the job's end.
 
-    `examples`: an example message for each failure code. `remedies`: the remedies for rows, by the name of the count of
-    these rows. `go_on`: lines on how to resume a stopped job. `output`: whether to name the output.
+    `examples`: an example message for each failure code. `remedies`: what to do about the rows of a count, by the
+    count's name. `go_on`: lines on how to resume a stopped job. `output`: whether to name the output.
     """
     state, reason = status["state"], status.get("reason")
     files = title(status)
@@ -119,7 +119,7 @@ def _counted(status: Status, over: str, remedies: Mapping[str, str]) -> Iterator
 
 
 def _figures(status: Status) -> Iterator[tuple[str, str]]:
-    """Yield the names and texts of the lines for the figures of features."""
+    """Yield the name and the text of each line that a feature has for its figures."""
     for figure in figures().values():
         if figure.facts and figure.name in status:
             yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(status))
@@ -295,20 +295,20 @@ def parts(status: RunStatus) -> list[str]:
 
 
 def outcome(status: Status, of: str = "") -> str:
-    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; the text `of` follows the counts."""
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`. The text in `of` is inserted after the counts."""
     failed = f", {status['failed']:,} failed" if status.get("failed") else ""
     return f"{times(status)}{status.get('answered', 0):,} answered{failed}{of} in {effort(status)}"
 
 
 def effort(status: Status) -> str:
-    """Return the time of a job, its model and its cost."""
+    """Return a text with the time that a job took, its model and its cost."""
     model = status.get("model")
     by = " by a small model for trying out" if model == EMBEDDED else f" by {model}" if model else ""
     return f"{took(status.get('seconds', 0))}{by}{paid(status)}"
 
 
 def rows_of_input(status: Status) -> int | None:
-    """Return the number of input rows if each has several answers; else None, because `total` is that number."""
+    """Return the number of input rows if each has several answers; None if `total` already is that number."""
     total, variants = status.get("total"), status.get("variants")
     return total // len(variants) if total is not None and variants else None
 

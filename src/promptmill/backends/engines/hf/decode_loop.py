@@ -42,7 +42,7 @@ from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.frames import Frame
 
 _RECOVERY = 512  # after memory ran out, this many steps pass before more rows are computed together
-_IDLE_S = 1.0  # after this time without rows, unused memory is returned to the system; to allocate it again takes time
+_IDLE_S = 1.0  # after this time without rows, unused memory is returned to the system; allocating it again takes time
 _NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in errors of CPUs, cards and their libraries
 _MISHAPS = 3  # a row that was in this many failed steps is considered their cause
 _MOST_LEADING = 256  # max tokens of a position that count for the probabilities of the choices
@@ -324,7 +324,7 @@ class Decoder(DecodeLoop):
 
 
 def _longest(rows: list[RunningSequence]) -> int:
-    """Return the longest length that any of the `rows` can reach; every row takes this many columns of the cache."""
+    """Return the greatest length that any of the `rows` can reach; every row takes this many columns of the cache."""
     return max((len(row.prompt) + row.ending.limit for row in rows), default=0)
 
 
@@ -565,7 +565,7 @@ def _free_unused_memory() -> None:
         if devices.is_available():
             devices.empty_cache()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library other than GNU's
+        with contextlib.suppress(OSError, AttributeError):  # for C libraries other than GNU's
             ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -588,7 +588,7 @@ def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
 
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
-    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for excluded tokens."""
+    """Update the choices' probabilities with an answer's next token; `logprobs` is -inf for excluded tokens."""
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]

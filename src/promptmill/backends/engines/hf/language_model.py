@@ -97,7 +97,7 @@ class LanguageModel:
 
     @property
     def config(self) -> Any:
-        """The decoder's configuration. The configuration of an image model contains those of other parts, too."""
+        """The decoder's configuration. An image model's configuration contains those of its other parts, too."""
         return self.network.config.get_text_config(decoder=True)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-_STEP = 256  # columns (one per token) by which the cache grows at least
+_STEP = 256  # the cache grows by at least this many columns (one per token)
 _LEAST_STEP = 64  # the growth if memory is short
 _LEAST_ROWS = 4
 
@@ -48,7 +48,7 @@ class _Window:
 
 
 class _PooledLayer(DynamicLayer):  # type: ignore[misc]
-    """The buffers of one layer. During a step, the window's last column is the one being written."""
+    """The buffers of one layer. During a step, the window's last column is written."""
 
     def __init__(self, window: _Window) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
     """
 
     def __init__(self, layers: int, tokens: int | None = None) -> None:
-        """`tokens`: the most tokens that the buffers have space for, unless the rows need more; None: no limit."""
+        """`tokens`: the most tokens that the buffers have space for, unless the rows need more; None for no limit."""
         super().__init__()
         self._tokens = tokens
         self._window = _Window()
@@ -173,7 +173,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         self._mask = torch.zeros((0, 0), dtype=torch.long)
 
     def _place(self, like: KeysValues, rows: int, columns: int) -> None:
-        """Move to new buffers for `rows` rows of `columns`, with spare space for more if memory allows."""
+        """Move to new buffers for `rows` rows of `columns`, with space for more rows and columns if memory allows."""
         old, new = self._window, _Window()
         new.rows = old.rows
         spare = max(_LEAST_ROWS, 2 * old.rows)

@@ -67,7 +67,7 @@ class Penalties:
         if self.repetition != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # images may have larger numbers
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be larger
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -76,7 +76,7 @@ class Penalties:
                 self._counts = torch.zeros_like(scores)
             for token in tokens[self._counted :]:
                 self._counts[token] += 1
-        self._counted = len(tokens)  # set before memory is allocated: if it runs out, the step is computed again
+        self._counted = len(tokens)  # set before memory is allocated: if memory runs out, the step is computed again
         if self.presence or self.frequency:
             scores -= self.frequency * self._counts + self.presence * (self._counts > 0)
 
@@ -174,7 +174,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return an index drawn from `shares`, the largest ones in descending order; None if more may be needed."""
+    """Return an index drawn from `shares`, the largest shares in descending order; None if more may be needed."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
@@ -193,7 +193,7 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
 
 
 def _places_of(numbers: list[float], upto: Any) -> list[int]:
-    """Return, for each row, the first index at which its cumulative sums `upto` exceed their total times its number."""
+    """Return, for each row, the first index at which its sums in `upto` exceed their total times the row's number."""
     aims = upto[:, -1:] * torch.tensor(numbers, dtype=upto.dtype, device=upto.device).unsqueeze(1)
     places = torch.searchsorted(upto, aims, right=True).clamp(max=upto.shape[1] - 1)
     return [int(place) for place in places.masked_fill(~aims.isfinite(), 0).flatten().tolist()]
@@ -220,7 +220,7 @@ class AnswerMasks:
         return self._mask("schema", json.dumps(schema), closings=() if opened is None else opened.closings)
 
     def of_choices(self, choices: Choices, own: ChoiceTokens | None) -> AnswerMask:
-        """Return the mask for the rest of an answer that begins with `choices.OPENING`. Raises as `of` does."""
+        """Return the mask for the rest of an answer that begins with `choices.OPENING`. Raises the errors of `of`."""
         if own is None:
             alternatives = [json.dumps(ending, ensure_ascii=False) for ending in choices.endings.values()]
         else:

@@ -32,12 +32,12 @@ _STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as lo
 _CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists twice while it is moved
 _RESERVE = 10  # 1/10 of a card, or 1/4 of its free memory, stays free for the values of a step and for other programs
 _BATCH_SHARE = 2 / 3  # share of the rest; paused rows and kept texts get 1/3 (a cache on a card is moved by layers)
-_SCORE_BYTES = 32  # bytes of a row's scores per token of the vocabulary: in 16 and 32 bits, four copies, and their sums
+_SCORE_BYTES = 32  # bytes per token of the vocabulary for a row's scores in 16 and 32 bits, four copies, and their sums
 _IMAGE_ROWS = 64  # max rows of an image model: twice as many prompts wait with their pixels, each with some MB
 
 
 class Schedule(WaitingRows[RunningSequence]):
-    """Waiting rows by run. It takes rows of similar lengths together."""
+    """The waiting rows of each run. Rows of similar lengths are taken together."""
 
     def __init__(self, border: int | None = None) -> None:
         """`border`: a row that may exceed this number of tokens is computed alone."""

@@ -34,7 +34,7 @@ class NoVideos(dict[str, Any]):
 
 
 def stand_in_for_videos() -> None:
-    """Let processors that also support videos be created without torchvision in this process."""
+    """Allow this process to create processors with video support although torchvision is missing."""
     if importlib.util.find_spec("torchvision") is None:
         mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
         mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)

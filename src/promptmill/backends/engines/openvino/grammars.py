@@ -47,7 +47,7 @@ _KEYWORDS: Mapping[str, frozenset[str]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# If the space were not optional, the embedded model would write the first name letter by letter, and worse values.
+# If the space were required, the embedded model would write the first name letter by letter, with worse values.
 _OPENING = '"{" " "?'
 _CHARACTER = r'[^"\\\x00-\x1f]'
 _SHARED = rf"""
@@ -118,7 +118,7 @@ def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int])
     """Return the tokens that `grammar_of_choices` permits and that no choice contains. `numbers`: the vocabulary.
 
     Return None if an answer could not be continued without these tokens: the grammar also permits a token of one choice
-    in another choice, and may so lead to a text that no choice's own token continues.
+    in another choice, and may thus lead to a text that no choice's own token continues.
     """
     endings = [ending.encode() for ending in choices.endings.values()]
     texts = b"\xff".join(endings)  # a byte that no text has
@@ -158,7 +158,7 @@ def _within_reach(text: str, costs: _Costs) -> tuple[Any, bool]:
     """Return the part of the schema `text` that compiles in time, and whether this is the whole schema."""
     schema = json.loads(text)
     work = len(text) / _CHARACTERS_PER_WORK
-    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # by limit, so that equal limits are compiled once
+    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # schemas by limit, because equal limits are compiled once
     for node in _schemas(schema):
         properties, required = node.get("properties"), node.get("required")
         if isinstance(properties, dict):

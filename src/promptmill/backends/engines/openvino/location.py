@@ -66,7 +66,7 @@ def _check_graphs(folder: Path) -> Path:
 
 
 def _require() -> None:
-    """Raise `PromptmillError` (`missing_dependency`). It names all alternatives, for users of a new installation."""
+    """Raise `PromptmillError` (`missing_dependency`), which names all alternatives, for users of a new installation."""
     hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     require_packages(
         "cpu",

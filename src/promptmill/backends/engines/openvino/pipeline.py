@@ -120,7 +120,7 @@ class LoadedPipeline:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
-        # for questions about one text and for `ChoiceSteps`; of images, the cache would compare only the number
+        # for questions about one text and for `ChoiceSteps`; not for images, of which it would compare only the number
         scheduling.enable_prefix_caching = not self.reads_images
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
@@ -207,7 +207,7 @@ class PipelineRow(GrowingAnswer):
     grammar: Grammar | None = None
     """The constraint for the answer."""
     steps: ChoiceSteps | None = None
-    """Set if each request to the pipeline is for one token."""
+    """The steps of a row whose requests to the pipeline are for one token each; None for other rows."""
     handle: Any = None
     """The row's `openvino_genai.GenerationHandle` while the row runs."""
 
@@ -218,7 +218,7 @@ class PipelineRow(GrowingAnswer):
 
 
 class Tokenizer:
-    """Converts text to tokens and back, with the method names of transformers' tokenizers. Thread-safe."""
+    """Converts text to tokens and back, with the method names of transformers' tokenizers. It is thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is `openvino_genai.Tokenizer`."""

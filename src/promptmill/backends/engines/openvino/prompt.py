@@ -108,7 +108,7 @@ class PromptBuilder:
         config.logprobs = int(top_logprobs is not None)
         usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
         limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
-        # `AnswerEnd` limits the answer; this limits prompt and answer: only the pipeline knows the tokens of images
+        # `AnswerEnd` limits the answer; `max_length` limits prompt and answer: only the pipeline counts images' tokens
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
         steps = (

@@ -110,7 +110,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
 
 
 class StderrTee:
-    """Copies output on fd 1 and 2 to stderr and keeps the last lines: only there, vLLM's processes report errors."""
+    """Copies output on fd 1 and 2 to stderr and keeps the last lines, because vLLM's processes report errors there."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)

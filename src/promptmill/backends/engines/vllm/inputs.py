@@ -64,9 +64,9 @@ class Prepared:
     template_options: JsonObject
     form: GrowingForm
     top_logprobs: int | None
-    """The number of most probable tokens to report at each position; None: no log probabilities are requested."""
+    """The number of most probable tokens to report at each position; None if no log probabilities are requested."""
     search: ChoiceSearch | None
-    """Set if the answer is found by a search among the choices' own tokens."""
+    """The search among the choices' own tokens that finds the answer; None for other answers."""
 
 
 class VllmPrompts:

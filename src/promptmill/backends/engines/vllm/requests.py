@@ -32,7 +32,7 @@ from promptmill.backends.engines.vllm.startup import unfit_parser
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.system.frames import Frame, packed_error
 
-_LOOK_S = 0.2  # between two checks whether vLLM's processes are alive
+_LOOK_S = 0.2  # the time between two checks whether vLLM's processes are alive
 _EMBEDDING_FIELDS = frozenset({"model", "input", "dimensions", "encoding_format"})
 _OF_ANSWER = frozenset({"text", "reasoning", "probabilities", "logprobs", "finish_reason", "usage"})
 _IGNORED_FIELDS = frozenset({"user"})
@@ -258,7 +258,7 @@ class ParserReader:
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> Frame:
-        """Return an unfinished answer's preview; `{}` to separate reasoning, for which parsers need the whole text."""
+        """Return the preview of an unfinished answer; `{}` unless reasoning is inline: parsers need the whole text."""
         return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 

@@ -1,4 +1,4 @@
-"""Opens the Batch API of an endpoint: its profile and address."""
+"""Opens the Batch API of an endpoint: chooses its profile and its address."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ async def open_batches(
 ) -> AsyncIterator[BatchApi]:
     """Open the Batch API of an endpoint, for requests with this `Request.path`. No request is sent.
 
-    Raises `unsupported` if the endpoint speaks another API than the provider's batches, or if they do not take `path`.
+    Raises `unsupported` if the endpoint's dialect is not that of the batches, or if batches take no requests to `path`.
     """
     profile = batch_profile(endpoint)
     _check(profile, endpoint, path)
     root = _DEPLOYMENT.sub("", endpoint.base_url)
-    if profile.family == "fireworks":  # Fireworks' batches are next to the inference API
+    if profile.family == "fireworks":  # the URL of Fireworks' batches has no `/inference`
         root = root.replace("/inference/v1", "/v1")
     limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
     chats = "/responses" if endpoint.dialect == "responses" else COMPLETIONS

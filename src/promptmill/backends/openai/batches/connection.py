@@ -1,4 +1,4 @@
-"""Sends requests to a Batch API over a pool: repeated with waits, only once, or streamed from and to files."""
+"""Sends requests to a Batch API over a pool, only once or repeatedly with waits. Uploads and downloads files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class FailedRequestError(Exception):
 
 
 class Paging(NamedTuple):
-    """A provider's way of reading a list page by page."""
+    """How a provider's list is read page by page."""
 
     first: Query
     """The query parameters for every page."""
@@ -145,9 +145,9 @@ class BatchConnection:
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Return the result of `attempt`, repeated with waits, or of `look`, which is called after unclear failures.
+        """Return the result of `attempt`, which is repeated, with waits, until it succeeds. Raises `PromptmillError`.
 
-        Raises `PromptmillError`.
+        After an unclear failure, `look` is called; its result is returned if it is not empty.
         """
         failures = 0
         while True:

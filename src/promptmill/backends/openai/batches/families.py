@@ -48,7 +48,7 @@ def _coded(custom_id: str, error: JsonObject) -> Reply:
 
 
 class TogetherBatches(openai_batches.Batches):
-    """Together's: a file is uploaded to an address that Together names, then checked on request (together 3.1.1)."""
+    """Together (together 3.1.1) names an address for each upload, and checks a file on a further request."""
 
     PLACES = openai_batches.RecordPaths(expires="expires_at|job_deadline")
 
@@ -76,7 +76,7 @@ class TogetherBatches(openai_batches.Batches):
 
     @override
     async def find_file(self, batch: PlannedBatch) -> str:
-        # requested again, because the process that uploaded the file may have ended before it requested the check
+        # the check is requested again: the process that uploaded the file may have ended before requesting it
         return await self._checked(await super().find_file(batch))
 
     @override
@@ -132,7 +132,7 @@ class AnthropicBatches(openai_batches.Batches):
         state = replace(state, total=sum(counts.values()) or None)
         if not state.is_ended:
             return state
-        # not the gateway's `results_url`: it may name Anthropic's host
+        # the path is not taken from `results_url`, because a gateway may name Anthropic's host there
         results = (f"{self._place(state.id)}/results",)
         return replace(state, done=counts.get("succeeded"), failed=counts.get("errored"), results=results)
 
@@ -277,7 +277,7 @@ class GeminiBatches(openai_batches.Batches):
 
 
 class FireworksBatches(openai_batches.Batches):
-    """Fireworks stores requests and results as datasets of an account, whose path differs from the path of inference.
+    """Fireworks stores requests and results as datasets of an account. Their path differs from the path of inference.
 
     The ids of the job and of both datasets contain promptmill's key, so a job cannot be created twice. Facts:
     docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.
@@ -323,7 +323,7 @@ class FireworksBatches(openai_batches.Batches):
             about = {"datasetId": name, "dataset": {"userUploaded": {}}}
             await self._connection.once("POST", await self._below("datasets"), about)
         except FailedRequestError as failed:
-            if failed.status != 409:  # 409: created by an earlier attempt
+            if failed.status != 409:  # 409: an earlier attempt has created it
                 raise
         await self._connection.once(
             "POST", await self._below(f"datasets/{name}:upload"), openai_batches.form_of(batch, {})

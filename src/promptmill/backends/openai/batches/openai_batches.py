@@ -31,7 +31,7 @@ _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class RecordPaths(NamedTuple):
-    """The paths of values in a batch's record, for `reading.at`. An empty path: the record does not have the value."""
+    """The paths of values in a batch's record, for `reading.at`. An empty path: the record lacks the value."""
 
     id: str = "id"
     said: str = "status"
@@ -77,7 +77,7 @@ class Batches(batches.BatchApi):
     SKEW_S = batches.CLOCK_SKEW_S
     CANCEL = "/cancel"
     LINE = b""
-    """The format of a file's line, with placeholders for id and body; empty: OpenAI's format."""
+    """The format of a file's line, with placeholders for id and body. If it is empty, lines have OpenAI's format."""
     LARGEST = LARGEST_BODY
     QUOTA_IS_QUEUE = False
     """Whether the provider reports a full queue as an exceeded quota."""
@@ -148,7 +148,7 @@ class Batches(batches.BatchApi):
         return next(whole, "")
 
     async def _named(self, batch: batches.PlannedBatch) -> list[JsonDict]:
-        """Return the files with the batch's name, complete or not; `[]` if the endpoint lists no files."""
+        """Return the files with the batch's name, even if incomplete; `[]` if the endpoint lists no files."""
         name, places, files = reading.file_name(batch), self.FILE_PLACES, list[JsonDict]()
         purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
         try:
@@ -258,7 +258,7 @@ class Batches(batches.BatchApi):
             raise PromptmillError(Code.NOT_FOUND, text, "Providers delete them after days or weeks.")
 
     def _results(self, name: str) -> AsyncIterator[JsonDict]:
-        """Yield the results in `name`, one of `BatchState.results`; `{}` for a result that is not an object."""
+        """Yield the results under `name`, one of `BatchState.results`; `{}` for a result that is not an object."""
         return self._connection.lines(f"{self._place_of_file(name)}/content")
 
     def _reply(self, line: JsonObject) -> batches.Reply | None:
@@ -288,7 +288,7 @@ class Batches(batches.BatchApi):
 
 
 def form_of(batch: batches.PlannedBatch, fields: Mapping[str, str]) -> FileBody:
-    """Return the form that uploads a batch's file, with additional fields."""
+    """Return the multipart form that uploads a batch's file together with `fields`."""
     boundary = boundary_of_form()
     before = form_fields(fields, boundary) + (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{reading.file_name(batch)}"\r\n'

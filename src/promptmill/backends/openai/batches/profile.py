@@ -24,9 +24,9 @@ class BatchProfile:
     family: Family = "openai"
     limits: BatchLimits = _OPENAIS
     label: Literal["metadata", "displayName", "id", "name", ""] = "metadata"
-    """The field of a batch that holds promptmill's key as a label; empty: the provider stores no label."""
+    """The field of a batch that holds promptmill's key as a label; empty if the provider stores no label."""
     discount: float | None = None
-    """The documented discount, as a share of the live price; None: not documented for all models."""
+    """The documented discount, as a share of the live price; None if it is not documented for all models."""
     page: str = ""
     """The provider's page that documents these facts."""
     purpose: str = "batch"

@@ -35,7 +35,7 @@ _PREFIX = re.compile(r"(?:job|batch)_state_")
 _FULL_CODES = frozenset({"token_limit_exceeded", "too_many_tasks"})
 _FULL_WORDS = re.compile(r"enqueued token|(?:queue|batch(?:es| job)s?) .{0,40}limit")
 _NOT_RUN = re.compile(r"expired|cancell?ed")
-# The HTTP status for the type of an error without a status: OpenAI's and Anthropic's types (docs/en/api/errors).
+# The HTTP status for each type of error that OpenAI or Anthropic may send without a status (docs/en/api/errors).
 _STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "invalid_request_error": 400,
@@ -66,7 +66,7 @@ def json_object(text: bytes) -> JsonDict | list[Any] | None:
 
 
 def at(value: Any, places: str) -> Any:
-    """Return the first non-empty value at one of `places`; None if all are empty.
+    """Return the first non-empty value at the paths in `places`, which are separated by `|`; None if all are empty.
 
     >>> at({"errors": {"data": [{"code": 5}]}}, "error|errors.data.0")
     {'code': 5}
@@ -162,7 +162,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # some servers omit the status: an error has its own status, an answer has 200
+            # some servers omit the status: then an error's status is found in the error, and an answer's is 200
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")

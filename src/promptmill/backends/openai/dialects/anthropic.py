@@ -194,7 +194,7 @@ def _system_blocks(message: Message) -> list[JsonDict]:
 
 
 def _mark_of(message: Message) -> JsonDict:
-    """Return the cache mark of a message. An assistant's parts become one text, which gets their last mark."""
+    """Return the cache mark of a message. An assistant's parts become one text, with the last of their marks."""
     mark = (message.extra or {}).get("cache_control")
     if message.role == "assistant" and isinstance(message.content, tuple):
         mark = next((part.marks["cache_control"] for part in reversed(message.content) if part.marks), mark)
@@ -344,12 +344,12 @@ def _sum(usages: Iterable[JsonObject], name: str) -> int:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the message that a stream contains; if the stream reports an error, the error with the usage so far."""
+    """Return the message in a stream. If the stream reports an error, return the error with the usage so far."""
     message: JsonDict = {}
     blocks: dict[tuple[int, int], JsonDict] = {}
     pieces: dict[tuple[int, int], dict[str, list[str]]] = {}
     citations: dict[tuple[int, int], list[JsonDict]] = {}
-    numbers: dict[int, int] = {}  # the number of blocks at each index, because some servers give all the index 0
+    numbers: dict[int, int] = {}  # the number of blocks at each index, because some servers give all blocks the index 0
     ended = False
     for event in events:
         kind = event.get("type")
@@ -402,7 +402,7 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event. Its zeros count only if it has a new, positive count of prompt tokens."""
+    """Return the usage after a later event, whose zeros count only if it has a new, positive count of prompt tokens."""
     if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
         return {**usage, **{name: count for name, count in later.items() if count is not None}}
     return dialect.grown_usage(usage, later)

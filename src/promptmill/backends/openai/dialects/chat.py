@@ -161,7 +161,7 @@ def delta_in(event: JsonDict) -> JsonDict:
 
 
 def _delta(choice: JsonDict) -> JsonDict:
-    """Return the delta of a choice; if the delta is empty, a delta with the choice's whole `message`."""
+    """Return the delta of a choice. If the delta is empty, return a delta with the choice's whole `message`."""
     delta: JsonDict = choice.get("delta") or {}
     if (message := choice.get("message")) and not any(value for name, value in delta.items() if name != "role"):
         return {"message": message}

@@ -27,7 +27,7 @@ from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
-_QUESTION = "answer"  # the name, in requests, of a question without a name, whose answer is the option itself
+_QUESTION = "answer"  # the name that an unnamed question gets in requests; its answer is the option itself
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
@@ -147,7 +147,7 @@ class Deciding:
         return None
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the first event. The API has no streams, so a server that sends events has sent its reply as one."""
+        """Return the first event. The API has no streams, so if a server sends events, one event has the reply."""
         for event in events:
             return event
         raise CutOffError
@@ -218,7 +218,7 @@ class Deciding:
 
 
 def answering(payload: JsonDict) -> JsonDict:
-    """Return the object with the answers, which gateways wrap in another object that has the usage.
+    """Return the object with the answers. A gateway may wrap this object in another one, which has the usage.
 
     >>> answering({"result": {"answers": {}}, "success": True})["answers"]
     {}
@@ -264,7 +264,7 @@ def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
 
 
 def of_yes(share: Any) -> Told:
-    """Return the answer for this probability of yes. Raises `UnreadableReplyError` if `share` is no probability."""
+    """Return the answer for `share`, the probability of yes. Raises `UnreadableReplyError` if it is no probability."""
     yes = _share(share)
     return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
 
@@ -318,7 +318,7 @@ def _share(value: Any) -> float:
 def _json(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError:  # also the base of orjson's error; unlike orjson, json can write half a surrogate pair
+    except TypeError:  # also the base class of orjson's error; unlike orjson, json can write half a surrogate pair
         return json_text(value).encode()
 
 

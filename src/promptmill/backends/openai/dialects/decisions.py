@@ -49,7 +49,7 @@ class _Decisions(Deciding):
         return {"type": "choice", "instructions": words, "choices": choices}
 
     def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answers by position. An answer that names another question is left out."""
+        """Return the answers, which have the order of the questions. An answer that names another question is None."""
         answers = payload.get("answers")
         if not isinstance(answers, list):
             return None

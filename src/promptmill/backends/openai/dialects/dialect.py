@@ -25,7 +25,7 @@ from promptmill.core.request import SYSTEM_ROLES, Conversation, FileKind, FilePa
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 MOST_MARKS = 4
-"""The most cache marks of a request. Anthropic refuses more marks, and OpenAI caches no further beginnings."""
+"""The most cache marks of a request. Anthropic refuses more marks, and OpenAI caches no more beginnings than this."""
 _VERSION = re.compile(r"v\d\w*")
 
 
@@ -73,7 +73,7 @@ class Dialect(Protocol):
     def parameters(
         self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
     ) -> WrittenParameters:
-        """Return the parameters in the API's format. `extra` uses the names of chat completions, or the API's own."""
+        """Return the parameters in the API's format. `extra` uses names of chat completions or the API's own names."""
         ...
 
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
@@ -85,7 +85,7 @@ class Dialect(Protocol):
         ...
 
     def completion(self, payload: JsonDict, headers: Mapping[str, str], /) -> JsonDict | None:
-        """Convert a reply to a chat completion; None if it is not an answer of this API, such as an error."""
+        """Convert a reply to a chat completion; None if the reply is not an answer, such as an error."""
         ...
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
@@ -164,11 +164,11 @@ def text_of_message(message: Message) -> str:
 def marked(
     conversation: Conversation, characters: int, mark: JsonObject, *, roles: Container[str], least: int
 ) -> Conversation:
-    """Return a conversation with the cache mark `mark` after the first `characters` of its texts.
+    """Return a conversation with the cache mark `mark` after the first `characters` characters of its texts.
 
-    If the mark is in the middle of a text, the text becomes two parts. If the first `characters` end in a message whose
-    role is not in `roles`, the last part before this message gets the mark. A system prompt of at least `least` bytes
-    also gets a mark, because other requests may share only the system prompt.
+    If the mark is in the middle of a text, the text becomes two parts. If these characters end in a message whose role
+    is not in `roles`, the last part before this message gets the mark. A system prompt of at least `least` bytes also
+    gets a mark, because other requests may share only the system prompt.
     """
     messages, left = [*conversation.messages], characters
     ends, last = dict[tuple[int, int], tuple[str, str]](), dict[tuple[int, int], tuple[str, str]]()
@@ -198,7 +198,7 @@ def unsupported(what: str, remedy: Words) -> PromptmillError:
 
 
 def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
-    """Return all system messages, and the other turns. If all messages are system messages, the last becomes a turn."""
+    """Return the system messages and the other turns. If all messages are system messages, the last becomes a turn."""
     system = [message for message in conversation.messages if message.role in SYSTEM_ROLES]
     turns = [message for message in conversation.messages if message.role not in SYSTEM_ROLES]
     if system and not turns:
@@ -234,7 +234,7 @@ def exact_json(value: Any) -> bytes:
 
 
 def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
-    """Yield each tool of a request, with a flag: whether it is a function in the format of chat completions.
+    """Yield each tool of a request, with a flag that tells whether it is a function in the format of chat completions.
 
     For such a function, the object in its field `function` is yielded instead of the tool.
     """
@@ -302,7 +302,7 @@ def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reas
 
 
 def with_searches(usage: JsonDict, searches: int) -> JsonDict:
-    """Return a usage of chat completions that includes the number of web searches, in Anthropic's field."""
+    """Return a usage of chat completions that includes the number of web searches, in the field that Anthropic uses."""
     return usage | {"server_tool_use": {"web_search_requests": searches}} if searches else usage
 
 
@@ -341,6 +341,6 @@ def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
 
 
 def dropped(body: JsonDict, names: frozenset[str]) -> list[str]:
-    """Remove these parameters from `body`. Return the removed names whose value is not False."""
+    """Remove the parameters `names` from `body`. Return the removed names whose value is not False."""
     present = [name for name in body if name in names]
     return [name for name in present if body.pop(name) is not False]

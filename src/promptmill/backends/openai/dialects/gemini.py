@@ -195,7 +195,7 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
     if system:
         parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names: dict[str, str] = {}  # function names by ids of the calls so far, because a later call may reuse an id
+    names: dict[str, str] = {}  # the function's name for each call id so far; a later call may reuse an id
     spoken = []
     for message in _in_order_of_calls(turns):
         names |= {identity: name for identity, name, *_ in dialect.calls_of(message)}
@@ -314,7 +314,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
         choice["logprobs"] = {"content": probabilities}
     finish = _finish(reason, calls=bool(calls))
     if finish == "stop" and not content.get("parts"):
-        finish = None  # counts as a failure, because another attempt may succeed
+        finish = None  # None counts as a failure, because another attempt may succeed
     return dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
@@ -393,7 +393,7 @@ def _probability(one: Any) -> JsonDict:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the response that a stream contains; if the stream reports an error, the error with the usage so far."""
+    """Return the response in a stream. If the stream reports an error, return the error with the usage so far."""
     whole: JsonDict = {}
     candidate: JsonDict = {}
     parts: list[Any] = []

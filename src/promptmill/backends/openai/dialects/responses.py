@@ -156,7 +156,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
                 calls.append(
                     dialect.call(str(item.get("call_id") or ""), item.get("name"), item.get("arguments") or "{}")
                 )
-            case {"type": "search_results", "results": list(pages)}:  # of Perplexity
+            case {"type": "search_results", "results": list(pages)}:  # in Perplexity's replies
                 results += pages
             case {"type": str()}:
                 others.append(item)
@@ -197,9 +197,9 @@ def _answers(items: list[JsonDict]) -> list[JsonDict]:
 def _distinct(items: list[Any]) -> list[JsonDict]:
     """Return the items of a response, each once. OpenAI and gateways repeat some items, sometimes with another id.
 
-    A message is a repetition if an earlier message of its phase has the same text. If its text begins with the text of
-    the phase's last message, it replaces this message. Any other item is a repetition if an earlier item has the same
-    id and contradicts none of its fields.
+    A message is a repetition if an earlier message of its phase has the same text. A message whose text begins with the
+    text of the phase's last message replaces that message. Any other item is a repetition if an earlier item has the
+    same id and contradicts none of its fields.
     """
     distinct: list[JsonDict] = []
     texts: set[tuple[str, str]] = set()
@@ -239,7 +239,7 @@ def _agree(item: JsonObject, other: JsonObject) -> bool:
 
 
 def _with_parts_once(message: JsonDict) -> JsonDict:
-    """Return a message with its parts once, if the whole sequence of parts is repeated. `content` may be a text."""
+    """Return a message. If it repeats its whole sequence of parts, keep one sequence. `content` may be a text."""
     content = message.get("content")
     if isinstance(content, str):
         content = [{"type": "output_text", "text": content}]
@@ -258,7 +258,7 @@ def _texts_of(item: JsonObject) -> list[str]:
 
 
 def _length(items: list[JsonDict], kind: str) -> int:
-    """Return the length of all texts in the items of a type."""
+    """Return the total length of the texts in all items of the type `kind`."""
     return sum(len(text) for item in items if item.get("type") == kind for text in _texts_of(item))
 
 
@@ -279,7 +279,7 @@ def _is_search(item: JsonObject) -> bool:
 
 
 def _finish(payload: JsonObject, items: list[JsonDict], *, calls: bool) -> str:
-    """Return the finish reason. Some gateways report a truncated answer as completed, but an item as incomplete."""
+    """Return the finish reason. Some gateways report a truncated answer as completed, but its item as incomplete."""
     details = payload.get("incomplete_details")
     reason = str(details.get("reason") or "") if isinstance(details, dict) else ""
     status = payload.get("status") or "completed"
@@ -403,12 +403,12 @@ class _StreamedItems:
     def __init__(self) -> None:
         self.items: list[_Item] = []
         self._open: dict[tuple[object, ...], _Item] = {}
-        """The open items by index, type and id. A key without an id leads to the last of these items."""
+        """The open items by index, type and id. A key without an id leads to the last item with the index and type."""
 
     def add(self, event: JsonDict) -> None:
         match event:
             case {"type": "response.output_item.added", "item": dict(fields)}:
-                if (event.get("output_index"), *_named(fields)) not in self._open:  # otherwise a repeated event
+                if (event.get("output_index"), *_named(fields)) not in self._open:  # otherwise, the event is repeated
                     self._begin(event.get("output_index"), fields)
             case {"type": "response.output_item.done", "item": dict(fields)}:
                 item = self._item(event.get("output_index"), fields)
@@ -425,7 +425,7 @@ class _StreamedItems:
                 item_type, part_type, field = _TEXTS[kind]
                 if isinstance(text := event.get(field), str):
                     item = self._item_of(event, item_type)
-                    if field == "delta" and item.has_ended(part_type, event):  # begins a repetition of the item
+                    if field == "delta" and item.has_ended(part_type, event):  # the item is repeated
                         item = self._begin(event.get("output_index"), item.fields)
                     item.add(part_type, event, field, text)
 

@@ -10,11 +10,11 @@ doubling is TCP's slow start (V. Jacobson, 1988). Because of the trial, random r
 providers, do not cost speed.
 
 `ThroughputSearch` sets the upper bound of the limit for an operator's own server, which seldom refuses. With continuous
-batching, a server answers more requests per second the more are in flight, up to a point; beyond this point, each
+batching, a server answers more requests per second the more requests are in flight, up to a point; beyond it, each
 answer only takes longer. The bound is doubled until the rate stops growing, then set to the point where it stopped, and
 a slightly higher bound is tried from time to time. A server that publishes how many requests wait in it does not get
-more requests than it computes. vLLM always publishes this number (docs.vllm.ai, "Production Metrics"), SGLang and
-llama.cpp if they are started with an option, as Prometheus text at `/metrics` next to the API.
+more requests than it computes. vLLM always publishes this number (docs.vllm.ai, "Production Metrics"); SGLang and
+llama.cpp publish it if an option is set. It is in the Prometheus text at `/metrics` next to the API.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TOLERATED = 0.1
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial ends when the share of refusals before the trial would have caused this many refusals.
+# A trial ends after so many answers that the share of refusals before the trial would mean this many refusals.
 _TELLING = 8
 _TRIAL_LIMITS = 4  # a trial also ends after about this many answers per place
 # Rounds at a found limit before a slightly higher limit is tried. (A rest that grows from 2 to 32 rounds is no faster.)
@@ -137,7 +137,7 @@ class _Search:
     proven: float
     """The last limit that caused no unusual number of refusals."""
     found: float = 0.0
-    """The endpoint's own limit; 0: not yet found."""
+    """The endpoint's own limit; 0 if it is not yet found."""
     step: float = 1.0
     rest: int = 0
     """The number of rounds before the next try."""
@@ -158,7 +158,7 @@ class AdaptiveLimit:
         self.size = int(self._limit)
         """The number of requests that may be in flight now; at least 1."""
         self.resized: Callable[[], None] = ignored
-        """Called when `size` has changed."""
+        """A function that is called when `size` has changed."""
         self._ramping = adaptive
         self._random = 0.0  # the estimated share of refusals that does not depend on the number in flight
         self._rounds = _Rounds()
@@ -248,7 +248,7 @@ class AdaptiveLimit:
         trial, level = self._trial, self._level
         if self._size == 1.0 < self._limit and self._rounds.in_a_row >= _TELLING:
             self._start_over()
-        elif trial is not None and round_number < level.since:  # sent before the trial; one of the trial's reasons
+        elif trial is not None and round_number < level.since:  # one of the refusals that are reasons for the trial
             self._limit = min(self._limit, self._size)
             trial.before.refused += round_number >= trial.before.since
         else:
@@ -359,7 +359,7 @@ class AdaptiveLimit:
 
 
 class ThroughputSearch:
-    """Sets the bound of `limit`, between its present size and `most`.
+    """Sets the bound of `limit`: at first to the limit's present size, and never to more than `most`.
 
     By Little's law, the answers per second are the requests in flight divided by the seconds per answer. If the server
     reports the tokens of answers, tokens are counted instead of answers, so that lengths do not matter.
@@ -390,7 +390,7 @@ class ThroughputSearch:
             self._decide()
 
     def waits(self, waiting: float, in_flight: int) -> None:
-        """Report that `waiting` requests of all clients wait inside the server, while `in_flight` of ours are sent."""
+        """Report that `waiting` requests of any client wait in the server. `in_flight`: our requests in flight."""
         if waiting > 0.05 * in_flight:
             self._doubling = False
             self._base = None

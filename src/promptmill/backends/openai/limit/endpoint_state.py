@@ -56,14 +56,14 @@ class Load:
 
     limit: AdaptiveLimit
     search: ThroughputSearch | None
-    """Sets the bound of `limit` for an operator's own server; None for other endpoints."""
+    """The search that sets the bound of `limit` for an operator's own server; None for other endpoints."""
     in_flight: int = 0
     sent: int = 0
     """The number of requests so far, which is the serial of the newest request."""
     rejections: int = 0
-    """The number of requests refused because of load so far."""
+    """The number of requests that were refused because of load so far."""
     answer_s: float = 0.0
-    """The moving average of the time to an answer; 0: no answer yet."""
+    """The moving average of the time to an answer; 0 if there is no answer yet."""
     watched: bool = False
     """Whether a check is scheduled that raises the limit if all places stay taken without a refusal."""
 
@@ -102,12 +102,12 @@ class Health:
 
 @dataclass(slots=True)
 class Pause:
-    """The time of the next request to an endpoint, after strikes or because the endpoint requested a wait."""
+    """The pause of an endpoint, after strikes or because the endpoint requested a wait."""
 
     until: float = 0.0
     used_up_until: float = 0.0
     """The end of the wait that an answer's headers requested. An answer to a request that was sent after the last
-    strike shortens the pause to this time; otherwise, an ended call would leave its pause to the next call.
+    strike shortens the pause to this time; otherwise, the pause of a call that has ended would delay the next call.
     """
     strikes: int = 0
     """The number of consecutive strikes. After a strike, one request at a time probes the endpoint."""
@@ -119,8 +119,8 @@ class Pause:
 class EndpointState:
     """An endpoint with its load, health and pause. Times are seconds of the limiter's clock.
 
-    After a *strike* (a failure without any success since it was sent) the endpoint is paused, then probed by one
-    request at a time until one succeeds.
+    After a *strike* (a failure without any success since the request was sent) the endpoint is paused, then probed by
+    one request at a time until one succeeds.
     """
 
     def __init__(
@@ -311,7 +311,7 @@ class EndpointState:
         health = self.health
         health.losses += 1
         if not self._nothing_succeeded(permit, failed_before):
-            # the endpoint causes several losses without a success, even if it has just answered another item
+            # several losses without a success are due to the endpoint, even if it has just answered another item
             return health.losses > 1 and health.successes > 0
         refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
         health.has_listened = health.has_listened or not refused

@@ -53,7 +53,7 @@ class ConcurrencyShare:
         self.grown: Callable[[], None] = ignored
         self.gathered = 0
         self.wanted: int | None = None
-        """The number of items that remain for the call; None: more items than its share can ever have."""
+        """The number of items that remain for the call; None if there are more than its share can ever have."""
         self.in_flight = 0
         self.sent = 0
         """The number of requests sent so far."""
@@ -154,7 +154,7 @@ class TokenBucket:
         self._most = max(1.0, self._rate / 4)
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until a unit is available; 0: now."""
+        """Return the seconds until a unit is available; 0 if one is available now."""
         self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now
         need = min(1.0, self._most) - self._level
@@ -168,7 +168,7 @@ class TokenBucket:
 
 
 class _RateLimits:
-    """A bucket for `rpm` and a bucket for `tpm`, each only if set. A request takes units from both."""
+    """A bucket for each of `rpm` and `tpm`, if the setting has a value. A request takes units from both buckets."""
 
     def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
         self._requests = TokenBucket(rpm, now) if rpm else None
@@ -176,7 +176,7 @@ class _RateLimits:
         self._buckets = [bucket for bucket in (self._requests, self._tokens) if bucket is not None]
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until another request is allowed; 0: now."""
+        """Return the seconds until another request is allowed; 0 if it is allowed now."""
         return max((bucket.wait_s(now) for bucket in self._buckets), default=0.0)
 
     def take(self, tokens: int) -> None:
@@ -224,7 +224,7 @@ class Limiter:
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.suspects = asyncio.Lock()
-        """Held while an item that may crash its server is in flight."""
+        """A lock that is held while an item that may crash its server is in flight."""
         self.shares = FairShares(lambda: self.room)
         for state in endpoint_states:
             state.load.limit.resized = self.shares.divide
@@ -269,7 +269,7 @@ class Limiter:
     def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
         """Return a permit if a place is free and no other request waits for it.
 
-        `tokens`: the request's estimated size. `avoid`: the endpoint at which it failed last; others are preferred.
+        `tokens`: the request's estimated size. `avoid`: the endpoint of its last failure; any other is preferred.
         """
         return None if self._waiting else self._admit(share, tokens, avoid, self._clock())
 
@@ -322,7 +322,7 @@ class Limiter:
     async def lease(self, most: int, rates: float) -> None:
         """From now on, allow `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`.
 
-        Returns when at most this number is in flight. Never runs twice at the same time.
+        Returns when at most `most` requests are in flight. It must not run twice at the same time.
         """
         self._leased = most
         self._concurrency = min(self._whole, most)
@@ -341,7 +341,7 @@ class Limiter:
             self._rates.charge_tokens(difference)
 
     def serve(self) -> None:
-        """Give free places to waiting requests. Called whenever a place, a pause or a rate may have changed."""
+        """Give free places to waiting requests. It is called whenever a place, a pause or a rate may have changed."""
         # the clock is read only once: if a pause ended between two readings, no timer would be set
         now = self._clock()
         stuck: set[EndpointState | None] = set()

@@ -3,8 +3,8 @@
 `AdaptiveLimit` finds how many requests an endpoint takes at one time. Many endpoints count requests per time instead.
 If a second has more refusals than usual, although as many requests were in flight shortly before, or although the
 refused request was alone, the number in flight is not the reason. Then the pace becomes the rate of requests accepted
-since the last refusals, and the limit of requests in flight becomes what it was before them. While no request is
-refused, the pace rises in steps that double, but a step stops at the pace before the last cut. After a refused step,
+since the last refusals, and the limit of requests in flight becomes what it was before these refusals. While no request
+is refused, the pace rises in steps that double, but a step stops at the pace before the last cut. After a refused step,
 the pace is halfway between the last two. If two cuts do not change the share of refusals, refusals are random, and the
 pace ends. While no request is accepted, each wait is a quarter of the time since the last acceptance, so an endpoint
 that is closed for a minute gets some twenty requests. When it opens, the pace becomes the rate since it last opened. If
@@ -26,7 +26,7 @@ _TOLERATED_STEP = 0.01  # the share of refusals tolerated at a step to a higher 
 _CUT = 0.97
 _STEP, _LARGE_STEP, _LARGEST_STEP = 0.03, 0.12, 0.5
 _LONGEST_REST = 4  # periods before the next step
-_SAVED_S = 0.05  # as many requests as the pace allows in this time may be sent together
+_SAVED_S = 0.05  # the requests that the pace allows within this time may be sent together
 _MOST_RANDOM = 0.35  # a larger share of refusals is never random
 _A_RUN = 4  # refusals in a row
 _A_BURST = 8
@@ -63,7 +63,7 @@ class _Period:
     is_paced: bool = False
     """Whether the pace held a request back in the period."""
     most: int = 0
-    """The largest number of requests in flight, including itself, at the sending of an answered request."""
+    """The largest number in flight, including the request itself, at the sending of a request that was answered."""
     last: tuple[int, float] = (0, 0.0)
     """The serial and the time of the newest request that was refused."""
 
@@ -91,13 +91,13 @@ class _Run:
 
 @dataclass(slots=True)
 class _Probe:
-    """A probe by requests beyond the limit, which shows whether an endpoint accepts what it refused a while ago."""
+    """A probe: requests beyond the limit show whether the endpoint accepts what it refused a while ago."""
 
     due: float = math.inf
     wait_s: float = 1.0
     began: float = 0.0
     size: int = 0
-    """The limit during the probe; 0: no probe runs."""
+    """The limit during the probe; 0 if no probe runs."""
     most: int = 0
     """The number of requests of the probe."""
     held: int = 0
@@ -112,7 +112,7 @@ class _Probe:
 
 
 class Pace:
-    """The most requests per second to one endpoint. Times are seconds of one clock; a serial numbers a request."""
+    """The limit of requests per second to one endpoint. Times are seconds of one clock; serials number the requests."""
 
     def __init__(self, restore: Callable[[int], None], *, adaptive: bool = True) -> None:
         """`restore(size)` is called if the number in flight was not the reason for refusals. Without `adaptive`, there
@@ -122,7 +122,7 @@ class Pace:
         self._restore = restore
         self._adaptive = adaptive
         self.is_counting = False
-        """Whether requests are counted: from the first refusal on."""
+        """Whether requests are counted, which begins at the first refusal."""
         self._credit = self._credit_at = 0.0
         self._stopped_until = self._stop_s = 0.0
         """`_stop_s`: the longest time without an acceptance since the last cut."""
@@ -146,7 +146,7 @@ class Pace:
         return self.rate if self.rate < math.inf and (self._period.is_paced or self._before.is_paced) else 0.0
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until the pace allows the next request; 0: it may be sent now."""
+        """Return the seconds until the pace allows the next request; 0 if it may be sent now."""
         if self.rate == math.inf:
             return 0.0
         saved = self._credit + (now - self._credit_at) * self.rate
@@ -161,7 +161,7 @@ class Pace:
         return True
 
     def next_at(self, now: float) -> float:
-        """Return the time at which the pace or a probe may allow the next request; 0: no request is held back."""
+        """Return the time at which the pace or a probe may allow the next request; 0 if no request is held back."""
         if self.rate < math.inf:
             return now + self.wait_s(now)
         at = self._probed_at if self._probe.size else self._probe.due
@@ -178,7 +178,7 @@ class Pace:
         if self.rate < math.inf:
             return 0
         if not probe.size:
-            # an eighth more than in the burst; none if the limit is now far lower, because many would be refused
+            # an eighth more requests than in the burst; none if the limit is now far lower: many would be refused
             probe.most = max(0, probe.held - size) + max(1, probe.held // 8)
             return probe.most if now >= probe.due and probe.most <= size else 0
         missing = probe.most - len(probe.serials)
@@ -241,7 +241,7 @@ class Pace:
         for since in (self._exhausted, self._opened):
             since.refused += serial > since.serial
         self._note_run(serial, at, size, now)
-        # while the limit is lowered, refused requests count as in flight a little longer here than at the endpoint
+        # while the limit falls, this process counts refused requests as in flight a little longer than the endpoint
         is_beyond = sent_as > max(1, (0.9 if is_free else 1.0) * max(self._before.most, period.most))
         if serial > period.serial:
             period.refused += 1

@@ -216,7 +216,7 @@ class EncoderBackend:
         for future in self._waiting:
             future.cancel()
         if self._computing:
-            await asyncio.to_thread(wait, {*self._computing}, _CLOSING_S)  # asyncio would log their exceptions
+            await asyncio.to_thread(wait, {*self._computing}, _CLOSING_S)  # `asyncio.wait` would log their exceptions
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Return the result of `work`, which runs in a thread. The end of the process does not wait for this thread.

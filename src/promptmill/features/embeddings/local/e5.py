@@ -116,13 +116,13 @@ def _batches(parts: Sequence[TextPiece]) -> Iterator[Sequence[TextPiece]]:
 
 
 class Unigram:
-    """SentencePiece's unigram model: the pieces of a text with the largest sum of scores (Viterbi).
+    """SentencePiece's unigram model divides a text into the pieces with the largest sum of scores (Viterbi).
 
-    A text is divided at spaces, and each word is divided once. The names of special tokens, such as `<s>`, are text.
+    A text is divided at spaces, and each word is divided once. The name of a special token (`<s>`) is read as text.
     """
 
     def __init__(self, described: Mapping[str, Any], scores: Sequence[float]) -> None:
-        """`described`: `pieces`, `normal` (a text for each code point that it replaces), and the special tokens."""
+        """`described` has `pieces`, `normal` (the text that replaces each code point), and the special tokens."""
         special = {described[name] for name in ("first", "last", "pad", "unknown")}
         self._numbers = {piece: at for at, piece in enumerate(described["pieces"]) if at not in special}
         self._scores = array("d", scores)

@@ -108,8 +108,8 @@ class EmbeddedLabels:
 
 
 def _is_for_encoder(error: PromptmillError | None) -> bool:
-    """Return whether the encoder gets a request, given the reason against it. It also gets a question without
-    definitions, and refuses it: the engine's yes and no are right as often as a coin (.51 and .52 of two tables)."""
+    """Return whether the encoder gets a request, given the reason against it. A question without definitions also goes
+    to the encoder, which refuses it: the engine's yes or no is no better than a coin (.51, .52 in two tables)."""
     return error is None or error.code is Code.INVALID_INPUT
 
 
@@ -123,7 +123,7 @@ class _Lazy(Generic[B]):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether calls can enter it."""
+        """Whether calls can enter the backend."""
         task = self._loading
         return task is not None and task.done() and not task.cancelled() and task.exception() is None
 

@@ -27,7 +27,7 @@ class Encoder(Protocol):
     `benchmarks/labels.py`, the one with the least calibration error."""
 
     def version(self) -> str:
-        """Return the version of the numbers. They depend on the file, the arithmetic and the prefix.
+        """Return the version of the vectors, which depend on the file, the arithmetic and the prefix.
 
         Vectors of different versions must not be compared.
         """

@@ -38,7 +38,7 @@ class ComparedOptions(NamedTuple):
     """For each option, the text that is compared with the evidence."""
 
     def given(self, cosines: Sequence[float], temperature: float) -> Given:
-        """Return the nearest option, and the probability of each option. `cosines`: of the evidence and `texts`."""
+        """Return the nearest option, and each option's probability. `cosines`: of the evidence with each of `texts`."""
         most = max(cosines)
         weights = [math.exp((cosine - most) / temperature) for cosine in cosines]
         total = math.fsum(weights)
