@@ -155,7 +155,7 @@ class ComparedFile:
 
 
 def object_in(answer: Any) -> Mapping[str, Any] | None:
-    """Return the object that an answer is, or that it has as JSON text (in a job without `fields`); None without one."""
+    """Return the object that an answer is, or that its JSON text (from a job without `fields`) has; else None."""
     if isinstance(answer, str) and answer.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)

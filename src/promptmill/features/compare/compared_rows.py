@@ -134,11 +134,11 @@ class ComparedRows:
     ) -> ComparedRows:
         """Read the files. `folders`: the folders of jobs, for a separate file of right answers; None: no such file.
 
-        Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
+        Raises `PromptmillError` (`invalid_input`) if the files have no rows in common, and `OSError`.
         """
         scans = [Scan.of(file) for file in files]
         gold = None if order.gold is None else gold_of(order, files, scans, folders)
-        if gold is not None and gold.at is None and gold.file in files:  # the user also listed the file of right answers
+        if gold is not None and gold.at is None and gold.file in files:  # the user also listed the gold file
             kept = [at for at, file in enumerate(files) if file is not gold.file]
             files, scans = [files[at] for at in kept], [scans[at] for at in kept]
             files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]
@@ -245,7 +245,7 @@ def _kept(store: TextStore, rows: Iterable[Sequence[str]], fields: int) -> list[
 def _read(
     file: ComparedFile, scan: Scan, fields: Sequence[str], store: TextStore
 ) -> tuple[list[KeptTexts], ComparedFile]:
-    """Return the values by field, and `file` with the cost of its answers. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the values by field, and `file` with its answers' cost. Raises `PromptmillError` (`invalid_input`)."""
     values, costs, giver = [KeptTexts(store) for _ in fields], array("d"), "answered_by"
     for row in file.rows():
         for own, name in zip(values, fields, strict=True):

@@ -77,7 +77,7 @@ def compare(
     answers of all or some rows: a column of any of the files, a file, or "FILE:COLUMN". `by`: the column that divides
     one file, such as "variant". `field`: the column or fields to compare; by default, all fields, or the whole
     answers. `tolerance`: numbers that differ by no more than this are the same: 0.01, or "1%". `id`: the column that
-    identifies rows. `rows`: the most differing rows in the result. `state`: the folder of jobs.
+    identifies rows. `rows`: the result has at most so many differing rows. `state`: the folder of jobs.
 
         promptmill.compare(["labels-a.csv", "labels-b.csv"], gold="gold.csv").figures["gold"]["files"]
 
@@ -101,7 +101,7 @@ def compare(
 
 @contextlib.contextmanager
 def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Write the rows that the calling program passed to files. Yield all files' names, and the written files' digests."""
+    """Write the rows that the program passed to files. Yield all files' names, and the written files' digests."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names, keys = [], {}
         for at, result in enumerate(given):

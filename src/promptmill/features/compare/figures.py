@@ -200,7 +200,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, object]:
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
 ) -> dict[str, object]:
-    """Return the agreement of two files in a column. `answered`: the rows to count; default: rows with both values."""
+    """Return the agreement of two files in a column. `answered`: whether each row counts; default: if both answered."""
     ours, theirs = column.values[one], column.values[other]
     both = [a and b for a, b in zip(ours.given(), theirs.given(), strict=True)] if answered is None else answered
     rows = sum(both)
@@ -336,7 +336,7 @@ def _share(hits: Sequence[bool]) -> dict[str, float | tuple[float, float]]:
 
 
 def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
-    """Return, for each file, whether it is the best, or differs from the best by no more than chance explains."""
+    """Return, for each file, whether it is the best, or differs from the best perhaps only by chance."""
     best = max(hits, key=sum)
     lows = [paired_interval(*_both_right(best, own))[0] for own in hits]
     return [

@@ -106,7 +106,7 @@ class JudgeOrder:
             "system_prompt": self.system_prompt,
             "max_cost": self.max_cost,
             "again": self.again,
-            "keep": True,  # most answers may be new, because a file was made again
+            "keep": True,  # accept that most answers are new, as after a file was made again
         }
         shown = OrderTexts(command=[*command], reason="judge")
         return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
@@ -120,7 +120,7 @@ class JudgedPairs:
     others: Mapping[int, Sequence[int]]
     """By row: the files whose answer differs from the answer in the first file."""
     named: str
-    """The digest of the files' names, so that the same job judges the same files."""
+    """The digest of the files' names. The job's id contains it, so that the same job judges the same files."""
     tagged: int
     """The number of pairs that are left out because an answer contains the closing tag."""
 
@@ -128,7 +128,7 @@ class JudgedPairs:
     def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> JudgedPairs:
         """Return the pairs of `limit` random rows. A higher limit keeps these rows and adds others.
 
-        `keys`: the digests of temporary files.
+        `keys`: the digests of temporary files, by their paths.
         """
         named = digest(_named(rows, keys))
         tag = _tag(named)
@@ -154,8 +154,8 @@ class JudgedPairs:
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
 
     def check_masks(self, masked: frozenset[str]) -> None:
-        """Raise `PromptmillError` if a file's job has masks that the judge's requests would lack. `masked`: see
-        `masked_by`."""
+        """Raise `PromptmillError` if a file's job masks kinds of data that the judge's requests would not mask.
+        `masked`: the kinds that they mask, see `masked_by`."""
         kinds = frozenset[str]().union(*(file.masked for file in self.compared.files))
         if lacking := sorted(kinds - masked):
             said = f"the answers are from a job that masks {', '.join(lacking)}, and the judge would see these values"
@@ -212,9 +212,9 @@ def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
 
 
 def judgement_of(pairs: JudgedPairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:
-    """Return the verdicts so far, with facts about the job in `folder`, if it has begun.
+    """Return the verdicts so far, with facts about the job in `folder` if the job has begun.
 
-    Raises as `JobDatabase` does.
+    Raises the errors of `JobDatabase`.
     """
     about: dict[str, Any] = {"criterion": asked.criterion, "model": model, "requests": 0, "seconds": 0.0}
     about |= {"tagged": pairs.tagged} if pairs.tagged else {}

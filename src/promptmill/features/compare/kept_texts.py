@@ -1,4 +1,4 @@
-"""The texts of many rows in a temporary file, so that 16 bytes of each text are in memory."""
+"""Keeps the texts of many rows in a temporary file, so that each text takes only 16 bytes of memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
 
 _MOST_SHORT = 4096
-"""The number of different short texts that are kept in memory: labels, and the first of other texts."""
+"""The number of different short texts that are kept in memory: labels and, of other texts, the first."""
 _SHORT = 200  # characters
 _WRITTEN = 1 << 20  # bytes that are written together
-_SIZE_BITS = 28  # the bits of a code for the bytes of a text; the other bits are the text's position in the file
+_SIZE_BITS = 28  # the bits of a code that hold the text's size in bytes; the others hold its position in the file
 _MOST_PLACE = 1 << 63 - _SIZE_BITS
 
 
 class TextStore:
-    """Keeps texts. The code of a text is its number, if it is in memory, or else negative; that of `""` is 0."""
+    """Keeps texts, each with a code: a number for a text in memory (0 for `""`), negative for a text in the file."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {"": 0}
         self._texts = [""]
-        self._file = tempfile.TemporaryFile(prefix="promptmill-")  # noqa: SIM115 (it is open as long as the texts)
+        self._file = tempfile.TemporaryFile(prefix="promptmill-")  # noqa: SIM115 (open while texts are read)
         weakref.finalize(self, self._file.close)
         self._unwritten = bytearray()
         self._written = 0
@@ -39,7 +39,7 @@ class TextStore:
             self._texts.append(text)
             return self._numbers[text]
         content, place = text.encode("utf-8", "surrogatepass"), self._written + len(self._unwritten)
-        if len(content) >> _SIZE_BITS or place >= _MOST_PLACE:  # a quarter of a gigabyte, or 32 of them in all
+        if len(content) >> _SIZE_BITS or place >= _MOST_PLACE:  # a text of 256 MiB, or a file of 32 GiB
             self._texts.append(text)
             return len(self._texts) - 1
         self._unwritten += content
@@ -88,15 +88,15 @@ class KeptTexts(Sequence[str]):
         """Return the texts with these indices; `""` for the index -1."""
         chosen = KeptTexts(self._store)
         for its, all_ in ((chosen._codes, self._codes), (chosen.hashes, self.hashes)):
-            its.extend(all_[place] if place >= 0 else 0 for place in places)  # both are 0 for ""
+            its.extend(all_[place] if place >= 0 else 0 for place in places)  # code and hash are 0 for ""
         return chosen
 
     def changed(self, change: Callable[[str], str]) -> KeptTexts:
-        """Return each text as `change` makes it."""
+        """Return the texts, each changed by `change`."""
         return KeptTexts(self._store, map(change, self))
 
     def given(self) -> Iterator[bool]:
-        """Yield whether each text is not `""`, without reading it."""
+        """Yield, for each text, whether it is not `""`. No text is read."""
         return map(bool, self._codes)
 
     def __len__(self) -> int:

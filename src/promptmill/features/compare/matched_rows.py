@@ -21,7 +21,7 @@ from promptmill.jobs.columns.column_names import VARIANT
 
 NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
-_MOST_COLUMNS = 1_000  # max columns: more columns mean that each row has other names; a cell's hash takes 8 bytes
+_MOST_COLUMNS = 1_000  # max columns: if there are more, each row has other names; a hash takes 8 bytes a cell
 _EMPTY = hash("")
 IDS = ("id", "custom_id")
 """Columns that identify rows."""
@@ -80,7 +80,7 @@ class Identity:
 
 
 def identity_of(files: Sequence[ComparedFile], scans: Sequence[Scan], key: str | None, gold: str) -> Identity:
-    """Return the rule that identifies equal rows. `gold` may be the column of the right answers.
+    """Return the rule that identifies equal rows. `gold`: the column of the right answers, or `""`.
 
     Raises `PromptmillError` (`invalid_input`) if the files have different rows.
     """
@@ -117,7 +117,7 @@ def check_column(file: ComparedFile, scan: Scan, name: str) -> None:
 
 
 def _unique(scans: Sequence[Scan], names: Sequence[str]) -> str:
-    """Return the column that is unique in every file and shares the most values; `""` if there is none."""
+    """Return the column of unique values, in every file, that has the most values in common; `""` if there is none."""
     common = {}
     for name in names:
         shared: set[int] | None = None
@@ -142,7 +142,7 @@ def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Id
 
     Raises `PromptmillError` (`invalid_input`) if there is no such row.
     """
-    if _are_in_one_order(scans, identity):  # usual, and takes less memory than dictionaries
+    if _are_in_one_order(scans, identity):  # the usual case; it takes less memory than dictionaries
         return [array("q", range(scans[0].rows)) for _ in files]
     places: list[array[int]] = []
     shared = array("q")
@@ -159,7 +159,7 @@ def places_of(files: Sequence[ComparedFile], scans: Sequence[Scan], identity: Id
 
 
 def _are_in_one_order(scans: Sequence[Scan], identity: Identity) -> bool:
-    """Return whether all files have the same rows in the same order, and each row once, if that is needed."""
+    """Return whether all files have the same rows in the same order and, if keys must be unique, each row once."""
     first, *others = (scan.keys(identity.columns) for scan in scans)
     is_unique = identity.is_sure or not any(itertools.starmap(operator.eq, itertools.pairwise(sorted(first))))
     return is_unique and len(first) > 0 and all(first == own for own in others)

@@ -16,7 +16,7 @@ ONE_SIDED = "exact McNemar test, one-sided"
 
 
 def kappa(pairs: Mapping[tuple[str, str], int]) -> float | None:
-    """Return Cohen's kappa, (po - pe) / (1 - pe), from the counts of pairs; None if there is only one answer.
+    """Return Cohen's kappa, (po - pe) / (1 - pe), from the counts of pairs; None if all answers are the same.
 
     J. Cohen, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20 (1960), 37-46.
 
@@ -48,8 +48,8 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 
 def exact_interval(hits: int, rows: int) -> tuple[float, float]:
-    """Return the exact 95 % interval of a proportion: whatever the proportion, at least 95 of 100 intervals contain it.
-    Of Wilson's intervals, only 91 may.
+    """Return the exact 95 % interval of a proportion. At least 95 of 100 such intervals contain the true proportion,
+    whatever its value; of Wilson's intervals, it may be only 91 of 100.
 
     C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
     Biometrika 26 (1934), 404-413.
@@ -69,8 +69,8 @@ def exact_interval(hits: int, rows: int) -> tuple[float, float]:
 
 
 def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two proportions over the same rows. `first`: rows that only the
-    first got right.
+    """Return the 95 % interval of the difference of two proportions over the same rows. `first`: the number of rows
+    that only the first of two classifiers got right.
 
     R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
     Statistics in Medicine 17 (1998), 2635-2650, method 10: the score intervals of both proportions are squared and
@@ -94,7 +94,7 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
 
 
 def mcnemar(first: int, second: int) -> float:
-    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that only one answer has right.
+    """Return the p-value of the exact McNemar test: two-sided, over the rows that only one of two got right.
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
     153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
@@ -106,7 +106,7 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def mcnemar_more(first: int, second: int) -> float:
-    """Return the p-value of the exact one-sided McNemar test: is the second of two right more often?
+    """Return the p-value of the exact one-sided McNemar test of whether the second of two is right more often.
 
     >>> round(mcnemar_more(2, 10), 4)
     0.0193
@@ -121,7 +121,7 @@ def _at_most(hits: int, rows: int, share: float = 0.5) -> float:
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0
-    for fewer in range(hits, -1, -1):  # adds the terms of the tail, each divided by the first
+    for fewer in range(hits, -1, -1):  # adds the terms of the tail, each divided by the first term
         tail += term
         term *= fewer / (rows - fewer + 1) * (1 - share) / share
         if term < tail * 1e-17:

@@ -130,7 +130,7 @@ def keys_of_gold(gold: Gold, file: ComparedFile, scan: Scan, fields: Sequence[st
 def looked_up(
     gold: Gold, rights: Sequence[Sequence[str]], file: ComparedFile, scan: Scan, candidates: Sequence[list[str]]
 ) -> tuple[Sequence[int], str]:
-    """Return the row of `gold` with the right answer to each row of `file` (-1: none), and the rule of the match.
+    """Return, for each row of `file`, the row of `gold` with the right answer (-1: none), and the rule of the match.
 
     `rights`: the right answers in the separate file `gold`, by field. Raises `PromptmillError` (`invalid_input`).
     """
@@ -152,8 +152,8 @@ def looked_up(
 
 
 def _table(keys: Sequence[int], rights: Sequence[Sequence[str]]) -> tuple[dict[int, int], int]:
-    """Return the row of the right answers by key, and the number of the first row that contradicts an earlier one, else
-    0."""
+    """Return the rows with right answers by key, and the number (from 1) of the first row whose answers contradict an
+    earlier row with the same key; 0 if no row does."""
     table: dict[int, int] = {}
     for at, own in enumerate(keys):
         if any(right[at] for right in rights):

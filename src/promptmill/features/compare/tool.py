@@ -15,7 +15,7 @@ from promptmill.server.results import object_schema, objects_schema
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.system.call_files import MAY_HOLD_SECRETS
 
-_ROWS = 10  # rows that differ which a call returns
+_ROWS = 10  # the number of differing rows that a call returns by default
 _PROMPT = """\
 Compare the models {models} on the file {file} with promptmill, for this question: {question}
 
@@ -68,7 +68,7 @@ def _resolved(options: JsonDict, jobs: ServerJobs, caller: Caller) -> JsonDict:
 
 
 def _resolved_gold(jobs: ServerJobs, gold: str) -> tuple[str, bool]:
-    """Return `gold` with the resolved path of its file, and whether it names a file. If not, `gold` names a column.
+    """Return `gold` with the resolved path of its file, and True; if `gold` names a column, return it and False.
 
     Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.
     """

@@ -31,7 +31,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     answers: Mapping[str, object] | None = None
-    """For a cross-tabulation: `values`, each line's answer (None: all others), and `columns` of the page."""
+    """For a cross-tabulation: `values`, each line's answer (None: all others), and `columns`, the page's columns."""
 
     @property
     def widths(self) -> list[int]:
@@ -73,7 +73,7 @@ class Section:
     bars: Sequence[tuple[str, float, float, float]] = ()
     tables: Sequence[Table] = ()
     folded: bool = False
-    """Whether the page shows the section only after a click, and the text shows only its title, if it has lines."""
+    """Whether the page shows the section only after a click. The text then shows only the title, if there are lines."""
 
 
 def sections(
@@ -81,8 +81,8 @@ def sections(
 ) -> Iterator[Section]:
     """Yield the sections of a comparison, for its text and its page.
 
-    `width`: characters of a cross-tabulation. `classes`: the most classes. `columns`: the page's column with the
-    answers of each file.
+    `width`: the most characters in a line of a cross-tabulation. `classes`: the most classes to show. `columns`: the
+    name of the page's column with a file's answers, by the file's label.
     """
     gold, judge, several = found.get("gold"), found.get("judge"), len(found["files"]) > 2
     if gold:
@@ -171,7 +171,7 @@ def overview(found: JsonObject) -> Table:
         share, won = right.get(file["name"]), wins.get(file["name"])
         rows.append(
             {
-                own_name: named(file),  # then the key figure, which a phone shows without scrolling
+                own_name: named(file),  # the key figure is next: a phone shows it without scrolling
                 "right in all fields" if "fields" in gold else "right": ""
                 if share is None
                 else _with_interval(share["accuracy"], share["interval"]),
@@ -234,7 +234,7 @@ def _standing(share: JsonObject, best: float) -> str:
 
 
 def matched(found: JsonObject) -> str:
-    """Return the number of compared rows and, for several files, their key: `300 rows, matched by id`."""
+    """Return the number of compared rows and, for several files, how they were matched: `300 rows, matched by id`."""
     rows, files = found["rows"], found["files"]
     if len(files) == 1:
         return counted(rows, "row")
@@ -273,7 +273,7 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
 
 
 def is_free_text(found: JsonObject) -> bool:
-    """Return whether almost all answers differ. A judge is then more useful than counts."""
+    """Return whether half of the texts of two files, or more, differ. A judge is then more useful than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 
@@ -298,7 +298,7 @@ def have_right(gold: JsonObject) -> str:
 
 
 def spelled(gold: JsonObject) -> Iterator[str]:
-    """Yield notes on right answers that differ from the answers only in case, or that are of another kind."""
+    """Yield notes on right answers that differ from the files' answers only in case, or in their kind."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
@@ -312,7 +312,7 @@ def spelled(gold: JsonObject) -> Iterator[str]:
 
 
 def _right_tables(gold: JsonObject) -> Iterator[Table]:
-    """Yield the shares of right answers by field, and those by group of rows."""
+    """Yield a table of the shares of right answers by field, and one of the shares by group of rows."""
     names = [file["name"] for file in gold["files"]]
     if fields := gold.get("fields"):
         rows = [
@@ -340,7 +340,7 @@ def _near(share: float, figures: JsonObject) -> str:
 def _shares_of_labels(gold: JsonObject, most: int) -> Iterator[Section]:
     """Yield the shares of labels among all rows, corrected for the errors that the right answers reveal.
 
-    `most`: the most labels of a field.
+    `most`: the most labels to show for a field.
     """
     names, rows = [file["name"] for file in gold["files"]], list[list[str]]()
     for part in gold.get("fields") or [{**gold, "field": ""}]:

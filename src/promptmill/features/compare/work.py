@@ -4,7 +4,7 @@
 
 **The attacker** is an agent that has read a poisoned page, and that chooses files and columns. **The harm**: the agent
 reads keys and passwords in rows, or sends them to a judge. So files must pass the file rule, rows with secrets are left
-out, and figures that contain a secret are refused. A judge's job of a call starts, and the call does not wait for it.
+out, and figures that contain a secret are refused. A call starts the judge's job, and does not wait for its end.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 from promptmill.system.safe_open import home_expanded
 
 ROWS = 5
-"""The rows that differ which a command shows."""
+"""The number of differing rows that a command shows by default."""
 
 
 def compared(call: VerbCall) -> JsonDict:
     """Return the figures of a comparison, and its first rows with different answers. Raises `PromptmillError`.
 
-    A call of a server gets the result as its tool returns it; the figures count the verdicts so far.
+    For a call of a server, the result has the form that the tool returns, with the verdicts so far.
     """
     options, files = call.options, [str(name) for name in call.options["files"]]
     if not isinstance(gold := options["gold"], str | Path | None):
@@ -101,7 +101,7 @@ def _judged(call: VerbCall, asked: JudgeOrder, reading: partial[JsonDict], shown
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """The part of a judge's order that the function for the files needs."""
+    """What the function that reads the files needs to know about the judge."""
 
     asked: JudgeOrder
     model: str
@@ -114,7 +114,7 @@ class Judging:
     file: Path
     """The path of the file for the judge's rows."""
     keys: Mapping[str, str]
-    """The digests of a program's rows, by the temporary file that has them."""
+    """The digests of the rows that a program passed, by the temporary file that has the rows."""
 
 
 def _compared(
@@ -168,7 +168,7 @@ def _for_agent(found: JsonDict, finder: SecretFinder | None) -> JsonDict:
 def _judgement(
     rows: ComparedRows, judging: Judging, folders: JobFolders, finder: SecretFinder | None
 ) -> tuple[Judgement, tuple[str, str]]:
-    """Write the rows of a judge's job. Return its verdicts so far, its id, and the digest of its rows.
+    """Write the rows of a judge's job. Return the verdicts so far, the job's id, and the digest of its rows.
 
     Without rows, the digest is `""`. Rows that may contain secrets are not judged.
     """

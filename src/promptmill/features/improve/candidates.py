@@ -1,4 +1,4 @@
-"""Candidates: prompts that the strong model writes from the mistakes of an earlier prompt; and a candidate's check."""
+"""Candidates: prompts that the strong model writes from the mistakes of an earlier prompt."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _in_turns(
 
 
 def _examples(gold: GoldRows, mistakes: Sequence[GoldRow], tag: str) -> tuple[list[GoldRow], list[GoldRow]]:
-    """Return examples: one row of each label, and mistakes, `_EXAMPLES` rows in total."""
+    """Return two lists of examples: a row of each label; and these with others, mistakes first, up to `_EXAMPLES`."""
     usable = [row for row in (*mistakes, *gold.seen) if tag not in _text(row)]
     first = {row.label: row for row in reversed(usable)}
     few = [first[label] for label in gold.labels if label in first]
@@ -114,7 +114,7 @@ def prompt_in(reply: str) -> str:
 def problem_of(prompt: str, base: str, gold: GoldRows) -> str:
     """Return the reason why a candidate cannot replace the prompt `base`; `""` if it can.
 
-    A candidate must have exactly the placeholders of `base`, so that it names no other column, such as the gold one.
+    A candidate must have exactly the placeholders of `base`, so that it names no other column, such as the gold column.
     """
     if not prompt:
         return "there is no text"

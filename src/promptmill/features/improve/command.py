@@ -14,7 +14,7 @@ from promptmill.features.improve.search import GAIN
 from promptmill.features.verbs.command_call import CommandCall
 
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
-"""The options with a value that the proposed command `bulk` does not get."""
+"""The options with a value that are left out of the proposed command `bulk`."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 

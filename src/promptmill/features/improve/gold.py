@@ -45,8 +45,8 @@ class GoldRows:
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> GoldRows:
-        """Return the gold rows for `prompt`. The digest of all cells of a row determines its half, so other prompts
-        get the same halves.
+        """Return the gold rows for `prompt`. The digest of all cells of a row decides to which half the row
+        belongs, so other prompts get the same halves.
 
         Raises `PromptmillError` (`invalid_input`) for unusable columns or labels, and for fewer than `FEWEST` rows.
         """

@@ -30,7 +30,7 @@ class Improvement:
 
     @property
     def outcome(self) -> str:
-        """The result on the held-out rows: "gain" or "worse" for the winner, or "cannot tell"."""
+        """The result of the winner on the held-out rows: "gain", "worse" or "cannot tell"."""
         return str(self.figures["outcome"])
 
     @property
@@ -56,11 +56,11 @@ def improve(
     overwrite: bool = False,
     **options: Unpack[ImproveOptions],
 ) -> Improvement:
-    """Let the model `strong` write better prompts from mistakes on rows with right labels; test the best one on others.
+    """Let the model `strong` write better prompts from mistakes on rows with right labels; test the best on others.
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
-    `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with
-    `overwrite=True` in place of another. The options of `bulk` for the model, `temperature` and `max_tokens` apply to
+    `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file for the best prompt, which may
+    replace a file if `overwrite=True`. The options of `bulk` for the model, `temperature` and `max_tokens` apply to
     the model that labels the rows. `system`, `encoding`, `max_cost` (of the whole search), `state` and `progress`: as
     in `bulk`; `again="failed"`: send failed rows again; `again="prompts"`: let `strong` write other prompts.
 

@@ -27,7 +27,7 @@ GAIN, CANNOT_TELL, WORSE = "gain", "cannot tell", "worse"
 YOURS = "yours"
 """The name of the prompt that the search improves."""
 LEVEL = 0.05
-"""The probability of a gain by chance alone in the first test on held-out rows. Each later test halves it."""
+"""The probability of a gain by chance alone in the first test on held-out rows. Each later test halves the level."""
 _POWER = 0.8
 _PARENTS = 2
 _FAILED = 0.5
@@ -53,7 +53,7 @@ def search(
     gold: GoldRows, prompt: str, asker: PromptAsker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
 ) -> JsonDict:
     """Search for a prompt better than `prompt`, and return the figures. `system`: the system prompt, which stays
-    unchanged. `tell` is called with the progress.
+    unchanged. `tell` is called with a text about each step.
 
     Raises `PromptmillError` (`invalid_input`) if most rows fail, and the errors of `asker`.
     """
@@ -119,7 +119,7 @@ def _written(
 ) -> list[tuple[str, str, str]]:
     """Return the name, prompt and parent of each new candidate, alternating between the parents. Add notes to `notes`.
 
-    If a reply is not a valid candidate, it is requested once more, with the reason.
+    If a reply has no valid candidate, the request is sent once more, with the reason.
     """
     ways = list(WAYS)
     own = {way: parents[at % len(parents)] for at, way in enumerate(ways)}
@@ -149,7 +149,7 @@ def _written(
 
 
 def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> JsonDict:
-    """Return the outcome and figures of a test. `before`, `after`: whether each of two prompts was right, by row."""
+    """Return the outcome and figures of a test. `before`, `after`: whether the first and second prompt were right."""
     rows, pairs = len(before), list(zip(before, after, strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     both, p = pairs.count((True, True)), mcnemar_more(lost, won)
@@ -174,7 +174,7 @@ def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> Json
 
 
 def rows_to_tell(gain: float, changed: float, level: float = LEVEL) -> int | None:
-    """Return about how many gold rows prove the gain with a probability of 0.8; None without a gain.
+    """Return about how many gold rows it takes to prove the gain with a probability of 0.8; None without a gain.
 
     `changed`: the share of rows on which only one of the prompts is right. Half of the rows are held out. The method is
     the normal approximation of McNemar's test, with a continuity correction.

@@ -19,8 +19,8 @@ _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held
 
 
 def longest_of(config: ModelConfig, max_cost: float | None) -> int | None:
-    """Return the token limit for the strong model's replies. The configuration's own limit is for labels. Without it
-    and without a budget, the limit is None, because a small model may lack the room."""
+    """Return the token limit for the strong model's replies. The configuration's own limit is for labels. If there
+    is neither such a limit nor a budget, return None, because a small model may have no room for so many tokens."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 
@@ -34,7 +34,7 @@ class JobSteps:
     strong: StepModel
     system_prompt: str
     again: Literal["failed", "prompts"] | None = None
-    """The rows to send again; `prompts`: the strong model writes other prompts."""
+    """`failed`: failed rows are sent again; `prompts`: the strong model writes other prompts."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
         """Return the labels, see `PromptAsker.labels`."""

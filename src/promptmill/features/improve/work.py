@@ -59,9 +59,9 @@ def searched(call: VerbCall) -> JsonDict:
 def gold_in(
     *, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule | None
 ) -> GoldRows:
-    """Return the gold rows in a file, whose cells are values of JSON. Raises `PromptmillError`.
+    """Return the gold rows in a file, with cells that are JSON values. Raises `PromptmillError`.
 
-    `rule`: the file rule for a call, which may not use a file with secrets.
+    `rule`: the file rule for a call of a server. With a rule, a file that holds secrets is refused.
     """
     try:
         rows = list(objects_in(path, encoding))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 BESIDE = Path()
-"""The value for `--html` without a file: next to the output."""
+"""The value of `--html` without a file: the report is written next to the output."""
 
 
 def add_options(options: argparse._ActionsContainer) -> None:

@@ -56,13 +56,13 @@ if TYPE_CHECKING:
 _SEED = 1
 _BINS = 24
 _LEAST_SPREAD = 200  # answers; with fewer, most bars of a histogram count one answer or none
-_SHOWN_SHARE = 0.99  # share of the values in a histogram; one answer may take a hundred times as long as the others
+_SHOWN_SHARE = 0.99  # share of the values that a histogram shows; one answer may take a hundred times as long as others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A bar: a value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """Bars: a title, the column whose values are counted, the bars, and a sentence."""
 _PICTURES = 1_000_000  # max characters of all thumbnails together
-_PAGES = 4_000_000  # max characters of all pictures of pages with quotes together: of 80 pages of small print
+_PAGES = 4_000_000  # max characters of the pictures of all pages with quotes: enough for 80 pages of small print
 
 
 def default_path(folder: Folder) -> Path:
@@ -76,8 +76,8 @@ def default_path(folder: Folder) -> Path:
 def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
     """Write the report of a job to `target` atomically. Raises `PromptmillError`.
 
-    `rules`: decide which images are shown, and whether rows that may hold secrets are. None: all, as for the operator's
-    own programs.
+    `rules` decide which images are shown, and whether rows that may hold secrets are shown. None: all are shown, as for
+    the operator's own programs.
     """
     page.check(target, _title(folder.known_spec()))
     try:
@@ -110,7 +110,7 @@ def _title(spec: JobSpec) -> str:
 
 
 def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str]]:
-    """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
+    """Return the report, and three facts: the number of shown rows, the number of all rows, and their noun."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures = _Pictures(functools.partial(_thumbnail, folders=spec.image_folders, rules=rules), _PICTURES)
     pages = _Pictures(functools.partial(_pages, folders=spec.image_folders, rules=rules), _PAGES)
@@ -230,7 +230,7 @@ def _of_shares(found: Status) -> Iterator[JsonDict]:
 
 
 def _shares_giver(status: Mapping[str, Any]) -> str:
-    """Return the labeller of the shares: `the person`, or a plan's `model` (`""`: the job's model of each row)."""
+    """Return who gave the labels: `the person`, or the model that a plan names; `the model alone` if it names none."""
     if status.get("shares"):
         return "the person"
     plans = (value for value in status.values() if isinstance(value, Mapping) and value.get("shares"))
@@ -361,7 +361,7 @@ def _is_closed(spec: JobSpec, results: Results) -> bool:
 
 
 def _spreads(found: Sequence[tuple[float, int, int]], *, is_closed: bool) -> list[dict[str, object]]:
-    """Return the histograms of the latency and, unless answers have a closed form, of their lengths."""
+    """Return the histograms of the latency and, unless answers have a closed form, of the answers' lengths."""
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
@@ -415,8 +415,8 @@ class _Pictures:
     """Pictures for the first rows that have them, while there is room."""
 
     def __init__(self, made: Callable[[JobRow], tuple[object, int] | None], room: int) -> None:
-        """`made`: returns the pictures of a row and their characters; None if it has none. `room`: the most characters
-        of all pictures together."""
+        """`made`: returns the pictures of a row, and how many characters they have; None if the row has no pictures.
+        `room`: the most characters of all pictures together."""
         self.found: dict[str, object] = {}
         """The pictures, by row number."""
         self._made, self._room = made, room
@@ -433,7 +433,7 @@ class _Pictures:
 
 
 def _thumbnail(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[str, int] | None:
-    """Return a JPEG image in base64: of the first image of an answered row, if the job could read it."""
+    """Return a JPEG thumbnail in base64 of an answered row's first image, and its length; None if there is no image."""
     if row.error or not row.images:
         return None
     picture = thumbnail(from_folder(row.images[0], folders), rules)
@@ -441,7 +441,7 @@ def _thumbnail(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[
 
 
 def _pages(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[Sequence[PagePicture], int] | None:
-    """Return the pages of a PDF on which the answer has quotes with boxes."""
+    """Return pictures of the pages of a PDF on which quotes of the answer have boxes, and the size of all pictures."""
     if not (row.file and (sources := row.values.get(SOURCES)) and "sources" in features()):
         return None
     from promptmill.features.sources.page_pictures import page_pictures  # imported on use: it may be missing

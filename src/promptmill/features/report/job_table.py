@@ -1,6 +1,6 @@
 """The rows of a job as a table: the input's columns, prompt, variant, answer or its fields, and figures.
 
-A prompt made by a template takes no space in the file: the page builds it from the cells.
+A prompt that a template makes takes no space in the file, because the page builds the prompt from the cells.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-MOST_LABELS = 50  # as many as a comparison shows; more different answers are texts, which equal a column only by chance
+MOST_LABELS = 50  # as in a comparison; more different answers are free texts, which equal a column only by chance
 _ROOMY = 4  # turns of a conversation that may all have the full length
-_SAFE = 1 << 53  # from here on, whole numbers are texts: JavaScript represents them inexactly
+_SAFE = 1 << 53  # whole numbers from this one on are texts, because JavaScript represents them inexactly
 
 
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
@@ -49,7 +49,7 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 class Right(NamedTuple):
-    """For each variant, its answers that equal a column of the input with the same labels."""
+    """How many answers of each variant equal the label in a column of the input that has the same labels."""
 
     column: str
     counts: Mapping[str, tuple[int, int]]
@@ -69,7 +69,7 @@ class JobTable:
     """Builds the table of a job, row by row."""
 
     right: Right | None = None
-    """Set by `finished`."""
+    """The right answers, which `finished` counts; None before that."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str], finder: SecretFinder | None = None) -> None:
         """`extra`: the optional fields that at least one answer has. `finder`: see `PageRows`."""
@@ -133,8 +133,8 @@ class JobTable:
         return rows
 
     def _right(self) -> Right | None:
-        """Return the right answers by variant if one column of the input has labels like the answers, and the
-        prompts do not show it. Mark all other answers as wrong."""
+        """Count the right answers by variant if exactly one column of the input has the same labels as the answers, and
+        no prompt shows this column. Mark all other answers as wrong."""
         rows, asked = self.rows, asked_names(self.spec)
         cells = dict(zip((column.key for column in rows.columns), rows.cells, strict=True))
         answers = [label_in(str(value or "")).casefold() for value in cells[_ANSWER]]
@@ -174,7 +174,7 @@ class JobTable:
         return any(column.has_images for column in self.rows.columns)
 
     def _own_cells(self, own: JsonObject) -> dict[str, Cell]:
-        """Return the input's values in a row, by the keys of their columns. Adds new columns."""
+        """Return the input's values in a row, by the keys of their columns. Add columns that are new."""
         cells: dict[str, Cell] = {}
         for name, value in own.items():
             is_image = name in self._image_columns

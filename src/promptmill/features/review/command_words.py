@@ -10,7 +10,7 @@ from promptmill.jobs.columns.column_names import VARIANT
 
 
 def command(found: Review) -> str:
-    """Return the command that stores a page's decisions; with several answers per row, it measures the answers."""
+    """Return the command that stores a page's decisions or, if rows have several answers, measures these answers."""
     saved = review_page.saved_as(found)
     taken = "review", found.job_id, "--take", saved
     measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"

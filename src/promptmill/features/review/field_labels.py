@@ -12,11 +12,11 @@ from promptmill.core.values import JsonDict, JsonObject, json_text
 
 
 def with_fields(schema: JsonObject, answer: str, label: str, fields: JsonObject) -> str:
-    """Return the whole answer for a label that has some fields of it, and for the values of single `fields`.
+    """Return the whole answer, changed by a label that has some of its fields, and by the values of single `fields`.
 
     Without `fields`, a label that is no object, or has all fields, is returned as it is. A name such as `party.name` is
-    a field within a field. A text becomes a number, or another value of JSON, for a field that takes no text. Raises
-    `KeyError` for a field that the answer does not have, and `ValueError` for `fields` beside a label of another kind.
+    a field within a field. For a field that is no text, a text is parsed as a number or another JSON value. Raises
+    `KeyError` for a field that the answer does not have, and `ValueError` for `fields` with a label that is no object.
 
     >>> schema = {"properties": {"total": {"type": "number"}}}
     >>> with_fields(schema, '{"number": "R-7", "total": null}', "", {"total": "80"})

@@ -54,7 +54,7 @@ def reviewed_shares(
 ) -> dict[str, dict[str, LabelShare]]:
     """Return, by field, the estimated share of each label if a person labelled every row below `before`.
 
-    `{}` unless the rows with a person's label are the `random_rows` of a review. Other rows are no random sample.
+    Return `{}` unless the rows with a person's label are the `random_rows` of a review; others are no random sample.
     Raises the errors of `JobDatabase`.
     """
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}

@@ -24,11 +24,11 @@ def review(
 ) -> list[JsonDict]:
     """Return the rows of a job that a person should check, the most doubtful first; or store the person's labels.
 
-    `job`: its id, its output, or the result of `bulk` with an output. `rows`: the most rows; `sample`: so many at
-    random instead. A row has `row`, its number from 1, `answer`, `why`, `key` and the columns of the input.
+    `job`: its id, its output, or the result of `bulk` with an output. `rows`: the most rows. `sample`: instead, draw so
+    many rows at random. Each row has `row` (its number from 1), `answer`, `why`, `key` and the columns of the input.
 
-    `decisions`: such rows with a `label`, as dicts, as a table or in a file; `-` takes a label back. The job and its
-    output get the labels. The result then has the `problem` of each label that was refused; it is `[]` if all are
+    `decisions`: such rows with a `label`, as dicts, as a table or in a file. The label `-` takes an earlier label back.
+    The job and its output get the labels. The result has the `problem` of each refused label, and is `[]` if all are
     stored. `choices`: all labels, also those that no answer has. `state`: the folder of jobs.
 
     Raises `PromptmillError`, also if no label can be stored.

@@ -67,7 +67,7 @@ NO_DOUBT = (
     Named("sample"),
     " draws any rows.",
 )
-"""What to do if no row of a job is in doubt; then no file is written."""
+"""The message if no row of a job is in doubt. In this case, no file is written."""
 _FROZEN = frozen(2)
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, in the order in which they are shown."""
@@ -85,7 +85,7 @@ class ReviewRow:
     score: float | None
     key: str
     asked: str
-    """The prompt, if it is one text."""
+    """The prompt. The texts of a conversation are joined."""
     own: Mapping[str, str]
     """The columns of the input."""
     score_words: str
@@ -95,7 +95,7 @@ class ReviewRow:
     answers: Mapping[str, str] = field(default_factory=dict)
     """The other answers to the row, by the name of the model or variant."""
     fields: Mapping[str, Sequence[tuple[Any, str]]] = field(default_factory=dict)
-    """For each field to decide: its values, each with its place."""
+    """For each field that the person should decide: the possible values, each with its place."""
 
     def cells(self) -> JsonDict:
         """Return the values for a row of a table, by column name."""
@@ -136,7 +136,7 @@ class Decides(Protocol):
     """A plan that decides which rows have a label."""
 
     def check_reviewable(self, job_id: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a job has not decided: a person's label might not stay."""
+        """Raise `PromptmillError` (`invalid_input`) if a job has not decided yet, because labels might be lost."""
 
 
 class _Candidate(NamedTuple):
@@ -152,8 +152,8 @@ class _Candidate(NamedTuple):
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
     """Return at most `most` rows of a job that a person should check, the most doubtful first.
 
-    `labels`: additional labels. `at_random`: draw from all answers instead, always the same rows. Blocks; 1,000,000
-    rows take less than a minute.
+    `labels`: additional labels. `at_random`: instead, draw from all answers, always the same rows. The function
+    blocks; 1,000,000 rows take less than a minute.
 
     Raises `PromptmillError`.
     """
@@ -259,7 +259,7 @@ def _names(spec: JobSpec) -> list[str]:
     names = [slot.name for slot in spec.plan.slots[1:]]
     if len({*beside}) < len(beside) and not any(map(str.isdigit, names)):
         return [first, *names]
-    # a plan that only numbers repeated answers has no better names than the models
+    # if a plan names repeated answers only by numbers, the models' names are at least as good
     return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
 
@@ -316,10 +316,10 @@ class Taken:
 def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
     """Store the labels of a person in a job, and write its output again. `labels`: additional labels.
 
-    `decisions` has the columns `row` (from 1), `label` and `key` of a review. The label `-`, or an empty label, takes a
-    label back; the row then has its earlier outcome. Other rows without a label are ignored. Labels may differ from the
-    job's in case. All labels are checked before the first is stored; the result names refused labels. A killed call has
-    stored all labels or none; then the same call, or the job's next run, writes the output.
+    `decisions` has the columns `row` (from 1), `label` and `key` of a review. The label `-`, or an empty label, takes
+    an earlier label back; the row then has its earlier outcome. Other rows without a label are ignored. Labels may
+    differ from the job's in case. All labels are checked before the first is stored; the result names refused labels.
+    A killed call has stored all labels or none; the same call, or the job's next run, then writes the output.
 
     Raises `PromptmillError`, also if all lines of the file are refused.
     """
@@ -374,9 +374,9 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
 
 
 def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
-    """Yield the changes that replace labels by the earlier outcomes and delete these labels.
+    """Yield the database changes that delete labels and restore the earlier outcomes of their rows.
 
-    A row without an earlier outcome becomes open again; for example, if its label came from another job.
+    A row without an earlier outcome, for example because its label came from another job, becomes open again.
     """
     known: dict[bytes | None, list[tuple[int, int]]] = {}
     query = """
@@ -415,8 +415,8 @@ class _Decision(NamedTuple):
 def _decided(
     store: JobDatabase, spec: JobSpec, decisions: Path, known: Sequence[str]
 ) -> tuple[list[tuple[int, str]], list[str]]:
-    """Return the number (from 0) of each row with a decision, and its label (`""` takes it back); and the problems of
-    refused lines.
+    """Return the number (from 0) and the label of each row with a decision (`""` takes an earlier label back), and the
+    problems of refused lines.
 
     `known`: the permitted labels, which may include `-`. Raises `PromptmillError`, also if all lines are refused.
     """
@@ -490,8 +490,8 @@ def _text(value: Any) -> str:
 
 
 def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return, for each text, the answer for its label, and its problem: the label is not `known`, or does not match the
-    schema. With a schema, a label may also be a whole answer as JSON."""
+    """Return, for each text, the answer that it stands for, and a problem if the text is no `known` label, or does not
+    match the schema. With a schema, a text may also be a whole answer as JSON."""
     schema, answers, problems = spec.output.answer_schema, _answers(spec), dict[str, str]()
     if schema is not None:
         problems = asyncio.run(_problems(schema, (text for text in texts if text and text not in answers)))

@@ -1,4 +1,4 @@
-"""The review of a job, on every face. For a call, a child process with limited memory and time does it.
+"""The review of a job, on every face. For a server's call, a child process with limited memory and time does this.
 
 An agent gets no row that may contain secrets, because it may have read a poisoned page that asks for them. The review's
 file is for the person and has all rows, like the job's output.
@@ -127,13 +127,13 @@ def _found(
 
 
 def _shown_labels(found: Review, finder: SecretFinder | None) -> list[str]:
-    """Return labels for an agent: none of a job that stores no labels, and none with a secret."""
+    """Return the labels that an agent may see: none if the job stores no labels, and no label with a secret."""
     labels = found.labels[: MOST_SHOWN if found.can_take else 0]
     return [cut(label, LONGEST_SHOWN) for label in labels if finder is None or not finder.find(label.encode())]
 
 
 def _call(found: Review) -> str:
-    """Return the call that stores a page's decisions; with several answers per row, it measures the answers."""
+    """Return the call that stores a page's decisions or, if rows have several answers, measures these answers."""
     saved = review_page.saved_as(found)
     if found.can_take:
         return f"review: job_id {found.job_id}, take {saved}"

@@ -3,8 +3,8 @@
 from promptmill.core.feature import Command, Feature
 
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
-"""The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
-random rows contain a topic of 1 % of all rows with a probability of 95 %."""
+"""Defaults: the most topics, the number of rows in which topics are found, and the number of rows on which topics are
+tried. With a probability of 95 %, 300 random rows contain a topic that 1 % of all rows have."""
 FEATURE = Feature(
     needs=("compare", "sources", "verbs"),
     uses=("embeddings",),

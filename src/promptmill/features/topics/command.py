@@ -22,7 +22,7 @@ from promptmill.steps.prices import no_price_known
 from promptmill.system.safe_open import home_expanded, real_path
 
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
-"""The options with a value that the proposed command `bulk` does not get."""
+"""The options with a value that are left out of the proposed command `bulk`."""
 _LABELS = Path("labels.csv")
 """The output of the proposed command for all rows."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
@@ -76,8 +76,8 @@ def _costs(found: JsonObject) -> str:
 
 
 def _labels_of(folders: JobFolders, prompt: str, found: JsonObject) -> tuple[Path, str]:
-    """Return the output of the command for all rows, and a text about the command. The usual file is the output if
-    it does not exist, or if its job has the same prompt."""
+    """Return the output of the command that labels all rows, and a text about the command. The output is `_LABELS` if
+    this file does not exist yet, or if its job has the same prompt."""
     labelled = found["topics"][0]["rows"]
     if _LABELS.exists():
         spec = folders.of(real_path(_LABELS)).spec
@@ -91,7 +91,7 @@ def _labels_of(folders: JobFolders, prompt: str, found: JsonObject) -> tuple[Pat
 
 
 def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject, labels: Path) -> list[str]:
-    """Return a command that labels all rows with the topics, and reuses the labels that the search has paid."""
+    """Return a command that labels all rows with the topics, and reuses the labels that the search already paid for."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     for name in (*arguments.input, arguments.output):
         kept.remove(name)

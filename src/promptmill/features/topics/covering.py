@@ -2,8 +2,8 @@
 
     random rows and pool ─▶ vectors, by an encoder of this machine ─▶ the row farthest from all others so far ─▶ …
 
-A topic of few rows is seldom in the sample, but often in such a row: the text of the row is unlike texts of other
-topics. The vectors come from a job that stores them, so a repeated search chooses the same rows. They cost no request.
+A topic of few rows is seldom in the sample, but often in a chosen row, whose text is unlike the texts of other topics.
+The vectors come from a job that stores them, so a repeated search chooses the same rows. They cost no request.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from promptmill.jobs.store.progress import Watch
 from promptmill.jobs.store.rounds import ANSWERED
 
 _SHARE = 2  # random rows for each chosen row
-_LONGEST = 300  # characters of a text for its vector: the beginning shows the topic, and saves time
-_TINY = 1e-6  # the length of a vector without direction: all texts are equal
+_LONGEST = 300  # characters of a text that make its vector: the beginning shows the topic, and takes less time
+_TINY = 1e-6  # the least divisor: the length of a vector is 0 if all texts are equal
 
 
 def chosen_rows(drawn: Drawn) -> int:
-    """Return the number of rows to choose from the pool: half as many as the sample, and at most half of the pool."""
+    """Return the number of rows to choose: half the size of the sample, at most half the pool; 0 without an encoder."""
     has_encoder = False
     if "embeddings" in features():
         from promptmill.features.embeddings.local import encoders  # imported on use: the feature may be missing
@@ -40,14 +40,14 @@ def chosen_rows(drawn: Drawn) -> int:
 
 
 def with_chosen(drawn: Drawn, numbers: Sequence[int]) -> Drawn:
-    """Return the drawn rows, with the rows at these positions of the pool as chosen rows."""
+    """Return the drawn rows, with the rows at the positions `numbers` of the pool as chosen rows."""
     covered = len(drawn.sample) + len(drawn.pool)
     return replace(drawn, chosen=[drawn.pool[at] for at in numbers], pool=(), covered=covered)
 
 
 def farthest(vectors: Any, count: int, more: int) -> list[int]:
-    """Return the positions of `more` unit vectors after the first `count`. Each is the vector farthest from the nearest
-    one among the first vectors and the vectors chosen before it.
+    """Choose `more` further unit vectors besides the first `count` ones, and return their positions. Each is the vector
+    whose nearest neighbour among the first vectors and the vectors already chosen is farthest away.
 
     >>> import numpy as np
     >>> farthest(np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]]), 1, 2)
@@ -72,14 +72,14 @@ class Covering:
     config: ModelConfig
     """The configuration of the search, which may have settings of the encoder."""
     config_path: str | Path | None
-    """The path of the input file."""
+    """The configuration file that the call names."""
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
-    """Notes: the reason, if an encoder made no vectors."""
+    """Remarks for the user: if the encoder made no vectors, the reason."""
 
     def of(self, drawn: Drawn, tell: Callable[[str], object] = lambda _: None) -> Drawn:
-        """Return the drawn rows with chosen rows added; without vectors, the same rows. `tell` is called with the
-        step. Raises `PromptmillError` if the job of the vectors was stopped."""
+        """Return the drawn rows with chosen rows added; if there are no vectors, return the drawn rows unchanged.
+        `tell` is called with a text about the step. Raises `PromptmillError` if the job of the vectors was stopped."""
         more, rows = chosen_rows(drawn), [*drawn.sample, *drawn.pool]
         if not more:
             return drawn

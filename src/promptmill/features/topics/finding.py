@@ -4,7 +4,7 @@
                 ▲                                        │ many rows are "other"
                 └──────── topics of the other rows ◀─────┘   (once; tried on fresh rows)
 
-Rows in which topics were found never measure these topics, which would fit them better than other rows.
+Topics are never measured on the rows in which they were found, because they fit these better than other rows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SearchStep(NamedTuple):
     """A step of the search."""
 
     name: str
-    """The name of its jobs: `lists`, `merged`, `defined` or `labels`."""
+    """The name of the step's jobs: `lists`, `merged`, `defined` or `labels`."""
     words: str
     is_certain: bool = True
     """False: the step is only taken if many held-out rows have no topic."""
@@ -78,7 +78,7 @@ class TopicAsker(Protocol):
 
 
 def share_of(hits: int, rows: int) -> JsonDict:
-    """Return a share with its 95 % interval, as the rows are a random sample; without rows, both are None."""
+    """Return the share of hits among randomly drawn rows, with its 95 % interval; without rows, both are None."""
     share, interval = (None, None) if not rows else (hits / rows, exact_interval(hits, rows))
     return {"rows": rows, "hits": hits, "share": share, "interval": interval}
 
@@ -114,9 +114,9 @@ class Finding:
     """The most topics, without `OTHER`."""
     asker: TopicAsker
     tell: Callable[[str], object] = lambda _: None
-    """Called with a text about each step."""
+    """A function that is called with a text about each step."""
     is_estimate: bool = False
-    """Whether all steps are taken, even uncertain steps for which a list may lack room."""
+    """Whether to take all steps, even those that a search leaves out when the list of topics is full."""
     notes: list[str] = field(default_factory=list)
     """Remarks for the user."""
     _seen: int = 0
@@ -181,7 +181,7 @@ class Finding:
             proposed(part, reply) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None
         ]
         for part, reply in zip(parts[count:], replies[count:], strict=True):
-            if reply is not None:  # such a row shows that a topic exists, but not how many rows it has
+            if reply is not None:  # a chosen row shows that a topic exists, but not in how many rows
                 found.append([replace(topic, rows=1) for topic in proposed(part, reply)])
         if not any(found) and is_certain:
             raise input_error(
@@ -257,7 +257,7 @@ class Finding:
         return found
 
     def _split(self, topics: Sequence[Topic], rows: Sequence[DrawnRow], labels: Sequence[str]) -> list[Topic] | None:
-        """Return the topics and new topics of the rows without one; None if such rows are few or have no new topic."""
+        """Return the topics, and new ones of the rows without a topic; None if such rows are few or show none."""
         others = [row for row, label in zip(rows, labels, strict=True) if label == OTHER]
         answered = len(labels) - labels.count("")
         if len(others) < _FEWEST_OTHER or len(others) <= LARGE * answered:

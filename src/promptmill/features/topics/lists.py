@@ -32,7 +32,7 @@ QUOTES = 2
 _IN_BATCH, _LONGEST_BATCH = 20, 24_000  # rows and characters of a request, at most as many as for `together`
 _LONGEST_CELL, _LONGEST_DEFINITION, _LONGEST_QUOTE, _LONGEST_LABEL = 1_500, 400, 200, 60  # characters
 _KEPT_QUOTES = 4
-_IN_MERGE = 150  # topics of a request: 12 topics for each 20 of 300 rows are merged in one or two requests
+_IN_MERGE = 150  # most topics of a request: one or two requests merge 15 lists (of 20 rows each) with 12 topics each
 _IN_DEFINITIONS = 40
 _LIKELY_TOPICS = 8  # topics of a batch, for the estimate of costs
 _FORMULA = "=+-@ \t"  # the signs with which a spreadsheet's formulas begin
@@ -41,7 +41,7 @@ _BETWEEN_WORDS = re.compile(r"\s+|(?<=\S)[-\u2010\u2011](?=\S)")
 
 
 def _list_of(most: int, **fields: JsonDict) -> JsonDict:
-    """Return the JSON Schema of an object with the list `topics` of at most `most` objects with these fields.
+    """Return the JSON Schema of an object whose list `topics` has at most `most` objects with the fields `fields`.
 
     Lists and texts have bounds, because a small model may repeat itself without end. The bounds are wider than the
     prompt asks for, because a reply beyond them is refused.
@@ -159,7 +159,7 @@ def _label_of(text: str) -> str:
 
 
 def _searched(row: DrawnRow) -> list[Text]:
-    """Return the cells of a row for `quote_of`, as far as a request contains them."""
+    """Return the cells of a row for `quote_of`, each as much shortened as in a request."""
     return [Text(text[:_LONGEST_CELL]) for text in row.texts]
 
 
@@ -186,7 +186,7 @@ def _shortened(text: str) -> str:
 
 
 def united(topics: Sequence[Topic]) -> list[Topic]:
-    """Return the topics, the most frequent first. Equal labels (`key_of`) are joined under the first of them."""
+    """Return the topics, the most frequent first. Topics with equal labels (see `key_of`) become one topic."""
     found = dict[str, Topic]()
     for topic in topics:
         key = key_of(topic.label)
@@ -222,7 +222,7 @@ def _record(name: str, number: int, row: DrawnRow) -> str:
 
 
 def _number_name(batch: Sequence[DrawnRow]) -> str:
-    """Return a name for the number of a record that no cell has: `id`, `record_id` or a longer name."""
+    """Return a name, unlike that of any cell, for the number of a record: `id`, `record_id` or a longer name."""
     name, used = "id", {name for row in batch for name in row.cells}
     while name in used:
         name = f"record_{name}"
@@ -258,7 +258,7 @@ def proposed(batch: Sequence[DrawnRow], reply: JsonObject) -> list[Topic]:
 
 
 def groups(lists: Sequence[Sequence[Topic]]) -> list[list[Topic]]:
-    """Unite lists into groups, each for one request: at least two lists, and no more than a request can hold."""
+    """Unite lists into groups, each for one request. A group has at least two lists, and no more than fit a request."""
     found, counts = list[list[Topic]](), list[int]()
     for each in lists:
         joined = united([*found[-1], *each]) if found else []
@@ -289,7 +289,7 @@ def _lines(topics: Sequence[Topic], first: int = 1) -> Iterator[JsonDict]:
 
 
 def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[Topic], list[Topic]]:
-    """Return the topics in a reply to `merge`, at most `most`, the most frequent first; and the topics without room.
+    """Return at most `most` topics from a reply to `merge`, the most frequent first, and the topics beyond these.
 
     A topic that the reply forgets is kept while there is room.
     """
@@ -307,7 +307,7 @@ def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[
 
 
 def definitions(prompt: str, topics: Sequence[Topic]) -> list[ListRequest]:
-    """Return the requests to define topics. Each request contains all labels, and defines at most `_IN_DEFINITIONS`."""
+    """Return the requests to define topics. Each request lists all labels, and defines at most `_IN_DEFINITIONS`."""
     labels = ", ".join(topic.label for topic in topics)
     longest = _text_of(_LONGEST_DEFINITION)
     schema = _list_of(min(len(topics), _IN_DEFINITIONS), id={"type": "integer"}, definition=longest)

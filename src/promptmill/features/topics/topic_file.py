@@ -96,14 +96,14 @@ class TopicFile(SeriesFile):
         check_installed(path)
 
     def write(self, figures: JsonObject) -> None:
-        """Write the topics. Raises `PromptmillError`, also if the file has another content and must stay."""
+        """Write the topics. Raises `PromptmillError`, also if the file has other content and must not be replaced."""
         its = format_table.writing(self.path.name)
-        assert its is not None  # `check` has made sure of it
+        assert its is not None  # `check` has refused other files
         with self.new(its.names[0]) as path:
             _write(its, [_row(topic) for topic in figures["topics"]], path)
 
     def is_equal(self, written: Path) -> bool:
-        """Return whether the file has the topics of `written`. (Workbooks with equal cells differ in their time.)"""
+        """Return whether the file has the topics of `written`. (Workbooks also store a time, so bytes may differ.)"""
         with suppress(PromptmillError):
             pairs = itertools.zip_longest(objects_in(self.path), objects_in(written))
             return all(one == other for one, other in pairs)

@@ -27,18 +27,18 @@ from promptmill.steps.prices import cost_of_many, price_of, tier_of
 
 Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
-_LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
+_LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # most tokens of a list: a fixed number, and a number for each topic
 _BYTES_PER_TOKEN = 3  # bytes of JSON per token, as for likely lengths
-_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "mask", "reasoning"})  # of the form
+_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "mask", "reasoning"})
 _COSTS = ("estimated_cost", "most_cost")
 _NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 0.0), "unpriced": ()})
 """The estimate of a finished job."""
-_ALONE = {"n": 1, "together": 1}  # values that change nothing
+_ALONE = {"n": 1, "together": 1}  # values of these parameters that change nothing
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for a parameter that would change the answers of all steps in
-    their number or form, such as `n`, `quote`, `web` or `together`."""
+    """Raise `PromptmillError` (`invalid_config`) for a parameter that would change the number or the form of
+    all steps' answers, such as `n`, `quote`, `web` or `together`."""
     for name in _REFUSED:
         value = getattr(config.settings.sampling_params, name, None)
         if value and value != _ALONE.get(name):
@@ -47,8 +47,8 @@ def check_form(config: ModelConfig) -> None:
 
 
 def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | None:
-    """Return the token limit for a list of `most` topics. The configuration's own limit is for labels. Without it and
-    without a budget, the limit is None, because a small model may lack the room."""
+    """Return the token limit for a list of `most` topics. The configuration's own limit is for labels. If there is
+    neither such a limit nor a budget, return None, because a small model may have no room for so many tokens."""
     limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
 
@@ -131,14 +131,14 @@ def _job_of(step: SearchStep) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TopicEstimate:
-    """A `TopicAsker` that sends nothing. It takes the answers of finished jobs, and estimates the cost of the other
-    steps, with replies of likely length."""
+    """A `TopicAsker` that sends nothing. It uses the answers of finished jobs, and estimates the cost of all other
+    steps from replies of likely length."""
 
     series: JobSeries
     model: Callable[[Form], StepModel]
     questions: StepQuestions
     fits: bool
-    """Whether each row has a topic. If not, topics are searched once more."""
+    """Whether to assume that each row has a topic. If no row has a topic, topics are searched once more."""
     steps: list[JsonDict] = field(default_factory=list)
     """For each step: its text, whether it is certain, its requests, and its likely and highest cost (None: unknown)."""
     unpriced: list[str] = field(default_factory=list)
@@ -188,7 +188,7 @@ class TopicEstimate:
 
 def figures_of(once: TopicEstimate, twice: TopicEstimate) -> JsonDict:
     """Return the steps of a search and their sums. `once`: the estimate if the topics fit. `twice`: the estimate if
-    topics are searched once more: then the last trial has other rows."""
+    topics are searched once more, so that the last trial has other rows."""
     return {
         "steps": [*once.steps, *(step for step in twice.steps if not step["is_certain"])],
         "certain": once.sums(),

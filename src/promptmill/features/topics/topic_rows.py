@@ -19,7 +19,7 @@ from promptmill.jobs.store.description import JobPrompts
 from promptmill.jobs.store.order import InputReading
 from promptmill.system.safe_open import real_path
 
-_NOWHERE = Path("/")  # no file
+_NOWHERE = Path("/")  # a path that is no file
 
 
 @dataclass
@@ -30,12 +30,12 @@ class TopicRows:
     prompt: str
     encoding: str | None = None
     output: Path | None = None
-    """The file of the topics, which a folder or a pattern leaves out."""
+    """The file of the topics, which is left out if a folder or a pattern of the input contains it."""
     notes: list[Words] = field(default_factory=list)
-    """Remarks about the rows for the user, after they have been read."""
+    """Remarks for the user about the rows; complete when all rows have been read."""
 
     def drawn(self, sample: int, held_out: int) -> Drawn:
-        """Read all rows, and return the drawn ones, see `Drawn.of`. Raises `PromptmillError`."""
+        """Read all rows, and return the drawn rows, see `Drawn.of`. Raises `PromptmillError`."""
         try:
             return Drawn.of(self._rows(), self.prompt, sample, held_out)
         except OSError as error:
@@ -54,7 +54,7 @@ class TopicRows:
         yield from objects_of(input_of(files, format_of_input(files)))
 
     def _whole(self, given: Sequence[Path], output: Path) -> Iterator[JsonObject]:
-        """Yield a row for each file or mail. A scan has no text."""
+        """Yield a row for each file or mail. A scanned file becomes a row without text."""
         asked = FileQuestion(JobPrompts(templates=(self.prompt,)), "text", self.encoding)
         files = OwnFiles(given, output, asked)
         if "content" not in files.question.prompt_only:

@@ -27,7 +27,7 @@ class TopicShare(NamedTuple):
 
     share: float
     interval: tuple[float, float]
-    """The ends of the 95 % interval; if all rows are labelled, the share itself twice."""
+    """The ends of the 95 % interval; if all rows are labelled, both are the share itself."""
     rows: int
     """The number of labelled rows."""
 
@@ -72,7 +72,7 @@ class Topics:
 
     @property
     def jobs(self) -> Sequence[str]:
-        """The ids of the jobs that labelled rows with `choices`, for `from_job` of `bulk`: no label is paid twice."""
+        """The ids of the jobs that labelled rows with `choices`. With `from_job=` these, `bulk` reuses the labels."""
         jobs: list[str] = self.figures["jobs"]
         return jobs
 
@@ -114,16 +114,16 @@ def topics(
 
     `rows`: a file, a folder, a pattern, a table or a list of rows as in `bulk`. `prompt`: the question, with the
     columns in double braces. At most `most` topics are found in `sample` random rows and, with an encoder on this
-    machine, in half as many that differ most from them; they are tried on `held_out` others. `output`: a file that
-    `choices` of `bulk` reads, such as .csv, .xlsx or .jsonl, with `overwrite=True` in place of another. The options of
-    `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens` apply to the labels of rows.
-    `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`; `again="failed"`: send failed requests
-    again.
+    machine, in half as many rows that differ most from these; the topics are tried on `held_out` other rows. `output`:
+    the file for the topics, such as a .csv, .xlsx or .jsonl, which `choices` of `bulk` reads; with `overwrite=True`, it
+    may replace a file. The options of `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens`
+    apply to the labels of rows. `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`;
+    `again="failed"`: send failed requests again.
 
         found = promptmill.topics("reviews.csv", "What do guests complain about? {{text}}", model="good-1")
         promptmill.bulk("reviews.csv", "labels.csv", prompt="What is it about? {{text}}", choices=found.choices)
 
-    `from_job=found.jobs` takes the labels that the search has paid.
+    With `from_job=found.jobs`, `bulk` reuses the labels that the search already paid for.
 
     Raises `PromptmillError` when a step stops; the same call resumes it.
     """

@@ -28,7 +28,7 @@ from promptmill.system.safe_open import home_expanded
 
 
 def run(verb: VerbRecord, arguments: argparse.Namespace) -> int:
-    """Do the work of a command, and print its result. Return 0, or the exit code of a job that stopped.
+    """Do the work of a command, and print the result. Return 0, 1 if a part failed, or the code of a job that stopped.
 
     Raises `PromptmillError`.
     """
@@ -78,7 +78,7 @@ class CommandCall(VerbCall):
 
     @property
     def names_next(self) -> bool:
-        """Whether to print the command that may follow; False for a step of a recipe."""
+        """Whether to print a command that the user may run next; False if this command is a step of a recipe."""
         return bool(self.arguments.names_next)
 
     @property

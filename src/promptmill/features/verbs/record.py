@@ -54,10 +54,10 @@ def option(
 
 
 def shared(name: str, words: str = "", *, flag: Flag | None = None, tool: Argument | None = None) -> Option:
-    """Return the job option `name` as an option of a verb. `words` and `flag`, if given, replace those of the job."""
+    """Return the job option `name` as an option of a verb. `words` and `flag`, if given, replace the job's."""
     own = table.options()[name]
     made = replace(own, words=words or own.words, flag=flag or own.flag, argument=tool)
-    return replace(made, excludes=(), needs=(), keys=())  # these fields name other options of jobs
+    return replace(made, excludes=(), needs=(), keys=())  # these fields name options and keys of a job
 
 
 def _is_empty(value: object) -> bool:
@@ -74,14 +74,14 @@ class VerbRecord:
     options: Mapping[str, Sequence[Option]]
     """The groups of options, by their headings in the command's help. The group `""` has no heading."""
     work: str
-    """`"module:function"`: the function that does the work. It takes a `VerbCall` and returns JSON data, the figures."""
+    """`"module:function"`: does the work. It takes a `VerbCall`, and returns the result as JSON data: the figures."""
     lines: str
-    """`"module:function"`: takes a `CommandCall` and the figures, and yields the lines that the command prints."""
+    """`"module:function"`: yields the lines that the command prints. It takes a `CommandCall` and the figures."""
     examples: str = ""
-    """`"module:name"`: the examples in the command's help, a sequence of lines."""
+    """`"module:name"`: a sequence of lines, the examples in the command's help; `""`: no examples."""
     write: str = ""
-    """`"module:function"`: the function that takes the `VerbCall` and the figures, and writes the result's file. If the
-    file cannot be written, a command still prints the figures, because they may have cost money."""
+    """`"module:function"`: writes the result's file. It takes the `VerbCall` and the figures. If the file cannot be
+    written, a command still prints the figures, because they may have cost money. `""`: the verb writes no file."""
     positional: Sequence[str] = ()
     """The options that are positional arguments of the command."""
     required: Sequence[Sequence[str]] = ()
@@ -93,7 +93,7 @@ class VerbRecord:
     only_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """For each option, the other options that are refused if this option is missing."""
     tool: str = ""
-    """`"module:name"`: the `VerbTool`."""
+    """`"module:name"`: the `VerbTool`; `""`: the verb has no tool."""
 
     @property
     def every(self) -> Sequence[Option]:
@@ -130,8 +130,8 @@ class VerbTool:
     schema: JsonDict
     """The JSON Schema of the result."""
     resolved: Callable[[JsonDict, ServerJobs, Caller], JsonObject]
-    """Takes the options, the server's jobs and the caller. Returns the options with the file names replaced by paths
-    that the call may use. Raises `PromptmillError` (`invalid_input`) for a file that the call may not use."""
+    """A function of the options, the server's jobs and the caller. It returns the options with file names replaced by
+    paths that the call may use. It raises `PromptmillError` (`invalid_input`) for files that the call may not use."""
     text: str = "The figures are in the structured content."
     """The text of the result for clients that read the structured content."""
     step: str = "This step"
@@ -147,7 +147,7 @@ class VerbTool:
 
 
 class VerbCall(ABC):
-    """A call of a verb: the options, and the methods by which the work gets rows, models and jobs. Faces subclass it."""
+    """A call of a verb: the options, and methods with which the work gets rows, models and jobs."""
 
     options: Mapping[str, Any]
     """The value of each option of the verb, by name. An option that is not given has the value None or its default."""

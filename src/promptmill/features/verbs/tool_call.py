@@ -87,7 +87,7 @@ class ToolCall(VerbCall):
         If this call is cancelled, the running job is cancelled, too. Raises `PromptmillError`.
         """
         working = asyncio.ensure_future(asyncio.to_thread(self._verb.done, self))
-        working.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may be gone: take the error
+        working.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may have left
         try:
             await asyncio.wait({working}, timeout=self._socket.service.config.settings.max_call_s)
             self._is_late = True

@@ -22,24 +22,24 @@ class Verb(VerbRecord):
         SHORTEN = Verb(name="shorten", options={"": [Option("input", str, "a file of rows")]}, work="module:shortened",
                        lines="module:lines")
 
-    The `Feature` of the verb names it as `Command("shorten", "…", "module:SHORTEN.add_options")` in `commands`, as
-    `tools="module:SHORTEN.add_tool"`, and in `names` as a function with the body `return SHORTEN.figures({"input": rows})`.
+    The verb's `Feature` has `Command("shorten", "…", "module:SHORTEN.add_options")` in `commands`, a function with the
+    body `return SHORTEN.figures({"input": rows})` in `names`, and `tools="module:SHORTEN.add_tool"`.
     """
 
     def add_options(self, parser: Parser) -> None:
-        """Add the options to the parser of the command."""
+        """Add the verb's options to the parser of its command."""
         from promptmill.features.verbs import command
 
         command.add_options(self, parser)
 
     def add_tool(self, socket: ToolSocket) -> None:
-        """Add the tool to the server."""
+        """Add the verb's tool to the server."""
         from promptmill.features.verbs import tool
 
         tool.add(self, socket)
 
     def figures(self, options: Mapping[str, Any]) -> JsonDict:
-        """Do the work with the options that a Python program passes, and return the figures. Raises `PromptmillError`."""
+        """Do the work with a Python program's options, and return the figures. Raises `PromptmillError`."""
         from promptmill.features.verbs import program
 
         return program.figures(self, options)
