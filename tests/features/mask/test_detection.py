@@ -105,10 +105,21 @@ def test_an_id_with_a_weak_check_counts_only_for_its_country():
         Kinds.of(["id:XX"])
 
 
+def test_an_id_of_an_unknown_place_is_none(kinds):
+    assert found(kinds.of_evidence, "111111199001010000 and 11010519491231002X") == [("ID", "11010519491231002X")]
+
+
+def test_an_account_and_a_number_may_share_a_run(kinds):
+    assert found(kinds.of_evidence, "DE89 3704 0044 0532 0130 00 4111 1111 1111 1111") == [
+        *(("IBAN", "DE89 3704 0044 0532 0130 00"), ("CARD", "4111 1111 1111 1111"))
+    ]
+
+
 def test_a_name_is_found_only_as_a_whole_word():
-    detectors = Detectors([Detector(Names(["Jane Doe", "Jane", "Li", "O'Neil", "王小明"]))])
-    assert found(detectors, "Janet, Jane, JANE DOE; Lille and Li; o'neil. 我是王小明的") == [
-        *(("NAME", "Jane"), ("NAME", "JANE DOE"), ("NAME", "Li"), ("NAME", "o'neil"), ("NAME", "王小明"))
+    names = ["Jane Doe", "Jane", "Jane van Doe", "Li", "O'Neil", "王小明", "Иван", "Ōno", "Zoë Dvořák"]
+    text = "Janet, Jane van Dyk, JANE DOE; Lille and Li; o'neil. 我是王小明的; Иванов, иван\u2019s; Ōno, Zoë Dvořá"
+    assert found(Detectors([Detector(Names(names))]), text) == [
+        ("NAME", name) for name in ("Jane", "JANE DOE", "Li", "o'neil", "王小明", "иван", "Ōno")
     ]
 
 
@@ -127,6 +138,7 @@ def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
         ("DER  BERG and Mark", ["DER  BERG"]),
         ("Anna is not at the end of Doe", []),
         ("小明说王", ["小明", "王"]),
+        ("王\u200b", ["王"]),
         ("", []),
     ],
 )
@@ -148,11 +160,14 @@ def test_names_come_from_a_column(tmp_path):
 def test_a_function_of_another_package_finds_values(monkeypatch, tmp_path):
     # The interface of Presidio: `analyze` returns objects with `start`, `end` and `entity_type`.
     (tmp_path / "my_masks.py").write_text(
-        "def people(text):\n    at = text.find('Jane')\n    return [(at, at + 4, 'person')] if at >= 0 else []\n"
+        "def people(text, label='person'):\n    at = text.find('Jane')\n"
+        "    return [(at, at + 4, label)] if at >= 0 else []\n"
+        "def short(text):\n    return people(text, '1 p')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     detectors = Kinds.of(["email", "my_masks:people"]).of_evidence
     assert found(detectors, "Jane, jane@example.com") == [("PERSON", "Jane"), ("EMAIL", "jane@example.com")]
+    assert found(Kinds.of(["my_masks:short"]).of_evidence, "Jane") == [("VALUE", "Jane")]
     with pytest.raises(PromptmillError, match="my_masks:nobody cannot be imported"):
         Kinds.of(["my_masks:nobody"])
 

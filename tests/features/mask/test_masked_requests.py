@@ -214,6 +214,15 @@ def test_the_value_of_a_column_is_masked_in_all_cells_of_its_row(bench, upstream
     assert [len(MASK.findall(text)) for text in (first, second)] == [1, 2]
 
 
+@pytest.mark.parametrize("asked", [("--prompt", "{% if mail %}{{mail}}{% endif %}"), ("--prompt-column", "mail")])
+def test_a_column_is_refused_for_a_prompt_whose_cells_are_unknown(bench, upstream, asked):
+    bench.write([{"mail": "Dear Ann Lee", "note": "Ann Lee"}])
+    said = bench.here(bench.command(*asked, "--mask", "column:note"))
+    assert said.returncode == 2
+    assert "`column:note` is masked only in a prompt with {{note}}, without statements of Jinja" in said.stderr
+    assert not upstream.seen
+
+
 def test_a_value_that_a_cell_and_the_prompt_have_together_is_masked(bench, upstream):
     upstream.reply = answer()
     bench.write([{"user": "jane", "host": "example.com", "number": "30 901820"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_a_mask_in_another_form_is_put_back(form):
 def test_a_mask_in_json_becomes_a_part_of_its_string():
     masks, (mask,) = masks_of(OTHER)
     assert json.loads(masks.put_back(json.dumps({"mail": mask}), is_json=True)) == {"mail": OTHER}
+
+
+@pytest.mark.parametrize("change", [str, str.lower, str.title])
+def test_the_masks_of_a_long_text_are_put_back(change):
+    text = "\n".join(f"{at}@example.com" for at in range(400))
+    masks = Masks(Codes(b"secret"), [text])
+    spans = [ValueSpan(found.start(), found.end(), "EMAIL") for found in re.finditer(".+", text)]
+    assert len(text) > 5_000
+    assert masks.put_back(change(masks.masked(text, spans))) == text
 
 
 def test_masks_of_nobody_are_strays_unless_the_text_has_them():

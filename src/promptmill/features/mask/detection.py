@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from promptmill.features.mask.folded_text import Folded, shape_of
+from promptmill.features.mask.folded_text import Folded
 
 
 class ValueSpan(NamedTuple):
@@ -26,17 +26,14 @@ Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
 
 
 class Detector(NamedTuple):
-    """A function that finds values, and the shapes that a text with such a value has."""
+    """A function that finds values."""
 
     detect: Detect
-    shapes: Sequence[bytes] = ()
-    """A text has a value only if `shape_of` the text has one of these parts. `()`: a value may have no digits."""
     at_ends: Detect | None = None
     """Finds possible parts of values at both ends of a text that is a piece of a longer text."""
 
 
-_FOUND = "\0"
-"""Replaces the characters of a value, so that no further detector sees them."""
+_HIDDEN = "\0"
 
 
 class Detectors(NamedTuple):
@@ -49,16 +46,15 @@ class Detectors(NamedTuple):
     def spans(self, text: str) -> list[ValueSpan]:
         """Return the values in a text, in order, none inside another."""
         folded = Folded.of(text)
-        found, left, shape = list[ValueSpan](), folded.text, shape_of(folded.text)
-        for detect, shapes, _ in self.of_folded:
-            if shapes and not any(map(shape.__contains__, shapes)):
-                continue
-            for span in (own := [*detect(left)]):
-                left = f"{left[: span.start]}{_FOUND * (span.end - span.start)}{left[span.end :]}"
-            if own:
-                found, shape = found + own, shape_of(left)
-        if found and folded.starts is not None:
-            found = [ValueSpan(*folded.span(span.start, span.end), span.label) for span in found]
+        found: list[ValueSpan] = []  # `list[ValueSpan]()` takes 0.3 µs more
+        spans: list[ValueSpan] = []
+        remaining = folded.text
+        for detect, _ in self.of_folded:
+            remaining = hidden(remaining, spans)
+            spans = [*detect(remaining)]
+            found += spans
+        if found and len(folded.changes) > 1:
+            found = [ValueSpan(*folded.span(start, end), label) for start, end, label in found]
         for detect in self.of_text:
             found += detect(text)
         if self.of_text:
@@ -72,6 +68,19 @@ class Detectors(NamedTuple):
         for find in filter(None, dict.fromkeys(detector.at_ends for detector in self.of_folded)):
             for span in find(folded.text):
                 yield ValueSpan(*folded.span(span.start, span.end), span.label)
+
+
+def hidden(text: str, spans: Sequence[ValueSpan]) -> str:
+    """Return a text with another character in place of those of values, so that no further detector sees them.
+    `spans`: in order, none inside another."""
+    if not spans:
+        return text
+    pieces: list[str] = []
+    last = 0
+    for start, end, _ in spans:
+        pieces += text[last:start], _HIDDEN * (end - start)
+        last = end
+    return "".join((*pieces, text[last:]))
 
 
 def apart(spans: Iterable[ValueSpan]) -> list[ValueSpan]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
 )
-_WIDE = "\uff01-\uff5e\ufe52\ufe62\ufe63\ufe68-\ufe6b"
+_WIDE = "".join(map(chr, (*range(0xFF01, 0xFF5F), 0xFE52, 0xFE62, 0xFE63, *range(0xFE68, 0xFE6C))))
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _COMBINING = "\u0300-\u036f"
 _ESCAPED = "[nrt]|u[0-9A-Fa-f]{4}"
@@ -32,9 +33,10 @@ class Folded(NamedTuple):
     """A folded text, and the positions of its characters in the original text."""
 
     text: str
-    starts: Sequence[int] | None
-    """The start of each character in the original text; None: the positions are equal."""
-    ends: Sequence[int] = ()
+    changes: Sequence[int] = (-1,)
+    """Where the distance to the original changes, in order: `2 * n` before character `n`, `2 * n + 1` inside of it."""
+    distances: Sequence[int] = (0,)
+    """The distance from each change on."""
 
     @classmethod
     def of(cls, text: str) -> Folded:
@@ -44,33 +46,37 @@ class Folded(NamedTuple):
         '417'
         """
         if text.isascii() and "\\" not in text and not _INDENTED.search(text):
-            return cls(text, None)
-        for dash in _DASHES if not text.isascii() else ():  # the places of all characters stay
-            text = text.replace(dash, "-")
-        pieces, starts, ends, last = list[str](), list[int](), list[int](), 0
-        for found in _odd().finditer(text):
+            return cls(text)
+        odd, same_size = _odd()
+        pieces: list[str] = []
+        changes, distances, size, last = [-1], [0], 0, 0
+        for found in odd.finditer(text):
             start, end = found.span()
             if start > last:
                 pieces.append(text[last:start])
-                starts += range(last, start)
-                ends += range(last + 1, start + 1)
-            character, last = _unescaped(found[0]), end
+                size += start - last
+            last = end
+            if found.lastgroup:
+                pieces.append(found[0].translate(same_size))
+                size += end - start
+                continue
+            character, change = _unescaped(found[0]), 2 * size
             if "\u0300" <= character <= "\u036f":
                 if pieces and len(composed := unicodedata.normalize("NFC", pieces[-1][-1] + character)) == 1:
-                    pieces[-1], ends[-1] = pieces[-1][:-1] + composed, end
+                    pieces[-1], change = pieces[-1][:-1] + composed, 2 * size - 1
             elif not _DROPPED.match(character):
                 pieces.append(_folded(character))
-                starts.append(start)
-                ends.append(end)
-        if not last:
-            return cls(text, None)
-        starts += range(last, len(text))
-        ends += range(last + 1, len(text) + 1)
-        return cls("".join((*pieces, text[last:])), starts, ends)
+                size, change = size + 1, 2 * size + 1
+            while changes[-1] >= change:
+                del changes[-1], distances[-1]
+            changes.append(change)
+            distances.append(end - size)
+        return cls("".join((*pieces, text[last:])), changes, distances) if last else cls(text)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return the span in the original text of the characters `start` to `end - 1`."""
-        return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
+        before, inside = bisect_right(self.changes, 2 * start), bisect_left(self.changes, 2 * end)
+        return start + self.distances[before - 1], end + self.distances[inside - 1]
 
 
 def shape_of(text: str) -> bytes:
@@ -90,12 +96,16 @@ def lower(text: str) -> str:
 
 
 @functools.cache
-def _odd() -> re.Pattern[str]:
-    """Return the pattern of the characters that change: 5 ms, for the digits of all scripts. It begins with a set, for
-    which a search is fast."""
+def _odd() -> tuple[re.Pattern[str], Mapping[int, str]]:
+    """Return the pattern of the characters that change, and the folded signs by character: 5 ms, for the digits of all
+    scripts. The pattern begins with a set, for which a search is fast; the group `signs` has signs and spaces."""
     digits = "".join(chr(one) for one in range(0x80, 0x10000) if unicodedata.category(chr(one)) == "Nd")
-    signs = f"{_INVISIBLE}{_WIDE}{_COMBINING}{digits}"
-    return re.compile(rf"[\\\n{signs}](?:(?<=[{signs}])|(?<=\\)(?:{_ESCAPED})|(?<=\n)[ \t>]+)")
+    signs, dropped = f"{_WIDE}{digits}{_DASHES}", f"{_INVISIBLE}{_COMBINING}"
+    pattern = (
+        rf"[\\\n{signs}{dropped}](?:(?P<signs>(?<=[{signs}])[{signs} \xa0\u2009\u202f\u3000]*)|(?<=[{dropped}])|"
+        rf"(?<=\\)(?:{_ESCAPED})|(?<=\n)[ \t>]+)"
+    )
+    return re.compile(pattern), {ord(sign): "-" if sign in _DASHES else _folded(sign) for sign in signs}
 
 
 def _unescaped(character: str) -> str:

@@ -12,6 +12,7 @@ from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
 from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
 from promptmill.features.mask.emails import emails
+from promptmill.features.mask.masks import LONGEST_LABEL
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import COLUMN, FUNCTION, KINDS, OF_COUNTRY
 
@@ -36,8 +37,6 @@ class Kinds(NamedTuple):
             countries[match[1]].append(match[2])
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
         folded = [Detector(emails)] if "email" in named else []
-        if "iban" in named:
-            folded.append(Detector(numbers.ibans, numbers.IBAN_SHAPES, numbers.digits_at_ends))
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]
@@ -57,11 +56,10 @@ def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str
     if "id" in named:
         ids = [each for country, its in numbers.IDS.items() for each in its if each.is_strong or country in countries]
     phones = numbers.Phones(regions) if "phone" in named else None
-    found = list[Detector]()
-    if phones is not None or ids or "card" in named:
-        detect = numbers.Numbers(phones, ids, has_cards="card" in named)
-        found.append(Detector(detect, numbers.NUMBER_SHAPES, numbers.digits_at_ends))
-    return [*found, Detector(numbers.WrittenIds(ids), numbers.ID_SHAPES)] if ids else found
+    if phones is None and not ids and not {"card", "iban"} & named:
+        return []
+    detect = numbers.Numbers(phones, ids, has_cards="card" in named, has_ibans="iban" in named)
+    return [Detector(detect, numbers.digits_at_ends)]
 
 
 def _names_in(kind: str) -> Iterator[str]:
@@ -102,8 +100,7 @@ def _detector(name: str) -> Detect:
     def detect(text: str) -> Iterator[ValueSpan]:
         for start, end, label in function(text):
             if 0 <= start < end <= len(text):
-                yield ValueSpan(
-                    start, end, "".join(one for one in label.upper() if one.isascii() and one.isalpha()) or "VALUE"
-                )
+                letters = "".join(one for one in label.upper() if one.isascii() and one.isalpha())[:LONGEST_LABEL]
+                yield ValueSpan(start, end, letters if len(letters) > 1 else "VALUE")
 
     return detect

@@ -131,6 +131,11 @@ class MaskedRequests(Step):
                 "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
             )
         plan = once(self._plans, lambda: self._plan(given, extra, secret), given, extra, secret)
+        is_row = request.is_filled or request.question is not None
+        if plan.kinds.columns and is_row and request.fields is None:
+            column = plan.kinds.columns[0]
+            problem = f"`column:{column}` is masked only in a prompt with {{{{{column}}}}}, without statements of Jinja"
+            raise config_error(KEY, f"{problem}; change the prompt.")
         masks = Masks(plan.codes, conversation.texts)
         masking = _Masking(plan.kinds, masks, self._spans_of_words)
         changes = self._of_conversation(request, masking)

@@ -1,7 +1,7 @@
 """Finds names of a list: whole words, in any case.
 
-    list    Jane Doe, Jane, Müller           by first word   jane: [(jane, doe), (jane,)], müller: [(müller,)]
-    text    words, and the words of the list are looked up: 60 ns a word, however long the list is
+    list    Jane Doe, Jane, Müller       by words   {jane: {"": {}, doe: {"": {}}}, müller: {"": {}}}
+    text    words, of which the first words of names are looked up, however long the list is
 
 Names in scripts that write no spaces are found inside of longer words, by their first two characters.
 """
@@ -12,18 +12,23 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from typing import TypeAlias
 
 from promptmill.features.mask.detection import Detector, ValueSpan
 from promptmill.features.mask.folded_text import Folded, lower
 
 NAME = "NAME"
 _WORD = re.compile(r"[^\W_]+")
-_FURTHER = re.compile("[^\\x00-\x7f\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0388-\u03f5\u0400-\u0481\u048a-\u052f]")
-"""Characters that may be punctuation outside of ASCII: all but Latin, Greek and Cyrillic letters."""
-_APART = bytes(one if one > 0x7F or chr(one).isalnum() else 32 for one in range(256))
+_LETTERS = bytes(one if chr(one).isalnum() else 32 for one in range(256))
+"""The letters and digits of Latin-1, and spaces."""
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
-_BETWEEN = re.compile("[\\s.'\u2019\\-,]{1,3}")
+_NEXT = re.compile("[\\s.'\u2019\\-,]{1,3}([^\\W_]+)")
+"""The next word of a name, behind the signs between words."""
+
+
+_Words: TypeAlias = "dict[str, _Words]"
+"""The words that follow a word in names; `""` if a name ends with this word."""
 
 
 class Names:
@@ -32,16 +37,24 @@ class Names:
     def __init__(self, names: Iterable[str], label: str = NAME) -> None:
         self._label = label
         folded = {lower(Folded.of(name).text).strip() for name in names}
-        spaced, unspaced = defaultdict[str, list[Sequence[str]]](list), defaultdict[str, list[str]](list)
+        self._spaced, self._unspaced = list[list[str]](), defaultdict[str, list[str]](list)
         for name in sorted(folded - {""}, key=len, reverse=True):
             words = _WORD.findall(name)
             if _UNSPACED.match(name) and len(name) > 1:
-                unspaced[name[:2]].append(name)
+                self._unspaced[name[:2]].append(name)
             elif words:
-                spaced[words[0]].append(words)
-        self._spaced: Mapping[str, Sequence[Sequence[str]]] = dict(spaced)
-        self._unspaced: Mapping[str, Sequence[str]] = dict(unspaced)
-        self._first = frozenset(word.encode() for word in spaced)
+                self._spaced.append(words)
+        self._words: _Words = {}
+        for words in self._spaced:
+            functools.reduce(lambda known, word: known.setdefault(word, {}), [*words, ""], self._words)
+        self._by_piece = defaultdict[bytes, list[str]](list)
+        """The first words of names, by their longest piece in Latin-1."""
+        for word in self._words:
+            self._by_piece[max(_latin(word), key=len, default=b"")].append(word)
+        self._not_latin = frozenset(self._by_piece.pop(b"", ()))
+        self._pieces = frozenset(self._by_piece)
+        beginnings = "".join({name[0] for name in self._unspaced})
+        self._beginning = re.compile(f"[{beginnings}]") if beginnings else None
         self._longest = max(map(len, folded), default=0)
 
     @property
@@ -52,20 +65,23 @@ class Names:
     @property
     def of_several_words(self) -> Names:
         """The names of several words, for texts in which a name of one word may be an ordinary word."""
-        several = [" ".join(words) for each in self._spaced.values() for words in each if len(words) > 1]
+        several = [" ".join(words) for words in self._spaced if len(words) > 1]
         return Names([*several, *(name for each in self._unspaced.values() for name in each)], self._label)
 
     def __call__(self, text: str) -> Iterator[ValueSpan]:
         """Yield the names in a folded text."""
         text = lower(text)
-        places = sorted(place for word in self._known_in(text) for place in _places_of(word, text))
         end = 0
-        for start, last in places:
+        for start, last in sorted(place for word in self._known_in(text) for place in _places_of(word, text)):
             if start >= end and (found := self._name_at(start, last, text)):
                 end = found
                 yield ValueSpan(start, end, self._label)
-        if self._unspaced and not text.isascii():
-            yield from self._inside(text)
+        if self._beginning is not None and not text.isascii():
+            for beginning in self._beginning.finditer(text):
+                start = beginning.start()
+                known = self._unspaced.get(text[start : start + 2], ())
+                if name := next((name for name in known if text.startswith(name, start)), None):
+                    yield ValueSpan(start, start + len(name), self._label)
 
     def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
         """Yield the words at both ends of a folded text that are a part of a name: `Jane` of `Jane Doe`."""
@@ -80,7 +96,7 @@ class Names:
             if " ".join(word[0] for word in last[-size:]) in beginnings:
                 yield ValueSpan(last[-size].start(), last[-1].end(), self._label)
                 break
-        for size in range(1, self._longest) if self._unspaced and not text.isascii() else ():
+        for size in range(1, min(self._longest, len(text) + 1)) if self._unspaced and not text.isascii() else ():
             if text[:size] in ends:
                 yield ValueSpan(0, size, self._label)
             if text[-size:] in beginnings:
@@ -90,7 +106,7 @@ class Names:
     def _parts(self) -> tuple[Collection[str], Collection[str]]:
         """The beginnings and the ends of names that have several words or are written without spaces."""
         beginnings, ends = set[str](), set[str]()
-        for words in itertools.chain.from_iterable(self._spaced.values()):
+        for words in self._spaced:
             beginnings.update(" ".join(words[:n]) for n in range(1, len(words)))
             ends.update(" ".join(words[n:]) for n in range(1, len(words)))
         for name in itertools.chain.from_iterable(self._unspaced.values()):
@@ -98,25 +114,27 @@ class Names:
             ends.update(name[n:] for n in range(1, len(name)))
         return beginnings, ends
 
-    def _known_in(self, text: str) -> Collection[str]:
-        """Return the first words of names that a text has. Most texts are divided as bytes: 8 ns a character, where a
-        pattern takes 60."""
-        if not text.isascii() and _FURTHER.search(text):
-            return self._spaced.keys() & _WORD.findall(text)
-        words = self._first.intersection(text.encode("utf-8", "replace").translate(_APART).split())
-        return [word.decode() for word in words]
+    def _known_in(self, text: str) -> Iterator[str]:
+        """Yield the first words of names that a text may have. It is divided as Latin-1: 8 ns a character."""
+        for piece in self._pieces.intersection(_latin(text)):
+            yield from self._by_piece[piece]
+        if self._not_latin and not text.isascii():
+            yield from self._not_latin.intersection(_WORD.findall(text))
 
     def _name_at(self, start: int, end: int, text: str) -> int | None:
         """Return the end of the longest name that begins with the word from `start` to `end`; None if none does."""
-        ends = (_end_of(name, text, end) for name in self._spaced[text[start:end]])
-        return next((last for last in ends if last is not None), None)
+        known, last = self._words[text[start:end]], None
+        while True:
+            last = end if "" in known else last
+            following = _NEXT.match(text, end) if len(known) > ("" in known) else None
+            if following is None or following[1] not in known:
+                return last
+            known, end = known[following[1]], following.end()
 
-    def _inside(self, text: str) -> Iterator[ValueSpan]:
-        for match in _UNSPACED.finditer(text):
-            for name in self._unspaced.get(text[match.start() : match.start() + 2], ()):
-                if text.startswith(name, match.start()):
-                    yield ValueSpan(match.start(), match.start() + len(name), self._label)
-                    break
+
+def _latin(text: str) -> list[bytes]:
+    """Return the words of a text in Latin-1. They end at any other character."""
+    return text.encode("latin-1", "replace").translate(_LETTERS).split()
 
 
 def _places_of(word: str, text: str) -> Iterator[tuple[int, int]]:
@@ -127,16 +145,3 @@ def _places_of(word: str, text: str) -> Iterator[tuple[int, int]]:
         if not (start and text[start - 1].isalnum()) and not text[end : end + 1].isalnum():
             yield start, end
         start = text.find(word, end)
-
-
-def _end_of(name: Sequence[str], text: str, end: int) -> int | None:
-    """Return the end of a name whose first word ends at `end`; None if its other words do not follow."""
-    for word in name[1:]:
-        between = _BETWEEN.match(text, end)
-        if between is None or _WORD.match(text, between.end()) is None:
-            return None
-        following = _WORD.match(text, between.end())
-        if following is None or following[0] != word:
-            return None
-        end = following.end()
-    return end

@@ -1,7 +1,7 @@
-"""Finds telephone numbers, cards and national ids: runs of digits with separators, of which windows are checked.
+"""Finds IBANs, telephone numbers, cards and national ids: runs of digits with separators, of which windows are checked.
 
     "card 4111 1111-1111 1111, 030 901820"
-          ───────────────────  ──────────       runs of at least 7 digits, with at most 3 separators between groups
+          ───────────────────  ──────────       runs, with at most 3 separators between groups of digits
           4111 1111 1111 1111                   the longest window of whole groups that is a number of a kind
 
 A window is masked only if it has check digits that are right, or is a number of a known country: so amounts, dates and
@@ -10,25 +10,29 @@ numbers of invoices stay.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from promptmill.features.mask.detection import ValueSpan
+from promptmill.features.mask.detection import ValueSpan, hidden
+from promptmill.features.mask.folded_text import shape_of
 from promptmill.features.mask.packages import needed
 
-_RUN = re.compile(r"[0-9](?:[\s().\-/]{0,3}[0-9]){6,}")
+_RUN = re.compile(r"[0-9](?:[\s().\-/]{0,3}[0-9])*")
 _GROUP = re.compile(r"[0-9]+")
-_JOINS = re.compile(r"[A-Za-z0-9_]")
+_JOINS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 _FEWEST, _MOST = 7, 19
-NUMBER_SHAPES = (b"0" * _FEWEST,)
-ID_SHAPES = (b"000000", b"00a00a")
-"""The shapes of the ids of `WrittenIds`; the second shape is Italy's."""
-IBAN_SHAPES = (b"0000",)
-"""Accounts in use have four digits in a row, though the registry allows only letters in a few countries (RO, QA)."""
-_OTHERS, _PLUS = re.compile(r"[^0-9]+"), re.compile(r"\+\(?(?=[0-9])")
-_SPACE, _SEPARATOR = re.compile(r"[\s.]+"), re.compile(r"[\s.\-]")
+_FOUR = b"0000"
+"""The shape of all numbers but some ids. Accounts in use have four digits in a row, though the registry allows only
+letters in a few countries (RO, QA)."""
+_WRITTEN, _ITALIAN = 6, b"00a00a"
+"""The fewest digits in a row in the ids of `WrittenIds`, and the shape of Italy's, which have fewer."""
+_SIGNS = bytes(one for one in range(128) if not chr(one).isalnum())
+_NO_DIGITS = bytes(one for one in range(128) if not chr(one).isdigit())
+_SPACE = re.compile(r"[\s.]+")
 _SEPARATORS = " .-\n\r\t\xa0\u2009\u202f\u3000"
 _DATE = re.compile(r"[0-9]{1,4}([./-])[0-9]{1,2}\1[0-9]{1,4}(?:\s[0-9 ]*)?")
 _CARD = re.compile(
@@ -41,6 +45,9 @@ _BEGINNING = re.compile(r"\s*[0-9][0-9\s().\-/]{4,}")
 _END_BACKWARDS = re.compile(r"[0-9\s().\-/]{4,}[0-9]")
 """Digits at the end of a text, from its last character on: forwards, each digit could begin them."""
 _TWICE = bytes.maketrans(b"0123456789", bytes(48 + sum(map(int, str(2 * digit))) for digit in range(10)))
+
+_KEPT = 1_000
+"""Numbers of a check whose results stay in memory, 100 kB: a check takes 2 to 6 µs."""
 
 Check: TypeAlias = Callable[[str], bool]
 PHONE, CARD, ID, IBAN = "PHONE", "CARD", "ID", "IBAN"
@@ -116,26 +123,24 @@ class Phones:
     def __init__(self, regions: Sequence[str]) -> None:
         """`regions`: the countries whose numbers are found without `+`. Raises `PromptmillError`."""
         self._package: Any = needed("phonenumbers", "phone")
-        self._plans: dict[int, re.Pattern[str] | None] = {}
+        self._plans = functools.cache(self._plan)
         self._regions = [self._package.PhoneMetadata.metadata_for_region(region) for region in regions]
 
     def is_international(self, digits: str) -> bool:
         """Return whether digits are the code of a country, followed by a number of this country."""
-        for size in (1, 2, 3):
-            code = int(digits[:size])
-            if code in self._package.COUNTRY_CODE_TO_REGION_CODE:
-                if code not in self._plans:
-                    self._plans[code] = self._plan(code)
-                plan = self._plans[code]
-                return plan is not None and plan.fullmatch(digits, size) is not None
-        return False
+        plan, size = self._plans(digits[:3])
+        return plan is not None and plan.fullmatch(digits, size) is not None
 
-    def _plan(self, code: int) -> re.Pattern[str] | None:
+    def _plan(self, beginning: str) -> tuple[re.Pattern[str] | None, int]:
+        """Return the pattern of a country's numbers, and the size of the country's code."""
         known = self._package.PhoneMetadata
-        names = self._package.COUNTRY_CODE_TO_REGION_CODE[code]
-        plans = [known.metadata_for_region_or_calling_code(code, name) for name in names]
-        patterns = [f"(?:{plan.general_desc.national_number_pattern})" for plan in plans if plan is not None]
-        return re.compile("|".join(patterns)) if patterns else None
+        for size in range(1, len(beginning) + 1):
+            code = int(beginning[:size])
+            if names := self._package.COUNTRY_CODE_TO_REGION_CODE.get(code):
+                plans = [known.metadata_for_region_or_calling_code(code, name) for name in names]
+                patterns = [f"(?:{plan.general_desc.national_number_pattern})" for plan in plans if plan is not None]
+                return re.compile("|".join(patterns)) if patterns else None, size
+        return None, 0
 
     def is_national(self, digits: str, *, is_divided: bool) -> bool:
         """Return whether digits are a number in one of the countries. `is_divided`: they have separators."""
@@ -166,31 +171,44 @@ def _goes_alone(plan: Any, digits: str, *, is_divided: bool) -> bool:
 class Numbers:
     """The detector of the numbers of some kinds."""
 
-    def __init__(self, phones: Phones | None, ids: Sequence[NationalId], *, has_cards: bool) -> None:
+    def __init__(self, phones: Phones | None, ids: Sequence[NationalId], *, has_cards: bool, has_ibans: bool) -> None:
         """Raises `PromptmillError` (`missing_dependency`)."""
-        self._phones, self._has_cards = phones, has_cards
+        self._phones, self._has_cards, self._has_ibans = phones, has_cards, has_ibans
         self._ids: dict[int, list[tuple[re.Pattern[str], Check]]] = {}
         for each in ids:
             if each.size:
                 self._ids.setdefault(each.size, []).append((re.compile(each.form), check_of(each.module)))
+        self._written = WrittenIds(ids) if ids else None
 
-    def __call__(self, text: str) -> Iterator[ValueSpan]:
-        """Yield the numbers in a folded text."""
-        for run in _RUN.finditer(text):
-            start, end = run.span()
-            if _is_joined(text, start) or _JOINS.match(text, end) or not (span := self._whole(text, start, end)):
-                yield from self._in_run(text, start, end)
-            else:
-                yield span
+    def __call__(self, text: str) -> Sequence[ValueSpan]:
+        """Return the numbers in a folded text."""
+        found: list[ValueSpan] = []
+        shape, at = shape_of(text), 0
+        may_have_ids = _ITALIAN in shape
+        while run := _RUN.search(text, at) if _FOUR in shape else None:
+            start, at = run.span()
+            span = _iban(text, start) if self._has_ibans else None
+            if span is None and at - start >= _FEWEST and not _is_joined(text, start, at):
+                span = self._whole(text, start, at)
+            if span is not None:
+                at = span.end
+                found.append(span)
+            elif at - start >= _WRITTEN:
+                found += self._in_run(text, start, at)
+                may_have_ids = True
+        if self._written is not None and may_have_ids:
+            found = sorted([*found, *self._written(hidden(text, found))])
+        return found
 
     def _whole(self, text: str, first: int, last: int) -> ValueSpan | None:
         """Return the number at `first` to `last - 1` of a text, with the sign or bracket before the number."""
-        start = _PLUS.match(text, first - 1) or _PLUS.match(text, first - 2) if first else None
-        if not (label := self._label(text[first:last], has_plus=start is not None)):
+        before = text[max(0, first - 2) : first]
+        sign = "+" if before[-1:] == "+" else "+(" if before == "+(" else ""
+        if not (label := self._label(text[first:last], has_plus=bool(sign))):
             return None
-        if start is not None and label == PHONE:
-            first = start.start()
-        elif text[first - 1 : first] == "(" and ")" in text[first:last]:
+        if sign and label == PHONE:
+            first -= len(sign)
+        elif before[-1:] == "(" and ")" in text[first:last]:
             first -= 1
         return ValueSpan(first, last, label)
 
@@ -198,12 +216,13 @@ class Numbers:
         groups = [group.span() for group in _GROUP.finditer(text, start, end)]
         if _is_joined(text, start):
             del groups[0]
-        if groups and _JOINS.match(text, end):
+        if groups and _is_joined(text, end=end):
             del groups[-1]
         at = 0
         while at < len(groups):
             for to in _windows(groups, at):
-                if span := self._whole(text, groups[at][0], groups[to - 1][1]):
+                first, last = groups[at][0], groups[to - 1][1]
+                if (first, last) != (start, end) and (span := self._whole(text, first, last)):
                     yield span
                     at = to - 1
                     break
@@ -211,20 +230,24 @@ class Numbers:
 
     def _label(self, written: str, *, has_plus: bool) -> str:
         """Return the kind of a number, or `""`."""
-        digits, phones = _OTHERS.sub("", written), self._phones
-        if len(digits) > _MOST:
+        digits, phones = _digits_of(written), self._phones
+        if not _FEWEST <= len(digits) <= _MOST:
             return ""
         if phones is not None and (has_plus or digits.startswith("00")):
-            called = _OTHERS.sub("", written.replace("(0)", "", 1)) if "(0)" in written else digits
+            called = _digits_of(written.replace("(0)", "", 1)) if "(0)" in written else digits
             if phones.is_international(called.removeprefix("00")):
                 return PHONE
         if self._has_cards and len(digits) > 12 and _CARD.fullmatch(digits) and _is_luhn(digits):
             return CARD
-        if any(form.fullmatch(digits) and check(digits) for form, check in self._ids.get(len(digits), ())):
-            return ID
-        if phones is None or _DATE.fullmatch(written):
-            return ""
-        return PHONE if phones.is_national(digits, is_divided=len(written) > len(digits)) else ""
+        for form, check in self._ids.get(len(digits), ()):
+            if form.fullmatch(digits) and check(digits):
+                return ID
+        is_national = phones is not None and phones.is_national(digits, is_divided=len(written) > len(digits))
+        return PHONE if is_national and not _DATE.fullmatch(written) else ""
+
+
+def _digits_of(written: str) -> str:
+    return written.encode("ascii", "ignore").translate(None, _NO_DIGITS).decode()
 
 
 def _windows(groups: Sequence[tuple[int, int]], at: int) -> Iterator[int]:
@@ -267,13 +290,15 @@ class WrittenIds:
         """Raises `PromptmillError` (`missing_dependency`)."""
         own = [each for each in ids if not each.size]
         self._ids = [(_from_digit(each.form), each.letters, check_of(each.module)) for each in own]
-        self._any = _from_digit("|".join(f"(?:{each.form})" for each in own))
+        self._any = _from_digit("|".join(f"({each.form})" for each in own)) if own else None
 
     def __call__(self, text: str) -> Iterator[ValueSpan]:
         """Yield the ids in a folded text."""
         at = 0
-        while self._ids and (match := self._any.search(text, at)):
-            span = next(filter(None, (self._at(match.start(), text, *each) for each in self._ids)), None)
+        while self._any is not None and (match := self._any.search(text, at)):
+            assert match.lastindex is not None
+            forms = self._ids[match.lastindex - 1 :]  # the forms before do not match
+            span = next(filter(None, (self._at(match.start(), text, *each) for each in forms)), None)
             at = match.start() + 1 if span is None else span.end
             if span is not None:
                 yield span
@@ -281,7 +306,7 @@ class WrittenIds:
     @staticmethod
     def _at(digit: int, text: str, form: re.Pattern[str], letters: int, check: Check) -> ValueSpan | None:
         """Return the id of a form whose first digit is at the position `digit`."""
-        start, match = _before(text, digit, letters), form.match(text, digit)
+        match, start = form.match(text, digit), _before(text, digit, letters)
         if match is None or _is_joined(text, start) or not check(_SPACE.sub("", text[start : match.end()]).upper()):
             return None
         return ValueSpan(start, match.end(), ID)
@@ -305,20 +330,26 @@ def _before(text: str, start: int, letters: int) -> int:
     return start if letters else at
 
 
-def _is_joined(text: str, start: int) -> bool:
-    """Return whether a text has a letter, a digit or `_` before `start`."""
-    return start > 0 and _JOINS.match(text, start - 1) is not None
+def _is_joined(text: str, start: int = 0, end: int | None = None) -> bool:
+    """Return whether a text has a letter, a digit or `_` before `start` or from `end` on."""
+    return text[start - 1 : start] in _JOINS or (end is not None and text[end : end + 1] in _JOINS)
 
 
 def check_of(module: str) -> Check:
     """Return the check of a number by a module of python-stdnum. Raises `PromptmillError` (`missing_dependency`)."""
     needed("stdnum", ID.lower())
-    check: Check = importlib.import_module(f"stdnum.{module}").is_valid
+    is_valid: Check = importlib.import_module(f"stdnum.{module}").is_valid
+
+    @functools.lru_cache(_KEPT)
+    def check(number: str) -> bool:
+        try:
+            return is_valid(number)
+        except KeyError:  # of stdnum 2.2 for a Chinese id whose province is known, but not its county
+            return False
+
     return check
 
 
-_IBAN = re.compile(r"[0-9](?:(?<=[A-Za-z]{2}[0-9])|(?<=[A-Za-z]{2}[\s.\-][0-9]))[0-9]")
-"""The check digits behind the code of a country. The search for a digit is fast, so the pattern begins with one."""
 _IBAN_SIZES = dict(
     re.findall(
         r"([A-Z]{2})([0-9]{2})",
@@ -330,23 +361,21 @@ _IBAN_SIZES = dict(
 )
 """The lengths by country, from SWIFT's registry of IBANs."""
 _TAILS = {
-    country: re.compile(rf"(?:[\s.\-]{{0,2}}[A-Za-z0-9]){{{int(size) - 4}}}") for country, size in _IBAN_SIZES.items()
+    "".join(letters): re.compile(rf"[0-9]{{2}}(?:[\s.\-]{{0,2}}[A-Za-z0-9]){{{int(size) - 4}}}")
+    for (first, second), size in _IBAN_SIZES.items()
+    for letters in itertools.product(first + first.lower(), second + second.lower())
 }
-_AS_NUMBERS = {sign: str(int(sign, 36)) for sign in "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+"""The patterns of what follows the code of a country, in any case."""
+_AS_NUMBERS = str.maketrans({sign: str(int(sign, 36)) for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"})
 
 
-def ibans(text: str) -> Iterator[ValueSpan]:
-    """Yield the IBANs in a folded text.
-
-    >>> [*ibans("to DE89 3704 0044 0532 0130 00 BY Monday")]
-    [ValueSpan(start=3, end=30, label='IBAN')]
-    """
-    for digits in _IBAN.finditer(text):
-        start = _before(text, digits.start(), 2)
-        tail = _TAILS.get(_SEPARATOR.sub("", text[start : digits.start()]).upper())
-        match = None if tail is None else tail.match(text, digits.end())
-        if match is None or _is_joined(text, start) or _JOINS.match(text, match.end()):
-            continue
-        written = _SEPARATOR.sub("", text[start : match.end()]).upper()
-        if int("".join(map(_AS_NUMBERS.__getitem__, written[4:] + written[:4]))) % 97 == 1:
-            yield ValueSpan(start, match.end(), IBAN)
+def _iban(text: str, digits: int) -> ValueSpan | None:
+    """Return the IBAN whose check digits are at the position `digits`."""
+    start = digits - 3 if text[digits - 1] in _SEPARATORS else digits - 2
+    tail = _TAILS.get(text[start : start + 2]) if start >= 0 else None
+    match = None if tail is None else tail.match(text, digits)
+    if match is None or _is_joined(text, start, match.end()):
+        return None
+    written = text[start : match.end()].encode("ascii", "ignore").translate(None, _SIGNS).upper().decode()
+    is_right = int((written[4:] + written[:4]).translate(_AS_NUMBERS)) % 97 == 1
+    return ValueSpan(start, match.end(), IBAN) if is_right else None
