@@ -24,6 +24,7 @@ def installed(tmp_path):
     return Installed.of(EXAMPLE, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_package_adds_a_command_and_a_function_of_python(installed):
     assert "id: in 2 rows\ntext: in 1 rows" in installed.run("-m", "promptmill", "counts", "in.jsonl")
     assert json.loads(installed.run("-m", "promptmill", "counts", "in.jsonl", "--json")) == _COUNTS

@@ -106,7 +106,9 @@ def test_an_option_that_sets_the_parameter_of_its_name_passes(added, options):
     ("name", "words"),
     [
         ("shout", "error: The option shout of acme does not set its sampling parameter shout; add"),
-        ("limit", "error: The option limit of acme is already one of promptmill"),
+        pytest.param(
+            "limit", "error: The option limit of acme is already one of promptmill", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_the_command_line_reports_the_mistake_of_a_package_in_a_line(tmp_path, name, words):

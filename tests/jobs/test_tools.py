@@ -341,7 +341,9 @@ async def test_validate_shows_what_a_dry_run_shows_but_no_contents_of_files(benc
     assert not bench.upstream.seen
 
 
-@pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
+@pytest.mark.parametrize(
+    "is_paused", [pytest.param(False, marks=pytest.mark.thorough), True], ids=["running", "paused"]
+)
 async def test_a_cancelled_job_sends_nothing_more_and_waits_for_what_is_in_flight(bench, tools, is_paused):
     asked = threading.Event()
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 or asked.is_set() else late(0.5))

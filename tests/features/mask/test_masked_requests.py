@@ -150,7 +150,9 @@ def test_another_job_has_other_masks(job, bench, upstream):
 
 
 @pytest.mark.features("batches")
-@pytest.mark.parametrize("point", ["never", "after-batch:3", "after-replies"])
+@pytest.mark.parametrize(
+    "point", [*(pytest.param(each, marks=pytest.mark.thorough) for each in ("never", "after-batch:3")), "after-replies"]
+)
 def test_rows_by_batch_have_their_values_also_after_a_kill(tmp_path, point, monkeypatch):
     monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)  # as in the killed process
     rows, values = planted_rows(12)

@@ -170,7 +170,7 @@ def killed_after(recipes: Recipes, number: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("number", [ROWS, ROWS + 5])
+@pytest.mark.parametrize("number", [pytest.param(ROWS, marks=pytest.mark.thorough), ROWS + 5])
 def test_a_run_that_is_killed_in_a_step_or_before_one_resumes(recipes, number):
     killed_after(recipes, number)
     first = recipes.asked().total()

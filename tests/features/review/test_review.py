@@ -497,7 +497,7 @@ _ONE_FIELD = {
 }
 
 
-@pytest.mark.parametrize("form", ["fields", "schema"])
+@pytest.mark.parametrize("form", ["fields", pytest.param("schema", marks=pytest.mark.thorough)])
 def test_the_values_of_the_only_field_are_labels_as_choices_are(bench, form):
     need("labels")
     votes = ("negative", "positive", "negative")
