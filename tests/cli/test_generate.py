@@ -97,3 +97,45 @@ def test_control_sequences_do_not_reach_the_terminal_in_pieces_either():
     live.end("a\x1b[2Jb")
     assert "\x1b" not in screen.getvalue()
     assert screen.getvalue().endswith("b\n")
+
+
+@pytest.fixture
+def by_model(upstream):
+    """An endpoint whose models answer with their names; it refuses the key for `refused`."""
+    refused = status(401, "no such key")
+    upstream.reply = choose(lambda seen: refused if seen.json["model"] == "refused" else answer(seen.json["model"]))
+
+
+@pytest.mark.usefixtures("by_model")
+def test_several_models_answer_side_by_side_and_a_failure_costs_its_own_list(ask, capsys):
+    code, shown = ask("Say x.", "Say y.", "--model", "a", "--model", "refused", "--model", "b", "--model", "a")
+    assert (code, shown) == (1, "[1]\na: a\nrefused: \nb: b\n\n[2]\na: a\nrefused: \nb: b\n")
+    assert "refused: 2 of 2 failed with unauthorized" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("by_model")
+def test_the_json_of_several_models_has_the_form_of_the_tool(ask, upstream):
+    code, shown = ask("--json", "x", "-m", "refused", "-m", "a")
+    models = orjson.loads(shown)["models"]
+    assert (code, [*models]) == (1, ["refused", "a"])
+    assert (models["a"]["ans_ls"], models["a"]["_meta"]["requests"]) == (["a"], 1)
+    assert [entry["code"] for entry in models["refused"]["errors"]] == ["unauthorized"]
+    assert {seen.json["model"] for seen in upstream.seen} == {"refused", "a"}
+
+
+def test_several_models_of_one_prompt_have_no_numbers_and_begin_long_answers_on_a_line(ask, upstream):
+    upstream.reply = choose(lambda seen: answer("one\ntwo" if seen.json["model"] == "a" else "short"))
+    assert ask("x", "-m", "a", "-m", "b") == (0, "a:\none\ntwo\nb: short\n")
+
+
+@pytest.mark.thorough
+def test_a_model_that_cannot_be_loaded_costs_its_own_list_of_a_command(tmp_path, upstream, capsys):
+    endpoint = {"model_name": "m", "base_url": upstream.url, "api_key": KEY}
+    models = {
+        "gone": {"hf": {"model_name_or_path": str(tmp_path / "nothing")}},
+        "here": {"openai": endpoint},
+    }
+    file = tmp_path / "several.yaml"
+    file.write_text(yaml.safe_dump({"models": models}))
+    assert cli.main(["generate", "--config", str(file), "-m", "gone", "-m", "here", "Say x."]) == 1
+    assert capsys.readouterr().out == "gone: \nhere: echo: Say x.\n"

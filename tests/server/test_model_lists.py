@@ -171,6 +171,24 @@ async def test_a_user_is_asked_once_about_the_cost_of_all_models(upstream, agree
 
 
 @pytest.mark.thorough
+async def test_the_question_about_the_cost_names_the_models_without_a_price(upstream):
+    asked = []
+
+    async def user(message, *_):
+        asked.append(message)
+        return ElicitResult(action="decline")
+
+    dear = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 1}}
+    models = _models(upstream, a=dear, b={}, c=dear, d={"sampling_params": {"max_tokens": 1}})
+    raw = {**openai_configuration(upstream.url)._raw, "models": models}
+    async with serving(Configuration({**raw, "ask_above_cost": 1.5}), elicitation_handler=user) as talk:
+        for names in ("acbd", "ac"):
+            assert (await talk("generate", prompt_ls=["x"], model=[*names])).is_error
+    unpriced = "about $2.00 without b and d, whose price is not known"
+    assert asked == [f"This call costs {words}. Start it?" for words in (unpriced, "about $2.00, at most $2.00")]
+
+
+@pytest.mark.thorough
 async def test_cancelling_a_call_of_several_models_ends_all_of_them(upstream):
     upstream.reply = hang()
     raw = {**openai_configuration(upstream.url)._raw, "models": _models(upstream, a={}, b={})}

@@ -60,10 +60,11 @@ def add_generate(parser: Parser) -> None:
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
     add_table(parser.add_argument_group("features"), table.of_answers())
-    add_shared(parser)
+    add_shared(parser, several=True)
     parser.show_examples(
         "promptmill generate 'What is the capital of France?'",
         "promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'",
+        "promptmill generate --model qwen3:8b --model gemma3:4b 'What is the capital of France?'",
         "promptmill generate --choices yes,no 'Is water wet?' 'Is fire cold?'",
         "promptmill generate --image photo.jpg 'Describe the picture.'",
         "promptmill generate --lines < questions.txt",

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,8 +22,10 @@ from promptmill.cli.error_words import option_of
 from promptmill.cli.options import note_once
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.configuration import Configuration
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import duration, paced
 from promptmill.files.format_table import reading, whole
 from promptmill.service import choosing, list_call
@@ -39,8 +42,19 @@ _REPORT_EVERY_S = 10.0
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
 
+@dataclass(slots=True)
+class _Part:
+    """The part of one model in a command. `name`: empty for the only model."""
+
+    name: str
+    call: Call
+    sink: ListSink
+    config: ModelConfig | None = None
+    outcomes: Sequence[Outcome] = ()
+
+
 def run_generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Answer prompts and print the answers in order, or write them to a file.
+    """Answer prompts and print the answers in order, or write them to a file. Several models answer at once.
 
     Return 0 if all prompts are answered, else 1. After Ctrl-C, print the answers so far, and return 130. Before any
     request is sent, raises `PromptmillError` if the file cannot be written.
@@ -55,31 +69,38 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
         _check_writable(output)
     registry.check_key(configuration.config)
     note_once(configuration.config)
-    call = Call(Facts(total=len(prompts)))
+    total, names = len(prompts), list(dict.fromkeys(getattr(arguments, "models", None) or ()))
+    parts = [_Part(name, Call(Facts(total=total)), ListSink(total)) for name in (names if names[1:] else [""])]
     live = None
-    if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
+    if total == len(parts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
-        call.preview = lambda growing: live.show(growing.text)
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, arguments.system or "", call, live))
+        parts[0].call.preview = lambda growing: live.show(growing.text)
+    interrupted = runtime.run(_answer(configuration, prompts, arguments.system or "", parts, live))
     if live is not None:
-        live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
+        first = parts[0].outcomes[0]
+        live.end(first.text if isinstance(first, Completion) else None)
         written = True
-    elif arguments.json:
-        result = _as_json(outcomes, call)
-        written = _write(lambda target: say(result, target), output)
     else:
-        written = _write(lambda target: _print_answers(outcomes, target), output)
-    if not arguments.json:
-        for warning in (*call.warnings, *_notes(outcomes)):
-            say(f"promptmill: {warning}", sys.stderr, wrap=True)
-        if failed := list_call.summary(outcomes, option_of):
-            complain(failed)
-            first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
-            if meant := runtime.run(choosing.meant_model(configuration.config, first, "--model NAME")):
-                say(f"promptmill: {meant}", sys.stderr, wrap=True)
+        write = _print_json if arguments.json else _print_answers
+        written = _write(lambda target: write(parts, target), output)
+    for part in () if arguments.json else parts:
+        _say_problems(part, configuration)
     if interrupted:
         return 130
-    return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))
+    return int(not written or any(isinstance(outcome, Failure) for part in parts for outcome in part.outcomes))
+
+
+def _say_problems(part: _Part, configuration: Configuration) -> None:
+    """Print the warnings, notes and failures of a model's answers on stderr."""
+    of_model = part.name and f"{part.name}: "
+    for warning in (*part.call.warnings, *_notes(part.outcomes)):
+        say(f"promptmill: {of_model}{warning}", sys.stderr, wrap=True)
+    if failed := list_call.summary(part.outcomes, option_of):
+        complain(of_model + failed)
+        first = next(outcome.error for outcome in part.outcomes if isinstance(outcome, Failure))
+        config = part.config or configuration.config
+        if meant := runtime.run(choosing.meant_model(config, first, "--model NAME")):
+            say(f"promptmill: {of_model}{meant}", sys.stderr, wrap=True)
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
@@ -172,14 +193,14 @@ def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
     return {"role": "user", "content": [{"type": "text", "text": prompt}, *parts]}
 
 
-def _as_json(outcomes: Sequence[Outcome], call: Call) -> str:
-    found: dict[str, object] = {"ans_ls": list_call.answers(outcomes)}
-    if several := list_call.several(outcomes):
-        found["answers"] = several
-    if errors := list_call.errors(outcomes):
-        found["errors"] = errors
-    meta = list_call.totals(call) | list_call.columns(outcomes)
-    return orjson.dumps(found | {"_meta": meta}).decode()
+def _print_json(parts: Sequence[_Part], target: TextIO) -> None:
+    """Print the result as the tool `generate` has it, with its `_meta`."""
+    results: dict[str, JsonDict] = {}
+    for part in parts:
+        found = {"answers": list_call.several(part.outcomes), "errors": list_call.errors(part.outcomes)}
+        lists = {"ans_ls": list_call.answers(part.outcomes)} | {name: each for name, each in found.items() if each}
+        results[part.name] = lists | {"_meta": list_call.totals(part.call) | list_call.columns(part.outcomes)}
+    say(orjson.dumps({"models": results} if parts[1:] else results[""]).decode(), target)
 
 
 def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
@@ -197,15 +218,19 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
         return False
 
 
-def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
-    """Print the answers; on a terminal, several answers are numbered. A failed answer is an empty line."""
-    if len(outcomes) == 1 and not isinstance(outcomes[0], Completion):
+def _print_answers(parts: Sequence[_Part], target: TextIO) -> None:
+    """Print the answers; those of several models have names. On a terminal, the answers to several prompts are
+    numbered. A failed answer is an empty line."""
+    only = parts[0].outcomes
+    if len(only) == len(parts) == 1 and not isinstance(only[0], Completion):
         return
-    numbered = len(outcomes) > 1 and target.isatty()
-    for number, outcome in enumerate(outcomes, 1):
+    numbered = len(only) > 1 and (target.isatty() or len(parts) > 1)
+    for number, texts in enumerate(zip(*(list_call.answers(part.outcomes) for part in parts), strict=True), 1):
         if numbered:
             say(f"{'' if number == 1 else chr(10)}[{number}]", target)
-        say(outcome.text if isinstance(outcome, Completion) else "", target)
+        for part, text in zip(parts, texts, strict=True):
+            named = part.name and f"{part.name}:{chr(10) if chr(10) in text else ' '}"
+            say(named + text, target)
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -222,48 +247,71 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"{which} cut at the length limit; --max-tokens N allows longer ones."
 
 
-async def _answers(
-    configuration: Configuration, prompts: Sequence[object], system_prompt: str, call: Call, live: LiveAnswer | None
-) -> tuple[list[Outcome], bool]:
+async def _answer(
+    configuration: Configuration,
+    prompts: Sequence[object],
+    system_prompt: str,
+    parts: Sequence[_Part],
+    live: LiveAnswer | None,
+) -> bool:
+    """Set the outcomes of all parts, whose models answer at once. Return whether Ctrl-C interrupted them."""
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
-    sink = ListSink(len(items))
+
+    async def answer(part: _Part) -> None:
+        generating = service.generate(items, part.call, system_prompt=system_prompt, config=part.config, sink=part.sink)
+        try:
+            part.outcomes = await generating
+        except PromptmillError as error:
+            if not part.name:
+                raise
+            part.outcomes = [Failure(error)] * len(items)  # such as a model that cannot be loaded
+
     async with exported(service):
-        work = asyncio.ensure_future(service.generate(items, call, system_prompt=system_prompt, sink=sink))
+        for part in parts if parts[1:] else ():
+            part.config = await service.call_config(part.name)
+        work, calls = asyncio.gather(*map(answer, parts)), [part.call for part in parts]
         try:
             if sys.stderr.isatty():
-                await _show_progress(work, service, call, live)
+                await _show_progress(work, service, calls, live)
             else:
-                await _report_waits(work, call)
-            return await work, False
+                await _report_waits(work, calls)
+            await work
+            return False
         except asyncio.CancelledError:  # after Ctrl-C, asyncio's runner cancels the main task
             work.cancel()
             await asyncio.wait({work})
-            return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
+            for part in parts:
+                part.outcomes = part.sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted."))
+            return True
         finally:
             await service.aclose()
 
 
-async def _report_waits(work: asyncio.Future[Any], call: Call) -> None:
+async def _report_waits(work: asyncio.Future[Any], calls: Sequence[Call]) -> None:
     """Print the reason of a wait immediately, then every few seconds. This is for stderr without a progress display."""
     printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
-        if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and (waiting := call.waiting):
+        waiting = next((call.waiting for call in calls if call.waiting), "")
+        if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and waiting:
             say(f"promptmill: {waiting}", sys.stderr)
             printed = time.monotonic()
 
 
-async def _show_progress(work: asyncio.Future[Any], service: Service, call: Call, live: LiveAnswer | None) -> None:
-    began, total = time.monotonic(), call.facts.total
+async def _show_progress(
+    work: asyncio.Future[Any], service: Service, calls: Sequence[Call], live: LiveAnswer | None
+) -> None:
+    began, total = time.monotonic(), sum(call.facts.total or 0 for call in calls)
     with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
         bar = progress.add_task("", total=total, said="steps")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            done = call.counts.done
-            doing = ("" if done else service.activity) or call.waiting or paced(call.pace) or "steps"
+            done = sum(call.counts.done for call in calls)
+            reasons = [call.waiting or paced(call.pace) for call in calls]
+            doing = ("" if done else service.activity) or next(filter(None, reasons), "steps")
             of = "" if total == 1 else f", {done:,} of {total:,}"
             progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 

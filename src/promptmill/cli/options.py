@@ -44,15 +44,15 @@ def text_of(option: str, file: Path) -> str:
     raise config_error(option, f"{file} cannot be read: {reason}.")
 
 
-def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
+def add_shared(parser: Parser, *, named: Sequence[str] = (), several: bool = False) -> None:
     """Add, in separate groups, the options of commands that need the configuration, a model and its settings.
 
-    `named`: other names for `--model`.
+    `named`: other names for `--model`. `several`: the command takes several models.
     """
     add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
     model = parser.add_argument_group("model and settings", "instead of keys of the file")
     shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
-    add_table(model, shared, named=named)
+    add_table(model, shared, named=named, several=several)
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:

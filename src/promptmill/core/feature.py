@@ -293,6 +293,8 @@ class Feature:
     """`"module:function"`: takes the `ModelConfig` of the embedded model and its `Backend`, not yet loaded, and
     returns the backend that answers in place of this backend."""
     observation: Observation | None = None
+    pdf_pages: str = ""
+    """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide objects of the page."""
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""

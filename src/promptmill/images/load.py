@@ -469,25 +469,6 @@ class HeldImage(str):
         return HeldImage, (self.image, str(self))
 
 
-def source_of(value: Any) -> str | None:
-    """Return the image source for a value that the calling program passed; None if the value is not an image.
-
-    The value may be a text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or a Pillow image.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if callable(getattr(value, "read", None)):
-        if value.seekable():  # read from the beginning, because several inputs may share the file
-            value.seek(0)
-        value = value.read()
-    # The attribute is looked up on the type, because reading it from a Pillow image would copy all pixels.
-    is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
-    is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
-    return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
-
-
 def is_bare_base64(source: str) -> bool:
     """Return whether `source` is an image in base64 without the `data:` prefix, as some programs send it.
 

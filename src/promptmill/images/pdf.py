@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_SEARCHED, MOST_KEPT, MOST_PDF_PAGES
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.feature import part
+from promptmill.core.feature import features, part
 from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
@@ -266,8 +266,15 @@ def _contents(document: Any) -> list[PageContent]:
     return contents
 
 
+def text_layer(page: Any) -> Any:
+    """Return pdfium's text of a page, without the objects that features hide, see `Feature.pdf_pages`."""
+    for hide in filter(None, (feature.pdf_pages for feature in features().values())):
+        part(hide)(page)
+    return page.get_textpage()
+
+
 def _content(page: Any) -> PageContent:
-    layer = page.get_textpage()
+    layer = text_layer(page)
     text = REPLACED.sub(lambda match: REPLACEMENTS[match[0]], layer.get_text_range()).strip()
     is_text = not text or _is_text(layer, text)
     layer.close()
@@ -275,8 +282,8 @@ def _content(page: Any) -> PageContent:
     drawn = share * _LETTERS_OF_PAGE + segments // _SEGMENTS_OF_LETTER
     is_image = not is_text or share >= _SCAN or drawn > len(text)
     parts = [text] if text and is_text else []
-    lines, files = _annotated(page)
-    text = "\n".join(parts + lines).encode("utf-8", "replace").decode()  # a lone surrogate becomes ?
+    lines, files = annotated(page)
+    text = "\n".join([*parts, *lines]).encode("utf-8", "replace").decode()  # a lone surrogate becomes ?
     return PageContent(text, is_image, share >= _PICTURE and not is_image, ", ".join(files))
 
 
@@ -327,32 +334,36 @@ def _drawn(page: Any) -> tuple[float, int]:
     return max(least, len(covered)) / _GRID**2, segments
 
 
-def _annotated(page: Any) -> tuple[list[str], list[str]]:
+def annotated(page: Any) -> tuple[dict[str, Any], list[str]]:
     """Return the texts on a page that its text layer lacks, and the names of files attached to places of the page.
 
-    The texts have a line for each filled form field (`Name: Ann`), each text typed onto the page, and each stamp.
+    The texts have a line for each filled form field (`Name: Ann`), each text typed onto the page, and each stamp, with
+    its place, a `FS_RECTF`.
     """
     from pypdfium2 import raw
 
-    lines: dict[str, None] = {}  # each line once, because all buttons of a group have the same value
+    lines: dict[str, Any] = {}  # each line once, because all buttons of a group have the same value
     files = list[str]()
     for at in range(raw.FPDFPage_GetAnnotCount(page)):
         if not (found := raw.FPDFPage_GetAnnot(page, at)):
             continue
-        kind = raw.FPDFAnnot_GetSubtype(found)
+        kind, line, place = raw.FPDFAnnot_GetSubtype(found), "", raw.FS_RECTF()
+        raw.FPDFAnnot_GetRect(found, place)
         if raw.FPDFAnnot_GetFlags(found) & (raw.FPDF_ANNOT_FLAG_HIDDEN | raw.FPDF_ANNOT_FLAG_NOVIEW):
             pass
         elif kind == raw.FPDF_ANNOT_FREETEXT:
-            lines[_string(raw.FPDFAnnot_GetStringValue, found, b"Contents")] = None
+            line = _string(raw.FPDFAnnot_GetStringValue, found, b"Contents")
         elif kind in {raw.FPDF_ANNOT_STAMP, raw.FPDF_ANNOT_WATERMARK} and (text := _stamped(found)):
-            lines[f"Stamp: {text}"] = None
+            line = f"Stamp: {text}"
         elif kind == raw.FPDF_ANNOT_FILEATTACHMENT and (file := raw.FPDFAnnot_GetFileAttachment(found)):
             files.append(_string(raw.FPDFAttachment_GetName, file))
         elif kind == raw.FPDF_ANNOT_WIDGET and page.formenv and (value := _value(page.formenv, found)):
             label = _string(raw.FPDFAnnot_GetFormFieldAlternateName, page.formenv, found)
-            lines[f"{label or _string(raw.FPDFAnnot_GetFormFieldName, page.formenv, found)}: {value}"] = None
+            line = f"{label or _string(raw.FPDFAnnot_GetFormFieldName, page.formenv, found)}: {value}"
+        if line.strip() and (line not in lines or raw.FPDFAnnot_IsChecked(page.formenv, found)):
+            lines[line] = place
         raw.FPDFPage_CloseAnnot(found)
-    return [line for line in lines if line.strip()], list(filter(None, files))
+    return lines, list(filter(None, files))
 
 
 def _stamped(stamp: Any) -> str:

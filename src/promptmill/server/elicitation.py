@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,6 +150,8 @@ class CostQuestion:
     """The limit from `max_cost`."""
     session: str
     counted: float = 0.0
+    unpriced: Sequence[str] = ()
+    """The models without a known price, of several."""
 
     async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
         """Ask the user whether this call and earlier calls without a question may together exceed `ask_above_cost`.
@@ -167,7 +170,7 @@ class CostQuestion:
             self.questions.add(self.session, most)
             self.counted = most
             return
-        cost = _words(estimated, most) if sample is None else _words_of_sample(sample, most)
+        cost = _words(estimated, most, self.unpriced) if sample is None else _words_of_sample(sample, most)
         earlier = f" Earlier calls without a question cost at most {dollars(before)}." if before else ""
         if not await is_agreed(self.ctx, _COST, f"{self.what} costs {cost}.{earlier} Start it?", "Start it"):
             raise PromptmillError(
@@ -189,11 +192,11 @@ def _words_of_sample(sample: float, most: float | None) -> str:
     return f"about {dollars(sample)} for a sample, then at most {highest}; `bulk_status` then reports the expected cost"
 
 
-def _words(estimated: float | None, most: float | None) -> str:
-    if most is not None:
-        return (
-            f"at most {dollars(most)}" if estimated is None else f"about {dollars(estimated)}, at most {dollars(most)}"
-        )
+def _words(estimated: float | None, most: float | None, unpriced: Sequence[str]) -> str:
     if estimated is None:
-        return "an unknown amount, because its price is not known"
-    return f"about {dollars(estimated)}, and at most an unknown amount, because `max_tokens` is not set"
+        return "an unknown amount, because its price is not known" if most is None else f"at most {dollars(most)}"
+    without = f" without {' and '.join(unpriced)}, whose price is not known" if unpriced else ""
+    if most is not None:
+        return f"about {dollars(estimated)}{without}, at most {dollars(most)}"
+    unknown = "" if without else ", and at most an unknown amount, because `max_tokens` is not set"
+    return f"about {dollars(estimated)}{without}{unknown}"

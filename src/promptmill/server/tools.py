@@ -259,6 +259,7 @@ class _Part:
     work: CallWork
     outcomes: Sequence[Outcome] = ()
     job_id: str | None = None
+    is_priced: bool = False
     task_s: float | None = None
     """Seconds after which the call becomes a task; None for a client without tasks, and for several models."""
 
@@ -301,7 +302,9 @@ class _Answers:
         priced = min((part.work.config for part in parts), key=lambda config: config.record.is_engine)
         question = self._questions.cost(ctx, priced, settings.max_cost, "This call")
         if question is not None:
-            await question.approve(*await asyncio.to_thread(_costs, parts))
+            costs = await asyncio.to_thread(_costs, parts)
+            question.unpriced = [str(name) for name, part in zip(names, parts, strict=True) if not part.is_priced]
+            await question.approve(*costs)
         calls = [part.work.call for part in parts]
         whole = Call(Facts(total=requests)) if several else calls[0]
         words = partial(words_of_calls, service, whole, calls) if several else None
@@ -363,11 +366,13 @@ class _Answers:
 def _costs(parts: Sequence[_Part]) -> tuple[float | None, float | None]:
     """Return the estimated and the highest cost of a call's models; None for an unknown cost. Blocks."""
     costs = []
-    for work in (part.work for part in parts):
+    for part in parts:
+        work = part.work
         settings, shown, sent = work.config.settings, registry.shown_by(work.config), sending(work.config)
         asked = (item.composed(work.system_prompt, shown) for item in work.items if isinstance(item, Conversation))
         requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
         costs.append(cost_of(work.config, (sent(request).request for request in requests)))
+        part.is_priced = costs[-1][0] is not None
     known = [estimated for estimated, _ in costs if estimated is not None]
     highest = [most for _, most in costs if most is not None]
     return sum(known) if known else None, sum(highest) if len(highest) == len(costs) else None

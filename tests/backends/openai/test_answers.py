@@ -222,6 +222,7 @@ async def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(
         (None, {"reasoning_content": 'I answer {"answer": "a"}'}),
         ("", {"reasoning": '{"answer": "a"}'}),
         ('<think>It is {"answer": "a"}', {}),
+        ('<think>\n{"answer": "a"}\n', {}),  # the template opens the reasoning, and a grammar permits JSON alone
     ],
 )
 async def test_json_at_the_end_of_a_reasoning_without_an_answer_is_the_answer(

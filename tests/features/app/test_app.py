@@ -71,7 +71,7 @@ async def test_only_a_host_of_such_pages_learns_of_the_page(client):
 
 def test_the_page_is_one_small_file_that_makes_no_request():
     page = html()
-    assert len(page.encode()) <= 88_000
+    assert len(page.encode()) <= 85_000
     assert "{{" not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None

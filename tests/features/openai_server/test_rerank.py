@@ -16,6 +16,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration
 from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.rerank import Ranking, RerankApi, api_of
+from promptmill.features.openai_server.search_prefixes import prefixes_of
 from replies import attempts, raw, status
 from served import TOKEN, ServedHere
 from server_process import written
@@ -43,6 +44,47 @@ def test_documents_are_ranked_by_one_request_for_vectors(client, upstream):
     assert [each["document"] for each in found["results"]] == [{"text": "blood"}, {"text": "a poppy"}]
     assert (found["model"], found["usage"]["total_tokens"]) == ("org/name", 9)
     assert upstream.seen[-1].json == {"model": "small", "input": ["What is red?", "the sea", "a poppy", "blood"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "query", "document"),
+    [
+        ("intfloat/multilingual-e5-large", "query: ", "passage: "),
+        ("e5", "query: ", "passage: "),
+        ("intfloat/multilingual-e5-large-instruct", "Instruct: ", ""),
+        ("royalpha/e5-v", "", ""),
+        ("nomic-embed-text:latest", "search_query: ", "search_document: "),
+        ("BAAI/bge-small-en-v1.5", "Represent this sentence", ""),
+        ("bge-large-zh-v1.5", "为这个句子", ""),
+        ("bge-m3", "", ""),
+        ("mxbai-embed-large", "Represent this sentence", ""),
+        ("snowflake-arctic-embed2", "query: ", ""),
+        ("Snowflake/snowflake-arctic-embed-m-v1.5", "Represent this sentence", ""),
+        ("embeddinggemma:300m", "task: search result | query: ", "title: none | text: "),
+        ("Qwen/Qwen3-Embedding-0.6B", "Instruct: ", ""),
+        ("text-embedding-3-small", "", ""),
+    ],
+)
+def test_a_model_has_the_prefixes_of_its_name(model, query, document):
+    found = prefixes_of(model)
+    assert found.query.startswith(query)
+    assert (bool(found.query), found.document) == (bool(query), document)
+
+
+@pytest.mark.parametrize(
+    ("block", "texts"),
+    [
+        ({"model_name": "multilingual-e5-small"}, ["query: What?", "passage: a", "query: b"]),
+        ({"model_name": "multilingual-e5-small", "plain": True}, ["What?", "a", "query: b"]),
+        ({"model_name": "my-model"}, ["What?", "a", "query: b"]),
+    ],
+)
+def test_query_and_documents_get_the_prefixes_of_the_model(block, texts):
+    is_plain = block.pop("plain", False)
+    config = openai_config("http://127.0.0.1:9/v1", **block).with_sampling({"rerank": "plain"} if is_plain else {})
+    ranking = Ranking.of({"query": "What?", "documents": ["a", "query: b"]})
+    assert api_of(config) is None
+    assert ranking.embedded({"model": "m"}, config) == {"model": "m", "input": texts}
 
 
 def test_without_options_all_documents_come_back_as_numbers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -82,10 +83,38 @@ def test_tokens_cost_and_attempts_are_sums(bench, replying, upstream):
     found = bench.succeed(*LIST, "--passes", "3", "--price", "1000000/0")
     assert animals(bench) == ["ant", "bee", "cat"]
     (record,) = bench.records()
-    assert (record.attempts, found["requests"], len(upstream.seen)) == (3, 3, 3)
+    assert (record.attempts, found["requests"], len(upstream.seen), found["retries"]) == (3, 3, 3, 0)
     prompts = sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert (record.prompt_tokens, record.extras["cost"]) == (prompts, prompts)
     assert found["cost"] == prompts
+
+
+@pytest.mark.features("documents")
+def test_the_requests_for_the_pieces_of_a_document_are_counted(bench, upstream):
+    """Two for each of 13 pieces, and a last one, which decides a field and has nothing to look at again."""
+
+    def reply(seen: Any) -> Any:
+        if "gave different values" in seen.prompt:
+            return answer(json.dumps({"first": "ant"}))
+        is_again = "what is missing" in seen.prompt
+        piece = re.findall(r"one (\w+)", seen.json["messages"][-3]["content"] if is_again else seen.prompt)
+        shown = piece if is_again else piece[:1]
+        return answer(json.dumps({"first": piece[0], "animals": shown}))
+
+    upstream.reply = choose(reply)
+    bench.write([{"text": "\n\n".join(f"one {word}, one {word}s. {'Nothing here. ' * 40}" for word in WORDS)}])
+    bench.output = bench.path / "out.csv"
+    asked = ("--prompt", "List. {{text}}", "--fields", "first,animals:list", "--passes", "2")
+    split = (*asked, "--split", "300", "--overlap", "0")
+    estimate = bench.run(*split, "--dry-run", "--json")
+    assert json.loads(estimate.stdout)["requests"] == 27 + 1, "the last request is estimated like the others"
+    assert "about 28 requests" in bench.run(*split, "--dry-run").stdout
+    found = bench.succeed(*split)
+    assert animals(bench) == [name for word in WORDS for name in (word, f"{word}s")]
+    assert (len(upstream.seen), found["requests"], found["retries"]) == (27, 27, 0)
+    assert found["passes"] == {"added": 13, "rows": 1, "dropped": 0, "failed": 0}
+    (record,) = bench.records()
+    assert record.attempts == 27
 
 
 def test_a_look_without_anything_new_is_the_last(bench, replying, upstream):

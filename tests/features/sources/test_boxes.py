@@ -131,7 +131,49 @@ def test_an_attached_file_and_a_form_field_do_not_move_the_boxes(bench, table):
     (source,) = table()
     assert (source["start"] > 9, source["box"][0]["left"]) == (True, 72)
     (source,) = table(quote="Ann Berg", cells="field.csv")
-    assert "box" not in source, "the text of a field is not drawn on the page"
+    assert [(box["page"], box["left"]) for box in source["box"]] == [(1, 72)]
+
+
+def _filled_in(canvas: Any) -> None:
+    canvas.drawString(72, 520, "Sum: 80")
+    form = canvas.acroForm
+    form.textfield(name="buyer", value="Ann Berg", x=150, y=500, width=200, height=20)
+    for at, (value, is_chosen) in enumerate([("S", False), ("L", True), ("M", False)]):
+        form.radio(name="size", value=value, x=150 + 30 * at, y=400, size=20, selected=is_chosen)
+
+
+@pytest.mark.parametrize("turn", [0, 90])
+def test_the_value_of_a_field_has_the_box_of_the_field(tmp_path, turn):
+    def draw(canvas: Any) -> None:
+        canvas.setPageRotation(turn)
+        _filled_in(canvas)
+
+    path = pages_of(tmp_path / "a.pdf", draw)
+    field, size, both = quoted(path, ["Ann Berg", "size: L", "80 buyer: Ann"])
+    edges = [(box["left"], 842 - box["bottom"]) if not turn else (box["top"], box["left"]) for box in field["box"]]
+    assert edges == [(pytest.approx(150, abs=2), pytest.approx(500, abs=2))]
+    (chosen,) = size["box"]
+    assert (chosen["top"] if turn else chosen["left"]) == pytest.approx(180, abs=2), "of the chosen button"
+    assert len(both["box"]) == 2, "of the text on the page, and of the field"
+
+
+def test_a_stamp_and_a_typed_text_have_boxes(tmp_path):
+    typed, stamp = (
+        "/Subtype/FreeText/Rect[10 50 60 80]/Contents(as agreed)",
+        "/Subtype/Stamp/Rect[0 0 99 30]/Name/Draft",
+    )
+    parts = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Count 1/Kids[3 0 R]>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Annots[4 0 R 5 0 R]>>",
+        f"<</Type/Annot{stamp}>>",
+        f"<</Type/Annot{typed}>>",
+    ]
+    body = "".join(f"{at} 0 obj\n{part}\nendobj\n" for at, part in enumerate(parts, 1))
+    (tmp_path / "a.pdf").write_text(f"%PDF-1.7\n{body}trailer<</Root 1 0 R/Size {len(parts) + 1}>>\n%%EOF")
+    (drafted,), (agreed,) = (source["box"] for source in quoted(tmp_path / "a.pdf", ["Draft", "agreed"]))
+    assert drafted == {"page": 1, "left": 0, "top": 170, "right": 99, "bottom": 200}
+    assert agreed == {"page": 1, "left": 10, "top": 120, "right": 60, "bottom": 150}
 
 
 def _attach(path: Path) -> None:

@@ -15,8 +15,8 @@ from promptmill.features.app import LONGEST, MOST_IN_WINDOW, MOST_PICTURES, SHOR
 from promptmill.pages.page import HEAD, TEMPLATE, html_of
 
 _APP = Path(__file__).with_name("app.html")
-_FILE = "// --- the rows in this file"
-"""The line of the script at which the rows and charts of a report's file begin; the page leaves them out."""
+_FILE, _FILE_STYLES = "// --- only in this file", "/* --- only in this file"
+"""The lines at which script and styles for the header, rows and charts of a report begin. The page leaves them out."""
 _COLOURS = re.compile(r":root \{([^{}]*)\}")
 
 
@@ -26,7 +26,7 @@ def html() -> str:
     app, rows, head = (file.read_text(encoding="utf-8") for file in (_APP, TEMPLATE, HEAD))
     light, dark = _COLOURS.findall(head.replace("color-scheme: light dark;", ""))
     parts = {
-        "styles": _between(rows, "<style>", "</style>"),
+        "styles": _between(rows, "<style>", _FILE_STYLES),
         "themes": f':root[data-theme="light"] {{{light}}}\n:root[data-theme="dark"] {{{dark}}}',
         "table": _between(rows, "<script>", _FILE),
         "most_pictures": str(MOST_PICTURES),

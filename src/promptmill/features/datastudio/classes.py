@@ -38,7 +38,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.wording import shape
 from promptmill.files.format_table import is_image
-from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image, source_of
+from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -193,7 +193,7 @@ class BaseAPI(abc.ABC):
 
     def encode_image_directly(self, img_item: Any) -> Any:
         """Return an image in memory (Pillow, array, bytes, open file) as base64. Return any other value unchanged."""
-        source = source_of(img_item)
+        source = _source_of(img_item)
         return self._encode(source)[1] if isinstance(source, HeldImage) else img_item
 
     def shutdown(self) -> None:  # noqa: B027 (no abstract method, because most clients have nothing to close)
@@ -224,7 +224,7 @@ class BaseAPI(abc.ABC):
 
     def _url(self, source: str) -> str:
         if self._overrides("encode_image_directly"):
-            source = source_of(self.encode_image_directly(getattr(source, "image", source))) or source
+            source = _source_of(self.encode_image_directly(getattr(source, "image", source))) or source
         return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
 
     def _overrides(self, *names: str) -> bool:
@@ -627,7 +627,7 @@ def _part(item: Any, where: str, image_key: str) -> TextPart | ImagePart:
                 return TextPart(_value(item, where), marks_in(item))
             case "image" | "image_url":
                 return ImagePart(_source(item, where, image_key), None, marks_in(item))
-    if not isinstance(item, Mapping | list | tuple) and (source := source_of(item)) is not None:
+    if not isinstance(item, Mapping | list | tuple) and (source := _source_of(item)) is not None:
         return ImagePart(source)
     raise input_error(
         f'{where} is {shape(item)}. Send a text, {{"type": "text", "value": …}}, {{"type": "image", "value": …}} '
@@ -644,10 +644,29 @@ def _value(item: Mapping[str, Any], where: str) -> str:
 
 def _source(item: Mapping[str, Any], where: str, image_key: str) -> str:
     """Return the source of an image. An image in memory is encoded when it is sent."""
-    source = source_of(_given(item, image_key))
+    source = _source_of(_given(item, image_key))
     if source is None:
         raise input_error(f"{where} has no path, URL or image in `value`.")
     return source
+
+
+def _source_of(value: Any) -> str | None:
+    """Return the image source in a program's value; None if the value is not an image.
+
+    The value may be a text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or a Pillow image.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if callable(getattr(value, "read", None)):
+        if value.seekable():  # read from the beginning, because several inputs may share the file
+            value.seek(0)
+        value = value.read()
+    # The attribute is looked up on the type, because on a Pillow image it would copy all pixels.
+    is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
+    is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
+    return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
 
 
 def _given(item: Mapping[str, Any], image_key: str = "") -> Any:

@@ -1,11 +1,12 @@
-"""Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged."""
+"""Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged. The
+texts of PDFs are those that a viewer shows."""
 
 from promptmill.core.errors import Code, Named
 from promptmill.core.feature import Feature, Figure, PartEntry
 
 FEATURE = Feature(
     needs=("sources",),
-    words="rows longer than the model's window, read piece by piece",
+    words="rows longer than the model's window, read piece by piece; PDFs without layers that are off",
     remedies={
         Code.CONTEXT_LENGTH: (
             Named("split", "auto"),
@@ -23,5 +24,6 @@ FEATURE = Feature(
             facts="promptmill.features.documents.differences:facts",
         ),
     ),
+    pdf_pages="promptmill.features.documents.pdf_layers:hide",
     order_parts=(PartEntry("split", "promptmill.features.documents.plan:Split", ("overlap", "merge", "merge_prompt")),),
 )

@@ -17,9 +17,10 @@ import orjson
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.feature import features
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
 from promptmill.core.sources import Sources, ValueSource, changed
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
@@ -163,6 +164,21 @@ class LongRows(PlanWork, Step):
         """Store an object under a name in the job's database."""
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
+    @functools.cached_property
+    def _figures(self) -> Sequence[str]:
+        """The figures of features, whose counts an answer's details have under the same names."""
+        return [figure.name for feature in features().values() for figure in feature.figures]
+
+    def counts_of(self, outcomes: Sequence[Outcome]) -> JsonDict:
+        """Return the sums of the counts that steps stored in the details of answers about pieces: by figure, a count
+        for each name."""
+        sums: dict[str, Counter[str]] = {}
+        for details in (one.details for one in outcomes if one.details):
+            for name in self._figures:
+                if name in details:
+                    sums.setdefault(name, Counter()).update(details[name])
+        return {name: dict(counts) for name, counts in sums.items()}
+
     def _row(self, request: Request, message: str) -> tuple[Document, int | None]:
         """Return the document of a row, and the round of the outcome that this answer replaces, whose pieces are not
         reused; None if it replaces no outcome. Blocks."""
@@ -283,6 +299,7 @@ class PieceReading:
                 "cost": outcome.cost if is_by_batch else None,
                 "attempts": outcome.attempts if is_by_batch else 0,
                 "after": (request.key, request.attempts),
+                "counts": self.rows.counts_of([outcome]),
             }
             await self.rows.keep(name, kept)
         return AskedPiece(piece, outcome, name)
@@ -291,7 +308,8 @@ class PieceReading:
         """Return a stored outcome. Its usage counts if a killed run stored it, but recorded no outcome of the row."""
         if "refused" in known:
             return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
-        answer = Completion(known["text"], known["finish_reason"], attempts=0, sources=known["sources"])
+        counts = known.get("counts") or None
+        answer = Completion(known["text"], known["finish_reason"], attempts=0, sources=known["sources"], details=counts)
         if known["after"] == [self.request.key, self.request.attempts]:
             spent = {"attempts": known["attempts"], "cost": known["cost"]}
             answer = replace(answer, usage=Usage(*known["usage"]), **spent)
@@ -349,13 +367,13 @@ class PieceReading:
             outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
         if isinstance(outcome, Completion) and (draft.sampling is None or draft.merged is not None):
             outcome = await checked(outcome, self.request, self.call)
-        details = {DIFFERENT: draft.different} if draft.different else None
-        return self.summed(replace(outcome, sources=draft.sources, details=details))
+        details = self.rows.counts_of(self.sent) | ({DIFFERENT: draft.different} if draft.different else {})
+        return self.summed(replace(outcome, sources=draft.sources, details=details or None))
 
     def summed(self, outcome: Outcome) -> Outcome:
         """Return `outcome` with the total usage, cost and attempts of the row's requests, and their longest latency."""
         sent, earlier = self.sent, self.request.attempts
-        requests = max(1, earlier + sum(one.attempts > 0 for one in sent))
+        requests = max(1, earlier + sum(one.wanted for one in sent if one.attempts > 0))
         changes: dict[str, Any] = {
             **Totals.of(sent)._asdict(),
             "attempts": earlier + sum(one.attempts for one in sent),

@@ -14,6 +14,7 @@ from promptmill.core.feature import Face, Feature
 
 FEATURE = Feature(
     words="OpenAI's API next to MCP: chat, responses, embeddings, files and batches",
+    uses=("embeddings",),
     sampling="promptmill.features.openai_server.parameters:Reranking",
     faces=(Face("openai", "OpenAI's API at /v1", "promptmill.features.openai_server.paths:OpenAIPaths"),),
 )

@@ -8,7 +8,7 @@ import datetime as dt
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,8 +20,9 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.model_config import DEFAULT, ModelConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Request, required_of
+from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Conversation, Request, required_of
 from promptmill.core.values import JsonDict
+from promptmill.features.openai_server import embedding_inputs
 from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
 from promptmill.features.openai_server.rerank import RERANK, Ranking, api_of
@@ -75,8 +76,14 @@ class Endpoints:
 
     async def reply(self, request: HttpRequest) -> Response:
         """Answer a request to one of `PATHS`."""
-        path = request.url.path
-        asked = await self.asked(path, await body_of(request), owner_of(request), client_of(request))
+        path, body, owner, client = request.url.path, await body_of(request), owner_of(request), client_of(request)
+        if path == EMBEDDINGS and embedding_inputs.has_pictures(body):
+            config = self.config_of(name := model_of(body), owner)
+            requests = embedding_inputs.requests_of(body, config)
+            answering = self.vectors(requests, config.capped, client)
+            answer = await unless_left(request.receive, answering)
+            return _json(reply_body(path, body, answer, name or config.name))
+        asked = await self.asked(path, body, owner, client)
         stream = asked.body.get("stream")
         if not isinstance(stream, bool | None):
             raise wrong_type("stream", stream, "true or false")
@@ -95,7 +102,7 @@ class Endpoints:
         if (api := api_of(config)) is not None:
             asked = EndpointRequest(RERANK, body, name or config.name, ranking.request(api), config.capped, client)
             return _json(ranking.read(await unless_left(request.receive, self.answer(asked)), asked.model))
-        asked = await self.asked(EMBEDDINGS, ranking.embedded(body), owner, client)
+        asked = await self.asked(EMBEDDINGS, ranking.embedded(body, config), owner, client)
         answer = await unless_left(request.receive, self.answer(asked._replace(path=RERANK)))
         return _json(ranking.reply(reply_body(EMBEDDINGS, asked.body, answer, asked.model)))
 
@@ -173,13 +180,25 @@ class Endpoints:
             request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))
         return EndpointRequest(path, body, name or config.name, request, config, client)
 
+    async def vectors(self, requests: Sequence[Request], config: ModelConfig, client: str) -> Completion:
+        """Return the vectors of requests with pictures as one answer. Raises `ApiError` if one of them fails."""
+        try:
+            with logged(EMBEDDINGS, client):
+                outcomes = await self._service.generate(requests, Call(Facts(total=len(requests))), config=config)
+                return embedding_inputs.joined(outcomes)
+        except PromptmillError as error:
+            every = Conversation(tuple(message for one in requests for message in one.conversation.messages))
+            raise error_of(as_written(error, every, config.file_rule), EMBEDDINGS) from None
+
     async def answer(self, asked: EndpointRequest, show: Show | None = None) -> Completion:
         """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:
             with logged(asked.path, asked.client):
                 (outcome,) = await self._service.generate([asked.request], call, config=asked.config)
-                return outcome if isinstance(outcome, Completion) else _cut_answer(outcome)
+                return (
+                    outcome if isinstance(outcome, Completion) else _cut_answer(outcome, asked.request.sampling.n or 1)
+                )
         except PromptmillError as error:
             raise error_of(as_written(error, asked.request.conversation, asked.config.file_rule), asked.path) from None
 
@@ -202,10 +221,11 @@ def logged(path: str, client: str) -> Iterator[None]:
         _log.log(level, "path=%s client=%s code=%s seconds=%.3f", path, client, code, taken)
 
 
-def _cut_answer(failure: Failure) -> Completion:
-    """If `max_tokens` cut an answer, return what OpenAI's API returns: the complete part, which may be `""` (programs
-    test a connection with a `max_tokens` of 1), and the finish reason. Raises the error of any other failure."""
-    if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or failure.wanted > 1:
+def _cut_answer(failure: Failure, wanted: int) -> Completion:
+    """If `max_tokens` cut the one `wanted` answer, return what OpenAI's API returns: the complete part, and the finish
+    reason. The part may be `""`: programs test a connection with a `max_tokens` of 1. Raises the error of any other
+    failure."""
+    if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or wanted > 1:
         raise failure.error
     return Completion(failure.part, "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)
 

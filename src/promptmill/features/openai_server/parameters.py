@@ -14,7 +14,7 @@ class Reranking(Parameters):
 
     rerank: Annotated[str | None, APPLIED, OF_OPERATOR] = Field(
         None,
-        pattern=r"^(/[\w/-]+|vectors)$",
+        pattern=r"^(/[\w/-]+|vectors|plain)$",
         description="Path of the endpoint's rerank API for `/v1/rerank`, by default `/rerank` of a model with `rerank` "
-        "in its name; `vectors`: rank by vectors.",
+        "in its name; `vectors`: rank by vectors; `plain`: by vectors of texts without the model's prefixes.",
     )

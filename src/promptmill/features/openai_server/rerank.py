@@ -3,7 +3,7 @@
 | model | scores |
 |---|---|
 | a reranker of an endpoint (`rerank` in its name, or `sampling_params.rerank`) | of the endpoint's own rerank API |
-| any other | the cosines of vectors |
+| any other | the cosines of vectors of texts with the model's prefixes, see `search_prefixes` |
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
 from promptmill.features.openai_server.parameters import Reranking
+from promptmill.features.openai_server.search_prefixes import Prefixes, prefixes_of
 
 RERANK = "/v1/rerank"
 _MOST = 1000  # documents; Cohere advises no more in a request
 _FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+PLAIN = "plain"
 _RERANKER = re.compile(r"re-?rank|llama-rank", re.IGNORECASE)
 
 
@@ -49,7 +51,7 @@ def api_of(config: ModelConfig) -> RerankApi | None:
     """Return the rerank API of a model's endpoint; None: documents are ranked by vectors."""
     chosen = config.settings.sampling_params
     assert isinstance(chosen, Reranking)
-    if not config.record.needs_endpoint or chosen.rerank == "vectors":
+    if not config.record.needs_endpoint or chosen.rerank in {"vectors", PLAIN}:
         return None
     first = next(iter(config.settings.backend_configs.openai.base_url), "")
     api = _APIS.get(urlsplit(first).hostname or "", RerankApi())
@@ -83,9 +85,14 @@ class Ranking(NamedTuple):
             raise ApiError(400, "`top_n` is a whole number from 1.", "top_n")
         return cls(query, [*map(_text_of, documents)], top_n or len(documents), returned)
 
-    def embedded(self, body: JsonObject) -> JsonDict:
-        """Return the body of a request for the vectors of the query and of each document."""
-        return {"model": body.get("model"), "input": [self.query, *self.documents]}
+    def embedded(self, body: JsonObject, config: ModelConfig) -> JsonDict:
+        """Return the body of a request for the vectors of the query and of each document, with the prefixes of the
+        model."""
+        chosen = config.settings.sampling_params
+        assert isinstance(chosen, Reranking)
+        prefixes = Prefixes() if chosen.rerank == PLAIN else prefixes_of(config.model or config.backend)
+        texts = prefixes.of_query(self.query), *map(prefixes.of_document, self.documents)
+        return {"model": body.get("model"), "input": [*texts]}
 
     def request(self, api: RerankApi) -> Request:
         """Return the request to an endpoint's rerank API."""

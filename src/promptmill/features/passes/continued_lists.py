@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import replace
+from typing import Any
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
@@ -76,7 +77,7 @@ class ContinuedLists(Step):
             if len(outcomes) > MOST_CONTINUED:
                 return found, f"{MOST_CONTINUED} requests for the rest were not enough"
             call.warn(_KEPT)
-            asked = asking_again(request, form.text(found), GO_ON, attempts=outcomes[-1].attempts)
+            asked = asking_again(request, form.text(found), GO_ON)
             outcomes.append(outcome := await self.following(asked, call))
             if isinstance(outcome, Failure):
                 return found, f"the request for the rest failed: {outcome.error.message}"
@@ -98,16 +99,19 @@ def own_text(text: str, request: Request) -> str:
     return split_marked(text)[1] if request.sampling.reasoning == "inline" else text
 
 
-def asking_again(request: Request, found: str, words: str, *, attempts: int) -> Request:
-    """Return the request with two more turns: the items that were `found`, as the model's answer, and `words`."""
+def asking_again(request: Request, found: str, words: str) -> Request:
+    """Return the request with two more turns: the items that were `found`, as the model's answer, and `words`. It is
+    another request of the item, and no retry."""
     turns = Message("assistant", found), Message("user", words)
     conversation = Conversation((*request.conversation.messages, *turns))
-    return request.changed(conversation=conversation, corrections=request.corrections + len(turns), attempts=attempts)
+    return request.changed(conversation=conversation, corrections=request.corrections + len(turns), attempts=0)
 
 
 def summed(joined: Outcome, outcomes: list[Outcome]) -> Outcome:
     """Return `joined` with the sums of the `outcomes` that it joins. Their requests followed one another."""
     latency_s = round(sum(one.latency_s for one in outcomes), 6)
-    unmetered = sum(one.unmetered for one in outcomes)
-    joined = replace(joined, attempts=outcomes[-1].attempts, latency_s=latency_s, unmetered=unmetered, spent=())
+    attempts, unmetered = (sum(getattr(one, name) for one in outcomes) for name in ("attempts", "unmetered"))
+    requests = max(1, sum(one.wanted for one in outcomes if one.attempts))
+    counts: dict[str, Any] = {"wanted" if isinstance(joined, Failure) else "made_of": requests, "attempts": attempts}
+    joined = replace(joined, latency_s=latency_s, unmetered=unmetered, spent=(), **counts)
     return Totals.of(outcomes).on(joined)

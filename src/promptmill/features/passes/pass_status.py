@@ -15,7 +15,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.statistics import DELIVERED
 
 _COUNTS = f"""
-    SELECT total(its ->> 'added'), total(its ->> 'added' > 0), total(its ->> 'dropped'), total(its ->> 'failed')
+    SELECT total(its ->> 'added'), total(its ->> 'added' > 0), total(its ->> 'dropped'), total(its ->> 'failed' > 0)
     FROM (
         SELECT more -> '$.details.{PASSES}' AS its FROM answer
         WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"{PASSES}":')

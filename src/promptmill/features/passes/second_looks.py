@@ -69,7 +69,10 @@ class SecondLooks(Step):
         return {}
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request that sets `passes`."""
+        """Answer a request that sets `passes`. The last request about a document in pieces has no text of the row, so
+        there is nothing to look at again."""
+        if request.is_part and request.fields is not None and not request.fields.texts:
+            return await self.following(request, call)
         try:
             form = self._form(request)
             if call.exchange is not None:
@@ -81,7 +84,7 @@ class SecondLooks(Step):
         if not isinstance(first, Completion) or (read := form.read(own_text(first.text, request))) is None:
             return first
         found = FoundItems(form, read, first.sources)
-        outcomes, counts = [first, *await self._looked(form, found, request, first, call)], found.counts
+        outcomes, counts = [first, *await self._looked(form, found, request, call)], found.counts
         if outcomes[1:] and isinstance(outcomes[-1], Failure):
             _warn_once(call, _FAILED, outcomes[-1].error)
             counts["failed"] = 1
@@ -91,19 +94,16 @@ class SecondLooks(Step):
         details = {**(first.details or {}), **({PASSES: counts} if counts else {})}
         return summed(replace(joined, details=details or None), outcomes)
 
-    async def _looked(
-        self, form: ListForm, found: FoundItems, request: Request, first: Completion, call: Call
-    ) -> list[Outcome]:
+    async def _looked(self, form: ListForm, found: FoundItems, request: Request, call: Call) -> list[Outcome]:
         """Ask for missing items, and add them to `found`. Return the outcomes of the requests."""
-        outcomes, attempts = list[Outcome](), first.attempts
+        outcomes = list[Outcome]()
         words = LOOK_AGAIN.replace("{the list}", f"`{form.field}`" if form.field else "the list")
         sampling = once(self._later, lambda: form.without_least(request.sampling), request.sampling)
         for _ in range(_passes(request.sampling) - 1):
             if found.is_full:
                 break
-            again = asking_again(request, form.text(found.answer), words, attempts=attempts)
+            again = asking_again(request, form.text(found.answer), words)
             outcomes.append(later := await self.following(again.changed(sampling=sampling, is_part=True), call))
-            attempts = later.attempts
             read = form.read(own_text(later.text, request)) if isinstance(later, Completion) else None
             if read is None or isinstance(later, Failure) or not found.add(read, later.sources):
                 break

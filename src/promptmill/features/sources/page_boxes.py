@@ -91,7 +91,7 @@ def pictures(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
             page = document[number - 1]
             width, height = page.get_size()
             image = page.render(scale=question["side"] / max(width, height, 1.0), grayscale=True).to_pil()
-            layer = page.get_textpage()
+            layer = pdf.text_layer(page)
             text, _ = mapped(layer.get_text_range())
             layer.close()
             page.close()
@@ -108,7 +108,7 @@ class _PageText:
     def __init__(self, document: Any, number: int) -> None:
         self.number = number
         self._page = document[number - 1]
-        self._layer = self._page.get_textpage()
+        self._layer = pdf.text_layer(self._page)
         self._raw = self._layer.get_text_range()
         self._text, self._origins = mapped(self._raw)
         self._heights: dict[int, float] = {}
@@ -128,15 +128,38 @@ class _PageText:
         return _Shown.of(self._page)
 
     def lines(self, start: int, words: str) -> Iterator[Rectangle]:
-        """Yield the rectangle of each line of `words`, which begin with the character `start` of the page's text.
+        """Yield the rectangle of each line of `words`, which begin with the character `start` of the page's text; for a
+        line of a form field, a stamp or a text typed onto the page, the whole rectangle of that.
 
-        Yield nothing if the text lacks them: the file has changed, or they are from a form field, a stamp or a note.
+        Yield nothing if the page lacks them, because the file has changed.
         """
-        if not self._text.startswith(words, start):
+        end = start + len(words)
+        if self._text.startswith(words, start):
+            yield from self._in_layer(start, end)
             return
+        for text in (self._text, ""):  # a text layer without a meaning is not sent
+            if not "\n".join(filter(None, [text, *self._annotations])).startswith(words, start):
+                continue
+            yield from self._in_layer(start, min(end, len(text)))
+            at = len(text) + 1 if text else 0
+            for line, place in self._annotations.items():
+                if at < end and start < at + len(line):
+                    yield from self._shown.rounded(
+                        self._shown.on_page(place.left, place.bottom, place.right, place.top)
+                    )
+                at += len(line) + 1
+            return
+
+    @functools.cached_property
+    def _annotations(self) -> Mapping[str, Any]:
+        lines, _ = pdf.annotated(self._page)
+        return lines
+
+    def _in_layer(self, start: int, end: int) -> Iterator[Rectangle]:
+        """Yield the rectangle of each line of the characters `start` to `end - 1` of the text layer."""
         line: Rectangle | None = None
         last = -1
-        for origin in self._origins[start : start + len(words)]:
+        for origin in self._origins[start:end]:
             if origin == last:  # the line end that follows a hyphen
                 continue
             last, sign = origin, self._raw[origin]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -466,7 +465,7 @@ def _check_rows(
             answers = [part.sampling.n or 1 for part in parts]  # each answer is a separate request
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
-            sent += sum(map(operator.mul, answers, (one.part for one in own)))
+            sent += sum(one.part * ((one.alone or one.request).sampling.n or 1) for one in own)
             sizes = list(map(size_of_own, own, parts))
             size_of_texts += sum(_bytes(one.conversation) for one in made)
             if len(shown) < _PROMPTS_SHOWN:

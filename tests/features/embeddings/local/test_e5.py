@@ -126,6 +126,15 @@ def test_arithmetic_and_prefix_are_parts_of_the_version(folder, e5):
 
 
 @pytest.mark.thorough
+def test_a_text_keeps_a_prefix_of_its_own(folder, e5):
+    passages = E5(folder, prefix="passage: ", arithmetic="float32", threads=1)
+    (plain,), (own,) = e5.encode(["What is red?"]), passages.encode(["query: What is red?"])
+    assert np.abs(own - plain).max() <= 1e-5
+    long = "Hello " * 900
+    assert np.abs(passages.encode([long]) - e5.encode([f"passage: {long}"])).max() <= 1e-5
+
+
+@pytest.mark.thorough
 def test_it_is_loaded_from_the_cache(folder, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_CACHE", str(folder.parent))
     said: list[str] = []

@@ -18,6 +18,7 @@ from promptmill.features.embeddings.local.e5_conversion import CONVERSION, FILE,
 from promptmill.features.embeddings.local.encoder import Step, TextPiece, check, divided, joined, tokens_of
 
 QUERY = "query: "
+_ROLES = (QUERY, "passage: ")
 WIDTH = 384
 _WINDOW = 512  # the most tokens that the model reads at a time
 _BATCH = 2048  # tokens of a batch; larger batches are no faster
@@ -56,8 +57,9 @@ class E5:
     """The encoder. The vector of a text is the mean over its tokens, and over its windows if it has several.
 
     `prefix`: E5 was trained with texts that begin with `query: ` (to compare texts with each other) or `passage: ` (to
-    find these texts by queries). `arithmetic`: in `float32`, a vector does not depend on the other texts of its batch;
-    `int8` is faster on processors with instructions for it, and changes numbers by up to 0.002.
+    find these texts by queries). A text that already begins with one of them keeps it. `arithmetic`: in `float32`, a
+    vector does not depend on the other texts of its batch; `int8` is faster on processors with instructions for it, and
+    changes numbers by up to 0.002.
     """
 
     temperature = 0.01
@@ -68,7 +70,9 @@ class E5:
         described = json.loads((folder / PIECES).read_text(encoding="utf-8"))
         self.tokenizer = Unigram(described, np.fromfile(folder / SCORES, "<f4").tolist())
         self._first, self._last, self._pad = (described[name] for name in ("first", "last", "pad"))
-        self._before = [self._first, *self.tokenizer.tokens(prefix)]
+        self._prefix = prefix
+        self._before = {begin: [self._first, *self.tokenizer.tokens(begin)] for begin in (prefix, *_ROLES)}
+        """The first tokens of a text, by its prefix."""
         settings: dict[str, object] = {
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # a pinned thread would wait while another process uses its core
@@ -86,9 +90,12 @@ class E5:
 
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """See `Encoder`."""
-        known = tokens_of(texts, lambda text: self.tokenizer.tokens(text, step), step)
-        parts = divided(known, _WINDOW - len(self._before) - 1)
-        parts = [part._replace(tokens=[*self._before, *part.tokens, self._last]) for part in parts]
+        begins = [next(filter(text.startswith, _ROLES), None) for text in texts]
+        bare = (text.removeprefix(begin or "") for text, begin in zip(texts, begins, strict=True))
+        known = tokens_of(bare, lambda text: self.tokenizer.tokens(text, step), step)
+        parts = divided(known, _WINDOW - max(map(len, self._before.values())) - 1)
+        before = [self._before[self._prefix if begin is None else begin] for begin in begins]
+        parts = [part._replace(tokens=[*before[part.text], *part.tokens, self._last]) for part in parts]
         parts.sort(key=lambda part: len(part.tokens))
         vectors: Any = np.empty((len(parts), WIDTH), np.float32)
         done = 0
