@@ -1,5 +1,7 @@
 """The decode loop by itself: what befalls one row befalls no other."""
 
+from __future__ import annotations
+
 import functools
 import importlib
 from typing import Any, cast
