@@ -18,7 +18,7 @@ from promptmill.core.values import text_of
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
 _SAME = 0.01  # log probabilities of one token may differ by this, because some are rounded
-# An end mark such as `<|im_end|>` or `</s>` as a pattern for reversed text, and its greatest length.
+# The pattern of an end mark such as `<|im_end|>` or `</s>` in reversed text, and the mark's greatest length.
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
@@ -71,7 +71,7 @@ class Chances:
 
 
 def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
-    """Return `Chances.likeliest` for an answer, by the `logprobs` of its reply; None if the `logprobs` do not suffice.
+    """Return `Chances.likeliest` for an answer, from its reply's `logprobs`; None if the `logprobs` do not suffice.
 
     The `top_logprobs` of a position are treated as all tokens that were possible there. Tokens before the answer, such
     as those of the reasoning (SGLang), do not count.
@@ -189,7 +189,7 @@ def _start_of(answer: str, data: bytes) -> int | None:
 def _others(token: Mapping[str, Any]) -> list[tuple[bytes, float]]:
     """Return the alternatives to a token, each once, with their log probabilities.
 
-    llama.cpp omits the leading blank of the alternatives, even of the chosen token, which it repeats among them.
+    llama.cpp repeats the chosen token among the alternatives, and omits the leading blank of all of them.
     """
     own, score = _bytes_of(token), float(token["logprob"])
     others = dict.fromkeys((_bytes_of(each), float(each["logprob"])) for each in token["top_logprobs"])
@@ -212,5 +212,5 @@ def _of_choice(answer: bytes) -> str | None:
     begun = _BEFORE_CHOICE.match(text.lstrip())
     rest = text.lstrip()[begun.end() :] if begun is not None else text.lstrip()
     is_before = begun is None and rest.startswith(("{", "`"))
-    is_empty = not rest and len(text.encode()) == len(answer)  # False for the first bytes of a character
+    is_empty = not rest and len(text.encode()) == len(answer)  # False if the answer ends inside a character
     return None if is_before or is_empty else rest

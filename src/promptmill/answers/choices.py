@@ -89,7 +89,7 @@ class Choices:
         return [choice for choice, ending in self.endings.items() if ending.startswith(text)]
 
     def why_none(self, answer: str) -> str:
-        """Return the problem if an answer is not one of the choices, as the predicate of a sentence."""
+        """Return why an answer is not one of the choices, as the predicate of a sentence."""
         listed = ", ".join(self._choices)
         shown = listed if len(listed) <= 300 else f"{listed[:300]}…"
         return f"is none of the choices {shown}; it {beginning(answer)}"

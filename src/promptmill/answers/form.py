@@ -48,7 +48,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 def _with_open(form: Form, fields: JsonObject) -> Form:
     """Return a form whose questions have different names: fields with colliding names become open.
 
-    The field `a: b` collides with the label `b` of the field `a`, and a field named `""` with a form without fields.
+    The field `a: b` collides with the label `b` of the field `a`. (The name `""` means that a form has no fields.)
     """
     named = Counter(asked.name for asked in form.asked)
     if named[""] == 0 and len(named) == named.total():

@@ -16,7 +16,7 @@ from promptmill.core.bounds import MOST_UNREADABLE
 _FENCE = "```"
 _LANGUAGE = re.compile(r"(?i)\A[ \t]*json[5c]?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-# LaTeX with one backslash, which JSON reads as a form feed or a backspace: `\frac`, `\beta`. No text means a backspace.
+# LaTeX with one backslash, which JSON reads as a form feed or backspace: `\frac`, `\beta`. No answer has a backspace.
 _LATEX = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=f(?:rac|orall|box|lat|rown)|b[A-Za-z])")
 # A repair may change only these marks of JSON, never a word, a number or a bracket.
 _MARKS = re.compile(r"[\s\"'`:,\\]+")
@@ -89,9 +89,9 @@ class DoubtError(Exception):
 def candidates(text: str) -> Iterator[tuple[Any, int, int]]:
     """Yield the values that `text` may mean, each with its start and end.
 
-    They are the whole text, perhaps as the content of a JSON string; scalars in code fences; and objects and lists in
-    prose, in which slips (trailing commas, single quotes, missing quotes) are corrected, but never a word or a bracket.
-    Raises `DoubtError` for a value that is cut off, or that continues after its end.
+    They are the value of the whole text (which may be a JSON string that contains JSON); scalars in code fences; and
+    objects and lists in prose, in which slips (trailing commas, single quotes, missing quotes) are corrected, but never
+    a word or a bracket. Raises `DoubtError` for a value that is cut off, or that continues after its end.
     """
     with contextlib.suppress(ValueError, RecursionError):
         value = _DECODER.decode(text)

@@ -73,7 +73,7 @@ class Wrap(NamedTuple):
     openings: tuple[str, ...]
     closings: tuple[str, ...]
     is_plain: bool = False
-    """Whether other models also write the marks, as prompts may request: then the marks count only after reasoning."""
+    """Whether other models also write the marks, if prompts request them. Then the marks count only after reasoning."""
 
 
 WRAPS = (
@@ -172,7 +172,7 @@ def may_have_marks(text: str) -> bool:
 def unknown_mark(text: str) -> str:
     """Return the unknown mark at the beginning of a text if it resembles the marks of `FAMILIES`; otherwise `""`.
 
-    Marks of `FAMILIES` around a block after other lines also count as unknown.
+    A mark of `FAMILIES` also counts as unknown if its block begins only after other lines.
 
     >>> unknown_mark("<pondering>France?</pondering>Paris")
     '<pondering>'

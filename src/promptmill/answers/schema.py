@@ -29,7 +29,7 @@ MOST_SCHEMAS = MOST_KEPT // 4
 """The most compiled schemas in a cache; each takes thirty times the memory of its text."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # comparing an integer of thousands of digits takes a millisecond
-# Keywords with which a check may take time, or a schema may take memory, out of proportion to lengths (see `_SOON`).
+# With these keywords, a check's time or a schema's memory may be out of proportion to their lengths (see `_SOON`).
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
 )
@@ -80,8 +80,8 @@ class AnswerSchema:
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` unchanged if it satisfies the schema, repaired if possible, else with its problem.
 
-        A repair is made only if it is beyond doubt (see `candidates`), and never if the answer is not `complete`. This
-        may take any time and memory: see `Checker`.
+        A repair is made only if it is beyond doubt (see `candidates`), and never if the answer is not `complete`. A
+        check may take any time and memory: see `Checker`.
         """
         if (escaped := with_latex(text)) != text:
             checked = self.check(escaped, complete=complete)
@@ -155,7 +155,7 @@ def _complaint(error: Any) -> str:
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
-    """Return `value` without the null fields at `places` (None: at all places)."""
+    """Return `value` without the null fields at `places`, or at all places if `places` is None."""
     if isinstance(value, dict):
         return {
             key: _pruned(inner, places, (*here, key))

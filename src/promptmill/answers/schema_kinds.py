@@ -12,8 +12,8 @@ from promptmill.core.wording import mended
 
 
 def answers_of_labels(schema: JsonObject) -> dict[str, str]:
-    """Return the answers that a schema permits, by their labels: the listed values of the answer, or of its only field.
-    `{}` for any other schema.
+    """Return the answers that a schema permits, by label. Labels are the listed values of the answer, or of its only
+    field. Return `{}` for any other schema.
 
     >>> answers_of_labels({"properties": {"tone": {"enum": ["good", "bad", None]}}})
     {'good': '{"tone":"good"}', 'bad': '{"tone":"bad"}'}

@@ -15,7 +15,7 @@ _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
-# Keywords of json-schema.org, draft 2020-12, without annotations. In `response_format`, `json_schema` has the schema.
+# Keywords of json-schema.org, draft 2020-12, without annotations; and the keys of a `response_format`.
 _SAYING = frozenset(
     {"properties", "required", "items", "enum", "const"}
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}

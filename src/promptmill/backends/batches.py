@@ -93,7 +93,7 @@ class BatchLimits:
 
     requests: int = 50_000
     file_bytes: int = 200_000_000
-    """The most bytes of all lines together."""
+    """The maximum size of all lines together, in bytes."""
     window_s: float = 86_400.0
     """The time after which the provider may end an unfinished batch, in seconds."""
     poll_s: float = 30.0
@@ -141,13 +141,13 @@ class BatchApi(Protocol):
         """Return the id of the file that was uploaded for this batch before a crash; `""` if none is complete."""
 
     async def create(self, batch: PlannedBatch) -> BatchState:
-        """Create the batch, but never twice. Raises `BatchUnclearError`, `QueueFullError`, or a refusal."""
+        """Create the batch without retries. Raises `BatchUnclearError`, `QueueFullError`, or the provider's refusal."""
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
         """Return the batch that an unclear `create` has created. `known`: ids of other batches, which are ignored.
 
-        The batch has promptmill's label or file. If the provider stores neither, it is the only unknown batch that was
-        created since `batch.planned` with equally many requests; if there are several, raises `BatchUnclearError`.
+        The batch has promptmill's label or file. If the provider stores neither, the batch is the only unknown one with
+        equally many requests that was created since `batch.planned`. Raises `BatchUnclearError` if there are several.
         """
 
     async def state(self, batch_id: str) -> BatchState:

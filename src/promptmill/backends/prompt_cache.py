@@ -26,7 +26,7 @@ class ModelCache:
 
     way: CacheWay
     least: int
-    """The fewest bytes of a beginning that the provider caches."""
+    """The size in bytes of the shortest beginning that the provider caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class PromptCache:
     way: CacheWay | None = None
     """The way of the cache; None if it is unknown."""
     breakpoints: re.Pattern[str] | None = None
-    """Matches the models with the way `breakpoints`."""
+    """Matches the models whose way is `breakpoints`."""
     marks: frozenset[str] = frozenset()
     """The `CACHE_MARKS` that parts of a chat completion may have with any model."""
     least: tuple[tuple[re.Pattern[str], int], ...] = ()
-    """The fewest tokens that a cached beginning has, by the model's name; 1,024 for other models."""
+    """The size in tokens of the shortest cached beginning, by the model's name; 1,024 for other models."""
 
     def has_breakpoints(self, model: str) -> bool:
         """Return whether the provider caches prompts of `model` up to marked breakpoints."""

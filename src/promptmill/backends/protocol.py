@@ -76,7 +76,7 @@ class Usage:
 
 NO_USAGE = Usage()
 Came: TypeAlias = Literal["", "shared", "copied", "cached"]
-"""How an item's answer came: by its own request, by a request for several items, as a copy of the answer to an item
+"""How an item got its answer: by its own request, by a request for several items, as a copy of the answer to an item
 with the same question, or from the cache."""
 Spent: TypeAlias = tuple[Usage, str]
 """The usage of one attempt, and the service tier that the endpoint reported for it."""
@@ -100,8 +100,8 @@ class Completion:
     logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
     probabilities: Mapping[str, Mapping[str, float]] | None = None
-    """By the question's name: the probabilities of the likeliest allowed answers and of the given answer, as reported.
-    The name of the only question of `choices` is `""`."""
+    """The reported probabilities of the likeliest allowed answers and of the given answer, by the question's name. The
+    name of the only question of `choices` is `""`."""
     details: JsonObject | None = None
     """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
@@ -157,8 +157,8 @@ class Completion:
     @property
     def unanswered(self) -> PromptmillError | None:
         """The error of a completion that ended before its first word: at its limit, during its reasoning, or for an
-        unknown reason. None for any other answer, even if it was cut off after some words, which its finish reason
-        shows."""
+        unknown reason. None for any other answer. (If an answer was cut off after some words, its finish reason shows
+        this.)"""
         if not self.is_empty:
             return None
         if self.finish_reason == "length":
@@ -401,7 +401,7 @@ class Flow(Protocol):
 
     @property
     def pace(self) -> float:
-        """After refusals, the requests per second beyond which requests are held back; 0 if none is held back."""
+        """The limit of requests per second that was set after refusals; 0 if no requests are held back."""
         ...
 
     @property
@@ -415,7 +415,7 @@ class Flow(Protocol):
 
 
 def ignored() -> None:
-    """Do nothing: the callback if a call has no driver."""
+    """Do nothing. This is the callback of a call that has no driver."""
 
 
 @dataclass(slots=True)
@@ -427,7 +427,7 @@ class Waits:
     held: int = 0
     """The number of requests that wait for a verdict, an identical request, a budget, or a model that loads."""
     forked: int = 0
-    """The number of answers in flight in addition to one per worker, because a request may want several answers."""
+    """The number of answers in flight beyond one for each worker, because a request may want several answers."""
     starved: set[Callable[[], None]] = field(default_factory=set)
     """Functions of steps whose items wait for further items. They are called when no further items come, because the
     source has ended or waits for answers in flight."""
@@ -472,13 +472,13 @@ class Facts:
     has_answered: bool = False
     """Whether the endpoint has already answered a request of the call in another process."""
     kept_image_bytes: int = 256 * 1024 * 1024
-    """The most bytes of encoded images to keep for later items."""
+    """The maximum number of bytes of encoded images to keep for later items."""
     of_job: bool = False
     """Whether the call is a round of a job, whose database has the counts."""
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, in addition to the checks that the parameters of a request want."""
     secret: Callable[[], bytes] | None = None
-    """A function that returns random bytes, the same in all runs of a job; its first call blocks. None: no job."""
+    """A function that returns the same random bytes in all runs of a job; its first call blocks. None without a job."""
     vector_bytes: int = 0
     """The length of the vectors from the call's earlier runs; 0 if there are none, or their lengths may differ."""
     has_portions: bool = False
@@ -552,7 +552,7 @@ class Counts:
     cost: float | None = None
     """The cost so far in US dollars; None if the price is unknown."""
     durations: Durations = field(default_factory=lambda: Durations(Histogram))
-    """The seconds from request to outcome, by the code of the failure (`""`: an answer)."""
+    """The seconds from request to outcome, by the failure's code, or by `""` for answers."""
     requests: int = 0
     retries: int = 0
     refused: int = 0
@@ -616,7 +616,7 @@ class Ledger:
     journal: Journal | None = None
     """The journal on disk; None if requests are not recorded there."""
     deferred: Callable[[Request], float] | None = None
-    """While replies of a batch are read: a function that returns the amount that budgets reserved for a request."""
+    """A function that returns the amount that budgets reserved for a request; set while batch replies are read."""
 
     def sent(self, request: Request) -> None:
         """Record that a request is about to be sent."""
@@ -653,7 +653,7 @@ class Call:
     in_flight: int = 0
     """The number of requests that were sent and are not answered yet."""
     flow: Flow | None = None
-    """The state of the call's requests to endpoints; None if there are none."""
+    """The state of the call's requests to endpoints; None if the call sends none."""
     model: str = ""
     """The name of the answering model, if there are several models."""
     chosen: str = ""
@@ -663,8 +663,8 @@ class Call:
     exchange: Exchange | None = None
     """The function that replaces HTTP requests in a call whose replies arrive by batch."""
     portion_of: Callable[[Request], Portion | None] | None = None
-    """While replies of a batch are read: a function that returns an item's portion of the reply that it shares with
-    other items, or None if the reply is for this item only."""
+    """A function that returns an item's portion of the reply that it shares with other items, or None if the reply is
+    for this item only. It is set while batch replies are read."""
     preview: Callable[[Growing], None] | None = None
     """A function that is called with the growing answer, in a call of one item, if the backend supports it. If the
     growing answer does not continue the previous one, another attempt has begun."""
@@ -758,7 +758,7 @@ class Call:
 
 
 class Stoppable:
-    """Stops the tasks of a call on one model from outside. Each task runs `with stoppable:`."""
+    """Lets other code stop the tasks of a call that use one model. Each task runs `with stoppable:`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -840,7 +840,7 @@ class FixedShare:
 
 
 Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]
-"""Answers one request: the operation of a backend, of a function around the operation, and of a router.
+"""A function that answers one request: a backend's operation, a function that wraps it, or a router's operation.
 
 The failure of a request is its outcome. `PromptmillError` is raised only if no request of the call can continue. A
 cancelled answer frees all its resources.
@@ -866,12 +866,12 @@ class Backend(Protocol):
         ...
 
     async def leave(self, call: Call) -> None:
-        """Record that a call has ended, with no answer in flight."""
+        """Record the end of a call, which has no answer in flight."""
         ...
 
     async def aclose(self) -> None:
-        """Free all resources, with no answers in flight. It may be called twice, and makes a running `load` raise
-        `shutdown`."""
+        """Free all resources, while no answers are in flight. The method may be called twice, and makes a running
+        `load` raise `shutdown`."""
         ...
 
 

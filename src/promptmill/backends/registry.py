@@ -108,7 +108,7 @@ def keys_sent(config: ModelConfig) -> list[tuple[str, str]]:
 
 
 def renewed_key(config: ModelConfig) -> KeyHolder | None:
-    """Return the renewed key of the configuration's endpoints, not yet fetched; None if their keys do not change."""
+    """Return the holder of the endpoints' renewed key, without fetching the key; None if their keys do not change."""
     if not config.record.needs_endpoint or not config.settings.backend_configs.openai.api_key_command:
         return None
     endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(config, os.environ)
@@ -145,7 +145,7 @@ class Listed(NamedTuple):
     batches: bool
     """Whether the provider's Batch API is known."""
     batch_discount: float | None
-    """The discount of a batch, as a share of the live price; None if it varies by model, or without batches."""
+    """The discount of a batch, as a share of the live price; None if it varies by model, or if there are no batches."""
 
 
 def providers() -> list[Listed]:
@@ -182,8 +182,8 @@ def check_batches(config: ModelConfig) -> None:
 
 
 def check_files(config: ModelConfig, kind: FileKind) -> None:
-    """Raise `PromptmillError` (`unsupported`) unless the endpoints of `config` are known to take files of this kind,
-    together with the form of the answers. `auto` is not checked, because it may find such endpoints."""
+    """Raise `PromptmillError` (`unsupported`) unless the endpoints of `config` are known to take files of this kind
+    (with a schema or choices, if these are set). `auto` is not checked, because it may find such endpoints."""
     if config.backend == AUTO:
         return
     noun = NOUNS[kind]
@@ -279,7 +279,7 @@ def shows_forms(config: ModelConfig) -> bool:
 
 
 def shown_by(config: ModelConfig, sampling: Sampling | None = None) -> Shown:
-    """Return the words on the answer's form that prompts show to the model. `sampling` replaces the configured one."""
+    """Return the words by which prompts show the model its answer's form. `sampling` replaces the configured one."""
     sampling = sampling or config.settings.sampling_params
     if not sampling.sets(OF_FORM) or decides(config):
         return NOT_SHOWN
@@ -299,15 +299,15 @@ def _profiles(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def _answering(config: ModelConfig) -> list[ProviderProfile]:
-    """Return the profile of the provider that the configuration names; if none, the profiles at its addresses."""
+    """Return the profile of the named provider; if no provider is named, the profiles of the configured addresses."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(config.block, "provider", None)
     return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(config))]
 
 
 def _working(config: ModelConfig) -> list[ProviderProfile]:
-    """Return the profiles of `_answering`; none for an unknown provider or a missing URL, which the creation of the
-    endpoint reports."""
+    """Return the profiles of `_answering`; an empty list if a provider is unknown or a URL is missing. (The creation
+    of the endpoint reports this.)"""
     try:
         return _answering(config)
     except PromptmillError:
@@ -315,7 +315,7 @@ def _working(config: ModelConfig) -> list[ProviderProfile]:
 
 
 def known_provider(config: ModelConfig) -> str:
-    """Return the provider that the configuration names, or the one at all its addresses; `""` if it is unknown."""
+    """Return the provider that the configuration names, or the only one at its addresses; `""` if it is unknown."""
     names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
 
@@ -337,7 +337,7 @@ def endpoints_of_call(config: ModelConfig) -> list[str]:
 
 
 def apis_of(config: ModelConfig) -> set[tuple[str, str]]:
-    """Return the provider (`plain`: an unknown one) and the dialect of each endpoint of `config`; none for an engine.
+    """Return the provider (`plain` if unknown) and the dialect of each endpoint of `config`; empty for an engine.
 
     Raises `PromptmillError` (`invalid_config`) for an endpoint that cannot work.
     """
@@ -376,7 +376,7 @@ def decision_price(config: ModelConfig, model: str) -> float | None:
 
 
 def provider_of(config: ModelConfig) -> str:
-    """Return the provider's name at the configuration's addresses; for other hosts and engines, the backend's name."""
+    """Return the name of the provider at the configured addresses; for engines and other hosts, the backend's name."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         profiles = {module.profile_at(url).name for url in addresses(config)}

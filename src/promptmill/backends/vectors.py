@@ -47,7 +47,7 @@ def floats_of(vector: bytes) -> array[float]:
 
 
 def numbers_of(vector: bytes) -> list[float]:
-    """Return the numbers of a vector, with digits that give the same 32-bit floats again.
+    """Return the numbers of a vector, with enough digits to give the same 32-bit floats again.
 
     >>> numbers_of(vector_of([0.5, 1 / 3]))
     [0.5, 0.333333343]
@@ -74,7 +74,7 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
 
     def taken(numbers: re.Match[bytes]) -> bytes:
         lists.append(numbers[1])
-        return b'"embedding":[%d]' % (len(lists) - 1)  # then these are the only embeddings that are lists
+        return b'"embedding":[%d]' % (len(lists) - 1)  # now, an embedding that is a list holds only an index
 
     payload = orjson.loads(_NUMBERS.sub(taken, body))
     if not isinstance(payload, dict):
@@ -92,7 +92,7 @@ def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
 def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
     """Return the vector of each text; `b""` for a text without a vector, or if most vectors have another length.
 
-    `lists`: the JSON texts of the lists of numbers, whose indices are in the payload; None if the lists are in `data`.
+    `lists`: the JSON texts of the lists of numbers; `data` then has only their indices. None if `data` has the lists.
     """
     if not isinstance(data, list):
         return ()
@@ -110,7 +110,7 @@ def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
     A server that leaves out a text, splits a text, or makes one vector of several texts may number its vectors anew,
     from 0 or 1. So each number must belong to a text and occur only once. If vectors are missing, each vector must have
     a number, and the first and the last text must have a vector: a list that was numbered anew would lack one of them.
-    If there are as many vectors as texts, only one may lack its number (JSON may omit zeros): order is not enough.
+    Even with as many vectors as texts, only one may lack its number (JSON may omit zeros), because order is not enough.
     """
     given = [_number(item.get("index")) for item in items]
     numbers = [place if number is None else number for place, number in enumerate(given)]

@@ -101,7 +101,7 @@ def step_model(arguments: argparse.Namespace, *, names_failures: bool = True, **
 
 
 def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = "") -> int:
-    """Report that the series `name` has stopped, and return the exit code. `without`: options to leave out."""
+    """Report that the series `name` has stopped, and return the exit code. `without`: such as ` without --again`."""
     code = int(error.args[0])
     if code in {TRY_AGAIN, TERMINATED}:
         cost = f"{dollars(spent['cost'])} are spent in all; " if "cost" in spent else ""
@@ -279,8 +279,8 @@ def _form_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def passed_on(given: Sequence[str], own: Container[str], switches: Container[str]) -> list[str]:
-    """Return the words of a command line that another command also accepts. `own` and `switches`: the options that the
-    other command lacks, with and without a value."""
+    """Return the words of a command line that another command also accepts. The other command lacks the options `own`,
+    which have values, and `switches`, which have none."""
     kept, words = list[str](), iter(given)
     for word in words:
         name, equals, _ = word.partition("=")

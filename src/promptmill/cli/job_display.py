@@ -79,7 +79,7 @@ def print_status(
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
     job = f"    {command_of(found)}"
-    if found.get("alive"):  # the job is also paused
+    if found.get("alive"):  # the job is paused
         return ["  let it go on with", f"{job} --unpause"]
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
@@ -99,7 +99,7 @@ def command_of(found: Status) -> str:
 
 
 def _remedies(found: Status, examples: Mapping[str, str], folder: Folder | None) -> dict[str, str]:
-    """Return remedies for the rows of each count, by the count's name. `examples`: a message for each failure code."""
+    """Return remedies for truncated and for failed rows. `examples`: a message for each failure code."""
     failed = (
         {"failed": "\n".join(_failed(found, examples) + _of_features(found, folder))} if found.get("failed") else {}
     )
@@ -137,7 +137,7 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
 
 
 def _is_in_other_sheet(found: Status) -> bool:
-    """Return whether the answers are in another sheet of the input workbook, so that corrections change the file."""
+    """Return whether the answers are in another sheet of the input workbook: then, corrections change the file."""
     paths = (Path(found[name] or "") for name in ("input_file", "output_file"))
     (source, read), (output, written) = map(table_paths.split, paths)
     known = writing(output)
@@ -208,7 +208,7 @@ def _line(progress: Progress, width: int) -> str:
 def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
     """Print a row for each job to `target` (default: stdout).
 
-    On a terminal, the table is as wide as the screen and coloured; columns that do not fit form a line below each row.
+    On a terminal, the table is as wide as the screen and coloured; below each row, a line has columns that do not fit.
     """
     from rich.console import Console
     from rich.text import Text

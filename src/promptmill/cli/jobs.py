@@ -253,7 +253,7 @@ def _watch(folders: JobFolders) -> None:
                     shown[path] = found[0]
                 else:  # the job was removed
                     shown.pop(path, None)
-                if not found or not found[0]["alive"]:  # ended: its last status stays
+                if not found or not found[0]["alive"]:  # an ended job stays in `shown`
                     del running[path]
             said = {
                 job["job_id"]: f"{status_words.in_words(job['state'])}, {status_words.line(job)}"

@@ -131,7 +131,7 @@ def _facts_of(config: ModelConfig) -> dict[str, Any]:
     if (price := price_of(config)) is not None:
         tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
         facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
-    with contextlib.suppress(PromptmillError):  # settings that cannot work
+    with contextlib.suppress(PromptmillError):  # raised for settings that cannot work
         facts |= {"provider": provider} if (provider := registry.known_provider(config)) else {}
         urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(config)]
         facts |= {"addresses": urls} if urls else {}

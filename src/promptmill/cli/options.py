@@ -28,7 +28,7 @@ ARGUMENTS: Mapping[str, str] = {
     for key in option.keys
     if option.flag is not None
 }
-"""By configuration key, the argument of the command line that sets the key."""
+"""For each configuration key, the command-line argument that sets it."""
 OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users wrongly give for a backend
 
@@ -45,7 +45,7 @@ def text_of(option: str, file: Path) -> str:
 
 
 def add_shared(parser: Parser, *, named: Sequence[str] = (), several: bool = False) -> None:
-    """Add, in separate groups, the options of commands that need the configuration, a model and its settings.
+    """Add, in separate groups, the options for the configuration, and those for a model and its settings.
 
     `named`: other names for `--model`. `several`: the command takes several models.
     """

@@ -1,4 +1,4 @@
-"""A parser of the command line that suggests similar options, and the options of the table as its arguments."""
+"""The parser of the command line, which suggests similar options, and functions that add the table's options to it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self.replaces_first = ""
-        """The option that replaces the first of two positional arguments, whose value is then `[]`."""
+        """The option that may replace the first of two positional arguments, so that this argument is `[]`."""
         self.only_with: Mapping[str, Collection[str]] = {}
-        """By an argument's name in argparse: the names of the arguments that have no effect without this argument."""
+        """For each argument, by its name in argparse: the names of the arguments that have no effect without it."""
         self._common: Mapping[str, str] = {}
         self._joined: Collection[str] = ()
         self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line here
@@ -194,8 +194,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path_of(key: str) -> str:
-    """Return the path of the configuration key that the option name `key` means, or `""`. Raises `PromptmillError` for
-    an option of a feature that does not set its parameter."""
+    """Return the path of the configuration key that a user means by the option `key`; `""` if there is none. Raises
+    `PromptmillError` if a feature has an option that does not set the feature's parameter."""
     from promptmill.config.settings import OpenAISettings, Settings  # importing pydantic takes a tenth of a second
     from promptmill.core.request import ADDED, BESIDE, Sampling
 

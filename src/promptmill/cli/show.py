@@ -135,7 +135,7 @@ def _file_row(number: int, row: JsonObject) -> JobRow:
 
 
 def _by_worth(row: JobRow, lengths: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a row with their labels: prompt, answer, variant; or a file's columns, the most useful first.
+    """Yield the labels and texts of a job's row (prompt, answer, variant), or a file's columns, the most useful first.
 
     `lengths`: the mean length of the texts in each column of a file.
     """

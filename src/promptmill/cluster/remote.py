@@ -4,8 +4,8 @@
                   ◀─ report: outcomes, `most`, `held` ──
 
 Requests are sent in batches: `submit` sends all requests since the last batch, and each `report` waits until there is
-something to report, at most a few seconds. A process that does not report for long is assumed lost. Only the links,
-which are in `fan_out` and in features, know how messages are transported.
+something to report, at most a few seconds. A process that has not reported for a long time is assumed lost. Only the
+links, which are in `fan_out` and in features, know how messages are transported.
 
 An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
 of a request, which reserves the cost of each attempt, stays in the driver's process.
@@ -36,7 +36,7 @@ _SILENCE_S = 60.0
 """After this time without a report, the process is assumed lost: it has stopped, or its machine is unreachable."""
 _ALIVE_S = 5.0
 _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
-_KEPT_IMAGES = 16  # the most images in a program's memory that are kept encoded, for further requests
+_KEPT_IMAGES = 16  # max images from a program's memory that are kept in encoded form for further requests
 
 
 def part_of(config: ModelConfig) -> ModelConfig:
@@ -82,7 +82,7 @@ class ReplicaReport:
     needed_keys: int = 0
     """The number of renewed keys that the replica has requested so far. It waits for the last of these keys."""
     pace: float = 0.0
-    """The requests per second beyond which requests are held back; 0: no request is held back."""
+    """The limit of requests per second that was set after refusals; 0 if no requests are held back."""
 
 
 class _DriversAccount:
@@ -266,7 +266,7 @@ class Replica:
 
 
 async def _or_error(work: Awaitable[T], problem: str) -> T | PromptmillError:
-    """Return the result of `work`, or its error in a form that the driver can read. `problem`: the text for a bug."""
+    """Return the result of `work`, or its error as `PromptmillError`. `problem`: the message of an unexpected error."""
     try:
         return await work
     except PromptmillError as error:
@@ -308,7 +308,7 @@ class _RemoteShare(protocol.FixedShare):
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which the replica holds requests back; 0: it holds none back."""
+        """The limit of requests per second that the replica has set after refusals; 0 if it holds no requests back."""
         return self.remote.last.pace
 
     @property
@@ -344,7 +344,7 @@ class RemoteBackend:
     ) -> None:
         """`arguments`: the arguments of `Replica.load`. `facts`: facts about the replica's calls.
 
-        `wanted`: the most places of `quota` that the replica can use. `key`: the renewed key of the endpoint.
+        `wanted`: the number of places of `quota` that the replica can use. `key`: the renewed key of the endpoint.
         """
         self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or protocol.Facts()
         self._wanted = wanted
@@ -391,7 +391,7 @@ class RemoteBackend:
         outcome: asyncio.Future[protocol.Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
-        call.ledger.sent(request)  # the outcome states how many requests were sent
+        call.ledger.sent(request)  # not `call.sending`: the outcome will state how many requests were sent
         sent = Request(number, *_ALL_BUT_KEY(request))  # takes a fifth of the time of `replace`
         sent.account = None
         self._orders.requests.append(sent)
@@ -527,7 +527,7 @@ class RemoteBackend:
 
 
 def _most(report: ReplicaReport) -> int:
-    """Return the most requests to send: the backend's places, the held requests, and a few that wait in its process.
+    """Return the limit of sent requests: the backend's places, the held requests, and a few that wait in its process.
 
     Waiting requests count as sent, and are charged after a kill, so only a few may wait.
     """
@@ -589,7 +589,7 @@ class Quota:
     """
 
     def __init__(self, whole: int, here: Lessee | None = None) -> None:
-        """`whole`: the limit of requests in flight in all processes. `here`: this process, which had all of it."""
+        """`whole`: the limit of requests in flight. `here`: this process, if it begins with the whole limit."""
         self.whole = whole
         self.answered: weakref.WeakSet[protocol.Call] = weakref.WeakSet()
         """The calls that the endpoint has answered."""

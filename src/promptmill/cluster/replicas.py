@@ -106,7 +106,7 @@ class _ReplicaShare:
         """Set the number of items that remain for the call."""
         is_news = (items is None) != (self.wanted is None)
         self.wanted = items
-        if is_news:  # only whether the number is known concerns the replicas
+        if is_news:  # the replicas need to know only whether there is a number
             for share in self._shares():
                 share.want(items)
 
@@ -117,7 +117,7 @@ class _ReplicaShare:
 
     @property
     def pace(self) -> float:
-        """The requests per second beyond which all replicas hold requests back; 0: some replica holds none back."""
+        """The limit of requests per second for all replicas together, after refusals; 0 if a replica has no limit."""
         paces = [share.pace if isinstance(share, Flow) else 0.0 for share in self._shares()]
         return sum(paces) if all(paces) else 0.0
 

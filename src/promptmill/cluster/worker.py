@@ -32,9 +32,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
     async def call(number: int, method: str, arguments: tuple[Any, ...]) -> None:
         found = await getattr(replica, method)(*arguments)
-        if (
-            method != "submit" and not transport.is_closing()
-        ):  # a closed transport: the parent has ended, and the end of its pipe is read next
+        if method != "submit" and not transport.is_closing():  # if it is closing, the parent has ended
             transport.write(_frame(number, found))
 
     while (message := await frames.receive_pickled(reader)) is not None:

@@ -24,7 +24,7 @@ class BackendRecord:
     model_key: str = "model_name"
     """The key for the model in the backend's block."""
     is_engine: bool = False
-    """Whether the backend runs on this machine: `vllm_shutdown` frees its memory, and its jobs end with the server."""
+    """Whether the backend runs on this machine: `vllm_shutdown` unloads it, and its jobs end with the server."""
     needs_endpoint: bool = False
     """Whether the backend's block has `base_url`, `provider` and keys."""
     any_model: bool = False
@@ -42,13 +42,13 @@ class BackendRecord:
     decides: bool = False
     """Whether the backend answers all questions of a closed `Request.form` at once, with each option's probability."""
     compares: bool = False
-    """Whether the backend compares texts and follows no instructions: yes and no then each need a description."""
+    """Whether the backend compares texts and follows no instructions, so that yes and no need descriptions."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True
     """Whether the backend's model sees the schema or the choices of a request. If not, the prompt names them."""
     sampling: frozenset[str] | None = None
-    """The supported sampling parameters; others are dropped with a warning. None: the backend reports them itself."""
+    """The supported sampling parameters; others are dropped with a warning. None if the backend reports them itself."""
 
 
 _ENGINE = BackendRecord(
@@ -91,7 +91,7 @@ def record(name: str) -> BackendRecord:
 def installed() -> Mapping[str, str]:
     """Return the backends of features by name, each as `"module:name"`. Nothing is imported.
 
-    Raises `PromptmillError` (`invalid_config`) if one has the name of one of promptmill's own backends.
+    Raises `PromptmillError` (`invalid_config`) if a feature's backend has the name of a backend of promptmill.
     """
     found = feature.backends()
     for name in found.keys() & {*BACKENDS, AUTO}:

@@ -182,7 +182,7 @@ class Configuration:
                 set_key(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # then the top-level backend is the default, not one of `models`
+                raw["default_model"] = None  # so that the top-level backend is the default, not one of `models`
             options = values(raw)
             for keys, value in options.items():
                 set_key(raw, keys, value)
@@ -245,7 +245,7 @@ class Configuration:
         return config
 
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
-        """Raise if a call chooses or configures a backend of another package that the operator has not allowed.
+        """Raise if a call chooses or configures another package's backend, and the operator has not allowed this.
 
         A call may choose a backend that the configuration names. Only a trusted client may set keys of such a backend,
         because promptmill does not know which keys are harmless.

@@ -71,7 +71,7 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
 
 
 def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[int | str]]) -> bool:
-    """Return whether a problem is a wrong type for one branch of a union, although another branch's type matches."""
+    """Return whether a problem is that the type of one branch of a union does not match, but another's type does."""
     *above, branch = location or ("",)
     is_branch = isinstance(branch, str) and _BRANCH.fullmatch(branch) is not None
     return is_branch and any(len(other) > len(location) and list(other[: len(above)]) == above for other in others)
@@ -143,7 +143,7 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     """Explain the key at `location`, which `model` lacks: name the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:
-        field = model.model_fields.get(str(parent))  # None: the user chose the name, as in `models`
+        field = model.model_fields.get(str(parent))  # None if the user chose the name, as in `models`
         model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if key == "model":

@@ -10,7 +10,7 @@ from promptmill.core.wording import shape
 
 # The server of a RAG framework has LiteLLM as a fourth backend: https://github.com/OpenBMB/UltraRAG/pull/496
 _LITELLM = "litellm"
-# Prefixes of LiteLLM's model names (litellm 1.109) → promptmill's providers. Both send the same name to the same host.
+# LiteLLM's (1.109) prefixes of model names → promptmill's providers. Both programs send the same name to the same host.
 _PROVIDERS = {
     **{name: name for name in ("anthropic", "cerebras", "cohere", "dashscope", "deepinfra", "deepseek", "groq")},
     **{name: name for name in ("minimax", "mistral", "nebius", "novita", "ollama", "openai", "openrouter")},

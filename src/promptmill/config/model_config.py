@@ -376,7 +376,7 @@ def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, 
 
 
 def whole_number(value: object) -> int | None:
-    """Return a limit as an endpoint may read it (some accept `"300"` and 300.0), at least 1; None for other values."""
+    """Return a limit as an integer of at least 1 (some endpoints accept `"300"` and 300.0); None for other values."""
     try:
         return max(1, math.ceil(float(value))) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):

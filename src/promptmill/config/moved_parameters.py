@@ -28,8 +28,8 @@ def move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False)
     """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
 
     Unknown `sampling_params` move to `extra_params`, unless they are already set there. For a local engine, known
-    parameters move from `extra_params` to `sampling_params`. Raises `PromptmillError` (`invalid_config`) instead of a
-    warning with `unsupported: error`, and, unless `of_pipeline`, for a misspelt parameter in `sampling_params`.
+    parameters move from `extra_params` to `sampling_params`. Raises `PromptmillError` (`invalid_config`) for a misspelt
+    parameter in `sampling_params` unless `of_pipeline` is set, and, with `unsupported: error`, instead of each warning.
 
     A pipeline's `response_format` moves to `extra_params`, so answers are not checked against it.
     """
@@ -75,7 +75,7 @@ def _is_ours(name: object, value: object) -> bool:
 
 def _nearest(name: str) -> str:
     if name in _KNOWN:
-        return ""  # nothing to correct, not even in OpenRouter's `reasoning`
+        return ""  # a known name is right, and so is OpenRouter's `reasoning`
     return next(iter(close_matches(name, _KNOWN, n=1, cutoff=0.85)), "")
 
 

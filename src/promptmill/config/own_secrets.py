@@ -57,7 +57,7 @@ def custom_headers(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _headers(headers: Any) -> Iterator[str]:
-    """Yield the secrets in headers. Values of other headers (`X-Title`, `HTTP-Referer`) may occur in any file."""
+    """Yield the secrets in headers. Values of other headers, such as `X-Title`, may occur in any file."""
     for name, value in headers.items() if isinstance(headers, Mapping) else ():
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):

@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return `path`, `PROMPTMILL_CONFIG`, or the first existing file: `./parameter.yaml`, the user's, the shipped."""
+    """Return `path`, `PROMPTMILL_CONFIG`, or the first file found: `./parameter.yaml`, the user's, the shipped one."""
     named = path or (home_expanded(environ[_VARIABLE]) if environ.get(_VARIABLE) else None)
     if named is not None and not named.is_file():
         where = "" if path else _VARIABLE
@@ -214,7 +214,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
     variable elsewhere.
     """
-    # Matches the keys of unused backends and models. (The content of the used model is also outside of `models`.)
+    # Matches the keys of unused backends and models. (`raw` has the keys of the used model at its top level, too.)
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:

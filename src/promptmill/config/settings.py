@@ -46,7 +46,7 @@ def _one_or_many(value: object) -> object:
 
 
 def _words(command: object) -> object:
-    """Split a command that is given as text, with the quotes of a shell, but without variables, pipes and wildcards."""
+    """Split a command that is given as text. Quotes work as in a shell; variables, pipes and wildcards do not."""
     if not isinstance(command, str):
         return command
     lexer = shlex.shlex(command, posix=True, punctuation_chars=False)

@@ -9,16 +9,16 @@ from __future__ import annotations
 # ---- a client of a shared server
 
 MOST_SHARED = 64 << 20
-"""Bytes that a process holds of each kind for all clients or endpoints, so that no client or endpoint fills the memory.
-Kinds are large request bodies in progress, large response bodies, events of sessions, and answers for disconnected
-clients. The same bound holds for one call's answers, and for the rows of its prompt search."""
+"""The most bytes of one kind that a process holds for all clients or endpoints together, so that none of them fills the
+memory. The kinds are large request bodies in progress, large response bodies, events of sessions, and answers for
+disconnected clients. The same bound holds for one call's answers, and for the rows of its prompt search."""
 MOST_LARGE = 32 << 20
-"""Bytes of a call's errors, and of its answers with more than 64 KiB each: the call's result holds several copies."""
+"""Bytes of a call's errors and of its large answers (above 64 KiB): the call's result holds several copies of them."""
 MOST_VALUES = 300_000
 """JSON values in a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
-"""Rows on a page, items of a call or job that each get details or a trace span, and errors of a batch's file: more
-would block all other work."""
+"""Rows on a page, items of a call or a job that get details or a trace span each, and errors in a batch's file. Larger
+numbers would block all other work."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves a session of about 40 KiB for half an hour."""
 MOST_CALL_JOBS = 10_000
@@ -28,23 +28,23 @@ LARGEST_CALL_JOBS = 4 << 30
 MOST_OPEN = 256
 """Jobs of calls that run at a time in the server's own process: each job takes a megabyte of memory."""
 MOST_WAITING = 2000
-"""Jobs of calls that run or wait in the server's process: a waiting job takes kilobytes. One session may have half."""
+"""Jobs of calls that run or wait in the server's process: a waiting job takes kilobytes. A session may have half."""
 LARGEST_PAGE = 8 << 20
 """Bytes of a page with rows of a job. Further fields and rows are on the next page, or in the output."""
 MOST_MODELS = 50
-"""Models with separate counts, because a client can name any number of models."""
+"""Models that are counted separately. (A client can name any number of models.)"""
 MOST_READERS = 4
 """Sessions whose calls may read files at once, each in a thread of the server. A child process reads documents."""
 MOST_RUNNERS = 16
 """Jobs of calls that run at a time in processes of their own: each process takes a hundred megabytes or more. At most
 half as many processes read and write files of calls."""
 LONGEST_SETTINGS = 1 << 20
-"""Characters of a call's settings (each value counts as fifty more), because each request of the call repeats them."""
+"""Characters of a call's settings, plus 50 for each value, because each request of the call repeats the settings."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, because a compiled schema takes thirty times as much memory."""
 MOST_PARTS, LONGEST_FORM = 10_000, 2 << 20
-"""A schema after its references were written out: its values, because each value gets a quote, and its characters. If
-each level of definitions refers twice to the next level, each level doubles the values. A schema of 256 KiB without
+"""The values and the characters of a schema after its references were written out. (Each value gets a quote.) If each
+level of definitions refers twice to the next level, each level doubles the values. A schema of 256 KiB without
 references has fewer values and characters."""
 MOST_VARIANTS = 100
 """Pairs of a model and a prompt that answer each row of a job, because each takes space in the job and its reports."""
@@ -53,7 +53,7 @@ MOST_CHOICES = 1000
 MOST_KEPT = 64
 """Objects made from a call's parameters and kept for the next call, such as grammars and lists of choices."""
 MOST_GRAMMAR_WORK = 100
-"""Hundredths of a second in which the openvino engine compiles a call's grammar, because all rows wait for it."""
+"""Hundredths of a second that the openvino engine may take to compile a call's grammar, while all rows wait."""
 LONGEST_PATH = 4096
 """Characters of a path: resolving a path of a million folders would take hours."""
 LARGEST_FILE = 256 << 20
@@ -61,7 +61,7 @@ LARGEST_FILE = 256 << 20
 LARGEST_UPLOAD = 512 << 20
 """Bytes of a file that a client uploads (OpenAI's limit), because an upload could fill the disk."""
 MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
-"""Files stored for a token, and their total bytes: they could fill the disk. Outputs of its batches also count."""
+"""Files stored for a token, and their total bytes: they could fill the disk. The token's batch outputs also count."""
 LONGEST_FIELD, MOST_FORM_FIELDS = 64 << 10, 8
 """Bytes of each form field of an upload (except the file) and of a batch's parameters; and the number of form fields.
 All of them are kept in memory."""
@@ -79,7 +79,7 @@ MOST_MEMORY = 128 << 20
 MOST_FIELDS = 500_000
 """Fields of a body: no other thread runs while the body is parsed, and this many different names take 0.2 s."""
 MOST_EVENTS = 150_000
-"""Events of a stream, and pieces of a body, each of which costs time. Answers have fewer tokens."""
+"""Events of a stream, and pieces of a body, because each of them costs time. No answer has as many tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, because a head may never end."""
 MOST_SEARCHED, MOST_PLACES, PLACE = 1 << 30, 1000, 1000
@@ -93,17 +93,17 @@ LONGEST_SEARCHED = 16 << 10
 """Characters of an error that are searched for its cause, and bytes that may precede the choice in an answer: longer
 searches would delay other requests."""
 MOST_LEAVES = 2000
-"""Values in an error that are searched for its cause, and for how long to wait: more would delay other requests."""
+"""Values in an error that are searched for its cause and for the time to wait: more would delay other requests."""
 LONGEST_ANSWER = 1 << 20
 """Characters of an answer that is checked against a schema, repaired and quoted; bytes of an answer that is cached or
 parsed leniently. Only endless answers are longer."""
 MOST_UNREADABLE = 100
-"""Brackets in the prose of an answer at which JSON may begin: each costs time in proportion to the answer's length, and
-a small model may repeat a bracket until `max_tokens`."""
+"""Brackets in an answer's prose that are tried as the beginning of JSON: each costs time in proportion to the answer's
+length, and a small model may repeat a bracket until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context has. The number is charged to `tpm`."""
 LONGEST_DEBT_S = 120
-"""Seconds without requests after an endpoint reported more tokens than `tpm`, because the report may be wrong."""
+"""Seconds in which no request is sent because an endpoint reported too many tokens: the report may be wrong."""
 LONGEST_CALLED = 1000
 """Characters of the name of a called function in a stream, because a longer one would be copied with each piece; real
 names have 64."""
@@ -118,11 +118,11 @@ LONGEST_ROW = 64 << 20
 smaller, and sixteen such rows in flight fit into a small machine's memory."""
 TOO_LONG = "is longer than 64 MiB"
 MOST_RATIO = 200
-"""The largest ratio of decompressed to compressed size. A zip bomb has 1,000; rows that differ in a number have 100."""
+"""The largest ratio of decompressed to compressed size: it is 1,000 for a zip bomb, and 100 for nearly equal rows."""
 MOST_WARMED = 16 << 20
-"""Characters, for each model, of the beginnings of prompts that wait until a provider has cached these beginnings."""
+"""Characters of the prompt beginnings in requests to one model that wait until a provider has cached the beginnings."""
 MOST_HELD = 1024
-"""Requests of a call that wait for others, such as a budget or an equal request: each holds its prompt in memory."""
+"""Requests of a call that wait, such as for a budget or an equal request's answer: each holds its prompt in memory."""
 MOST_FILES = 10_000
 """Files that patterns match. At most twenty times as many files are examined, so that the search for `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
@@ -157,8 +157,8 @@ MOST_LINES = 10_000
 MOST_REPORT_ROWS, LARGEST_REPORT = 100_000, 12_000_000
 """Rows and bytes of a report: a browser opens such a report in half a second."""
 LONGEST_SHOWN, MOST_SHOWN = 2_000, 50
-"""Characters of a cell, prompt or path, and columns, fields or values of a table, that a page or a tool's result shows:
-more would leave no room for other texts."""
+"""What a page or a tool's result shows: characters of a cell, prompt or path, and columns, fields or values of a table.
+More would leave no room for other texts."""
 DEEPEST_TEXT = 3
 """Levels of JSON inside JSON strings that are searched for secrets, because an agent could nest a key to hide it."""
 DEEPEST = 20

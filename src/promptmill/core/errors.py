@@ -193,11 +193,11 @@ class PromptmillError(Exception):
 
 
 def argument_name(named: Named) -> str | None:
-    """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
+    """Return the text that names an argument: `limit`, or `again: "all"` if `named` has a value.
 
-    The field `status` becomes the tool for the status of jobs. Return None for `command` (a command of promptmill) and
-    `shell` (any other command), because texts that are stored or shown over MCP name no commands. Return None also for
-    a name with `otherwise`.
+    For the field `status`, return the name of the tool that reports on jobs. Return None for `command` (a command of
+    promptmill) and `shell` (any other command), because texts that are stored or shown over MCP name no commands. Also
+    return None if the name has an `otherwise`.
     """
     if named.field == "status":
         return "bulk_status"

@@ -36,11 +36,11 @@ class Command:
     words: str
     """The command's line of help."""
     options: str
-    """`"module:function"`: adds the options to the command's parser, and sets the function that runs it."""
+    """`"module:function"`: adds the options to the command's parser, and sets the function that runs the command."""
     writes: Sequence[str] | None = None
     """The arguments (as argparse stores them) whose values name the files that the command writes; other positional
-    arguments name files that it reads. None: the command does not make files from files and then end, so it cannot be
-    part of a series of commands."""
+    arguments name files that it reads. None if the command does not make files from files and then end: such a command
+    cannot be part of a series of commands."""
     is_search: bool = False
     """Whether the command searches for something that later commands use, such as labels or a prompt. A series of
     commands runs it only once: while its output exists, changed rows do not start another search."""
@@ -78,7 +78,7 @@ class WayEntry:
     """The way's tables and indexes in the database of a job: for each, its name and the statement that creates it. A
     column has only a name and a type."""
     tier: str = ""
-    """The price tier of the way's requests, see `promptmill.steps.prices`; `""`: the tier of live requests."""
+    """The price tier of the way's requests, see `promptmill.steps.prices`; `""` for the tier of live requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,8 @@ class JobAction:
 class Format:
     """A format of files: what its rows are, how it is read and written, and what jobs may do with it.
 
-    Most packages need `names` and `read`, `write` or both. The records of promptmill's own formats are in
-    `promptmill.files.format_table`. Reading and writing are independent: a format that is only written does not
+    Most packages need only `names` with `read`, with `write` or with both. The records of promptmill's own formats are
+    in `promptmill.files.format_table`. Reading and writing are independent: a format that is only written does not
     determine how inputs with its suffix are read.
     """
 
@@ -183,7 +183,7 @@ class Format:
     packages: Sequence[str] = ()
     """The modules that the format needs."""
     extra: str = ""
-    """The extra of promptmill that installs these modules; `""`: the user installs them."""
+    """The extra of promptmill that installs these modules; `""` if the user must install them."""
     title: str = ""
     """The name for such files in messages; by default, it is the suffix."""
     words: str = ""
@@ -231,10 +231,10 @@ class Figure:
     `JobDatabase` and the `JobSpec`."""
     count: str = ""
     """`"module:function"`: called at the end of a run; returns this field, and perhaps other fields. It takes the
-    arguments of `Plan.figures`, and each slot's model configuration (after the run: `()`). `""`: a plan or a way sets
-    the field."""
+    arguments of `Plan.figures`, and the configuration of each slot's model (`()` after the run). `""` if a plan or a
+    way sets the field."""
     option: str = ""
-    """`count` is called only for jobs with this option; `""`: for all jobs."""
+    """The option of the jobs for which `count` is called; `""` for all jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +249,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """The parts of a feature, by socket."""
+    """The parts that a feature adds. Each field is a socket."""
 
     words: str
     """The line of the feature in `promptmill features`."""
     needs: Sequence[str] = ()
     """The features that this feature imports. If one of them is missing, this feature counts as missing, too."""
     uses: Sequence[str] = ()
-    """Optional features: unless they are missing, this feature imports them when it uses them."""
+    """Optional features, each of which this feature imports only if it is installed and needed."""
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
@@ -290,8 +290,8 @@ class Feature:
     backends: Mapping[str, str] = field(default_factory=dict)
     """Backends by name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
     embedded: str = ""
-    """`"module:function"`: takes the `ModelConfig` of the embedded model and its `Backend`, not yet loaded, and
-    returns the backend that answers in place of this backend."""
+    """`"module:function"`: takes the `ModelConfig` of the embedded model and the model's `Backend`, which is not loaded
+    yet. It returns the backend that answers in place of this backend."""
     observation: Observation | None = None
     pdf_pages: str = ""
     """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide objects of the page."""
@@ -306,17 +306,17 @@ class Feature:
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     before_job: Mapping[str, str] = field(default_factory=dict)
-    """Functions that run before each job of a command, by the attribute of the command's arguments that selects them.
-    Each function takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
+    """Functions that run before each job of a command. Each key is the attribute of the command's arguments that
+    selects the function. It takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
-    """Functions that run after a command has run a job (also a detached job), by the option that selects them, such as
-    `{"report": "module:function"}`. Each function takes the `promptmill.jobs.run.job.EndedJob`."""
+    """Functions that run after a command has run a job (also a detached job). Each key is the option that selects the
+    function, as in `{"report": "module:function"}`. Each function takes the `promptmill.jobs.run.job.EndedJob`."""
     doubts: Mapping[str, str] = field(default_factory=dict)
-    """Functions, by the option of their jobs (`""`: all jobs). Each `"module:function"` takes an answer's `Record`, and
-    returns a `promptmill.jobs.store.plan.Doubt`: why a person should check the answer. None: no doubt."""
+    """Functions for jobs with an option (`""`: all jobs), by option. Each `"module:function"` takes an answer's
+    `Record`. It returns a `promptmill.jobs.store.plan.Doubt` if a person should check the answer; otherwise None."""
     remedies: Mapping[str, Words] = field(default_factory=dict)
-    """For the error code of failed rows: words that state what an option of the feature does about such rows. The
-    summary of a job without a plan shows these words: `{"code": (Named("lake"), " sends them …")}`."""
+    """Words, by the error code of failed rows, that state what an option of the feature does about such rows. The
+    summary of a job without a plan shows them: `{"code": (Named("lake"), " sends them …")}`."""
     variants: str = ""
     """`"module:function"`: prints the answers of a job that has several answers to each row, after a command has run
     the job. It takes the path of the output and the name of the column with the variant."""
@@ -352,7 +352,7 @@ def bug(error: BaseException) -> str:
 
 
 def entry_points() -> list[metadata.EntryPoint]:
-    """Return the entry points of features. (`importlib.metadata` would parse all packages, in 7 ms instead of 2 ms.)"""
+    """Return the entry points of features. (`metadata.entry_points` would parse all packages: 7 ms instead of 2 ms.)"""
     named = {each.name for each in metadata.distributions() if GROUP in (each.read_text("entry_points.txt") or "")}
     return [entry for name in sorted(named) for entry in metadata.distribution(name).entry_points.select(group=GROUP)]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from promptmill.core.values import JsonObject, json_text, text_of
 
 NOT_STATED = "not stated"
-"""The option of a question whose answer may be null."""
+"""The option that stands for null in a question whose answer may be null."""
 
 
 def adds_up(shares: Collection[float]) -> bool:
@@ -30,13 +30,13 @@ class Choice(NamedTuple):
 
     options: tuple[str, ...]
     definitions: tuple[str, ...] = ()
-    """A definition for each option (`""`: undefined); `()`: no option has a definition."""
+    """A definition for each option, or `""` if it has none; `()` if no option has a definition."""
     many: bool = False
     is_optional: bool = False
     """Whether null is an answer, too."""
     least: int = 0
     most: int | None = None
-    """The fewest and the most labels of an answer, if `many` labels are allowed; None: no limit."""
+    """The fewest and the most labels of an answer, if `many` labels are allowed; None if there is no limit."""
 
 
 class YesNo(NamedTuple):
@@ -83,7 +83,7 @@ class Question(NamedTuple):
     """One field of an answer."""
 
     name: str
-    """The name of the field; `""`: the answer is the option itself."""
+    """The name of the field; `""` if the answer is the option itself."""
     words: str
     """The description of the field, or `""`."""
     kind: Kind
@@ -101,7 +101,7 @@ class AllowedAnswer(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A closed question as it is sent: a question about many labels becomes a yes-or-no question for each."""
+    """A closed question as it is sent: a question about many labels becomes a yes-or-no question for each label."""
 
     name: str
     """The question's name: the field, or the field and the label; `""` if it is the only question. Names are unique."""
@@ -109,7 +109,7 @@ class Asked(NamedTuple):
     kind: Closed
     options: tuple[AllowedAnswer, ...]
     title: str
-    """The name as a model sees it; `""`: the model sees no name."""
+    """The name as a model sees it; `""` if the model sees no name."""
 
 
 class Given(NamedTuple):
@@ -127,8 +127,8 @@ class Answer(NamedTuple):
     text: str
     """The option itself, or a JSON object with the fields that have an answer."""
     probabilities: dict[str, dict[str, float]]
-    """See `Completion.probabilities`. For a question about many labels: the probability that all given labels are right
-    and, under `FIELD: LABEL`, each label's probability."""
+    """See `Completion.probabilities`. A question about many labels has the probability that all given labels are right
+    and, under `FIELD: LABEL`, the probability of each label."""
 
 
 class Form(NamedTuple):

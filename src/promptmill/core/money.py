@@ -20,7 +20,7 @@ class Budget:
     """One spending limit. It belongs to one event loop."""
 
     def __init__(self, limit: float, spent: float = 0.0, set_aside: float = 0.0) -> None:
-        """`spent`: the amount that earlier runs spent. `set_aside`: the highest cost of the requests that they lost."""
+        """`spent`: the amount that earlier runs spent. `set_aside`: the highest cost of requests that were lost."""
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
@@ -56,7 +56,7 @@ class Budget:
         self._changed()
 
     def lend(self, most: float | None) -> float:
-        """Set aside up to `most` (None: the whole free amount). Return the amount that was set aside."""
+        """Set aside up to `most`, or the whole free amount if `most` is None. Return the amount set aside."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
         lent = room if most is None else min(room, max(0.0, most))
         self.set_aside += lent

@@ -43,7 +43,7 @@ SOURCED: Final = _Mark()
 class Parameters(BaseModel):
     """The base class of `Sampling`, and of the parameters that a feature adds to it (`Feature.sampling`)."""
 
-    # `defer_build`, because only the schema of the whole `Sampling` is used
+    # `defer_build` is set because only the schema of the whole `Sampling` is used
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod

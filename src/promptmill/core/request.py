@@ -54,8 +54,8 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image. `source`: a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint. `marks`: the
-    part's `CACHE_MARKS`."""
+    """An image. `source`: a local path or a `file:`, `http(s):` or `data:` URL. `detail`: the resolution, as in
+    OpenAI's API. `marks`: the part's `CACHE_MARKS`."""
 
     kind: ClassVar[Literal["image"]] = "image"
     source: str
@@ -68,7 +68,7 @@ FileKind: TypeAlias = Literal["pdf", "audio"]
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A PDF or a recording that is sent as it is. `source`: see `ImagePart`. `name`: the caller's name of the file.
+    """A PDF or a recording that is sent as it is. `source`: see `ImagePart`. `name`: the caller's name for the file.
 
     The `data:` URL of a recording names its format as OpenAI does: `data:audio/mp3;base64,…`. `marks`: see `TextPart`.
     """
@@ -138,7 +138,7 @@ class Shown(NamedTuple):
 
     words: str = ""
     names: tuple[str, ...] = ()
-    """The names in `words`: a prompt that has all of them does not get `words`. `()`: every prompt gets `words`."""
+    """The names in `words`: a prompt that has all of them does not get `words`. `()` if every prompt gets `words`."""
 
     def beside(self, texts: Sequence[str]) -> str:
         """Return the words for a prompt with these texts; `""` if the texts have all names.
@@ -204,7 +204,7 @@ class Conversation:
 
     @property
     def file_kinds(self) -> set[FileKind]:
-        """The kinds of the conversation's files; `audio` also if a turn refers to a sound stored at the endpoint."""
+        """The kinds of the conversation's files; also `audio` if a turn refers to a sound stored at the endpoint."""
         kinds = set[FileKind]()
         for message in self.messages:  # a loop, because a generator would take four times as long
             if isinstance(message.content, tuple):
@@ -223,7 +223,7 @@ class Conversation:
         return names
 
     def with_marks(self, kept: Callable[[Message], Container[str]]) -> Conversation:
-        """Return the conversation with only the cache marks that `kept` returns for the message of a part."""
+        """Return the conversation without some cache marks. `kept` returns the marks that a message's parts keep."""
         return Conversation(tuple(_with_marks(message, kept(message)) for message in self.messages))
 
     def as_messages(self) -> list[JsonDict]:
@@ -339,7 +339,7 @@ def _tagged(parts: Iterable[Part], images: Iterator[ImagePart], image_tag: str) 
         first, *others = part.text.split(image_tag)
         yield TextPart(first, None if others else part.marks)
         for at, text in enumerate(others, 1):
-            ends = part.marks if at == len(others) else None  # a mark is at the end of its part
+            ends = part.marks if at == len(others) else None  # the marks belong to the end of the part
             image = next(images)
             yield replace(image, marks=ends) if ends and not text else image
             yield TextPart(text, ends)
@@ -369,7 +369,7 @@ def conversation_from_prompt(item: object, where: str) -> Conversation:
 def conversation_from_messages(messages: Sequence[object], where: str) -> Conversation:
     """Return the conversation for OpenAI-style `messages`, at least one.
 
-    Raises `PromptmillError` (`invalid_input`) that names a message of another form or with an unknown role.
+    Raises `PromptmillError` (`invalid_input`) that names the message, for another form or an unknown role.
     """
     if not messages:
         raise input_error(f'{where} is empty. Send at least one message, such as {{"role": "user", "content": "…"}}.')
@@ -521,7 +521,7 @@ def _list_of_stops(value: object) -> object:
 
 
 def list_of_choices(value: object) -> object:
-    """Return the texts of a list or a comma-separated text. (Texts that contain commas are in double quotes.)
+    """Return the texts that a list or a comma-separated text contains. (Texts with commas are in double quotes.)
 
     Raises `ValueError` for any other value.
     """
@@ -693,7 +693,7 @@ def required_of(given: JsonObject) -> frozenset[str]:
 
 
 def check_left_out(names: Iterable[str], required: Container[str], taker: str) -> None:
-    """Raise `PromptmillError` (`unsupported`) if one of `names`, which `taker` does not support, is required.
+    """Raise `PromptmillError` (`unsupported`) if a parameter in `names` is required. `taker` supports none of them.
 
     The message begins with the name.
     """
@@ -744,7 +744,7 @@ class Shared(NamedTuple):
 
 
 NOTHING_SHARED = Shared(0, "")
-"""Set for a job's request whose beginning no other request has, so that the provider's cache need not store it."""
+"""Set for a job's request that shares no beginning with other requests: the provider's cache need not store it."""
 LEAST_SHARED = 2048
 """The size in bytes of the shortest beginning that a provider caches for any model. It is about 512 tokens."""
 
@@ -765,7 +765,7 @@ class Fields(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """An item's part of a request for several items, and of the reply."""
+    """The place of one item in a request for several items, and in the reply."""
 
     name: str
     """The name of the item in the request and the reply."""
@@ -790,11 +790,11 @@ class Request:
     extra: JsonObject = field(default_factory=dict)
     attempts: int = 0
     path: str = ""
-    """The path of a request that is not a chat, such as `/embeddings`. Then `extra` is the whole body."""
+    """The path of a request that is not a chat, such as `/embeddings`. If it is set, `extra` is the whole body."""
     account: Account | None = None
     """Set if the cost of the request is charged to a budget."""
     choice: int = 0
-    """The number of the request among those for several answers to one item. Each answer is stored separately."""
+    """The position of this request among those for several answers to an item. Each answer is stored separately."""
     shared: Shared | None = None
     """Set if the provider caches beginnings of prompts, and the beginning that other requests share is known."""
     question: bytes | None = None
@@ -804,17 +804,17 @@ class Request:
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
     members: tuple[Request, ...] = ()
-    """The requests that this request answers together; the first is this request. `()`: it answers one item."""
+    """The requests that this request answers together; the first is this request. `()` if it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
     form: Form | None = None
-    """The form of the answer to a request with choices or a schema. A step that asks for another reply keeps it."""
+    """The form of the answer to a request with choices or a schema. Steps that ask for another reply keep the form."""
     is_filled: bool = False
     """Whether the prompt was made from a template, so that not all of its words come from the row."""
     portion: Portion | None = None
     """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0
-    """The number of messages at the end, added to ask again: each refused answer, and the complaint about it."""
+    """The number of added messages at the end, which ask again: each refused answer, and the complaint about it."""
 
     @property
     def texts(self) -> int:
@@ -826,7 +826,7 @@ class Request:
 
     @property
     def shared_system(self) -> Shared | None:
-        """The system prompt, as the beginning that requests with other prompts share; None: unknown."""
+        """The system prompt as a beginning that requests with other prompts share, too; None if it is unknown."""
         if not self.shared:
             return self.shared
         messages = itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, self.conversation.messages)

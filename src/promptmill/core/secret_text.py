@@ -224,7 +224,7 @@ def _kind_in(text: bytes) -> str:
 
 
 def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bool:
-    run = 0  # where the next run begins; stored so that a text of prefixes, `sk-sk-sk-…`, is searched for it only once
+    run = 0  # where the next run begins; stored so that a text of prefixes, `sk-sk-sk-…`, is searched only once
     for match in anchor.finditer(text, start, end):
         if run < match.start():
             found = _KEY_RUN.search(text, match.start(), end + _BEHIND)
@@ -235,8 +235,8 @@ def _has_key(text: bytes, anchor: re.Pattern[bytes], start: int, end: int) -> bo
 
 
 def _follows_header(text: bytes, match: re.Match[bytes]) -> bool:
-    """Return whether the second part of a token follows a first part. The search goes backwards from the second part,
-    because in a text that repeats `eyJ-`, each `eyJ` would start a forward search."""
+    """Return whether `match`, the second part of a JSON Web Token, follows a first part. The search goes backwards from
+    the second part, because in a text that repeats `eyJ-`, each `eyJ` would start a forward search."""
     before = text[max(0, match.start() - _LONGEST_PART) : match.start()]
     part = before[len(before.rstrip(_OF_PART)) :]
     return 0 <= part.find(b"eyJ") < len(part) - _SHORTEST_PART and _KEY_RUN.search(match[1]) is not None
@@ -255,14 +255,14 @@ _SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 
 
 def _unescaped(data: bytes) -> bytes:
-    r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them, and a space for `\n`.
+    r"""Return JSON with `/` for `\/` and `+` for `\u002b`, which some programs write, and with a space for `\n`.
 
     The space is needed because a key may follow a line feed. `\\n` is no line feed, but a backslash and a letter.
     """
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:
         data = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), data)
-    data = data.replace(b"\\\\", b"\0")  # `find` has removed every other NUL
+    data = data.replace(b"\\\\", b"\0")  # `find` has removed all NULs of the file
     for escape in _SPACES:
         data = data.replace(escape, b" ")
     return data.replace(b"\0", b"\\")

@@ -1,4 +1,4 @@
-"""Sources: the places of the values of an answer.
+"""Sources: the places where the values of an answer were found.
 
     answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
     sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
@@ -40,9 +40,9 @@ class ValueSource(TypedDict, total=False):
     """The input's column that has the text. It is absent if the text is not from a column, or if the column has changed
     since, so that no place is known."""
     start: int
-    """The number of the first character in the text, from 0."""
+    """The position of the quote's first character in the text, from 0."""
     end: int
-    """The number of the character that follows the quote."""
+    """The position of the character that follows the quote."""
     page: int
     """The number of the page, from 1, in a text with pages."""
     heading: str

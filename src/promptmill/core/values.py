@@ -52,7 +52,7 @@ class ExactNumber(decimal.Decimal):
 
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
-# orjson would write dates in its own form, refuse large numbers, and write NaN as null
+# by default, orjson writes dates in its own form, refuses large numbers, and writes NaN as null
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _PLAIN: Sequence[Callable[[Any], Any]] = (str, int, float, list, dict)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -92,7 +92,7 @@ def exact_float(digits: str) -> float | str | ExactNumber:
         return number
     exact = ExactNumber(digits)
     places = len(exact.as_tuple().digits)
-    is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # a float written with 19 digits
+    is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # such as a float in 19 digits
     return number if is_same else exact
 
 
@@ -108,7 +108,7 @@ def has_long_fraction(data: bytes) -> bool:
 
 
 def _is_float(part: bytes) -> bool:
-    """Return whether `part` is not a number, or has the digits that Python writes for its float."""
+    """Return whether `part` is not a number, or is a number that Python writes with the same digits."""
     try:
         return repr(float(part)).encode() == part
     except ValueError:
@@ -291,7 +291,7 @@ def exact(value: Any) -> Any:
 
 
 def with_whole_numbers(value: Any) -> Any:
-    """Return a JSON value with 5 in place of 5.0, which Parquet and some models write."""
+    """Return a JSON value with 5 in place of 5.0. (Parquet and some models write 5.0.)"""
     match value:
         case float() if value.is_integer():
             return int(value)

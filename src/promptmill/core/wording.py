@@ -12,7 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _SHOWN = 60  # characters of an answer in a message
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
-_SHORTEST_BEGINNING = 3  # min characters of a name that begins a longer name, so that one is suggested for the other
+_SHORTEST_BEGINNING = 3  # min characters of a name that is suggested for longer names that begin with it, or vice versa
 _SYNONYMS = (
     ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
@@ -92,7 +92,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Return the first names, and the number of others.
+    """Return the first `most` of the names, and the number of the others.
 
     >>> listed(["a", "b", "c", "d"], 2)
     'a, b and 2 more'
@@ -182,7 +182,7 @@ def unescaped(text: str) -> str:
 
 def _letters(escapes: re.Match[str]) -> str:
     letters = json.loads(f'"{escapes[0]}"')
-    # escapes of quotes, of line ends and of lone surrogates stay
+    # the escapes of quotes, of line ends and of lone surrogates are kept
     is_text = all(letter >= "\xa0" and not "\ud800" <= letter <= "\udfff" for letter in letters)
     return letters if is_text else escapes[0]
 
@@ -235,7 +235,7 @@ def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> s
 
 
 def _is_near(name: str, column: str) -> bool:
-    """Return whether a name differs from a column in case, letter order, or one letter (two, from five letters on)."""
+    """Return whether a name and a column differ only in case, letter order, or one letter (two if longer than 4)."""
     one, other = name.lower(), column.lower()
     pieces = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
     changed = sum(max(end - start, end_2 - start_2) for tag, start, end, start_2, end_2 in pieces if tag != "equal")

@@ -211,7 +211,7 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # a .tsv file may use commas or semicolons, of which the next line has as many
+        elif self._kind == "tsv":  # a .tsv file may use another delimiter, if the next line has equally many
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
@@ -287,7 +287,7 @@ class _Pieces:
     def __init__(
         self, stream: IO[bytes], encoding: str | None, longest: int, header_row: int | None, window: Window = WHOLE
     ) -> None:
-        """`longest`: the most bytes of a line. `header_row`: the line with the columns; None: the first line."""
+        """`longest`: the largest size of a line in bytes. `header_row`: the line with the columns (None: the first)."""
         self._encoding, self._longest = encoding, longest
         self._read = stream.read
         if encoding is not None and codecs.lookup(encoding).name != "utf-8":

@@ -29,7 +29,7 @@ _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WIDE = {b"\1\0\0\0": "utf-32-le", b"\0\0\0\1": "utf-32-be", b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}
 """Encodings without a byte-order mark, by the pattern of nonzero bytes (1) at the beginning of a Latin text."""
 _NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # a text in these may be valid UTF-8 with another meaning
-_READ_AS: Mapping[str, str] = MappingProxyType(  # by encoding.spec.whatwg.org, each name means a larger encoding
+_READ_AS: Mapping[str, str] = MappingProxyType(  # in encoding.spec.whatwg.org, each name means a larger encoding
     {
         "ascii": "utf-8",
         "iso8859-1": "cp1252",
@@ -51,7 +51,7 @@ _READ_AS: Mapping[str, str] = MappingProxyType(  # by encoding.spec.whatwg.org, 
         "unicode-1-1-utf-8": "utf-8",
     }
 )
-_RARE = re.compile("[\u0180-\u02ff]")  # as UTF-8, 'É' and a no-break space of French typography would be such a letter
+_RARE = re.compile("[\u0180-\u02ff]")  # 'É' and a no-break space (in cp1252), read as UTF-8, would be such a letter
 _OF_WINDOWS = {ord(bytes([code]).decode(_USUAL, "ignore") or chr(code)): code for code in range(0x80, 0xA0)}
 _NO_NAMES = frozenset({"unknown-8bit", "x-unknown", "unknown", "default", "8bit", "binary"})
 _TAG, _LATIN = re.compile(rb"<[^<>]{0,999}>"), re.compile(rb"[A-Za-z]")
@@ -64,7 +64,7 @@ def text_of(data: bytes, *charsets: str) -> str:
     """Return a text as mailers and browsers read it. `charsets`: the charsets that the text names, perhaps wrongly."""
     named = [_encoding(charset) for charset in charsets if charset and charset.lower() not in _NO_NAMES]
     named += ["big5hkscs"] if "cp950" in named else []  # browsers read Big5 and Big5-HKSCS as one encoding
-    # UTF-16 or UTF-32: in another encoding, a key in such a text would be read with zeros between its letters.
+    # UTF-16 or UTF-32 comes first: read in another encoding, a key would have zeros between its letters.
     wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         wide = "utf-32"
@@ -229,7 +229,7 @@ def _proof(encoding: str, text: str, number: int) -> Named:
 
 
 def _quoted(text: str) -> str:
-    """Return the beginning of a text in quotes, for `Named.text`."""
+    """Return the beginning of a text, put in quotes, for `Named.text`."""
     shown = cut(text, _SHOWN).replace("{", "{{").replace("}", "}}")
     return f'"{shown}"'
 

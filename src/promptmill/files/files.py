@@ -61,7 +61,7 @@ class InputFile:
     query: str = ""
     """The database query whose result is the rows; `""` if there is no query."""
     most_rows: int | None = None
-    """The most rows of the query's result to read, because a query may return any number of rows."""
+    """The maximum number of rows that are read from the query's result; a query may return any number."""
 
     @property
     def within(self) -> str:
@@ -314,7 +314,7 @@ def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
     """Return the error for a missing input file. It suggests a file with a similar name; if there is none, `remedy`."""
     with suppress(OSError):
         known = sorted(filter(_is_known, file.parent.iterdir()), key=lambda path: path.suffix == file.suffix)
-        names = {path.stem: path.name for path in known}  # by stem: equal suffixes do not make names similar
+        names = {path.stem: path.name for path in known}  # stems only: equal suffixes do not make names similar
         if near := close_matches(file.stem, names, n=1):
             remedy = f"Did you mean {file.with_name(names[near[0]])}?"
     return input_error(f"There is no input file {file}. {remedy}")

@@ -161,7 +161,7 @@ def writing(name: str | Path) -> Format | None:
 
 
 def whole(name: str | Path) -> Format | None:
-    """Return the format of a whole file with this name, see `Format.whole`; None for others, such as programs."""
+    """Return the format of a whole file with this name, see `Format.whole`; None for other files, such as programs."""
     return _found(_table().whole, name)
 
 
@@ -188,12 +188,12 @@ def database(name: str | Path) -> str:
 
 
 def of_input(key: str) -> Format:
-    """Return an input's format by its key in a job's database. Without the format's feature, nothing is read."""
+    """Return an input's format by its key in a job's database. If its feature is missing, nothing is read."""
     return _table().inputs.get(key) or Format(name=key)
 
 
 def of_output(key: str) -> Format:
-    """Return an output's format by its key in a job's database. Without the format's feature, nothing is written."""
+    """Return an output's format by its key in a job's database. If its feature is missing, nothing is written."""
     return _table().outputs.get(key) or Format(name=key)
 
 

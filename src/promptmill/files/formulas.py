@@ -8,7 +8,7 @@ from typing import Any
 _RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
 _LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _RAISED_START = re.compile(r"\s*[-+\u2212(]?[0-9]|\s*[-+\u2212]\s*\Z")
-_POWER = re.compile(r"[-+\u2212]?[i-kmnpqtx-z](?:[-+\u2212*/]\w{1,9})?|[.,][0-9]{1,9}")  # not a, e, o: 1o is an ordinal
+_POWER = re.compile(r"[-+\u2212]?[i-kmnpqtx-z](?:[-+\u2212*/]\w{1,9})?|[.,][0-9]{1,9}")  # no a, e, o: 1o is an ordinal
 _LEFT_OUT = frozenset({"annotation", "annotation-xml", "mphantom"})
 
 

@@ -156,7 +156,7 @@ def rows_inside_error(path: Path, name: str) -> PromptmillError:
 
 
 def _list_of_rows(text: bytes) -> str:
-    """Return the name of the first list in a JSON object, `text`, whose items may be rows; `""` if there is none."""
+    """In the JSON object `text`, return the name of the first list whose items may be rows; `""` if there is none."""
     names = (match[1] for match in _LIST_OF_ROWS.finditer(text))
     return next((name.decode() for name in names if name not in _LISTS_IN_A_ROW), "")
 

@@ -40,7 +40,7 @@ _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
 _OF_OUTLOOK = "has its text in winmail.dat, which only Outlook reads; save the text there"
 _IN_PIECES = "is one piece of a mail that was sent in several; join them in its mail program"
 _SHORT = 3
-"""If a page has more than this many times the letters of the plain text next to it, the two are different texts."""
+"""If an HTML page is more than this many times as long as the plain text next to it, the two are different texts."""
 _LONGEST_STUB = 300  # characters of a text such as "Your mail program does not show HTML"
 _ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
 _SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"
@@ -77,7 +77,7 @@ def mail_text(data: bytes) -> str:
 
 def _parsed(data: bytes) -> _Part:
     parser = email.parser.BytesFeedParser(Message, policy=_Headers())
-    for at in range(0, len(data), _BLOCK):  # in blocks: given a whole mail, the parser takes nine times the mail's size
+    for at in range(0, len(data), _BLOCK):  # given at once, a mail would take nine times its size in memory
         parser.feed(data[at : at + _BLOCK])
     return parser.close()
 
@@ -132,7 +132,7 @@ def _shown(mail: _Part, content: _Content, depth: int) -> str:
 
 
 def _read(part: _Part, depth: int) -> _Content:
-    """Return the content of a part, in the part's order. `depth`: the number of mails that enclose the part.
+    """Return the content of a part in its original order. `depth`: the number of mails that enclose the part.
 
     A mail may have several texts, such as those before and behind a picture, and the footer of a mailing list.
     """
@@ -251,7 +251,7 @@ def _words(text: str) -> str:
     >>> _words("=?utf-8?b?w7Y=?= =?utf-8?q?=C3=9F?= a")
     'öß a'
     """
-    pieces, at, held, charset = [], 0, b"", ""  # `held`: a word's bytes, because a letter may extend into the next word
+    pieces, at, held, charset = [], 0, b"", ""  # `held` has a word's bytes: a letter may extend into the next word
     for match in _WORD.finditer(text):
         between = text[at : match.start()]
         if held and (not between.isspace() or match[1] != charset):

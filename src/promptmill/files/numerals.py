@@ -25,7 +25,7 @@ _ORDINALS: Mapping[str, str] = MappingProxyType(
         "twelve": "twelfth",
     }
 )
-_ALPHABETS: Mapping[str, str] = MappingProxyType(  # by ECMA-376, part 1, 17.18.59
+_ALPHABETS: Mapping[str, str] = MappingProxyType(  # according to ECMA-376, part 1, 17.18.59
     {
         "lowerLetter": "abcdefghijklmnopqrstuvwxyz",
         "upperLetter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",

@@ -39,7 +39,7 @@ class ParquetTable:
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
         if sys.platform == "linux":  # every build of pyarrow for Linux has jemalloc
-            # jemalloc keeps the fewest freed pages; how many more another allocator keeps depends on the system.
+            # jemalloc keeps fewer freed pages than other allocators, which differ between systems.
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -132,8 +132,8 @@ def _joined(schemas: Sequence[Any]) -> tuple[Any, tuple[str, ...]]:
 
 
 def _has_no_common_type(kinds: Sequence[Any]) -> bool:
-    """Return whether Arrow's common type would change some numbers: it rounds decimals next to other numbers, and
-    cannot hold whole numbers of 64 bits with and without a sign."""
+    """Return whether Arrow's common type would change some numbers: it rounds decimals next to other numbers, and it
+    cannot hold both signed and unsigned whole numbers of 64 bits."""
     import pyarrow as pa
 
     numbers = [kind for kind in kinds if not pa.types.is_null(kind)]
@@ -300,7 +300,7 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
 
 
 def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
-    """Return the number of rows of these columns that take about 1 MiB, in the row group with the largest rows.
+    """Return how many rows, with only these columns, take about 1 MiB in the row group with the largest rows.
 
     The estimate assumes that every row has the largest value in the dictionary of its column chunk. Raises
     `PromptmillError` (`invalid_input`).

@@ -26,7 +26,7 @@ def is_url(name: str) -> bool:
 
 
 def reading(path: Path) -> Format | None:
-    """Return the format in which the rows of the input at `path` are read; None if its name has no such format."""
+    """Return the format in which the rows of the input at `path` are read; None if there is no such format."""
     return format_table.reading(plain(path))
 
 

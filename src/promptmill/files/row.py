@@ -84,11 +84,11 @@ class Style(NamedTuple):
     has_wide_header: bool = False
     """Whether header cells of a workbook are merged over several columns, so that the next row may have the names."""
     repeated_line: int = 0
-    """The number of the first line of a CSV file that repeats the header and is left out; 0: none."""
+    """The number of the first line of a CSV file that repeats the header and is left out; 0 if none does."""
     joined_line: int = 0
-    """The number of the first line with a quoted cell that seems to contain rows of a CSV or TSV file; 0: none."""
+    """The number of the first line with a quoted cell that seems to contain rows of a CSV or TSV file; 0 if none."""
     short_line: int = 0
-    """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
+    """The number of the first line of a CSV file that has fewer cells than the header; 0 if none has."""
     above: tuple[str, ...] = ()
     """The texts above the header row, if the user named that row."""
     line_end: str = "\n"
@@ -127,7 +127,7 @@ class Input(Protocol):
         ...
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows with the fields `columns`, each a pair of the cell's index in the header and the field's name.
+        """Yield the rows with the fields `columns`: pairs of a cell's index in the header and a field's name.
 
         `window` must begin and end between two stretches. Raises `OSError`; `PromptmillError` (`invalid_input`) if the
         content does not match the file's format.

@@ -170,7 +170,7 @@ class _Reading:
 
 
 def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
-    """Return a sheet. `header_row`: the number of the header's row, from 1; 0: the first row with a value.
+    """Return a sheet. `header_row`: the number of the header's row (from 1), or 0 for the first row with a value.
 
     Raises `PromptmillError` (`invalid_input`), and other errors of the reader.
     """
@@ -308,19 +308,19 @@ class _Look:
         *,
         recalculates: bool = False,
     ) -> None:
-        """`masks`: by cell style, the number formats that show leading zeros. `recalculates`: the workbook asks the
+        """`masks`: the number formats that show leading zeros, by cell style. `recalculates`: the workbook asks the
         program that opens it to compute all formulas."""
         self.errors: dict[int, dict[int, str]] = {}
         """Errors by row and column."""
         self.masked: dict[int, dict[int, Sequence[_Section]]] = {}
         """The formats with leading zeros, by row and column."""
         self.texts: dict[int, dict[int, str]] = {}
-        """By row and column: texts with tabs and line breaks (of an .ods file), and texts in cells for numbers."""
+        """Texts with tabs and line breaks (of an .ods file), and texts in cells for numbers, by row and column."""
         self.merged: list[tuple[tuple[int, int], tuple[int, int]]] = []
         """For merged cells of an .ods file: the row and column of the first cell, and those of the last cell."""
         self.uncomputed: set[int] = set()
         self.zeros: dict[int, list[int]] = {}
-        """By row, the columns of formulas, if all formulas of the sheet have the result 0, as XlsxWriter writes it."""
+        """The columns of formulas, by row, if all formulas of the sheet have the result 0, as XlsxWriter writes it."""
         self.hidden: list[int] = []
         self._masks, self._row, self._column = masks or {}, -1, -1
         self._may_be_zeros = recalculates
@@ -381,7 +381,7 @@ class _Look:
                 self.errors.setdefault(self._row, {})[self._column] = text
             elif self._kind == "inlineStr" and self._text:
                 self.texts.setdefault(self._row, {})[self._column] = self._text
-            elif self._is_formula and not text and self._kind != "str":  # no value; a result of type `str` may be empty
+            elif self._is_formula and not text and self._kind != "str":  # the result is missing; a `str` may be empty
                 self.uncomputed.add(self._column)
             elif self._is_formula and self._may_be_zeros:
                 self._may_be_zeros = text == "0" and self._kind in {"", "n"}

@@ -148,7 +148,7 @@ def _is_finite(cell: Any) -> bool:
 
 
 def _value(cell: Any) -> Any:
-    """Return a value of a database for JSON: a time becomes ISO text, and a decimal without a fraction an integer."""
+    """Return a database value for JSON: a time becomes ISO text; a decimal without a fraction becomes an integer."""
     match cell:
         case dt.datetime():
             return cell.isoformat(" ")

@@ -1,4 +1,4 @@
-"""Signs of fonts whose letters are pictures, such as Wingdings: a ticked or empty box, for example, is a value."""
+"""Signs of fonts whose letters are pictures, such as Wingdings. A ticked or an empty box, for example, is a value."""
 
 from __future__ import annotations
 

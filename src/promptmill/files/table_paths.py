@@ -1,7 +1,7 @@
 """Paths of tables inside files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
 
 Such a path is valid wherever a file's path is valid. As an output, `labels.xlsx#Sheet2[Topic]` is a column of a sheet
-that a job reads and fills. Each of several jobs that fill one sheet has such an output.
+that a job reads and fills. If several jobs fill one sheet, each has such an output.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def is_table(path: Path) -> bool:
 
 
 def log_of(file: Path) -> Path | None:
-    """Return the path of a database's log, which may exist and have rows that the file lacks; None for another file.
+    """Return the path at which a database's log may be, with rows that the file lacks; None if `file` is no database.
 
     >>> log_of(Path("mails.db")).name
     'mails.db-wal'

@@ -161,7 +161,7 @@ class _Looks:
 
     hidden: set[int] = field(default_factory=set)
     tags: dict[int, str] = field(default_factory=dict)
-    """By element: the tag whose look the element's style imitates, such as `sup`."""
+    """The tag whose look an element's style imitates, such as `sup`, by element."""
     sizes: dict[int, bool] = field(default_factory=dict)
     """For elements whose style sets the size of letters: whether the size is above 0."""
     struck: list[Any] = field(default_factory=list)
@@ -189,7 +189,7 @@ class _Looks:
 def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
     """Write the texts of all visible elements.
 
-    Newsletters avoid gaps by elements of size 0; an element inside such an element may get a size by style or class.
+    Newsletters avoid gaps with elements of size 0. An inner element with a style or a class may have a size again.
 
     The walk is not recursive, because a page may be nested deeply.
     """
@@ -270,7 +270,7 @@ class _Writer:
         self._is_unchosen = False
         """Whether the open option is one that its list does not show."""
         self._begins, self._behind_table = False, False
-        """`_begins`: no text followed the start of a cell or item. `_behind_table`: no cell followed a table's end."""
+        """`_begins`: whether a cell or item has no text. `_behind_table`: whether no cell followed a table's end."""
 
     def _put(self, text: str) -> None:
         self._texts.append(text)

@@ -37,7 +37,7 @@ _MATH = "/math}"  # the end of the namespaces of formulas
 def word_text(data: bytes, *, is_inner: bool = False) -> str:
     """Return the text of a Word document. The cells of its tables are separated by tabs.
 
-    `is_inner`: the document is embedded in another Word document; the Word documents inside it are not read.
+    If `is_inner` (the document is embedded in another Word document), Word documents inside it are not read.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -76,7 +76,7 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
 
 
 def _clear_codes(tree: Any) -> None:
-    """Remove the texts in the codes of fields, such as the result of a field inside the condition of an IF field.
+    """Remove the texts in fields' codes. (For example, a field inside an IF field's condition has its result there.)
 
     The code of a field ends where its result begins. A field without a result keeps all texts.
     """
@@ -96,7 +96,7 @@ def _clear_codes(tree: Any) -> None:
 
 
 def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
-    """Return, by style id, the elements of `_LOOKS` that each style has or inherits from its base style."""
+    """Return the elements of `_LOOKS` that each style has or inherits from its base style, by the style's id."""
     known = {} if styles is None else {_attribute(each, "styleId"): each for each in styles.findall("{*}style")}
     looks: dict[str, Mapping[str, Any]] = {}
     for name in known:
@@ -114,7 +114,7 @@ def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copy the elements of each style into the runs that have the style themselves or through their paragraph."""
+    """Copy the elements of each style into the runs that have the style, either directly or from their paragraph."""
     for element in tree.iter("{*}rStyle", "{*}pStyle"):
         if not (elements := looks.get(_attribute(element, "val"))):
             continue
@@ -315,7 +315,7 @@ class _Numbering:
         self._levels: dict[tuple[str, int], Any] = {}
         """The format of each level of a list."""
         self._starts: dict[str, dict[int, int]] = {}
-        """By list and level, one less than the number with which the list begins anew."""
+        """One less than the number with which a list begins anew, by the list and the level."""
         self._counts: dict[str, dict[int, int]] = {}
         """The last number of each level, by the list's kind (`abstractNum`): lists of one kind share their numbers."""
         kinds = {_attribute(one, "abstractNumId"): one for one in numbering.findall("{*}abstractNum")}
@@ -334,7 +334,7 @@ class _Numbering:
 
     def write(self, tree: Any) -> None:
         """Write the numbers into the paragraphs."""
-        twice = {  # if a content has two forms, the paragraphs of the second form
+        twice = {  # the paragraphs of the second form, if the same content has two forms
             paragraph
             for second in tree.iter("{*}Fallback")
             if second.getparent().find("{*}Choice") is not None
@@ -381,7 +381,7 @@ class _Numbering:
         return number and number + after
 
     def _restart(self, name: str, level: int) -> int:
-        """Return the level such that an item of any lower level restarts the numbers of `level`."""
+        """Return a level: each item of a lower level than this restarts the numbers of `level`."""
         return (
             whole_number(_value_of(self._levels[name, level], "lvlRestart"), level)
             if (name, level) in self._levels
@@ -408,7 +408,7 @@ def _format(element: Any, path: str) -> str:
 
 
 def _first(element: Any, *names: str) -> Any:
-    """Return the child with the first of `names` that any child has; None if no child has one of them."""
+    """Try the `names` in order, and return the first child with that name; None if no child has one of them."""
     return next((child for name in names if (child := element.find(f"{{*}}{name}")) is not None), None)
 
 

@@ -124,7 +124,7 @@ def rels_of(part: str) -> str:
 
 
 def related(packed: zipfile.ZipFile, part: str) -> dict[str, tuple[str, str]]:
-    """Return, by relationship id, the type's last word and the path of each part that `part` refers to.
+    """Return the last word of the type, and the path, of each part that `part` refers to, by relationship id.
 
     Raises errors that `opened` converts.
     """

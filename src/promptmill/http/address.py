@@ -185,4 +185,4 @@ def _host(text: str) -> str | _Ip | None:
     try:
         return ipaddress.ip_address(match[1] or match[2])
     except ValueError:
-        return match[2]  # None: the brackets contain no address
+        return match[2]  # None if the brackets contain no address

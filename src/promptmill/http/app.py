@@ -205,7 +205,7 @@ class App(MonitoringPages):
         if rules.authentication is not None:
             self._pages |= rules.authentication.pages
         sdk_server = server._mcp_server  # used here, because FastMCP's wrapper has no option for the largest body
-        # Otherwise, the SDK would list all tools at each call, to find arguments in headers, which no tool has.
+        # Otherwise, the SDK would list all tools at each call, to find arguments in headers. No tool has any there.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -414,7 +414,7 @@ def _unquoted(body: bytes) -> bytes:
 
 
 class _BodyMemory(Middleware):
-    """Holds a call's share of the memory for bodies, because in a session, a call continues without its client."""
+    """Holds a call's share of the body memory until the call ends, even if the client of its session disconnects."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]

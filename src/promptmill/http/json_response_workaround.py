@@ -55,7 +55,7 @@ class EitherResponse:
         self._is_stream, self._json = True, False
 
     def most_bytes(self) -> int | None:
-        """Return the limit in bytes for the next result; None: no limit."""
+        """Return the limit in bytes for the next result; None if there is no limit."""
         self._json = self._json or not (self._sent or self._is_stream)
         return None if self._json else _EVENT_BYTES
 

@@ -1,6 +1,6 @@
 """The metrics of a server in Prometheus' text format: figures of its calls, and the progress of this user's jobs.
 
-A scrape costs calls no time: it reads the counters of each `Call`, and the status that a job's runner stores in the
+A scrape does not delay calls: it reads the counters of each `Call`, and the status that a job's runner stores in the
 job's database, in whichever process the runner works:
 
     calls of this process    Service.calls ──────────────────────┐
@@ -179,7 +179,7 @@ class _Jobs:
             folder, stamp = left.pop(0)
             present.pop(folder.path, None)
             if (job := self._noted(folder, stamp)) is not None:
-                present[folder.path] = job  # at the end: if time is short, the next page begins with the other jobs
+                present[folder.path] = job  # put last, so that the next page begins with the jobs not read now
         self.unread = len(left)
         self._by_path = present
 
@@ -200,7 +200,7 @@ class _Jobs:
 
 
 def _text(found: Mapping[str, Series], *, of_jobs: bool) -> str:
-    """Return families as text, with their series. `of_jobs`: the families of jobs; otherwise, all other families."""
+    """Return families as text, with their series. `of_jobs`: only families of jobs; otherwise, only other families."""
     lines: list[str] = []
     for family, (kind, help_text) in FAMILIES.items():
         if family.startswith("job") != of_jobs:

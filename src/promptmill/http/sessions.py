@@ -32,7 +32,7 @@ from promptmill.core.bounds import MOST_SHARED
 
 IDLE_S = 1800.0
 _EACH = 1024  # bytes that count for an event in addition to its JSON
-# How long a call continues after its connection closed. The client may have cancelled it: then work may go on for 1 s.
+# How long a call continues after its connection closed. If the client has cancelled the call, work may go on for 1 s.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
 _LOOKS_S = 1.0  # seconds between two checks whether a session has ended
@@ -117,7 +117,7 @@ class Events:
         self._bytes = 0
         self._events: OrderedDict[str, _Event] = OrderedDict()
         self.sessions: dict[str, Callable[[], bool]] = {}
-        """For each session (the beginning of its events' ids), a function that returns whether it has ended."""
+        """By session id, with which its events' ids begin: a function that returns whether the session has ended."""
 
     def add(self, event_id: str, stream: str, message: JSONRPCMessage | None) -> None:
         """Add an event as the newest."""
@@ -203,8 +203,8 @@ class LostCalls:
     """Answers requests with `app`. If a connection breaks, its client can repeat the request and gets the same answer.
 
     A call continues for `runs_on_s` seconds without a client, and a finished answer is kept for `_KEPT_S`. A request
-    joins a call with a connected client only if its id is unique: clients count ids from 0, and two clients that send
-    the same request at the same time may want two answers.
+    joins a call with a connected client only if the request's id is unique: clients count ids from 0, and two clients
+    that send the same request at the same time may want two answers.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class Authentication(Protocol):
 
 
 def owner_of(authorization: str) -> str:
-    """Return the owner of objects that a request creates: a digest of `authorization`, with `Bearer` spelled alike."""
+    """Return the owner of objects that a request creates: a digest of `authorization`, with any case of `Bearer`."""
     scheme, _, secret = authorization.partition(" ")
     same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
     return hashlib.sha256(same.encode()).hexdigest()

@@ -52,13 +52,13 @@ class NotPublicError(OSError):
 
 
 def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for a connection to `address`, to which the spelling, name or redirect of a host was resolved.
+    """Return a socket for a connection to `address`, one of the addresses to which a host was resolved.
 
     Raises `NotPublicError` if `address` is not public. The HTTP client then tries the host's other addresses.
     """
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
-        raise NotPublicError("not a public address")  # always this text, as the client replaces differing errors
+        raise NotPublicError("not a public address")  # always this text, because the client replaces differing errors
     return socket.socket(family, kind, protocol)
 
 

@@ -39,9 +39,9 @@ class FileLimits:
     size: int
     """The most bytes of all files of the kind together, before they are encoded."""
     pages: int | None = None
-    """The most pages of a PDF; None: no limit is known."""
+    """The most pages of a PDF; None if no limit is known."""
     forms: frozenset[str] | None = None
-    """The formats of recordings, as in `form_of`; None: all."""
+    """The formats of recordings, as in `form_of`; None for all formats."""
     takes_schema: bool = True
     """Whether a request with such a file may ask for JSON or one of several choices."""
 
@@ -59,7 +59,7 @@ UNLIMITED: Mapping[FileKind, FileLimits] = MappingProxyType(
 
 
 def form_of(data: bytes) -> str | None:
-    """Return the format of a recording by its first bytes, in OpenAI's words; None for other files.
+    """Return OpenAI's name for the format of a recording, found by its first bytes; None for other files.
 
     >>> form_of(b"RIFF\\0\\0\\0\\0WAVE"), form_of(b"\\0\\0\\0 ftypM4A "), form_of(b"text")
     ('wav', 'm4a', None)

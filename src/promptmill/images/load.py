@@ -96,8 +96,8 @@ def _map_large_blocks() -> None:
 class ImageRules:
     """Limits for images: the files that may be read, the most pixels of an image, and the memory for decoding.
 
-    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`. `limits`: the
-    limits of PDFs and recordings. `in_flight`: the memory for the PDFs and recordings of requests in flight.
+    `types`: the permitted media types of the result, which include PNG and JPEG; None for all of `_FORMATS`. `limits`:
+    the limits of PDFs and recordings. `in_flight`: the memory for the PDFs and recordings of requests in flight.
     """
 
     files: FileRule = field(default_factory=FileRule)
@@ -611,7 +611,7 @@ class WebImages:
 
 
 class ImageCache:
-    """The images and files of one call. It reads them outside of the event loop, and keeps images for later items.
+    """The images and files of one call. They are read outside of the event loop, and images are kept for later items.
 
     Items that need the same file at the same time share one read.
     """
@@ -658,7 +658,7 @@ class ImageCache:
         return self._encode(load(part, self._rules, self._halt))
 
     def _remember(self, read: _Key, reading: asyncio.Future[bytes]) -> None:
-        if read[0] != "image":  # each row has files of its own
+        if read[0] != "image":  # not kept, because each row has files of its own
             del self._readings[read]
             return
         self._kept += _kept_size(read, reading)
@@ -684,5 +684,5 @@ _Key: TypeAlias = tuple[str, str]  # the kind and the source of a part
 def _kept_size(key: _Key, reading: asyncio.Future[bytes]) -> int:
     (_, source), image = key, b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # A `data:` URL or a page seldom repeats. It counts eightfold, so that a file of such rows uses less memory.
+    # The image of a `data:` URL or a page is seldom needed again. Its size counts eightfold, so that few are kept.
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -39,7 +39,7 @@ def _is_png_cut(data: bytes) -> bool:
 
 
 def tiff_pages(data: bytes) -> list[int]:
-    """Return the numbers of a TIFF file's pages, from 1 on, but of at most one page more than a request allows.
+    """Return the page numbers of a TIFF file, from 1. The list has at most one page more than a request allows.
 
     Images that are smaller copies of a page are left out. If the file's structure is unknown, return `[1]`.
     """

@@ -36,17 +36,17 @@ _NAMED = re.compile(r"(?is)(.+\.(?:pdf|tiff?))#(?:page=(\d{1,9})|(text))")
 # The limit of processor time. A scanned page with 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
 _COMPUTING_S = 20.0
 _REPLY_S = 60.0  # the limit of wall time, for a busy machine
-_MEMORY = 1 << 30  # bound: a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
+_MEMORY = 1 << 30  # enough for a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
 _SIDE = 2048  # max pixels of the longer side: providers make larger images smaller
 _QUALITY = 90  # quality of JPEG: small letters stay sharp
 _REOPENED = 50  # after this many pages, a document is opened again (1 ms), because it keeps a copy of each image shown
 _GRID = 20  # cells per side of the grid with which the share of a page that pictures cover is measured
-_SCAN, _PICTURE = 0.5, 0.05  # if pictures cover so much, a page is a scan, or has pictures (a logo covers 2 %)
+_SCAN, _PICTURE = 0.5, 0.05  # min share of a scan, and of a page with pictures, that pictures cover (a logo: 2 %)
 # Drawings are measured in letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # max characters of a page that are checked for a meaning
-_UNMAPPED = 0.1  # max share of letters without a meaning: list symbols are fewer, fonts without a table have more
+_UNMAPPED = 0.1  # max share of letters without a meaning: fonts without a table exceed it, list symbols do not
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
 # The texts of a drawing. An escaped bracket begins no text.
@@ -300,7 +300,7 @@ def _attached(document: Any) -> list[str]:
 
 
 def _is_text(layer: Any, text: str) -> bool:
-    """Return whether a text layer has a meaning. A font may lack the table from glyphs to characters."""
+    """Return whether a text layer has a meaning. It has none if a font lacks the table from glyphs to characters."""
     from pypdfium2 import raw
 
     sampled = range(0, layer.count_chars(), 1 + layer.count_chars() // _SAMPLED)

@@ -19,15 +19,15 @@ class Caller(NamedTuple):
     session: str = ""
     """The id of the session, if several clients share the server. A list of jobs shows the jobs of this session."""
     owner: str = ""
-    """The owner of jobs: over HTTP, a digest of the token; over stdio, `""`, which means this user. If the rows of a
-    job came in a call, only the owner may see, read and end the job."""
+    """The owner of jobs: a digest of the token (over HTTP), or `""` for this user (over stdio). If the rows of a job
+    came in a call, only the owner may see, read and end the job."""
     is_alone: bool = True
     """Whether no other client has this session. In a protocol without sessions, clients at one address share a session:
     limits hold for all of them together, no list shows their jobs, and equal rows of two calls become two jobs."""
 
     @property
     def of_rows(self) -> str:
-        """The owner of the rows of a call, so that equal rows of two clients become two jobs."""
+        """The owner of a call's rows. Two clients have different owners, so that their equal rows become two jobs."""
         return self.session if self.is_alone else secrets.token_hex(16)
 
 
@@ -44,7 +44,7 @@ class CallModels:
 
     @property
     def names(self) -> Collection[str]:
-        """The names of the models that variants may name."""
+        """The names by which variants may select models."""
         return self.configs.keys()
 
     def config_of(self, name: str) -> ModelConfig:
@@ -54,7 +54,7 @@ class CallModels:
 
 @dataclass(frozen=True, slots=True)
 class CallWork:
-    """The items of a call, with their settings, and with the call's counts."""
+    """The items of a call with their settings, and the `call` itself, which counts the outcomes."""
 
     items: Sequence[Conversation | PromptmillError]
     call: Call

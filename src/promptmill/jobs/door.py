@@ -74,7 +74,7 @@ class Telling:
     warn: Say = lambda _: None
     """Called with each warning."""
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-    """Returns a context manager, inside which a URL's store is awaited. The argument is a text for the user."""
+    """Returns a context manager for the time that a URL's store takes. The argument is a text for the user."""
 
 
 SILENT = Telling()
@@ -122,7 +122,7 @@ class Opening(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of a job. Here, they are in a temporary file or in the job's database; subclasses have other rows."""
+    """Rows of a job, in a temporary file or in the job's database; subclasses have rows from elsewhere."""
 
     given: InputRows | None = None
     """The rows in the temporary file; None if they are in the job's database."""
@@ -188,7 +188,7 @@ class NamedRows(Rows):
         return "urls" if any(map(is_url, self.names)) else "paths" if self.names else "query"
 
     def opened(self, opening: Opening) -> AbstractContextManager[Opening]:
-        """See `Rows`. A call names only files of this machine, by resolved paths."""
+        """See `Rows`. In a call, all names are resolved paths of files on this machine."""
         sql = None if opening.is_of_call else opening.order.reading.sql
         if sql is not None and is_query(sql, self.names):
             return self._queried(opening, sql)
@@ -365,7 +365,7 @@ def open_job(
     """Yield the job for `rows` and `options`, see `JobOrder.of`. After the block, remove the rows' temporary files.
 
     `output`: a path or a URL; None: no output file. `shown`: texts for status and report, such as the command line.
-    `caller`: the client of a call; a call names only files of this machine, by resolved paths. Blocks.
+    `caller`: the client of a call. In a call, all names are resolved paths of files on this machine. Blocks.
 
     Raises `PromptmillError`.
     """

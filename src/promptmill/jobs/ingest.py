@@ -49,7 +49,7 @@ _QUOTES = 4  # as JSON, a row may be this many times longer than in CSV, because
 _SEED = 0  # the same for all jobs, so that two jobs with a sample of the same input get the same rows
 CALL_DISK_SHARE = 0.5
 """The share of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # this many first rows are searched for wrong letters; each column of the prompt must be in one
+_LOOKED_AT = 100  # this many first rows are searched for wrong letters, and for each column of the prompt
 
 
 def ingest(
@@ -95,7 +95,7 @@ def ingest(
 
 
 def _draw(store: JobDatabase, count: int) -> None:
-    """Draw `count` of the rows that were read at random, and delete the others."""
+    """Of the rows that were read, draw `count` at random, and delete the others."""
     numbers = [n for (n,) in store.read("SELECT n FROM row_next ORDER BY n")]
     if count < len(numbers):
         drawn = set(statistics.chance(_SEED).sample(numbers, count))

@@ -49,7 +49,7 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
 
 
 def _check_others(option: Option, present: Mapping[str, Any], available: Mapping[str, Any]) -> None:
-    """Raise `PromptmillError` if no option that `option` needs is `available`, or an excluded option is `present`."""
+    """Raise `PromptmillError` if nothing that `option` needs is `available`, or if an excluded option is `present`."""
     if option.needs and not any(other.field in available for other in option.needs):
         usable = [other for other in option.needs if not table.needs_hidden(other.field, "keyword")]
         separators = ["", *[", "] * (len(usable) - 2), " or "]

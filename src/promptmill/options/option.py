@@ -32,7 +32,7 @@ class Flag:
     """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value is stored
     as `NAME`, all values as `NAMEs`. `off`: stores False."""
     bare: object = None
-    """The value of the flag without an argument; None: the argument is required."""
+    """The value of the flag without an argument; None if the argument is required."""
     stored: str = ""
     """The name under which argparse stores the value, if it differs from the flag's."""
     one_of: str = ""
@@ -123,7 +123,7 @@ class Option:
     """The sources of rows (`ROWS`) to which the option applies; `()`: all."""
 
     def name_on(self, face: Face) -> str | None:
-        """Return the option's name on a face; None: the face lacks the option."""
+        """Return the option's name on a face; None if the face lacks the option."""
         match face:
             case "flag":
                 if self.flag is None:

@@ -22,7 +22,7 @@ Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The values of the option `again`, each of which selects rows to send again."""
 
 ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
-"""The beginnings of the configuration keys of endpoints, and of sampling parameters."""
+"""The prefixes of the configuration keys of endpoints, and of sampling parameters."""
 NEEDS_OF_A_BUDGET = "needs a known price, and of texts `max_tokens`"
 """What `max_cost` requires, as words for messages. Answers of a closed form need no `max_tokens`."""
 _PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
@@ -672,8 +672,8 @@ def _renamed(words: Sequence[str | Named], names: Mapping[str, str]) -> list[str
 
 
 def needs_hidden(name: str, face: Face) -> str:
-    """Return `needs the feature order, which is hidden here` for an option of a hidden feature, given by its name on a
-    face; `""` for any other name."""
+    """If an option of a hidden feature has the name `name` on `face`, return words such as `needs the feature order,
+    which is hidden here`; otherwise `""`."""
     for feature, each in hidden().items():
         if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
             return f"needs the feature {feature}, which is hidden here"
@@ -681,7 +681,7 @@ def needs_hidden(name: str, face: Face) -> str:
 
 
 def keys_of(beginning: str) -> set[str]:
-    """Return the configuration keys with this beginning that options other than `model` set, without the beginning."""
+    """Return the configuration keys with the prefix `beginning` that options except `model` set, without the prefix."""
     keys = {key for option in options().values() if option.name != "model" for key in option.keys}
     return {key.removeprefix(beginning) for key in keys if key.startswith(beginning)}
 

@@ -1,4 +1,4 @@
-"""The rows of a page, stored by column, because columns are deflated better than rows."""
+"""The rows of a page, stored by column, because deflated columns take less space than deflated rows."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PageRows:
     own: dict[str, bool] = field(default_factory=dict)
     """For each column of the input, by name, whether the column is in the table."""
     finder: SecretFinder | None = None
-    """Finds rows that may hold keys or passwords; such rows are not shown. None: the page is the operator's own."""
+    """Finds rows that may hold keys or passwords; such rows are not shown. None if only the operator sees the page."""
     _size: int = 0
     """The total characters of all texts."""
 
@@ -133,7 +133,7 @@ class PageRows:
                 del self.columns[index], self.cells[index]
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
-        """Order the columns by importance. `asked`: the keys of the columns in the prompt; `()`: all input columns."""
+        """Order the columns by importance. `asked`: the keys of the prompt's columns; if empty, all input columns."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
             column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])

@@ -3,8 +3,8 @@
     a client's arguments ─▶ PlainArguments: as they are meant, names and kinds checked ─▶ pydantic ─▶ conversations
 
 Pydantic does not check the lists of prompts, images and turns, because it would check every item and quote all invalid
-items in its error. The functions below convert lists to conversations and stop at the first invalid item. Long or large
-lists are converted in a thread: half a million items take a second, and the event loop serves other calls meanwhile.
+items in its error. The functions below convert lists to conversations and stop at the first invalid item. Long lists
+and long texts are converted in a thread, while the event loop serves other calls: half a million items take a second.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _WORDS = {
     "array": "a list",
     "object": "an object",
 }
-_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic's error would quote a list; it reads true as 1
+_NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic quotes lists in errors, and reads `true` as 1
 _TURN = {
     "type": "object",
     "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
@@ -167,7 +167,7 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 async def conversations_with_images(
     prompts: Sequence[Any], images: Sequence[Any], tag: str | None, config: ModelConfig
 ) -> list[Conversation | PromptmillError]:
-    """Return a conversation for each prompt, with its images, which replace `tag` or else the tag of `config`.
+    """Return a conversation for each prompt. Its images replace `tag` (by default, `config`'s tag) in the text.
 
     Raises `PromptmillError` for an invalid list.
     """
@@ -329,8 +329,8 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments as language models mean them: `null` means an optional argument's default.
 
-    Models may send the JSON text of a list or an object, a single text or object instead of a list with it, and
-    `choices` as a comma-separated text.
+    Models may send a list or an object as JSON text, a single text or object in place of a list, and `choices` as a
+    comma-separated text.
 
     Raises `CodedToolError` for a text that may hold more than 300,000 values: parsing 60 MB of text would take 2 GB of
     memory and 15 seconds.
@@ -350,7 +350,7 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _in_list(value: Any, kinds: Collection[str]) -> Any:
-    """Return `value`, or a list with it if it is a text or an object and the argument can only be a list."""
+    """Return `[value]` if `value` is a text or an object, but the argument can only be a list; otherwise `value`."""
     kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
     return [value] if kind and "array" in kinds and kind not in kinds else value
 
@@ -426,7 +426,7 @@ def _kinds(argument: JsonObject) -> list[str]:
 
 
 def _where(name: str, properties: JsonObject) -> str:
-    """Return the last words of an error about an unknown argument: where it belongs, or which argument was meant."""
+    """Return the end of an error about an unknown argument: where it belongs, or which argument was meant."""
     if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
         return f": it {needs}."
     if meant := synonym(name, properties):

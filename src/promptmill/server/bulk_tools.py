@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
-_READ_AHEAD = 2  # so many pages of rows are read to fill one page, whose length is known only once it is written
+_READ_AHEAD = 2  # the rows of this many pages are read for one page, whose length is known only when it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls, and the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -79,7 +79,7 @@ _SEVERAL = object_schema(
 
 
 def with_options(*options: Option) -> Callable[[F], F]:
-    """Return a decorator that replaces the last parameter `**…` of a tool's function by an argument per option."""
+    """Return a decorator that gives a tool's function one argument per option in place of its last parameter, `**…`."""
 
     def added(function: F) -> F:
         shown, made = inspect.signature(function), [*_arguments(options)]
@@ -116,7 +116,7 @@ def _annotation(option: Option, argument: Argument, known: dict[str, Option]) ->
 
 
 def _argument_of(named: Named) -> str | None:
-    """Return the argument of `bulk_generate` that sets a field of a job's order; None if no argument sets it."""
+    """Return the argument of `bulk_generate` that sets the job's field `named.field`; None if no argument sets it."""
     if named.field in _OTHER_ARGUMENTS:
         return _OTHER_ARGUMENTS[named.field]
     if named.field == "status":
@@ -124,7 +124,7 @@ def _argument_of(named: Named) -> str | None:
     option = table.options().get(named.field)
     if option is None or (name := option.name_on("argument")) is None:
         return None
-    value = "" if get_origin(option.type) is dict else named.value  # other faces may write an object as a text
+    value = "" if get_origin(option.type) is dict else named.value  # other interfaces may write an object as a text
     return argument_name(named._replace(field=name, value=value))
 
 
@@ -191,9 +191,9 @@ async def _rows_of(
 
 
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
-    """Return a job's first model and, if the job has several models, all those that the configuration offers by name.
+    """Return the first of a job's models and, if there are several, all of them that the configuration offers by name.
 
-    `asked`: the arguments of `config_of_call` after `config`. Raises the errors of `config_of_call`.
+    `asked`: `schema`, `sampling_params` and `choices`, see `config_of_call`. Raises the errors of `config_of_call`.
     """
     from promptmill.jobs.caller import CallModels
 
@@ -311,7 +311,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # reworded: the tool's arguments replace the order's fields
+            if error.code is Code.INVALID_INPUT:  # the message then names the tool's arguments, not the job's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
         if is_embedded(models.config):

@@ -6,7 +6,7 @@ In the 2025 protocol, the server sends its question while the call waits. In the
 with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
 For a client without elicitation, `ask_above_cost` has no effect, because the operator can limit costs by `max_cost`.
-But its calls may not replace files, or send texts of files to an endpoint of their choice: nothing else protects files.
+But such a client may not replace files, or send their text to an endpoint of its choice: nothing else protects files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
 
     `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
-    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # an answer to another text does not count
+    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # answers to other questions do not count
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
     asked = ElicitRequestFormParams(message=question, requested_schema={**form, "required": [_ANSWER]})
@@ -70,7 +70,7 @@ class UserQuestions:
 
     def __init__(self) -> None:
         self._unasked: OrderedDict[str, float] = OrderedDict()
-        """By session: the highest cost, in US dollars, of all calls without a question since the last question."""
+        """For each session: what all calls since its last question may cost together at most, in US dollars."""
         self._agreed: list[tuple[object, ...]] = []
         """What users agreed to: endpoints (with key and headers) that may get texts of files, and files to replace."""
 
@@ -157,8 +157,8 @@ class CostQuestion:
         """Ask the user whether this call and earlier calls without a question may together exceed `ask_above_cost`.
 
         `most`: the highest cost; None if unknown. `sample`: the cost of the job's sample, if it has one; the sample
-        shows the real cost. `estimated`: None if the price is unknown; then the user is asked only if the price of the
-        operator's model is known. Raises `PromptmillError` (`budget`) unless the user agrees.
+        shows the real cost. `estimated`: None if the price is unknown. If it is None, the user is asked only if the
+        price of the operator's model is known. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.config.settings.ask_above_cost
         operators = replace(self.config, settings=self.config.operator)

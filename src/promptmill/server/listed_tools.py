@@ -11,7 +11,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
 RARE = "rare"
-"""Marks the schema of an argument that `tools/list` shows as a key of `options`, and describes the argument's value."""
+"""In the schema of an argument that `tools/list` shows as a key of `options`: a description of the argument's value."""
 OPTIONS = "options"
 SKILL = "skill://promptmill/SKILL.md"
 _UNREAD = frozenset({"default", "examples", "title"})
@@ -20,7 +20,7 @@ _UNREAD = frozenset({"default", "examples", "title"})
 def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
     """Return the input schemas for `tools/list`: types and descriptions, with rare arguments in `options`.
 
-    An argument is described only once: later tools show only its type.
+    If several tools have the same argument, only the first of them describes it; the others show only its type.
     """
     seen = set[tuple[str, str]]()
     shown = {}

@@ -66,7 +66,7 @@ _ICON = Path(__file__).with_name("icon.png")
 _SKILL_FILE = Path(__file__).with_name("SKILL.md")
 _NEVER_CHANGE = ("server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list")
 _ABSENT = "logging/setLevel"
-_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the lists are equal for all clients; an update may change them
+_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the lists are equal for all clients; a new release may change them
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
@@ -120,7 +120,7 @@ def create_server(
     observer: Observer | None = None,
     secrets: Iterable[str] = (),
 ) -> FastMCP:
-    """Return the app for `service`, which the caller creates and closes. The service now restricts clients' files.
+    """Return the app for `service`, which the caller creates and closes. This restricts the files that clients may use.
 
     `locked`: leave out tools that change the server's model, so that only the operator chooses it. `tools`: the only
     tools that clients get; `()` for all. `observer`: observes each tool call. `secrets`: secrets in addition to the
@@ -250,7 +250,7 @@ def _add_skill(mcp: FastMCP) -> None:
 
 
 class _SkillAnnounced(Middleware):
-    """Announces the extension for skills to clients of protocols before 2026-07-28, which the SDK does not do."""
+    """Announces the extension for skills to clients of protocols before 2026-07-28, because the SDK does not."""
 
     async def on_initialize(
         self,

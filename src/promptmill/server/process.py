@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from promptmill.http.listen_options import BoundServer
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
-# Clients send SIGTERM 2 s after closing stdin, and SIGKILL 2 s later (facts about the MCP SDKs).
+# Clients that use the MCP SDKs send SIGTERM 2 s after closing stdin, and SIGKILL 2 s later.
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _SCRAPERS = 16
@@ -94,7 +94,7 @@ async def _serve_stdio(
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
-    signals = _Signals()  # after the imports, during which signals end the process immediately
+    signals = _Signals()  # created after the imports: until then, a signal ends the process immediately
     stdio = StdioServer(server)
     serving = asyncio.ensure_future(stdio.run())
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))

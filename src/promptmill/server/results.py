@@ -121,7 +121,7 @@ def _undescribed(schema: Any) -> Any:
 
 
 ANSWERS_IN_SHORT: JsonDict = _undescribed(ANSWERS)
-"""The schema of answers without descriptions, for the other tools: a client's model has all schemas in its context."""
+"""`ANSWERS` without descriptions, for all tools but one: a client's model has the schemas of all in its context."""
 
 
 def _result(
@@ -175,7 +175,7 @@ def _texts(*texts: str) -> list[ContentBlock]:
 
 
 def _notes(outcomes: Sequence[Outcome], call: Call, job_id: str | None) -> list[str]:
-    """Return the texts below the answers: which prompts a job continues, and a note if the embedded model answered.
+    """Return the texts below the answers: about prompts that a job continues, and about answers of the embedded model.
     They are texts, because some clients do not show `_meta` to their model."""
     toy = [TOY] if TOY in call.warnings and any(isinstance(one, Completion) for one in outcomes) else []
     if job_id is None:
@@ -190,7 +190,7 @@ def _notes(outcomes: Sequence[Outcome], call: Call, job_id: str | None) -> list[
 
 
 def most_bytes(ctx: Context, config: ModelConfig) -> int | None:
-    """Return the largest size in bytes of the next message with a call's result; None: no limit.
+    """Return the largest size in bytes of the next message with a call's result; None if there is no limit.
 
     A trusted client is the operator's own program, for which stdio has no limit.
     """
@@ -384,7 +384,7 @@ def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
 
 
 def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, most: int) -> PromptmillError:
-    offset = count - list_call.deferred(outcomes[:count])  # without deferred items, which are rows of another job
+    offset = count - list_call.deferred(outcomes[:count])  # deferred items do not count: they are rows of another job
     which = f"{count} to {len(outcomes) - 1}" if count < len(outcomes) - 1 else f"{count}"
     return PromptmillError(
         Code.OMITTED,

@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from promptmill.jobs.store.folder import Folder
 
 EXTENSION = "io.modelcontextprotocol/tasks"
-_LARGE = 100  # prompts; a call with at least this many is a task from the start
+_LARGE = 100  # a call with at least this many prompts is a task from the start
 _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
 _POLLS = 10  # the number of polls that a client is asked to make in a job's remaining time
 _OLD = "2025-11-25"
-_WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in the result's `_meta`: the handle
+_WANTED = "promptmill/task"  # a call asks for a task by this key of its `_meta`; the result has the task's handle there
 _RELATED = "io.modelcontextprotocol/related-task"
 _CAPABILITY: JsonObject = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 
@@ -259,7 +259,7 @@ class Tasks(ServerExtension):
 
 
 class _Task:
-    """A task, as its job's folder describes it. Reading blocks."""
+    """A task, as its job's folder describes it. Reading it blocks the thread."""
 
     def __init__(self, folder: Folder) -> None:
         """Raises `PromptmillError` (`invalid_input`) if the job does not exist."""
@@ -301,7 +301,7 @@ class _Task:
         }
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt; a prompt without one fails with the reason why the job stopped. Blocks."""
+        """Return the outcome of each prompt, or else a failure with the reason why the job stopped. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."

@@ -1,8 +1,8 @@
 """Hides values in the errors of tool calls, logs a line for each call, and reports its progress.
 
-Progress is reported at the start of a call, at its end, and at most twice a second between them. A response that can
-still become JSON (`EitherResponse`) becomes a stream at its first notification, and then has a smaller size limit. So
-its call reports nothing in the first two seconds.
+Progress is reported at the start of a call, at its end, and at most twice a second between them. At its first
+notification, a response that can still become JSON (`EitherResponse`) becomes a stream, which has a smaller size limit.
+Therefore, a call with such a response reports nothing in the first two seconds.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ T = TypeVar("T")
 P = ParamSpec("P")
 _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
-_STRANGE = re.compile(r"[^\w.@+-]")  # not allowed in a name from the client: spaces, line feeds, …
+_STRANGE = re.compile(r"[^\w.@+-]")  # matches what a name from the client may not have: spaces, line feeds, …
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # seconds; a changed text is reported after this time even without progress
 _SILENCE_S = 5.0  # longest silence: clients abort a call that reports no progress
-_STEP = 1e-6  # added per report, because the protocol requires a growing number; a million reports take weeks
+_STEP = 1e-6  # added per report, because the protocol requires a growing number; the sum reaches 1 only after weeks
 
 
 class CodedToolError(ToolError):
@@ -153,7 +153,7 @@ def _end_of(result: ToolResult) -> str:
     parts = [*structured.get("models", {}).values()] or [structured]
     codes: Counter[str] = Counter()
     for errors in (part.get("errors") for part in parts):
-        for entry in errors if isinstance(errors, list) else ():  # a job's `errors` are counts by code
+        for entry in errors if isinstance(errors, list) else ():  # `errors` of a job are no list, but counts by code
             codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
     deferred, omitted = codes.pop(Code.DEFERRED, 0), codes.pop(Code.OMITTED, 0)
     words = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]

@@ -75,6 +75,6 @@ class ToolSocket:
     def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
         """Add a prompt, which clients show as a command. Its arguments are names in `_ARGUMENTS`."""
         prompt = Prompt.from_function(function, title=title, description=description)
-        for argument in prompt.arguments or ():  # without the JSON schema that FastMCP adds to a description
+        for argument in prompt.arguments or ():  # removes the JSON schema that FastMCP adds to each description
             argument.description = _ARGUMENTS[argument.name]
         self.mcp.add_prompt(prompt)

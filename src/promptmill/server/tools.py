@@ -169,7 +169,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
 
 def _backend_of(service: Service, backend_configs: JsonObject) -> str:
-    """Return the backend of a call that names none: the backend of its only block; if it has no block, the backend in
+    """For a call that names no backend, return the backend of its only block or, if it has no block, the backend in
     use.
 
     (A trusted client gets the tool's default instead.) Raises `PromptmillError` (`invalid_config`) for several blocks,
@@ -199,7 +199,7 @@ def _named(backend: str) -> str:
 
 
 def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]) -> PromptmillError:
-    """Return `error`. If it reports a missing backend, but the call's only block is for another one, add its name."""
+    """Return `error`. If a backend is missing and the call's only block is for another one, add the block's name."""
     if error.code is not Code.MISSING_DEPENDENCY or len(blocks) != 1 or chosen in blocks:
         return error
     return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
@@ -313,7 +313,7 @@ class _Answers:
             answering = asyncio.gather(*(answer(ctx, part) for part in parts))
             await with_progress(ctx, service, whole, asyncio.wait_for(answering, None), words)
         finally:
-            if question is not None and not any(part.job_id for part in parts):  # with a job, the job spends the rest
+            if question is not None and not any(part.job_id for part in parts):  # a job would still spend more
                 question.charge(sum(call.counts.cost or 0.0 for call in calls))
         results = [await self._result(ctx, part, len(names)) for part in parts]
         return side_by_side(dict(zip(map(str, names), results, strict=True))) if several else results[0]

@@ -72,7 +72,7 @@ async def around() -> tuple[str, str]:
 async def meant_model(config: ModelConfig, error: PromptmillError, how: str, asked: Collection[str] = ()) -> str:
     """If `error` means that the endpoint lacks a model, return a hint with the endpoint's models; else `""`.
 
-    `how`: the way to name a model, such as an option. `asked`: all models of the job, by default the configuration's.
+    `how`: the way to name a model, such as an option. `asked`: the job's models; by default, the configuration's model.
     """
     if error.code is not Code.NOT_FOUND or not config.model:
         return ""

@@ -7,9 +7,9 @@ the outcome (see `record_outcome`), and takes the next request. A request can wa
     for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
     for others (`Call.hold`)      another worker starts in its place, however many requests are parked
 
-Held requests must not count against the limit of parked requests: two requests that are held until an answer of the
-call arrives would otherwise block the third request, which could bring this answer. If only held requests are left, no
-event will release them, so the driver calls `share.idle()`, which decides about them.
+Held requests must not count against the limit of parked requests: if they did, two requests that are held until an
+answer of the call arrives could block the third request, which would bring this answer. If only held requests are left,
+no event will release them, so the driver calls `share.idle()`, which decides about them.
 
 Only the requests in flight are in memory. A sink applies back-pressure if its `put` returns late.
 """
@@ -35,7 +35,7 @@ def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaita
     """
     try:
         waits = sink.put(key, outcome)
-    except PromptmillError:  # counted, because the sink has accepted this outcome, though it accepts no more outcomes
+    except PromptmillError:  # counted, because the sink has accepted this outcome, but it accepts no further one
         call.count(outcome)
         raise
     call.count(outcome)
@@ -50,7 +50,7 @@ class Driver:
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
-        """Whether the source returned fewer requests than wanted, so that only requests that were taken are left."""
+        """Whether the source returned fewer requests than wanted, so that only the requests already taken are left."""
         self._open = 0
         self._workers = 0
         self._taking = asyncio.Lock()
@@ -136,7 +136,7 @@ class Driver:
         self._start_workers()
 
     async def _take(self) -> bool:
-        """Take requests from the source if no request is ready. Return whether any request is ready then."""
+        """Take requests from the source if no request is ready. Return whether a request is ready afterwards."""
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
@@ -155,9 +155,9 @@ class Driver:
         return bool(self._fresh)
 
     async def _let_loop_run(self) -> None:
-        """Let the event loop run, unless it has run since the last call. (Requests that fail at once never wait.)
+        """Let the event loop run, unless it has run since the last call. (Failing requests would never let it run.)
 
-        If the loop has run, this wait would only delay the other workers, once per request with 8 requests in flight.
+        If the loop has run, this wait would only delay the other workers (with 8 requests in flight, once per request).
         """
         if not self._loop_ran:
             await asyncio.sleep(0)

@@ -36,7 +36,7 @@ class NotLoadedError(PromptmillError):
 
     @classmethod
     def of(cls, error: PromptmillError) -> NotLoadedError:
-        """Return this error with the code and the texts of `error`, its reason."""
+        """Return this error for the reason `error`, whose code and texts it gets."""
         return cls(error.code, error.parts, error.remedy)
 
 
@@ -73,7 +73,7 @@ class _Route:
             if not future.done():
                 future.set_result(None)
                 self.running += 1
-                self.waits.held -= 1  # counted now: else the driver takes no further requests for this call
+                self.waits.held -= 1  # reduced now: otherwise, the driver would take no further requests of this call
 
 
 class Router:

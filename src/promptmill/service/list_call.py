@@ -63,7 +63,7 @@ class ListSink(Sink):
     """The outcomes of a call by position."""
 
     def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
-        """`most_large`, `most`: the most bytes of large answers, and of all answers; None: no limit."""
+        """`most_large`, `most`: the most bytes of large answers, and of all answers; None if there is no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0
@@ -76,7 +76,7 @@ class ListSink(Sink):
     def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`. A large answer that exceeds the limit of all large answers becomes a failure.
 
-        A failure that contains a large answer then keeps only its error. Raises `PromptmillError` when all answers
+        If the item is a failure with such an answer, it keeps only its error. Raises `PromptmillError` when all answers
         together exceed their limit; the call then sends no further requests.
         """
         if self._most_large is not None:
@@ -179,8 +179,8 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned text.
 
-    Hundreds of thousands of items may share one failure, such as an exhausted budget: beyond a certain number, a run of
-    such items becomes one entry with `index` and `last`.
+    Hundreds of thousands of items may share one failure, such as an exhausted budget: after the first `MOST_ROWS` of
+    them, consecutive items share one entry with `index` and `last`.
     """
     groups: list[dict[str, Any]] = []
     shared: dict[int, list[Any]] = {}  # by the id of the error object: the number of its items, and their message
@@ -229,7 +229,7 @@ def summary(outcomes: Sequence[Outcome], name: Callable[[Named], str | None] = a
 
 
 def totals(call: Call) -> dict[str, Any]:
-    """Return the totals of a call. `seconds`: the time since its start. `tokens_per_second`: only tokens of answers."""
+    """Return the totals of a call. `seconds`: the time since its start. `tokens_per_second` is about answers."""
     seconds = time.monotonic() - call.started
     facts: dict[str, object] = {
         "requests": call.counts.requests,

@@ -132,7 +132,7 @@ def durations(
 ) -> dict[tuple[Labels, str], Histogram]:
     """Return histograms of the seconds from an item's request to its outcome, by model and code (`""`: answered).
 
-    `of_job`: False counts items of calls, True rows of jobs, None both.
+    `of_job`: if False, items of calls are counted; if True, rows of jobs; if None, both.
     """
     histograms: dict[tuple[Labels, str], Histogram] = {}
     for totals in service.calls.by_model():

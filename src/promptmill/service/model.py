@@ -6,12 +6,12 @@
 **Load.** The first call that needs a model loads it, as does `generation_init`. Calls that arrive meanwhile wait for
 the same load. **Use.** A call enters a ready model, and leaves it at its end; any number of calls share a model.
 **Unload.** A model is unloaded after its last call if no call used it for `idle_unload` seconds, another engine needs
-its device, or a swap replaced it by a model that fits next to it. It is unloaded immediately, and its calls end with
-the reason, at `vllm_shutdown`, the server's end, or a swap on the same device if calls run on for more than `drain_s`.
+its device, or a swap replaced it by a model that fits next to it. At `vllm_shutdown`, the server's end, or at most
+`drain_s` after a swap on the same device, it is unloaded immediately, and running calls end with the reason.
 
 **Turns.** Engines that do not fit into memory together (`fits_beside`) take turns. Before an engine loads, engines that
-need its room are unloaded, the least recently used first and each after its last call. A call for a model that is
-unloading loads it again after the other model, so two such models alternate. Endpoints need no room.
+need its room are unloaded, the least recently used first and each after its last call. If a call needs a model that is
+unloading, the model loads again after the other one, so two such models alternate. Endpoints need no room.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
 
 _STOPPING_S = 1.0  # seconds in which stopped calls, and a stopped load, can end before their backend is closed
-# Bytes of memory per byte of weights: two copies, or float32 from bfloat16; the rest is for activations and cache.
+# Bytes of memory per byte of weights: 2 for a second copy or for float32 weights, the rest for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
 TOY = "A small model that comes along answers, a toy to try promptmill with: choose another model for real work."
@@ -174,7 +174,7 @@ class Model:
         try:
             await loaded.wait_ready()
         except PromptmillError as error:
-            if error.code is Code.REPLACED and self._usable() is not None:  # swapped before this call sent anything
+            if error.code is Code.REPLACED and self._usable() is not None:  # the call has not sent anything yet
                 return await self.load()
             raise
         return loaded
@@ -208,8 +208,8 @@ class Model:
         try:
             await new.wait_ready()
         except PromptmillError as error:
-            is_wanted = old is None and error.code is Code.SHUTDOWN  # `new` stays: the next call loads it again
-            if self._current in {new, None} and not is_wanted:  # unless a call is already loading it again
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # then, the next call loads `new` again
+            if self._current in {new, None} and not is_wanted:  # no call is loading the model again
                 await back(error)
             raise
         except asyncio.CancelledError:
@@ -370,7 +370,7 @@ class Loaded:
             self._reason = self._reason or error
 
     async def leave(self, call: Call) -> None:
-        """Record that a call has ended, with no answer in flight."""
+        """Record the end of a call that has no more answers in flight."""
         assert self._chain is not None
         self._calls.pop(call, None)
         try:
@@ -390,7 +390,7 @@ class Loaded:
         """Wait until no call runs on this backend or waits for it."""
         while self._calls or self.awaited:
             await self._no_calls.wait()
-            await asyncio.sleep(0)  # lets a call that waited for the load enter
+            await asyncio.sleep(0)  # so that a call that waited for the load can enter
 
     async def unload(self, reason: PromptmillError) -> None:
         """Immediately stop the load, end running calls with `reason`, and free all memory. May be called twice."""

@@ -116,7 +116,7 @@ class Service:
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
     def row_models(self, config: ModelConfig) -> frozenset[str] | None:
-        """Return the models that rows of a file may name, in a job on `config`; None: any model of the endpoint."""
+        """Return the models that rows of a file may name, in a job on `config`; None if they may name any."""
         allowed = config.operator.client_limits.models
         if allowed is None or config.trust_client:
             return None
@@ -129,7 +129,7 @@ class Service:
         return self.config_of(name)
 
     async def job_config(self, name: str | None, where: str = "model") -> ModelConfig:
-        """Return the configuration for a job on a model that a client names: an offered one, or one that rows may name.
+        """Return the configuration for a job on the model `name`, which must be offered, or one that rows may name.
 
         `where`: the argument that names the model. Raises the errors of `config_of`.
         """
@@ -144,7 +144,7 @@ class Service:
         return config.with_model(name)
 
     async def call_config(self, name: str | None) -> ModelConfig:
-        """Return the configuration for a call on a client's model. If the model is not offered, requests name it.
+        """Return the configuration for a call on a client's model. If it is not offered, `extra_params` names it.
 
         Raises the errors of `job_config`.
         """
@@ -191,7 +191,7 @@ class Service:
         return "closed" if self._closed else self._model().state
 
     async def decided(self, name: str | None = None) -> ModelConfig:
-        """Return the configuration of a model. If it leaves the backend or the model open, this is chosen once.
+        """Return the configuration of a model. A backend or model that it leaves open is chosen once.
 
         Raises `PromptmillError` if the endpoint does not list its models, or lists several. A later call tries again.
         """
@@ -242,9 +242,9 @@ class Service:
     ) -> list[Outcome]:
         """Answer `items`: n conversations → n outcomes in order. An item that is an error becomes a failure.
 
-        A `Request` instead of a conversation has its own parameters, which `config` and `system_prompt` do not change.
-        `config`: the configuration of a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the
-        outcomes so far, for a caller that needs them after cancelling the call.
+        An item may also be a `Request`: `config` and `system_prompt` do not change its parameters. `config`: the
+        configuration of a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the outcomes so far,
+        for a caller that needs them after cancelling the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
         with this error. Raises `PromptmillError` only if the backend cannot be loaded.
@@ -428,7 +428,7 @@ class Counted:
     call: Call
     config: Callable[[], ModelConfig]
     before: Counts = field(default_factory=Counts)
-    """The counts before this round, because a job has several rounds."""
+    """The job's counts before this round, which `counts` leaves out."""
 
     @property
     def counts(self) -> Counts:
@@ -445,7 +445,7 @@ def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
 
 @dataclass(slots=True)
 class ModelTotals:
-    """The sums over the calls on one model. If `config` is None, they are over all models after the first fifty."""
+    """The sums over the calls on one model; if `config` is None, over the calls on all models after the first fifty."""
 
     config: ModelConfig | None
     of_job: bool

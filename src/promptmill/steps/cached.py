@@ -6,10 +6,10 @@ The position of the cache depends on the clients of the process:
     several clients  several ─▶ checked ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
 
 No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
-hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache check,
-count and charge the hit as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
-because a call that waits for another call's request would get its answer too soon. Only requests at temperature 0 are
-cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
+hit counts as a request and has the usage and the warnings of the first answer. All steps around the cache treat the hit
+as usual: they check, count and charge it. Only the time differs, not the report. Equal requests of two calls are both
+sent, because a call that waits for another call's request would get its answer too soon. Only requests at temperature 0
+are cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
 (checked and unchecked), so neither finds the other's answers.
 
 All processes of a user share one cache file, which is limited in size and age and readable only by this user.
@@ -68,7 +68,7 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
-    """Returns cached answers, and sends only one of identical requests (with several clients: of those in one call).
+    """Returns cached answers, and sends only one of identical requests (with several clients: one in each call).
 
     It keeps complete answers to requests at temperature 0 or, with `everything`, to all requests of a single user.
     """
@@ -97,10 +97,10 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         self._batches = _Batches(cache)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. A request whose answer may vary is passed on.
+        """Answer a request. A request whose answer may vary is sent without the cache.
 
-        With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
-        so an invalid answer would be kept. A decision is checked when it is read.
+        With several clients, this also holds for a request with a `response_format`: its answer is not yet checked
+        here, so an invalid answer would be kept. A decision is checked when it is read.
         """
         if not (self._everything or self._decides or is_repeatable(request)):
             return self.following(request, call)
@@ -151,7 +151,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
             latency_s = round(time.monotonic() - began, 4)
             return replace(outcome, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
         call.counts.cached += 1
-        # The file has no costs. A hit is reported as an answer of the model.
+        # The file stores no costs. A hit is reported as an answer of the model.
         cost = None if call.counts.cost is None else 0.0
         return replace(copied(outcome, request.attempts), cost=cost, came="cached")
 
@@ -174,7 +174,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
             return None  # the request's own attempt will report the error
 
     def _with_files(self, asked: bytes, files: list[SourcedPart]) -> bytes:
-        """Return a digest of `asked` and of the content of `files`, which are read by the image rules. Blocks."""
+        """Return a digest of `asked` and of the content of `files`. The image rules apply to the files. Blocks."""
         digest = hashlib.blake2b(asked, digest_size=24)
         for part in files:
             digest.update(hashlib.blake2b(load(part, self._rules).data).digest())
@@ -274,7 +274,7 @@ def _serves(answer: Outcome | None, request: Request) -> TypeGuard[Completion]:
 def _is_of_one_request(answer: Completion, request: Request) -> bool:
     """Return whether `answer` can also answer another request.
 
-    It cannot if its usage includes failed attempts, or if it names its response (by an id or a time).
+    It cannot if its usage includes failed attempts, or if it has the id or the time of its response.
     """
     return answer.attempts == request.attempts + 1 and answer.details is None
 

@@ -148,8 +148,8 @@ def steps_of_features() -> list[type[Step]]:
 
 
 def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
-    """Return a function that converts an item to the request that is sent for it after the features' steps that want
-    the item. The function raises `PromptmillError` for an item that cannot be sent."""
+    """Return a function that converts an item to the request that is sent for it. The features' steps that want the
+    item make this request. The function raises `PromptmillError` for an item that cannot be sent."""
     made: dict[type[Step], Callable[[Request], Sent]] = {}
 
     def sent(request: Request) -> Sent:
@@ -166,7 +166,7 @@ def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
-    """Return `answer` with the steps around it, by place. A request skips the steps that its parameters do not need."""
+    """Return `answer` with the steps around it, in order. A request skips the steps that its parameters do not need."""
     inside: list[tuple[Step, protocol.Answer]] = []
     for step in sorted(steps, key=lambda one: one.place, reverse=True):
         inside.insert(0, (step, step.wrap(_first(inside, answer))))
@@ -189,7 +189,7 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
     if not optional:
         return answer
     # Most requests share `sampling` and `facts` with the previous request, or with a request of another running call.
-    # Reading a field of `Sampling` takes 500 instructions.
+    # So the chosen step is remembered, because reading a field of `Sampling` takes 500 instructions.
     last_sampling: Sampling | None = None
     last_facts: protocol.Facts | None = None
     chosen = answer

@@ -263,7 +263,7 @@ class CheckedAnswers(Step):
 async def _in_form(
     form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool, is_written: bool
 ) -> tuple[str, str]:
-    """Return an answer, repaired if necessary, and its problem or `""`. A valid choice becomes its exact text."""
+    """Return an answer, repaired if necessary, and its problem or `""`. A choice is returned in its exact spelling."""
     chosen, is_valid = (form.known.get(answer) if is_complete else None) or ("", False)
     if not chosen:
         chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""

@@ -75,7 +75,7 @@ _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # after this many answers, this multiple of their average length is advised
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # after ten answers, four times their average length is advised
 _BATCH = Tiers(BATCH)
 AS_LIVE = (
     "The price of a batch is not known, so it is counted at the live price; `price: IN/OUT/0.5` makes a batch cost "
@@ -96,7 +96,7 @@ class BudgetedAnswers(Step):
 
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
-        """Return the step. Raises `PromptmillError` (`invalid_config`) for a budget of the process without a price."""
+        """Return the step. Raises `PromptmillError` (`invalid_config`) if the process has a budget but no price."""
         price = await asyncio.to_thread(price_of, loading.config)
         if price is not None:
             return cls(loading.config, price, loading.budget)
@@ -112,8 +112,8 @@ class BudgetedAnswers(Step):
         self._line = asyncio.Lock()
         """A queue, first come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
-        """The free places for requests whose answers only their forms bound. Each answer adds a place, so that a model
-        that thinks is noticed before many answers are paid. `Budget.reserve` bounds the cost of these requests."""
+        """The free places for requests that only their forms bound. Each answer adds a place, so that a model that
+        thinks is noticed before many answers are paid. `Budget.reserve` bounds the cost of these requests."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -143,7 +143,7 @@ class BudgetedAnswers(Step):
         return self._prices.longest(request) is not None
 
     async def _on_trial(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        """Answer a request that only its form bounds, as soon as enough answers so far have kept to their forms."""
+        """Answer a request that is bounded only by its form, once enough earlier answers have kept to their forms."""
         with call.hold():
             await self._trial.acquire()
         try:
@@ -261,7 +261,7 @@ class BudgetedAnswers(Step):
             request = replace(request, attempts=outcome.attempts)
 
     def _learn(self, spent: Sequence[Spent], most: Usage, *, is_by_form: bool) -> None:
-        """Learn whether the model keeps to forms, from answers to a request whose form bounds them to `most`."""
+        """Learn whether the model keeps to forms. The request's form allows at most the usage `most`."""
         if spent and is_by_form:
             self._prices.compare(max(usage.completion_tokens for usage, _ in spent), most.completion_tokens)
             self._trial.release()
@@ -325,7 +325,7 @@ class BudgetedAnswers(Step):
                 f"{aside}and the next could cost {dollars(worst)}."
             )
             hint: Words | None = None
-            if state == (full.limit, 0.0, 0.0) and (tokens := fitting(full.limit)):  # too small for one request
+            if state == (full.limit, 0.0, 0.0) and (tokens := fitting(full.limit)):  # even one request costs more
                 fits = "or lower the limit of answers: one request fits with ", Named("max_tokens", tokens), "."
                 hint = "Raise ", Named("max_cost"), ", ", *fits
             self._no_room = state, Failure(PromptmillError(Code.BUDGET, message, hint))
@@ -341,7 +341,7 @@ def _advise(call: Call, most: Usage, why: str, cost: Callable[[Usage], float]) -
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
         return
     enough = 10 * math.ceil(_TIMES_AVERAGE * call.counts.completion_tokens / answered / 10) or 10
-    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # not 0: a free answer always has room
+    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # divisor not 0: free answers always have room
     if times > 1:
         call.warn(
             f"{_RESERVES}: each reserves {dollars(cost(most))} for {why}; a `max_tokens` of {enough:,} lets {times:,} "
@@ -407,7 +407,7 @@ class _BudgetAccount(Account):
 
 
 def lacking(configs: Iterable[model_config.ModelConfig], *, rows_set: bool = False) -> PromptmillError | None:
-    """Return the error that names the prices and token limits that a budget lacks; None if it lacks none. Blocks.
+    """Return the error that names the prices and token limits that a budget lacks; None if nothing is missing. Blocks.
     `rows_set`: rows may set limits."""
     by_name = {_named(config): config for config in configs}
     unpriced = {name: config for name, config in by_name.items() if price_of(config) is None}
@@ -589,12 +589,12 @@ def worst_case(
     why: str = "",
 ) -> Usage:
     """Return the highest usage of one attempt at `request`. The request is sent to `model` unless it names other
-    models. `decides`: the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`:
-    the reason why no form bounds an answer.
+    models. `decides`: whether the model decides, and writes no text. `questions`: see `bytes_of`. `by_form`: see
+    `Prices.longest`. `why`: the reason why no form bounds an answer.
 
-    The longest answer has as many tokens as the request's largest limit, because endpoints use different limits.
-    Without a limit, the form may bound the answer. Raises `PromptmillError` for a request that neither a limit nor a
-    form bounds (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
+    An answer may have as many tokens as the request's largest limit, because endpoints use different limits. Without a
+    limit, the form may bound the answer. Raises `PromptmillError` for a request that neither a limit nor a form bounds
+    (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
     """
     extra = request.extra
     if may_search(extra, model):

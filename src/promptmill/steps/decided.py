@@ -53,7 +53,7 @@ def bytes_of(request: Request, questions: int = 0) -> int:
 
 
 def parts_of(request: Request, questions: int) -> int:
-    """Return the number of requests that share a request's questions. `questions`: the most in each; 0: no limit."""
+    """Return the number of requests into which a request is divided. `questions`: the most in each; 0: no limit."""
     form = request.form or form_of(request.sampling) if questions else None
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 

@@ -115,7 +115,7 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
         """The outcomes of earlier requests, by call and digest."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. A request whose answer may vary is passed on."""
+        """Answer a request. A request whose answer may vary is always sent."""
         is_same = self._decides or is_repeatable(request)
         return self.once(request, call) if is_same else self.following(request, call)
 
@@ -160,7 +160,7 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
     sampling = request.sampling.given() if decides else request.sampling.beside_prompt()
     asked = (
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
-        # An answer may state places in the fields, so equal texts in other fields are another question.
+        # An answer may state places in the fields, so the same text divided into other fields is another question.
         [*request.fields[:2]] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)

@@ -23,7 +23,7 @@ _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
 _DEEPEST = 50
-_DEEPEST_CLOSED = 8  # levels of a form that bounds an answer; a form that refers to itself has more
+_DEEPEST_CLOSED = 8  # max levels of a form that bounds an answer; a form that refers to itself has more
 _AROUND = 16  # tokens of a code fence and of the turn's marks, which some endpoints count
 _INDENTED = 8  # bytes around a field or an item: the end of a line, spaces, a colon, a comma
 _LONGEST_FLOAT = 24  # -2.2250738585072014e-308
@@ -38,7 +38,7 @@ class Likely(NamedTuple):
 
 
 class LikelyLengths:
-    """Returns the likely length of the answers to requests. Requests of a job share few values of `sampling`."""
+    """Returns the likely length of the answers to requests. A job's requests usually share their `sampling`."""
 
     def __init__(self) -> None:
         self._last: tuple[Sampling, Likely] | None = None
@@ -80,7 +80,7 @@ def form_tokens(sampling: Sampling) -> int:
 
 
 def most_tokens_of(sampling: Sampling) -> int | None:
-    """Return the most tokens of an answer in this form, at one token for each byte. None if the form has no bound."""
+    """Return the maximum number of tokens of an answer in this form (one per byte). None if the form has no bound."""
     if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None
     return size + _AROUND
@@ -122,7 +122,7 @@ def _most_bytes(
 
 
 def _joined(sizes: Iterable[int | None], join: Callable[[list[int]], int]) -> int | None:
-    """Return the joined sizes; None if one of them is unbounded."""
+    """Return the result of `join` for the sizes; None if one of them is unbounded."""
     known = [*sizes]
     return None if None in known else join([size for size in known if size is not None])
 
@@ -159,7 +159,7 @@ class _Sizes:
 
     def _named(self, name: str, depth: int) -> int:
         if name not in self._known:
-            self._known[name] = 0  # the size of a definition inside itself
+            self._known[name] = 0  # the size where the definition refers to itself
             self._known[name] = self.of(self._definitions[name], depth + 1)
         return self._known[name]
 

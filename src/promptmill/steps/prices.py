@@ -1,7 +1,7 @@
 """The price of a model: the operator sets it, or `genai-prices` lists it; it is never guessed.
 
 A batch or service tier costs a multiple of the model's price. This factor comes from the operator, the provider's
-documents, or the table `tier_prices.json` (some batches; `flex`; `priority`), which `scripts/prices.py` writes.
+documents, or the table `tier_prices.json` (for some batches, `flex` and `priority`), written by `scripts/prices.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _A_THOUSAND = 1_000
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
 _AROUND_MEMBER = 24
-"""The most tokens of an id and the JSON around an answer, in a reply to several rows."""
+"""The most tokens that an id and the JSON around one answer take, in a reply to several rows."""
 _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking_config", "chat_template_kwargs"})
 """Parameters in `extra_params` with which an answer may be longer than its form allows."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -55,7 +55,7 @@ BATCH = "batch"
 
 
 def is_here(config: model_config.ModelConfig) -> bool:
-    """Return whether all endpoints of the configuration are servers on this machine. No price list has such servers."""
+    """Return whether all endpoints of the configuration are servers on this machine. Price lists omit such servers."""
     return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(config))
 
 
@@ -93,7 +93,7 @@ def even(factor: float) -> Factors:
     return Factors(factor, factor, factor)
 
 
-# Factors for models whose tier prices are not known: OpenAI's for most models. `fast` is a newer name of `priority`.
+# Factors for models whose tier prices are not known, as at OpenAI for most models. `fast` is a new name of `priority`.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
@@ -144,17 +144,17 @@ class FlatPrice:
     output: float
     cached_input: float
     written_input: float | None = None
-    """The price for prompt tokens written to the endpoint's cache; None: 1.25 times `input`."""
+    """The price for prompt tokens written to the endpoint's cache; None for 1.25 times `input`."""
     hour_written_input: float | None = None
-    """The price for prompt tokens that the cache keeps for an hour; None: twice `input`."""
+    """The price for prompt tokens that the cache keeps for an hour; None for twice `input`."""
     tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
     """The price factors of each tier; other tiers have the standard price."""
     search: float | None = None
-    """The price of 1,000 searches of the web; None: unknown."""
+    """The price of 1,000 searches of the web; None if it is unknown."""
 
     @property
     def batch(self) -> float | None:
-        """The price of a request in a batch, as a share of the live price; None: unknown."""
+        """The price of a request in a batch, as a share of the live price; None if it is unknown."""
         return self.tiers[BATCH].input if BATCH in self.tiers else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
@@ -241,7 +241,7 @@ def _tiers_at(config: model_config.ModelConfig, model: str) -> dict[str, Factors
 
 
 def _search_price(config: model_config.ModelConfig, model: str) -> float | None:
-    """Return the price of 1,000 searches by a model at the configuration's provider; None: unknown."""
+    """Return the price of 1,000 searches by a model at the configuration's provider; None if unknown."""
     if _has_preview(config.settings.extra_params):
         return None
     prices = _SEARCHES.get(registry.known_provider(config), {})
@@ -307,8 +307,8 @@ class Prices:
 
     def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
         """Return the most tokens of an answer in the form that `request` asks for; None if the endpoint takes no
-        schemas, or if the model is known to think. `by_batch`: a batch's answers come too late to show whether forms
-        are kept, so the endpoint must promise to keep to schemas."""
+        schemas, or if the model is known to think. `by_batch`: whether a batch gives the answer. Such an answer comes
+        too late to show whether forms are kept, so the endpoint must promise to keep to schemas."""
         if request.members:
             sizes = [self.longest(one, by_batch=by_batch) for one in request.members]
             known = [size + _AROUND_MEMBER for size in sizes if size is not None]
@@ -328,7 +328,7 @@ class Prices:
         return None if any(registry.may_think(self._config, model, sampling) for model in others) else self._last[1]
 
     def compare(self, tokens: int, most: int) -> None:
-        """Let forms bound no more answers if an answer has more `tokens` than `most`, the bound of its form."""
+        """If an answer has more `tokens` than `most`, the bound of its form, stop the use of forms as bounds."""
         if tokens > most:
             self.why = (
                 f"An answer of {self._config.model} had {tokens:,} tokens where its form has {most:,} at most, as if "
@@ -359,7 +359,7 @@ class Prices:
 
     @functools.cached_property
     def writes(self) -> bool:
-        """Whether the provider, unless a job prevents it, writes whole prompts to its cache and charges for this."""
+        """Whether the provider writes whole prompts to its cache and charges for this. (A job can prevent this.)"""
         cache = registry.prompt_cache_of(self._config)
         return cache is not None and cache.way == "breakpoints"
 
@@ -427,7 +427,7 @@ def tier_of(extra: JsonObject) -> str:
 
 
 class Tiers(NamedTuple):
-    """The service tier that the request names, and the one that the operator names; `""`: none."""
+    """The service tier that the request names, and the one that the operator names; `""` if there is none."""
 
     requested: str = ""
     operators: str = ""

@@ -37,7 +37,7 @@ class SeveralAnswers(Step):
 
         async def one(place: int) -> protocol.Outcome:
             sampling = self._single_sampling(request.sampling, place)
-            earlier = 0 if place else request.attempts  # the earlier attempts count once, in the sum
+            earlier = 0 if place else request.attempts  # so that the sum counts the earlier attempts once
             async with self._copies.held(size if place and size * n > _LONG else 0):
                 return await self.following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
 
@@ -84,7 +84,7 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
             call.waits.forked -= 1
             call.waits.freed()
 
-    call.waits.forked += len(parts) - 1  # one worker of the driver waits for all parts
+    call.waits.forked += len(parts) - 1  # all parts together have one worker of the driver
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(part)) for part in parts]

@@ -15,7 +15,7 @@ from promptmill.core.request import Request, Sampling
 
 
 class Place(IntEnum):
-    """The place of a step, from the outside in. A step sees only requests that the steps outside of it pass on."""
+    """The places of steps, from the outside to the inside. A step sees only requests that outer steps pass on."""
 
     PIECES = auto()
     """A job's plan makes several requests from a row, before a model and its fallbacks are chosen."""
@@ -46,7 +46,7 @@ class Place(IntEnum):
     SENT = auto()
     """The step replaces the backend: a hit is reported like a sent request."""
     WARMED = auto()
-    """The request waits until a provider's cache has its beginning."""
+    """The request waits until the provider's cache has the beginning of its prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Step:
     wanted_by: Collection[str] | None = None
     """Fields of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request skips it."""
     path: str = ""
-    """The path of the requests that the step sends, see `Request.path`; `""`: the path of the request stays."""
+    """The path of the requests that the step sends, see `Request.path`; `""` if the path of the request stays."""
     following: Answer
     """Answers a request with the steps inside of this one."""
 
@@ -124,5 +124,5 @@ def steps_for(sampling: Sampling) -> list[type[Step]]:
 
 
 def path_of(sampling: Sampling) -> str:
-    """Return the path of the requests that are sent for requests with these parameters, see `Request.path`."""
+    """Return the path to which requests with these parameters are sent, see `Request.path`."""
     return next((kind.path for kind in steps_for(sampling) if kind.path), "")

@@ -13,7 +13,7 @@ from promptmill.steps.step import Loading, Place, Step
 
 
 class ScreenedRequests(Step):
-    """Removes parameters that the backend does not support, with a warning; turns its exceptions into failures."""
+    """Removes parameters that a backend does not support, with a warning; turns the backend's errors into failures."""
 
     place = Place.SCREENED
 

@@ -1,4 +1,4 @@
-"""Sends only one of the requests with the same beginning first; the others find the beginning in the provider's cache.
+"""Of the requests with the same beginning, sends one first; the others find the beginning in the provider's cache.
 
 A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
 would each pay the full price of the beginning.

@@ -56,7 +56,7 @@ class FileRule:
     """The rule for a server's calls. Without arguments, it permits every file, for the operator's own programs."""
 
     roots: tuple[Path, ...] | None = None
-    """The resolved roots; None: files anywhere."""
+    """The resolved roots; None if files may be anywhere."""
     is_guarded: bool = False
     """Whether names and contents are checked, in addition to the roots."""
     own: tuple[Path, ...] = ()
@@ -151,7 +151,7 @@ class FileRule:
             return path
 
     def is_own(self, path: Path) -> bool:
-        """Return whether the resolved `path` is one of promptmill's own files, by any name, or in its own folders."""
+        """Return whether the resolved `path` is promptmill's own file (under any name), or in its own folders."""
         return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)
 
     def shown(self, root: Path) -> str:

@@ -45,7 +45,7 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
 
 
 def command_for_package(package: str, *, prefix: Path | None = None, source: tuple[str, bool] | None = None) -> str:
-    """Return the command that adds a package, which no extra has, to this Python's environment.
+    """Return the command that adds a package that no extra contains to this Python's environment.
 
     >>> command_for_package("gcsfs", prefix=Path("env"), source=("promptmill", False)).endswith("install gcsfs")
     True

@@ -24,7 +24,7 @@ def to_stderr(level: str | None = None, *, all_calls: bool = False, as_json: boo
     `as_json`: each entry is one line of JSON.
 
     `level` applies to promptmill's loggers; the default is PROMPTMILL_LOG_LEVEL, or else warning. Libraries stay at
-    warning, because at lower levels some log whole messages with keys and prompts.
+    warning, because at lower levels, some of them log whole messages with keys and prompts.
     """
     logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if as_json:
@@ -73,11 +73,11 @@ def quiet_fastmcp() -> None:
     os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
     os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
     os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # promptmill's own log has the failed calls
-    # Not DEBUG: at that level, both libraries log arguments and whole messages, with prompts and keys.
+    # DEBUG is not allowed: at that level, FastMCP and the SDK log arguments and whole messages, with prompts and keys.
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    # Off even if a tool sets up OpenTelemetry for all libraries: FastMCP's spans would contain exception messages.
+    # Telemetry is off even if a tool sets up OpenTelemetry for all libraries: spans would contain exception messages.
     os.environ.setdefault("FASTMCP_TELEMETRY_MODE", "off")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 
 class Memory:
-    """A limit of `limit` bytes. Holders wait for room in order, so that no small holder overtakes a large one.
+    """The `limit` bytes that holders share. They wait for room in order, so that no small holder overtakes a large one.
 
     A holder that needs more than the limit waits until it is alone. With `one_beyond`, one holder at a time may exceed
     the limit instead; otherwise bodies that arrive in pieces would all wait for each other.

@@ -32,7 +32,7 @@ def is_file(path: str | Path) -> bool:
 
 
 def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
-    """Return a descriptor of the regular file at `path`, which must be in one of `roots` (resolved; None: anywhere).
+    """Return a descriptor of the regular file at `path`, which must be in one of the resolved `roots` if they are set.
 
     `check` gets the resolved path, and then the open file's path. It raises an error to refuse the file.
 
@@ -67,7 +67,7 @@ def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path
 
 
 def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
-    """Return the resolved folders of `allowed_roots`; `~` is the user's home. None: all folders are permitted."""
+    """Return the resolved folders of `allowed_roots`; `~` is the user's home. None if all folders are permitted."""
     return None if folders is None else tuple(home_expanded(folder).resolve() for folder in folders)
 
 

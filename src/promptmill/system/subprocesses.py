@@ -160,7 +160,7 @@ class Child:
 
 
 async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asyncio.subprocess.Process:
-    """Start a process. uvloop raises an error while another thread's event loop starts one: then, try again."""
+    """Start a process. Try again if uvloop raises an error because another thread's event loop starts one."""
     tries = 0
     while True:
         tries += 1
@@ -174,7 +174,7 @@ async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asynci
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output of a program. `status`: its exit status, negative for a signal; None: the time limit ended it."""
+    """The output of a program. `status`: the exit status (negative for a signal), or None if it exceeded the limit."""
 
     status: int | None
     stdout: bytes
@@ -237,7 +237,7 @@ def started_detached(
         return subprocess.Popen(command, **options, pass_fds=[] if inherited is None else [inherited])
     options["creationflags"] |= subprocess.DETACHED_PROCESS
     try:
-        # outside of the job object in which some clients run servers, because its end would also end the new process
+        # the process must not be in the job object in which some clients run servers: it would end with that object
         breakaway = options["creationflags"] | subprocess.CREATE_BREAKAWAY_FROM_JOB
         return subprocess.Popen(command, **{**options, "creationflags": breakaway})
     except OSError:
@@ -286,8 +286,8 @@ class Halt:
 class Helper:
     """Runs a module that calls `serve_parent`. The first question starts the process; any thread may ask.
 
-    The process answers one question at a time. A question that takes too long or crashes the process gets no reply, and
-    the next question starts a new one. A helper is no `Child`, because threads without an event loop wait for replies.
+    The process answers one question at a time. A question that takes too long or crashes it gets no reply, and the next
+    question starts a new process. A helper is no `Child`, because threads without an event loop wait for replies.
     """
 
     def __init__(self, module: str, reply_s: float) -> None:
@@ -426,7 +426,7 @@ def serve_parent(
 def _end_after(parent: int) -> None:
     """End this process soon after its parent has ended, even during a reply.
 
-    (Linux could report only the end of the thread that started the process.)
+    (The parent is polled, because Linux reports only the end of the thread that started the process.)
     """
     while os.getppid() == parent:
         time.sleep(_LOOK_S)

@@ -2,8 +2,8 @@
 
     pipe ──reads──▶ Intake ──prepares, run by run──▶ WaitingRows ──next_row──▶ decode loop ──send──▶ pipe
 
-One thread reads, a second thread prepares, and the main thread computes. So a cancellation is read while a prompt of
-megabytes is tokenized. The engine ends when the server ends. Messages to the engine:
+One thread reads, a second thread prepares, and the main thread computes. So a cancellation is read even while a long
+prompt is tokenized. The engine ends when the server ends. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
     {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required", "marks",
@@ -172,7 +172,7 @@ class WaitingRows(Generic[R]):
 class Intake(Generic[R]):
     """Prepares submitted requests as rows and adds them to `WaitingRows`, one request of each run in turn.
 
-    It prepares in a separate thread, so that a cancellation takes effect while a prompt of megabytes is tokenized.
+    It prepares in a separate thread, so that a cancellation takes effect even while a long prompt is tokenized.
     """
 
     def __init__(self, prepare: Callable[[Frame], R], waiting: WaitingRows[R], channel: Channel) -> None:
@@ -215,5 +215,5 @@ class Intake(Generic[R]):
             del self._submitted[run]
             message = queue.popleft()
             if queue:
-                self._submitted[run] = queue  # last: this run's next turn comes after all other runs
+                self._submitted[run] = queue  # put last, so that all other runs have their turns first
             return message

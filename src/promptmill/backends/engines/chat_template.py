@@ -66,7 +66,7 @@ class ChatTemplate:
         before, mark, after = text.rpartition(_MARK)
         if not mark:
             raise jinja2.TemplateError("it leaves out the last turn, which continue_final_message continues")
-        return before if after.startswith(" ") else before.rstrip()  # the template strips texts
+        return before if after.startswith(" ") else before.rstrip()  # if the space is gone, the template strips texts
 
 
 class _Generation(Extension):  # type: ignore[misc]
@@ -98,8 +98,8 @@ def prompt_text(
 ) -> tuple[str, bool]:
     """Return the prompt for `turns`, and whether the tokenizer should add its special tokens to it.
 
-    `template`: the model's template (None: it has none). `render`: applies the template. Raises `PromptmillError`
-    (`invalid_input`) if the template refuses the conversation.
+    `template`: the model's template; None if the model has none. `render`: applies the template. Raises
+    `PromptmillError` (`invalid_input`) if the template refuses the conversation.
     """
     if template is None:
         warnings.append(NO_TEMPLATE)
@@ -140,7 +140,7 @@ def _refusal(error: Exception) -> PromptmillError:
 def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
     """Render `turns`, whose tool calls have their arguments as JSON texts, as in OpenAI's format.
 
-    Most chat templates need objects instead; a template that joins texts, such as DeepSeek's, gets texts. If the
+    Most chat templates need arguments as objects; templates that need texts, such as DeepSeek's, get texts. If the
     arguments that a model wrote are no object, a template that needs objects gets `{"arguments": …}`.
     """
     for read in (_loaded, lambda arguments: arguments, _object):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from promptmill.system import subprocesses  # imports only the standard library
+from promptmill.system import subprocesses  # this module imports only the standard library
 
 _ENGINES = "promptmill.backends.engines"
 """The package of the engines. `serve(options, channel)` of each subpackage loads the model and answers requests."""

@@ -1,8 +1,8 @@
 """The tokens into which the model's own tokenizer splits each choice, and the search for the likeliest choice.
 
 A grammar of texts also permits fragments of words: after `Choices.OPENING`, SmolLM2 writes `b` (log probability -8.4)
-rather than the token `business` (-10.7), and then must complete the word. Fragments are tokens of other words, so their
-probabilities say little, and so do first tokens: `s` of `sports` begins a thousand words. The search compares words.
+rather than the token `business` (-10.7), and then must complete the word. Fragments are parts of other words, too, so
+their probabilities say little. Nor does a first token say much: `s` begins a thousand words. The search compares words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from promptmill.answers.chances import Chances
 from promptmill.answers.choices import Choices
 
 Tokens: TypeAlias = tuple[int, ...]
-_LONGEST_WORD = 3  # max tokens of a word whose log probabilities are added: a fourth token says little
+_LONGEST_WORD = 3  # the log probabilities of at most this many tokens are added for a word: a fourth token says little
 _MOST_LOOKS = 8  # max requests for log probabilities to find one word
 _MOST_PAIRS = 10_000  # max cached pairs of tokens for which it is known whether a word begins between them
 _SMALL = math.log(0.01)  # a word is skipped if its first tokens have less than 1 % of the likeliest word's probability
@@ -66,7 +66,7 @@ class ChoiceTokens:
 def choice_tokens(
     choices: Choices, encode: Callable[[str], list[int]], decode: Callable[[Sequence[int]], str]
 ) -> ChoiceTokens | None:
-    """Return the tokens of `choices` after their opening. `encode` adds no special tokens.
+    """Return the tokens of each choice that follow the opening. `encode` adds no special tokens.
 
     Return None if the tokenizer changes a choice, for example its Unicode form: then only a grammar can produce it.
     """
@@ -116,13 +116,13 @@ class SearchedTokens(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """A word or its first tokens; or `unknown` tokens, for which only a bound of `lost` is known. Sorted by `lost`."""
+    """A word, its first tokens, or `unknown` tokens with only a lower bound of `lost`. Words are sorted by `lost`."""
 
     lost: float
     """The negative log probability; for `unknown` tokens, its lower bound."""
     is_unknown: bool
     tokens: Tokens
-    """The answer with the word, but without the `unknown` tokens."""
+    """The answer's tokens up to the end of this word, without the `unknown` tokens."""
     before: float = 0.0
     """The negative log probability of the word without the `unknown` tokens."""
     unknown: tuple[int, ...] = ()
@@ -145,7 +145,7 @@ class ChoiceSearch:
         is_thorough: bool = False,
         skips: bool = True,
     ) -> None:
-        """`chances` gets the words. `is_thorough`: also examine words with less likely first tokens (see `_SMALL`).
+        """The words are added to `chances`. `is_thorough`: also examine words with less likely first tokens (`_SMALL`).
 
         `skips`: do not ask for the log probability of a token that has no alternative.
         """

@@ -135,7 +135,7 @@ class GrowingForm:
         uncalled = str if self.tools is None else self.tools.before_calls
         calls_in_channels = self.tools is not None and self.tools.form.before_reasoning
         text = without_broken_mark(text)
-        if self.inline:  # the channel of a call begins before its mark, and does not belong to the text
+        if self.inline:  # a call's channel begins before the call's mark, and is not part of the text
             return {"text": "" if calls_in_channels else uncalled(text), "reasoning": ""}
         reasoning, answer = self._split(uncalled(text) if calls_in_channels else text)
         return {"text": uncalled(answer), "reasoning": reasoning or ""}
@@ -156,7 +156,7 @@ class GrowingAnswer:
     logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
     search: ChoiceSearch | None = None
-    """The search among the choices' own tokens that finds the answer; None for other answers."""
+    """The search that finds the answer among the choices' own tokens; None if the answer is not searched."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     entries: dict[tuple[int, ...], TokenLogprob] = field(default_factory=dict)
@@ -335,7 +335,7 @@ class WrittenTokens:
         self._known: dict[int, tuple[str, bytes]] = {}
 
     def of(self, token: int) -> tuple[str, bytes]:
-        """Return a token's text and bytes. A special token that answers omit has its name as text."""
+        """Return a token's text and bytes. The text of a special token that answers omit is its name."""
         if token not in self._known:
             self._known[token] = self._read(token)
         return self._known[token]
@@ -369,10 +369,10 @@ class AnswerTexts:
         self._tokenizer = tokenizer
         self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
         marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
-        kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span tokens
+        kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span many tokens
         self.tokens = WrittenTokens(tokenizer, self.decode, special)
         self.keeps_marks = bool(kept)
-        """Whether a mark is a special token. Then special tokens are decoded, except the tokens in `_hidden`."""
+        """Whether a mark is a special token. If so, special tokens are decoded, except the tokens in `_hidden`."""
         self._hidden = {number: name for name, number in special.items() if name not in kept}
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -39,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the total bytes of the weight files in `folder`. Only the first of `kinds` that occurs counts."""
+    """Return the total bytes of the weight files in `folder`. Only files of the first kind that occurs are counted."""
     files_by_kind = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 
@@ -69,7 +69,7 @@ def batch_rows(device: str, parameters: int) -> int:
 
 
 def prompt_chunk(device: str, parameters: int) -> int:
-    """Return the number of prompt tokens to compute between two tokens of running rows: about 0.3 s of CPU time.
+    """Return the number of prompt tokens to compute between two steps of the running rows: 0.3 s of work for a CPU.
 
     The number depends on the model's size, not on a measurement, so that a repeated request gives the same result.
     """

@@ -47,7 +47,7 @@ _READ_AT_ONCE = 8  # max items of a call whose images are in memory: read from t
 
 
 def create(config: ModelConfig) -> EngineHost:
-    """Return the backend of `config`, which is not yet loaded. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the backend of `config` without loading it. Raises `PromptmillError` (`invalid_config`)."""
     block = getattr(config.settings.backend_configs, config.backend)
     if not block.model_name_or_path:
         _check_spelling(config.backend, block.model_extra or {})
@@ -70,12 +70,12 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     elif replicas > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # numbers GPUs as nvidia-smi does
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPUs get the numbers that nvidia-smi shows
     environment.setdefault("TQDM_DISABLE", "1")
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # without this, transformers asks a service of Hugging Face to convert a model that has no safetensors
     environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # keeps compiled code, which torch usually stores in the temporary folder; that is removed when the engine ends
+    # torch usually stores compiled code in the temporary folder, which is removed when the engine ends
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
@@ -96,7 +96,7 @@ class EngineHost:
         self._closed = False
         self._calls: dict[Call, EngineShare] = {}
         self._open: dict[int, tuple[asyncio.Future[Frame | PromptmillError], Call]] = {}
-        """Requests that await their outcome, by their number in messages, which is unique over all calls."""
+        """Requests that await their outcome, by the number that names them in messages. It is unique over all calls."""
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
@@ -294,7 +294,7 @@ class EngineProcess:
         except (frames.OutOfStepError, KeyError, TypeError):
             self._last_words = " What it sent could not be read."
         finally:
-            subprocesses.end_group(self.pid)  # this also ends the processes that it started
+            subprocesses.end_group(self.pid)  # also ends the processes that the engine has started
             how = await self._child.wait()
             await _group_gone(self.pid)
             shutil.rmtree(scratch, ignore_errors=True)  # sockets and other files that a killed process could not remove
@@ -345,7 +345,7 @@ class EngineShare(FixedShare):
     """A call's share of an engine. It encodes the call's requests; the engine divides its batch among all calls."""
 
     def __init__(self, most: int, run: int, images: ImageCache | None, *, live: bool = False) -> None:
-        """`run`: the number of the call in messages. `images`: None for a model that reads only text.
+        """`run`: the number that names the call in messages. `images`: None for a model that reads only text.
 
         `live`: previews of growing answers are requested.
         """

@@ -1,6 +1,6 @@
 """A form of several questions: each question is asked after the same text, which the engine computes once.
 
-The model sees no other answers. The first question is sent alone, so its text is computed before the others are sent.
+No question shows the model its other answers. The first question is sent alone, to compute its text before the others.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _shown(question: Asked) -> Shown:
     defined = zip(values, question.options, strict=True)
     lines = [f"- {value}: {option.definition}" for value, option in defined if option.definition]
     options = (option.value for option in question.options if isinstance(option.value, str))
-    names = (question.title, *options) if title else ()  # without a name, no text can replace the words of a question
+    names = (question.title, *options) if title else ()  # a text can replace these words only if it names the field
     return Shown("\n".join([said, *lines]), names)
 
 

@@ -86,7 +86,7 @@ def chances_of(extra: JsonObject, choices: Choices | None, unasked: int | None =
     """Return the object that sums the probabilities of the `choices`, and how many probabilities to report in addition
     to that of the chosen one; None if none are to be reported.
 
-    `unasked`: this number if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
+    `unasked`: the number to report if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
     """
     most = unasked if (asked := top_choices_of(extra)) is None else asked
     return None if most is None or choices is None else (Chances(), most)
@@ -202,7 +202,7 @@ def refuse(warnings: Iterable[str]) -> None:
 def check_length(text: str, context: int | None, encode: Callable[[str], Sequence[int]]) -> None:
     """Raise `PromptmillError` (`context_length`) if the beginning of a text is already too long.
 
-    Only the beginning is tokenized, because to tokenize megabytes takes seconds and gigabytes of memory.
+    Only the beginning is tokenized, because tokenizing megabytes takes seconds and gigabytes of memory.
     """
     if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
         count = len(encode(text[:enough]))
@@ -268,7 +268,7 @@ def mark_in_text(mark: str) -> PromptmillError:
 
 
 def misplaced_images(kept: int, images: int) -> PromptmillError:
-    """Return the error for a prompt with `images` images of which the chat template kept `kept`."""
+    """Return the error for a prompt with `images` images if the chat template has places for `kept` of them."""
     return PromptmillError(
         Code.UNSUPPORTED,
         f"The model's chat template has a place for {kept} of the prompt's {images} images.",

@@ -103,7 +103,7 @@ class ToolUse:
     """The offered tools, in OpenAI's format."""
     form: CallForm
     must: bool
-    """Whether the answer must be a call. Then it is constrained to JSON, whatever the model's form."""
+    """Whether the answer must be a call. If so, it is constrained to JSON, whatever the model's form."""
     single: bool
     """Whether at most one call is allowed."""
 

@@ -1,6 +1,6 @@
 """The wait that an error response requests: in headers, in fields of the body, or in its text.
 
-Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's `RetryInfo`,
+Formats: RFC 9110, 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's `RetryInfo`,
 OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has examples of each.
 """
 
@@ -50,7 +50,7 @@ _BARE = re.compile(
 _NEAR = 60
 
 _RESET = re.compile(r"(?:x-|anthropic-)?ratelimit-(?:(.+)-)?reset(?:-(.+))?|x-ratelimit-reset-?(.*)")
-# The unit, in seconds, of each body field. Names are in lower case, without separators. None: `_span_s` finds the unit.
+# The unit, in seconds, of each body field. Names are in lower case, without separators. None if `_span_s` finds it.
 _FIELDS: Mapping[str, float | None] = {
     "retrydelay": None, "retryafter": None, "retryafterseconds": 1, "retryaftersec": 1, "retryafterms": 0.001,
     "retryin": None, "retryinseconds": 1, "retryinms": 0.001, "estimatedtime": 1, "waitseconds": 1, "waittime": None,
@@ -166,7 +166,7 @@ def _from_words(text: str, now: float) -> float | None:
 
 
 def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait until the reset of the most exhausted limit, according to the headers."""
+    """Return the wait until the reset of the limit of which the smallest share is left, according to the headers."""
     lower = {name.lower(): value for name, value in headers.items()}
     if match := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
         return float(match[1])

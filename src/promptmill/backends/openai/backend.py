@@ -4,9 +4,9 @@
 request, it runs a loop: get a permit, make an attempt, classify the result, wait, repeat.
 
 An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt may concern
-only the item (the failure is final), only this attempt (it is retried, and counts against `retries`), or the endpoint
-(it is retried when the endpoint can take the request, and does not count while no other item is answered either). An
-item fails after `retries` counted attempts, and at the latest after five times as many attempts in all.
+only the item (the item fails), only this attempt (it is repeated, and counts against `retries`), or the endpoint (it is
+repeated when the endpoint can take it, and counts only if other items are answered). An item fails after `retries`
+counted attempts, or after five times as many attempts, counted or not.
 
 If a prompt crashes its server, other requests in flight lose their connections, too. An item that has lost its
 connection `retries` times is a *suspect*. Suspects are sent one at a time, so that those with harmless prompts are
@@ -52,7 +52,7 @@ from promptmill.core.request import Request
 from promptmill.images.files import UNLIMITED
 from promptmill.images.load import ImageRules, WebImages
 
-# An item fails at the latest after this multiple of `retries` attempts, even if most of them were not counted.
+# An item fails after this multiple of `retries` attempts, even if most of the attempts were not counted.
 _HARD_CAP = 5
 # An item fails after this multiple of `retries` losses if other items were answered meanwhile.
 _LOSS_CAP = 2
@@ -357,7 +357,7 @@ class Attempts(ConcurrencyShare):
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
-        """Send the item once, within `item_timeout`. A hedge cancels it if the hedge's other request is answered."""
+        """Send the item once, within `item_timeout`. If it is hedged, the first answered request cancels the other."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
@@ -458,12 +458,12 @@ class Attempts(ConcurrencyShare):
         return f"attempt {failed + 1} of at most {most} ({setting})" if failed > 1 else ""
 
     def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
-        """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.
+        """Return whether a final failure shows that no endpoint is left. The call may have no other items to send.
 
         If an endpoint has answered before, a timeout may be due to the item, so only a lost connection is proof. If
-        none has, one lost connection, or one response of a proxy whose server is down, is proof: a long call ends after
-        `SEVERAL` such failures, and a short call must end, too. An item that failed in an earlier run proves nothing:
-        perhaps it is the only remaining item because its prompt always breaks the connection.
+        none has answered, one lost connection is proof, and so is one response of a proxy whose server is down: a long
+        call ends after `SEVERAL` of these failures, and a short call must end, too. An item that failed in an earlier
+        run proves nothing: perhaps it is the only remaining item because its prompt always breaks the connection.
         """
         is_lost = decision.kind is FailureKind.LOST
         has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
@@ -478,11 +478,11 @@ class Attempts(ConcurrencyShare):
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # after the first refusal, the lowered limit delays the item enough
+            if item.refusals:  # not at the first refusal: the lowered limit delays the item enough
                 base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
-            # only while the endpoint is up: when it is down, the pause between probes delays the item enough
+            # the item waits only while the endpoint is up: when it is down, the pause between probes is delay enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
         if item.losses >= settings.retries:
             wait_s = max(wait_s, min(settings.base_delay * 2**item.losses, settings.max_delay, _LOST_WAIT_S))
@@ -584,7 +584,7 @@ class _Attribution:
         return held.verdict
 
     def answered(self, permit: Permit) -> None:
-        """Record an answer to the request with `permit`; it shows that some failures concern only their items."""
+        """Record an answer to the request with `permit`. It shows that some held failures concern only their items."""
         self._answered = True
         if not self._held:
             return

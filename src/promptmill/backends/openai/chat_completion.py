@@ -132,10 +132,10 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
-# Words that report a limit, even inside a longer reason such as xAI's `REASON_MAX_LEN`.
+# Words that report a limit. They may be a part of a longer reason, such as xAI's `REASON_MAX_LEN`.
 _CUT = re.compile(r"length|max_(?:\w{1,20}_)?(?:len|tokens?)\b|token_limit|truncat|context_window")
 _CALLS = _set_of("tool_calls tool_call tool_use function_call function_calls")
-# Words that report a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
+# Words that report a content filter. They may be a part of a longer reason: `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
     r"|flagged|unsafe"
@@ -158,7 +158,7 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, ReplyEnd.WHOLE
-    # only 200 characters, because a search of a long reason would block the event loop
+    # only 200 characters are searched, because a search of a long reason would block the event loop
     reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # a Python enum's
     if word in _STOP:
@@ -175,9 +175,9 @@ def read_finish(reason: object) -> tuple[str | None, ReplyEnd]:
 
 
 def finish_of(choice: JsonObject) -> object:
-    """Return the finish reason of a choice, or the model's own reason if only that reports a cut or a failure.
+    """Return the finish reason of a choice, or the model's own reason if only the latter reports a cut or a failure.
 
-    OpenRouter has the model's own reason as `native_finish_reason`, gateways of Anthropic as `stop_reason`. vLLM's
+    The model's own reason is `native_finish_reason` at OpenRouter, and `stop_reason` at gateways of Anthropic. vLLM's
     `stop_reason` is a stop string.
     """
     native, stop = choice.get("native_finish_reason"), choice.get("stop_reason")
@@ -195,7 +195,7 @@ def later_finish(reason: object, later: object) -> object:
 
 
 def loss_of(reason: object) -> int:
-    """Return how much is lost according to a finish reason. 0 means nothing, 1 the answer's end, 2 the whole answer."""
+    """Return what is lost of an answer with this finish reason. 0 means nothing, 1 the end, 2 the whole answer."""
     finish, ending = read_finish(reason)
     return 2 if ending is not ReplyEnd.WHOLE else int(finish == "length")
 
@@ -221,7 +221,7 @@ def can_go_on(value: Any) -> bool:
         # quick test: at most 32 brackets make at most 32 levels, which is our limit
         if text.count(b"{") + text.count(b"[") <= 32:
             return True
-        for _ in range(254 - 32):  # exact test: orjson takes 254 levels, and these lists leave 32 of them for `value`
+        for _ in range(254 - 32):  # exact test: orjson takes 254 levels; lists around `value` leave it 32 of them
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:
@@ -262,8 +262,8 @@ def is_end(data: bytes) -> bool:
 def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the name and the data of each event; an event's data lines are joined by a line break.
 
-    An object, or the end mark, that follows a complete object is a separate event, even without an empty line between
-    them. A line with the field `error` (older llama-server) is an event named `error`.
+    An object or an end mark after a complete object is a separate event, even without an empty line before it. A line
+    with the field `error` (older llama-server) is an event named `error`.
     """
     name, lines = b"", list[bytes]()
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
@@ -334,7 +334,7 @@ class GrowingMessage:
                 self._has_deltas = bool(self._calls) or any(map(any, self._texts.values()))
 
     def _add_message(self, message: JsonDict) -> None:
-        """Add a whole message. Its text and its calls replace those of earlier deltas if these were incomplete."""
+        """Add a whole message. If earlier deltas had only a part of its text or calls, they are replaced."""
         calls = message.get("tool_calls")
         if isinstance(calls, list) and len(calls) > sum(map(len, self._calls.values())):
             self._calls.clear()
@@ -438,7 +438,7 @@ def continued(start: str, pieces: str) -> str:
     return pieces if pieces.startswith(start) else start + pieces
 
 
-# The longest arguments that are parsed again at each piece that may begin another call (0.2 s for pieces of 20 bytes).
+# Arguments up to this length are parsed whenever a piece may begin another call (0.2 s in pieces of 20 bytes).
 _LONGEST_COMPARED = 64 * 1024
 
 
@@ -494,7 +494,7 @@ class _Call:
         repeats = bool(name) and name == self._name  # some servers repeat the name with each piece
         if repeats and len(arguments) == self._length and self._is_whole and arguments == "".join(self._arguments):
             return  # some servers repeat the whole call at the end
-        if name and not repeats:  # with each piece, some servers send as much of the name as they have so far
+        if name and not repeats:  # some servers repeat the beginning of the name in each piece
             self._name = name if name.startswith(self._name) else self._name + name
             if len(self._name) > LONGEST_CALLED:
                 raise UnreadableEventError(
@@ -519,16 +519,16 @@ def _function_in(piece: JsonDict) -> JsonDict:
     return piece
 
 
-# After each showing, the preview rests ten times as long as the showing took. A short answer, which takes microseconds,
-# is shown with nearly every piece; an answer of a megabyte takes milliseconds, and is shown a few times per second.
+# After each call of `show`, the preview rests ten times as long as the call took. A short answer takes microseconds, so
+# it is shown with nearly every piece. An answer of a megabyte takes milliseconds, and is shown a few times per second.
 _REST_PER_SHOWING = 10
 
 
 class StreamPreview:
     """Shows a streamed answer while it arrives.
 
-    Showing takes time in proportion to the answer's length. Therefore each showing is followed by a rest, in which
-    pieces are only collected: a long answer in small pieces would otherwise block the event loop for minutes.
+    Each call of `show` takes time in proportion to the answer's length. Therefore each call is followed by a rest, in
+    which pieces are only collected. Otherwise, a long answer in small pieces would block the event loop for minutes.
 
     Unreadable events are skipped, because the complete body is read again at the end.
     """

@@ -1,6 +1,6 @@
 """Reads the web pages that an answer cites, and removes the marks of citations from its text.
 
-A reply may name pages in three fields. Only the first that names a page is read: `search_results`, a list to which
+A reply may name pages in three fields, and the first field with a page is read: `search_results`, a list to which
 numbers in the text refer (Perplexity); `annotations` of the message, with the cited parts of the text (OpenAI, and
 dialects that convert their citations to this format); `citations`, a list of all pages that were read (xAI, gateways).
 
@@ -38,7 +38,7 @@ _NUMBERS = re.compile(
     r"|(?P<before>[ \t]?(?<!\[)[\[【](?:ref_)?)(?P<numbers>\d{1,3}(?:\s?[,;\u2013-]\s?\d{1,3}){0,9})"
     r"(?P<behind>[\]】])(?![(\]])"
 )
-_WIDEST = 10  # the most numbers in a range; a wider range is no citation, and slow to expand
+_WIDEST = 10  # ranges with more numbers are no citations, and are slow to expand
 _RANGE = re.compile(r"(\d+)(?:\s?[\u2013-]\s?(\d+))?")
 _ID = re.compile(r"\[?(?:ref_)?(\d{1,9})\]?")
 _WEB = re.compile(r"(?i)https?://[^\s\x00-\x1f]+")
@@ -77,10 +77,10 @@ class Citations(NamedTuple):
         return [*found.values()] or None
 
     def renumbered(self, text: str) -> str:
-        """Return `text` with numbers that refer to the sources, from 1 on. Numbers in code and JSON are no citations.
+        """Return `text` with numbers that refer to the sources (from 1). Numbers in code and JSON are no citations.
 
-        A number refers to the page with this number in the reply, or to the page at this position if the reply numbers
-        no pages. A number is removed if its page is not on the web, or if it has no page but is a source's number.
+        A number in `text` is a page's number in the reply, or the page's position if the reply numbers no pages. It is
+        removed if its page is not on the web, or if it has no page but would refer to a source.
         """
         if not self.has_numbers:
             return text
@@ -122,7 +122,7 @@ def _numbers(match: re.Match[str]) -> Iterator[int]:
 
 
 def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
-    """Return the text of a match of `_NUMBERS`, with the numbers replaced according to `changed` (None: removed)."""
+    """Return the text of a `_NUMBERS` match, with each number replaced by its value in `changed` (None removes it)."""
     numbers = [*_numbers(match)]
     new = [changed.get(number, number) for number in numbers]
     if new == numbers:
@@ -164,7 +164,7 @@ def _cited(annotations: Any) -> list[_Page]:
 
 
 def _pages(listed: Any) -> list[_Page]:
-    """Return all pages of a list: numbers in the text may also refer to pages that are not on the web."""
+    """Return all pages of a list, because numbers in the text may also refer to pages that are not on the web."""
     return [
         _page(page if isinstance(page, Mapping) else {"url": page})
         for page in (listed if isinstance(listed, list) else ())

@@ -35,7 +35,7 @@ _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# The smallest `max_tokens` that the Responses API accepts. Reasoning needs more at Anthropic, so it is not requested.
+# The smallest `max_tokens` that the Responses API accepts. At Anthropic, reasoning needs more, so none is requested.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))
@@ -276,7 +276,7 @@ class _Trial:
             return False
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # only tests whether the port speaks TLS; nothing is sent
+        context.verify_mode = ssl.CERT_NONE  # the connection only tests whether the port speaks TLS; nothing is sent
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)

@@ -116,7 +116,7 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> AutoChoice:
-    """Return the first candidate that works (no settings if none does), and the reasons against earlier candidates.
+    """Return the settings of the first candidate that works, if any, and the reasons against earlier candidates.
 
     Candidates are tried in this order: the configuration's endpoint; servers at their usual addresses on this machine;
     providers whose key is set and that have the named model.
@@ -306,7 +306,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 
 
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
-    """Return the models of an operator's own server, with their context lengths and states as the server reports."""
+    """Return the models of an operator's own server, with the context lengths and states that the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # without LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
@@ -360,7 +360,7 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 
 
 def _entries(payload: Any) -> list[JsonObject] | None:
-    """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together.
+    """Return the entries of a list of models in the format of OpenAI (also Anthropic's), of Google, or of Together.
 
     An entry may be only a name. A model that a load balancer lists once for each replica is returned once.
     """

@@ -52,7 +52,7 @@ _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection",
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
 _LIKE = "write it like http://localhost:8000/v1."
-# Other characters are refused, because URL parsers may disagree about the end of the host.
+# The permitted characters of a host. With others, URL parsers may disagree about the end of the host.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
 _SCHEME = re.compile(
@@ -70,7 +70,7 @@ _OF_OPENAI = frozenset({"openai", "responses"})
 """OpenAI's dialects. Their servers may constrain an answer by a schema without showing the schema to the model."""
 # The placeholder of a renewed key in the headers of an endpoint.
 _KEY = "{api_key_command}"
-_ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
+_ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # tokens of Entra ID (JSON Web Tokens) and of Google Cloud
 _ONLY_API_KEYS = frozenset({"api-key", "x-goog-api-key"})
 _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
@@ -171,7 +171,7 @@ def files_taken(settings: OpenAISettings) -> FilesTaken:
 
 
 def shows_forms(settings: OpenAISettings) -> bool:
-    """Return whether models at all addresses see the form of their answer. Raises the same errors as `endpoints`."""
+    """Return whether models at all addresses are shown the answer's form. Raises the same errors as `endpoints`."""
     return all(api not in _OF_OPENAI or profile_named(name).json.is_shown for name, api in apis(settings))
 
 
@@ -368,7 +368,7 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
     if key and is_azure:
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
-        headers |= {"Authorization": f"Bearer {key}"}  # a second header: gateways may check this one or the dialect's
+        headers |= {"Authorization": f"Bearer {key}"}  # in addition: gateways may check this header or the dialect's
     if not (is_azure and dialect in _OF_OPENAI):
         headers |= DIALECTS[dialect].headers(key)
     return headers
@@ -486,7 +486,7 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
 def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[str]:
     """Return the configuration's endpoints that a call chose and the operator did not name, without their queries.
 
-    An operator's endpoint with a call's key or headers is included as another account. Endpoints on this machine are no
+    If the call has its own key or headers, the operator's endpoints are included, too. Endpoints on this machine are no
     exception, because programs of other users, containers and tunnels listen on its loopback interface too.
     """
     own = config.file or config.operator
@@ -494,7 +494,7 @@ def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[s
     blocks += [model.openai for model in own.models.values() if model.openai is not None]
     named: set[str] = set()
     for block in blocks:
-        with contextlib.suppress(PromptmillError):  # this ignores a model of the configuration file with an invalid URL
+        with contextlib.suppress(PromptmillError):  # a model with an invalid URL in the configuration file is ignored
             named.update(map(_origin, addresses(block)))
     is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & config.from_call)
     return [
@@ -583,7 +583,7 @@ def _straightened(url: str) -> str:
     """Return `url` without common mistakes: copied quotes and spaces, a mistyped or doubled scheme."""
     url = "".join(url.strip(_AROUND).split())
     url = re.sub(r"https?://(?=https?(?::/|//))", "", url, count=1)
-    if not re.match(r"https?:\d+(/|$)", url):  # not for a host called http, with a port
+    if not re.match(r"https?:\d+(/|$)", url):  # https:8000 may be a host and a port
         url = _SCHEME.sub(lambda match: f"{match[1].lower()}://", url, count=1)
     name, colon, rest = url.partition("://")
     if colon and name.lower() not in {"http", "https"}:

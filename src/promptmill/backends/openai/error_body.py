@@ -36,8 +36,7 @@ _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>",
 class ErrorBody:
     """`shown` is for users. `text`, `words` (without URLs and quotations) and `codes` are in lower case, for searches.
 
-    `numbers`: numeric codes by the name of their field. `payload`: the parsed body; JSON inside its strings is parsed
-    too.
+    `numbers` has the numeric codes, by field name. `payload`: the parsed body; JSON inside its strings is parsed too.
     """
 
     shown: str
@@ -179,7 +178,7 @@ class Cause(Enum):
     TOO_LARGE = auto()
     """The request is larger than the endpoint ever accepts."""
     SAMPLE = auto()
-    """The model's answer did not have the requested form, which another sample may have."""
+    """The model's answer did not have the requested form, but another sample may have it."""
     INPUT = auto()
     """Another mistake in the request."""
     KEY = auto()
@@ -328,7 +327,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
 
 # Sentences that refer to money at one provider, and to a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
-# Words for a limit of requests in flight, which some gateways call a quota, and words that always refer to money.
+# Words for a limit of requests in flight, which some gateways call a quota; `MONEY`: words that always refer to money.
 IN_FLIGHT = re.compile(
     r"concurren|in[ -]flight|(?:parallel|simultaneous|active|pending|outstanding) requests|at the same time"
     r"|limit of .{0,40}requests|并发"

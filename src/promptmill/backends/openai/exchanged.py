@@ -16,7 +16,7 @@ from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Fi
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 
-_IN_FLIGHT = 64  # max bodies at a time: images are read while other bodies are written
+_IN_FLIGHT = 64  # the limit of bodies at a time; images of some are read while others are written
 
 
 class ExchangedAnswers(FixedShare):

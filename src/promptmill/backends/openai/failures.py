@@ -56,7 +56,7 @@ class FailureKind(Enum):
     LOST = auto()
     """The endpoint may be down (lost or refused connection, 503)."""
     ENDPOINT = auto()
-    """It concerns the key, the account, the model or the host, and affects all items if others are refused, too."""
+    """It concerns the key, account, model or host. If other items are refused, too, it affects all items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +191,14 @@ class UnreachableError(TransportError):
 
 
 class ProxyError(TransportError):
-    """The proxy in the exception's text accepted no connection, or refused to open a connection to the endpoint."""
+    """The proxy that the text names accepted no connection, or refused to open a connection to the endpoint."""
 
     code = Code.UNREACHABLE
     was_sent = False
 
 
 class PrivateAddressError(TransportError):
-    """The host in the exception's text has a private address, but only public addresses are permitted."""
+    """The host that the text names has a private address, but only public addresses are permitted."""
 
     code = Code.UNSUPPORTED
     was_sent = False

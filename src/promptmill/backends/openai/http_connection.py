@@ -176,7 +176,7 @@ class _Response:
     def __init__(self) -> None:
         self.head: dict[bytes, bytes] = {}
         self.body: list[bytes] = []
-        # bound methods of C objects: a Python function would cost 2,000 instructions per header
+        # these are bound methods of C objects, because a Python function costs 2,000 instructions per header
         self.on_header = self.head.setdefault  # keeps the first of several headers with the same name
         self.on_body = self.body.append
         self.parser = httptools.HttpResponseParser(self)
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         elif self._pieces is not None:
             self._end(CutError("the connection ended within the response"))
         else:
-            # checked here, because in TLS 1.3 a server that refuses a client sends an alert after the handshake
+            # in TLS 1.3, a server that refuses a client sends its alert only after the handshake
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
             self._end(exc if exc and is_refused else TransportError("the connection ended before a response"))
 
@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
         content = body[0] if response.last == 1 else b"".join(body[: response.last])
         held = None if pieces is None else pieces.held
         assert headers is not None
-        # the header is not looked up for a JSON object, because no compressed format begins with a brace
+        # if the content begins with a brace, it is not compressed, so the header is not read
         encoding = b"" if content[:1] == b"{" else headers.get("content-encoding", "").lower().encode("latin-1")
         self._answered = True
         self._end(HttpResponse(response.status, headers, content, held, encoding))
@@ -434,7 +434,7 @@ class Connection(asyncio.Protocol):
 def arrival_at(sock: socket.socket) -> Callable[[], object]:
     """Return a function whose result is true if data, or the end of the connection, has arrived at `sock`.
 
-    It uses `poll`, which takes 1,500 instructions. If nothing has arrived, `recv` raises an exception and takes 8,000.
+    It uses `poll`, which takes 1,500 instructions: a `recv` that finds nothing raises an exception, and takes 8,000.
     """
     if sys.platform == "win32":  # Windows has no `poll`
         return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # below 0: a reset closed the socket

@@ -85,9 +85,9 @@ class ProviderParameters:
 class Thinking:
     """The way to switch a model's thinking on and off.
 
-    `switch` is the form of `enable_thinking`. `template`: in `chat_template_kwargs`; `top_level`: a body key of this
-    name; `type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort: none` switches it off; `refused`: no
-    switch.
+    `switch` is the form in which requests send `enable_thinking`. `template`: in `chat_template_kwargs`; `top_level`: a
+    body key of this name; `type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort: none` switches it
+    off; `refused`: no switch.
     """
 
     switch: Literal["template", "top_level", "type_object", "effort", "refused"] = "template"
@@ -152,7 +152,7 @@ class ErrorWords:
     """The causes of a provider's errors."""
 
     codes: Mapping[str, Cause] = field(default_factory=dict)
-    """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
+    """The causes of the provider's error codes. A key is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
     """Phrases, in lower case, that have another meaning at this provider than at others, and their causes here."""
 
@@ -182,7 +182,7 @@ class DecisionProfile:
     """US dollars for a million input tokens, by a part of the model's name; `""`: all other models. Output is free."""
 
     def price(self, model: str) -> float | None:
-        """Return the price for the first part in `prices` that the model's name contains; None if there is none."""
+        """Return the price of the first part in `prices` that occurs in the model's name; None if no part does."""
         return next((price for part, price in self.prices.items() if part in model), None)
 
 
@@ -199,7 +199,7 @@ class ProviderProfile:
     json: JsonSupport = JsonSupport()
     images: ImageSupport = ImageSupport()
     files: Mapping[FileKind, FileLimits] = field(default_factory=dict)
-    """The files that the provider takes unchanged, and their limits. It is unknown whether it takes other kinds."""
+    """The kinds of files that the provider takes unchanged, and their limits. Whether it takes others is unknown."""
     errors: ErrorWords = ErrorWords()
     cuts_prompts: bool = False
     """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
@@ -209,7 +209,7 @@ class ProviderProfile:
     batch: BatchProfile | None = None
     """The provider's Batch API; None if it is unknown."""
     decisions: DecisionProfile | None = None
-    """It is set only in a profile for the provider's deciding models. Then `dialect` is the dialect of their API."""
+    """The limits and prices of deciding models, whose API has the dialect `dialect`; None in other profiles."""
 
     def may_think(self, model: str, *, wanted: bool | None, effort: str | None) -> bool:
         """Return whether `model` is known to think. `wanted`: `enable_thinking`. `effort`: `reasoning_effort`."""
@@ -243,7 +243,7 @@ _NO_SWITCH = Thinking("refused")
 
 
 def _codes(field_name: str, **causes: str) -> ErrorWords:
-    """Return the codes of each cause: numbers in the field `field_name`, or words."""
+    """Return the causes of error codes. A code is a number in the field `field_name`, or a word."""
     codes = {
         f"{field_name}={code}" if code.lstrip("-").isdigit() else code.lower(): Cause[cause]
         for cause, listed in causes.items()
@@ -302,7 +302,7 @@ _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES: tuple[ProviderProfile, ...] = (
     _OPENAI,
-    # not `public`, because any customer can have a host in this domain: the key is sent only on the user's request
+    # not `public`: any customer can have a host in this domain, so the key is sent only at the user's request
     replace(
         _OPENAI,
         name="azure",
@@ -413,7 +413,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
             discount=0.5,
             page="alibabacloud.com/help/en/model-studio/batch-inference",
         ),
-        # DashScope's code for a limit of tokens per minute; missing money is `Arrearage`
+        # DashScope's code for a limit of tokens per minute; for unpaid bills, its code is `Arrearage`
         errors=ErrorWords(phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES})),
     ),
     ProviderProfile(
@@ -553,7 +553,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="xai",
-            limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # the Files API's limit; batches state no limit
+            limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # the Files API's limit; the Batch API states none
             label="name",
             discount=0.2,
             page="docs.x.ai/docs/guides/batch-api",
@@ -982,7 +982,7 @@ def _profile_at(host: str, port: int | None) -> ProviderProfile:
 
 
 def deciding(profile: ProviderProfile, dialect: str) -> ProviderProfile:
-    """Return the profile of the same provider's deciding models with this dialect; if there is none, `profile`."""
+    """Return the same provider's profile for models that decide in this dialect; if there is none, `profile`."""
     if profile.decisions is not None or not profile.site.hosts:
         return profile
     rows = (row for row in PROFILES if row.decisions is not None and row.dialect == dialect)

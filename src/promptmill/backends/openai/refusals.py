@@ -64,7 +64,7 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     wait_s = asked_wait_s(headers, body.payload, body.words)
     meant = status if status >= 300 else body.status or 0
     cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
-    if cause is Cause.INPUT and meant < 500:  # examined further, because a provider may use one code for many mistakes
+    if cause is Cause.INPUT and meant < 500:  # a provider may use one code for many mistakes, so look at the body, too
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.CUT, Cause.TOO_LARGE, Cause.MODEL) or cause
     if cause in {Cause.INPUT, Cause.BUSY} and meant < 500 and _says(body, Cause.SAMPLE):
         cause = Cause.SAMPLE
@@ -185,7 +185,7 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
 
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
-    """Return the cause of a rate limit: a request that is too large, a limit per minute or day, or money."""
+    """Return the cause of a rate limit: a request that is too large, a limit per minute or day, or missing money."""
     enough = error_body.NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE

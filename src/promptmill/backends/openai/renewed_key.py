@@ -2,9 +2,9 @@
 
 A key is used until its expiry, if the command states an expiry; the command is run again shortly before. A refused key
 (401, or a refusal that calls the key expired) is renewed, too. However many requests need a new key, the command runs
-once for all of them. A refused request is sent again with each newer key, as long as the endpoint accepts any requests
-with newer keys, because a key may change while requests wait for their turn. If no request was accepted in between, the
-refusal of the renewed key is final.
+once for all of them. A key may change while requests wait for their turn, so a refused request is sent again with each
+newer key. If a newer key is refused, too, and no request was accepted between the two refusals, the second refusal is
+final.
 
 A command that fails is run again with growing waits. Meanwhile, requests use the old key while it is valid.
 """

@@ -57,7 +57,7 @@ _USAGE_OF_DECISIONS = frozenset({"input_tokens", "output_tokens"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
 _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
-_SHORT_EVENT = 20  # bytes; no end mark is as long
+_SHORT_EVENT = 20  # in bytes; end marks are shorter
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # Estimates of the bytes of memory for a number, and for an object or a list. With them, the memory for the values of a
@@ -73,7 +73,7 @@ class ReplyRequest(NamedTuple):
     """How the reply to a request is read."""
 
     has_form: bool = False
-    """Whether the answer is JSON or a choice, whose numbers are no citations."""
+    """Whether the answer is JSON or a choice. Numbers in such an answer are no citations."""
     may_search: bool = False
     """Whether the endpoint may search the web for the answer."""
     inline: bool = False
@@ -296,7 +296,7 @@ def _decided(
 
 
 def _only_decisions(decision: RetryDecision) -> RetryDecision:
-    """Return the decision on an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried."""
+    """Return what follows an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried."""
     is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
     if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
         return decision
@@ -498,7 +498,7 @@ def _read_sources(
         (answer.sources and may_search) or _ALWAYS_SEARCHES.search(str(payload.get("model")))
     ):
         answer.usage = replace(answer.usage, searches=1)
-    if answer.usage.searches and not wanted.keep_raw:  # otherwise the positions of kept annotations would be wrong
+    if answer.usage.searches and not wanted.keep_raw:  # a changed text would not fit the kept annotations
         text = answer.text if wanted.has_form else cited.renumbered(answer.text)
         answer.text = cited.unmarked(text, is_openai=provider in _OF_OPENAI)
 
@@ -592,8 +592,8 @@ def _prompt_filtered(payload: JsonObject) -> bool:
 def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """Return the usage that an endpoint reports; an empty usage if a count is missing or invalid.
 
-    A prompt of 0 tokens also counts as missing: some gateways send zeros, even next to a `total_tokens`, which does not
-    show the answer's tokens. If `answers` is false, as for embeddings, the count of answer tokens may be missing.
+    A prompt of 0 tokens also counts as missing: some gateways send zeros, even if their `total_tokens` is not 0. If
+    `answers` is false, as for embeddings, the count of answer tokens may be missing.
     """
     if not isinstance(usage, dict):
         return NO_USAGE
@@ -627,7 +627,7 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     written = written or an_hour + _count_of_any(("ephemeral_5m_input_tokens",), *kinds)
     reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
     beside, rest = cached + written, total - prompt - completion
-    if beside > prompt or (beside and rest == beside != reasoning):  # as at Anthropic, `prompt` does not include these
+    if beside > prompt or (beside and rest == beside != reasoning):  # `prompt` excludes these tokens, as at Anthropic
         prompt += beside
     if not prompt:
         return NO_USAGE

@@ -49,7 +49,7 @@ from promptmill.images.files import NOUNS
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
 from promptmill.system.memory import Held
 
-_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads, whose values take several times as much memory
+_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of the kept heads; their values take several times as many bytes
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 
@@ -79,12 +79,12 @@ _BREAKPOINT: JsonObject = {"prompt_cache_breakpoint": {"mode": "explicit"}}
 # The cache mark of each way of `ModelCache`, for the usual time and for an hour.
 _MARKS: Mapping[tuple[str, bool], JsonObject] = {
     ("breakpoints", False): _BREAKPOINT,
-    ("breakpoints", True): _BREAKPOINT,  # OpenAI keeps all marked beginnings for at least half an hour
+    ("breakpoints", True): _BREAKPOINT,  # OpenAI keeps the marked beginnings of prompts for at least half an hour
     ("marks", False): {"cache_control": {"type": "ephemeral"}},
     ("marks", True): {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
 }
 _WAYS = {"key": ("openai", "responses"), "breakpoints": ("openai", "responses"), "marks": ("anthropic",)}
-"""The dialects whose requests can ask for each way of `ModelCache`."""
+"""For each way of caching (`ModelCache.way`), the dialects whose requests can ask for it."""
 
 
 class Head(NamedTuple):
@@ -169,8 +169,8 @@ class RequestEncoder:
         """Return the body of a chat.
 
         `images` maps sources to JSON strings, which are inserted unchanged. `stream` requests a streamed answer even if
-        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: whether it
-        should be cached for an hour. A conversation that has cache marks gets no further marks.
+        the configuration does not. `shared`: the prompt's beginning, which the provider should cache. `for_an_hour`:
+        cache it for an hour. A conversation that has cache marks gets no further marks.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot represent.
         """
@@ -191,7 +191,7 @@ class RequestEncoder:
                 conversation = marked(conversation, end, mark, roles=self._dialect.MARKED, least=head.cache.least)
         try:
             return b"".join([text, *self._dialect.conversation(conversation, images), b"}"])
-        except (TypeError, AttributeError, orjson.JSONEncodeError):  # other fields of a message may contain any JSON
+        except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message may have other fields with any JSON
             check_encodable(conversation)
             raise _unencodable() from None
 
@@ -235,7 +235,7 @@ class RequestEncoder:
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps(body)
-            except TypeError:  # also the base class of orjson's error
+            except TypeError:  # the base class of orjson's error
                 raise unwritable_parameters() from None
             text = text[:-1] + (b"," if body else b"")
             head = Head(
@@ -387,7 +387,7 @@ class ImageEncoder:
         return self._fetcher is None and any(is_web(image.source) for image in images)
 
     async def read(self, parts: Sequence[SourcedPart]) -> Mapping[str, bytes]:
-        """Return the JSON string of the URL to send, by the source of each part. Wait until there is memory for files.
+        """Return, by the source of each part, the URL to send as a JSON string. Wait until there is memory for files.
 
         Raises `PromptmillError` (`invalid_image`; `invalid_input` for a file).
         """

@@ -80,7 +80,7 @@ _STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "
 _ANNOTATIONS = _SILENT | {"description", "deprecated"}
 _SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _DEFINITIONS = ("$defs", "definitions")
-# No subset can represent two of these keywords in one schema, because each closes its object or replaces the other.
+# No subset can represent two of these keywords in one schema: each may forbid the other's fields, or replace the other.
 _EXCLUSIVE = frozenset({"$ref", "anyOf", "oneOf", "allOf", "properties"})
 
 
@@ -329,7 +329,7 @@ def _reference(schema: JsonObject, subset: _Subset) -> JsonDict:
 
 
 def _keywords(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Return the keywords of a schema that the subset has. Keywords that the subset lacks are described in words."""
+    """Return a schema with only the keywords of the subset. Keywords that the subset lacks are described in words."""
     node: JsonDict = {}
     words = []
     for key, value in schema.items():
@@ -413,7 +413,7 @@ def _close_literals(node: JsonDict, subset: _Subset) -> None:
 
 
 def _close_fields(node: JsonDict) -> None:
-    """Forbid fields of an object that are not named."""
+    """Forbid an object's fields that the schema does not name."""
     if node.get("type") == "object" or "properties" in node:
         if not node.get("properties") and node.get("additionalProperties") is not False:
             raise _InexpressibleError  # without additional fields, such an object would always be empty

@@ -80,14 +80,14 @@ class Item:
     since: float = 0.0
     """The time at which the item got its first permit; 0 before that."""
     billed: Billed | None = None
-    """The attempts without an answer that may be billed."""
+    """The attempts that got no answer, but may be billed."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.attempts = request.attempts
 
     def charge(self, decision: RetryDecision | None) -> None:
-        """Add an attempt without an answer to `billed` if it may be billed. `decision`: None for an unknown usage."""
+        """Add an unanswered attempt to `billed` if it may be billed. `decision`: None if the usage is unknown."""
         if decision is not None and not decision.may_be_billed:
             return
         self.billed = self.billed or Billed()
@@ -267,7 +267,7 @@ def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, 
 
 
 def check_form(request: Request, endpoint: Endpoint) -> None:
-    """Raise `PromptmillError` (`unsupported`) if the provider takes no form of the answer together with a file."""
+    """Raise `PromptmillError` (`unsupported`) if the provider takes no schema and no choices together with a file."""
     for kind in request.conversation.file_kinds if request.has_form else ():
         limits = endpoint.profile.files.get(kind)
         if limits is not None and not limits.takes_schema:
@@ -276,7 +276,7 @@ def check_form(request: Request, endpoint: Endpoint) -> None:
 
 
 def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:
-    """Return warnings: a prompt may be shortened, characters were lost, or a tool was called that was not sent."""
+    """Return warnings: a prompt may be shortened, characters were lost, or the called tool was not sent."""
     cut = _cut_prompt(request.conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
     is_unasked = answer.tool_calls and not answer.text and not request.has_form and _TOOLS.isdisjoint(request.extra)
     return [

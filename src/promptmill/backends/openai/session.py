@@ -72,8 +72,8 @@ _USE: ContextVar[_Use] = ContextVar("_USE")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps connections. It closes a connection if data, or its end, has arrived between requests: aiohttp would take
-    the data for the next answer, and a request that is sent after the end would be lost."""
+    """Keeps connections. If a connection has received data between requests, or was ended by the server, it is closed:
+    aiohttp would take the data for the next answer, and a request that is sent after the end would be lost."""
 
     async def _get(self, key: Any, traces: Any) -> Any:
         use = _USE.get()
@@ -95,7 +95,7 @@ class Session:
     """
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
-        """Create it on the event loop. `limit`: the most concurrent connections."""
+        """Create it on the event loop. `limit`: the number of connections that may be open at a time."""
         self._limits_s = connect_s, silence_s
         self._session, self._public = (
             aiohttp.ClientSession(

@@ -60,8 +60,8 @@ _HAPPY_EYEBALLS_S = 0.25
 class LoopThrottle:
     """Lets `_STARTS_PER_TURN` requests of all calls start per turn of the event loop, and measures the loop's load.
 
-    If this process limits the rate, additional requests in flight only wait for the process, and a limit that grows
-    nevertheless costs a fifth of the rate. Times are seconds of `clock`.
+    If this process limits the rate, additional requests in flight only wait for the process. If the limit of requests
+    grew nevertheless, the rate would fall by a fifth. Times are seconds of `clock`.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -69,7 +69,7 @@ class LoopThrottle:
         self._left = _STARTS_PER_TURN
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ticking = False
-        self._since = clock()  # the time since which requests have been waiting to start, or since which none waits
+        self._since = clock()  # the time of the last call of `_note`
         self._idle_s = 0.0
         self._load = 0.0
 
@@ -130,7 +130,7 @@ class LoopThrottle:
 
 
 class Pool:
-    """The connections of one backend, which are kept alive. DNS is cached. Proxies and CAs are the environment's."""
+    """The connections of one backend, which are kept alive. DNS is cached. The environment names proxies and CAs."""
 
     def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
         """Create it on the event loop. No connection is opened yet. `connections`: the limit of open connections."""

@@ -94,7 +94,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
 
 
 def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
-    """Return the keys of the columns that the output keeps. An order uses their usual names or those in the output.
+    """Return the keys of the columns that the output keeps. An order may give their usual names or their output names.
 
     Raises `PromptmillError` (`invalid_input`) for a name that no column has.
     """
@@ -114,8 +114,8 @@ def unusual_names(
 ) -> dict[str, str]:
     """Return the new names of the job's columns that cannot have their usual names. `taken`: the columns of the input.
 
-    `compared`: see `compared_in`. Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a
-    name.
+    `compared`: see `compared_in`. Raises `PromptmillError` (`invalid_input`) if columns of the input already have all
+    candidates for a name.
     """
     names: dict[str, str] = {}
     used = set(map(compared, taken))

@@ -14,7 +14,7 @@ _LAST = ("id", "custom_id", "index", MODEL, VARIANT, PROBABILITY, SCORE, "answer
 
 def by_worth(names: Sequence[str], answers: Collection[str], lengths: Mapping[str, float]) -> list[str]:
     """Return columns in the order in which a reader needs them: the prompt's column with the longest texts, the
-    answers, other columns, and last ids, models and scores.
+    answers, other columns, and at the end ids, models and scores.
 
     `lengths`: the mean length of the values in each column that a prompt may show.
 

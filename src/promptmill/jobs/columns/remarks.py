@@ -22,7 +22,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (of_input, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
-    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # `model` is data then
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else, `model` is data
     if read:
         yield f"Columns read as row settings: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:

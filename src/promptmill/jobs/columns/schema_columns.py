@@ -1,7 +1,7 @@
-"""Outputs of answers that have a JSON Schema: a table has a column for each field, and JSON has an object.
+"""Outputs of answers that have a JSON Schema: in a table, each field has a column; in JSON, an answer is an object.
 
-The database keeps each answer as the model wrote it. An output has the fields in the order of the schema and without
-white space, so equal answers become equal texts.
+The database keeps each answer as the model wrote it. In an output, the fields have the schema's order, and white space
+is left out, so equal answers become equal texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from promptmill.core.values import INT64, JsonDict, JsonObject, SheetDate, json_
 from promptmill.jobs.store.records import SCORES
 
 FIELD = "answer."
-"""The prefix in the key of a column for a field of answers, so that no other column has the same key."""
+"""The key of an answer field's column begins with this prefix, so that no other column has the same key."""
 PROBABILITY_OF = "probability."
 """The prefix in the key of a column for the probability of a field's value."""
 SCORE_OF = "score."
@@ -43,7 +43,7 @@ class SchemaColumns:
     """The columns for answers that have the JSON Schema `schema`."""
 
     def __init__(self, schema: JsonObject, *, by_field: bool) -> None:
-        """`by_field`: whether a table has a column for each field, and JSON has objects; if not, an answer is a JSON
+        """`by_field`: if True, a table has a column for each field, and JSON has objects; if False, an answer is a JSON
         text."""
         self._schema = schema
         self._by_field = by_field
@@ -59,11 +59,11 @@ class SchemaColumns:
         self.score_names = {f"{SCORE_OF}{name}": f"{name}_score" for name in self._scales}
         """The usual names of the columns for the expected levels of the fields that are scales, by their keys."""
         self._formats = {key: self._format_of(self._fields[name]) for key, name in self.names.items()}
-        """By key: the format of a column's dates or times; `""` for a column of other values."""
+        """The format of a column's dates or times, by the column's key; `""` for a column of other values."""
         self._as_texts = set[str]()
         """The keys of columns of numbers, dates and times that become columns of texts in Arrow."""
         self._zones: dict[str, dt.tzinfo | None] = {}
-        """By key: the time zone of the values, for columns of dates with times."""
+        """The time zone of the values in each column of dates with times, by the column's key."""
 
     def _format_of(self, field: JsonObject) -> str:
         name = field.get("format", "")
@@ -75,8 +75,8 @@ class SchemaColumns:
         return any(self._formats.values())
 
     def columns(self, extra: Collection[str]) -> dict[str, str]:
-        """Return the usual names of the columns of fields. The names for a field's probability and expected level
-        follow, if it has these and `extra` (the optional fields of answers) has `probabilities` and `scores`."""
+        """Return the usual names of the fields' columns. After a field, its probability and its expected level follow,
+        if it has them and `extra` (the optional fields of answers) has `probabilities` or `scores`."""
         optional = [(PROBABILITY_OF, "probabilities"), (SCORE_OF, SCORES)]
         prefixes, every = [FIELD, *(prefix for prefix, source in optional if source in extra)], self.every
         keys = (f"{prefix}{field}" for field in self._fields for prefix in prefixes)
@@ -128,7 +128,7 @@ class SchemaColumns:
         return own | {f"{SCORE_OF}{name}": score for name, score in (scores or {}).items()}
 
     def _scores(self, value: Any, probabilities: Any) -> dict[str, float]:
-        """Return the expected level of each scale that has a value and the probabilities of several levels."""
+        """Return the expected level of each scale with a value, if it has the probabilities of several levels."""
         if not isinstance(value, Mapping) or not isinstance(probabilities, Mapping):
             return {}
         shares = {name: probabilities[name] for name in self._scales if name in probabilities}

@@ -18,7 +18,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
 
 _OF_COLUMN = '"column":"'
-"""If a record's JSON has this text, a source names a column: in a value, these quotation marks would be escaped."""
+"""If a record's JSON has this text, a source names a column. (Inside a value, its quotation marks would be escaped.)"""
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -111,15 +111,15 @@ def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
 
 
 def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
-    """Return a record in which a quote that is no longer at its place in the row's column has no place. The prompt may
-    now use other columns."""
+    """Return the record. If a quote is no longer at its place in the row's column, remove the place: the prompt may now
+    use other columns."""
     if _OF_COLUMN not in (record.more or ""):
         return record
     columns = _columns(spec, row)
 
     def kept(source: ValueSource) -> ValueSource:
         name = source.get("column")
-        if name is None or (name not in columns and row.line is not None):  # not a column: a whole file's text
+        if name is None or (name not in columns and row.line is not None):  # the quote is from a whole file's text
             return source
         is_there = cell_text(columns.get(name, ""))[source["start"] : source["end"]] == source["quote"]
         return source if is_there else ValueSource(quote=source["quote"])

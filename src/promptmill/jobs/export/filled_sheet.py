@@ -3,7 +3,7 @@
     id │ text │ answer │ Topic    a new header has the format of the header left of it; a table or filter that ends
     1  │ …    │ yes    │ price    beside the new columns is extended over them
 
-All other bytes of the sheet stay. Columns that the job has written before are filled again.
+All other bytes of the sheet stay unchanged. Columns that the job has written before are filled again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EDITED = frozenset({"dimension", "cols", "col", "sheetData", "autoFilter"})
 """The elements of a sheet, in addition to its rows, that may change."""
 _CHECKSUM = 7  # bytes, few enough for SQLite and JSON to hold a checksum as a whole number
 _HIDING = ("hidden", "collapsed", "outlineLevel", "bestFit")
-"""The attributes of an unused column that a new column in its place does not get."""
+"""The attributes that a new column does not take over from an unused column in its place."""
 
 
 class FilledSheet:
@@ -111,7 +111,7 @@ class _Added:
     names: Sequence[str]
 
     def extended(self, ref: str) -> str:
-        """Return the range `ref`. If it begins in the header's row and ends next to the columns, they extend it.
+        """Return the range `ref`, extended by these columns if it begins in the header's row and ends next to them.
 
         >>> _Added(0, 3, ["Tone", "Topic"]).extended("A1:C31"), _Added(0, 3, ["Tone"]).extended("A1:B31")
         ('A1:E31', 'A1:B31')
@@ -343,12 +343,12 @@ class _Answers(_Walk):
         name = self._columns[self.column]
         if self._kind == "s":
             self.shared[name, int(text)] += 1
-        else:  # programs write one number in several ways
+        else:  # programs may write the same number in several ways
             self.add(name, repr(float(text)) if self._kind in {"n", "b"} else text)
 
 
 class _Filling(_Walk):
-    """Replaces the values of some cells in a sheet's XML. All other bytes stay."""
+    """Replaces the values of some cells in a sheet's XML. All other bytes stay unchanged."""
 
     def __init__(
         self,

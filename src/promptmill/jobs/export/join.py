@@ -57,7 +57,7 @@ def join(
 
     `passed` is called with the number of rows written so far. An output with the same content is not replaced.
 
-    Raises `PromptmillError`: `invalid_input` if a shard file is missing, unfinished or of another job; `storage`.
+    Raises `PromptmillError`: `storage`, or `invalid_input` if a shard file is missing, unfinished or of another job.
     """
     target = real_path(path)
     parts = _parts(folders, target)

@@ -135,7 +135,7 @@ def export(
     """Write the answered rows of a job to `target`, in the order of the input. Return the number of answers, and the
     notes that a run would have if `target` were its output.
 
-    `shapes`: the shape of the output, by its name, in place of the job's own shape; `{}` keeps the job's shape.
+    `shapes`: another shape for the output, by the shape's name; `{}` keeps the job's own shape.
 
     With `failures`, all rows are written: failed rows with their errors, unanswered rows with the code `deferred`. The
     job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
@@ -168,7 +168,7 @@ def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
 
 
 def _with_names(store: JobDatabase, spec: JobSpec, compared: Callable[[str], str]) -> JobSpec:
-    """Return the job with column names for another output, where two names clash if `compared` makes them equal."""
+    """Return the job with column names for another output. Names clash if `compared` makes them equal."""
     own, wanted = OwnValues(spec), wanted_names(spec)
     taken = {*spec.input.taken, *own.names_in(())}
     if not spec.input.header:  # when the rows were read, their fields were compared with other names

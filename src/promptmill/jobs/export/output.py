@@ -78,7 +78,7 @@ def write_output(
 
     `own`: the stored record of the output that the job wrote before.
 
-    Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
+    Raises `UnansweredError`, `HaltedError`, `OSError`, and the errors of `JobDatabase`.
     """
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)

@@ -31,7 +31,7 @@ _GROUP_BYTES = 4 << 20
 _NUMBERS = ("cost", PROBABILITY, "score")
 _PLAIN = frozenset({"error", "usage", *_NUMBERS})
 _ROWS_AT_ONCE = 4096
-_VALUES_AT_ONCE = 32  # values between two checks of a page's size: the default, 1,024, makes pages of images huge
+_VALUES_AT_ONCE = 32  # number of values between checks of a page's size: 1,024, the default, makes pages of images huge
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
 _PRECISION = 38  # max digits of a decimal in Arrow and in databases
@@ -44,8 +44,8 @@ _MOST_PARTS = 100  # max fields of an object type; in a larger object, the names
 
 
 def write_parquet(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
-    """Write rows with their answers as a Parquet file, perhaps for a table of a database. Return `""`: there is no
-    warning. Raises `OSError`, and the errors of `answered`."""
+    """Write rows with their answers as a Parquet file, which may be copied into a table of a database. Return `""`:
+    there is no warning. Raises `OSError`, and the errors of `answered`."""
     from pyarrow import parquet
 
     schema, tables = _tables(form, answered, is_for_database=target is not None and table_paths.is_table(target))
@@ -136,7 +136,7 @@ class _ArrowColumns:
     """The output's columns that come from a Parquet input."""
 
     def __init__(self, spec: JobSpec, *, is_for_database: bool) -> None:
-        """`is_for_database`: durations and decimals of over 38 digits become texts, because databases misread them."""
+        """`is_for_database`: if True, durations and large decimals become texts, because databases misread them."""
         import pyarrow as pa
 
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
@@ -238,8 +238,8 @@ _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
 class ColumnTypes:
     """The columns of a Parquet file for rows that are JSON objects. A column gets the type of its values.
 
-    A column holds texts, with other values as JSON, if its values have several types, if a whole number exceeds 64
-    bits, or if it has floats and a whole number that no float represents exactly.
+    A column becomes texts (other values as JSON) if its values have several types, if a whole number exceeds 64 bits,
+    or if it has floats and a whole number that no float represents exactly.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SCORES, SLOT
 
 CUSTOM_ID, INDEX = "custom_id", "index"
-_INFINITE = b"Infinity"  # as `values.dumps` writes it
+_INFINITE = b"Infinity"  # as `values.dumps` writes infinite numbers
 _QUOTE, _TWO = '"', '""'
 _OF_FIELDS = ((FIELD, "answer"), (PROBABILITY_OF, PROBABILITY), (SCORE_OF, SCORES))
 _HAS_LONG_NUMBER = f"{statistics.DELIVERED} AND (text GLOB '*{16 * '[0-9]'}*' OR text GLOB '*[0-9][eE][0-9+]*')"
@@ -110,7 +110,7 @@ class AnswerValues:
     """The columns that the job adds to an output, and their values for a row."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str] = (), chosen: Collection[str] = ()) -> None:
-        """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()`: all."""
+        """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()` keeps all."""
         self._chosen = frozenset(chosen)
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = column_names.schema_columns(spec)
@@ -248,7 +248,7 @@ class OutputForm:
         return itertools.chain.from_iterable(map(self.divided, answered))
 
     def own_values(self, row: Row) -> list[Any]:
-        """Return the input's values of a row in the order of `names`."""
+        """Return the values that a row has from the input, in the order of `names`."""
         return list(map(self.own.of(row).get, self.names))
 
     def values(self, answered: AnsweredRow) -> list[Any]:
@@ -307,7 +307,7 @@ def write_array(out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow
 def write_mappings(
     out: IO[bytes], form: OutputForm, answered: Iterable[AnsweredRow], target: Path | None = None
 ) -> None:
-    """Write an output with a feature's function `Format.write`, which takes the rows, as mappings, and a path.
+    """Write an output with a feature's function `Format.write`, which takes the rows (as mappings) and a path.
 
     Raises `OSError`; the errors of `answered`; `PromptmillError` (`storage`) for other errors of the feature.
     """
@@ -347,7 +347,7 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str,
 
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
-    takes_model = backends.record(spec.backend).any_model  # if True, the model that the line names has answered it
+    takes_model = backends.record(spec.backend).any_model  # if True, the line was answered by the model that it names
     line = batch_output(
         answered.row.cells or b"",
         answered.record,
@@ -360,7 +360,7 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
 
 
 def cells_line(cells: Iterable[str], delimiter: str, end: str = "\n") -> bytes:
-    """Return a row of two or more cells in the form that `csv.writer` writes, in less than half of the time.
+    """Return a row of two or more cells in the form that `csv.writer` writes, in less than half of the writer's time.
 
     `csv` is slow because it compares each letter with the line end. Before Python 3.13, if the line end is a line feed,
     `csv` does not quote a lone carriage return, which readers take for the end of the row.
@@ -398,7 +398,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     text = json_values.json_line(_finite(value))[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # removes the quotes of dates, decimals and bytes
+    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes lose their quotes
 
 
 def _finite(value: Any) -> Any:

@@ -73,8 +73,8 @@ _NEW = {
 
 
 def check_target(spec: JobSpec, target: Path, own: Sequence[str], added: Sequence[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if no workbook at `target` can get a sheet with columns of the input
-    (`own`) and of the job (`added`).
+    """Raise `PromptmillError` (`invalid_input`) if a sheet with columns of the input (`own`) and of the job (`added`)
+    cannot be written into a workbook at `target`.
 
     The check writes the workbook, with a sheet without rows, and discards it.
     """
@@ -241,7 +241,7 @@ def _widths(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _write(out: IO[bytes], source: Path | None, change: _NewSheet | FilledSheet) -> None:
-    """Copy the workbook `source` with a change; if None, write a new workbook. Raises `PromptmillError`, `OSError`."""
+    """Copy the workbook `source` (None: a new workbook) with a change. Raises `PromptmillError`, `OSError`."""
     file = io.BytesIO(_empty()) if source is None else source
     with xlsx.opened(file, "" if source is None else source.name) as packed:
         changed = change.changed(packed)

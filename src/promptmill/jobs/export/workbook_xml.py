@@ -20,7 +20,7 @@ from promptmill.jobs.export.text import cell
 LONGEST_CELL = 32_767
 """The most characters that a cell may have in Excel."""
 MEASURED = 200
-"""The number of first rows, whose cells determine the widths of the columns; all of them are held in memory."""
+"""The cells of this many first rows determine the widths of the columns. All of these rows are held in memory."""
 _WIDTHS = 8, 60  # the min width fits a number and its header; a line of the max width is still readable
 _EXACT = 1 << 53  # up to this, whole numbers are exact: Excel stores each number as a float of 64 bits
 _DIGITS = 15  # max digits of a decimal that Excel stores exactly
@@ -36,7 +36,7 @@ _XF = re.compile(rb"(?=<(?:[\w.-]+:)?xf\b)")  # the beginning of a style
 _NUMBER_FORMAT = re.compile(rb"""\s(?:numFmtId|applyNumberFormat)=(?:"[^"]*"|'[^']*')""")
 _LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\[\]]*\]', re.IGNORECASE)  # the texts in the code of a number format
 Changed: TypeAlias = dict[str, Iterable[bytes] | None]
-"""By the path of each part that changes: its new content, in blocks; None if the part is removed."""
+"""The new content of each changed part, in blocks, by the part's path; None if the part is removed."""
 
 
 def sheet_value(value: Any) -> Any:
@@ -63,7 +63,7 @@ def sheet_value(value: Any) -> Any:
 
 
 def _without_zone(value: dt.date | dt.time, text: str) -> dt.date | dt.time | str:
-    """Return a date or a time. If it has a time zone, return its `text`, because dates in cells have no time zone."""
+    """Return a date or time without a time zone, or the `text` of one with a time zone, which no cell can hold."""
     return text if isinstance(value, dt.datetime | dt.time) and value.tzinfo is not None else value
 
 
@@ -150,7 +150,7 @@ class Dates:
 
 
 def _styles_of_dates(packed: zipfile.ZipFile, part: str) -> frozenset[str]:
-    """Return the numbers of the styles that show dates, by a date format of Excel or a format with date letters."""
+    """Return the numbers of the styles that show dates: their format is a date format of Excel, or has date letters."""
     codes, styles = xlsx.number_formats(packed, part)
     own = {number for number, code in codes.items() if re.search("[dmyhs]", _LITERAL.sub("", code), re.IGNORECASE)}
     return frozenset(str(at) for at, number in enumerate(styles) if number in own or number in _OF_DATES)
@@ -205,7 +205,7 @@ def literal(text: str) -> str:
 
 
 def widths_of(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the width of each column in characters. It depends on the column's longest line, and has bounds.
+    """Return the width of each column in characters. The width depends on the column's longest line, within bounds.
 
     >>> widths_of([["id", "mail"], [1, "My parcel has not arrived."]])
     [8, 28]
@@ -226,7 +226,7 @@ def with_last(data: bytes, parent: str, child: str) -> bytes:
 
 
 def recalculated(data: bytes) -> bytes:
-    """Return the XML of a workbook that recalculates when Excel opens it, because formulas may use the answers."""
+    """Return a workbook's XML, changed so that Excel recalculates all formulas, which may use the answers."""
     opening = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
     if opening is None or b"fullCalcOnLoad" in opening[0]:
         return data

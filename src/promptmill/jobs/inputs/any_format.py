@@ -37,8 +37,8 @@ from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
 _LOOKED_AT = 100  # the number of first rows; a prompt may use their fields
-_AT_ONCE = 256  # the rows of a page, for a format that a feature adds
-# For formats that are found in files with the suffix of a text file: the first bytes, and a remedy in words.
+_AT_ONCE = 256  # the number of rows in a page, for a format that a feature adds
+# The first bytes of formats that occur in files with the suffix of a text file, each with the words for an error.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -99,7 +99,7 @@ def _check_text(files: InputFiles, kind: str) -> None:
     with files.stream() as stream:
         start = stream.read(encodings.SAMPLE)
     name, text = "", "UTF-16"
-    if files.encoding is None:  # UTF-16 without a byte-order mark, or escape sequences, which are valid UTF-8
+    if files.encoding is None:  # UTF-16 may lack a byte-order mark, and escape sequences are valid UTF-8
         name = _utf_16(start)
         if not name and b"\x1b$" in start:
             name, text = encodings.escaped(start), "ISO-2022"
@@ -128,7 +128,7 @@ def _of_beginning(
 ) -> PromptmillError:
     """Return `error`. If the encoding of the file is likely the cause, add the encoding.
 
-    This is the encoding in which the first line has the prompt's columns, or else a likely one of the first bytes.
+    It is the encoding in which the first line has the prompt's columns; otherwise, it is guessed from the first bytes.
     """
     if of_input(input_format).rows != "texts":
         return error
@@ -219,7 +219,7 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
 
 
 def suggested_column(files: InputFiles, input_format: str) -> str:
-    """Return the column to suggest for a prompt: the `text_column` of the first rows; `text` if they have no names."""
+    """Return the column to suggest for a prompt: the `text_column` of the first rows; `text` if there is none."""
     if input_format != "txt":
         with contextlib.suppress(PromptmillError, OSError):
             rows = list(itertools.islice(first_rows(files, input_format), _FIRST_ROWS))

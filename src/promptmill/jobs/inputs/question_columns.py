@@ -21,7 +21,7 @@ from promptmill.jobs.rows.row_questions import Questions
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.description import JobPrompts
 
-_LOOKED_AT = 21  # the header is searched in this many first rows: in a report, few lines are above the table
+_LOOKED_AT = 21  # the header must be among this many first rows: in a report, few lines are above the table
 _PROMPTS = frozenset({"prompt", "messages"})
 _NAMED = re.compile(
     r"[^\W_][\w .-]{0,59}"
@@ -136,7 +136,7 @@ def _of_columns(question: JobPrompts, input_format: str, header: Sequence[str], 
         if not all(map(is_utf8, header)):
             raise _no_utf8_header(header)
         raise _no_prompts(header)
-    columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns have no effect
+    columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # their order has no effect
     return Questions(
         tuple((at, name) for name, at in columns),
         column=column,
@@ -151,7 +151,7 @@ def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
 
 
 def _has_missing(input_format: str) -> bool:
-    """Return whether a cell such as `NaN` may mean a missing value; in a text of one row per line, it cannot."""
+    """Return whether a cell such as `NaN` may mean a missing value; in a text of one row per line, no cell can."""
     known = of_input(input_format)
     return known.rows == "texts" and known.has_header
 
@@ -212,12 +212,12 @@ def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> Pr
 
 
 def text_column(columns: Collection[str], rows: Sequence[JsonObject] = (), otherwise: str = "column") -> str:
-    """Return the column to suggest for a prompt: that with the longest texts in the first `rows` or, without rows, one
-    with a usual name. `otherwise`: the result if no column has a name that can be written in a prompt's braces."""
+    """Return the column to suggest for a prompt. It has the longest texts in the first `rows` or, if there are none, a
+    usual name. `otherwise`: the result if no column has a name that can be written in a prompt's braces."""
     named = [name for name in columns if _NAMED.fullmatch(name)]
     texts = [name for name in named if not _IDENTIFIES.search(name)]
     column = next((name for name in (*_USUAL, *texts, *named) if name in columns), otherwise)
-    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # if equal, the first one
+    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # if equal, the first column
 
 
 def _length_of(column: str, rows: Sequence[JsonObject]) -> int:

@@ -35,7 +35,7 @@ from promptmill.system.safe_open import make_private
 # The stores that write an object atomically. In all others, an upload first gets a temporary name and is then renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
-"""By the scheme of a store's URLs: the extra of promptmill that installs the store's package."""
+"""The extra of promptmill that installs a store's package, by the scheme of the store's URLs."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 Say = Callable[[str], None]
 
@@ -190,7 +190,7 @@ class Store:
     """The extra of promptmill that installs the store's package; `""`: see `_EXTRAS`."""
 
     def pinned(self, url: str, before: str, say: Say) -> str:
-        """Return the URL of a fixed version. `before`: the URL at the job's start; `say` gets a note about changes."""
+        """Return `url` with a fixed version. `before`: the URL at the job's start; `say` gets a note about changes."""
         del before, say
         return url
 

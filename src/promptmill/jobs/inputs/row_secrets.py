@@ -33,14 +33,14 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # the mark of bytes in the JSON of `values`
-_BEGINNING = 4 << 20  # the bytes that are checked first, in 30 ms: most files of calls are smaller
+_BEGINNING = 4 << 20  # the number of bytes that are checked first, which takes 30 ms; most files of calls are smaller
 _SMALL_BLOCK = 16 << 10  # the size of the smallest block that is read of each file, if there are many files
 _ASCII = bytes(range(128))
 _MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
-"""For the encodings that do not extend ASCII: the byte-order marks with which a text begins."""
+"""The byte-order marks with which a text begins, for the encodings that do not extend ASCII."""
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 

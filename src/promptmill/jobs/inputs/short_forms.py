@@ -40,7 +40,7 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
 _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
-"""Our names of types, by the other names that they have in Python and in JSON Schema."""
+"""Our names of types, by the names of these types in Python and in JSON Schema."""
 _BEGIN_OF_ROWS = re.compile(r":\s*rows\s*\(")
 _ROWS = re.compile(r"rows\s*\((.*)\)", re.DOTALL)
 _LIKE_TYPES = 0.65  # `datetime` is like `date`, but `enum` is not like `number`
@@ -146,7 +146,7 @@ def _levels(kind: str) -> list[str]:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return the path `text` if it is a file or ends with `.json`; else the schema that `text` has as JSON or fields.
+    """Return the path `text` if it is a file or ends with `.json`; otherwise, parse `text` as JSON or as fields.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -193,7 +193,7 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the long form of the options `choices`, `choices_many`, `schema` and `fields`, as far as `given` has them.
 
     The long form has `choices` or `schema` (None for the empty schema `{}`), and `definitions` if the choices have any.
-    `options.check` has accepted the options. Raises `PromptmillError`.
+    `options.check` must have accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
     if isinstance(schema := given.get("schema"), str):

@@ -68,7 +68,7 @@ _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # this many first files of a folder are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# For the kinds of text that are sent with their markup: a noun, and a pattern that recognizes the kind.
+# The kinds of text that are sent with their markup: for each, a noun and a pattern that recognizes the kind.
 _RAW = (
     ("mail", re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
@@ -88,7 +88,7 @@ PdfForm = Literal["text", "images", "file"]
 
 
 def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence[str], output: Path) -> bool:
-    """Return whether each file of the paths, folders and patterns `given` is one row, or one row for each of its mails.
+    """Return whether the files at `given` (paths, folders, patterns) are read whole: one row per file or per mail.
 
     `each` is the user's choice: `file` or `line`. Without a choice, each file is a row if the files are images, or if
     there are several files and none is a table. The lines of a single text are rows, unless the prompt has
@@ -108,7 +108,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence
 
 
 def omitted(reason: Words, paths: Sequence[Path]) -> Words:
-    """Return a sentence with the number of files that are left out for a reason, and the first names."""
+    """Return a sentence with the number of files that are left out for a reason, and the names of the first ones."""
     more = len(paths) - _SHOWN
     names = ", ".join(readable(str(path)) for path in paths[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
     count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
@@ -187,13 +187,13 @@ class FoundFiles:
 
     @property
     def left_out(self) -> list[Words]:
-        """For each reason, a sentence with the number of omitted files, and with the first names."""
+        """For each reason, a sentence with the number of omitted files and the names of the first ones."""
         return [omitted(reason, paths) for reason, paths in self._left_out.items()]
 
     def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
         """Yield each file that `read` accepts, with the result of `read`, in the order of `names`.
 
-        Raises `PromptmillError` (`invalid_input`) if no file is left, or if a file is refused whose path was given.
+        Raises `PromptmillError` (`invalid_input`) if no file is left, or if a file given by its path is refused.
         """
         before = self._halt.computed_s
         for path, is_found in self._files.items():
@@ -457,7 +457,7 @@ class WholeFiles(FoundFiles):
         return {"images": [pdf.page_of(source, page) for page in pages] if len(pages) > 1 else [source]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
-        """Return the row of a PDF. If the PDF is unreadable, the row has it as an image, and fails when it is sent.
+        """Return the row of a PDF. If the PDF is unreadable, the row has it as an image, and the row's request fails.
 
         Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """

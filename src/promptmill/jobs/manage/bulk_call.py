@@ -73,8 +73,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; any iterable of texts, dicts (as in a file of
     rows) or lists of messages; the path of a file, a folder or a pattern, as text or `pathlib.Path`; None if the option
     `sql` names the files. `rows` and `output` may be URLs, such as "https://example.com/mails.csv" and
-    "s3://bucket/out.csv". `output`: a file to write; if `rows` is a path, `rows` and `answers` of the result are then
-    empty.
+    "s3://bucket/out.csv". `output`: a file to write. If it is given and `rows` is a path, `rows` and `answers` of the
+    result are empty.
 
     Raises `PromptmillError` when the job stops. The answers up to this point, or up to Ctrl-C, are kept: the same call
     resumes the job.
@@ -209,7 +209,7 @@ class _Call:
 
     @cached_property
     def schema(self) -> AnswerType | None:
-        """The schema or the class of the answers, which `schema` sets or another option implies; None without both."""
+        """The answers' schema or class, which `schema` sets or another option implies; None if there is none."""
         schema: AnswerType | None = with_implied(self.given).get("schema")
         return schema
 

@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "default_model": "model",
     "system_prompt": "system",
 }
-"""By the name of a field, or the last part of a configuration key: the name of the argument that sets it."""
+"""The name of the argument that sets a field or configuration key, by the field's name or the last part of the key."""
 _FIELD_TYPES = MappingProxyType(
     {
         str: "text",
@@ -58,7 +58,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
         **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
     }
 )
-"""For options with several or unusual types: the types, and the words for them in an error about a wrong type."""
+"""The types of options that take several or unusual types, and the words for them in an error about a wrong type."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
@@ -155,7 +155,7 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wanted_kind(name: str, value: object) -> str:
-    """Return words for the value that an option needs if `value` has a wrong type; `""` if its type is right."""
+    """If `value` has a wrong type, return words for the value that the option needs; else return `""`."""
     option = table.options().get(name)
     if name in _KINDS:
         kinds, words = _KINDS[name]

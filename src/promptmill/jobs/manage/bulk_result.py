@@ -52,7 +52,7 @@ class BulkResult:
     rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """By usual name: the new names of the columns whose usual names are already fields of the rows."""
+    """The new names of the columns whose usual names are already fields of the rows, by usual name."""
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
@@ -341,8 +341,8 @@ def _joined(
 
 
 def _of_pandas(values: list[Any]) -> Any:
-    """Return the values of a column for pandas. Dates become numpy's dates, because only for these pandas offers `.dt`
-    and comparisons with texts."""
+    """Return the values of a column for pandas. Dates become numpy's dates, because pandas offers `.dt` and comparisons
+    with texts only for these."""
     dates = [value for value in values if value is not None]
     if not dates or not all(isinstance(value, dt.date) for value in dates):
         return values

@@ -93,7 +93,7 @@ class JobPlace:
 
 
 class Readers:
-    """The turns of calls that read files: at a time, only one call of a session reads, and only a few sessions read.
+    """The turns of calls that read files: at any time, at most one call of each session and only a few sessions read.
 
     One process reads the documents of all calls, one after the other. The calls of a session wait for each other, and
     the documents of several sessions take turns, so that no session waits for all files of another one.

@@ -17,7 +17,7 @@ from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # `Path` keeps only one slash of a URL; a drive has one letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # `Path` leaves one slash of `://`; a drive name has one letter
 
 
 class CallPaths:

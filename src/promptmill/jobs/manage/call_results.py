@@ -30,7 +30,7 @@ Only = Literal["all", "answers", "failed"]
 LEFT_OUT = "left_out"
 """The field with the reason why a row's fields or answer are withheld."""
 WITHHELD = "(withheld)"
-"""In the counts of equal answers: the name under which answers that may hold secrets are counted."""
+"""The name under which the counts of equal answers include all answers that may hold secrets."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields of the input that a row keeps if the other ones are left out."""
 
@@ -40,8 +40,8 @@ def results_page(
 ) -> dict[str, Any]:
     """Return answered rows after the first `offset` rows, in input order. Blocks. See `VisibleJobs.results`.
 
-    `largest`: about how many bytes of rows to read. Without this limit, if a client read 3,000 long rows page by page,
-    these would be searched for keys several hundred times.
+    `largest`: the approximate number of bytes of rows to read. Without this limit, if a client read 3,000 long rows
+    page by page, these would be searched for keys several hundred times.
 
     Whole numbers from 2^53 on are texts, because clients in JavaScript, such as Claude Code, read only the structured
     content, whose numbers they round."""
@@ -96,7 +96,7 @@ class ShownRows:
     """The rows of a job and their answers, as fields that can be sent to a caller. Possible secrets are left out."""
 
     def __init__(self, spec: JobSpec, rule: FileRule) -> None:
-        """`rule`: the file rule. Unless it is that of the operator's own programs, rows are searched for secrets."""
+        """Rows are searched for secrets, unless `rule` (the file rule) is the rule of the operator's own programs."""
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 
@@ -135,12 +135,12 @@ def left_out(row: int, names: Iterable[object], fields: JsonObject, finder: Secr
 
 
 def _is_secret(text: str, name: str, finder: SecretFinder) -> bool:
-    """Return whether `text`, the value of a field named `name`, may be a secret, by the rules for rows."""
+    """Return whether `text` may be a secret as the value of a field named `name`. The rules are those for rows."""
     return bool(find_field([name])) or _holds_secret({name: text}, text, finder)
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
-    """Return whether the fields of an answer may hold a key or password, by the rules for rows of the input."""
+    """Return whether an answer's fields may hold a key or password. The rules are those for rows of the input."""
     if isinstance(answer, str) and answer.lstrip()[:1] == "{":
         with contextlib.suppress(ValueError):
             answer = read_json(answer.encode())

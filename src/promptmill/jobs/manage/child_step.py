@@ -95,10 +95,10 @@ async def done_apart(
 ) -> T:
     """Call a function in a process with limited memory and time, and return its result.
 
-    A function whose first parameter is a `Work` gets one, which calls `note`. The process is ended after `computing_s`
-    seconds of processor time, counted from the function's start or, with a `Work`, from the `Work`'s last check.
+    If the function's first parameter is a `Work`, it gets a `Work` that calls `note`. The process is ended after
+    `computing_s` seconds of processor time, counted from the function's start or, with a `Work`, from its last check.
 
-    Raises the function's errors; `PromptmillError` (`invalid_input`), naming `name`, if the process ended early.
+    Raises the function's errors; `PromptmillError` (`invalid_input`) that names `name` if the process ended early.
     """
     child = await subprocesses.Child.start(
         _MODULE, subprocesses.bare_environment(()) if environment is None else environment

@@ -285,7 +285,7 @@ def _line(
 
 
 def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, object]]:
-    """Return messages with resolved paths of images, for a process in another folder that has the same file rule."""
+    """Return messages with resolved paths of images, for a process with another folder but the same file rule."""
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():

@@ -47,7 +47,7 @@ class JobRow:
     file: str = ""
     """The path of the file whose text is in the question, or of the PDF that is sent as it is."""
     variant: Sequence[tuple[str, str]] = ()
-    """If a row has several answers: the names of two columns, with the model and the variant of this answer."""
+    """If a row has several answers: the model and the variant of this answer, each with the name of its column."""
     thought: str = ""
     answered: AnsweredRow | None = None
     """The row as the job stores it; None if the job has not read the row, or if no job made the row's file."""

@@ -29,7 +29,7 @@ from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
 
-_EARLIER = 20  # the answers of at most this many earlier jobs of a step, the newest ones, are searched
+_EARLIER = 20  # the largest number of a step's earlier jobs (the newest ones) whose answers are searched
 
 
 class SeriesOptions(ModelOptions, total=False):
@@ -75,8 +75,8 @@ class JobSeries:
     """The number of requests that this series has sent. Jobs that were already finished do not count."""
 
     taken: dict[Path, int] = field(default_factory=dict)
-    """By the output of another series: how many of that series' answers the new jobs of this series reused for equal
-    requests, without sending them."""
+    """The number of answers that the new jobs of this series reused from another series, instead of sending equal
+    requests, by the output of the other series."""
 
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
         """Run the job `name`, and return its folder. `options`: as in `JobOrder.of`. Raises `PromptmillError`."""
@@ -117,8 +117,8 @@ class JobSeries:
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 
     def _with_earlier(self, job: OpenJob, folder: Folder) -> OpenJob:
-        """Return the job. A new job reuses the answers that earlier jobs of its step have to equal requests, so that
-        only changed rows are sent."""
+        """Return the job. A new job reuses the answers of its step's earlier jobs to equal requests, so that only
+        changed rows are sent."""
         if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
             return job
         step = folder.path.name.rpartition("-")[0]

@@ -24,7 +24,7 @@ from promptmill.jobs.store.lock import Lock
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
-"""For each root folder of jobs: when its jobs of calls are checked next."""
+"""The time at which the jobs of calls are checked next, by the root folder of the jobs."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 

@@ -53,7 +53,7 @@ class ServerJobs:
         self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
-        """By job id: the tasks for those jobs of calls that wait for a place or are about to start."""
+        """The tasks for those jobs of calls that wait for a place or are about to start, by job id."""
         self._readers = Readers()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
@@ -167,7 +167,7 @@ class ServerJobs:
     def _running(self, order: JobOrder) -> Status | None:
         """If a process runs the job of `order` with an equal order, return the job's status; else None. Blocks."""
         folder = self.folders.of(order.target)
-        if order != folder.order:  # an order with `again` never equals a stored order, which lacks `earlier`
+        if order != folder.order:  # a stored order lacks `earlier`, so it never equals an order with `earlier.again`
             return None
         now = status.read(folder)
         if not now["alive"] or now["state"] not in progress.ALIVE:  # the job has ended; its runner may be about to exit
@@ -178,8 +178,8 @@ class ServerJobs:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
-        """Call `approve` with the costs, as far as they are known: the estimated and the highest cost of the rows that
-        an earlier job of these files has not answered, and the cost of the sample, if one will be drawn."""
+        """Call `approve` with the costs (None: unknown): the estimated and the highest cost of the rows without an
+        answer of an earlier job of these files, and the cost of the sample, if one will be drawn."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = checked.get("first_cost")
         if order.earlier.again != "all":
@@ -196,8 +196,8 @@ class ServerJobs:
     async def resume(self, job_id: str, config: ModelConfig, caller: Caller) -> None:
         """Resume the job of a call with its last order and the `config` of its model, or let it wait for a place.
 
-        If the job's runs die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError` as
-        `start` does, or if another process runs the job; `rate_limited` if too many jobs are in progress.
+        If the job's runs die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError`: as
+        `start` does, if another process runs the job, or if too many jobs are in progress (`rate_limited`).
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
@@ -358,7 +358,7 @@ class ServerJobs:
     def run_here(self, job: Job, place: JobPlace | None = None) -> asyncio.Task[Any]:
         """Run a job in this process; return the task of the run. `place`: the job's place, if it has one.
 
-        Child processes read the job's files, unless it is the job of a call, whose requests promptmill wrote itself.
+        Child processes read the job's files, except for the job of a call, whose requests promptmill wrote itself.
         """
 
         async def run() -> None:

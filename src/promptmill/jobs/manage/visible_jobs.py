@@ -30,7 +30,7 @@ class VisibleJobs:
     def __init__(self, folders: JobFolders, paths: CallPaths) -> None:
         self.folders, self.paths = folders, paths
         self._sessions: dict[str, str] = {}
-        """By job id: the session that started the job, for jobs on rows of a call."""
+        """The session that started the job, by job id, for jobs on rows of a call."""
 
     def add(self, job_id: str, caller: Caller) -> None:
         """List a job on rows of a call, but only for the session of this call."""

@@ -19,7 +19,7 @@ from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
 TOKEN_LIMITS = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
-"""For requests that are not chats, by their path: the parameter that limits the length of the answer."""
+"""The parameter that limits the length of the answer, by the path of the request, for requests that are not chats."""
 
 
 class BatchLine(NamedTuple):

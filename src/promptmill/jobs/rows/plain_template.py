@@ -41,7 +41,7 @@ class Template(Protocol):
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
         """Return the prompt for a row. `empty` gets the fields whose placeholders stay blank, and how each is empty.
 
-        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more` (images).
+        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all fields are blank without `has_more` (images).
         """
         ...
 

@@ -133,9 +133,9 @@ class RowReader:
     """The readers for rows that name another model, by the model's name."""
     limits: RowLimits = RowLimits()
     has_lines: bool = True
-    """Whether messages call a row of JSON a line; if False, it is an element of a list."""
+    """Whether messages call a row of JSON a line; if False, rows are elements of a list."""
     above: int = 0
-    """The number of rows above the first row in a workbook's sheet, because messages number rows as the sheet does."""
+    """The number of rows above the first row in a workbook's sheet. (Messages count these rows, too.)"""
     required: frozenset[str] = frozenset()
     """The parameters of `sampling` and `extra` that a backend must not leave out."""
 
@@ -196,7 +196,7 @@ class RowReader:
         return conversation, sampling, extra
 
     def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
-        """Return a row's sampling with default limits. Raises `PromptmillError` if it exceeds `client_limits`."""
+        """Return a row's sampling with default limits. Raises `PromptmillError` if the row exceeds `client_limits`."""
         if self.limits.models is not None:
             self._check_models(extra, self.limits.models, where)
         most = self.limits.tokens
@@ -504,7 +504,7 @@ def _sources(value: Any, where: str, kind: Literal["image", "pdf", "audio"] = "i
 
 
 def _structured(name: str, value: Any, where: str) -> Any:
-    """Return `value`, parsed if it is a table's cell with JSON."""
+    """Return `value`, or the parsed value if it is a cell whose text is a JSON object or list."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
             return read_json(value)

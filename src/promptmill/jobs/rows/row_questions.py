@@ -1,6 +1,6 @@
 """Questions about rows: computes the question about a row, as JSON, from the row's cells.
 
-Every process computes the same question, so that a job need not store a prompt of only fixed text and cells. A prompt
+Every process computes the same question, so a job need not store a prompt that has only fixed text and cells. A prompt
 with expressions is computed once, when the input is read, and is stored, because its template may take any time.
 
     line ─▶ NULL                 the row's cells contain the whole question
@@ -57,7 +57,7 @@ class Questions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether any process may compute the questions, because the time is proportional to the size of the row."""
+        """Whether any process may compute the questions, because computing takes time in proportion to the row."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
     def asked(self, cells: bytes, where: str, lacking: bytes = b"") -> tuple[Any, Fields | None]:
@@ -77,14 +77,14 @@ class Questions:
 
     def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
         """Return the digest of the question about a stored row, see `row_lines.digest`; None if the row has no
-        question. `line`: the row's stored line, perhaps for another prompt. `rows_set`: see `JobPrompts`."""
+        question. `line`: the row's stored line, which may belong to another prompt. `rows_set`: see `JobPrompts`."""
         lacking = line[1:] if line is not None and line.startswith(_CELLS) else b""
         try:
             question, _ = self.asked(cells, "", lacking)
             if self.columns is not None:
                 return row_lines.digest("table", question_json(question))
             return row_lines.digest("jsonl", json_values.json_line(question)[:-1], row_settings=rows_set)
-        except (PromptmillError, TypeError):  # for example because only the other input has a column
+        except (PromptmillError, TypeError):  # for example because this input lacks a column of the prompt
             return None
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
@@ -271,7 +271,7 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return messages without the nulls that a column's type adds to a message for the fields of other messages."""
+    """Return messages without nulls. (The column's type gives each message the fields of all others, as nulls.)"""
     match value:
         case dict():
             return {

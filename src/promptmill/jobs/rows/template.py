@@ -99,7 +99,7 @@ def places_in(text: str) -> list[str]:
 
 
 def hides(prompt: str, column: str) -> bool:
-    """Return whether a prompt has the whole row, and does not name `column`."""
+    """Return whether a prompt uses the whole row, but does not name `column`."""
     named = re.compile(rf"(?<!\w){re.escape(column)}(?!\w)")
     return bool(_WHOLE_ROW.search(prompt)) and not any(map(named.search, _MARKUP.findall(prompt)))
 
@@ -127,7 +127,7 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """Return a name with composed letters, without what a header does not show: outer white space, invisible signs."""
+    """Return a name with composed letters, without the signs and white space that a header does not show."""
     if not text.isascii():
         text = "".join(sign for sign in composed(text) if unicodedata.category(sign) != "Cf")
     return " ".join(text.split())
@@ -175,7 +175,7 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
     """If a placeholder consists of words or resembles a column's name, replace a template error raised in the `with`
     block by an error that names the column.
 
-    Without this, `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
+    Without this, the error would call `{{mail boddy}}` an invalid expression, and names in `{{mail-boddy}}` unknown.
     """
     try:
         yield
@@ -281,7 +281,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
-    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Converts the values in `a ~ b` like placeholders."""
+    """Replaces `a.b` by `a["b"]`, except in calls such as `a.b()`. Converts values in `a ~ b` as in placeholders."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""
@@ -315,7 +315,7 @@ def _environment() -> Environment:
     """Return a sandbox that evaluates no expression when it compiles a template, because clients may have sent it.
 
     `optimized=False` prevents the evaluation of constant expressions, and a `finalize` that takes the context prevents
-    that of the text around them.
+    the evaluation of the text around them.
     """
     environment = _Sandbox(
         undefined=StrictUndefined,

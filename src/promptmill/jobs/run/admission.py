@@ -51,7 +51,7 @@ class CheckedOrder:
 
 
 def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedOrder:
-    """Check an order without taking the lock of its job. Raises as `admit`. Changes nothing."""
+    """Check an order without taking the lock of its job. Raises the errors of `admit`. Changes nothing."""
     order, config = wanted.order, wanted.config
     registry.check_name(config.backend)
     files = OrderFiles.of(wanted)
@@ -76,8 +76,8 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
     """Lock the wanted job, whether new or existing, and return it. `are_columns_checked`: whether the columns that the
     prompt names were checked. `is_trial`: the job will not run, so its order is not stored.
 
-    Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
-    sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
+    Raises `PromptmillError`: `storage`, or `invalid_input` if the job is running, if its answers were made with other
+    settings (model, sampling, system prompt), or if its files cannot be used. A refused order changes nothing.
     """
     order, config, folders, given = wanted.order, wanted.config, wanted.folders, wanted.source
     wanted_job = checked(wanted, are_columns_checked=are_columns_checked)
@@ -118,7 +118,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
 
 
 def check(wanted: WantedJob) -> None:
-    """Raise the errors of `admit` and, for an existing job, of reading its input again. Change nothing. Blocks."""
+    """Raise the errors of `admit` and, if the job exists, those of reading its input again. Change nothing. Blocks."""
     folder = checked(wanted).files.folder
     with _usable(folder):
         is_repaired = bool(folder.damage())  # an order that is run repairs the database first
@@ -220,7 +220,7 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
 
 
 def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
-    """Return whether the job wrote all answers in the sheet that it fills, although the sheet lacks rows."""
+    """Return whether the job wrote all answers that its sheet still has, even if rows were deleted from the sheet."""
     if not begun.fills_input:
         return False
     with folder.reading() as store:
@@ -300,8 +300,8 @@ def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
 
 
 def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:
-    """Return the columns of other jobs in the sheet that the job fills, if its prompts contain whole rows and do not
-    name these columns. If prompts had them, each answer of another job would change a row's question."""
+    """If the job's prompts contain whole rows: return the columns that other jobs added to the job's sheet, and that
+    the prompts do not name. In the prompts, each answer of another job would change a row's question."""
     prompts = [text for text in spec.question.templates if spec.fills_input]
     others = [other.spec for other in folders.of_sheet(spec.output.path)] if prompts else []
     names = {

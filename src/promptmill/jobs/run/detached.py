@@ -55,7 +55,7 @@ def start(
     """Start a runner for an admitted job, and pass the job's lock to it.
 
     `ended` is called in a thread when the runner has ended, if the present process still runs then. `is_shared`: see
-    `Service`. `followers`: the options whose functions `Feature.after_job` the runner calls, with the options' values.
+    `Service`. `followers`: options with their values. The runner calls their functions in `Feature.after_job`.
 
     Raises `PromptmillError` (`storage`).
     """

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _DIGEST = 16
 _TABLE = "slot INTEGER, asked BLOB, first INTEGER, waits INTEGER, PRIMARY KEY (slot, asked)"
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a row with the same question."))
-_MOST_HELD = MOST_HELD // 2  # rows; if more waited, the call could send no other questions, as in a sorted input
+_MOST_HELD = MOST_HELD // 2  # rows; if more rows waited (as in a sorted input), no other questions could be sent
 _Question: TypeAlias = tuple[int, bytes]
 """The slot and the digest of a question."""
 
@@ -35,8 +35,8 @@ class Duplicates(OneFlight[_Question]):
     If the outcome is not known yet, because the question is in a batch or because many rows wait for it, these rows get
     copies of the failure `batched`, which are not recorded: the rows stay open until the next pass of the round.
 
-    The temporary table `repeated` has each question that several rows of a slot share, and in `first` the key of the
-    row whose outcome counts. `waits`: whether the answer to that row comes by another way, such as a batch.
+    The temporary table `repeated` has each question that several rows of a slot share. `first` is the key of the row
+    whose outcome counts. `waits`: whether the answer to that row comes by another way, such as a batch.
     """
 
     place = Place.EQUAL
@@ -55,7 +55,7 @@ class Duplicates(OneFlight[_Question]):
         """The changes that must be made to table `repeated` before it is read again."""
 
     def prepare(self, round_: Round, targets: Sequence[Target]) -> None:
-        """Find the repeated questions and their known outcomes for a round. Blocks. Raises as `JobDatabase` does."""
+        """Find a round's repeated questions and their known outcomes. Blocks. Raises the errors of `JobDatabase`."""
         store, self._since = self._store, round_.since
         self._learned.clear()
         self._unwritten.clear()
@@ -99,7 +99,7 @@ class Duplicates(OneFlight[_Question]):
         return await self._read(self._outcome, question, request.key)
 
     def learn(self, question: _Question, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
-        """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends one row that has it."""
+        """Keep the outcome of a row. Even a temporary failure is shared; `again failed` sends only one of the rows."""
         del call, is_second
         code = outcome.error.code if isinstance(outcome, Failure) else None
         if code is not Code.BUDGET:  # a row for which the budget has no room stays open
@@ -171,7 +171,7 @@ def _waiting(waiting: Round, slot: int, target: Target) -> str:
 
 
 def _known(round_: Round, slot: int, target: Target) -> str:
-    """Return the SQL statement that sets `first` of each question to a row with an answer, else with a new failure."""
+    """Return the SQL statement that sets `first` of each question to a row with an answer or, if none, a failure."""
     is_open = replace(round_, way=LIVE).condition(target.counted, slot)
     row = f"JOIN row ON row.n = answer.key - {slot * SLOT}" if "row." in is_open else ""
     return f"""

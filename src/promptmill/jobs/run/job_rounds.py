@@ -1,4 +1,4 @@
-"""The rounds of a run: chooses the next round, finds the round's open rows, and makes their requests."""
+"""Manages the rounds of a run: chooses the next round, finds the round's open rows, and makes their requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Open(NamedTuple):
 
 
 class JobRounds:
-    """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
+    """The rounds of a job in one run. All methods block the thread. They raise the errors of `JobDatabase`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class JobRounds:
             Duplicates(job.folder.store, decides=registry.decides(job.config)) if job.order.limits.dedupe else None
         )
         self._open: dict[tuple[str, str, int, int], Open] = {}
-        """The last search results for open rows, by rule, way, `since` and slot."""
+        """The results of the last searches for open rows, by a round's rule, way and `since`, and by slot."""
 
     def next(self) -> Round | None:
         """Store and return the next round; None if no row is open."""
@@ -118,7 +118,7 @@ class JobRounds:
         return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy answers to the rows of a round whose `way` is `copy`. After each write, `recorded` gets its keys."""
+        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` gets the keys of written rows."""
         for slot in round_.slots:
             condition = round_.condition(self._job.spec.targets[slot].counted, slot)
             for records in self.work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
@@ -127,7 +127,7 @@ class JobRounds:
                     recorded([record.key for record in records])
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], object]) -> Between | None:
-        """Return a function that delivers answers between the windows of a live round; None if the plan has none."""
+        """Return a function that delivers answers between windows of a live round; None if the plan delivers none."""
         work = self.work
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None

@@ -99,7 +99,7 @@ class RowSource(Source):
         return requests
 
     async def has_images(self) -> bool:
-        """Return whether one of the first rows has an image. Raises as `take` does."""
+        """Return whether one of the first rows has an image. Raises the errors of `take`."""
         await self._fill()
         first = [*itertools.islice(self._ready, LOOKED_AT)]
         return await asyncio.to_thread(lambda: any(map(self._has_images, first)))

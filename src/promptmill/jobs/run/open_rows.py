@@ -43,15 +43,15 @@ class OpenRows:
     between: Between | None = None
     """Yields more rows between the windows of the round."""
     window: int = PlanWork.window
-    """The number of row numbers in a window."""
+    """The size of a window, in row numbers."""
     only: str = "1"
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
-    """The number of rows that must share a beginning to form a group; 0 if the endpoint does not cache beginnings."""
+    """The fewest rows that form a group by a shared beginning of prompts; 0 if the endpoint caches no beginnings."""
     least_shared: int = 0
-    """The length, in bytes, of the shortest beginning that the endpoint caches."""
+    """The length, in bytes, of the shortest beginning of a prompt that the endpoint caches."""
     sends_once: bool = False
-    """Whether rows with the same question share one request, so that they do not share a beginning."""
+    """Whether rows with the same question share one request, and so do not count as prompts that begin alike."""
     checks: tuple[Check, ...] = ()
     """The checks of the answers, in addition to the checks that a row's parameters request."""
 
@@ -69,7 +69,7 @@ class OpenRows:
             before = first, following
 
     def in_groups(self) -> Iterator[list[OpenRow]]:
-        """Yield the rows of `pages`, regrouped so that rows with the same beginning follow each other."""
+        """Yield the rows of `pages`, regrouped so that rows whose prompts begin alike follow each other."""
 
         sent: dict[tuple[int, bytes], int] = {}
 
@@ -145,7 +145,7 @@ class OpenRow(NamedTuple):
     line: bytes | None
     cells: bytes
     attempts: int
-    """The attempts of earlier runs."""
+    """The number of requests that earlier runs sent for the row; 0 if the row has an answer."""
     answered: bool
     """Whether the row has an answer, which the new answer replaces."""
 

@@ -60,7 +60,7 @@ class Change:
     ) -> tuple[JobSpec, Bound]:
         """Read the input into the database and bind answers to the rows. Return the new spec and the counts. Blocks.
 
-        Raises the errors of `ingest` and `check_bound`; then nothing changes.
+        Raises the errors of `ingest` and `check_bound`. If an error is raised, nothing changes.
         """
 
         def check(bound: Bound) -> None:
@@ -104,8 +104,8 @@ class Change:
         return notes
 
     def _former(self, others: Sequence[JobDatabase], spec: JobSpec) -> list[Former | None]:
-        """Return the former questions whose answers rows may reuse in part: those of the other jobs and, last, this
-        job's question before the order (None if the order does not ask all of it)."""
+        """Return the questions whose answers rows may reuse in part: first those of the other jobs, then this job's own
+        question before the order (None if the order does not ask all of that question)."""
         found = [former(spec, JobSpec.model_validate(other.get("spec"))) for other in others]
         return [*found, former(spec, self.before) if self.adds and self.before is not None else None]
 
@@ -117,7 +117,7 @@ class Change:
 
 
 def former(spec: JobSpec, other: JobSpec) -> Former | None:
-    """Return the question of the job `other` if the job `spec` can reuse parts of the answers to it; else None."""
+    """If the job `spec` can reuse parts of the answers of the job `other`, return that job's question; else None."""
     if (taking := spec.plan.taking(other)) is None:
         return None
     names = (spec if spec.input.kind.is_table else other).input.names

@@ -60,7 +60,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield each of the rounds `wanted`: first by the order's way, then live, for the rows that this way left open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # at least the last round by batch or another way of a feature, so that its retryable failures are sent again
+        # not before the last round by batch or another way of a feature, whose retryable failures are sent again
         since = max(round_.since, latest)
         if round_.way in {LIVE, COPY}:
             yield replace(round_, since=since) if round_.rows == "open" else round_
@@ -70,7 +70,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
-    """Return whether an order resumes an interrupted round; `again: all` resumes no earlier order's round."""
+    """Return whether an order resumes an interrupted round. An order with `again: all` resumes only its own rounds."""
     order = now.order
     if not now.plan.resumes(last):
         return False

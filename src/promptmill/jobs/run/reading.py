@@ -78,7 +78,7 @@ def _note_persons(run: RunState) -> None:
 
 
 async def _note_bound(run: RunState, bound: Bound) -> None:
-    """Add notes on the earlier answers that are kept, and on used answers of other jobs whose settings differ."""
+    """Add notes on the earlier answers that are kept, and on answers that come from other jobs with other settings."""
     _note_kept(run, bound)
     run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 

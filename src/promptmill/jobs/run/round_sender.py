@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 _HELD_BYTES = 64 << 20
-# After this many answers, truncated ones are counted: enough answers to show a low limit, and few enough to pay for.
+# After this many answers, the truncated ones are counted: so many answers show a low limit, and do not cost much.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 
 

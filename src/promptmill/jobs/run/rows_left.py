@@ -1,4 +1,4 @@
-"""The estimate of a job for only those rows that it has not answered yet."""
+"""The part of a job's estimate that is for the rows without an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _COSTS = ("estimated_cost", "most_cost")
 
 
 def of_rows_left(found: JsonObject) -> JsonDict:
-    """Return the estimate `found` with the requests and costs of only its `rows_left`; unchanged if it has none."""
+    """Return the estimate `found`, with its requests and costs reduced to its `rows_left`; unchanged without these."""
     if (left := found.get("rows_left")) is None:
         return dict(found)
     share = left / max(1, rows_sent_of(found))

@@ -45,7 +45,7 @@ from promptmill.system.runtime import stay_responsive
 _LOOK_S = 0.2
 _STATUS_S = 1.0
 _LEAVING_S = 60.0  # the longest wait for the requests in flight, which must be paid in any case
-_TRIES = 3  # the most repairs, of damaged records or of a damaged database, in one run
+_TRIES = 3  # the most repairs in one run, be it of damaged records or of a damaged database
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
 _AGAIN = "Run the job again: its readable part is kept."
 

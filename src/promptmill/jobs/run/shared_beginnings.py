@@ -26,7 +26,7 @@ Row = TypeVar("Row")
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
 _LONGEST_CHARACTER = 4  # bytes in UTF-8
 _LOOKED_AT = 32
-"""The number of a page's first rows to check. If they share no beginnings, the other rows are not checked."""
+"""How many rows are checked first in a page. If these share no beginnings, the other rows are not checked."""
 
 
 def beginnings(
@@ -60,7 +60,7 @@ def in_groups(
     *,
     reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
-    """Yield rows in pages, each with the beginning that it shares. Rows with the same beginning follow each other.
+    """Yield rows in pages, each row with the prompt's beginning that it shares. Rows that share one follow each other.
 
     `look` returns the beginnings of a row, and `size` the row's size in bytes. A beginning counts as shared if at least
     `least` rows have it. Without `reorders`, the rows keep their order.

@@ -53,9 +53,8 @@ class StoreSink(Sink):
     ) -> None:
         """`no_room` is called with the error of a row that exceeds the budget; then the run takes no more rows.
 
-        `delivered`: the number of first slots whose outcomes count as rows. `failing`: the number of first slots whose
-        failures count for the limit of failures. `made`: the provenance of the records, by slot. `recorded` is called
-        with the keys of recorded rows.
+        Outcomes count as rows in slots below `delivered`, and failures count for the limit of failures in slots below
+        `failing`. `made`: the provenance of the records, by slot. `recorded` is called with the keys of recorded rows.
         """
         self._store = store
         self._call = call
@@ -155,7 +154,7 @@ class StoreSink(Sink):
         return failure.concerns_all or code in _ENDS_ALL
 
     def _lacks_model(self, key: int, failure: Failure) -> bool:
-        """Return whether the failure means that one of several models does not exist, as its slot has no answer.
+        """Return whether the failure means that one of several models does not exist: its slot has no answer.
 
         The endpoint answers the rows of the other models, so the refusal seems to concern only this row.
         """

@@ -73,7 +73,7 @@ _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON that are searched for names of fields: in most files, all rows have the same fields
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
-"""The most characters of a shown prompt, with its instructions. In a call, a tenth: the calling model must read it."""
+"""The most characters of a shown prompt, with its instructions. A call gets only a tenth, because a model reads it."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
 _MANY_ROWS = 20  # with fewer rows, `dedupe` is not advised even if rows are equal
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
@@ -88,8 +88,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     `prompts` (filled with their rows) and, if the job writes an output, its `columns`. If rows are whole files, a call
     gets no `prompts`, because these contain the files.
 
-    The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. It is scaled by
-    the measured prompts of the answers that the job already has. A new answer is expected to be as long as the existing
+    The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. If the job already
+    has answers, the estimate is scaled by their measured prompts. A new answer is expected to be as long as these
     answers or, if there are none, as long as the form allows. `may_name`: see `RowLimits.models`.
     """
     order, config, configs = wanted.order, wanted.config, wanted.configs
@@ -168,8 +168,8 @@ def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> 
 
 
 def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
-    """Return the change that gives rows the answers of other jobs. These include the job in `folder` if the rows can
-    reuse a part of its answers."""
+    """Return the change that gives rows the answers of other jobs. The job in `folder` counts as one of these jobs if
+    the rows can reuse a part of its answers."""
     earlier, known = wanted.order.earlier, folder.spec
     databases = [*earlier.from_jobs]
     if known is not None and admission.asks_more(known, spec, wanted) and known.question != spec.question:
@@ -190,8 +190,8 @@ def _check_order(wanted: WantedJob) -> str:
 
 
 def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob) -> None:
-    """Raise the errors that end a job before its first request: a model in `every` lacks a price or limit that the
-    job's budget needs or, in a call, cannot be used. (A user who has no API key still sees the price.)"""
+    """Raise the errors that end a job before its first request. A model in `every` may lack a price or a limit that the
+    job's budget needs; in a call, it may also be unusable. (A user who has no API key still sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
             runtime.run_anywhere(_try(one))
@@ -229,7 +229,7 @@ class _Answered:
     count: int = 0
     completion_tokens: int = 0
     measured: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By row number: the number of the row's answers, and the tokens of their prompts."""
+    """For each sampled row, by its number: the number of the row's answers, and the tokens of the answers' prompts."""
 
     def add(self, n: int, prompt_tokens: int) -> None:
         """Add an answer to the sample."""
@@ -322,8 +322,8 @@ class _Sums:
         return most_of(lower, self.config, self._prices, has_check=self._has_check)
 
     def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
-        """Expect each beginning in as many requests as `requested` states: the first request writes it to the
-        provider's cache, and the others read it there."""
+        """Add the cached tokens for beginnings that are in as many requests as `requested` states. The first request
+        writes a beginning to the provider's cache, and the others read it there."""
         for shared, times in requested.items():
             tokens = shared.size // _BYTES_PER_TOKEN
             if self.cache is not None and self.cache.way == "key":  # to such a cache, writing is free
@@ -333,7 +333,7 @@ class _Sums:
             self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
     def expect(self, rows: int, prompts: int) -> None:
-        """Expect `rows` rows with `prompts` prompts each to be as long as the existing prompts and answers."""
+        """Scale the tokens by the existing prompts and answers, for `rows` rows that have `prompts` prompts each."""
         if not (self._answered.count and rows):
             return
         mean = self._answered.completion_tokens / self._answered.count
@@ -343,7 +343,7 @@ class _Sums:
             self._scale(self._measured / self._estimated)
 
     def _scale(self, times: float) -> None:
-        """Multiply the tokens of prompts. No rows may share requests, because their number per request may differ."""
+        """Multiply the tokens of prompts. This is wrong if rows share requests: their number per request may differ."""
         self.prompt_tokens = self.prompt_tokens_alone = round(self.prompt_tokens * times)
         self.cached_tokens *= times
         self.written_tokens *= times
@@ -359,8 +359,8 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
 
 
 def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns of the output that come from the input (if the output is no table, those of the first rows),
-    and the columns that the job adds. `of_models`: the columns of `_OF_MODELS` that the job has."""
+    """Return the output's columns: those that come from the input (or, if the output is no table, from its first rows),
+    and those that the job adds. `of_models`: the columns of `_OF_MODELS` that the job has."""
     sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}
     reported = [*_reported(config), *of_models]
     further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
@@ -544,7 +544,7 @@ def _expect_cache(
                 is_whole = sent.part == 1 and part.conversation is request.conversation
                 if shared := beginning if is_whole else request.shared_system:
                     requested[shared] = requested.get(shared, 0.0) + (part.sampling.n or 1) * sent.part
-            if len(requested) > WINDOW_ROWS:  # rows with the same beginning follow each other
+            if len(requested) > WINDOW_ROWS:  # these are complete: rows with the same beginning follow each other
                 sums.expect_beginnings(requested)
                 requested.clear()
         sums.expect_beginnings(requested)
@@ -619,7 +619,7 @@ def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]
 def _costs_of_each(
     models: Sequence[str], sums: Sequence[_Sums], *, may_batch: bool
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-    """Return the `_costs` of all models together, and, by name, those of each single model with `most_cost_once`."""
+    """Return the `_costs` of all models together. By name, also return the `_costs` and the `_once` of each model."""
     each = dict[str, dict[str, float | None]]()
     for name, one in zip(models, sums, strict=True):
         cost = _costs([one], may_batch=may_batch)

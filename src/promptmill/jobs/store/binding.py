@@ -1,7 +1,7 @@
 """Binds the rows of an input to the existing answers of a job, so that each row gets the answers to its questions.
 
 Table `row_next` has the rows that may have changed; the rows before and after it are unchanged. A question is
-identified by its digest, which the record of an answer has in `asked`:
+identified by its digest, which is stored as `asked` in the record of an answer:
 
     answers before       0 a   1 b   2 c   3 d
     rows now             0 a   1 x   2 b   3 c   4 d
@@ -156,11 +156,10 @@ def bind(
 ) -> Bound:
     """Bind the answers to the rows of `row_next`, which replace the rows with the numbers `replaced`. Blocks.
 
-    If `check` raises, nothing changes. Rows without an answer get answers of the jobs `others`, in records that name
-    the round `since`. `former` takes the job, and returns the former question of each of `others` and, last, its own.
-    If `spec.to_bind` is `rows`, the input is unchanged but the prompt is new, so each answer stays with its row.
-
-    Raises `HaltedError`, and the errors of `JobDatabase`.
+    If `check` raises, nothing changes. Rows without an answer get copies of answers of the jobs `others`; the copies'
+    records name the round `since`. `former` takes the job's description, and returns the former questions: one for each
+    of `others`, and then one of the job itself. If `spec.to_bind` is `rows`, the input is unchanged but the prompt is
+    new, so each answer stays with its row. Raises `HaltedError`, and the errors of `JobDatabase`.
     """
     with store.transaction(halt) as connection:
         run = connection.execute
@@ -223,9 +222,9 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 def _borrow(
     connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
 ) -> tuple[int, int]:
-    """Copy another job's answers to wanted questions into `spare`, where all other answers are used first. A copy costs
-    nothing, and gets the next of the descending `places`. Return the places before the first and after the last copy.
-    """
+    """Copy another job's answers to wanted questions into table `spare`. All other answers are used before the copies.
+    A copy costs nothing, and takes the next of `places`, which descend. Return the place before the first copy, and the
+    place after the last copy."""
     form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
     first = next(places)
     for record in other.records(where=_ANSWERS):
@@ -248,11 +247,11 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
 
 
 class _Source(NamedTuple):
-    """A record of which a row may reuse a part, and the cost that moves to the row with that part."""
+    """A record of which a row may reuse a part, and a function that takes the cost from the record for that row."""
 
     record: Record
     release: Callable[[], object] | None
-    """Stores a record of the same job without its cost, which moves to the row; None for a record of another job."""
+    """Stores the record again without its cost, because the cost moves to the row; None for a record of another job."""
 
 
 def _of_other(other: JobDatabase) -> Iterator[_Source]:
@@ -275,7 +274,7 @@ def _release(connection: Connection, place: int | None, record: Record) -> None:
 
 
 def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
-    """Return an outcome with the requests and the cost of the outcome `paid`."""
+    """Return a copy of `outcome` that has the requests and the cost of `paid`."""
     spent = Totals.of([paid]).on(replace(outcome, attempts=paid.attempts, latency_s=paid.latency_s))
     return replace(spent, made_of=paid.wanted) if isinstance(spent, Completion) else replace(spent, wanted=paid.wanted)
 
@@ -283,7 +282,7 @@ def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
 def _take_parts(
     connection: Connection, former: Former | None, sources: Iterable[_Source], made: Provenance
 ) -> tuple[int, int]:
-    """Give rows without an answer the parts that they reuse from the records of a former question. Return the number of
+    """For rows without an answer, reuse parts of the records that answer the `former` question. Return the number of
     rows that got a whole answer, and the number of rows that got a part."""
     whole = partly = 0
     if former is None:

@@ -1,4 +1,4 @@
-"""Compares the form that a job's answers must have with that of existing answers, to decide which the job may use."""
+"""Compares the form that a job needs with the form of existing answers, to decide which answers the job may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of other processes to a running job, in the file `control`, because only the runner writes the database.
+"""The file `control`, in which other processes give commands to a running job. (Only the runner writes the database.)
 
     cancel        end the run after the requests in flight
     at_once       with `cancel`: end the run without waiting for these requests

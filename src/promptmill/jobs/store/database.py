@@ -10,8 +10,8 @@
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
-    spare     the same columns: paid answers whose row was edited or removed, or has a newer answer; and failures that a
-              person's label replaces
+    spare     records with the same columns: paid answers whose row was edited or removed, or has a newer answer; and
+              failures that a person's label has replaced
 
 Nothing ever deletes a paid answer. A way of a feature has tables of its own (`core.feature.WayEntry`), which are
 created when the job first uses the way.
@@ -79,7 +79,7 @@ _PLAIN = re.compile(
 )
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
 _IS_ADDED = f"tbl_name NOT IN ({', '.join(map(repr, (*TABLES, 'row_next')))})"
-"""The SQL condition on a schema that selects the tables of ways and their indexes."""
+"""An SQL condition for `sqlite_master`: it selects the tables and indexes of ways."""
 COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more", "vector"})  # empty texts in these columns are stored as NULL
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
@@ -91,7 +91,7 @@ _WAIT_S = 5.0  # the longest wait for a lock of another program
 AT_ONCE = 16  # records that are read together, whatever their size
 _PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the first record that exceeds this
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
-_STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine, some milliseconds
+_STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine, which take some milliseconds
 _WAL_CHECKPOINT = 4 << 20  # bytes; a smaller log gets no checkpoint, because each checkpoint costs a sync
 _WAL_TRUNCATE = 64 << 20
 _ERRORS = {
@@ -265,7 +265,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield the records from key `first` on, in order. They include damaged records, and may include new ones."""
+        """Yield the records from key `first` on, in order, including damaged ones. Some may have been stored later."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -303,12 +303,12 @@ class JobDatabase:
 
     @property
     def added(self) -> dict[str, str]:
-        """By name, the `CREATE` statements of the tables and indexes of ways, including ways of missing features."""
+        """The `CREATE` statements of the tables and indexes of ways, by name. Ways of missing features are included."""
         added = f"SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND {_IS_ADDED} ORDER BY type DESC"
         return dict(self.read(added))
 
     def add(self, tables: Mapping[str, str]) -> None:
-        """Create the tables of a way that are missing."""
+        """Create those of a way's `tables` that do not exist yet."""
         added = self.added
         self.change(*((statement, [()]) for name, statement in tables.items() if name not in added))
 
@@ -323,7 +323,7 @@ class JobDatabase:
         if wal.stat().st_size < _WAL_CHECKPOINT:
             return
         if self._syncing is None:
-            self._syncing = self._connected(0)  # a separate one, so that others need not wait for a sync
+            self._syncing = self._connected(0)  # a separate connection, so that other threads need not wait for a sync
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, SQLite never restarts the log
@@ -336,7 +336,7 @@ class JobDatabase:
                 self._syncing.close()
             if self._in_flight is not None:
                 self._in_flight.close()
-            with contextlib.suppress(sqlite3.Error):  # for example a full disk: the next `open` reads the log
+            with contextlib.suppress(sqlite3.Error):  # if it fails (full disk, …), the next `open` reads the log
                 self._connection.close()
 
     def has_answers_in(self, slot: int) -> bool:
@@ -423,7 +423,7 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
-            if was_killed:  # a run was killed while it read the input, which is then read from the beginning
+            if was_killed:  # a run was killed while it read the input, so this run reads the whole input again
                 run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
@@ -450,7 +450,7 @@ def _are_of_ways(added: Mapping[str, str]) -> bool:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return the primary code of an error; 0 for an error of the module `sqlite3`, such as for a closed database."""
+    """Return SQLite's primary code of an error; 0 if the error is not SQLite's, as when the database is closed."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 

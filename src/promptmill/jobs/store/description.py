@@ -50,7 +50,7 @@ class JobPrompts(Stored):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows may set their model, sampling, …; with a template or a `column`, they need `row_settings`."""
+        """Whether rows may set their model, sampling, …. With a template or a `column`, `row_settings` decides."""
         return self.row_settings or not (self.templates or self.column is not None)
 
     @property
@@ -102,7 +102,7 @@ class Target(Stored):
     prompt: int = 0
     """The index of the prompt among the job's prompts."""
     settings: int = 0
-    """The id of the settings in table `settings`; `fingerprint` is their content."""
+    """The id of the settings in table `settings`, which has `fingerprint` under this id."""
     kept: tuple[int, ...] = ()
     """The ids of further settings: answers that were made with them are accepted as well."""
     changed: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ class Target(Stored):
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return two targets: this one, now accepting answers of `model`, and one for a round that `model` answers.
+        """Return this target, which now also accepts answers of `model`, and a target for a round that `model` answers.
 
         `settings`: the id of this target's settings with `model`.
         """

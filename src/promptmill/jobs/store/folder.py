@@ -54,7 +54,7 @@ _PAUSE_S = 0.02
 
 
 def make_hidden(hidden: Path) -> None:
-    """If it is missing, make the folder `hidden` for the jobs of the outputs next to it. Raises `OSError`."""
+    """If the folder `hidden` is missing, make it for the jobs of the outputs next to it. Raises `OSError`."""
     with contextlib.suppress(FileExistsError):
         hidden.mkdir()
         with contextlib.suppress(OSError):  # some file systems have no permissions
@@ -94,7 +94,7 @@ class Folder:
 
     @property
     def series_beside(self) -> Path | None:
-        """The output of the series of which the job is a step; None for any other job, and in a folder of all jobs."""
+        """If the job's folder is in the folder of a series: the output of the series; otherwise None."""
         root = self.path.parent
         is_beside = root.suffix == SERIES and root.parent.name == HIDDEN
         return root.parent.with_name(root.stem) if is_beside else None
@@ -114,7 +114,7 @@ class Folder:
         return self._store
 
     def make(self) -> None:
-        """Create the folder, readable by this user only, if it is missing. Raises `OSError`, and as `check` does."""
+        """If the folder is missing, create it, readable by this user only. Raises `OSError`, also those of `check`."""
         if self.output_beside is not None:
             make_hidden(self.path.parent)
         disk.make_private_folder(self.path)
@@ -143,8 +143,8 @@ class Folder:
     # ---- the database
 
     def open(self) -> JobDatabase:
-        """Open the database until `close` is called; create it if it is missing. The caller holds the lock. Raises as
-        `JobDatabase` does."""
+        """Open the database until `close` is called; create it if it is missing. The caller holds the lock. Raises the
+        errors of `JobDatabase`."""
         self.close()
         self.check()
         self._store = JobDatabase(self.database, write=True)
@@ -180,7 +180,7 @@ class Folder:
         return InFlight.beside(self.database).exists()
 
     def damage(self) -> str:
-        """Return `damaged` or `empty` if the database has lost its job; `""` in all other cases.
+        """Return `damaged` or `empty` if the database no longer contains its job; `""` in all other cases.
 
         A database is also empty if its process was killed before it wrote the first page.
         """
@@ -210,7 +210,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[JobDatabase]:
-        """Yield the database for reading, even while another process writes. Raises as `JobDatabase` does."""
+        """Yield the database for reading, even while another process writes. Raises the errors of `JobDatabase`."""
         if self._store is not None:
             yield self._store
             return
@@ -220,7 +220,7 @@ class Folder:
 
     @contextlib.contextmanager
     def one_moment(self) -> Iterator[JobDatabase]:
-        """Yield the database for reading. What another process writes meanwhile is not seen. Raises as `reading`."""
+        """Yield the database for reading. Later changes by others are not visible. Raises the errors of `reading`."""
         self.check()
         with contextlib.closing(JobDatabase(self.database)) as store:
             store.read("BEGIN")  # the transaction ends with the connection
@@ -234,9 +234,9 @@ class Folder:
             return [None] * len(names)
 
     def put(self, **values: BaseModel | Mapping[str, object] | None) -> None:
-        """Store `spec`, `output`, `order` and other values of the open job: all or, if this method raises, none.
+        """Store `spec`, `output`, `order` and other values of the open job. If this method raises, no value is stored.
 
-        Raises as `JobDatabase` does.
+        Raises the errors of `JobDatabase`.
         """
         dumped = {
             name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -249,7 +249,7 @@ class Folder:
         return target.model_copy(update={"settings": self.store.settings_id(target.fingerprint)})
 
     def roll_back(self) -> None:
-        """Undo the last order of the open job, unless the order's input was read completely. Raises as `put`."""
+        """Undo the last order of the open job, unless the order's input was read completely. Raises as `put` does."""
         if (before := self.store.get("before")) is not None:
             self.put(before=None, **before)
 
@@ -379,7 +379,7 @@ class Folder:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
     def request_cancel(self, *, at_once: bool = False, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a job that runs, or of any job if `even_if_it_runs_nowhere`; return whether this was done.
+        """Request the end of a job that runs, or of any job if `even_if_it_runs_nowhere`. Return whether this was done.
 
         The job ends after its requests in flight, or immediately if `at_once` or if its end was already requested.
         """

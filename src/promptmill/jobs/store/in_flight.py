@@ -72,7 +72,7 @@ class InFlight:
 
     def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
         """Record that a request was sent for the row of `key`. `most`: the row's share of the request's highest cost.
-        `requests`: 0 if the request asks about several rows, and another one of them counts it."""
+        `requests`: 0 if the request asks about several rows and is counted for another row."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:

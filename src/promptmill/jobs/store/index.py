@@ -22,7 +22,7 @@ _ALIKE = 0.7  # min similarity of a misspelt id or output
 
 
 def no_job(job_id: str) -> PromptmillError:
-    """Return the error for an id if the caller may see no job with this id."""
+    """Return the error for an id if there is no job with this id, or if the caller may not see the job."""
     return input_error(f"There is no job {job_id[:60]!r}. ", Named("status", text="{} lists the jobs."))
 
 
@@ -49,7 +49,7 @@ class JobFolders:
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
-        """The jobs, by id, that this process could not register, for example because `root` is read-only."""
+        """Jobs that this process could not register (for example because `root` is read-only), by their ids."""
         return {}
 
     @classmethod
@@ -72,9 +72,9 @@ class JobFolders:
         return JobFolders(target.parent / HIDDEN / (target.name + SERIES), every=self)
 
     def steps_of(self, text: str) -> list[Folder]:
-        """Return the jobs of the series with the output `text`; none if they are not next to that output."""
+        """Return the jobs of the series with the output `text`; `[]` if the jobs are not stored next to that output."""
         if self.beside_outputs and "\0" not in text:
-            with contextlib.suppress(UnicodeEncodeError, PromptmillError):  # a lone surrogate; no such folder
+            with contextlib.suppress(UnicodeEncodeError, PromptmillError):  # a lone surrogate, or no such folder
                 steps = self.of_series(real_path(home_expanded(text))).all()
                 return [folder for folder in steps if folder.spec is not None]
         return []
@@ -94,7 +94,7 @@ class JobFolders:
 
     def alike(self, target: Path) -> Path | None:
         """If no job has the resolved output `target`, return a job's output whose path differs from `target` only in
-        capitals; else None. macOS and Windows do not distinguish the folders of the two jobs."""
+        capitals; else None. macOS and Windows cannot distinguish the folders that belong to two such outputs."""
         file, _ = table_paths.split(target)
         others = _parts(str(file)) if self.beside_outputs and file != target else ()
         if str(target) in others:
@@ -102,8 +102,8 @@ class JobFolders:
         return next((Path(one) for one in others if one.casefold() == str(target).casefold()), None)
 
     def owner(self, path: Path) -> Folder | None:
-        """Return the folder of the job without user files that reports `path` as its input or output; None if no job
-        does."""
+        """Return the folder of the job that reports `path` as its input or output although it has no user files; None
+        if there is no such job."""
         folder = Folder(path.parent)
         is_step = folder.series_beside is not None and folder.database.exists()
         is_loose = is_step or path.parent.parent == self.root.resolve()
@@ -163,8 +163,8 @@ class JobFolders:
         return self.find(text)
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job whose id or output is `text`. If there is none, return that of the only job
-        whose output is a table of the file `text`, or whose id starts with `text`. Raises the errors of `find`."""
+        """Return the folder of the job whose id or output is `text`. If there is no such job, return the folder of the
+        only job whose output is a table of file `text`, or whose id starts with `text`. Raises the errors of `find`."""
         try:
             return self.named(text)
         except PromptmillError as error:
@@ -208,7 +208,7 @@ class JobFolders:
         return False
 
     def _names(self, text: str) -> Sequence[str | Named]:
-        """Return a text that lists jobs with names similar to `text`, or the folder's jobs, or how to list jobs."""
+        """Return a text that names jobs similar to `text`, or the folder's jobs, or that says how to list jobs."""
         here, names = self._outputs_beside(text), [path.stem for path in self.paths()]
         if near := close_matches(Path(text).name, [*here, *names], 3, _ALIKE):
             return [f"did you mean {' or '.join(near)}?"]
@@ -224,13 +224,13 @@ class JobFolders:
         return [path.name.removesuffix(SUFFIX) for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
 
     def all(self) -> Iterator[Folder]:
-        """Yield the folders of all jobs, by name. Some may vanish meanwhile. Raises `PromptmillError` (`storage`)."""
+        """Yield the folders of all jobs, sorted by name. A job may be removed meanwhile. Raises as `paths` does."""
         for path in self.paths():
             if (folder := self.folder_at(path)) is not None:
                 yield folder
 
     def paths(self) -> list[Path]:
-        """Return the entries of the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+        """Return the entries of the folder of all jobs, sorted by name. Raises `PromptmillError` (`storage`)."""
         try:
             return sorted(self.root.iterdir())
         except (FileNotFoundError, NotADirectoryError):

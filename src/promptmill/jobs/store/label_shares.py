@@ -35,12 +35,12 @@ class Stratum:
     machine: Mapping[str, int]
     """The number of rows for each label of the machine, including reviewed rows."""
     reviewed: Collection[tuple[str, str]] | None = None
-    """For each reviewed row, the machine's label and the right label, or a `Counter` of these pairs; None: all of the
-    machine's labels are right."""
+    """For each reviewed row, the machine's label and the right label, or a `Counter` of these pairs; None if all
+    of the machine's labels are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield the numbers of unreviewed rows, of reviewed rows whose right label is `label`, and of other reviewed
-        rows: first among the rows that the machine gave `label`, then among all other rows."""
+        """Yield three numbers for the rows that the machine gave `label`, and then for all other rows: how many rows
+        are unreviewed, how many have `label` as their right label, and how many have another right label."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
             yield 0, with_label, 0
@@ -82,7 +82,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the labels of delivered records that meet the SQL condition `where`. `join`: SQL after table `answer`."""
+    """Count the labels of delivered records that meet the SQL condition `where`. `join`: SQL that joins tables."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()
@@ -109,6 +109,6 @@ def value_in(text: str, field: str) -> str:
 
 
 def _plain(text: str | None) -> str:
-    """Return a JSON value as text; if it is a string, without quotes."""
+    """Return a JSON value as text, which has no quotes if the value is a string."""
     value = None if text is None else read_json(text)
     return value if isinstance(value, str) else (text or "null")

@@ -21,7 +21,7 @@ class Lock:
     """The held lock of one job. `release` or the end of the process frees it."""
 
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: the locked file. A parent process may have locked it for this process."""
+        """`descriptor`: an open descriptor of the file, which this process or its parent process has locked."""
         self.descriptor = descriptor
         """The descriptor of the locked file. A process that inherits it holds the lock too."""
 

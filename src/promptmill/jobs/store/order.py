@@ -85,7 +85,7 @@ class Limits(Stored):
     """The rows that a job sends, and the limits of failures and costs."""
 
     limit: int | None = Field(None, ge=1, le=SLOT, validation_alias=AliasChoices("limit", "rows"))
-    """The number of first rows to send; None: all. Stored orders of older versions name this field `rows`."""
+    """The number of rows to send, from the first row on; None: all. Orders of older versions call this field `rows`."""
     shard: str | None = None
     """The shard of the rows to send, such as `3/16`; the output is then that shard's file."""
     dedupe: bool = False
@@ -106,15 +106,15 @@ class Earlier(Stored):
     again: Again | None = None
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers of other settings are kept (later records name the change), and a new input may lose answers."""
+    """Whether answers made with other settings are kept, and whether answers may be lost if the input has changed."""
     from_jobs: tuple[Path, ...] = ()
     """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
     """Whether the job may replace a file at `output` that it did not make."""
 
     def may_change(self, status: Mapping[str, Any]) -> bool:
-        """Return whether rows of a finished job with this status may get other answers, because rows are sent again, or
-        because other jobs may have answers for failed rows."""
+        """Return whether rows of a finished job with this status may get other answers: rows are sent again, or failed
+        rows may get answers of other jobs."""
         return self.again is not None or bool(self.from_jobs and status.get("failed", True))
 
 
@@ -140,12 +140,12 @@ class InputReading(Stored):
 
 
 class OrderTexts(Stored):
-    """Texts about an order for messages, status and reports."""
+    """Texts with which messages, the status and reports describe an order."""
 
     command: list[str] = Field([])
     """The command-line arguments of the last order, without API keys; empty if a program gave the order."""
     urls: Mapping[str, str] = {}
-    """The URLs, without secrets, of which `input_file` and `output_file` are copies. A dataset's URL names a commit."""
+    """The URLs of which `input_file` and `output_file` are copies, without secrets. A dataset's URL names a commit."""
     input: str = ""
     """The input as the user wrote it, without secrets."""
     reason: str = "first"
@@ -229,7 +229,7 @@ class JobOrder(Stored):
 
     @property
     def named_models(self) -> frozenset[str]:
-        """The models that the order's variants and plan name."""
+        """The models that are named in the order's variants or in its plan."""
         return self.plan.named_models.union(variant.model for variant in self.variants)
 
     @property

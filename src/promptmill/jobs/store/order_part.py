@@ -3,7 +3,7 @@
     options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
 
 A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan (see
-`plan.Plan`). An order has one part for each selected feature; a job has the plan, with its decisions, and the shape.
+`plan.Plan`). An order has one part for each selected feature; a job keeps the plan (with its decisions) and the shape.
 """
 
 from __future__ import annotations

@@ -40,28 +40,28 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
 class PlanWork:
     """The work that a plan does during a run, apart from sending requests. This base class does nothing.
 
-    All methods block and raise the errors of `JobDatabase`. In a round that copies answers, the core reads the rows
-    page by page and writes the records.
+    All methods block the thread. They raise the errors of `JobDatabase`. In a round that copies answers, the core reads
+    the rows page by page and writes the records.
     """
 
     window = 4096
-    """The size of a window, in row numbers: a live round delivers answers after each window. A query over more rows
-    would block the database too long."""
+    """A live round delivers answers after each window of this many row numbers. A query over more rows would block the
+    database too long."""
     late = 0
     """When a window's answers are delivered, this many rows before the window are checked again."""
     steps: Sequence[Step] = ()
     """Steps outside of the model's chain, for the rows of rounds that send requests.
 
     A step may send several requests for one row, each with its own `choice`. If one of these requests has the outcome
-    `batched`, so has the row: once the batch has ended, the row is passed to the step again."""
+    `batched`, the row has this outcome too, and is passed to the step again once the batch has ended."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
     """For each rule of live rounds, the SQL condition for rows to which answers may be delivered during the round."""
 
     def begin(self, round_: int) -> None:
-        """Prepare the run. The core calls this before each choice of a next round. `round_`: the id of that round."""
+        """Prepare the run. The core calls this before it chooses the next round. `round_`: the id of that round."""
 
     def advance(self) -> bool:
-        """Make the next decision, because no round has rows. Return whether a round may have rows now."""
+        """Make the next decision, and return whether a round may have rows now. Called only if no round has rows."""
         return False
 
     def prepare(self, round_: Round) -> None:
@@ -76,7 +76,7 @@ class PlanWork:
         """Take note that the outcomes with these keys were stored in the database. Runs in the event loop."""
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """During a round, yield answers for rows that meet `meanwhile`, and the numbers of rows to send again."""
+        """During a round, yield answers for rows that meet its condition in `meanwhile`, and the rows to send again."""
         del round_, pages
         yield from ()
 
@@ -189,8 +189,8 @@ class Plan(OrderPart):
     def resumes(self, last: Round) -> bool:
         """Return whether an interrupted round is resumed. If not, the next round is derived from the answers.
 
-        A live round for rows without an answer is not resumed: a new round selects the same rows, and its failures are
-        failures of this run, which the next run sends again.
+        A live round for rows without an answer is not resumed: a new round selects the same rows. Rows that fail in it
+        have failed in this run, so the next run sends them again.
         """
         return last.rows != "open" or last.way != LIVE
 
@@ -246,14 +246,14 @@ class Plan(OrderPart):
 
         `configs`: the configurations, by model name. `checked`: the estimate so far, as if one model answered. It has
         `alone`, the `Usage` of all rows if each is sent alone; `text_tokens`, the tokens of their texts; and
-        `of_models`, the costs by model, empty without a price. `end`: the number of the first row beyond the limit. If
-        the figures have a `least_estimated_cost`, `estimated_cost` is the upper end of a range.
+        `of_models`, the costs by model (empty if no price is known). `end`: the number of the first row beyond the
+        limit. If the figures have a `least_estimated_cost`, `estimated_cost` is the upper end of a range.
         """
         del store, spec, configs, checked, end
         return Estimate()
 
     def answering(self, model: str, config: ModelConfig) -> ModelConfig:
-        """Return the settings with which `model`, one of `asked`, answers in a validation. `config`: its settings."""
+        """Return the settings with which `model` answers in a validation. `config`: the configuration of `model`."""
         del model
         return config
 
@@ -337,7 +337,7 @@ def option_of(parts: Mapping[str, OrderPart]) -> Named:
 
 
 def plan_in(parts: Mapping[str, OrderPart]) -> Plan:
-    """Return the plan among the parts of an order or job. Raises as `plans_in`."""
+    """Return the plan among the parts of an order or job. Raises the errors of `plans_in`."""
     return next(iter(plans_in(parts).values()), _ORDINARY)
 
 
@@ -378,7 +378,7 @@ class JobSpec(Stored):
         return plan_in(self.parts)
 
     def with_plan(self, plan: Plan) -> JobSpec:
-        """Return the job with `plan`, in which other decisions are stored."""
+        """Return the job with `plan`, which is the job's plan after further decisions."""
         return self.model_copy(update={"parts": dict.fromkeys(self.parts, plan)})
 
     @property

@@ -52,7 +52,7 @@ class Progress:
         self.written = 0
         """The number of output rows that have been written."""
         self.figures: dict[str, Any] = {}
-        """Figures of the output and its answers. During the run, they are only `columns` and those of plan and ways."""
+        """Figures of the output and its answers. During the run, only `columns` and the figures of plan and ways."""
         self.awaited: Callable[[], str] = lambda: ""
         """Returns a text about the answers that the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
@@ -69,7 +69,7 @@ class Progress:
             self.earlier.count(store)
 
     def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
-        """Replace the counts of rows, and those of requests and tokens unless they already include the earlier runs.
+        """Replace the counts of rows and, unless the earlier runs are already included, those of requests and tokens.
 
         `has_ended`: the run has ended, so `counts` was made from records that include all requests of this run.
         """
@@ -136,7 +136,7 @@ class Progress:
         return self.call.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return how many last rows are awaited, and for how long; `""` until all have been in flight for 2 s."""
+        """If all remaining rows have been in flight for 2 s, return a text about them; otherwise `""`."""
         since_s, flow = self._times.last_s, self.call.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.call.in_flight:
@@ -324,7 +324,7 @@ class StatusWriter:
         """Whether the run was refused and changed nothing; then the job keeps its earlier status."""
 
     def enter(self, state: str, activity: str = "") -> None:
-        """Begin a state of the run, or an activity in it."""
+        """Record and show that the run is now in `state`, or does `activity` in it."""
         self._progress.state, self._progress.activity = state, activity
         self.show()
 

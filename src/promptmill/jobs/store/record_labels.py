@@ -30,7 +30,7 @@ def label_of(record: Record) -> str:
 
 def label_in(text: str) -> str:
     """Return the label of an answer's text. Objects with equal fields get equal labels, whatever the order of their
-    fields. As in a comparison, lists are equal if they are equal as sets, and 5.0 equals 5."""
+    fields. Lists are equal if they are equal as sets, and 5.0 equals 5 (as in comparisons of files)."""
     text = text.strip()
     if text.startswith("{"):
         try:
@@ -87,7 +87,7 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 
 
 def least_probable(record: Record) -> tuple[float, str] | None:
-    """Return the probability and the name of the least probable field of an answer; None without probabilities."""
+    """Return the probability and the name of the least probable field of an answer; None if no probability is known."""
     fields = by_question(record.extras.get("probabilities")) or {}
     try:
         values = loaded(split_marked(record.text)[1]) if fields and "" not in fields else None
@@ -100,8 +100,8 @@ def least_probable(record: Record) -> tuple[float, str] | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the reported probability of an answer; None if nothing is reported. If only its fields or its tokens have
-    probabilities, this is the probability of its least probable field, or of all its tokens together."""
+    """Return the reported probability of an answer; None if nothing is reported. If only the answer's fields have
+    probabilities, return the lowest of them; if only its tokens have, return the probability of all tokens together."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:
         return float(own)
@@ -121,8 +121,8 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 
 def right_label(cell: object, labels: Iterable[str]) -> str:
-    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. As in a comparison, the Unicode
-    form is ignored, and so is case, unless two labels differ only in case.
+    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. The Unicode form is ignored, and
+    so is case, unless two labels differ only in case. (Comparisons of files do the same.)
 
     >>> right_label(" Positive", ["positive", "negative"]), right_label("ne\\u0301gatif", ["n\\u00e9gatif"])
     ('positive', 'négatif')
@@ -133,7 +133,7 @@ def right_label(cell: object, labels: Iterable[str]) -> str:
 
 
 def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
-    """Return the error for labels of a column that no answer can have. `counts`: the number of rows with each label."""
+    """Return the error for a column with labels that no answer can have. `counts`: the number of rows by label."""
     shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
     among = "has labels that are not among the "
     return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

@@ -87,7 +87,7 @@ class Record(NamedTuple):
 
     @property
     def question_key(self) -> str:
-        """The beginning of the question's digest, by which a person's label names it; `""` without a question."""
+        """The first digits of the question's digest, which a person's label names; `""` if there is no question."""
         return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property
@@ -215,7 +215,7 @@ def _further(outcome: Outcome) -> dict[str, Any]:
 
 
 def _probabilities(shown: JsonObject, text: str) -> JsonDict:
-    """Return the field `probability` of the answer itself and, if `shown` has other answers, too, `probabilities`."""
+    """Return the answer's own `probability`, if `shown` has it, and `probabilities`, if `shown` has other answers."""
     own = {"probability": shown[text]} if text in shown else {}
     return own if len(shown) == len(own) else {**own, "probabilities": shown}
 

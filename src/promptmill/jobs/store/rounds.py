@@ -6,9 +6,9 @@
 
 A slot is the place of one of several answers to a row. A job that compares models or prompts has several slots.
 
-A round is stored before its first request. A rule (`RULES`) selects its rows by a condition on a row's answer in a
-slot. The condition accepts only answers of rounds before the order, but a new answer has the new round's id. So a row
-with a new answer no longer meets the condition, and after a kill the rule selects exactly the remaining rows.
+A round is stored before its first request. A rule (`RULES`) selects the round's rows by a condition on a row's answer
+in a slot. The condition accepts only answers of rounds before the order, but a new answer has the new round's id. So a
+row with a new answer no longer meets the condition, and after a kill the rule selects exactly the remaining rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
     }
 )
-"""The rules that select the rows of a round, by name: SQL conditions on `row` and, in a slot, the row's `answer`.
+"""The rules that select a round's rows, by name: SQL conditions on table `row`, and on a row's `answer` in a slot.
 
 `since` is the id of the last round before the order, `settings` are the ids of accepted settings, `base` is the key of
 the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds one under the way's name, see `Awaited`.
@@ -53,8 +53,8 @@ the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds one
 
 
 class Awaited(Protocol):
-    """The requests that a job has sent by a way and whose answers it still awaits. The functions block and raise the
-    errors of `JobDatabase`."""
+    """The requests that a job has sent by a way and whose answers it still awaits. The functions block the thread. They
+    raise the errors of `JobDatabase`."""
 
     RULE: str
     """The SQL condition for rows whose answers are awaited, as in `RULES`."""
@@ -66,7 +66,7 @@ class Awaited(Protocol):
         ...
 
     def names(self, store: JobDatabase) -> str:
-        """Return the provider's names of the awaited work, such as `batch a, b`; `""` if no work is awaited."""
+        """Return the names that the provider gave the awaited work, such as `batch a, b`; `""` if none is awaited."""
         ...
 
     def slots(self, store: JobDatabase) -> Collection[int]:
@@ -108,7 +108,7 @@ def _used(store: JobDatabase) -> dict[str, Awaited]:
 
 
 def begin_way(store: JobDatabase, way: str) -> None:
-    """Create the tables of a way that a job begins to use. Raises as `JobDatabase` does."""
+    """Create the tables of a way that a job begins to use. Raises the errors of `JobDatabase`."""
     if (entry := ways().get(way)) is not None:
         store.add(entry.tables)
 
@@ -116,14 +116,14 @@ def begin_way(store: JobDatabase, way: str) -> None:
 def is_empty(store: JobDatabase) -> bool:
     """Return whether a job has no record and has never sent requests by a way of a feature.
 
-    Raises as `JobDatabase` does.
+    Raises the errors of `JobDatabase`.
     """
     missing = store.added.keys() - {name for entry in ways().values() for name in entry.tables}
     return not (missing or store.page(0, size=1) or any(way.has_sent(store) for way in _used(store).values()))
 
 
 def names(store: JobDatabase) -> str:
-    """Return the providers' names of the work that a job awaits; `""` if it awaits none. Raises as `JobDatabase`."""
+    """Return the names that providers gave the work that a job awaits, or `""`. Raises the errors of `JobDatabase`."""
     return ", ".join(filter(None, (way.names(store) for way in _used(store).values())))
 
 
@@ -173,7 +173,7 @@ _ROUND = TypeAdapter(Round)
 
 
 def stored_rounds(store: JobDatabase) -> list[Round]:
-    """Return the rounds of a job, in order. Raises as `JobDatabase` does."""
+    """Return the rounds of a job, in order. Raises the errors of `JobDatabase`."""
     return [_round(id_, value) for id_, value in store.read("SELECT id, value FROM round ORDER BY id")]
 
 
@@ -188,14 +188,14 @@ def _round(id_: int, text: str) -> Round:
 
 
 def store_round(store: JobDatabase, round_: Round) -> None:
-    """Store a round, or its changed state. Raises as `JobDatabase` does."""
+    """Store a round, or its changed state. Raises the errors of `JobDatabase`."""
     value = asdict(round_)
     id_ = value.pop("id")
     store.change(("INSERT OR REPLACE INTO round VALUES (?, ?)", [(id_, orjson.dumps(value).decode())]))
 
 
 def end(store: JobDatabase) -> None:
-    """Store that the job has finished. Raises as `JobDatabase` does."""
+    """Store that the job has finished. Raises the errors of `JobDatabase`."""
     if known := stored_rounds(store):
         store_round(store, replace(known[-1], done=True))
 

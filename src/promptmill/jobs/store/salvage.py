@@ -4,7 +4,7 @@ answers    all intact answers, and failures with a sent request (a damaged row m
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
-ways       all readable rows of their tables; of tables without row ids, the rows before the first unreadable row
+ways       all readable rows of their tables; if a table has no row ids, only the rows before the first unreadable row
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The shape of an output: a part of an order that divides the answer to a row into several rows of the output.
+"""The shape of an output. It is a part of an order, and divides the answer to a row into several rows of the output.
 
     record of a row ─▶ Shape.division ─▶ a record for each row of the output, with the fields of Shape.output_schema
 

@@ -55,7 +55,7 @@ class InputSpec(Stored):
     fields: _Names = ()
     """For rows of JSON: the fields whose names a prompt could read as an expression, such as `mail-body`."""
     taken: tuple[str, ...] = ()
-    """For rows of JSON: the fields whose names a column of the job could otherwise get."""
+    """For rows of JSON: the fields whose names are no longer free for the columns of the job."""
     settings_read: tuple[str, ...] = ()
     """The columns that are read as settings of each row."""
     blank: dict[str, int] = Field(default_factory=dict)
@@ -67,7 +67,7 @@ class InputSpec(Stored):
 
     @property
     def above(self) -> int:
-        """The number of rows above the first row in the input's only sheet; 0 for other inputs."""
+        """If the input is one sheet: the number of the sheet's rows above the first row of data; otherwise 0."""
         return self.style.header_row + 1 if self.style.sheet and len(self.files) < 2 else 0
 
     @property
@@ -129,7 +129,7 @@ class OutputRecord(Stored):
     limit: int | None
     """The number of input rows in the file; None: all; 0: another program made the file, which may be replaced."""
     finished: bool = True
-    """False if the output must be written again, because the job has newer answers or another output."""
+    """False if the output must be written again, because the job now has newer answers or the output another form."""
     replaces: Stamp | None = None
     """The stamp of the previous output, which still exists if the job was killed before the new output replaced it."""
     answers: tuple[Stamp, ...] = ()

@@ -61,7 +61,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""For each count of earlier runs' requests, the SQL expression whose sum over all records is the count."""
+"""The counts of earlier runs' requests, each with an SQL expression. Its sum over all records is the count."""
 _HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
 _IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
@@ -180,7 +180,7 @@ class JobCounts(Counts):
 
 
 def quantile(ordered: Sequence[float], percent: int) -> float | None:
-    """Return the smallest of the `ordered` values that at least `percent` % of them do not exceed; None without values.
+    """Return the lowest of the `ordered` values for which at least `percent` % of all values are no higher, or None.
 
     >>> quantile([0.1, 0.2, 0.3, 0.4], 50)
     0.2
@@ -227,8 +227,8 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
     """Count the vectors, or the distinct answers. Return `different` (the number of distinct answers), `shortest` and
-    `longest` (in characters). If short answers repeat, or all answers are equal, also return `values`: the rows for
-    each of the most frequent answers or, if the choices of `output` are numbers, for each choice in ascending order.
+    `longest` (in characters). If short answers repeat, or all answers are equal, also return `values`: the number
+    of rows for each of the most frequent answers or, if the choices of `output` are numbers, for each choice in order.
     Return `{}` without answers. White space around an answer is ignored. If `output` has a schema, also return
     `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` takes as long again; SQLite sorts on disk.
     """
@@ -357,8 +357,8 @@ def chance(seed: int) -> random.Random:
 
 
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Draw up to `size` records that meet the condition `where` at random (by `seed`), and yield the intact ones by
-    key."""
+    """Draw up to `size` records that meet the condition `where` at random (by `seed`). Yield those that are intact, in
+    the order of their keys."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
     order = f"{mixed} * {mixed} % {_PRIME}"  # squared, because the rows would otherwise be evenly spaced
@@ -366,7 +366,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
 
 
 def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield the intact records that meet the condition `where`, by key; only a sample if there are more than `size`."""
+    """Yield the intact records that meet `where`, in the order of their keys; only a sample if more than `size` do."""
     if store.count(where) > size:
         yield from sample(store, size, seed, where)
         return
@@ -374,7 +374,7 @@ def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Re
 
 
 def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
-    """Return the latency, characters and tokens of each answer; if there are many, of every n-th (see `_SAMPLES`)."""
+    """Return the latency, characters and tokens of each answer; of every n-th answer if there are over `_SAMPLES`."""
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
@@ -401,7 +401,7 @@ def frequent_texts(store: JobDatabase, most: int) -> list[tuple[str, int]]:
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
-    """Return, by the id of a round, the number of rows that have an answer or a failure from this round."""
+    """Return, for each round's id, the number of rows that have an answer or a failure from this round."""
     every = "SELECT round, key FROM answer UNION ALL SELECT round, key FROM spare"
     return dict(store.read(f"SELECT round, count(DISTINCT key % {SLOT}) FROM ({every}) GROUP BY round"))
 
@@ -443,7 +443,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
-    """Return sums over paid answers (neither copied nor cached), by whether one of `rounds` made them, and by slot."""
+    """Return sums over paid answers (neither copied nor cached). Keys: whether they are of `rounds`, and their slot."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), key / {SLOT}, count(*),
@@ -475,7 +475,7 @@ def cost(store: JobDatabase) -> float:
 
 
 def vector_lengths(store: JobDatabase, before: int = ALL_ROWS) -> dict[int, int]:
-    """Return the number of vectors for each length of vectors; `{}` unless all answers are vectors."""
+    """Return the number of vectors of each length; `{}` unless all answers are vectors."""
     answers = f"FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED}"
     if store.read(f"SELECT vector IS NULL {answers} LIMIT 1", before) != [(0,)]:  # avoids a scan of texts
         return {}

@@ -31,7 +31,7 @@ def spent(folder: Folder) -> float:
 
 
 def recorded_cost(folder: Folder) -> float:
-    """Return the cost of a job's requests that have a record. Blocks. Raises as `spent`.
+    """Return the cost of a job's requests that have a record. Blocks. Raises the errors of `spent`.
 
     The database is read too, because the stored status may lack the last costs of a killed runner.
     """
@@ -46,7 +46,7 @@ def write_starting(folder: Folder) -> None:
 
 
 def read(folder: Folder) -> Status:
-    """Return the status of the job in `folder`. If a job is unfinished and no process runs it, it is `interrupted`.
+    """Return the status of the job in `folder`. The state of an unfinished job that no process runs is `interrupted`.
 
     Raises `PromptmillError` (`invalid_input`) if the job was removed meanwhile.
     """
@@ -67,7 +67,7 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
         now |= _read(folder, lambda store: _stored_counts(store, spec, now)) or {}
     if not alive and now["state"] != FINISHED:
-        now["paused"] = folder.control.paused  # as the next run will be
+        now["paused"] = folder.control.paused  # whether the next run will begin paused
     output = str(spec.output.path) if spec.output.format else None
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
     job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
@@ -147,7 +147,7 @@ def examples(folder: Folder) -> dict[str, str]:
 
 def with_results(folder: Folder, found: Status) -> Status:
     """Return the status `found` with `results`, the counts of the answers so far (see `statistics.results`); unchanged
-    if the database is unreadable. If the job is running, its row counts are of the same moment as the results."""
+    if the database is unreadable. If the job is running, rows are counted again, at the same moment as the results."""
     if (spec := folder.spec) is None:
         return found
     if not found["alive"]:

@@ -31,7 +31,7 @@ class Count:
     """The source of the number. `rows`: the records, which `JobCounts` counts. `requests`: the records of earlier runs,
     plus the counts of this run's `Call`. `runs`: the previous run's status, plus the counts of this run's `Call`."""
     words: str = ""
-    """The text after the number in a line of the summary, such as ` empty row{s}`; `""`: there is no such line."""
+    """The text after the number in a line of the summary, such as ` empty row{s}`; `""` if it has no line."""
     title: str = ""
     """The name of the field in a report, if it differs from the field's name."""
     rare: bool = False
@@ -61,7 +61,7 @@ class Results(TypedDict, total=False):
     """The distinct answers, see `statistics.results`."""
 
     vectors: int
-    """The number of vectors, if answers are vectors; the counts `different` to `fields` are about texts."""
+    """The number of vectors, if answers are vectors. The counts from `different` to `fields` are for texts."""
     dimensions: int
     """The length of each vector; 0 if vectors differ in length."""
     different: int
@@ -250,7 +250,7 @@ def _is_valid(value: object, figure: Figure) -> bool:
 
 
 def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
-    """Return the shares of labels in a status, by field: from a person's labels or, if there are none, from a plan."""
+    """Return the label shares in a status, by field. They are from a person's labels or, if none exist, from a plan."""
     of_plan = (value.get("shares") for value in status.values() if isinstance(value, Mapping))
     return status.get("shares") or next(filter(None, of_plan), {})
 

@@ -28,7 +28,7 @@ def serve(options: HFOptions, channel: Channel) -> None:
         lambda: require_packages("hf", "torch", "transformers"),
     )
     channel.progress("Starting transformers")
-    # imported after a model was found, together with torch and transformers
+    # these modules import torch and transformers, so they are imported only after a model was found
     from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
     from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.schedule import Schedule, capacity_for
@@ -54,7 +54,7 @@ def serve(options: HFOptions, channel: Channel) -> None:
 
 def _set_up_libraries() -> None:
     # If threads spin while they wait for each other, a step takes 10 times as long when other programs run, and the
-    # server slows down. A spin count of 400, some microseconds (only GNU's library uses it), gains 18 % on an idle
+    # server slows down. A spin count of 400 (some microseconds; only GNU's library uses it) gains 18 % on an idle
     # machine and costs 10 % on a busy one (measured on 2 cores); a count of 3,000 gains 30 % and costs 36 %.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")

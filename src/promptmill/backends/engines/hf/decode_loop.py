@@ -43,16 +43,16 @@ from promptmill.system.frames import Frame
 
 _RECOVERY = 512  # after memory ran out, this many steps pass before more rows are computed together
 _IDLE_S = 1.0  # after this time without rows, unused memory is returned to the system; allocating it again takes time
-_NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # in errors of CPUs, cards and their libraries
+_NO_MEMORY = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")  # words in errors of CPUs and GPU libraries
 _MISHAPS = 3  # a row that was in this many failed steps is considered their cause
 _MOST_LEADING = 256  # max tokens of a position that count for the probabilities of the choices
-_MOST_TEXTS = 8  # max kept texts: questions about a text precede other rows, so a run needs one text at a time
+_MOST_TEXTS = 8  # max kept texts; a run needs only one at a time, because it answers all questions about a text first
 _SHARE_OF_TEXTS = 4  # texts may take 1/4 of the cache's tokens
 _QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
 
 class Advance(NamedTuple):
-    """The result of a step: a token per row (None: the row's scores are NaN), and the indices of the finished rows."""
+    """The result of a step: each row's token (None if its scores are NaN), and the indices of the finished rows."""
 
     tokens: list[int | None]
     done: list[int]
@@ -169,7 +169,7 @@ class DecodeLoop(ABC):
             row.kept = None
             if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
                 self._answer(row, row.failure(_item_error(error)))
-                self._places = self._most if no_memory else self._places  # this row alone took too much memory
+                self._places = self._most if no_memory else self._places  # this row alone was too large; others may fit
             else:
                 self._schedule.put_back(row)
 
@@ -329,7 +329,7 @@ def _longest(rows: list[RunningSequence]) -> int:
 
 
 def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
-    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which its images cause."""
+    """Return `positions`, `(rows, 1)`, with each row's offset added. Images in the row cause the offset."""
     if not any(row.offset for row in rows):
         return positions
     return positions + torch.tensor([[row.offset] for row in rows], device=positions.device)
@@ -385,7 +385,7 @@ class Prefill:
     def __init__(
         self, model: LanguageModel, rows: list[RunningSequence], chunk: int, computed: Computed | None = None
     ) -> None:
-        """`computed`: a sequence with the same beginning as the first row, which is then the only row."""
+        """`computed`: a sequence whose beginning equals that of the first row. If given, there is only one row."""
         self.rows = rows
         self._model = model
         self._chunk = (
@@ -565,7 +565,7 @@ def _free_unused_memory() -> None:
         if devices.is_available():
             devices.empty_cache()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # for C libraries other than GNU's
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries than GNU's lack this function
             ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -610,7 +610,7 @@ def _not_a_number() -> PromptmillError:
 
 
 def _item_error(error: Exception, *, shared: bool = False) -> PromptmillError:
-    """Return the error of a row. Raises `error` if memory ran out for several rows: it may be enough for fewer rows."""
+    """Return the error of a row. Raises `error` if memory ran out for several rows: it may suffice for fewer."""
     if isinstance(error, PromptmillError):
         return error
     if _is_out_of_memory(error):

@@ -107,7 +107,7 @@ class LanguageModel:
 
     @functools.cached_property
     def token_bytes(self) -> Counter[torch.device]:
-        """The bytes of a token's keys and values on each device, measured with a token; empty if the model fails."""
+        """The measured bytes of a token's keys and values on each device; empty if the model fails."""
         taken: Counter[torch.device] = Counter()
         cache, one = self.new_cache(), torch.ones((1, 1), dtype=torch.long, device=self.device)
         with contextlib.suppress(Exception), torch.inference_mode():  # each item will report the model's own error
@@ -152,7 +152,7 @@ class LanguageModel:
         """
         given = {"attention_mask": mask, **seen}
         positions = self.network._prepare_position_ids_for_generation(tokens, given)
-        axes = positions[-3:] if positions.dim() == 3 else positions  # an additional first axis counts tokens
+        axes = positions[-3:] if positions.dim() == 3 else positions  # if there are four axes, the first counts tokens
         return positions, int(axes.max()) + 1 - tokens.shape[1]
 
     def scores(
@@ -168,7 +168,7 @@ class LanguageModel:
         """Compute `tokens`, which follow the content of `cache`. Return each row's scores for its next token.
 
         `tokens` and `positions` are `(rows, new)`, `mask` is `(rows, cached + new)`; the result is `(rows, vocabulary)`
-        in float32. `first`: the cache is empty; `seen` then has the prompt's image inputs.
+        in float32. `first`: the cache is empty, and `seen` has the image inputs of the prompt, if any.
         """
         inputs = self.network.prepare_inputs_for_generation(
             tokens,
@@ -179,7 +179,7 @@ class LanguageModel:
             **({"position_ids": positions} if self._forward.takes_positions else {}),
             **seen,
         )
-        # for a prompt longer than the border, Phi-3 drops the cache from its inputs
+        # the cache is added again, because Phi-3 drops it from its inputs for a prompt longer than the border
         given = {**inputs, self._forward.cache_name: cache, **self._forward.short_logits}
         answered = self.network(**given, return_dict=True)
         return answered.logits[:, -1].float()

@@ -16,7 +16,7 @@ KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def is_of_columns(cache: Cache) -> bool:
-    """Return whether all layers of `cache` have a column of keys and values per token, or per token of a window."""
+    """Return whether each layer of `cache` has one column of keys and values per token (or per token in its window)."""
     return bool(cache.layers) and all(
         type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in cache.layers
     )

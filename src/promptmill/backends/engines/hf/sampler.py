@@ -67,7 +67,7 @@ class Penalties:
         if self.repetition != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be larger
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens' ids may be larger
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -149,7 +149,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     numbers = [choice.draw() for choice in choices]
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
-    # for all rows together, a card takes as long as for one row; a CPU takes three times as long as row by row
+    # a card computes all rows in the time of one; a CPU would take three times as long as for one row after the other
     for rows in [whole] if scaled.is_cuda and whole else [[row] for row in whole]:
         shares = (scaled[rows] if len(rows) > 1 else scaled[rows[0], None]).softmax(-1)
         upto = (shares.cpu() if shares.is_mps else shares).cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
@@ -174,7 +174,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return an index drawn from `shares`, the largest shares in descending order; None if more may be needed."""
+    """Return an index drawn from the largest `shares`, in descending order; None if smaller shares may be needed."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
@@ -193,7 +193,7 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
 
 
 def _places_of(numbers: list[float], upto: Any) -> list[int]:
-    """Return, for each row, the first index at which its sums in `upto` exceed their total times the row's number."""
+    """Return, for each row, the first index in `upto` whose sum exceeds the row's number times the row's total."""
     aims = upto[:, -1:] * torch.tensor(numbers, dtype=upto.dtype, device=upto.device).unsqueeze(1)
     places = torch.searchsorted(upto, aims, right=True).clamp(max=upto.shape[1] - 1)
     return [int(place) for place in places.masked_fill(~aims.isfinite(), 0).flatten().tolist()]
@@ -281,7 +281,7 @@ class AnswerMask:
     """The token mask of one answer: permits only tokens that can still lead to a text of the grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
-        """`known`: the size of the matcher's vocabulary. `closings`: marks; the grammar starts after one of them."""
+        """`known`: the size of the matcher's vocabulary. `closings`: marks after which the grammar starts."""
         self._matcher = matcher
         self._known = known
         self._ends = ends
@@ -295,11 +295,11 @@ class AnswerMask:
         if self._closings and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):  # llguidance stops at its limits; the token would take seconds
+            if not self._matcher.consume_token(token):  # the token would take seconds, so llguidance refuses it
                 raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
-        if scores.device.type == "cpu":  # numpy is faster, because torch would use its threads
+        if scores.device.type == "cpu":  # numpy is faster, because torch would start threads
             np.copyto(scores.numpy(), -np.inf, where=ruled_out)
         else:
             scores.masked_fill_(torch.from_numpy(ruled_out).to(scores.device), float("-inf"))

@@ -6,10 +6,10 @@ runs, to the run that was served longest ago. With three free places and these r
     run 1   waiting: a b c   running: none
     run 2   waiting: d e     running: x
 
-the places go to a (run 1 has fewer rows), d (now both have one, and run 1 was served last) and b. Rows that are taken
-together have similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity`
-limits the batch by the model's speed and by memory. On a card, free memory is measured when a batch begins: a tenth of
-the card is not used, and 2/3 of the rest are for the rows' keys, values and scores. All rows count as the longest one.
+the places go to `a` (run 1 has fewer rows), `d` (now both have one, and run 1 was served last) and `b`. Rows that are
+taken together have similar lengths, so that padding stays small; a row that does not fit waits for the next turn.
+`Capacity` limits the batch by the model's speed and by memory. On a card, free memory is measured when a batch begins:
+a tenth of the card is not used; 2/3 of the rest are for keys, values and scores. All rows count as long as the longest.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
-_SHORT = 128  # tokens; only a longer prompt is computed alone, to use the computed beginning of another prompt
+_SHORT = 128  # a prompt of more tokens is computed alone if its beginning is already computed
 _STATIC_ROWS = 8  # max rows of a batch that no row can join and that runs as long as its longest row; 64 on a card
 _CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists twice while it is moved
 _RESERVE = 10  # 1/10 of a card, or 1/4 of its free memory, stays free for the values of a step and for other programs
-_BATCH_SHARE = 2 / 3  # share of the rest; paused rows and kept texts get 1/3 (a cache on a card is moved by layers)
-_SCORE_BYTES = 32  # bytes per token of the vocabulary for a row's scores in 16 and 32 bits, four copies, and their sums
-_IMAGE_ROWS = 64  # max rows of an image model: twice as many prompts wait with their pixels, each with some MB
+_BATCH_SHARE = 2 / 3  # the batch's share of the rest; 1/3 is for paused rows, kept texts, and a layer that is moved
+_SCORE_BYTES = 32  # bytes per row and token of the vocabulary: scores in 16 and 32 bits, four copies, and their sums
+_IMAGE_ROWS = 64  # max rows of an image model: the pixels of twice as many prompts, some MB each, are in memory
 
 
 class Schedule(WaitingRows[RunningSequence]):
@@ -107,7 +107,7 @@ class Schedule(WaitingRows[RunningSequence]):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The limits of a batch: `rows` rows, and `tokens` tokens in the cache (None: unknown)."""
+    """The limits of a batch: `rows` rows, and `tokens` tokens in the cache. `tokens` is None if it is unknown."""
 
     rows: int
     tokens: int | None = None

@@ -51,7 +51,7 @@ class RunningSequence(GrowingAnswer):
     """The number of tokens computed since the row joined the batch."""
     answered: bool = False
     computed_too_far: int = 0
-    """The number of last tokens that were computed but do not precede the next token."""
+    """The number of last tokens to remove from the cache, because the search continues at an earlier token."""
     top_logprobs: int = 0
     """The number of most probable tokens to report at each position, in addition to the chosen token."""
 

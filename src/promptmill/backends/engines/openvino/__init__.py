@@ -15,7 +15,7 @@ def serve(options: OpenVINOOptions, channel: Channel) -> None:
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) if the model cannot be loaded.
     """
     path = find(options["model_name_or_path"], options["gguf_file"], channel.progress)
-    # imported after a model was found, together with openvino
+    # these modules import openvino, so they are imported only after a model was found
     from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, PipelineRow, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
 

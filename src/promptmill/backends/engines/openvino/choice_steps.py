@@ -1,10 +1,10 @@
 """Answers with choices, in steps: for each place that the search examines, OpenVINO's pipeline gets one request.
 
 OpenVINO GenAI cannot be given a list of permitted tokens, and reports the log probability of the chosen token only. For
-a single token, both limits can be avoided. All other tokens become end tokens, which cannot be the first token. If the
-search needs the alternatives, many answers are drawn, which share the computed prompt. Their temperature is so high
-that all permitted tokens are equally likely, so each token is drawn, and OpenVINO reports the log probability that the
-model gives it. The next step finds the computed prompt in the pipeline's cache.
+a single token, both limits can be avoided. Tokens that are not permitted become end tokens, which cannot be the first
+token. If the search needs the alternatives, many answers are drawn, which share the computed prompt. Their temperature
+is so high that all permitted tokens are equally likely, so each token is drawn, and OpenVINO reports the model's log
+probability of it. The next step finds the computed prompt in the pipeline's cache.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ from promptmill.core.bounds import MOST_GRAMMAR_WORK, MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonObject
 
-# OpenVINO compiles a grammar inside a step, for which all rows wait and which cannot end early. Times on a core with
-# 49,152 tokens in the vocabulary: a length or repeat that unrolls to 100 places takes 1.1 s, and one of 500 or more
-# places 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s. In grammars
+# OpenVINO compiles a grammar inside a step, for which all rows wait and which cannot end early. On one core, with a
+# vocabulary of 49,152 tokens, a length or repeat that unrolls to 100 places takes 1.1 s, and one of 500 or more places
+# takes 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s. In grammars
 # of `StrictJson`, a limited length takes 0.3 to 0.4 s, and 300 optional properties take 6 s.
 _CHARACTERS_PER_WORK = 3000
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
@@ -47,7 +47,7 @@ _KEYWORDS: Mapping[str, frozenset[str]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# If the space were required, the embedded model would write the first name letter by letter, with worse values.
+# If the space were required, the embedded model would write the first field's name letter by letter, and worse values.
 _OPENING = '"{" " "?'
 _CHARACTER = r'[^"\\\x00-\x1f]'
 _SHARED = rf"""
@@ -79,7 +79,7 @@ class _Costs(NamedTuple):
 
     most_of_a_length: int
     squares_per_work: int
-    """The square of the number of optional properties, divided by this, is the work that these properties take."""
+    """The work for optional properties is the square of their number, divided by this."""
 
 
 _STRICT = _Costs(most_of_a_length=40, squares_per_work=150)
@@ -136,7 +136,7 @@ def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int])
             return None
         for piece in following:
             longer = [ending for ending in possible if ending.startswith(piece, end)]
-            place = end + len(piece), longer[0]  # no two texts of the same length have the same first ending
+            place = end + len(piece), longer[0]  # a text is identified by its length and its first ending
             if place not in reached:
                 reached.add(place)
                 ahead.append((place[0], longer))
@@ -207,7 +207,7 @@ def _work_of(limit: tuple[str, ...], costs: _Costs) -> int:
 
 
 def _repeats(pattern: str) -> int:
-    """Return the number of places to which the counted repeats of a pattern unroll. Nested repeats multiply."""
+    """Return the total length of a pattern's counted repeats when unrolled. The counts of nested repeats multiply."""
     groups, last, in_class = [0], 0, False
     for piece in re.findall(r"\\.|\{\d+(?:,\d*)?\}|.", pattern, re.DOTALL):
         if in_class:
@@ -253,7 +253,7 @@ class StrictJson:
         try:
             self._root = self._of(schema, frozenset())
         except (RecursionError, TypeError, ValueError, LookupError, AttributeError, OverflowError, re.error):
-            raise NotWritableError from None  # OpenVINO reports a malformed schema
+            raise NotWritableError from None  # if the schema is malformed, OpenVINO reports it
 
     @property
     def text(self) -> str:
@@ -269,7 +269,7 @@ class StrictJson:
         return self._names[body]
 
     def _of(self, node: Any, open_references: frozenset[str]) -> str:
-        """Return the expression for a schema. `open_references`: the references that led to it at the same position."""
+        """Return the expression for a schema. `open_references`: references that led to it without text in between."""
         if node is True:
             return "value"
         keywords = node.keys() - _IGNORED

@@ -66,7 +66,7 @@ def _check_graphs(folder: Path) -> Path:
 
 
 def _require() -> None:
-    """Raise `PromptmillError` (`missing_dependency`), which names all alternatives, for users of a new installation."""
+    """Raise `PromptmillError` (`missing_dependency`) if a package is missing. It shows new users all alternatives."""
     hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     require_packages(
         "cpu",
@@ -118,8 +118,8 @@ def _write_plain(source: Path, target: Path) -> int:
 def _convert(source: Path, target: Path) -> None:
     """Write the embedded model as a folder. OpenVINO loads the folder in two seconds, and the GGUF file in nine.
 
-    OpenVINO rounds the zero points of Q4_1 to whole steps, so weights are wrong by up to 0.3, and the capital of France
-    becomes "Paris, capital of France". So the weights are first converted to 16-bit numbers.
+    OpenVINO rounds the zero points of Q4_1 to whole steps, so weights are wrong by up to 0.3. (Asked for the capital of
+    France, the model answers "Paris, capital of France".) So the weights are first converted to 16-bit numbers.
     """
     import openvino
     import openvino_genai
@@ -132,10 +132,10 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer = openvino_genai.Tokenizer(file, enable_save_ov_model=True)
     scheduling = openvino_genai.SchedulerConfig()
     with contextlib.suppress(RuntimeError):
-        # the graph is written before a device is searched for; without a device, the slow compilation is skipped
+        # no device has the name NONE, so this fails after the graph is written, and before the slow compilation
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
-    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # saves each start half of its work
+    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # halves the work of each start
     target.mkdir()
     openvino.save_model(graph, target / "openvino_model.xml", compress_to_fp16=True)
     for part in plain.glob("openvino_*tokenizer.*"):

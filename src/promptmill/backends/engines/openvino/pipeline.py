@@ -4,11 +4,10 @@
        ▲                     │
        └──the step failed────┘  (a new pipeline)
 
-The loop keeps `LoadedPipeline.rows` rows in the pipeline. It adds up to the same number again, so that a call without
-rows gets a place immediately. It reads the new tokens after each step and stops rows at stop strings, which the
-pipeline does not know. A failed step breaks the pipeline, so its rows start over in a new one. A row whose grammar was
-used for the first time is assumed to be the cause and gets the error; a row that was in `_MISHAPS` failed steps gets
-it, too.
+The loop keeps `LoadedPipeline.rows` rows in the pipeline, or up to twice as many if calls without running rows need a
+place. It reads the new tokens after each step and stops rows at stop strings, which the pipeline does not know. A
+failed step breaks the pipeline, so its rows start over in a new one. A row whose grammar was used for the first time is
+assumed to be the cause and gets the error; a row that was in `_MISHAPS` failed steps gets it, too.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ _CACHE_SHARE = 4  # the cache gets 1/4 of free memory, at most 8 GiB
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 # Candidates for special tokens, by spelling. The detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
-# A GGUF file's key of the context length, its type (4: 32 bits) and its value. They precede the vocabulary. The gguf
+# The key, type (4: 32 bits) and value of the context length in a GGUF file. They precede the vocabulary. The gguf
 # package would also read the vocabulary, which takes seconds.
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
 _GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens a text with more tokens, without a warning
 _MOST_PASSED = 64
-"""The most rows that are put aside while they wait for a running row with the same prompt, so that others go first."""
+"""While rows wait for a running row with the same prompt, at most this many are put aside, so that others go first."""
 _MISHAPS = 2  # a row that was in this many failed steps gets the error
 
 
@@ -120,7 +119,7 @@ class LoadedPipeline:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
-        # for questions about one text and for `ChoiceSteps`; not for images, of which it would compare only the number
+        # the cache is for questions about one text and for `ChoiceSteps`; of images, it would compare only the number
         scheduling.enable_prefix_caching = not self.reads_images
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
@@ -187,7 +186,7 @@ def _context(path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The prompt for a model that reads images, as text and images instead of tokens."""
+    """The prompt for a model that reads images: text and images, which the pipeline itself converts to tokens."""
 
     text: str
     """The prompt, with OpenVINO's tags at the positions of its images."""
@@ -200,14 +199,14 @@ class PipelineRow(GrowingAnswer):
     """A request with OpenVINO's generation settings. If it has `sight`, `prompt` has only the tokens of the text."""
 
     config: Any
-    """`openvino_genai.GenerationConfig`."""
+    """The row's `openvino_genai.GenerationConfig`."""
     sight: Sight | None = None
     counted: int | None = None
     """The number of prompt tokens including images; None until the pipeline has reported it."""
     grammar: Grammar | None = None
     """The constraint for the answer."""
     steps: ChoiceSteps | None = None
-    """The steps of a row whose requests to the pipeline are for one token each; None for other rows."""
+    """The steps, if the pipeline gets one request for each token; None if it gets one request for the whole answer."""
     handle: Any = None
     """The row's `openvino_genai.GenerationHandle` while the row runs."""
 
@@ -221,7 +220,7 @@ class Tokenizer:
     """Converts text to tokens and back, with the method names of transformers' tokenizers. It is thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is `openvino_genai.Tokenizer`."""
+        """`tokenizer`: an `openvino_genai.Tokenizer`."""
         self._tokenizer = tokenizer
         self.chat_template: str = tokenizer.get_original_chat_template() or ""
         self.special = _special(tokenizer)
@@ -341,8 +340,8 @@ class PipelineDecoder:
     def _has_twin(self, row: PipelineRow) -> bool:
         """Return whether the prompt of a running row begins with the whole prompt of this row, or the other way round.
         Such rows would share the last block of the cache, into which the running row still writes its answer. (Of eight
-        equal prompts in one batch, seven got another answer.)"""
-        if self._model.reads_images:  # the pipeline of such a model caches no beginnings
+        equal prompts in one batch, seven got a wrong answer.)"""
+        if self._model.reads_images:  # the pipeline of such a model caches no prompts
             return False
         prompt, size = row.prompt, len(row.prompt)
         return any(one.prompt[:size] == prompt[: len(one.prompt)] for one in self._running)

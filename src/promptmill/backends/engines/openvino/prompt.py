@@ -37,7 +37,7 @@ _UNLIMITED = 2**63  # larger values in OpenVINO's defaults mean "not set"
 _SEEDS = 2**32
 
 _TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
-_SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
+_SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # words in the names of special tokens for images
 _WORD = "promptmillword"  # a word that occurs in no template
 
 
@@ -108,13 +108,13 @@ class PromptBuilder:
         config.logprobs = int(top_logprobs is not None)
         usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
         limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
-        # `AnswerEnd` limits the answer; `max_length` limits prompt and answer: only the pipeline counts images' tokens
+        # `max_length` limits prompt and answer together, because only the pipeline can count the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
         steps = (
             None if own is None else self._steps(own, banned, config, chances, len(tokens), skips=top_logprobs is None)
         )
-        config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
+        config.apply_chat_template = sight is not None and not special  # the template from `pipeline` has no effect
         texts = self._tool_texts if tools else self._texts
         return PipelineRow.of(
             message,
@@ -205,7 +205,7 @@ class PromptBuilder:
         return prompt_text(turns, template.source, lambda turns: template.render(turns, options), warnings)
 
     def _encode(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
-        """Return the tokens of the prompt's text. For the context length, each image counts as one token or more."""
+        """Return the tokens of the prompt's text. Raises an error if they, plus one per image, exceed the context."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
         submission.check_length(

@@ -49,7 +49,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
     stderr = StderrTee()
-    # imported after a model was found, together with torch and vllm
+    # these modules import torch and vllm, so they are imported only after a model was found
     from promptmill.backends.engines.vllm.requests import RequestRunner
     from promptmill.backends.engines.vllm.startup import load_engine
 

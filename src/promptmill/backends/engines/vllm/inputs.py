@@ -66,7 +66,7 @@ class Prepared:
     top_logprobs: int | None
     """The number of most probable tokens to report at each position; None if no log probabilities are requested."""
     search: ChoiceSearch | None
-    """The search among the choices' own tokens that finds the answer; None for other answers."""
+    """The search that finds the answer among the choices' own tokens; None if the answer is not searched."""
 
 
 class VllmPrompts:

@@ -208,7 +208,7 @@ class MarkReader:
     """Splits an answer at its model's marks: `<think>…</think>` and similar marks, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
-    """Arguments of `AsyncLLM.generate` about the end of reasoning, because a constrained structure begins there."""
+    """Arguments of `AsyncLLM.generate` that tell where reasoning ends and a constrained structure may begin."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._form = prepared.form

@@ -24,7 +24,7 @@ from promptmill.core.errors import PromptmillError, config_error, first_sentence
 from promptmill.core.wording import did_you_mean
 from promptmill.system.safe_open import home_expanded
 
-_CACHED_TOKENS = 64 * 1024  # tokens of the KV cache on a CPU; more if one maximal prompt needs it
+_CACHED_TOKENS = 64 * 1024  # the size of a CPU's KV cache in tokens; larger if the longest possible prompt needs more
 _LEAST_CACHE = 256 << 20
 _MEMORY_SIGNS = (
     *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),

@@ -29,7 +29,7 @@ _OF_DIALECTS = {
     ),
     "gemini": BatchProfile(family="gemini", label="displayName", checks_files=True, purpose="", other_paths=CHATS_ONLY),
 }
-_DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an `api-version`
+_DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # Azure's addresses with an `api-version` end in this
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:

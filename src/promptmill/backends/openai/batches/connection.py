@@ -1,4 +1,4 @@
-"""Sends requests to a Batch API over a pool, only once or repeatedly with waits. Uploads and downloads files."""
+"""Sends requests to a Batch API over a pool, either once or until one succeeds. Uploads and downloads files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
 _LONGEST_WAIT_S = 300.0  # if the endpoint asks for a longer wait, the request fails
-_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # most polls, and seconds between polls; Azure takes minutes for 200 MB
+_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # limit of polls, and seconds between them; Azure takes minutes for 200 MB
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class BatchConnection:
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Return the result of `attempt`, which is repeated, with waits, until it succeeds. Raises `PromptmillError`.
+        """Repeat `attempt` with waits until it succeeds, and return its result. Raises `PromptmillError`.
 
         After an unclear failure, `look` is called; its result is returned if it is not empty.
         """

@@ -48,7 +48,7 @@ def _coded(custom_id: str, error: JsonObject) -> Reply:
 
 
 class TogetherBatches(openai_batches.Batches):
-    """Together (together 3.1.1) names an address for each upload, and checks a file on a further request."""
+    """Together (together 3.1.1) names an address for each upload, and checks a file if another request asks for it."""
 
     PLACES = openai_batches.RecordPaths(expires="expires_at|job_deadline")
 
@@ -277,7 +277,7 @@ class GeminiBatches(openai_batches.Batches):
 
 
 class FireworksBatches(openai_batches.Batches):
-    """Fireworks stores requests and results as datasets of an account. Their path differs from the path of inference.
+    """Fireworks stores requests and results as datasets of an account. Their URLs differ from the URL of inference.
 
     The ids of the job and of both datasets contain promptmill's key, so a job cannot be created twice. Facts:
     docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.
@@ -304,7 +304,7 @@ class FireworksBatches(openai_batches.Batches):
         await self._check_path(await self._below("batchInferenceJobs"))
 
     async def _below(self, rest: str) -> str:
-        """Return the path of `rest` in the account to which the key belongs."""
+        """Return the path `rest`, placed below the account to which the key belongs."""
         if not self._account:
             self._account = str(reading.at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
             if not self._account:
@@ -385,7 +385,7 @@ class FireworksBatches(openai_batches.Batches):
 
 
 class XAIBatches(openai_batches.Batches):
-    """xAI takes OpenAI's files and lines. It reports counts instead of a state, and returns results in pages of JSON.
+    """xAI takes files in OpenAI's format. It reports counts instead of a state, and returns results in pages of JSON.
 
     Facts: docs.x.ai/docs/guides/batch-api and its REST reference (/v1/batches, files of JSON Lines since March 2026),
     xai-sdk 1.21.0, litellm 1.109.1.
@@ -393,7 +393,7 @@ class XAIBatches(openai_batches.Batches):
 
     FIELD, CANCEL = "batches", ":cancel"
     PAGES = Paging({"limit": 100}, _following("pagination_token", "pagination_token"))
-    SKEW_S = 86_400.0  # a time may be only a date
+    SKEW_S = 86_400.0  # xAI may report a date without a time
     PLACES = openai_batches.RecordPaths(
         id="batch_id",
         done="state.num_success",

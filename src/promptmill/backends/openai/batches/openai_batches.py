@@ -31,7 +31,7 @@ _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class RecordPaths(NamedTuple):
-    """The paths of values in a batch's record, for `reading.at`. An empty path: the record lacks the value."""
+    """The paths of values in a batch's record, for `reading.at`. A path is empty if the record lacks the value."""
 
     id: str = "id"
     said: str = "status"
@@ -48,7 +48,7 @@ class RecordPaths(NamedTuple):
 
 
 class FilePlaces(NamedTuple):
-    """The field of a page that holds files, and the paths of values in a file's record."""
+    """The name of a page's field with the list of files, and the paths of values in a file's record."""
 
     files: str = "data"
     id: str = "id"
@@ -70,7 +70,7 @@ class Batches(batches.BatchApi):
     JOBS, FILES = "/batches", "/files"
     """The paths of batches and files. If `FILES` is empty, `create` sends the requests, and batches have no label."""
     FIELD = "data"
-    """The field of a page that holds batches."""
+    """The name of a page's field with the list of batches."""
     PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
     ORDER: Query = MappingProxyType({})
     """Further query parameters for a list of batches."""
@@ -148,7 +148,7 @@ class Batches(batches.BatchApi):
         return next(whole, "")
 
     async def _named(self, batch: batches.PlannedBatch) -> list[JsonDict]:
-        """Return the files with the batch's name, even if incomplete; `[]` if the endpoint lists no files."""
+        """Return the files with the batch's name, including incomplete files; `[]` if the endpoint lists no files."""
         name, places, files = reading.file_name(batch), self.FILE_PLACES, list[JsonDict]()
         purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
         try:

@@ -162,7 +162,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # some servers omit the status: then an error's status is found in the error, and an answer's is 200
+            # some servers omit the status: the status of an error is then read from the error; an answer has 200
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")

@@ -29,8 +29,8 @@ FILLED = frozenset({"messages", "system"})
 FILES: frozenset[FileKind] = frozenset({"pdf"})
 MARKS, MARKED = frozenset({"cache_control"}), ROLES
 DEFAULT_TOKENS = 16_384
-"""The `max_tokens` of requests without a limit, because the API requires a limit. Larger answers are streamed, or may
-be cut off. The value is doubled for a thinking model, because thoughts use up the limit, too."""
+"""The `max_tokens` of requests without a limit, because the API requires one. With a larger value, answers must be
+streamed, or connections may be lost. It is doubled for a thinking model, because thoughts count, too."""
 
 # Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
@@ -194,7 +194,7 @@ def _system_blocks(message: Message) -> list[JsonDict]:
 
 
 def _mark_of(message: Message) -> JsonDict:
-    """Return the cache mark of a message. An assistant's parts become one text, with the last of their marks."""
+    """Return the cache mark of a message. An assistant's parts become one text, which has the parts' last mark."""
     mark = (message.extra or {}).get("cache_control")
     if message.role == "assistant" and isinstance(message.content, tuple):
         mark = next((part.marks["cache_control"] for part in reversed(message.content) if part.marks), mark)
@@ -365,7 +365,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             place = event["index"], numbers.setdefault(event["index"], 0)
             blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
             if isinstance(cited := event["delta"].get("citation"), dict):
-                if place not in citations:  # a list that grows, because copying it for each event would take long
+                if place not in citations:  # one list grows, because a copy for each event would take long
                     blocks[place]["citations"] = citations[place] = [*dialect.listed(blocks[place], "citations")]
                 citations[place].append(cited)
             _add(pieces.setdefault(place, {}), event["delta"])
@@ -402,7 +402,7 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event, whose zeros count only if it has a new, positive count of prompt tokens."""
+    """Return the usage after a later event, whose zeros count only with a new, positive count of prompt tokens."""
     if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
         return {**usage, **{name: count for name, count in later.items() if count is not None}}
     return dialect.grown_usage(usage, later)

@@ -27,12 +27,12 @@ from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
-_QUESTION = "answer"  # the name that an unnamed question gets in requests; its answer is the option itself
+_QUESTION = "answer"  # requests give this name to an unnamed question, whose answer is the option itself
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
-"""Further endings of complete addresses. Several APIs share these paths, so a path does not show the dialect."""
+"""A complete address may end with these paths, too. Several APIs share them, so a path does not show the dialect."""
 _PER_MODEL = re.compile(r"/ai/run$")
 # Parameters of chat completions that cannot change a decision, or that every deciding model fulfils by itself.
 _NO_MATTER = dialect.set_of(
@@ -40,7 +40,7 @@ _NO_MATTER = dialect.set_of(
     "service_tier stream stream_options"
 )
 _WRAPPINGS = ("result", "response", "data", "output", "decision")
-_MOST_SHOWN = 60  # the most characters of a name that an error shows
+_MOST_SHOWN = 60  # an error shows at most this many characters of a name
 
 
 class Told(NamedTuple):
@@ -75,7 +75,7 @@ class UnreadableReplyError(Exception):
 
 
 class ReadAnswers(NamedTuple):
-    """The answers in a reply, and the reasons for missing answers, by the names of the questions (see `Form.asked`)."""
+    """By the name of each question (see `Form.asked`): the answer in a reply, or the reason why it is missing."""
 
     given: dict[str, Given]
     refused: dict[str, str]
@@ -128,7 +128,7 @@ class Deciding:
     def parameters(
         self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
     ) -> dialect.WrittenParameters:
-        """Return the model and the API's own parameters. Parameters for writing have no effect, and are refused."""
+        """Return the model and the API's own parameters. Parameters that affect only written text are refused."""
         del profile
         given = {name: value for name, value in sampling.items() if name not in _NO_MATTER}
         refused = [name for name, value in given.items() if name != "temperature" or value != 0]
@@ -174,7 +174,7 @@ class Deciding:
     # Replies
 
     def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answers by the names of their questions; None for a reply without answers."""
+        """Return the answer to each question, by the question's name; None if the reply has no answers."""
         answers = payload.get("answers")
         if not isinstance(answers, dict):
             return None
@@ -256,8 +256,8 @@ def levels_of(asked: Asked) -> list[str]:
 
 
 def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
-    """Raise `UnreadableReplyError` if the type of an answer is not that of its question. `yes_no`: the API's type for a
-    yes or no; the other types have the same names in all APIs."""
+    """Raise `UnreadableReplyError` if an answer has another type than its question. `yes_no`: the API's type for a yes
+    or no; the other types have the same names in all APIs."""
     kind = yes_no if is_yes_no(asked) else "score" if is_scale(asked) else "choice"
     if answer.get("type", kind) != kind:
         raise UnreadableReplyError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
@@ -318,7 +318,7 @@ def _share(value: Any) -> float:
 def _json(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError:  # also the base class of orjson's error; unlike orjson, json can write half a surrogate pair
+    except TypeError:  # orjson's error is a subclass; unlike orjson, json can write half a surrogate pair
         return json_text(value).encode()
 
 

@@ -25,7 +25,7 @@ from promptmill.core.request import SYSTEM_ROLES, Conversation, FileKind, FilePa
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 MOST_MARKS = 4
-"""The most cache marks of a request. Anthropic refuses more marks, and OpenAI caches no more beginnings than this."""
+"""The largest number of cache marks in a request: Anthropic refuses more, and OpenAI caches no more prompt prefixes."""
 _VERSION = re.compile(r"v\d\w*")
 
 

@@ -195,12 +195,12 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
     if system:
         parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names: dict[str, str] = {}  # the function's name for each call id so far; a later call may reuse an id
+    names: dict[str, str] = {}  # maps the id of each earlier call to the function's name; a later call may reuse an id
     spoken = []
     for message in _in_order_of_calls(turns):
         names |= {identity: name for identity, name, *_ in dialect.calls_of(message)}
         spoken.append(("model" if message.role == "assistant" else "user", _parts(message, images, names)))
-    contents = [  # adjacent turns of a role become one content: parallel calls must be followed by all their results
+    contents = [  # adjacent turns of a role are joined, because all results of parallel calls must be in one turn
         [b'{"role":"%b","parts":' % role.encode(), *dialect.joined(part for _, parts in same for part in parts), b"}"]
         for role, same in itertools.groupby(spoken, key=lambda one: one[0])
     ]
@@ -319,8 +319,8 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
 
 
 def _annotations(grounding: Any) -> list[JsonDict]:
-    """Return the citations of web pages: the pages that support a part of the text, in order of the text, or all pages
-    if no page supports a part. Values of other types are ignored."""
+    """Return citations of the web pages that support a part of the text, in order of the text. If none supports a part,
+    return citations of all pages. Values of other types are ignored."""
     if not isinstance(grounding, dict):
         return []
     chunks = dialect.listed(grounding, "groundingChunks")

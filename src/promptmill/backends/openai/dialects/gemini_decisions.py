@@ -18,7 +18,7 @@ from promptmill.core.errors import without_controls
 from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict, json_text
 
-_LONGEST = 300  # the most characters of a reason
+_LONGEST = 300  # the maximum length of a reason
 
 
 class _GeminiDecisions(Deciding):

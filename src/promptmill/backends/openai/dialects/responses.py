@@ -24,7 +24,7 @@ PATH = "/responses"
 base, url, headers = dialect.in_v1, dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
-FILES: frozenset[FileKind] = frozenset({"pdf"})  # other servers than OpenAI's may take recordings
+FILES: frozenset[FileKind] = frozenset({"pdf"})  # OpenAI takes no recordings, but other servers may
 MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *SYSTEM_ROLES})
 
 # Parameters of chat completions that this API lacks.
@@ -36,7 +36,7 @@ _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _TEXT_PARTS = frozenset({"output_text", "text"})
 """The types of parts that hold the text of an answer. Some gateways use `text`, the type of chat completions."""
-_COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
+_COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # fields of Perplexity, OpenRouter and xAI
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
 )
@@ -377,7 +377,7 @@ class _Item:
         part.setdefault("annotations", []).append(event["annotation"])
 
     def filled(self, fields: JsonDict) -> JsonDict:
-        """Return `fields`, the item as its last event reports it, with missing texts filled in from the pieces."""
+        """`fields` is the item in its last event. Return it, with missing texts filled in from the pieces."""
         texts = {key: "".join(self._pieces.get(key, ())) for key in sorted(self._parts, key=lambda key: key[1])}
         match fields.get("type"):
             case "function_call" if not fields.get("arguments"):
@@ -408,7 +408,7 @@ class _StreamedItems:
     def add(self, event: JsonDict) -> None:
         match event:
             case {"type": "response.output_item.added", "item": dict(fields)}:
-                if (event.get("output_index"), *_named(fields)) not in self._open:  # otherwise, the event is repeated
+                if (event.get("output_index"), *_named(fields)) not in self._open:  # a server may repeat the event
                     self._begin(event.get("output_index"), fields)
             case {"type": "response.output_item.done", "item": dict(fields)}:
                 item = self._item(event.get("output_index"), fields)
@@ -425,7 +425,7 @@ class _StreamedItems:
                 item_type, part_type, field = _TEXTS[kind]
                 if isinstance(text := event.get(field), str):
                     item = self._item_of(event, item_type)
-                    if field == "delta" and item.has_ended(part_type, event):  # the item is repeated
+                    if field == "delta" and item.has_ended(part_type, event):  # the server sends the item again
                         item = self._begin(event.get("output_index"), item.fields)
                     item.add(part_type, event, field, text)
 
@@ -457,7 +457,7 @@ class _StreamedItems:
         places = {id(item): place for place, item in matches.items()}
         items = [item.filled(item.fields) for item in streamed]
         whole = [matches[at].filled(fields) if at in matches else fields for at, fields in enumerate(output)]
-        # if `output` has as much text of a type as the stream, no item is added: a gateway may have joined messages
+        # if `output` has as much text of a type as the stream, no such item is added: a gateway may have joined items
         joined = {kind for kind in ("message", "reasoning") if _length(items, kind) <= _length(whole, kind)}
         lacking: dict[int, list[JsonDict]] = {}
         place = 0
@@ -492,7 +492,7 @@ def _named(item: JsonObject) -> tuple[object, object]:
     return item.get("type"), item.get("id") or ""
 
 
-# For each type of event: the types of the item and the part to which its text belongs, and the field with the text.
+# For each type of event: the type of the item with the text, the type of the part with the text, and the text's field.
 _TEXTS = {
     "response.output_text.delta": ("message", "output_text", "delta"),
     "response.output_text.done": ("message", "output_text", "text"),

@@ -1,7 +1,7 @@
 """TypeSafe's System One API, which many providers and local servers speak, some of them at the path `/decisions`.
 
-Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Some servers require instructions, and for a yes
-or no either both criteria or none. So instructions are always sent, and if one criterion is known, both are sent.
+Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Some servers require instructions, so they are
+always sent. Some refuse a yes-or-no question with only one criterion, so both criteria or none are sent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def told(asked: Asked, answer: JsonDict) -> Told | Refused:
         return Refused("the model declined to answer")
     deciding.wanted(asked, answer, "noul")
     if deciding.is_yes_no(asked):
-        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # the name at Databricks
+        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # Databricks' name
     if deciding.is_scale(asked):
         return Told(None, [*answer["probabilities"].items()])
     return Told(str(answer["choice"]), [*(answer.get("probabilities") or {}).items()])

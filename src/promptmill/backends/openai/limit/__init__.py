@@ -10,8 +10,8 @@ The limiter gives a request a *permit* if five rules all allow it, and makes it 
 
 Rules 1 to 3 concern the calls (`limiter.py`). Rules 4 and 5 concern an endpoint (`endpoint_state.py`), whose state has
 three parts: `Load` (the number of its requests and their limit), `Health` (whether it is usable) and `Pause` (when the
-next request may be sent). With several endpoints, a request goes to the endpoint with the most room, but if another is
-available, not to the endpoint at which it failed last.
+next request may be sent). With several endpoints, a request goes to the one with the most room. It avoids the endpoint
+at which it failed last, if another is available.
 
 The adaptive limit (`adaptive_limit.py`) doubles until requests are refused. Then a lower limit is tested. If it makes
 refusals rarer, the limit stays low, and a slightly higher limit is tried from time to time. If not, the refusals are

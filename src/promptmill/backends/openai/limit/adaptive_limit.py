@@ -12,9 +12,9 @@ providers, do not cost speed.
 `ThroughputSearch` sets the upper bound of the limit for an operator's own server, which seldom refuses. With continuous
 batching, a server answers more requests per second the more requests are in flight, up to a point; beyond it, each
 answer only takes longer. The bound is doubled until the rate stops growing, then set to the point where it stopped, and
-a slightly higher bound is tried from time to time. A server that publishes how many requests wait in it does not get
-more requests than it computes. vLLM always publishes this number (docs.vllm.ai, "Production Metrics"); SGLang and
-llama.cpp publish it if an option is set. It is in the Prometheus text at `/metrics` next to the API.
+a slightly higher bound is tried from time to time. A server that publishes how many requests wait in it gets no more
+requests than it computes at the same time. vLLM always publishes this number (docs.vllm.ai, "Production Metrics");
+SGLang and llama.cpp publish it if an option is set. It is in the Prometheus text at `/metrics` next to the API.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _TOLERATED = 0.1
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial ends after so many answers that the share of refusals before the trial would mean this many refusals.
+# A trial lasts until this many refusals would be expected at the share of refusals before the trial.
 _TELLING = 8
 _TRIAL_LIMITS = 4  # a trial also ends after about this many answers per place
-# Rounds at a found limit before a slightly higher limit is tried. (A rest that grows from 2 to 32 rounds is no faster.)
+# Rounds at a found limit before a slightly higher limit is tried. (A rest of 2 to 32 rounds makes a run no faster.)
 _REST = 16
-_LONGEST_REST = 32  # rounds, in the search for the best throughput
+_LONGEST_REST = 32  # the longest rest in the search for the best throughput, in measurements
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
-# To be kept, a doubled bound must bring this share of the gain that a server with spare capacity would bring. The value
-# prefers quick answers to a high rate: if the rate grows like n / (1 + n / 100), the search stops at 146 in flight, at
-# 0.65 of the rate of 1000 in flight.
+# To be kept, a doubled bound must bring this share of the gain that a server with spare capacity would bring. With this
+# value, quick answers matter more than a high rate: if the rate grows like n / (1 + n / 100), the search stops at 146
+# in flight, where the rate is 0.65 of the rate at 1000.
 _PAYS = 0.7
 # To be kept, a small step must increase the rate by this share of the step's relative size.
 _PAYS_STILL = 0.4
@@ -266,7 +266,7 @@ class AdaptiveLimit:
             self._rounds.in_a_row = 0
             self._resize(self._limit)
             self._next_level()
-            self._rounds.full = -2  # forgets that all places were taken, because a pace may leave some places free
+            self._rounds.full = -2  # the last round does not count as full, because a pace may leave some places free
 
     def _consider_trial(self, count: _Count) -> None:
         """Try a lower limit if a round has more refusals than chance explains."""
@@ -422,7 +422,7 @@ class ThroughputSearch:
             self._step = min(1.0, 2 * self._step)
             self._rests = 2
             return self._begin(self._wider(level))
-        if self._doubling:  # the number in flight that reaches this rate if each request is as fast as at the base
+        if self._doubling:  # return to the number that would reach this rate with requests as fast as at the base
             self._doubling = False
             self._base = None
             return self._begin(max(base_level, min(level, base_level * rate / base_rate)))

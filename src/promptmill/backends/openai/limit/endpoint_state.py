@@ -249,7 +249,7 @@ class EndpointState:
             self.load.search.waits(waiting, self.load.in_flight)
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
-        """Count a failure. Return whether the endpoint caused it; then the failure does not count against the item.
+        """Count a failure. Return whether the endpoint caused it. If so, the failure does not count against the item.
 
         `failed_before`: the value of `Load.sent` at the item's previous failure at this endpoint.
         """
@@ -264,7 +264,7 @@ class EndpointState:
                 return True
             case FailureKind.LOST:
                 is_forgiven = self._lost(permit, decision, failed_before)
-                return is_forgiven and not decision.is_cut  # a response that a proxy cuts is billed, so attempts count
+                return is_forgiven and not decision.is_cut  # a response that a proxy cut is billed, so it counts
         return False
 
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
@@ -297,7 +297,7 @@ class EndpointState:
         load.rejections += 1
         if self.pace.refused(permit.serial, permit.sent_as, permit.at, newest=load.sent, size=limit.size, now=now):
             limit.refused(permit.round_number)
-        # only if no other request is in flight, which would show that the endpoint accepts some requests
+        # not while another request is in flight, because it may show that the endpoint accepts some requests
         if load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
             lasted_s = 0.0 if self.health.trouble is None else now - self.health.trouble.since
             longest_s = min(self._settings.max_delay, max(self._settings.base_delay, lasted_s / 4))
@@ -306,7 +306,7 @@ class EndpointState:
     def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Pause the endpoint after a lost or refused connection, if no request has succeeded meanwhile.
 
-        Return whether the endpoint caused the failure; then the failure does not count against the item.
+        Return whether the endpoint caused the failure. If so, the failure does not count against the item.
         """
         health = self.health
         health.losses += 1

@@ -46,7 +46,7 @@ class ConcurrencyShare:
     """
 
     def __init__(self, shares: FairShares, call: Call, cap: int) -> None:
-        """`cap`: the most answers in flight that the call can use at this limiter."""
+        """`cap`: how many requests in flight the call can use at this limiter."""
         self.call = call
         self.most = 1
         self.cap = cap
@@ -82,7 +82,7 @@ class FairShares:
         self._room = room
         self._shares: set[ConcurrencyShare] = set()
         self._divided = 1
-        """The number of places that were divided last."""
+        """The number of places at the last division."""
         self._is_due = False
 
     def __len__(self) -> int:
@@ -130,12 +130,12 @@ class FairShares:
 
 
 def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
-    """Return the sort key of a waiting call: the fewest requests in flight first, then the fewest sent."""
+    """Return the sort key of a waiting call: calls with fewer requests in flight, then with fewer sent, come first."""
     return share.in_flight, share.sent
 
 
 class TokenBucket:
-    """Allows `per_minute` units per minute, but at one time at most the units of a quarter of a second.
+    """Allows `per_minute` units per minute, and at most the units of a quarter of a second together.
 
     A long prompt may overdraw the bucket; later requests then wait until the debt is paid.
     """
@@ -199,7 +199,7 @@ class _RateLimits:
 class Limiter:
     """Gives permits: a free place goes to the waiting call with the fewest requests in flight.
 
-    Calls that keep to their share seldom have to wait.
+    A call that uses no more than its share seldom has to wait.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class Limiter:
             state.load.limit.resized = self.shares.divide
 
     def widen(self, concurrency: int) -> None:
-        """Raise the limit to `concurrency` requests in flight, within the leased number."""
+        """Raise the limit to `concurrency` requests in flight, but not above the leased number."""
         self._whole = concurrency
         self._concurrency = min(concurrency, self._leased)
         for state in self.endpoint_states:
@@ -276,7 +276,7 @@ class Limiter:
     async def enter(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit:
         """Wait for a permit. Raises the endpoints' error if all endpoints are unusable.
 
-        A call that has not sent any request is not refused: its first request probes an endpoint although it is down.
+        A call that has not sent any request is not refused: its first request probes an endpoint that is down.
         """
         if error := self.unusable():
             if share.has_sent:
@@ -357,7 +357,7 @@ class Limiter:
                 self._wake_later(now)
 
     def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
-        """Give one permit, or drop a call without waiting requests. Return False if there is nothing to do.
+        """Give one permit, or drop a call that has no waiting requests. Return False if there is nothing to do.
 
         A request that must avoid the endpoint at which it failed does not delay other requests. `stuck`: the values of
         `avoid` for which no permit is available at `now`.

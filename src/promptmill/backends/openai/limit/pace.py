@@ -1,15 +1,15 @@
 """The pace of requests to an endpoint that accepts a limited number per second or per minute.
 
-`AdaptiveLimit` finds how many requests an endpoint takes at one time. Many endpoints count requests per time instead.
-If a second has more refusals than usual, although as many requests were in flight shortly before, or although the
+`AdaptiveLimit` finds how many requests an endpoint takes at one time. Many endpoints limit requests per period instead.
+If one second has more refusals than usual, although as many requests were in flight shortly before, or although the
 refused request was alone, the number in flight is not the reason. Then the pace becomes the rate of requests accepted
 since the last refusals, and the limit of requests in flight becomes what it was before these refusals. While no request
-is refused, the pace rises in steps that double, but a step stops at the pace before the last cut. After a refused step,
-the pace is halfway between the last two. If two cuts do not change the share of refusals, refusals are random, and the
-pace ends. While no request is accepted, each wait is a quarter of the time since the last acceptance, so an endpoint
-that is closed for a minute gets some twenty requests. When it opens, the pace becomes the rate since it last opened. If
-answers are slow and all places stay taken, refusals cannot recur. So a second after a burst, some requests beyond the
-limit are tried: if they are accepted although no place became free, the endpoint counts requests per time.
+is refused, the pace rises in steps that double, but a step ends at the pace before the last cut. After a refused step,
+the pace is the mean of the last two paces. If two cuts do not change the share of refusals, refusals are random, and
+the pace ends. While no request is accepted, each wait is a quarter of the time since the last acceptance, so an
+endpoint that is closed for a minute gets some twenty requests. When it opens, the pace becomes the rate since it last
+opened. If answers are slow and all places stay taken, refusals cannot recur. So one second after a burst, some requests
+beyond the limit are tried. If they are accepted although no place became free, the endpoint limits requests per period.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 _PERIOD_S = 1.0
 _FEWEST = 10  # a period with fewer requests cannot be judged
 _TOLERATED = 0.03
-_TOLERATED_STEP = 0.01  # the share of refusals tolerated at a step to a higher pace: such refusals are avoidable
+_TOLERATED_STEP = 0.01  # a smaller share is tolerated after a step to a higher pace, because its refusals are avoidable
 # The pace stays below the rate that was found, because the lengths of answers vary and the clocks of both sides differ.
 _CUT = 0.97
 _STEP, _LARGE_STEP, _LARGEST_STEP = 0.03, 0.12, 0.5
-_LONGEST_REST = 4  # periods before the next step
+_LONGEST_REST = 4  # the largest number of periods before the next step
 _SAVED_S = 0.05  # the requests that the pace allows within this time may be sent together
 _MOST_RANDOM = 0.35  # a larger share of refusals is never random
 _A_RUN = 4  # refusals in a row
@@ -63,7 +63,7 @@ class _Period:
     is_paced: bool = False
     """Whether the pace held a request back in the period."""
     most: int = 0
-    """The largest number in flight, including the request itself, at the sending of a request that was answered."""
+    """The largest number in flight when a request that was answered was sent, including this request."""
     last: tuple[int, float] = (0, 0.0)
     """The serial and the time of the newest request that was refused."""
 
@@ -178,7 +178,7 @@ class Pace:
         if self.rate < math.inf:
             return 0
         if not probe.size:
-            # an eighth more requests than in the burst; none if the limit is now far lower: many would be refused
+            # a probe has an eighth more requests than the burst; if the limit is far lower by now, none is sent
             probe.most = max(0, probe.held - size) + max(1, probe.held // 8)
             return probe.most if now >= probe.due and probe.most <= size else 0
         missing = probe.most - len(probe.serials)
@@ -241,7 +241,7 @@ class Pace:
         for since in (self._exhausted, self._opened):
             since.refused += serial > since.serial
         self._note_run(serial, at, size, now)
-        # while the limit falls, this process counts refused requests as in flight a little longer than the endpoint
+        # while the limit falls, refused requests count as in flight a little longer here than at the endpoint
         is_beyond = sent_as > max(1, (0.9 if is_free else 1.0) * max(self._before.most, period.most))
         if serial > period.serial:
             period.refused += 1
@@ -271,7 +271,7 @@ class Pace:
             return
         if self.rate == math.inf:
             self._begin_pace()
-        # the endpoint opened after the last refusal; if that was long ago, it had requested a wait that ends now
+        # the endpoint opened after the last refusal, or opens now, after a wait that it requested
         opened_at = self._refused_at if now - self._refused_at <= stop_s / 4 else now
         self._set(accepted / max(_PERIOD_S, opened_at - self._opened.at), now)
         self._step, self._resting, self._rest, self._lower, self._cuts = _STEP, 1, 2, None, 0
@@ -321,7 +321,7 @@ class Pace:
         if self.rate == math.inf:
             self._begin_pace()
         rate = accepted / seconds
-        if lower is not None:  # since the last refusals, more may have been possible, so this period counts, too
+        if lower is not None:  # the endpoint may accept more than before the step, so the period's rate counts, too
             recent = (serial - period.serial - period.refused) / max(1e-9, at - period.began)
             rate = max(rate, min(recent, (lower + self.rate) / 2))
         # a rate far below the pace that was tried may be too low, because no requests were sent for a while
