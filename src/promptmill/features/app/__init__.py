@@ -12,4 +12,4 @@ MOST_PICTURES = 32
 MOST_IN_WINDOW = 100
 """The most rows in a call: enough for the rows in a frame, and for as many more when it is scrolled."""
 SHORT, LONGEST = 400, 20_000
-"""The most characters of a cell in the table, and of a cell where the page shows a single row."""
+"""The most characters of a cell: in the table (`SHORT`), and where the page shows a single row (`LONGEST`)."""

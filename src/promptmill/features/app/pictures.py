@@ -1,7 +1,7 @@
 """The thumbnails of a job's rows for the page. A separate process with limited memory and time makes them.
 
-The job's own process may read any image that its user may read. For the page, the rule for files of calls applies, and
-no image is fetched from the web.
+The job's own process may read any image that its user may read. For the page, only files that calls may name are read,
+and no image is fetched from the web.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def pages(jobs: ServerJobs, caller: Caller, job_id: str, rows: Sequence[in
     Raises `PromptmillError` (`invalid_input`).
     """
     folder = jobs.visible.find(job_id, caller)
-    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # finds secrets on pages
+    call = partial(_pages, path=folder.path, rows=list(rows), rule=jobs.paths.rule)  # the rule finds secrets on pages
     return await jobs.apart(call, folder.job_id, _COMPUTING_S)
 
 

@@ -140,7 +140,7 @@ def add(socket: ToolSocket) -> None:
         began, view = time.monotonic(), window.View(search, show, sort, down, wanted, row)
         jobs, caller = await socket.jobs(), caller_of(ctx, socket.service)
         found = await window.window(jobs, caller, job_id, view, orders, offset=offset, limit=limit, longest=longest)
-        took = {"seconds": round(time.monotonic() - began, 3)}  # the page asks again after ten times this time
+        took = {"seconds": round(time.monotonic() - began, 3)}  # the page waits ten times as long until it asks again
         return ToolResult("The rows are in the structured content.", found, took)
 
     socket.mcp.add_middleware(_Named())

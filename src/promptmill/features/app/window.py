@@ -43,8 +43,8 @@ from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
 from promptmill.system.call_files import FileRule
 
 _COMPUTING_S = 60  # limit of the processor time, which suffices to search 1,000,000 rows
-_MOST_ORDERED = 500_000  # the most rows of the table: browsers show no higher page
-_KEPT = 8  # the last views whose orders of rows are kept
+_MOST_ORDERED = 500_000  # the most rows of the table, because browsers limit the height of a page
+_KEPT = 8  # the number of views whose order of rows is kept
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
@@ -108,14 +108,14 @@ async def window(
     )
     found = await asyncio.to_thread(read)
     counts = found.pop("counts")
-    # the stored status is up to a second older than the rows; a round of `again` counts its rows as open
+    # replace the counts of the stored status, which may be a second old; in a round of `again`, rows count as open
     if is_running and not (state.get("round") or "").startswith("again"):
         state |= {"answered": counts[0], "failed": counts[1], "done": max(state.get("done", 0), sum(counts))}
     return state | found
 
 
 class DeliveredRows:
-    """The rows of a job that have an answer or a failure. A row with several answers is among them once."""
+    """The rows of a job that have an answer or a failure. A row with several answers counts once."""
 
     def __init__(self, store: JobDatabase, *, skips_empty: bool) -> None:
         """`skips_empty`: see `is_failed`."""
@@ -126,12 +126,12 @@ class DeliveredRows:
         """  # noqa: S608 (fixed conditions)
 
     def count(self, show: Shown = "all") -> int:
-        """Return the number of these rows."""
+        """Return the number of delivered rows."""
         query = f"SELECT count(*) FROM ({self._rows}) WHERE {_SHOWN[show]}"  # noqa: S608 (fixed conditions)
         return int(self._store.read(query)[0][0])
 
     def newest(self, show: Shown, limit: int, offset: int, *, oldest: bool = False) -> list[int]:
-        """Return the numbers (from 0) of some of these rows: failed rows first, then the last rows of the input.
+        """Return the numbers (from 0) of some delivered rows: failed rows first, then the last rows of the input.
         `oldest`: return them in the order of the input."""
         order = "n" if oldest else "failed DESC, n DESC"
         shown = f"({self._rows}) WHERE {_SHOWN[show]} ORDER BY {order}"

@@ -32,7 +32,7 @@ class AskedQuestion(Stored):
     field: Mapping[str, Any]
     """The JSON Schema of the answer."""
     definitions: Mapping[str, str] = {}
-    """The definitions of its answers, by answer."""
+    """The definitions of the possible answers, each under its answer."""
 
     @property
     def places(self) -> frozenset[str]:

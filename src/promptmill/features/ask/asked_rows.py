@@ -39,12 +39,12 @@ class AskedRows(PlanWork, Step):
         self.steps = [self]
         self.kept = KeptAnswers(job)
         self._renews = False
-        """Whether the round sends all requests again, even those of failed rows that were answered."""
+        """Whether the round sends all requests again, even the answered requests of failed rows."""
         self.has_parts = False
-        """Whether some rows wait for batches, so that rows may have some answers before they count an attempt."""
+        """Whether some rows wait for batches. Such rows may have some answers, although they count no attempt yet."""
 
     def begin(self, round_: int) -> None:
-        """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""
+        """Prepare the requests. Raises `PromptmillError` (`invalid_input`) if they cannot be made."""
         del round_
         check_columns(self._levels, self.job.spec.input)
         check_plan(self.job.config)
@@ -71,7 +71,7 @@ class AskedRows(PlanWork, Step):
         return await row.answered()
 
     def earlier(self, request: Request) -> tuple[JsonDict, dict[str, Any]]:
-        """Return the answers in the failure of a row that is sent again, and their probabilities. Blocks."""
+        """If a failed row is sent again, return the answers in its failure, and their probabilities. Blocks."""
         if self._renews:
             return {}, {}
         record, target = self.job.store.record(request.key), self.job.spec.targets[request.key // SLOT]

@@ -45,8 +45,8 @@ class Inquiry:
 def inquiries_of(questions: Sequence[AskedQuestion], prompt: str) -> list[list[Inquiry]]:
     """Return the requests about a row in levels: a request needs only answers from earlier levels.
 
-    `prompt`: the prompt to which questions without columns are added. Those of them that use no answer share a
-    request. Raises `PromptmillError` (`invalid_input`).
+    `prompt`: the prompt to which questions without columns are added. If several of these questions use no answer, they
+    share a request. Raises `PromptmillError` (`invalid_input`).
     """
     names = {question.name for question in questions}
     waiting = [*_inquiries(questions, prompt, names)]

@@ -65,7 +65,7 @@ class KeptAnswers:
             kept = self._store.get(name)
             if kept is None or kept["of"] != self._identity(request):
                 continue
-            usage = Usage(*kept["usage"])  # the ledger of requests in flight has the cost
+            usage = Usage(*kept["usage"])  # without the cost, which is in the ledger of requests in flight
             found[tuple(kept["names"])] = Completion(
                 kept["text"],
                 kept["finish_reason"],

@@ -20,7 +20,7 @@ _NOT_APART = (
 
 
 def implied(value: object) -> dict[str, Any]:
-    """Return the options that `ask` implies: a schema, and no prompt, so that errors about the prompt name `ask`."""
+    """Return the options that `ask` implies: a schema, and the prompt None, so that errors about it mention `ask`."""
     from promptmill.features.ask.asked_questions import joined_definitions, questions_of, schema_of
 
     questions = questions_of(value)

@@ -53,7 +53,7 @@ class Ask(Plan):
         if not options.get("ask"):
             return None
         prompt = options.get("prompt") or options.get("prompt_file") or ""  # the file is read later
-        if isinstance(prompt, Mapping):  # one prompt with a name: options exclude several prompts
+        if isinstance(prompt, Mapping):  # one prompt with a name, because `ask` excludes several prompts
             prompt = next(iter(prompt.values()))
         plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
         ((first, *others), *later) = plan.levels
@@ -84,7 +84,7 @@ class Ask(Plan):
             raise input_error(ASK, f" sends a row's images with each question; leave the tag {tag} out of the prompts.")
 
     def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterable[Request]]:
-        """Return a function that converts a row's request to all requests about it, with names in place of answers."""
+        """Return a function that converts a row's request to all requests about the row. Names stand in for answers."""
         made, answers = RowInquiries(config, self.levels), _Names()
 
         def sent(request: Request, prompt: str) -> Iterable[Request]:
@@ -163,7 +163,7 @@ class Ask(Plan):
 
 
 class _Names(dict[str, str]):
-    """Gives the name of a question, as in the prompt, in place of its answer."""
+    """Gives a question's name in double braces in place of its answer."""
 
     def __missing__(self, name: str) -> str:
         return f"{{{{{name}}}}}"

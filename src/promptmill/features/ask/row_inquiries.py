@@ -93,7 +93,7 @@ class RowInquiries:
         return Parted(sections, self._parts(sections) if self._decides else self._levels)
 
     def _parts(self, sections: Sequence[PromptSection]) -> list[list[RowPart]]:
-        """Return the requests of each level. `sections`: the sections of a plain prompt, for a model that decides."""
+        """Return the requests by level. `sections`: the sections of a plain prompt if the model decides, else empty."""
         at, levels = 0, list[list[RowPart]]()
         for level in self._inquiries:
             numbered = [*enumerate(level, at)]
@@ -134,7 +134,7 @@ def _sources(sections: Sequence[PromptSection]) -> list[Sequence[int | str]]:
 def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[PromptSection]) -> RowPart:
     """Return the request for inquiries about the same columns, each with the number of its section.
 
-    `sections`: the sections of a plain prompt, for a model that decides.
+    `sections`: the sections of a plain prompt if the model decides, else empty.
     """
     questions = [question for _, one in group for question in one.questions]
     if is_evidence := bool(sections and questions[0].places):

@@ -51,7 +51,7 @@ class BatchFiles:
         names: Collection[str],
         path: str,
     ) -> None:
-        """`of`: a batch with the round and slot of all new batches. `asked_of` returns the digest of a row's question.
+        """New batches take their round and slot from the batch `of`. `asked_of` returns the digest of a row's question.
 
         `most`: the most requests in a batch. `names`: the names by which rows may refer to the model. `path`: the
         `Request.path` of all requests in the batches.

@@ -10,8 +10,8 @@
 A batch that was created is paid, even if later requests about it fail. If they fail for long, the run ends with an
 error, and the next run looks again. A batch is abandoned only after the time `by`, and charged at its highest cost.
 
-A plan may send several requests for a row, and further requests after their answers, in a second batch. Rows that have
-no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The chain of
+A plan may send several requests for a row and, when these are answered, further requests in a second batch. Rows that
+have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows. The chain of
 functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while storing, it
 returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
 """
@@ -60,7 +60,7 @@ _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
 _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
-_LONGEST_WARMING_S = 3600.0  # an upper bound: the provider's cache keeps a beginning for an hour
+_LONGEST_WARMING_S = 3600.0  # an upper bound: the provider's cache keeps a prompt's beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
 _FEWEST = 16  # min rows of a batch while the queue is full, because thousands of small ones exceed other limits
 _LONGEST_OUTAGE_S = 86_400.0  # the window of most providers, after which all batches have ended
@@ -106,7 +106,7 @@ class PlanSink(StoreSink):
             return None
         if code is Code.BUDGET and isinstance(outcome, Failure):
             self.taken.pop(key, None)
-            self.planned(key, outcome.cost or 0.0)  # planned: a batch may have some of the row's requests
+            self.planned(key, outcome.cost or 0.0)  # a batch may already have some of the row's requests
             self.full = outcome.error
             return None
         return super().put(key, outcome)
@@ -127,17 +127,17 @@ class BatchRound:
         self._most: dict[int, int] = {}
         """The most requests in a batch, by slot. A full queue reduces the number."""
         self._again_at: dict[int, float] = {}
-        """By the id of a batch: the time before which the batch is not searched for, or created, again."""
+        """By the id of a batch: the time until which the batch is neither searched for again nor created again."""
         self._warmed: set[tuple[int, str]] = set()
         """Slots, with the shared beginnings of prompts that a batch of this run puts into the provider's cache."""
         self._replans = False
         """Whether a batch was dropped, so that its rows must be planned again."""
         self._missing: dict[int, float] = {}
-        """By the id of a batch: the time since when the provider lacks it, or a part of its results."""
+        """By the id of a batch: when it was first seen that the provider lacks the batch or a part of its results."""
         self._onward: dict[int, set[int]] = {}
         """By the id of a batch: the keys of rows whose first reply was passed on and led to further requests."""
         self._trouble: tuple[float, str] | None = None
-        """The time since when the provider is unreachable, and its last error."""
+        """The time at which the provider became unreachable, and its last error."""
         self._is_resumed = bool(self._open())
         self._poll_s = 0.0
 
@@ -241,7 +241,7 @@ class BatchRound:
         warms = cache is not None and cache.way == "marks"
 
         async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
-            """Put the first request with each beginning into a batch that is sent before the other batches."""
+            """Put the first request with each shared beginning into a batch that is sent before the other batches."""
             key = (slot, request.shared.key) if warms and request.shared else None
             if key is None or key in self._warmed:
                 return await others.exchange(request, body_of)
@@ -353,7 +353,7 @@ class BatchRound:
         return any(other.state == "creating" for other in self._open())
 
     def _waits_for_cache(self, batch: Batch) -> bool:
-        """Return whether a batch is running that puts the beginnings of this batch into the provider's cache."""
+        """Return whether a running batch puts the beginnings of this batch's prompts into the provider's cache."""
         since = self._clock.now() - _LONGEST_WARMING_S
         return not batch.warms and any(
             other.warms and other.slot == batch.slot and other.state in _UNANSWERED and other.there.since > since
@@ -415,7 +415,7 @@ class BatchRound:
         if state is not None:
             self._adopt(batch, state, is_guess=not batch.there.file_id and state.key != batch.key)
             return True
-        if batch.id in self._again_at:  # missing, or of unclear state, for more than `LIST_LAG_S`: it is created again
+        if batch.id in self._again_at:  # it was missing or unclear for more than `LIST_LAG_S`: create the batch again
             stored_batches.put(self._store, batch.changed(state="uploaded"))
             del self._again_at[batch.id]
             return True
@@ -524,7 +524,7 @@ class BatchRound:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
             self._send_again(batch)
             return True
-        paid = nameless[True] if replies.requests else nameless[True] + damaged  # a failure costs nothing
+        paid = nameless[True] if replies.requests else nameless[True] + damaged  # without failures, which cost nothing
         if paid and replies.requests < batch.requests and not self._is_late:
             self._charge_whole(batch)
             left = batch.requests - replies.requests
@@ -593,7 +593,7 @@ class BatchRound:
             custom = stored_batches.custom_of(request)
             if custom not in customs:
                 onward.add(request.key)
-            if custom not in unread:  # already read: the answer does not match the schema, and is requested again live
+            if custom not in unread:  # its reply was read, but did not match the schema: ask again live
                 return waits(request)
             unread.remove(custom)
             return stored_batches.reply_to(self._store, batch, request) or waits(request)
@@ -657,7 +657,7 @@ class BatchRound:
 
 
 def _completed(state: BatchState, batch: Batch) -> int:
-    """Return how many requests the provider counts as answered; without counts, all requests of a completed batch.
+    """Return the provider's count of answered requests or, without a count, the number of a completed batch's requests.
 
     Failed requests cost nothing and may have no result. Some gateways count them as completed, too.
     """
@@ -688,7 +688,7 @@ class BatchWay:
 
     @staticmethod
     def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
-        """Return the numbers and costs of the answers by batch and of the live answers."""
+        """Return the number and the cost of the rows answered by batch, and of those answered live."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
         paid = statistics.paid(store, ids)
         by_batch = {slot: its for (is_by_batch, slot), its in paid.items() if is_by_batch}

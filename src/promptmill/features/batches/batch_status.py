@@ -1,4 +1,4 @@
-"""The fields of a job's status about batches, and their text."""
+"""The fields in a job's status that describe its batches, and their words."""
 
 from __future__ import annotations
 

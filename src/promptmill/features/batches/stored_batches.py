@@ -36,7 +36,7 @@ from promptmill.jobs.store.rounds import NO_OUTCOME, join_of
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
-"""The condition for rows that are in an open batch, or that a batch left without an answer. `base`: the key of the
+"""The condition for rows that are in an open batch, or that got no answer in an earlier one. `base`: the key of the
 slot's first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
 """The condition for rows with a reply that was not yet processed."""
@@ -195,7 +195,7 @@ def custom_of(request: Request) -> int:
 
 
 class BatchRow(NamedTuple):
-    """A row of a request in a batch, without its reply."""
+    """A row whose request is in a batch, without the reply."""
 
     custom: int
     """The number of the row's own request, see `custom_of`."""
@@ -334,8 +334,8 @@ def mark_passed(store: JobDatabase, batch: Batch) -> None:
 def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:
     """Store that a batch is done. `onward`: the keys of rows that need further requests after the batch.
 
-    These rows are planned again. With `again`, so are all other rows without an answer; otherwise those are marked as
-    tried. Replies to rows that are no longer in the input are kept, because the rows may return.
+    These rows are planned again. The other rows without an answer are planned again, too, if `again` is True; otherwise
+    they are marked as tried. Replies to rows that are no longer in the input are kept, because the rows may return.
     """
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"
@@ -351,7 +351,7 @@ def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bo
 
 
 def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
-    """Mark as tried the rows that meet a round's `condition` and are in no batch, so that they are sent live."""
+    """Mark rows as tried, so that they are sent live: rows that meet a round's `condition` and are in no batch."""
     base = slot * SLOT
     rows = f"{condition} AND NOT {IN_BATCH.format(base=base)}"
     mark = "INSERT OR IGNORE INTO batched (batch, custom, key, status)"
@@ -376,7 +376,7 @@ def without_row(store: JobDatabase, batch: Batch) -> float:
 
 
 def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
-    """Assign each reply, or awaited reply, to the row that has its question now. `targets`: the targets by slot.
+    """Assign each reply that came or is awaited to the row that now asks its question. `targets`: the targets by slot.
 
     Rows with the same question keep their order, and the requests of a row stay together. A finished batch is read
     again if rows that had been removed from the input are back in it.

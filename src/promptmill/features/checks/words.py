@@ -9,7 +9,7 @@ from promptmill.core.writing_systems import HAN_AND_KANA, UNSPACED, WITH_MARKS
 _PIECES = re.compile(rf"([{HAN_AND_KANA}])|([{WITH_MARKS}]+)|[^\W{HAN_AND_KANA}{WITH_MARKS}]+")
 _SIGNS_IN_A_WORD = 5
 """The number of characters that count as a word of Thai, Lao, Burmese or Khmer. Words of these languages have four to
-five characters, including marks; the higher number is used, so that a limit of words accepts a text in doubt."""
+five characters, including marks; the higher number is used, so that in doubt, a limit of words accepts a text."""
 
 
 def word_count(text: str) -> int:

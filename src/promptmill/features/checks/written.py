@@ -12,7 +12,7 @@ from promptmill.core.values import read_json
 from promptmill.features.checks.parameters import CheckWishes, likelihoods
 from promptmill.features.checks.words import word_count
 
-_SURE = 10  # the natural logarithm of the least ratio of likelihoods (22,000); German sentences of three words reach 13
+_SURE = 10  # the least logarithm of a ratio of likelihoods (22,000); for German sentences of three words, it reaches 13
 
 
 class MaxWords(Check):
@@ -35,7 +35,7 @@ class Match(Check):
     wanted_by = ("match",)
 
     def matched(self, answer: str, request: Request) -> tuple[str, str]:
-        """Return the pattern and the text of the answer that it must match."""
+        """Return the pattern, and the text that must match it: the answer."""
         wanted = request.sampling
         assert isinstance(wanted, CheckWishes)
         return wanted.match or "", answer

@@ -150,12 +150,12 @@ class ComparedFile:
             return text_of(answer).strip()
         if (fields := object_in(answer)) is not None:
             return text_of(fields.get(name)).strip()
-        is_lost = answer is None and self.answer in row  # then, a column `name` is a column of the input
+        is_lost = answer is None and self.answer in row  # if so, a column `name` is a column of the input
         return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
 
 
 def object_in(answer: Any) -> Mapping[str, Any] | None:
-    """Return the object that an answer is, or that its JSON text (from a job without `fields`) has; else None."""
+    """Return the answer if it is an object, or the object in its JSON text (from a job without `fields`); else None."""
     if isinstance(answer, str) and answer.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)

@@ -97,7 +97,7 @@ def _folded(answer: str) -> int:
 
 
 def _spellings(answers: Iterable[str], is_wanted: Callable[[int], bool]) -> dict[int, int | None]:
-    """Return, by the hash of each answer in lower case, the hash of the answer's only spelling; None if the answer has
+    """Return the hash of each answer's only spelling, by the hash of the answer in lower case; None if the answer has
     several spellings. Hashes take less memory than texts."""
     found: dict[int, int | None] = {}
     for answer in answers:
@@ -138,7 +138,7 @@ class ComparedRows:
         """
         scans = [Scan.of(file) for file in files]
         gold = None if order.gold is None else gold_of(order, files, scans, folders)
-        if gold is not None and gold.at is None and gold.file in files:  # the user also listed the gold file
+        if gold is not None and gold.at is None and gold.file in files:  # do not compare the gold file itself
             kept = [at for at, file in enumerate(files) if file is not gold.file]
             files, scans = [files[at] for at in kept], [scans[at] for at in kept]
             files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]

@@ -50,7 +50,7 @@ def rows_of(
         if order.gold is None:
             counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
             raise input_error(*error.parts, *error.remedy, counts) from None
-    else:  # parts that share few rows are not compared: these may be equal by chance
+    else:  # do not compare parts that share few rows, because such rows may be equal by chance
         if order.gold is None or 2 * len(parts.places) >= min(parts.sizes):
             return parts
     return ComparedRows.of(compared, order, gold_folders)

@@ -29,11 +29,11 @@ _MOST_TALLIED = 4096  # different pairs of answers that are counted in memory
 _MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
 SHOWN_VALUES = 12
 """The most answers that a cross-tabulation shows by name."""
-_NOISE_S, _NOISE = 0.1, 0.05  # smaller differences (seconds; share) are ignored: two runs of a job differ as much
+_NOISE_S, _NOISE = 0.1, 0.05  # differences of fewer seconds, or a smaller share of them, are ignored as chance
 TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
-"""The verdicts without a winner: a tie in both orders; another winner in each order; a winner in only one order."""
+"""The verdicts without a winner: a tie in both orders; a different winner in each order; a winner in only one order."""
 Change = TypedDict("Change", {"from": str, "to": str, "rows": int})
 ClassFigures = TypedDict("ClassFigures", {"class": str, "rows": int, "precision": float, "recall": float, "f1": float})
 
@@ -200,7 +200,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, object]:
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
 ) -> dict[str, object]:
-    """Return the agreement of two files in a column. `answered`: whether each row counts; default: if both answered."""
+    """Return two files' agreement in a column. `answered`: whether each row counts; by default, if both answered."""
     ours, theirs = column.values[one], column.values[other]
     both = [a and b for a, b in zip(ours.given(), theirs.given(), strict=True)] if answered is None else answered
     rows = sum(both)
@@ -218,7 +218,7 @@ def _column_agreement(
 def _nearness(column: ComparedColumn, pairs: Iterable[tuple[str, str]]) -> tuple[int, dict[str, object]]:
     """Return the number of pairs that are the same, and the mean similarity or difference of the pairs.
 
-    At most `_MOST_TALLIED` different pairs are counted in memory; each further pair is measured at once.
+    At most `_MOST_TALLIED` different pairs are counted in memory; further pairs are measured without counting them.
     """
     counts, agree, rest = Counter[tuple[str, str]](), 0, array("d")
     for pair in pairs:
@@ -305,7 +305,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn, right: KeptTexts
             found["classes"] = by_class[:50]
             if (
                 len(known) < len(right) and not file.has_persons
-            ):  # not with a person's labels, which are always right and on rows that are no random sample
+            ):  # a person's labels are left out: they are always right, and the labelled rows are no random sample
                 found["shares"] = _shares(all_values, Counter(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, zip(own, truth, strict=True))[1]
@@ -373,7 +373,7 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 def _difference(
     one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]
 ) -> dict[str, object]:
-    """Return the differences `other` minus `one`: in accuracy, in cost, and, if it is large enough, in time."""
+    """Return the differences `other` minus `one`: in accuracy, in cost and, if the times differ enough, in time."""
     both, only_other, only_one, neither = _both_right(theirs, ours)
     paired = _paired(both, only_other, only_one, neither)
     found: dict[str, object] = {"of": [one.label, other.label], **paired, "only_right": [only_one, only_other]}
@@ -414,7 +414,7 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, o
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> Paired:
-    """Return the difference of two proportions over the same rows. `first`: the rows with a hit only in the first."""
+    """Return the difference of two proportions over the same rows. `first`: rows with a hit only in the first file."""
     return {
         "difference": (first - second) / (both + first + second + neither),
         "interval": paired_interval(both, first, second, neither),

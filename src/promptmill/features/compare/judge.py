@@ -171,7 +171,7 @@ class JudgedPairs:
         return MadeRows(self.lines(), name=NAME, job_id=self.job_id(settings))
 
     def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
-        """Return the id of the judge's job. `session`: the session of a client that shares the server but not its jobs.
+        """Return the id of the judge's job. `session`: the session of a client that has its own jobs.
 
         `settings`: see `JudgeOrder.settings`.
         """

@@ -12,7 +12,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
 
 _MOST_SHORT = 4096
-"""The number of different short texts that are kept in memory: labels and, of other texts, the first."""
+"""The number of different short texts that are kept in memory: enough for labels. Further texts are in the file."""
 _SHORT = 200  # characters
 _WRITTEN = 1 << 20  # bytes that are written together
 _SIZE_BITS = 28  # the bits of a code that hold the text's size in bytes; the others hold its position in the file
@@ -20,7 +20,7 @@ _MOST_PLACE = 1 << 63 - _SIZE_BITS
 
 
 class TextStore:
-    """Keeps texts, each with a code: a number for a text in memory (0 for `""`), negative for a text in the file."""
+    """Keeps texts, each under a code: a number from 0 for texts in memory (0: `""`), below 0 for texts in the file."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {"": 0}
@@ -39,7 +39,7 @@ class TextStore:
             self._texts.append(text)
             return self._numbers[text]
         content, place = text.encode("utf-8", "surrogatepass"), self._written + len(self._unwritten)
-        if len(content) >> _SIZE_BITS or place >= _MOST_PLACE:  # a text of 256 MiB, or a file of 32 GiB
+        if len(content) >> _SIZE_BITS or place >= _MOST_PLACE:  # the text has 256 MiB, or the file has 32 GiB
             self._texts.append(text)
             return len(self._texts) - 1
         self._unwritten += content

@@ -21,7 +21,7 @@ from promptmill.jobs.columns.column_names import VARIANT
 
 NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
-_MOST_COLUMNS = 1_000  # max columns: if there are more, each row has other names; a hash takes 8 bytes a cell
+_MOST_COLUMNS = 1_000  # max columns, each of 8 bytes a row; in a file with more columns, each row has other names
 _EMPTY = hash("")
 IDS = ("id", "custom_id")
 """Columns that identify rows."""
@@ -117,7 +117,7 @@ def check_column(file: ComparedFile, scan: Scan, name: str) -> None:
 
 
 def _unique(scans: Sequence[Scan], names: Sequence[str]) -> str:
-    """Return the column of unique values, in every file, that has the most values in common; `""` if there is none."""
+    """Of the columns with unique values in every file, return the one with most shared values; `""` if none exists."""
     common = {}
     for name in names:
         shared: set[int] | None = None
@@ -132,7 +132,7 @@ def _unique(scans: Sequence[Scan], names: Sequence[str]) -> str:
 
 
 def listed(names: Collection[str]) -> str:
-    """Return the first names as text, for messages."""
+    """Return the first 12 of some names as text, for messages."""
     shown = ", ".join(f"`{name:.40}`" for name in itertools.islice(names, 12))
     return shown + (", …" if len(names) > 12 else "")
 

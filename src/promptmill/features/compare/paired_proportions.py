@@ -49,7 +49,7 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 def exact_interval(hits: int, rows: int) -> tuple[float, float]:
     """Return the exact 95 % interval of a proportion. At least 95 of 100 such intervals contain the true proportion,
-    whatever its value; of Wilson's intervals, it may be only 91 of 100.
+    whatever its value; of 100 of Wilson's intervals, only 91 may contain it.
 
     C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
     Biometrika 26 (1934), 404-413.
@@ -94,7 +94,7 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
 
 
 def mcnemar(first: int, second: int) -> float:
-    """Return the p-value of the exact McNemar test: two-sided, over the rows that only one of two got right.
+    """Return the p-value of the exact, two-sided McNemar test over the rows that only one of two classifiers got right.
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
     153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
@@ -106,7 +106,7 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def mcnemar_more(first: int, second: int) -> float:
-    """Return the p-value of the exact one-sided McNemar test of whether the second of two is right more often.
+    """Return the p-value of the exact one-sided McNemar test: is the second classifier right more often than the first?
 
     >>> round(mcnemar_more(2, 10), 4)
     0.0193

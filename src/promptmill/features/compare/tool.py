@@ -31,7 +31,7 @@ explains more.\
 
 
 def add(socket: ToolSocket) -> None:
-    """Add the tool to the server, and the prompt."""
+    """Add the tool and the prompt to the server."""
 
     def compare_models(file: str, question: str, models: str) -> str:
         return _PROMPT.format(file=file, question=question, models=models, skill=SKILL)

@@ -195,7 +195,7 @@ def _figure(share: JsonObject | None, name: str, form: str) -> str:
 
 
 def named(file: JsonObject) -> str:
-    """Return the name of a file in the text, with its title: `A labels-a.csv`."""
+    """Return a file's letter, with the file's title: `A labels-a.csv`."""
     title = "" if file["name"] == file["title"] else f" {file['title']}"
     return cut(f"{file['name']}{title}", LABEL)
 
@@ -273,12 +273,12 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
 
 
 def is_free_text(found: JsonObject) -> bool:
-    """Return whether half of the texts of two files, or more, differ. A judge is then more useful than counts."""
+    """Return whether at least half of the texts of two files differ. A judge is then more useful than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 
 def _is_label_like(pair: JsonObject) -> bool:
-    """Return whether at least half of the answers are the same, so that their share is informative."""
+    """Return whether more than half of the answers are the same, so that their share is informative."""
     return bool(2 * pair["agree"] > pair["rows"])
 
 

@@ -1,4 +1,4 @@
-"""The comparison, on every face. For a call of a server, a child process with limited memory and time reads the files.
+"""The comparison, for all callers. For a server's call, a child process with limited memory and time reads the files.
 
     files ─▶ figures, with the judge's verdicts so far, and the rows of its job ─▶ the job ─▶ figures with all verdicts
 

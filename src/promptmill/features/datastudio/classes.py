@@ -98,7 +98,7 @@ class BaseAPI(abc.ABC):
     ) -> None:
         """`retry`: the total number of attempts, at least one. `wait`: the longest wait between attempts, in seconds.
 
-        `thread_num`: the number of concurrent calls of `generate_inner`; None for this or `retry` means the default.
+        `thread_num`: the number of concurrent calls of `generate_inner`. If it or `retry` is None, the default applies.
         `image_key_name`: a key for the images of a part. Without `openai_format`, `generate_inner` gets a list of parts
         instead of messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
         """
@@ -301,12 +301,12 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
 
         `base_url` is another name of `api_base`.
 
-        `retry` is the total number of attempts, from 1 to 100; `thread_num` is the number of requests in flight. In
-        seconds, `wait` is the longest wait between attempts, and `timeout` the time to connect and the longest silence.
-        Requests are divided among several keys or ports. None leaves a parameter to the endpoint; a number outside the
-        usual range is sent, and the endpoint may refuse it. `image_key_name` is a key under which parts hold images;
-        `openai_format` is for `prepare_inputs` alone. `kwargs` go into the request body. Attributes that are set later
-        apply from the next call on. Raises `PromptmillError` (`invalid_config`).
+        `retry` is the total number of attempts, from 1 to 100; `thread_num` is the number of requests in flight. `wait`
+        is the longest wait between attempts, and `timeout` limits the time to connect and each silence of the server,
+        in seconds. Requests are divided among several keys or ports. None leaves a parameter to the endpoint; a number
+        outside the usual range is sent, and the endpoint may refuse it. `image_key_name` is a key under which parts
+        hold images; `openai_format` is for `prepare_inputs` alone. `kwargs` go into the request body. Attributes that
+        are set later apply from the next call on. Raises `PromptmillError` (`invalid_config`).
         """
         super().__init__(
             retry,
@@ -343,12 +343,12 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
     def generate(self, messages: Sequence[Any], *, schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Return an answer to each input, in order. `fail_msg` replaces a failed answer, and the reason is logged.
 
-        An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
-        or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
-        parts or messages that belong together. `kwargs` override sampling or go into the request body. With
-        `return_dict` an answer is the object that its JSON holds; an answer without an object is requested again,
-        `retry` times in all. Every answer satisfies the JSON Schema `schema`, or is an instance of the pydantic class.
-        Raises `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
+        An input is a text; a part such as `{"type": "text" | "image", "value": …}`; an OpenAI message; or a list of
+        texts, parts or messages that belong together. An image is a path, URL, base64, bytes, open file, image of
+        Pillow's, array or tensor. `kwargs` override sampling or go into the request body. With `return_dict` an answer
+        is the object that its JSON holds; an answer without an object is requested again, `retry` times in all. Every
+        answer satisfies the JSON Schema `schema`, or is an instance of the pydantic class. Raises `PromptmillError`
+        (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
 
         A subclass's own `process_single_message` or `generate_inner` answers each input in a thread, as in `BaseAPI`.
         """

@@ -39,7 +39,7 @@ class BothModels(PlanWork, Step):
             raise input_error(Named("decide"), " works only for rows, not for complete requests, as of a Batch file.")
         own, prompt = self._job.config, self._job.requests().reader.system_prompt
         divided, other = Divided.of(own.settings.sampling_params), self._job.config_of(self._model)
-        is_of_job = prompt != own.settings.system_prompt  # otherwise each model keeps its configured prompt
+        is_of_job = prompt != own.settings.system_prompt  # if False, each model keeps its configured prompt
         self._before = _with_prompt(own, prompt)
         self._writes = with_form(self._before, divided.open)
         self._decides = with_form(_with_prompt(other, prompt) if is_of_job else other, divided.closed)

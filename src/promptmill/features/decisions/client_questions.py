@@ -63,7 +63,7 @@ def yes_no(name: str | None, words: str, definition: str = "", opposite: str = "
 
 
 def is_bare(question: Question) -> bool:
-    """Return whether a question is one for yes or no that does not define both."""
+    """Return whether a question asks for yes or no without a definition of both."""
     return isinstance(question.kind, YesNo) and not (question.kind.definition and question.kind.opposite)
 
 
@@ -102,7 +102,7 @@ def _some(definitions: Any) -> tuple[str, ...]:
 
 
 def words_of(value: Any) -> str:
-    """Return as text the words that a client wrote as a text, an object or a list. Raises `ApiError`."""
+    """Convert the words of a client, which may be a text, an object or a list, to a text. Raises `ApiError`."""
     if value is None or isinstance(value, str):
         return value or ""
     try:
@@ -154,8 +154,8 @@ def above_chance(shares: Shares) -> float:
 
 
 def closeness(shares: Shares) -> float:
-    """Return TypeSafe's `confidence` of a level: 1 minus the mean distance to the likeliest level, divided by the mean
-    distance of equally likely levels from the middle.
+    """Return TypeSafe's `confidence` of a level: 1 - d / e, where d is the mean distance to the likeliest level, and e
+    is the mean distance to the middle if all levels are equally likely.
 
     >>> closeness([0.0, 0.75, 0.25])
     0.625

@@ -44,7 +44,7 @@ _ORDER = (
 _REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
 _MOST_TEXT = 1 << 28
-"""The most characters of all prompts together. Each contains the evidence: for a body of 30 MB, maybe 1,000 times."""
+"""The most characters of all prompts together. Each prompt repeats the evidence of a body, maybe of 30 MB."""
 _LONGEST_LABEL = 40  # characters of an option; if one is longer, the model writes the numbers of options
 _NO_PROBABILITIES = (
     "The model reports no probabilities for this question: its endpoint has no log probabilities, or the options are "
@@ -130,7 +130,7 @@ def _named(name: str, question: Question, *, compares: bool) -> Question:
 
 
 def _schema(form: Form) -> JsonDict:
-    """Return a schema that permits any fields. Its comment identifies the questions, because caches use it as a key."""
+    """Return a schema for any fields. Its comment identifies the questions, because caches use the schema as a key."""
     return {"type": "object", "$comment": hashlib.sha256(repr(form).encode()).hexdigest()}
 
 

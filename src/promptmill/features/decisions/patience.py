@@ -24,7 +24,7 @@ class NotYetError(Exception):
 
 
 class Patience(Generic[T]):
-    """Work in progress by key."""
+    """The tasks that are in progress, each under its key."""
 
     def __init__(self, kept_s: float = KEPT_S) -> None:
         self._kept_s = kept_s

@@ -30,7 +30,7 @@ from promptmill.features.decisions.client_questions import (
 
 LATEST = frozenset({"jev-latest", "jev-preview"})
 """TypeSafe's aliases, which its clients send by default. Here they stand for the default model."""
-_MOST_QUESTIONS = 1000  # in one request at OpenRouter, 800 were answered
+_MOST_QUESTIONS = 1000  # OpenRouter has answered 800 questions in one request
 _TYPES = {400: "invalid_request", 401: "authentication_error", 403: "permission_error", 404: "not_found"}
 _TYPES |= {402: "insufficient_quota", 413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_error"}
 

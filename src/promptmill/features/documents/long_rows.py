@@ -53,7 +53,7 @@ class LongRows(PlanWork, Step):
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._learning = asyncio.Lock()
         self._renewed = 0
-        """The id of a round: outcomes up to this round are replaced, also failures; 0: only answers are replaced."""
+        """The id of a round. Up to this round, answers and failures are replaced; later, only answers are."""
         self.repeated = 0
         """How many list items equal an item from another piece of the same row."""
         self._call: Call | None = None
@@ -68,7 +68,7 @@ class LongRows(PlanWork, Step):
             self._size = known["tokens"]
 
     def advance(self) -> bool:
-        """Warn about items that were merged with equal items of other pieces, but may be several in the document."""
+        """Warn if equal items of several pieces became one item, because the document may really contain several."""
         if self.repeated and self._call is not None:
             items = counted(self.repeated, "item")
             self._call.warn(f"Lists have {items} less than the answers about pieces: equal items of a row are one.")
@@ -180,8 +180,8 @@ class LongRows(PlanWork, Step):
         return {name: dict(counts) for name, counts in sums.items()}
 
     def _row(self, request: Request, message: str) -> tuple[Document, int | None]:
-        """Return the document of a row, and the round of the outcome that this answer replaces, whose pieces are not
-        reused; None if it replaces no outcome. Blocks."""
+        """Return the document of a row and, if the new answer replaces an outcome, the round of that outcome, whose
+        pieces are not reused; otherwise None. Blocks."""
         key, record = request.key, self.job.store.record(request.key)
         if request.fields is not None:
             document = Document.of_fields(request.fields)
@@ -305,7 +305,7 @@ class PieceReading:
         return AskedPiece(piece, outcome, name)
 
     def _known(self, known: JsonObject) -> Outcome:
-        """Return a stored outcome. Its usage counts if a killed run stored it, but recorded no outcome of the row."""
+        """Return a stored outcome. Its usage counts if the run was killed before it recorded an outcome of the row."""
         if "refused" in known:
             return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
         counts = known.get("counts") or None
@@ -339,7 +339,7 @@ class PieceReading:
             "is_part": is_part,
             "fields": fields,
             "shared": self.request.shared_system,
-            "question": None,  # if they had the row's question, the pieces would be duplicates of each other
+            "question": None,  # with the row's question, all pieces would be duplicates of each other
         }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
@@ -359,7 +359,7 @@ class PieceReading:
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
         else:  # the row's checks apply to an answer that is requested whole, so that a wrong one is requested again
-            no_text = Fields((draft.question,), ())  # the answers about pieces are no text of the row
+            no_text = Fields((draft.question,), ())  # the prompt has no field: the answers about pieces are no columns
             outcome = await self._answer(draft.question, draft.sampling, 0, no_text, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
             outcome = replace(outcome, part=draft.text)

@@ -36,7 +36,7 @@ class Found(NamedTuple):
     piece: int
     value: Any
     source: Sources = None
-    """The sources in the answer, in the form of `value`: one, or a list or an object of them."""
+    """The sources in the answer. If `value` is a list or an object, this is a list or an object of sources."""
 
 
 class PieceTexts(NamedTuple):

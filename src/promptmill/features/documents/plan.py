@@ -35,7 +35,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.steps.likely import LikelyLengths
 
 AUTO = "auto"
-_BYTES_PER_TOKEN = 4  # estimated for an answer
+_BYTES_PER_TOKEN = 4  # an estimate for answers
 
 
 class Split(Plan):

@@ -55,7 +55,7 @@ class DuckDb(Database):
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows. It reads months, nanoseconds and infinity as texts, a `FLOAT` 0.1 as 0.1."""
+        """Return the query for all rows. Months, nanoseconds and infinity become texts; a `FLOAT` keeps its digits."""
         query = all_of(table)
         kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
         texts = [f"{shown} AS {name}" for name, kind in kinds.items() if (shown := _shown(name, kind)) != name]

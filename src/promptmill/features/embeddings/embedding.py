@@ -37,8 +37,8 @@ _ENCODING = "encoding_format"
 _OF_ENCODING = re.compile(r"encoding.?format|base64", re.IGNORECASE)
 _PERHAPS_OF_ENCODING = frozenset({Code.BAD_REQUEST, Code.INVALID_INPUT, Code.BAD_RESPONSE, Code.SERVER_ERROR})
 _DOUBTS = 2
-"""The most failed requests that are sent again without base64: enough for a pack that fails for another reason, and for
-one of its items sent alone. An endpoint that is down gets no more useless requests."""
+"""The maximum number of failed requests that are sent again without base64. If a pack fails for another reason, it
+suffices for the pack, and for one of its items sent alone. An endpoint that is down gets no more useless requests."""
 
 
 class Embedding(Gathering):
@@ -62,7 +62,7 @@ class Embedding(Gathering):
         super().__init__(loading)
         self._config = config = loading.config
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
-        """The parameter that requests base64 (a third of the bytes of numbers); `{}` if the endpoint refuses it."""
+        """The parameter that requests base64, which takes a third of the bytes; `{}` if the endpoint refuses it."""
         self._doubts = _DOUBTS
         """How many failed requests may still be sent again without base64, in case base64 is the cause."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
@@ -91,7 +91,7 @@ class Embedding(Gathering):
         outcome = await super().answer(request, call)
         is_live = call.exchange is None
         if is_live and isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
-            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # every row needs this path
+            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # other rows would fail, too
         return outcome
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
@@ -147,7 +147,7 @@ class Embedding(Gathering):
         return Totals().and_(outcome).and_(again).on(again)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return the outcome without vectors of another length than requested, or than the call's first vector."""
+        """Drop each vector that has not the requested length or, without one, the length of the call's first vector."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})

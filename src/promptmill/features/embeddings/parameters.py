@@ -12,7 +12,7 @@ PictureApi: TypeAlias = Literal["doubao", "jina", "voyage", "cohere"]
 
 
 def _is_wanted(value: object) -> object:
-    """Return True for a text, because the option `embed` sets this parameter to the text of the vectors."""
+    """Return True for a text, because the option `embed` sets this parameter to the text that is embedded."""
     return True if isinstance(value, str) and value else value
 
 

@@ -40,7 +40,7 @@ _PATHS: Mapping[PictureApi, str] = {
 
 
 def api_of(config: ModelConfig, sampling: Sampling) -> PictureApi | None:
-    """Return the form of requests for vectors of pictures; None: the model's endpoint is not known to make any."""
+    """Return the form of requests for vectors of pictures; None if the endpoint is not known to make such vectors."""
     assert isinstance(sampling, Embedded)
     if not config.record.needs_endpoint:
         return None
@@ -71,7 +71,7 @@ def request_for(request: Request, config: ModelConfig, dimensions: int | None) -
     pictures = tuple(part for part in parts if isinstance(part, ImagePart))
     return request.changed(
         conversation=Conversation((Message("user", pictures),)),
-        sampling=Sampling(max_tokens=1),  # not sent: `max_cost` needs a limit, and a vector has no answer tokens
+        sampling=Sampling(max_tokens=1),  # for `max_cost`, which needs a limit; it is not sent
         shared=None,
         required=frozenset[str](),
         extra=body,
@@ -131,7 +131,7 @@ def with_vector(outcome: Outcome) -> Outcome:
             data = [{"embedding": vector} for vector in vectors]
     if isinstance(data, dict):  # Doubao
         data = [data]
-    if isinstance(data, list) and len(data) != 1:  # one picture, one vector
+    if isinstance(data, list) and len(data) != 1:  # a row gets exactly one vector
         data = []
     usage = outcome.usage
     match payload.get("meta"):

@@ -1,4 +1,4 @@
-"""The option for one row for each group of rows."""
+"""The option that makes one row of each group of rows."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Candidate:
 
 
 def requests(candidate: Candidate, gold: GoldRows, ways: Sequence[str], system: str = "") -> list[str]:
-    """Return the requests to the strong model to improve `candidate`, one for each way. `system`: the system prompt."""
+    """Return requests that let the strong model improve `candidate`, one for each way. `system`: the system prompt."""
     tag = digest(candidate.prompt, [row.key for row in gold.seen])[:8]
     mistakes = [
         (row, answer)
@@ -96,7 +96,7 @@ def _in_turns(
 
 
 def _examples(gold: GoldRows, mistakes: Sequence[GoldRow], tag: str) -> tuple[list[GoldRow], list[GoldRow]]:
-    """Return two lists of examples: a row of each label; and these with others, mistakes first, up to `_EXAMPLES`."""
+    """Return a row of each label, and a list of these and other rows (mistakes first), up to `_EXAMPLES`."""
     usable = [row for row in (*mistakes, *gold.seen) if tag not in _text(row)]
     first = {row.label: row for row in reversed(usable)}
     few = [first[label] for label in gold.labels if label in first]

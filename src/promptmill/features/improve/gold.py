@@ -15,7 +15,7 @@ from promptmill.jobs.store.record_labels import other_labels, right_label
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
-"""The fewest gold rows. With fewer rows, a gain of 15 points may be due to chance alone."""
+"""The minimum number of gold rows. With fewer rows, a gain of 15 points may be due to chance alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def improve(
     overwrite: bool = False,
     **options: Unpack[ImproveOptions],
 ) -> Improvement:
-    """Let the model `strong` write better prompts from mistakes on rows with right labels; test the best on others.
+    """Let the model `strong` write better prompts from mistakes on some labelled rows; test the best on the others.
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file for the best prompt, which may

@@ -1,4 +1,4 @@
-"""The search for a better prompt, on every face."""
+"""The search for a better prompt, for the command, Python and servers."""
 
 from __future__ import annotations
 

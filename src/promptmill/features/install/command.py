@@ -77,7 +77,7 @@ def _home(*parts: str) -> Callable[[], Path]:
 
 
 def _roaming(*parts: str) -> Callable[[], Path]:
-    """Return a function that returns a path in the user's folder for the settings of applications."""
+    """Return a function that finds a path in the folder in which applications keep the user's settings."""
 
     def found() -> Path:
         import platformdirs
@@ -159,7 +159,7 @@ CLIENTS: Sequence[Client] = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command `install`. They set `unconfigured`."""
+    """Add the options of the command `install`. `unconfigured` is set to the function that runs it."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dry-run", action="store_true", help="print the steps without doing them")
     shared.add_argument("--undo", action="store_true", help="remove the entry again")

@@ -1,4 +1,4 @@
-"""The figures of a job with a row of the output for each item, and their text."""
+"""The figures about the items in a job's answers, and the text of these figures."""
 
 from __future__ import annotations
 

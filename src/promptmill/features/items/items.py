@@ -97,7 +97,7 @@ class Items(Shape):
         return (f"Only {self.rows_from} becomes rows: {names} stays JSON in a cell of each row.",)
 
     def _item(self, schema: JsonObject) -> JsonObject:
-        """Return the schema of an item. Raises `PromptmillError` (`invalid_input`) for no schema or several schemas."""
+        """Return the schema of an item. Raises `PromptmillError` (`invalid_input`) if none or several are given."""
         fields = _fields(schema)
         field = fields.get(self.rows_from)
         lists = [name for name, each in fields.items() if kind_of(each, schema) == "array"]
@@ -131,7 +131,7 @@ class Items(Shape):
 
 @dataclass(frozen=True, slots=True)
 class _Columns:
-    """The columns of items, and how a record is divided into them."""
+    """The columns of items. `records` divides a record into a record for each item."""
 
     field: str
     """The field with the list."""
@@ -165,7 +165,7 @@ class _Columns:
         ]
 
     def _places(self, extras: JsonObject, items: int) -> Callable[[int], JsonDict]:
-        """Return a function that returns, for an item's index, the extras with the item's place in a document."""
+        """Return a function that gets the index of an item, and returns extras with the item's place in a document."""
         sources = extras.get(SOURCES)
         if not isinstance(sources, dict) or not isinstance(of_items := sources.get(self.field), list):
             return lambda _at: {}

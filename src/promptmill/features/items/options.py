@@ -1,4 +1,4 @@
-"""The option for a row of the output for each item."""
+"""The option that makes a row of the output of each item."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ _USED_UP = 0.9  # a sample uses at least this share of the allowed probability; 
 
 
 def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
-    """Return the probability that `drawn` rows, drawn from `rows` without replacement, have at most `c` of `marked`.
+    """Return the probability that `drawn` of `rows` rows, drawn without replacement, include at most `c` `marked` rows.
 
     >>> round(at_most(0, 10, 1, 5), 9)
     0.5
@@ -93,8 +93,8 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
-    """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of these rows may
-    have another cheap answer before the cut, so that the share `recall` of its rows or more is delivered as this class.
+    """Return c for one class. The strong model gives this class to `drawn` rows of the sample. At most c of them may
+    have another cheap answer before the cut, so that at least the share `recall` of the class is delivered as such.
 
     With several targets, use the surest of their cuts, each with the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.

@@ -1,4 +1,4 @@
-"""The right labels in a column of the input, with which a job with `sure` can promise that labels are right."""
+"""The right labels in a column of the input. They let a job with `sure` promise that its labels are right."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class SureSample(TypedDict, total=False):
     whole: bool
     """True if the cheap model answered all rows before the sample, because its requests had several rows."""
     alone: int
-    """If the model is compared with itself: rows, not sampled, that got no label from a reply to several rows."""
+    """If the model is compared with itself: the number of other rows that got no label from a reply to several rows."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
@@ -73,7 +73,7 @@ class SureStatus(TypedDict, total=False):
     rows: int
     """The number of rows that the promise covers."""
     here: int
-    """How many of the `rows` are still in the input and within the limit; missing if all of them are."""
+    """How many of the `rows` are still in the input and within the limit; missing if this is true of all."""
     sample: SureSample
     """The sample; missing until the first sample is decided."""
     expected: SureExpected

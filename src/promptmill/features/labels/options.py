@@ -10,7 +10,7 @@ from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
 TOGETHER = "together"
-"""The name of another feature's option and sampling parameter, which sets the most rows in a request. An answer may
+"""The name of another feature's option and sampling parameter: the maximum number of rows in a request. An answer may
 then depend on the other rows of its request."""
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
@@ -107,7 +107,7 @@ OPTIONS = (
         "together, with {model} on each row alone",
         Flag(metavar="P%"),
         keyword="float | str | None",
-        needs=(),  # `Sure.check` also finds `together` in the configuration
+        needs=(),  # checked by `Sure.check`, because `together` may be in the configuration
         excludes=_NO_OTHER_ANSWERS,
     ),
     _of_sure(

@@ -1,8 +1,8 @@
 """The score of a cheap answer (0 to 1): how sure its label is.
 
-With a second cheap model, the score is 1 if it agrees, else 0, averaged with the first model's probability, if any.
-With votes, it is the share of the winning label. Otherwise it is the probability of the cheap model's or the student's
-answer or, without probabilities, the share of agreeing answers among the answer and two repeats.
+With a second cheap model, the score is 1 if both agree, else 0. If the first model reports a probability, the score is
+the mean of both. With votes, it is the share of the winning label. Otherwise it is the probability of the cheap model's
+or the student's answer or, without probabilities, the share of agreeing answers among the answer and two repeats.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from promptmill.jobs.store.records import Record
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
 ]
-_ENOUGH = 0.5  # min share of answers with probabilities; with fewer, probabilities are no score
+_ENOUGH = 0.5  # probabilities are a score only if at least this share of the answers has them
 
 
 def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:

@@ -59,7 +59,7 @@ class RowVectors:
 
 
 class VectorRequests(Step):
-    """Requests the vectors of rows from an endpoint: in the slot of vectors, a request becomes one for a vector."""
+    """Requests the vectors of rows from an endpoint: in the slot of vectors, requests become embedding requests."""
 
     place = Place.PIECES
 
@@ -81,7 +81,7 @@ class VectorRequests(Step):
         given, extra = request.sampling, request.extra
         sampling = once(self._sampling, lambda: _embedding(given), given)
         if not self._has_settings:
-            extra = {name: value for name, value in extra.items() if name == "model"}  # the others are for chats
+            extra = {name: value for name, value in extra.items() if name == "model"}  # other parameters are for chats
         outcome = await self.following(request.changed(conversation=text, sampling=sampling, extra=extra), call)
         if isinstance(outcome, Completion) and outcome.vectors:
             return replace(outcome, vectors=tuple(map(_half, outcome.vectors)))

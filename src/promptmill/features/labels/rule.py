@@ -233,8 +233,8 @@ class SureRule(Plan):
 
     @property
     def slots(self) -> tuple[Variant, ...]:
-        """Slot 0: strong model. Slot 1: cheap model, or the student, which sends no requests. Slots 2-3: second model,
-        or repeats of the cheap model (used when it reports no probabilities). With a student, slot 2: vectors."""
+        """Slot 0 is the strong model, slot 1 the cheap model or the student (which sends no requests). Slots 2-3: the
+        second model, or repeats of the cheap model (for lack of probabilities). With a student, slot 2 has vectors."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
         if self.student:
@@ -247,12 +247,12 @@ class SureRule(Plan):
 
     @property
     def option(self) -> str:
-        """The option that selected the plan: `agree` without a strong model; otherwise the usual one (`""`)."""
+        """The option that selected the plan: `agree` if no strong model is named; otherwise the usual option (`""`)."""
         return "" if self.model else "agree"
 
     @property
     def only_model(self) -> str | None:
-        """With a student, the strong model, because the model of the vectors answers no row."""
+        """The strong model if there is a student: the model of the vectors answers no row."""
         return self.model if self.student else super().only_model
 
     def asked(self, targets: Sequence[Target]) -> Sequence[str]:

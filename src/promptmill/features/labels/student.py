@@ -41,7 +41,7 @@ _LOOK_S = 0.1
 _WORD_BUCKETS = 1 << 16
 _WORDS_LENGTH = 2.0  # the length of a text's word features; `_WEIGHTS`: lengths to try for its vector
 _WEIGHTS = (2.0, 4.0, 8.0)
-_MOST_WITH_WORDS = 20  # labels; with 77 labels, learning the words takes 30 s and saves no more calls
+_MOST_WITH_WORDS = 20  # labels; with 77 labels, learning the words takes 30 s and saves no further calls
 _HELD_OUT = 5
 _LEAST_LENGTH = 1e-6
 _LEAST_CHANCE = 1e-6
@@ -246,7 +246,7 @@ def _vectors(texts: Sequence[RowText]) -> Any:
 
 
 def _regression(features: Any, labels: Any, *, rounds: int) -> Any:
-    with import_module("threadpoolctl").threadpool_limits(1):  # two threads wait for each other: six times the CPU
+    with import_module("threadpoolctl").threadpool_limits(1):  # two threads take six times the CPU time of one
         return _sklearn(".linear_model").LogisticRegression(C=1, max_iter=rounds).fit(features, labels)
 
 

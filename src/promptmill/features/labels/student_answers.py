@@ -31,7 +31,7 @@ from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
 from promptmill.jobs.store.spec import digest
 
 FEWEST_ROWS = 5_000
-"""The fewest rows of a table for a student. In a smaller one, training and sample would use too many strong answers."""
+"""The minimum number of rows for a student. With fewer, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
 _FEW_MISSING, _MOST_MISSING = 20, 0.01  # max rows without a vector: a number, and a share of the rows
@@ -59,7 +59,7 @@ class StudentAnswers:
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
-        """Answer the rows of the sample. Return the digest of the student's training examples. May be repeated."""
+        """Label the sample. Return the digest of the student's training examples. The call may be repeated."""
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for records in self._answer(chosen, round_):

@@ -98,8 +98,8 @@ def _errors_of(part: SurePart, cut: SureCut) -> float:
 
 
 def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Sequence[str], before: int) -> SureStatus:
-    """Return the figures of a job's samples and labels, for rows below `before`; with a student, also how many times
-    fewer calls were paid. Raises the errors of `JobDatabase`."""
+    """Return the figures of a job's samples and labels, for rows below `before`; with a student, also the factor by
+    which paid calls were reduced. Raises the errors of `JobDatabase`."""
     found, labels = sample_status(rule), f"{ANSWERED} AND key < {min(before, SLOT)}"
     cheap, persons = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
     strong = store.count(labels) - cheap - persons
@@ -110,7 +110,7 @@ def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Seque
     if rows < found.get("rows", 0):
         found["here"] = rows
     elif not persons and (its := job_shares(store, spec, rule, fields, before)):
-        found["shares"] = its  # unless persons labelled rows: they correct the rows on which the shares are based
+        found["shares"] = its  # not with persons' labels: they correct the rows on which the shares are based
     return found
 
 

@@ -50,7 +50,7 @@ from promptmill.steps.step import Place, Step
 FEWEST_ROWS = 200
 """In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""
 _LEAST_SAVED = 0.05
-"""The least share of the price that the cheap model must save; a smaller saving does not justify a wrong label."""
+"""The cheap model must save at least this share of the price; a smaller saving does not justify a wrong label."""
 _LARGEST_SAMPLE = 0.5
 """A larger sample, for a rare class, may have at most this share of the part's unsampled rows."""
 _ROWS_AT_ONCE = 65_536
@@ -58,7 +58,7 @@ _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR (key = row.n + {SLOT} AND round < ?))
 """
-"""The condition for rows without a label, and without a cheap answer from before a round (the second parameter)."""
+"""The condition for rows that have no label, and no cheap answer from before the round in the second parameter."""
 _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
@@ -120,7 +120,7 @@ class SureWork(PlanWork):
         self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
         self._first = LAST_KEY
-        """A row may be drawn if its cheap answers are of this round or later: all rows get these, whatever is drawn."""
+        """A row with a cheap answer from before this round is not drawn. Later answers do not depend on the draw."""
 
     @property
     def _rule(self) -> SureRule:
@@ -487,7 +487,7 @@ class SureWork(PlanWork):
         return part is not None and len(list(self._store.records_at(others))) == len(others)
 
     def _sure_answer(self, first: Record) -> Record | None:
-        """Return the answer to deliver to a row whose first cheap answer is `first`; None if the row is not sure."""
+        """Return the sure answer for the row with the first cheap answer `first`; None if the row is not sure."""
         part = self._rule.part_of(first)
         if part is None or part.cut is None or not first.is_sound:
             return None

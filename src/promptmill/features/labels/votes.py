@@ -58,7 +58,7 @@ class Votes(Plan):
 
     @property
     def slots(self) -> tuple[Variant, ...]:
-        """Slot 0: the delivered answer. Later slots: the model of each vote."""
+        """The variants: slot 0 has the delivered answer, and each later slot has the model of a vote."""
         votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
         return (Variant(name="", model=self.models[0]), *votes)
 
@@ -194,5 +194,5 @@ class VoteWork(PlanWork):
 
 
 def _is_sent(vote: Record, round_: Round) -> bool:
-    """Return whether a round sends a vote again, because the vote is a retryable failure of an earlier order."""
+    """Return whether a round sends a vote again, because it is a retryable failure from before the round's order."""
     return bool(vote.retryable) and vote.round <= round_.since

@@ -15,7 +15,7 @@ from promptmill.features.mask.folded_text import Folded
 
 
 class ValueSpan(NamedTuple):
-    """A value in a text: the characters `start` to `end - 1`. `label`: its kind, as a mask names it: `EMAIL`."""
+    """A value in a text: the characters `start` to `end - 1`. `label`: its kind in a mask, such as `EMAIL`."""
 
     start: int
     end: int
@@ -71,8 +71,8 @@ class Detectors(NamedTuple):
 
 
 def hidden(text: str, spans: Sequence[ValueSpan]) -> str:
-    """Return a text with another character in place of those of values, so that no further detector sees them.
-    `spans`: in order, none inside another."""
+    """Return a text in which another character replaces the characters of values, so that no further detector sees
+    them. The `spans` are in order, and none is inside another."""
     if not spans:
         return text
     pieces: list[str] = []

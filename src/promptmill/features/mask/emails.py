@@ -1,4 +1,4 @@
-"""Finds mail addresses, also with spaces around the sign, or with `(at)` in its place."""
+"""Finds mail addresses, also with spaces around the `@`, or with `(at)` in its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from promptmill.features.mask.detection import ValueSpan
 EMAIL = "EMAIL"
 _SIGN = re.compile(r"[@%(\[{](?:(?<=@)|(?<=%)40|(?<=[(\[{])\s?[aA][tT]\s?[)\]}])")
 _LACOL = re.compile(r'[\w.!#$%&\'*+/=?^`{|}~\-]{1,64}|"[^"\n]{1,62}"')
-"""The part before the sign, backwards, so that it is found at once."""
+"""The part before the sign. The pattern is for the reversed text, in which it finds this part at once."""
 _DOMAIN = re.compile(
     r"\s{0,2}(?:[^\W_](?:[\w\-]{0,61}[^\W_])?(?:\.|\s?[(\[{][dD][oO][tT][)\]}]\s?)){1,8}"
     r"(?:xn--[\w\-]{2,59}|[^\W\d_]{2,24})"

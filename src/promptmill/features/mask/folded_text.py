@@ -1,7 +1,7 @@
-"""A text in which a value has only one form: for detection, while its own characters are sent and put back.
+"""A text in which each value has only one form. It is for detection: the original characters are sent and put back.
 
-Full-width forms and digits of other scripts become ASCII, dashes a hyphen, JSON's escapes the characters that they are,
-and invisible characters are left out. White space stays, apart from indentation: patterns accept any of it.
+Full-width forms and digits of other scripts become ASCII, dashes become hyphens, and JSON's escapes become characters.
+Invisible characters and indentation are left out. Other white space stays, because patterns accept any white space.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Folded(NamedTuple):
 
     text: str
     changes: Sequence[int] = (-1,)
-    """Where the distance to the original changes, in order: `2 * n` before character `n`, `2 * n + 1` inside of it."""
+    """Places where the distance to the original changes: `2 * n` is before character `n`, `2 * n + 1` is inside it."""
     distances: Sequence[int] = (0,)
-    """The distance from each change on."""
+    """The distances to the original, each from one change on."""
 
     @classmethod
     def of(cls, text: str) -> Folded:
-        """Return a text as folded.
+        """Return the folded text, with the positions of its characters.
 
         >>> Folded.of("\\uff14\\uff11\\u200b7").text
         '417'
@@ -74,14 +74,14 @@ class Folded(NamedTuple):
         return cls("".join((*pieces, text[last:])), changes, distances) if last else cls(text)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the span in the original text of the characters `start` to `end - 1`."""
+        """Return the span that the characters `start` to `end - 1` have in the original text."""
         before, inside = bisect_right(self.changes, 2 * start), bisect_left(self.changes, 2 * end)
         return start + self.distances[before - 1], end + self.distances[inside - 1]
 
 
 def shape_of(text: str) -> bytes:
-    """Return the shape of a text: `0` for a digit, `a` for another character, without white space and the signs in a
-    number. It says which numbers a text cannot have, in 1 ns a character.
+    """Return the shape of a text: `0` for a digit, `a` for another character, and nothing for white space and the signs
+    in a number. In 1 ns a character, the shape shows which numbers a text cannot have.
 
     >>> shape_of("ab (030) 90-18")
     b'aa0000000'
@@ -97,8 +97,8 @@ def lower(text: str) -> str:
 
 @functools.cache
 def _odd() -> tuple[re.Pattern[str], Mapping[int, str]]:
-    """Return the pattern of the characters that change, and the folded signs by character: 5 ms, for the digits of all
-    scripts. The pattern begins with a set, for which a search is fast; the group `signs` has signs and spaces."""
+    """Return the pattern of the characters that change, and the folded sign of each sign (5 ms, for the digits of all
+    scripts). The pattern begins with a set, so that searches are fast; the group `signs` has signs and spaces."""
     digits = "".join(chr(one) for one in range(0x80, 0x10000) if unicodedata.category(chr(one)) == "Nd")
     signs, dropped = f"{_WIDE}{digits}{_DASHES}", f"{_INVISIBLE}{_COMBINING}"
     pattern = (
@@ -109,7 +109,7 @@ def _odd() -> tuple[re.Pattern[str], Mapping[int, str]]:
 
 
 def _unescaped(character: str) -> str:
-    """Return the character for JSON's escape or an indented line break; any other character unchanged."""
+    """Return the character that an escape of JSON or an indented line break stands for; return others unchanged."""
     if character[0] == "\n" or (len(character) == 2 and character[0] == "\\"):
         return "\n"
     return chr(int(character[-4:], 16)) if len(character) == 6 and character[0] == "\\" else character

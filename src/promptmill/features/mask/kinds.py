@@ -90,8 +90,8 @@ def _names_in(kind: str) -> Iterator[str]:
 
 
 def _detector(name: str) -> Detect:
-    """Return the detector that a function `module:name` of another package makes: it takes a text and returns
-    `(start, end, label)` of each value."""
+    """Return a detector that calls the function `module:name` of another package. The function takes a text, and
+    returns `(start, end, label)` of each value."""
     try:
         function: Callable[[str], Iterable[Any]] = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -3,8 +3,8 @@
     request ─▶ a row's cells, or all messages ─▶ spans ─▶ masks ─▶ request that is sent
     outcome ◀─ text, reasoning, tool calls, sources ◀─ values in place of masks ◀─ outcome
 
-The step is inside of the steps that ask again and read quotes, so these see the values, and outside of the steps that
-join rows, which see masks alone. The words of a prompt and the system prompt of a job are masked, too, but keep names
+The steps that ask again and read quotes are outside of this step, and see the values. The steps that join rows are
+inside of it, and see only masks. The words of a prompt and the system prompt of a job are masked, too, but keep names
 of one word, which may be ordinary words (`Mark`, `Will`).
 """
 
@@ -49,7 +49,7 @@ _CONTEXT = 48
 _OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
 """Parameters of `extra_params` that are instructions, and no data."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
-"""Keywords that a mask in place of a value would break. The answer with the value is checked by them."""
+"""Keywords that a mask in place of a value would break. The answer is checked by them once the value is put back."""
 
 
 class MaskedRequests(Step):
@@ -80,7 +80,7 @@ class MaskedRequests(Step):
         if self._forced:
             self.wanted_by = None  # no request skips the step
         self._secret = secrets.token_bytes(32)
-        """For calls that belong to no job."""
+        """The secret for calls that belong to no job."""
         self._plans: Made[_Plan] = {}
         self._by_kinds: dict[tuple[str, ...], Kinds] = {}
         self._kinds: Made[Kinds] = {}
@@ -88,7 +88,7 @@ class MaskedRequests(Step):
         self._instructions: dict[tuple[int, str], list[ValueSpan]] = {}
 
     def kinds_of(self, sampling: Sampling) -> Kinds:
-        """Return the kinds of a request with these parameters, and the operator's. Raises `PromptmillError`."""
+        """Return the kinds that these parameters and the operator ask for. Raises `PromptmillError`."""
         return once(self._kinds, lambda: self._made(tuple(_mask_of(sampling))), sampling)
 
     def _made(self, wanted: tuple[str, ...]) -> Kinds:
@@ -168,7 +168,7 @@ class MaskedRequests(Step):
             last, written = before[row], masking.fields(fields, words, is_part=request.is_part)
             if written is not fields:
                 changes["fields"] = written
-            if last.content != _text_of(fields):  # a step has made a message of its own of the fields
+            if last.content != _text_of(fields):  # a step has put the fields into a message of its own
                 after[row] = masking.message(last, is_instruction=False)
             elif written is not fields:
                 after[row] = Message(last.role, _text_of(written), last.extra)
@@ -205,7 +205,7 @@ class _Words(NamedTuple):
 
     around: Sequence[str]
     """The end of the words before the first cell, the words between cells, and the beginning of the words after the
-    last cell: to find values that begin in a cell and end in the prompt, or the other way round."""
+    last cell. With them, values are found that begin in a cell and end in the prompt, or the other way round."""
     have_values: bool
     """Whether the words themselves have values."""
 
@@ -249,8 +249,8 @@ class _Masking(NamedTuple):
         return Message(message.role, content, extra)
 
     def fields(self, fields: Fields, words: _Words, *, is_part: bool) -> Fields:
-        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: a text of
-        the row is divided, perhaps inside of a value."""
+        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
+        text of the row is divided, perhaps inside of a value."""
         pieces = _interleaved(words.around, fields.texts)
         spans, own = self.kinds.of_evidence.spans("".join(pieces)), self._of_columns(fields)
         texts, end = list[str](), 0
@@ -271,7 +271,7 @@ class _Masking(NamedTuple):
         return Fields(parts, (*texts,) or fields.texts)
 
     def _of_columns(self, fields: Fields) -> Detectors | None:
-        """Return the detectors of the row's own values of columns. Raises `PromptmillError` for a missing column."""
+        """Return the detectors of the row's values in masked columns. Raises `PromptmillError` for a missing column."""
         if not self.kinds.columns:
             return None
         named = dict(zip(fields.parts[1::2], fields.texts, strict=True))
@@ -330,7 +330,7 @@ def _values_in(extra: JsonObject, detectors: Detectors) -> JsonObject:
 
 
 def _has_beginning(before: Conversation, after: Conversation, characters: int) -> bool:
-    """Return whether a masked conversation still has the beginning that other requests share."""
+    """Return whether masks leave the first `characters` of a conversation, which other requests share, unchanged."""
     return "".join(before.texts)[:characters] == "".join(after.texts)[:characters]
 
 
@@ -356,7 +356,7 @@ def _relaxed(node: Any) -> Any:
 
 
 def _unmasked_preview(show: Callable[[Growing], None], masks: Masks, *, is_json: bool) -> Callable[[Growing], None]:
-    """Return the preview that shows values. A text is held back from where a mask may begin."""
+    """Return the preview that shows values. If the end of a text may become a mask, it is held back."""
 
     def shown(growing: Growing) -> None:
         calls = [_changed_field("", call, masks.growing) for call in growing.tool_calls]
@@ -392,7 +392,7 @@ def _looks_like_json(text: str) -> bool:
 
 
 def _with_form(sampling: Sampling, kinds: Kinds) -> Sampling:
-    """Return parameters whose schema allows masks. Raises `PromptmillError` for an allowed answer with a value."""
+    """Return parameters whose schema allows masks. Raises `PromptmillError` if an allowed answer has a value."""
     schema = schema_of(sampling.response_format) if sampling.response_format else None
     for text in (*(sampling.choices or ()), *_allowed_in(schema)):
         if kinds.of_evidence.spans(text):

@@ -1,4 +1,4 @@
-"""Masks: texts such as `[EMAIL_K7Q2M4XP]` in place of values, and back.
+"""Masks: texts such as `[EMAIL_K7Q2M4XP]` that replace values until the values are put back.
 
     value ─▶ keyed digest ─▶ code      the same value has the same mask in a job, also after a kill and in each process
 
@@ -17,14 +17,14 @@ from typing import Any
 from promptmill.features.mask.detection import ValueSpan
 
 _ALPHABET = "23456789BCDFGHJKMNPQRSTVWXYZ"
-"""Without vowels, so that no code is a word, and without signs that look alike."""
+"""The signs of codes. Vowels are missing, so that no code is a word, and so are signs that look alike."""
 _SIGNS = bytes(ord(_ALPHABET[one % len(_ALPHABET)]) for one in range(256))
 """The sign of each byte of a digest."""
-_SIZE = 8  # of 3.8e11 codes, two of 20,000 values have the same in one of 2,000 jobs
+_SIZE = 8  # signs of a code; in one of 2,000 jobs with 20,000 values, two values have the same of 3.8e11 codes
 _CODE = re.compile(rf"(?<![0-9A-Za-z])[{_ALPHABET}]{{{_SIZE}}}(?![0-9A-Za-z])", re.IGNORECASE)
 _POSSIBLE = re.compile(f"(?=([{_ALPHABET}]{{{_SIZE}}}))")
 _LONG, _MANY = 5_000, 100
-"""Characters and values from which one pass over a text takes less time than a search for each value: 0.3 ms."""
+"""From so many characters or values on, one pass over a text (0.3 ms) is faster than a search for each value."""
 LONGEST_LABEL = 24
 """The most letters of a mask's label. It has at least two."""
 _BEFORE = re.compile(rf"(\[\s?)?(?:(?<![A-Za-z])([A-Za-z]{{2,{LONGEST_LABEL}}})[\s_\-:\\]{{1,3}})?\Z")
@@ -93,7 +93,7 @@ class Masks:
         return mask
 
     def put_back(self, text: str, *, is_json: bool = False) -> str:
-        """Return a text with the values in place of their masks, also of masks without brackets or in another case.
+        """Return a text with the values in place of their masks, even if a mask has no brackets or another case.
         `is_json`: the text is JSON, and the values become parts of its strings."""
         if not text or not self.values:
             return text
@@ -106,7 +106,7 @@ class Masks:
         return self._changed_back(text, is_json=is_json)
 
     def _changed_back(self, text: str, *, is_json: bool) -> str:
-        """Return a text with the values in place of masks, also of those that a model has changed."""
+        """Return a text with the values in place of their masks, even if a model has changed the masks."""
         pieces, last = list[str](), 0
         for found in _CODE.finditer(text):
             if (value := self.values.get(found[0].upper())) is not None:
@@ -120,7 +120,7 @@ class Masks:
         return mapped(value, self.put_back) if self.values else value
 
     def growing(self, text: str, *, is_json: bool = False) -> str:
-        """Return a growing text, up to any part of a mask at its end, with values in place of masks."""
+        """Return a growing text with values in place of masks, without what may be a part of a mask at its end."""
         begun = _BEGUN.search(text, max(0, len(text) - 2 * _NEAR)) if self.values else None
         return self.put_back(text if begun is None else text[: begun.start()], is_json=is_json)
 
@@ -132,7 +132,7 @@ class Masks:
 
 
 def _span_of(text: str, code: re.Match[str], last: int) -> tuple[int, int]:
-    """Return the span of the mask around a code, behind `last`. A single bracket does not belong to the mask."""
+    """Return the span, from `last` on, of the mask around a code. A single bracket does not belong to the mask."""
     start, end = code.span()
     before = _BEFORE.search(text, max(last, start - _NEAR), start)
     if before is None or before[2] is None:

@@ -21,7 +21,7 @@ from promptmill.features.mask.folded_text import Folded, lower
 NAME = "NAME"
 _WORD = re.compile(r"[^\W_]+")
 _LETTERS = bytes(one if chr(one).isalnum() else 32 for one in range(256))
-"""The letters and digits of Latin-1, and spaces."""
+"""A table of Latin-1 in which letters and digits stay, and all other characters become spaces."""
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
 _NEXT = re.compile("[\\s.'\u2019\\-,]{1,3}([^\\W_]+)")
 """The next word of a name, behind the signs between words."""
@@ -59,7 +59,7 @@ class Names:
 
     @property
     def detector(self) -> Detector:
-        """The detector of the names, also of names that an end of a text divides."""
+        """The detector of the names. It also finds the parts of names that an end of a text divides."""
         return Detector(self, at_ends=self.parts_at_ends)
 
     @property
@@ -85,7 +85,7 @@ class Names:
 
     def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
         """Yield the words at both ends of a folded text that are a part of a name: `Jane` of `Jane Doe`."""
-        text, reach = lower(text), 2 * self._longest  # characters between words may be more than in the list
+        text, reach = lower(text), 2 * self._longest  # a text may have more characters between words than the list
         beginnings, ends = self._parts
         first, last = [*_WORD.finditer(text, 0, reach)], [*_WORD.finditer(text, max(0, len(text) - reach))]
         for size in range(len(first), 0, -1):
@@ -115,7 +115,7 @@ class Names:
         return beginnings, ends
 
     def _known_in(self, text: str) -> Iterator[str]:
-        """Yield the first words of names that a text may have. It is divided as Latin-1: 8 ns a character."""
+        """Yield the first words of names that a text may have. The text is divided as Latin-1, in 8 ns a character."""
         for piece in self._pieces.intersection(_latin(text)):
             yield from self._by_piece[piece]
         if self._not_latin and not text.isascii():

@@ -26,10 +26,10 @@ _GROUP = re.compile(r"[0-9]+")
 _JOINS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 _FEWEST, _MOST = 7, 19
 _FOUR = b"0000"
-"""The shape of all numbers but some ids. Accounts in use have four digits in a row, though the registry allows only
-letters in a few countries (RO, QA)."""
+"""Each number apart from some ids has this in its shape. IBANs in use have four digits in a row, though the registry
+allows only letters in a few countries (RO, QA)."""
 _WRITTEN, _ITALIAN = 6, b"00a00a"
-"""The fewest digits in a row in the ids of `WrittenIds`, and the shape of Italy's, which have fewer."""
+"""Each id of `WrittenIds` has at least so many digits in a row, except Italy's ids, which have this shape."""
 _SIGNS = bytes(one for one in range(128) if not chr(one).isalnum())
 _NO_DIGITS = bytes(one for one in range(128) if not chr(one).isdigit())
 _SPACE = re.compile(r"[\s.]+")
@@ -43,11 +43,11 @@ _CARD = re.compile(
 Maestro and RuPay."""
 _BEGINNING = re.compile(r"\s*[0-9][0-9\s().\-/]{4,}")
 _END_BACKWARDS = re.compile(r"[0-9\s().\-/]{4,}[0-9]")
-"""Digits at the end of a text, from its last character on: forwards, each digit could begin them."""
+"""The digits at the end of a text, for the reversed text: in a forward search, each digit could begin a match."""
 _TWICE = bytes.maketrans(b"0123456789", bytes(48 + sum(map(int, str(2 * digit))) for digit in range(10)))
 
 _KEPT = 1_000
-"""Numbers of a check whose results stay in memory, 100 kB: a check takes 2 to 6 µs."""
+"""So many results of each check stay in memory (100 kB), because a check takes 2 to 6 µs."""
 
 Check: TypeAlias = Callable[[str], bool]
 PHONE, CARD, ID, IBAN = "PHONE", "CARD", "ID", "IBAN"
@@ -58,20 +58,20 @@ class NationalId(NamedTuple):
 
     module: str
     form: str
-    """The pattern of its digits or, without `size`, of its text from the first digit on."""
+    """The pattern of its digits; if `size` is 0, the pattern of its text from the first digit on."""
     size: int = 0
     """The number of digits; 0: the id also has other characters."""
     letters: int = 0
     """The number of letters before its first digit."""
     is_strong: bool = True
-    """Whether fewer than one of fifty random numbers of its size pass its check: by its check digits and its date, or
-    by its letters."""
+    """Whether fewer than one of fifty random numbers of its size pass its check, thanks to check digits and a date, or
+    thanks to letters."""
 
 
 _S = r"[\s.\-]?"
 _D, _A, _AD = f"{_S}[0-9]", f"{_S}[A-Z]", f"{_S}[0-9A-Z]"
 _LAST = r"(?:[\-.]?[A-Z]|(?-i:\s[A-Z]))"
-"""A letter, after a space only a large one: `20260307 a year` is no id."""
+"""A letter. After a space, only a capital letter counts: `20260307 a year` is no id."""
 _MONTH, _DAY = "(?:0[1-9]|1[0-2])", "[0-3][0-9]"
 IDS: Mapping[str, Sequence[NationalId]] = {
     "AT": (NationalId("at.vnr", f"[1-9][0-9]{{3}}{_DAY}(?:0[1-9]|1[0-5])[0-9]{{2}}", 10),),
@@ -297,7 +297,7 @@ class WrittenIds:
         at = 0
         while self._any is not None and (match := self._any.search(text, at)):
             assert match.lastindex is not None
-            forms = self._ids[match.lastindex - 1 :]  # the forms before do not match
+            forms = self._ids[match.lastindex - 1 :]  # the earlier forms do not match
             span = next(filter(None, (self._at(match.start(), text, *each) for each in forms)), None)
             at = match.start() + 1 if span is None else span.end
             if span is not None:
@@ -344,7 +344,7 @@ def check_of(module: str) -> Check:
     def check(number: str) -> bool:
         try:
             return is_valid(number)
-        except KeyError:  # of stdnum 2.2 for a Chinese id whose province is known, but not its county
+        except KeyError:  # stdnum 2.2 raises it for a Chinese id whose province is known, but not its county
             return False
 
     return check

@@ -1,4 +1,4 @@
-"""The packages that some kinds need."""
+"""The packages that some kinds of values need."""
 
 from __future__ import annotations
 

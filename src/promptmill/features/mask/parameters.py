@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from promptmill.core.parameter import APPLIED, OF_FIELDS, Parameters
 
 KINDS = ("email", "phone", "iban", "card", "id")
-"""The kinds that values have by themselves. `phone` and `id` may name a country: `phone:DE`."""
+"""The kinds that are recognized by the form of the values. `phone` and `id` may name a country: `phone:DE`."""
 OF_COUNTRY = re.compile(r"(phone|id):([A-Z]{2})")
 COLUMN = "column:"
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -34,7 +34,7 @@ def kinds_in(text: str) -> tuple[str, ...]:
 
 
 def _checked(value: object) -> object:
-    """Return kinds as a text; a list of them, too. Raises `ValueError` for an unknown kind."""
+    """Return the kinds, which are a text or a list, as a text. Raises `ValueError` for an unknown kind."""
     if isinstance(value, list | tuple):
         value = ",".join(f'"{kind}"' if "," in str(kind) else str(kind) for kind in value)
     for kind in kinds_in(value) if isinstance(value, str) else ():

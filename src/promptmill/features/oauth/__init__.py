@@ -1,4 +1,4 @@
-"""OAuth: clients with a token of the operator's identity provider, next to the server's own token.
+"""OAuth: besides the server's own token, clients may send a token of the operator's identity provider.
 
     http checks ─▶ ResourceServer.admitted ─▶ Issuer.verify_token ─▶ the request's scope with its subject
 

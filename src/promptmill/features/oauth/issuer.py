@@ -131,7 +131,7 @@ class _Verifier(JWTVerifier):
             claims = jwt.decode(token, key, algorithms=[self.algorithm], registry=registry).claims
             self._claims.validate(claims)
             client = str(claims.get("client_id") or claims.get("azp") or claims["sub"])
-            kept = {"iss": claims["iss"]}  # the SDK binds sessions to this, the subject and the client
+            kept = {"iss": claims["iss"]}  # the SDK binds a session to this issuer, the subject and the client
             scopes = [scope for scope in self._extract_scopes(claims) if isinstance(scope, str)]
             return AccessToken(token="", client_id=client, scopes=scopes, subject=claims["sub"], claims=kept)
         except (JoseError, ValueError, TypeError, KeyError, AttributeError):  # a client may send any text

@@ -1,8 +1,8 @@
 """Lines of a batch: the lines of its file become rows of a job, and the rows' outcomes become lines of result files.
 
-A row is a line in OpenAI's format. The row's body is the request to which a POST of the line's body would be converted,
-with all settings of the model. The reply repeats the model's name as the client wrote it, and the fields of the
-client's body except its texts. The row keeps both in `metadata`, which is not part of the question.
+A row is a line in OpenAI's format. A POST of the line's body would be converted to a request: the row's body is this
+request, with all settings of the model. The reply repeats the model's name as the client wrote it, and the fields of
+the client's body except its texts. The row keeps both in `metadata`, which is not part of the question.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class FileCheck:
                 is_full = len(self.errors) >= MOST_ROWS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
-        for path in (place / INPUT, place / REFUSED):  # sync: after the next state, a power loss must not lose the rows
+        for path in (place / INPUT, place / REFUSED):  # the rows must survive a power loss after the next state
             await asyncio.to_thread(disk.sync_path, path)
         await asyncio.to_thread(disk.sync_folder, place)
         if self.count > MOST_BATCH_LINES:

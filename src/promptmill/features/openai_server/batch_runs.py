@@ -7,8 +7,8 @@
 The id of a batch names its job and is stored before the job starts. So after a kill, the next server finds the batch
 and repeats the interrupted step; each step may be repeated:
 
-* The validation writes the valid lines as rows to a file for the job, and an error line for each refused line to
-  another file.
+* The validation writes two files: one with the valid lines as rows for the job, and one with an error line for each
+  refused line.
 * The job resumes as every job does: only the requests in flight are sent again.
 * The results go to files with fixed ids; one transaction makes them visible and stores the batch's final state.
 
@@ -19,8 +19,8 @@ Only `objects.db` has the state. The server that holds a batch's lock runs the b
 
 **Repeated POSTs.** If a reply is lost, OpenAI's clients repeat the POST, without a key but with a count in the header
 `x-stainless-retry-count`. Such a repeat gets the existing batch of the same token and parameters if that batch is at
-most 20 minutes old. A request without the header gets a batch that is at most a minute old. A first attempt (`0`) and a
-request after a cancel create a new batch.
+most 20 minutes old. A request without the header gets such a batch if it is at most a minute old. A first attempt (`0`)
+and a request after a cancel create a new batch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from promptmill.jobs.store.lock import Lock, is_held
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400
-_REPEAT_S, _RETRY_S = 60, 1200  # max ages of the batch that a repeat gets; two retries, each at most 600 s later
+_REPEAT_S, _RETRY_S = 60, 1200  # the oldest batches that repeats get; 1200: two retries, each at most 600 s later
 _POLL_S = 0.25  # seconds between polls; a poll takes 1 ms
 _WAITING_POLL_S = 1.0
 _PAUSES_S = (1.0, 5.0, 30.0)
@@ -119,7 +119,7 @@ class BatchRuns:
     async def create(self, body: JsonDict, owner: str, attempt: int | None) -> BatchObject:
         """Return a new batch; for a repeated request, the batch of the first request.
 
-        `attempt`: the number of earlier attempts, as the client reports it; None: unknown. Raises `ApiError`.
+        `attempt`: the number of earlier attempts that the client reports; None if it reports none. Raises `ApiError`.
         """
         asked = checked(BatchRequest, body)
         async with self._creating:  # one after another, because a client may repeat a POST before it is answered
@@ -161,7 +161,7 @@ class BatchRuns:
         return listed([self._seen(each).model_dump() for each in found], listing.limit)
 
     def cancel(self, identity: str, owner: str) -> BatchObject:
-        """Start to cancel a batch, whose answers are kept. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
+        """Start to cancel a batch, but keep its answers. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
         if batch.status != "cancelling":
@@ -207,7 +207,7 @@ class BatchRuns:
         return BatchObject.model_validate_json(stored.body)
 
     def _enter(self, identity: str, state: State, *also: StoredObject, **changes: Any) -> BatchObject:
-        """Store the next state of a batch with its start time, other changes and new objects; return the batch. Blocks.
+        """Store the next state of a batch with its time, other changes and new objects; return the batch. Blocks.
 
         If the batch already has a state after `state`, nothing is changed.
         """
@@ -285,7 +285,7 @@ class BatchRuns:
         results = BatchResults(batch.endpoint, self._place(batch.id), self._job(batch.id), last, self._endpoints.files)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
-            if batch.request_counts.total:  # not if the batch was cancelled before its file was read completely
+            if batch.request_counts.total:  # it is 0 if the batch was cancelled before its file was read completely
                 results.write(out, errors)
             for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
                 if count:
@@ -311,7 +311,7 @@ class BatchRuns:
         job = self._job(identity)
         job.wait_for_end(_END_S)
         shutil.rmtree(job.path, ignore_errors=True)
-        lock.release()  # first, because Windows does not remove open files
+        lock.release()  # released first, because Windows does not remove open files
         shutil.rmtree(self._place(identity), ignore_errors=True)
 
     def _job(self, identity: str) -> Folder:

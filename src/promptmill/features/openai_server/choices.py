@@ -50,7 +50,7 @@ def tool_call(call: JsonObject) -> JsonDict:
 
 
 def choices_of(answer: Completion) -> list[ReplyChoice]:
-    """Return the answers in `answer`: one or, if the request sets `n`, several, whose other fields are in `details`."""
+    """Return the answers in `answer`. If the request sets `n`, they are several; `details` has their other fields."""
     kept = (answer.details or {}).get("choices") if answer.answers else None
     if kept is None:
         one = {name: getattr(answer, name) for name in ReplyChoice._fields}

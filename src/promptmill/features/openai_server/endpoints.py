@@ -55,7 +55,7 @@ class EndpointRequest(NamedTuple):
 
 
 class Endpoints:
-    """The handlers of the module's paths, which answer from one service."""
+    """The handlers of the module's paths. They all answer from one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -150,8 +150,8 @@ class Endpoints:
         return len(self._usable("")) > 1
 
     async def resolved_config(self, name: str) -> ModelConfig:
-        """Return the configuration for a job on a model, after the job's lines were checked. Raises the errors of
-        `config_of`, and `PromptmillError`."""
+        """Return the configuration for a job on a model. Call it after the job's lines were checked. Raises the errors
+        of `config_of`, and `PromptmillError`."""
         return await self._service.resolved_config(self.config_of(name, ""))
 
     async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> EndpointRequest:
@@ -222,9 +222,9 @@ def logged(path: str, client: str) -> Iterator[None]:
 
 
 def _cut_answer(failure: Failure, wanted: int) -> Completion:
-    """If `max_tokens` cut the one `wanted` answer, return what OpenAI's API returns: the complete part, and the finish
-    reason. The part may be `""`: programs test a connection with a `max_tokens` of 1. Raises the error of any other
-    failure."""
+    """If `max_tokens` cut the one `wanted` answer, return what OpenAI's API returns: the part before the cut, and the
+    finish reason. The part may be `""`: programs test a connection with a `max_tokens` of 1. Raises the error of any
+    other failure."""
     if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or wanted > 1:
         raise failure.error
     return Completion(failure.part, "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)

@@ -123,7 +123,7 @@ class ObjectStore:
     def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[StoredObject]:
         """Return the listed objects that have not expired, plus one if there are more.
 
-        Raises `ApiError` 400 if `after` no longer exists: a program that deletes page by page would miss objects.
+        Raises `ApiError` 400 if `after` no longer exists, as a program that deletes page by page would miss objects.
         """
         if listing.after and self.get(kind, listing.after, owner) is None:
             raise ApiError(400, f"No such object: {listing.after[:60]}; list without `after`.", "after", "not_found")

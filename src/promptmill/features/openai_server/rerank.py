@@ -25,7 +25,7 @@ from promptmill.features.openai_server.parameters import Reranking
 from promptmill.features.openai_server.search_prefixes import Prefixes, prefixes_of
 
 RERANK = "/v1/rerank"
-_MOST = 1000  # documents; Cohere advises no more in a request
+_MOST = 1000  # documents; Cohere advises against more in a request
 _FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 PLAIN = "plain"
 _RERANKER = re.compile(r"re-?rank|llama-rank", re.IGNORECASE)
@@ -44,11 +44,11 @@ _APIS: Mapping[str, RerankApi] = {
     "api.mixedbread.com": RerankApi("/reranking", "input", "top_k"),  # mixedbread.com/api-reference/endpoints/reranking
     "api.mixedbread.ai": RerankApi("/reranking", "input", "top_k"),
 }
-"""By host, the APIs that differ from Jina's. Cohere, Together, SiliconFlow, vLLM and llama.cpp have Jina's fields."""
+"""The APIs that differ from Jina's, by host. Cohere, Together, SiliconFlow, vLLM and llama.cpp have Jina's fields."""
 
 
 def api_of(config: ModelConfig) -> RerankApi | None:
-    """Return the rerank API of a model's endpoint; None: documents are ranked by vectors."""
+    """Return the rerank API of a model's endpoint; None if documents are ranked by vectors."""
     chosen = config.settings.sampling_params
     assert isinstance(chosen, Reranking)
     if not config.record.needs_endpoint or chosen.rerank in {"vectors", PLAIN}:
@@ -98,12 +98,12 @@ class Ranking(NamedTuple):
         """Return the request to an endpoint's rerank API."""
         top_n = min(self.top_n, len(self.documents))
         body = {"query": self.query, api.documents: self.documents, api.top_n: top_n}
-        # `max_tokens` is not sent: it is for `max_cost`, which needs a limit; a ranking has no answer tokens
+        # `max_tokens` is set only because `max_cost` needs a limit; it is not sent, as a ranking has no answer tokens
         return Request(0, Conversation(()), Sampling(max_tokens=1), body, path=api.path)
 
     def read(self, answer: Completion, model: str) -> JsonDict:
-        """Return the client's reply from the endpoint's reply. Raises `ApiError` unless each result has a score and the
-        number of a different document. llama.cpp does not sort the results, and some servers ignore `top_n`."""
+        """Return the client's reply from the endpoint's reply. Raises `ApiError` unless the results have scores, and
+        numbers of different documents. llama.cpp does not sort the results, and some servers ignore `top_n`."""
         payload: JsonObject = (answer.details or {}).get("payload") or {}
         results = payload.get("results", payload.get("data"))
         listed = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
@@ -120,7 +120,7 @@ class Ranking(NamedTuple):
         return self._reply(ranked, model, usage) | meta
 
     def reply(self, vectors: JsonObject) -> JsonDict:
-        """Return the reply, scored by the cosines of query and documents. `vectors`: the reply with their vectors."""
+        """Return the reply, scored by cosines. `vectors`: the reply with the vectors of the query and the documents."""
         query, *documents = (row["embedding"] for row in vectors["data"])
         scores = [_cosine(query, document) for document in documents]
         best = sorted(range(len(scores)), key=lambda index: -scores[index])

@@ -90,7 +90,7 @@ def _messages(body: JsonObject) -> list[JsonDict]:
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": None})
                 call = response_tools.call_of(item, f"input[{place}]")
-                messages[-1].setdefault("tool_calls", []).append(call)  # one message with all calls of the turn
+                messages[-1].setdefault("tool_calls", []).append(call)  # one message has all calls of the turn
             case {"type": str(kind), "call_id": called} if kind in response_tools.OUTPUTS:
                 output = _content(response_tools.output_of(item, f"input[{place}]"))
                 messages.append({"role": "tool", "tool_call_id": called, "content": output})
@@ -153,7 +153,7 @@ def _part(part: Any) -> Any:
 
 
 def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = "completed") -> JsonDict:
-    """Return an item with a text, of type `message` or `reasoning`."""
+    """Return an item of type `message` or `reasoning` with a text."""
     if kind == "reasoning":
         part: JsonDict = {"type": "reasoning_text", "text": text}
         return {"type": kind, "id": response_tools.new_id("rs"), "status": status, "summary": [], "content": [part]}

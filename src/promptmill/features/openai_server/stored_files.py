@@ -193,7 +193,7 @@ class StoredFiles:
 
 
 def check_disk(folder: Path, size: int, written: int = 0) -> None:
-    """Apply the limit for a call's rows on disk to a client's file. `written`: the file's bytes that are in `folder`.
+    """Apply to a client's file the disk limit of a call's rows. `written`: the file's bytes that are in `folder`.
 
     Blocks. Raises `PromptmillError` (`storage`).
     """

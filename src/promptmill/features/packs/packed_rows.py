@@ -17,8 +17,8 @@ single items. Packs also fail if a server is down, which must not get twice as m
         all of these items fail                                            the rest of the pack fails unsent
 
 Packs in this case take turns. As long as no request is answered, only the first, second, fourth, eighth … of these
-packs sends items alone: the first up to eight items, the others two. All other packs fail at once. So for a hundred
-packs, a server that is down gets 20 additional requests.
+packs sends items alone: the first pack up to eight items, each other pack two. All other packs fail at once. So for a
+hundred packs, a server that is down gets 20 additional requests.
 
 In a batch, a pack is a line of the batch's file. Later, each item reads its own part of the reply by the name that was
 stored with the item, so the items of a pack need not come together again. A failed item gets a separate line.
@@ -54,8 +54,8 @@ _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "ca
 """The fields that an item's answer takes from the outcome of its line in the batch."""
 _ENOUGH = 8
 """The most items that are sent alone to find out whether the endpoint answers any item: an endpoint that refuses every
-text is likelier than eight random texts that all happen to be refused. After the same number of consecutive packs
-without an answer, items are no longer gathered: if half of the replies are right, this happens in 1 of 256 cases."""
+text is likelier than eight random texts that all happen to be refused. After eight packs in a row without an answer,
+items are no longer gathered: if half of all replies are right, this happens in 1 of 256 cases."""
 _LATER = 2
 """The number of items of each further pack that are sent alone: enough to find a server that is up again, or good items
 among bad ones, at a quarter of the cost."""
@@ -79,7 +79,7 @@ class ReplyPart(NamedTuple):
     """An item's part of a reply."""
 
     answer: Completion | None
-    """The answer to the item; None: the reply has no answer to it, and the item is sent alone."""
+    """The answer to the item; None if the reply has no answer to it. The item is then sent alone."""
     prompt: int = 1
     """The size of the item in the prompt, in any unit."""
     said: int = 0
@@ -90,7 +90,7 @@ class _Gathered(NamedTuple):
     """The result of a pack for one of its items."""
 
     outcome: Outcome | None
-    """The outcome; None: the item is sent alone, and `spent` is added to the outcome of the new request."""
+    """The outcome; None if the item is sent alone: `spent` is then added to the outcome of the new request."""
     spent: Totals = Totals()
     attempts: int = 0
     """The number of requests for the item so far, including earlier runs."""
@@ -146,11 +146,11 @@ class Gathering(Step):
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the items' parts of a reply, in order. `requests`: as for `joined`."""
+        """Return the items' parts of a reply, in order. `requests`: the same as for `joined`."""
         raise NotImplementedError
 
     def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:
-        """Return the part of the item `name` from a reply by batch. `request`: the item's own request."""
+        """Return the part of a batch's reply that is for the item `name`. `request`: the item's own request."""
         raise NotImplementedError
 
     async def answer(self, request: Request, call: Call) -> Outcome:
@@ -161,7 +161,7 @@ class Gathering(Step):
         if not may_share or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
         packs, share = self._calls.get(call), self._shares[call]
-        if packs is None or packs.share is not share:  # each round of a job enters the model again
+        if packs is None or packs.share is not share:  # a job's next round enters the model again, with a new share
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
             packs = self._calls[call] = _Packs(share, call)
@@ -220,7 +220,7 @@ class Gathering(Step):
         return await self._send(pack, packs, call)
 
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
-        """Send a pack. Return the result of its last item, and give the results of all other items to them."""
+        """Send a pack. Return the result of its last item, and give each other item its result."""
         others = len(pack.waiting)
         call.waits.held -= others  # the others now wait for this request, not for items
         call.waits.forked -= others
@@ -384,7 +384,7 @@ class _Packs:
 
     def was_halved(self, half: int, code: Code) -> None:
         """Record that items were answered in halves after a failure with this code. If the server failed, perhaps by
-        chance, packs become smaller only after two failures without an answer to a larger pack in between."""
+        chance, packs become smaller only after a second failure, if no larger pack was answered in between."""
         self._halved += 1
         self._half = half
         if code not in _OF_SERVER or self._halved > 1:
@@ -442,7 +442,7 @@ class _Packs:
 
 
 def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillError | None:
-    """Return the common error of items if they have all failed like the request for all of them; otherwise None."""
+    """If each item alone has failed like the request for all items, return one of these errors; otherwise None."""
     errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
     if len(errors) < len(outcomes):
         return None

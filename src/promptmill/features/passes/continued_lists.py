@@ -108,7 +108,7 @@ def asking_again(request: Request, found: str, words: str) -> Request:
 
 
 def summed(joined: Outcome, outcomes: list[Outcome]) -> Outcome:
-    """Return `joined` with the sums of the `outcomes` that it joins. Their requests followed one another."""
+    """Return `joined` with the summed usage, cost and latency of `outcomes`. Their requests followed one another."""
     latency_s = round(sum(one.latency_s for one in outcomes), 6)
     attempts, unmetered = (sum(getattr(one, name) for one in outcomes) for name in ("attempts", "unmetered"))
     requests = max(1, sum(one.wanted for one in outcomes if one.attempts))

@@ -59,7 +59,7 @@ class ListAnswer(NamedTuple):
                 items += [item for item, key in zip(more.items, keys, strict=True) if key not in different]
             else:
                 items += more.items[len(known) :] if keys[: len(known)] == known else more.items
-        others = {**self.others, **more.others, **self.others}  # in the order of the first answer
+        others = {**self.others, **more.others, **self.others}  # the first answer's fields, then the new ones
         return ListAnswer(others, items, self.is_closed or more.is_closed, more.is_whole)
 
 
@@ -115,7 +115,7 @@ class ListForm:
         return None if start < 0 else _Cut(text, start + 1).answer(self.field)
 
     def text(self, answer: ListAnswer) -> str:
-        """Return an answer as JSON, whose list has at most as many items as the form allows."""
+        """Return an answer as JSON. Its list has at most as many items as the form allows."""
         items = list(answer.items)
         items = items if self.most == math.inf else items[: int(self.most)]
         if self.field is None:

@@ -25,7 +25,7 @@ from promptmill.steps.likely import LikelyLengths
 from promptmill.steps.step import Place, Sent, Step
 
 PASSES = "passes"
-"""The field of a record's details with the counts of `FoundItems`; `failed` is 1 after a later request that failed."""
+"""The field of a record's details with the counts of `FoundItems`; `failed` is 1 if a later request failed."""
 LOOK_AGAIN = (
     "The items that you have found are above. Read the text again from beginning to end, and look for what is missing "
     "in {the list}. Answer in the same form, only with items that are not above; with an empty list if none is missing."
@@ -42,8 +42,8 @@ class SecondLooks(Step):
 
     @classmethod
     def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
-        """Return a function that converts a request to one that costs as much as all requests for the list: it asks
-        for as many answers, with a prompt of mean length. The function raises `PromptmillError` (`invalid_input`)."""
+        """For estimates, return a function that converts a request to one as costly as all requests for the list: with
+        as many answers, and a prompt of their mean length. The function raises `PromptmillError` (`invalid_input`)."""
         del config, by_batch
         step, lengths = cls(), LikelyLengths()
         estimated: Made[Sampling] = {}
@@ -79,7 +79,7 @@ class SecondLooks(Step):
                 raise input_error(Named("passes"), " needs several requests for a row; a batch has one for each row.")
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=True)
-        call.preview = None  # a preview shows one answer
+        call.preview = None  # a preview could show only one of the answers
         first = await self.following(request, call)
         if not isinstance(first, Completion) or (read := form.read(own_text(first.text, request))) is None:
             return first
@@ -135,7 +135,7 @@ class FoundItems:
 
     @property
     def answer(self) -> ListAnswer:
-        """The first answer with all items."""
+        """The first answer, with the items of all answers."""
         return ListAnswer(self._others, [item for item, _ in self._known.values()])
 
     @property
@@ -171,7 +171,7 @@ class FoundItems:
         return added > 0
 
     def _take(self, item: Any, source: Sources) -> None:
-        """Add an item. If an equal item is known, but the text lacks its quotes, give it the source of this item."""
+        """Add an item. If an equal item is known whose quotes the text lacks, give the known item the new source."""
         known, its = self._known.setdefault(key := key_of(item), (item, source))
         if _is_missing(its) and not _is_missing(source):
             self._known[key] = known, source

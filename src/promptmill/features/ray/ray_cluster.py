@@ -90,7 +90,7 @@ class RayCluster(OrderPart):
         return [actor.remote() for _ in range(count)]
 
     def _count(self, config: ModelConfig) -> int:
-        """Return the number of replicas; for an endpoint, at most `concurrency`, of which each gets at least 1."""
+        """Return the number of replicas; for an endpoint, at most `concurrency`, so that each can send a request."""
         if not config.record.needs_endpoint:
             return self.replicas
         return min(self.replicas, config.settings.backend_configs.openai.concurrency)

@@ -349,7 +349,7 @@ def _found(step: RecipeStep, spending: Spending, *, is_accepted: bool) -> Search
 
 
 def _changed(step: RecipeStep, values: JsonDict) -> argparse.Namespace:
-    """Return the arguments of a step, changed to those of `values` that its command takes and that are not None."""
+    """Return a step's arguments, with those of `values` that its command takes and that are not None."""
     arguments = step.arguments()
     for name, value in values.items():
         if name in arguments and value is not None:

@@ -63,7 +63,7 @@ class StepParser(Parser):
         return self.options()[key].dest
 
     def parse_without(self, words: Sequence[str], keys: Sequence[str]) -> argparse.Namespace:
-        """Return the parsed command line. The options `keys` name files that do not exist yet: `choices` are
+        """Return the parsed command line. The options `keys` name files that do not exist yet: `choices` gets the value
         `STAND_IN`, and the others are left out."""
         readers = {key: self.options()[key].type for key in keys}
         for key in keys:

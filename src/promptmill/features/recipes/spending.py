@@ -80,7 +80,7 @@ class Spending:
     costs: dict[str, float] = field(default_factory=dict)
     """The cost of each job, by its folder."""
     elsewhere: dict[str, float] = field(default_factory=dict)
-    """By the folder of a job: the part of its cost that was spent before the recipe first ran the job."""
+    """The part of each job's cost that was spent before the recipe first ran the job, by the job's folder."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
     """The stamp that each output had when its step had ended, by the path of the output."""
     searches: dict[str, Search] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Spending:
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
             cost -= self.elsewhere.pop(_key(folder), 0.0)
-            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # a new job replaces it
+            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # a new job replaces the removed job
         if _key(folder) not in self.costs and (cost := self._cost(folder)):
             self.elsewhere[_key(folder)] = cost
         self.costs[_key(folder)] = self._cost(folder)

@@ -31,9 +31,9 @@ def written(folder: Folder, arguments: argparse.Namespace) -> int:
 
 
 def after_job(ended: EndedJob) -> None:
-    """Write the report of a job that ended or was interrupted to the file that the command names."""
+    """Write the report of the job, which has ended or was interrupted, to the file that the command names."""
     try:
         written = job_page.write(ended.folder, ended.arguments.report)
         say(str(written), sys.stderr if ended.on_stderr or ended.arguments.json else sys.stdout)
-    except PromptmillError as error:  # is only reported, because the answers are stored in any case
+    except PromptmillError as error:  # the error is only reported, because the answers are stored in any case
         complain(str(error))

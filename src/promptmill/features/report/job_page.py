@@ -58,7 +58,7 @@ _BINS = 24
 _LEAST_SPREAD = 200  # answers; with fewer, most bars of a histogram count one answer or none
 _SHOWN_SHARE = 0.99  # share of the values that a histogram shows; one answer may take a hundred times as long as others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
-"""A bar: a value, its count, a remark, and the column values by which the bar filters (default: the value)."""
+"""A bar: a value, its count, a remark, and the values of columns that select its rows (if missing: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """Bars: a title, the column whose values are counted, the bars, and a sentence."""
 _PICTURES = 1_000_000  # max characters of all thumbnails together
@@ -76,8 +76,8 @@ def default_path(folder: Folder) -> Path:
 def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
     """Write the report of a job to `target` atomically. Raises `PromptmillError`.
 
-    `rules` decide which images are shown, and whether rows that may hold secrets are shown. None: all are shown, as for
-    the operator's own programs.
+    `rules` decide which images are shown, and whether rows that may hold secrets are shown. Without `rules`, all are
+    shown, as for the operator's own programs.
     """
     page.check(target, _title(folder.known_spec()))
     try:
@@ -124,7 +124,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         labels = {
             name: _values_by_slot(store, name, ShownRows(spec, rule)) if spec.is_grid else {}
             for name, facts in fields.items()
-            if "values" in facts and not facts.get("is_list")  # a variant's bar counts rows with one label
+            if "values" in facts and not facts.get("is_list")  # bars by variant need one label for each row
         }
         sections = _sections(found, store, spec)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
@@ -433,7 +433,7 @@ class _Pictures:
 
 
 def _thumbnail(row: JobRow, folders: Sequence[str], rules: ImageRules) -> tuple[str, int] | None:
-    """Return a JPEG thumbnail in base64 of an answered row's first image, and its length; None if there is no image."""
+    """Return a thumbnail (a JPEG in base64) of an answered row's first image, and its length; None without an image."""
     if row.error or not row.images:
         return None
     picture = thumbnail(from_folder(row.images[0], folders), rules)

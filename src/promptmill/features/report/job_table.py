@@ -33,8 +33,8 @@ FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-MOST_LABELS = 50  # as in a comparison; more different answers are free texts, which equal a column only by chance
-_ROOMY = 4  # turns of a conversation that may all have the full length
+MOST_LABELS = 50  # as in a comparison; with more labels, answers are free texts, equal to a column only by chance
+_ROOMY = 4  # a conversation of up to so many turns shows each at full length
 _SAFE = 1 << 53  # whole numbers from this one on are texts, because JavaScript represents them inexactly
 
 
@@ -49,11 +49,11 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 class Right(NamedTuple):
-    """How many answers of each variant equal the label in a column of the input that has the same labels."""
+    """How many answers of each variant are right: they equal the row's label in a column of the input."""
 
     column: str
     counts: Mapping[str, tuple[int, int]]
-    """By variant: the number of equal answers, and the number of rows with a label in the column."""
+    """The number of right answers, and the number of rows with a label in the column, by variant."""
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ FEATURE = Feature(
     tools="promptmill.features.review.verb:REVIEW.add_tool",
     names={"review": "promptmill.features.review.python_review:review"},
     figures=(
-        Figure(  # for all jobs, because a person may label any job; it takes 0.1 µs a row, 4 % of the other counts
+        Figure(  # counted for all jobs, as a person may label any job; it takes 0.1 µs a row, 4 % of the other counts
             name="person",
             record="builtins:int",
             facts="promptmill.features.review.person:facts",

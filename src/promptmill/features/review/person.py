@@ -19,7 +19,7 @@ from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.store.status_words import share_lines
 
 Shares: TypeAlias = dict[str, dict[str, LabelShare]]
-"""By field and label: the share that the label would have if the person labelled every row."""
+"""The share that each label would have if the person labelled every row, by field and label."""
 
 
 def figures(
@@ -52,7 +52,7 @@ def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record
 def reviewed_shares(
     store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
 ) -> dict[str, dict[str, LabelShare]]:
-    """Return, by field, the estimated share of each label if a person labelled every row below `before`.
+    """Return, by field, the estimated share that each label would have if a person labelled all rows below `before`.
 
     Return `{}` unless the rows with a person's label are the `random_rows` of a review; others are no random sample.
     Raises the errors of `JobDatabase`.

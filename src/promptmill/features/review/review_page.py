@@ -24,7 +24,7 @@ def saved_as(found: Review) -> str:
 
 
 def write(target: Path, found: Review, command: str) -> Report | None:
-    """Write a review to a new workbook; or to a page, and return the page's report. Raises `PromptmillError`.
+    """Write a review to a new workbook, or to a page whose report is returned. Raises `PromptmillError`.
 
     The page shows `command`, which stores the decisions.
     """

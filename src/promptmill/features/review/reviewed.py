@@ -55,7 +55,7 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, and the beginning of the question's
 digest."""
 OF_FIELD = f"{LABEL}: "
-"""The beginning of the name of a column for a person's value of one field, such as `label: total`."""
+"""The beginning of a column's name, such as `label: total`. The column has a person's values of one field."""
 NO_LABEL = "-"
 """This label, or an empty one, takes an earlier label back."""
 NO_DOUBT = (
@@ -318,8 +318,8 @@ def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
 
     `decisions` has the columns `row` (from 1), `label` and `key` of a review. The label `-`, or an empty label, takes
     an earlier label back; the row then has its earlier outcome. Other rows without a label are ignored. Labels may
-    differ from the job's in case. All labels are checked before the first is stored; the result names refused labels.
-    A killed call has stored all labels or none; the same call, or the job's next run, then writes the output.
+    differ from the job's in upper and lower case. All are checked before the first is stored; the result names refused
+    labels. A killed call has stored all labels or none; the same call, or the job's next run, then writes the output.
 
     Raises `PromptmillError`, also if all lines of the file are refused.
     """
@@ -387,7 +387,7 @@ def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str,
         known.setdefault(asked, []).append((key, place))
     places = []
     for record in back:
-        # the row with this question, which may have moved; without a question, the row with the same key
+        # find the row with this question, which may have moved, or, without a question, the row with the same key
         of_question = known.get(record.asked, [])
         mine = [one for one in of_question if one[0] == record.key] or (of_question if record.asked else [])
         if mine:

@@ -12,7 +12,7 @@ from promptmill.server.tool_socket import ToolSocket
 
 
 def add(socket: ToolSocket) -> None:
-    """Name all versions from now on."""
+    """Make replies to `server/discover` name all versions."""
     socket.mcp.add_middleware(_AllVersions())
 
 

@@ -44,7 +44,7 @@ class PdfText(NamedTuple):
         return self.text[source["start"] : source["end"]] == source["quote"]
 
     def on_pages(self, start: int, end: int) -> Iterator[QuoteOnPage]:
-        """For each page of the characters `start` to `end - 1`, yield the place and the words of the part on that page.
+        """Yield the place and the words of each page's part of the characters `start` to `end - 1`.
 
         >>> [*PdfText("One.\\n\\f\\nTwo.").on_pages(0, 10)]
         [(1, 0, 'One.'), (2, 0, 'Two')]

@@ -22,7 +22,7 @@ from promptmill.images import pdf
 QuoteOnPage: TypeAlias = tuple[int, int, str]
 """The number of a page, the number of the quote's first character in the page's text, and the quote's words."""
 _STRAIGHT = 0.98  # cosine of the largest angle (11 degrees) at which a text counts as running along an edge of the page
-_TALLEST = 0.95  # from the top of an h to the foot of a p, in multiples of the font size; fonts reserve up to 1.3
+_TALLEST = 0.95  # height from h's top to p's foot, in multiples of the font size; fonts reserve up to 1.3
 _SHADES = 8  # shades of grey: a page of small print, 1,000 pixels long, takes 37 KB, instead of 145 KB as a JPEG
 _DECIMALS = 1  # decimals of a point: a tenth of a point is 0.04 mm
 
@@ -51,14 +51,14 @@ class _Letter(NamedTuple):
     """Whether the character's text runs along the left edge of the page, downwards or upwards."""
 
     def continues(self, line: Rectangle) -> bool:
-        """Return whether the character is at a line's height. True for slanted text: only line ends end its lines."""
+        """Return whether the character is at a line's height. True for slanted text, which only line ends divide."""
         if self.across:
             return line.top < self.box.bottom and self.box.top < line.bottom
         return not self.down or (line.left < self.box.right and self.box.left < line.right)
 
 
 def boxes(document: Any, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `boxes`: for each of the `quotes`, one rectangle a line; `[]` if the page does not have the quote there.
+    """Return `boxes`: for each of the `quotes`, a rectangle per line; `[]` if the page does not have the quote there.
 
     `document`: a `pypdfium2.PdfDocument`. `quotes`: each a `QuoteOnPage`.
     """
@@ -128,8 +128,9 @@ class _PageText:
         return _Shown.of(self._page)
 
     def lines(self, start: int, words: str) -> Iterator[Rectangle]:
-        """Yield the rectangle of each line of `words`, which begin with the character `start` of the page's text; for a
-        line of a form field, a stamp or a text typed onto the page, the whole rectangle of that.
+        """Yield the rectangle of each line of `words`, which begin at the character `start` of the page's text.
+
+        For a line of a form field, a stamp or a text typed onto the page, yield the rectangle of the annotation.
 
         Yield nothing if the page lacks them, because the file has changed.
         """
@@ -265,7 +266,7 @@ class _Shown(NamedTuple):
 
 
 def mapped(raw: str) -> tuple[str, Sequence[int]]:
-    """Return the page's text for pdfium's text `raw`, and for each of its characters, the origin's position in `raw`.
+    """Return the page's text, made from pdfium's text `raw`, and the position in `raw` of each character's origin.
 
     >>> text, origins = mapped(" a\\r\\nb")
     >>> text, [*origins]

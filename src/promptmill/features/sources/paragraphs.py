@@ -40,7 +40,7 @@ class Paragraphs:
         return array("I", [start for start, _ in found]), array("I", headings), titles
 
     def at(self, character: int) -> tuple[str, int]:
-        """Return the heading above a character, and the number of the character's paragraph under it, 0 in the heading.
+        """Return the heading of a character, and its paragraph's number under the heading (0 for the heading itself).
 
         If no heading is above it, return `""` and the paragraph's number in the text.
 
@@ -68,7 +68,7 @@ class Paragraphs:
         (heading, first), (other, last) = self.at(start), self.at(max(start, end - 1))
         if heading != other:
             return f"{_words(heading, first)}, to {_words(other, last)}"
-        first = max(first, min(last, 1))  # a heading and its paragraphs are named as the paragraphs
+        first = max(first, min(last, 1))  # if a span begins in the heading, its words name only the paragraphs
         return _words(heading, first) if first == last else f"{_words(heading, first, 's')} to {last}"
 
 

@@ -37,7 +37,7 @@ _FURTHER = frozenset(
 Parts: TypeAlias = Mapping[str, Any] | str
 """What gets quotes in an answer: an object's parts by field; `"list"`: each item; `"value"`: the value as a whole."""
 Place: TypeAlias = Callable[[str, Any], ValueSource | None]
-"""A function that returns the source of a value, from its quote and the value."""
+"""A function that gets a quote and its value, and returns the source of the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _with_quote(schema: JsonObject) -> JsonDict:
 
 
 def _divided(parts: Parts, value: Any, place: Place) -> tuple[Any, Sources]:
-    """Return a value without its quotes, and its sources."""
+    """Divide a value into the value without its quotes, and its sources."""
     if parts == "value":
         quote: Any = ""
         if isinstance(value, Mapping) and _VALUE in value and value.keys() <= {_QUOTE, _VALUE}:

@@ -117,10 +117,10 @@ class _Folded:
         folds = [*itertools.chain.from_iterable(_folds_of(text))]
         self.folded = "".join(folds)
         self._ends = array("I", itertools.accumulate(map(len, folds)))
-        """For each character of the text, its end in the folded text. (In a list, a number would take 36 bytes.)"""
+        """Where the fold of each character ends in the folded text. (In a list, a number would take 36 bytes.)"""
 
     def origin(self, start: int, end: int) -> Span | None:
-        """Return the place in the text of a part of the folded text; None if an end of the part is within a letter."""
+        """Return where a part of the folded text is in the text; None if an end of the part is within a letter."""
         ends = self._ends
         first, last = bisect_right(ends, start), bisect_left(ends, end)
         begins_at = ends[first - 1] if first else 0

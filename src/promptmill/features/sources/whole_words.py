@@ -59,7 +59,7 @@ _AHEAD: Mapping[str, tuple[str, str]] = {
         rf"(?:(?:[^\W\d_]{{0,3}}[{_CURRENCY}]|[A-Z]{{3}})[{_SPACES}]?)?[.,]?[\d{_FRACTIONS}]",
     ),
 }
-"""Two patterns by name: a number's beginning that ends with no digit (matched backwards), and the number's rest."""
+"""Two patterns by name: the beginning of a number, up to a sign that is no digit (matched backwards), and its rest."""
 _BEFORE = re.compile("|".join(f"(?P<{name}>{before})" for name, (before, _) in _AHEAD.items()))
 _FOLLOWING = {name: re.compile(after) for name, (_, after) in _AHEAD.items()}
 _NUMERAL = re.compile(r"[〇零一二三四五六七八九两兩十百千万萬億亿兆]{2}")
@@ -71,7 +71,7 @@ _GROUP = re.compile(r" \d{3}(?!\d)")
 
 
 def is_whole(text: str, start: int, end: int) -> bool:
-    """Return whether no word or number continues across an end of a part of a text.
+    """Return whether a part of a text is whole: no word or number continues across its ends.
 
     >>> is_whole("12 screws", 0, 9), is_whole("12 screws", 1, 9)
     (True, False)

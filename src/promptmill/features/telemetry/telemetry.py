@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _SPAN_NAMES = {"done": "items"}
-# The conventions' names of providers, where promptmill's differ.
+# The providers that the conventions name differently from promptmill.
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "google": "gcp.gemini",
@@ -392,7 +392,7 @@ class _Observed(Sink):
 def _point(key: _Key, values: Histogram, since_ns: int, now_ns: int) -> HistogramDataPoint:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
-    count, extremes = sum(values.counts), (math.inf, -math.inf)  # the SDK's extremes if none are recorded
+    count, extremes = sum(values.counts), (math.inf, -math.inf)  # the values that the SDK uses if none are recorded
     return HistogramDataPoint(
         dict(key), since_ns, now_ns, count, values.total, [*values.counts], values.bounds, *extremes
     )

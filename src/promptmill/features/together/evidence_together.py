@@ -60,7 +60,7 @@ class EvidenceTogether(Gathering):
         """The questions about a row, by the row's name."""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a row. Rows with equal keys may share a request. None: the row is sent alone."""
+        """Return the key of a row; None if the row is sent alone. Rows with equal keys may share a request."""
         form = request.form
         if form is None or form.open_fields or request.path or request.corrections or request.is_part:
             return None
@@ -105,7 +105,7 @@ class EvidenceTogether(Gathering):
         )
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request. If some of its questions get no answer, the rows of the other questions get theirs."""
+        """Answer a request. If some questions get no answer, the rows of the other questions still get answers."""
         outcome = await self.following(joined, call)
         if not joined.members or not isinstance(outcome, Failure) or not outcome.part:
             return outcome

@@ -121,9 +121,9 @@ class RecordForm:
         return _TASK.format(task="".join(parts), records=records, answers=answers)
 
     def names(self, seeds: Sequence[bytes]) -> list[str]:
-        """Return a name for each row, from the row's seed, which is unique. The author of a row cannot know the names
-        in a list, because they depend on all seeds. The order of rows by name also depends on the seeds, so each vote
-        has another order."""
+        """Return a name for each row, from the row's seed, which is unique. If answers are a list, the author of a row
+        cannot know the names, because they depend on all seeds. The order of rows by name also depends on the seeds, so
+        each vote has another order."""
         if self.is_object:
             order = sorted(range(len(seeds)), key=lambda at: hashlib.blake2b(seeds[at]).digest())
             places = {at: place for place, at in enumerate(order, 1)}

@@ -155,7 +155,7 @@ class ReplyAnswers:
             yield [pair for one in value for pair in self._item(one)]
         elif isinstance(value, dict) and not self._names.isdisjoint(value):
             yield self._fields(value)
-        elif isinstance(value, dict) and depth and "id" not in value:  # a record has an id, and its fields are data
+        elif isinstance(value, dict) and depth and "id" not in value:  # an object with an id is a record: data
             for inner in value.values():
                 yield from self._groups(inner, depth - 1)
 

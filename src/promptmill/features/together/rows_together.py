@@ -58,11 +58,11 @@ class RowsTogether(Gathering):
         window = getattr(loading.config.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
-        """For each set of parameters (rows may set some): the form, or the reason why rows with them are sent alone."""
+        """The form for each set of parameters, which rows may set, or the reason why such rows are sent alone."""
         self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return the key of a row. Rows with equal keys may share a request. None: the row is sent alone."""
+        """Return the key of a row; None if the row is sent alone. Rows with equal keys may share a request."""
         if call.facts.keep_raw or call.preview is not None or _was_refused(request):
             return None
         form = self._form(request.sampling)
@@ -73,7 +73,7 @@ class RowsTogether(Gathering):
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
-        _, wanted, _ = self._last  # the parameters by value, because equal parameters may get a new form
+        _, wanted, _ = self._last  # the parameters as bytes: a form may be made anew for equal parameters
         slot, choice = request.key // SLOT, request.choice  # a request never asks for two answers to the same row
         return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 

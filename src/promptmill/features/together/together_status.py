@@ -41,7 +41,7 @@ from promptmill.steps.prices import cost_of_many, price_of
 
 _BYTES_PER_TOKEN = 4  # estimated for English text
 _DENSER = 1.6
-"""How many times more tokens the JSON around short texts has than words of the same length."""
+"""The JSON around short texts has this many times the tokens of words of the same length."""
 _AROUND_QUESTION = 64
 """The bytes that a question to a deciding model needs to name its row."""
 _AROUND_MESSAGE = 12, 40
@@ -255,7 +255,7 @@ class _Slot:
         return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
 
     def _answers_alone(self, form: RecordForm) -> float:
-        """Return which share of the tokens of a reply to several rows the separate answers to the rows would have."""
+        """Return the tokens that separate answers to rows would have, as a share of the tokens of shared replies."""
         first, sampling = self.slot * SLOT, self.config.settings.sampling_params
         ((length,),) = self.store.read(_MEAN_ANSWER, first, first + self.before - 1)
         is_written = sampling.choices is not None and not self.config.record.is_engine
@@ -320,8 +320,8 @@ def _money(its: TogetherStatus) -> str:
 
 
 def _compared(least: int, most: int | None = None) -> str:
-    """Return how many percent more rows cost together than alone. `least`, `most`: both ends of an estimate, or one
-    measured value."""
+    """Return in words by how many percent rows cost more together than alone. `least`, `most`: both ends of an
+    estimate, or one measured value."""
     most = least if most is None else most
     if least < 0 < most:
         return "; only `agree` measures which is cheaper"

@@ -25,7 +25,7 @@ from promptmill.jobs.store.progress import Watch
 from promptmill.jobs.store.rounds import ANSWERED
 
 _SHARE = 2  # random rows for each chosen row
-_LONGEST = 300  # characters of a text that make its vector: the beginning shows the topic, and takes less time
+_LONGEST = 300  # a vector is made from this many characters of a text, which show the topic and take little time
 _TINY = 1e-6  # the least divisor: the length of a vector is 0 if all texts are equal
 
 
@@ -40,7 +40,7 @@ def chosen_rows(drawn: Drawn) -> int:
 
 
 def with_chosen(drawn: Drawn, numbers: Sequence[int]) -> Drawn:
-    """Return the drawn rows, with the rows at the positions `numbers` of the pool as chosen rows."""
+    """Return `drawn` without its pool, and with the pool's rows at the positions `numbers` as `chosen` rows."""
     covered = len(drawn.sample) + len(drawn.pool)
     return replace(drawn, chosen=[drawn.pool[at] for at in numbers], pool=(), covered=covered)
 
@@ -83,7 +83,7 @@ class Covering:
         more, rows = chosen_rows(drawn), [*drawn.sample, *drawn.pool]
         if not more:
             return drawn
-        import numpy as np  # the encoders need it
+        import numpy as np  # numpy is installed, because the encoders need it
 
         tell(f"vectors of {counted(len(rows), 'row')} on this machine")
         try:
@@ -94,7 +94,7 @@ class Covering:
             self.notes.append(f"topics are found in random rows only: {error.message.rstrip('.')}")
             return drawn
         known: Any = np.array([np.frombuffer(vector, "<f4") for vector in found.values()])
-        known -= known.mean(axis=0)  # all vectors of an encoder are similar
+        known -= known.mean(axis=0)  # all vectors of an encoder have a large part in common, which is removed
         known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), _TINY)
         places, count = [*found], len(drawn.sample)
         of_sample = sum(at < count for at in places)
@@ -113,7 +113,7 @@ class Covering:
         }
         model = step_model({"config": self.config_path, "backend": "encoder", "settings": settings}, self.watch)
         texts = ({"text": "\n".join(row.texts)[:_LONGEST]} for row in rows)
-        series = JobSeries(self.folders, "topics")  # a separate series: vectors are no requests of the search
+        series = JobSeries(self.folders, "topics")  # a separate series: the search does not count vectors as requests
         folder = series.run("topics-vectors", texts, {"prompt": "{{text}}"}, model)
         with folder.reading() as store:
             return {record.row: record.vector for record in store.records(where=ANSWERED) if record.vector}

@@ -15,10 +15,10 @@ from promptmill.jobs.inputs.question_columns import text_column
 from promptmill.jobs.rows.template import check_names_some, columns_of
 
 FEWEST = 50
-"""The fewest rows with text. With fewer, the sample misses topics of one row in ten, and a person can read all rows."""
+"""The fewest rows with text. With fewer, the sample misses topics that a row in ten has, and a person can read all."""
 _TIMES, _MOST_COVERED = 5, 2_000
 """Sample and pool together have 5 times as many rows as the sample, but at most 2,000: their vectors take 25 s."""
-_LOOKED_AT = 100  # the number of first rows whose fields are the columns, as for a job
+_LOOKED_AT = 100  # the fields of this many first rows are the columns, as for a job
 _SEED = "promptmill topics"  # fixed, so that the same command draws the same rows and pays for nothing again
 
 
@@ -56,15 +56,15 @@ class Drawn:
     chosen: Sequence[DrawnRow] = ()
     """Rows of an earlier pool that differ from the sample and from each other; topics are found in them, too."""
     covered: int = 0
-    """The number of random rows behind the sample and the chosen rows: the sample and the pool together."""
+    """The number of rows in the sample, and in the pool from which rows were chosen, together."""
     seed: str = _SEED
     """The seed of all random choices of the search."""
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
         """Draw `sample` rows, `held_out` other rows, as many fresh rows, and a pool. If fewer than `sample + held_out`
-        rows have text, draw all of these, divided in the same proportion, with at least one in each part, but no fresh
-        rows and no pool. Only the drawn rows are kept in memory.
+        rows have text, draw all of them, and divide them in the same proportion, with at least one row in each part.
+        Then, there are no fresh rows and no pool. Only the drawn rows are kept in memory.
 
         Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
         `FEWEST` rows with text.

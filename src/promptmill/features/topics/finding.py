@@ -4,7 +4,7 @@
                 ▲                                        │ many rows are "other"
                 └──────── topics of the other rows ◀─────┘   (once; tried on fresh rows)
 
-Topics are never measured on the rows in which they were found, because they fit these better than other rows.
+Topics are never measured on the rows in which they were found, because topics fit such rows better than other rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from promptmill.jobs.inputs.short_forms import Labels, labels_of
 
 T = TypeVar("T")
 LARGE = 0.05
-"""If more than this share of held-out rows has no topic, topics are searched in these rows once more."""
+"""If more than this share of held-out rows has no topic, topics are searched once more, in the rows without a topic."""
 _FEWEST_OTHER = 3  # rows; fewer rows cannot show a common topic
 _FEWEST_FRESH = 50  # rows; with fewer rows, an interval is wider than 10 points to each side
 _FAILED = 0.5
@@ -57,7 +57,7 @@ class SearchStep(NamedTuple):
     """The name of the step's jobs: `lists`, `merged`, `defined` or `labels`."""
     words: str
     is_certain: bool = True
-    """False: the step is only taken if many held-out rows have no topic."""
+    """If False, the step is taken only if many held-out rows have no topic."""
 
 
 class TopicAsker(Protocol):
@@ -257,7 +257,7 @@ class Finding:
         return found
 
     def _split(self, topics: Sequence[Topic], rows: Sequence[DrawnRow], labels: Sequence[str]) -> list[Topic] | None:
-        """Return the topics, and new ones of the rows without a topic; None if such rows are few or show none."""
+        """Return the topics and new ones of the rows without a topic; None if these are few or show no new topic."""
         others = [row for row, label in zip(rows, labels, strict=True) if label == OTHER]
         answered = len(labels) - labels.count("")
         if len(others) < _FEWEST_OTHER or len(others) <= LARGE * answered:

@@ -29,7 +29,7 @@ SYSTEM = (
 )
 QUOTES = 2
 """The number of quotes of a topic in the output."""
-_IN_BATCH, _LONGEST_BATCH = 20, 24_000  # rows and characters of a request, at most as many as for `together`
+_IN_BATCH, _LONGEST_BATCH = 20, 24_000  # the most rows and characters of a request; `together` permits no fewer
 _LONGEST_CELL, _LONGEST_DEFINITION, _LONGEST_QUOTE, _LONGEST_LABEL = 1_500, 400, 200, 60  # characters
 _KEPT_QUOTES = 4
 _IN_MERGE = 150  # most topics of a request: one or two requests merge 15 lists (of 20 rows each) with 12 topics each
@@ -43,8 +43,8 @@ _BETWEEN_WORDS = re.compile(r"\s+|(?<=\S)[-\u2010\u2011](?=\S)")
 def _list_of(most: int, **fields: JsonDict) -> JsonDict:
     """Return the JSON Schema of an object whose list `topics` has at most `most` objects with the fields `fields`.
 
-    Lists and texts have bounds, because a small model may repeat itself without end. The bounds are wider than the
-    prompt asks for, because a reply beyond them is refused.
+    Lists and texts have bounds, because a small model may repeat itself without end. The bounds are wider than those in
+    the prompt, because a reply that exceeds them is refused.
     """
     item = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
     topics = {"type": "array", "items": item, "maxItems": most}
@@ -159,7 +159,7 @@ def _label_of(text: str) -> str:
 
 
 def _searched(row: DrawnRow) -> list[Text]:
-    """Return the cells of a row for `quote_of`, each as much shortened as in a request."""
+    """Return the cells of a row for `quote_of`, each shortened to the length that it has in a request."""
     return [Text(text[:_LONGEST_CELL]) for text in row.texts]
 
 
@@ -222,7 +222,7 @@ def _record(name: str, number: int, row: DrawnRow) -> str:
 
 
 def _number_name(batch: Sequence[DrawnRow]) -> str:
-    """Return a name, unlike that of any cell, for the number of a record: `id`, `record_id` or a longer name."""
+    """Return a name that no cell has, for the number of a record: `id`, `record_id` or a longer name."""
     name, used = "id", {name for row in batch for name in row.cells}
     while name in used:
         name = f"record_{name}"
@@ -289,7 +289,7 @@ def _lines(topics: Sequence[Topic], first: int = 1) -> Iterator[JsonDict]:
 
 
 def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[Topic], list[Topic]]:
-    """Return at most `most` topics from a reply to `merge`, the most frequent first, and the topics beyond these.
+    """Return at most `most` topics from a reply to `merge`, the most frequent first, and the remaining topics.
 
     A topic that the reply forgets is kept while there is room.
     """

@@ -69,7 +69,7 @@ _WRITERS: Mapping[str, Callable[[IO[bytes], Sequence[JsonObject]], None]] = Mapp
         "xlsx": _write_sheet,
     }
 )
-"""The writers of promptmill's own formats, see `Format.key`. (Other jobs write the rows of a database.)"""
+"""The writers of promptmill's own formats, see `Format.key`. (Jobs write rows of their database instead.)"""
 
 
 def _is_for_topics(its: Format | None) -> bool:

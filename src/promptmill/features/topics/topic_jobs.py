@@ -54,7 +54,7 @@ def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | 
 
 
 def settings_of(form: Form, limit: int | None) -> JsonDict:
-    """Return the options of `step_model` for answers of a form. `limit`: the most tokens of a list."""
+    """Return the options of `step_model` for answers of the form `form`. `limit`: the most tokens of a list."""
     if isinstance(form, Labels):
         return {"choices": form, "schema": None}
     return {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}
@@ -156,7 +156,7 @@ class TopicEstimate:
         found = self.series.validate(*job)
         tokens = sum(-(-len(orjson.dumps(each)) // _BYTES_PER_TOKEN) for each in likely)
         config = model.models.config
-        if (price := price_of(config)) is not None:  # an estimate by the schema assumes lists of three topics
+        if (price := price_of(config)) is not None:  # the estimate in `found` assumes lists of three topics
             usage = Usage(found["estimated_prompt_tokens"], tokens)
             tier = tier_of(config.settings.extra_params)
             found["estimated_cost"] = cost_of_many(price, usage, found["requests"], tier)
@@ -164,7 +164,7 @@ class TopicEstimate:
         return [*likely]
 
     def labels(self, step: SearchStep, rows: Sequence[DrawnRow], labels: Labels) -> list[str]:
-        """Return the first label for each row; `OTHER` if no row has a topic."""
+        """Return the first topic's label for each row if `fits` is true; otherwise, `OTHER` for each row."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
         job = _job_of(step), cells, options, self.model(labels)
         if (folder := self.series.finished(*job)) is not None:

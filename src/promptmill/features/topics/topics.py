@@ -72,7 +72,7 @@ class Topics:
 
     @property
     def jobs(self) -> Sequence[str]:
-        """The ids of the jobs that labelled rows with `choices`. With `from_job=` these, `bulk` reuses the labels."""
+        """The ids of the jobs that labelled rows with `choices`. `from_job` of `bulk` reuses their labels."""
         jobs: list[str] = self.figures["jobs"]
         return jobs
 

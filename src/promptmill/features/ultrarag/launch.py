@@ -74,7 +74,7 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
         mine = {key: value for key, value in found.items() if key in Settings.model_fields}
         if others := sorted(map(str, found.keys() - mine.keys())):
             log.warning("%s: %s: not keys of promptmill, left to the pipeline", file, ", ".join(others))
-        if trust_client:  # both are left out here, because a pipeline sends them with each call, even if they are empty
+        if trust_client:  # left out, because a pipeline sends these keys with each call, even if they are empty
             mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
     path = None if mine is None else file
     if not trust_client:

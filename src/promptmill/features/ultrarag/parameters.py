@@ -20,7 +20,7 @@ _OPENAI = "https://api.openai.com/v1"
 def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
     """Convert `values`, a parameter file or the arguments of `generation_init`; also return notes about changes.
 
-    `backend` and `backend_configs` mean the same as in UltraRAG, and in those of its forks with a backend per provider.
+    `backend` and `backend_configs` mean the same as in UltraRAG and in its forks that have a backend per provider.
     """
     adapted, notes = _with_provider(without_litellm(values)), list[str]()
     blocks = adapted.get("backend_configs")
@@ -43,7 +43,7 @@ def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
 
 
 def _with_provider(values: JsonDict) -> JsonDict:
-    """Replace a provider's name as the backend by `openai`, and keep only this provider's block."""
+    """If the backend is a provider's name, replace it by `openai`, and keep only this provider's block."""
     backend, blocks = values.get("backend"), values.get("backend_configs") or {}
     if not isinstance(backend, str) or not isinstance(blocks, Mapping) or is_named(backend.strip().lower()):
         return values

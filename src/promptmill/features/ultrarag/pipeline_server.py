@@ -211,10 +211,10 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
 
 
 def _turn_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the arguments of `multiturn_generate`; None without a turn to answer. Also return notes about changes.
+    """Return the arguments of `multiturn_generate`; None if no turn is to be answered. Also return notes about changes.
 
     Empty turns and turns with unknown roles are left out, but tool calls and their results stay; `system_prompt`
-    precedes the conversation's own one. Raises `PromptmillError` for a turn of another form, such as one with null.
+    precedes the conversation's turns. Raises `PromptmillError` for a turn of another form, such as one with null.
     """
     turns = arguments.get("messages")
     if not isinstance(turns, list):
@@ -240,7 +240,7 @@ def _turn_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None
         else:
             notes.append(f"{where} {'is empty' if role in _ROLES else f'has the role {role:.40}'}; it was left out.")
             continue
-        message_from(kept[-1], where)  # checked here, because the tool would name another index
+        message_from(kept[-1], where)  # checked here, because the tool would number only the turns that are left
     if all(turn["role"] == "system" for turn in kept):
         return None, notes
     return {**arguments, "messages": kept, "system_prompt": ""}, notes

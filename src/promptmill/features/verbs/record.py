@@ -47,8 +47,8 @@ def option(
 ) -> Option:
     """Return an option of a verb. `kind`: the type of the value. `words`: the description.
 
-    `metavar`: the placeholder for the value in the command's help; None: the command lacks the option. `tool`: the
-    option as an argument of the tool; None: the tool lacks the option."""
+    `metavar`: the placeholder for the value in the command's help; None if the command lacks the option. `tool`: the
+    option as an argument of the tool; None if the tool lacks the option."""
     flag = None if metavar is None else Flag(metavar=metavar)
     return Option(name, kind, words, default, flag=flag, argument=tool)
 
@@ -174,7 +174,7 @@ class VerbCall(ABC):
         """Yield the paths of the files that `option` names; for a program's own rows, the path of a temporary file."""
 
     def output(self, default: Path) -> Path | None:
-        """Return the path of the file to write: the option `output`, or `default` in a command; None: write no file."""
+        """Return the path of the file to write: the option `output`, or `default` in a command; None for no file."""
         given = self.options.get("output")
         path = default if given is None and self.has_default_output else given
         return None if path is None else home_expanded(path)

@@ -138,7 +138,7 @@ class ToolCall(VerbCall):
         """Run the job of a step until it ends."""
         self._job_id = job.order.output.parent.name
         now = await self._jobs.start(job, self._caller, approve)
-        while now["alive"] or now["state"] in progress.ALIVE:  # afterwards, the work opens the job's database
+        while now["alive"] or now["state"] in progress.ALIVE:  # the work then opens the job's database
             if self._is_late:
                 raise asyncio.CancelledError
             await asyncio.sleep(_LOOK_S)

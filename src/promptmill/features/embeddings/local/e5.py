@@ -1,4 +1,4 @@
-"""The encoder e5: multilingual-e5-small in OpenVINO, with a tokenizer in Python. About 100 languages, 384 numbers."""
+"""The encoder e5: multilingual-e5-small in OpenVINO, with a tokenizer in Python. It reads about 100 languages."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ MODEL, SCORES, PIECES = "openvino_model.xml", "scores.f32", "pieces.json"
 _BLOCK = np.dtype([("scale", "<f2"), ("values", "u1", 16)])
 """A block of 32 weights: the low halves of the bytes, then the high halves. A weight is (half - 8) * scale."""
 _BLOCK_WEIGHTS = 32
-_SLICE = 8192  # rows of the word table to convert at a time: 13 MB as float32, of 384 MB for all
+_SLICE = 8192  # rows of the word table that are converted at a time: they take 13 MB as float32, all rows 384 MB
 _LEAST_SCALE = 2.0**-14  # the smallest normal number of float16
 
 

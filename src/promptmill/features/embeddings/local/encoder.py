@@ -20,11 +20,11 @@ _CLOSE = 0.01  # numbers on another processor differ by 3e-7 in float32, by 2e-3
 
 
 class Encoder(Protocol):
-    """Converts texts to vectors, in the calling thread. Callers take turns, which change at a step."""
+    """Converts texts to vectors, in the calling thread. Between two steps, another caller may take its turn."""
 
     temperature: float
-    """The divisor of the cosines of a text and its labels, before the softmax: of the values tried on the tables of
-    `benchmarks/labels.py`, the one with the least calibration error."""
+    """The divisor of the cosines of a text and its labels, before the softmax. On the tables of `benchmarks/labels.py`,
+    this value had the least calibration error."""
 
     def version(self) -> str:
         """Return the version of the vectors, which depend on the file, the arithmetic and the prefix.

@@ -38,7 +38,7 @@ class ComparedOptions(NamedTuple):
     """For each option, the text that is compared with the evidence."""
 
     def given(self, cosines: Sequence[float], temperature: float) -> Given:
-        """Return the nearest option, and each option's probability. `cosines`: of the evidence with each of `texts`."""
+        """Return the nearest option, and each option's probability. `cosines`: one for each of `texts`."""
         most = max(cosines)
         weights = [math.exp((cosine - most) / temperature) for cosine in cosines]
         total = math.fsum(weights)
@@ -106,7 +106,7 @@ def evidence_of(request: Request) -> str:
 
 def _comparison(asked: Asked) -> ComparedOptions:
     """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if distances cannot answer it;
-    `invalid_input` if they could with definitions."""
+    `invalid_input` if they can only with definitions."""
     if isinstance(asked.kind, YesNo) and not all(option.definition for option in asked.options[:2]):
         problem = f"The encoder finds the nearest of several labels, and no yes or no{_asks(asked)}."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")

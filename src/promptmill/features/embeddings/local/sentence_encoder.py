@@ -1,8 +1,8 @@
-"""The encoder use: Google's Universal Sentence Encoder, multilingual, version 3, in numpy. 16 languages, 512 numbers.
+"""The encoder `use`: Google's Universal Sentence Encoder, multilingual, version 3, in numpy. Vectors have 512 numbers.
 
-It runs on systems for which OpenVINO has no wheels, and is 5 times as fast as e5. Its languages: Arabic, Chinese (both
-scripts), Dutch, English, French, German, Italian, Japanese, Korean, Polish, Portuguese, Russian, Spanish, Thai and
-Turkish.
+It runs on systems for which OpenVINO has no wheels, and is 5 times as fast as e5. Its 16 languages: Arabic, Chinese
+(both scripts), Dutch, English, French, German, Italian, Japanese, Korean, Polish, Portuguese, Russian, Spanish, Thai
+and Turkish.
 """
 
 from __future__ import annotations
