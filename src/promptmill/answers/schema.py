@@ -2,7 +2,7 @@
 
 compile_schema → AnswerSchema.check: valid | repaired | problem
 
-If the check of a schema may take any time (see `_ANY_TIME`), the process of `Checker` runs it.
+If the check of a schema may take arbitrarily long (see `_ANY_TIME`), it runs in the process of `Checker`.
 
 A repair takes JSON from surrounding text or corrects slips of notation: see `json_in_text`.
 """

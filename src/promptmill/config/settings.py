@@ -276,7 +276,7 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
         None,
         ge=1,
         le=256,
-        description="Worker processes for large calls; default: one per 256 images in flight, up to the cores or 8.",
+        description="Worker processes for large calls; default: one per 256 images in flight, up to 8 or the cores.",
     )
     worker_concurrency: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
@@ -303,7 +303,7 @@ class HFSettings(Block):
         None,
         ge=1,
         le=4096,
-        description="Most prompts computed together; default: by model size; 512 on a GPU; free memory limits it.",
+        description="Limit of prompts computed together; default: by model size, 512 on a GPU; free memory lowers it.",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BY_CALL] = Field(
         "auto", description="Number format of the weights."

@@ -251,7 +251,7 @@ def _words(text: str) -> str:
     >>> _words("=?utf-8?b?w7Y=?= =?utf-8?q?=C3=9F?= a")
     'öß a'
     """
-    pieces, at, held, charset = [], 0, b"", ""  # `held` has a word's bytes: a letter may extend into the next word
+    pieces, at, held, charset = [], 0, b"", ""  # `held`: a word's bytes, as two words may share a letter
     for match in _WORD.finditer(text):
         between = text[at : match.start()]
         if held and (not between.isspace() or match[1] != charset):

@@ -1,4 +1,4 @@
-"""Signs of fonts whose letters are pictures, such as Wingdings. A ticked or an empty box, for example, is a value."""
+"""Characters of fonts with pictures in place of letters, such as Wingdings: a ticked or an empty box is a value."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class EmbeddingsOptions(TypedDict, total=False):
     embed: str | bool | None
     """A vector of this text for each row, such as '{{title}} {{text}}', in place of an answer."""
     dimensions: int | None
-    """The numbers of each vector, for models that shorten theirs."""
+    """How many numbers a vector has, for models that shorten their vectors."""
     picture_api: str | None
     """The API of the endpoint for vectors of pictures: doubao, jina, voyage or cohere."""
 

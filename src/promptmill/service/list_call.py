@@ -19,7 +19,7 @@ from promptmill.core.request import NOT_SHOWN, Conversation, Request, Sampling, 
 _ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
 _LARGE_ANSWER = 64 * 1024  # an answer that takes more bytes of memory is a large answer
 _VALUE = 100
-"""The bytes of memory for a value in tool calls and `logprobs`, with its name."""
+"""The bytes of memory that a value in tool calls or `logprobs` takes, with the value's name."""
 
 
 class ListSource(Source):

@@ -11,7 +11,7 @@ its device, or a swap replaced it by a model that fits next to it. At `vllm_shut
 
 **Turns.** Engines that do not fit into memory together (`fits_beside`) take turns. Before an engine loads, engines that
 need its room are unloaded, the least recently used first and each after its last call. If a call needs a model that is
-unloading, the model loads again after the other one, so two such models alternate. Endpoints need no room.
+unloading, it loads again after the engine that needed its room, so the two alternate. Endpoints need no room.
 """
 
 from __future__ import annotations

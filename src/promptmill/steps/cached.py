@@ -274,7 +274,7 @@ def _serves(answer: Outcome | None, request: Request) -> TypeGuard[Completion]:
 def _is_of_one_request(answer: Completion, request: Request) -> bool:
     """Return whether `answer` can also answer another request.
 
-    It cannot if its usage includes failed attempts, or if it has the id or the time of its response.
+    It cannot if its usage includes failed attempts, or if it has the id or the time of the response that brought it.
     """
     return answer.attempts == request.attempts + 1 and answer.details is None
 

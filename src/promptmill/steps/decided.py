@@ -168,7 +168,7 @@ def _unanswerable(request: Request) -> tuple[str, Words] | None:
     if not _NO_TOOLS.isdisjoint(request.extra):
         return "A model that decides calls no tools.", out
     if request.sampling.sets(SOURCED_NAMES):
-        return "A model that decides writes no text, so that it quotes nothing and cites no page.", out
+        return "A model that decides writes no text, so it can quote nothing and cite no page.", out
     if request.conversation.file_kinds:
         return "A model that decides takes no files and sounds here.", out
     return None

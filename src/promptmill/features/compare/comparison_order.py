@@ -39,7 +39,7 @@ def rows_of(
     if order.by is not None and len(files) > 1:
         raise input_error(Named("by"), " compares the rows of one file; give one file, or leave it out.")
     if len(files) < 2 and order.by is None and order.gold is None:
-        raise input_error("Give compare two files, or one file and ", Named("gold"), " or ", Named("by"), ".")
+        raise input_error("A comparison needs two files, or one file and ", Named("gold"), " or ", Named("by"), ".")
     compared = [ComparedFile.of(label, name, folders) for label, name in zip(LETTERS, files, strict=False)]
     gold_folders = folders if may_read_gold else None
     if order.by is None:

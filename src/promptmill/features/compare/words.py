@@ -31,7 +31,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     answers: Mapping[str, object] | None = None
-    """For a cross-tabulation: `values`, each line's answer (None: all others), and `columns`, the page's columns."""
+    """For a cross-tabulation: `values` has each line's answer (None for all others), `columns` the page's columns."""
 
     @property
     def widths(self) -> list[int]:
@@ -206,7 +206,7 @@ def facts_of(file: JsonObject) -> dict[str, str]:
 
 
 def shared(found: JsonObject) -> dict[str, str]:
-    """Return the facts that are equal for all files: their file, command, model, prompt and others."""
+    """Return the facts that are the same for all compared files, such as the input file, command, model and prompt."""
     facts = [facts_of(file) for file in found["files"]]
     models = {file["model"] for file in found["files"] if file.get("model")}
     same = {name: text for name, text in facts[0].items() if all(one.get(name) == text for one in facts)}

@@ -147,7 +147,7 @@ class Embedding(Gathering):
         return Totals().and_(outcome).and_(again).on(again)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Drop each vector that has not the requested length or, without one, the length of the call's first vector."""
+        """Drop each vector without the requested length or, if none is requested, that of the call's first vector."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})

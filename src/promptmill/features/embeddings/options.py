@@ -40,7 +40,7 @@ OPTIONS = (
     Option(
         "dimensions",
         int,
-        "the numbers of each vector, for models that shorten theirs",
+        "how many numbers a vector has, for models that shorten their vectors",
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.dimensions"],

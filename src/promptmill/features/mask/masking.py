@@ -180,7 +180,7 @@ class MaskedRequests(Step):
         return once(self._parts, lambda: _Words.of(parts, detectors), parts, detectors)
 
     def _spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
-        """Return the values in words that many requests share."""
+        """Return the values found in a text that many requests have in common."""
         key = id(detectors), text
         if key not in self._instructions:
             if len(self._instructions) >= MOST_KEPT:

@@ -154,8 +154,8 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def in_json(text: str, change: Callable[[str], str]) -> str:
-    """Return JSON, such as the arguments of a tool call, with each text in it changed. Other text changes as a
-    whole."""
+    """Return JSON, such as the arguments of a tool call, with each text in it changed. A text that is not JSON
+    changes as a whole."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

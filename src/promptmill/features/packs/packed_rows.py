@@ -146,7 +146,7 @@ class Gathering(Step):
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[ReplyPart]:
-        """Return the items' parts of a reply, in order. `requests`: the same as for `joined`."""
+        """Divide a reply: return the part for each item, in order. `requests`: the same as for `joined`."""
         raise NotImplementedError
 
     def read(self, request: Request, name: str, reply: Completion) -> ReplyPart:

@@ -1,6 +1,6 @@
 """The file of a recipe: its steps, the options that they share, and the line of each key.
 
-The values stay nodes of YAML, whose scalars have the text of the file: `yes` in a list of labels is not True.
+The values stay YAML nodes, whose scalars keep the text as the file has it: `yes` in a list of labels is not True.
 """
 
 from __future__ import annotations

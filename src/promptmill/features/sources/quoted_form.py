@@ -29,7 +29,7 @@ _QUOTE, _VALUE = "quote", "value"
 _DEFINITIONS = "$defs", "definitions"
 _WITH_PARTS = "properties", *_DEFINITIONS
 _LONG = 1 << 16  # characters of a reply; in a longer reply, only JSON without slips is read
-_LONGEST = 600  # characters of a quote, because a small model may write until `max_tokens`
+_LONGEST = 600  # max characters of a quote; without a limit, a small model may write until `max_tokens`
 _FURTHER = frozenset(
     ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
 )

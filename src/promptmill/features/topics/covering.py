@@ -3,7 +3,7 @@
     random rows and pool ─▶ vectors, by an encoder of this machine ─▶ the row farthest from all others so far ─▶ …
 
 A topic of few rows is seldom in the sample, but often in a chosen row, whose text is unlike the texts of other topics.
-The vectors come from a job that stores them, so a repeated search chooses the same rows. They cost no request.
+The vectors come from a job that stores them, so a repeated search chooses the same rows. The vectors cost no request.
 """
 
 from __future__ import annotations

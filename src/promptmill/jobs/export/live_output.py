@@ -171,7 +171,7 @@ def _with_names(store: JobDatabase, spec: JobSpec, compared: Callable[[str], str
     """Return the job with column names for another output. Names clash if `compared` makes them equal."""
     own, wanted = OwnValues(spec), wanted_names(spec)
     taken = {*spec.input.taken, *own.names_in(())}
-    if not spec.input.header:  # when the rows were read, their fields were compared with other names
+    if not spec.input.header:  # the rows were read before these names were known
         possible = possible_names(wanted, compared)
         taken.update(name for row in store.rows() for name in own.of(row) if compared(name) in possible)
     return spec.with_output(names=unusual_names(wanted, taken, compared))

@@ -359,8 +359,8 @@ _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
 
 
 def _columns_of(form: OutputForm, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
-    """Return the output's columns: those that come from the input (or, if the output is no table, from its first rows),
-    and those that the job adds. `of_models`: the columns of `_OF_MODELS` that the job has."""
+    """Return the output's columns: those from the input (if the output is no table, from the input's first rows), and
+    those that the job adds. `of_models`: the columns of `_OF_MODELS` that the job has."""
     sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}
     reported = [*_reported(config), *of_models]
     further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []

@@ -33,7 +33,7 @@ _CACHE_SHARE = 3  # the cache gets 1/3 of free main memory, because it exists tw
 _RESERVE = 10  # 1/10 of a card, or 1/4 of its free memory, stays free for the values of a step and for other programs
 _BATCH_SHARE = 2 / 3  # the batch's share of the rest; 1/3 is for paused rows, kept texts, and a layer that is moved
 _SCORE_BYTES = 32  # bytes per row and token of the vocabulary: scores in 16 and 32 bits, four copies, and their sums
-_IMAGE_ROWS = 64  # max rows of an image model: the pixels of twice as many prompts, some MB each, are in memory
+_IMAGE_ROWS = 64  # max rows of an image model, as memory holds the pixels of 128 prompts, some MB each
 
 
 class Schedule(WaitingRows[RunningSequence]):
