@@ -35,12 +35,12 @@ def ignore(text: str) -> None:
 
 def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_config, small):
     async def life():
-        host = create(make_vllm_config(small, dtype="float32"))
+        host = create(make_vllm_config(small, max_num_seqs=2, dtype="float32"))
         await host.load(ignore)
         processes = family(sure(host._process).pid)
         scratch = Path(psutil.Process(sure(host._process).pid).environ()[SCRATCH])
         assert scratch.is_dir()
-        running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
+        running = asyncio.create_task(desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400).run())
         await asyncio.sleep(1)
         listened = ports(processes)
         await host.aclose()
