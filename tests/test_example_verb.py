@@ -38,6 +38,9 @@ async def test_a_package_adds_a_tool_whose_files_a_child_process_reads(installed
     async with Client(server) as client:
         found = await client.call_tool("counts", {"file": "in.jsonl"})
         assert found.structured_content == _COUNTS
+        (installed.at / "rows.jsonl").write_text('{"rows": 1}\n')
+        named_as_rows = await client.call_tool("counts", {"file": "rows.jsonl"})
+        assert named_as_rows.structured_content == {"rows": 1}
         refused = await client.call_tool("counts", {"file": "../in.jsonl"}, raise_on_error=False)
         assert "is outside" in refused.content[0].text
         lacking = await client.call_tool("counts", {}, raise_on_error=False)

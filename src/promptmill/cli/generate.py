@@ -229,8 +229,8 @@ def _print_answers(parts: Sequence[_Part], target: TextIO) -> None:
         if numbered:
             say(f"{'' if number == 1 else chr(10)}[{number}]", target)
         for part, text in zip(parts, texts, strict=True):
-            named = part.name and f"{part.name}:{chr(10) if chr(10) in text else ' '}"
-            say(named + text, target)
+            between = "\n" if "\n" in text else " "
+            say(f"{part.name}:{between}{text}" if part.name else text, target)
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -52,8 +52,10 @@ class ProgramCall(VerbCall):
             yield [path]
 
     def model(self, option: str = "", **settings: Any) -> StepModel:
+        own = {each.name for each in self._verb.every}  # these names may mean something else for a job
+        shared = {name: value for name, value in self._given.items() if name not in own}
         named = {"model": self._given.get(option or self._verb.model)}
-        return step_model({**self._given, **named, **settings}, self.watch)
+        return step_model({**shared, **named, **settings}, self.watch)
 
     def series(self, max_cost: float | None) -> JobSeries:
         return JobSeries(self.folders, self._verb.name, max_cost, target=self.target)

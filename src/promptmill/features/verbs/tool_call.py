@@ -117,12 +117,13 @@ class ToolCall(VerbCall):
     ) -> StepModel:
         service, questions = self._socket.service, self._socket.questions
         config = await service.job_config(self.options[option], option)
+        sampling = {name: each for name, each in sampling.items() if each is not None}
         if option == self._verb.model:
             own = {} if choices is None else choices.sampling
-            given = {**(self.options.get("sampling_params") or {}), **own}
+            given = {**(self.options.get("sampling_params") or {}), **sampling, **own}
             config = await config_of_call(service, config, schema, given, None if choices is None else choices.texts)
         else:
-            config = config.with_sampling({name: each for name, each in sampling.items() if each is not None}).capped
+            config = config.with_sampling(sampling).capped
         config = await service.resolved_config(config)
         registry.check_key(config)
         await questions.check_endpoint(self._ctx, config)
