@@ -60,7 +60,7 @@ async def test_an_agent_finds_a_better_prompt_and_pays_once(gold, tools):
 
 @pytest.mark.thorough
 async def test_the_progress_of_a_search_is_reported_in_words(gold, tools):
-    gold.upstream.reply = late(1.2, models())  # a step lasts longer than the pause between two reports
+    gold.upstream.reply = late(1.7, models())  # a step lasts longer than two looks and the pause between two reports
     words: list[str] = []
 
     async def progress(number: float, total: float | None, text: str | None) -> None:
