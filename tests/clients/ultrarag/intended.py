@@ -5,6 +5,7 @@ _ERROR_TEXT = 'there the answer is "<error>", as if a model had written it; here
 _ONE_ITEM = f'{_ENDS}; here the answer of that prompt is "", and stderr has the reason'
 _NO_IMAGE = 'there the model answers without the image; here the answer is "", and stderr has the reason'
 _SENT_AS_IT_IS = "there the file is sent as it is, which most models refuse; here it becomes a PNG"
+_NOT_EVERY = "there the file is sent as it is, which some servers refuse; here an unknown server gets a PNG"
 _MODEL_TAKEN = f"{_ENDS}; here the one model that the endpoint has is taken"
 _HALF_ACTIVE = "there half of the failed configuration is active; here the one before it"
 
@@ -35,6 +36,9 @@ DIFFERENCES = {
     "images: an SVG": _NO_IMAGE.replace("without the image", "with the SVG, which hardly any model reads"),
     "images: a BMP": _SENT_AS_IT_IS,
     "images: a TIFF": _SENT_AS_IT_IS,
+    "images: a GIF": _NOT_EVERY,
+    "images: a WebP": _NOT_EVERY,
+    "images: a data URL": "there a server may show what is transparent as black; here it is sent as white",
     "turns: other keys": "there a turn with a number in it ends the run; here its role and text are taken",
     "turns: a number": "there a number as content ends the run; here it is its text",
     "reply: 500": _ERROR_TEXT,
