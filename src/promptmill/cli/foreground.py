@@ -33,7 +33,7 @@ from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
-from promptmill.jobs.manage.job_series import StepModel
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.run.job import EndedJob, Hooks, Job
 from promptmill.jobs.run.resumption import SEND_ALL, ChangedError
 from promptmill.jobs.store import progress, rounds, status

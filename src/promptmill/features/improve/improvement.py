@@ -10,7 +10,7 @@ from typing import Any, Literal, Unpack
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.verb import IMPROVE
-from promptmill.jobs.manage.job_series import SeriesOptions
+from promptmill.features.verbs.job_series import SeriesOptions
 
 _WIDTH = 100  # characters of a line
 

@@ -10,7 +10,8 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
-from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
+from promptmill.features.verbs.job_series import JobSeries, answers_in
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 

@@ -18,7 +18,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.files import disk, table_paths
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage.job_series import has_settings_of
+from promptmill.jobs.manage.step_model import has_settings_of
 from promptmill.jobs.run.job import EndedJob
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError

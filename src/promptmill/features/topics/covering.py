@@ -18,8 +18,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import features
 from promptmill.core.wording import counted
 from promptmill.features.topics.drawn import Drawn, DrawnRow
+from promptmill.features.verbs.job_series import JobSeries
 from promptmill.jobs.manage.bulk_call import step_model
-from promptmill.jobs.manage.job_series import JobSeries
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import Watch
 from promptmill.jobs.store.rounds import ANSWERED

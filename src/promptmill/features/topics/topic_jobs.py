@@ -17,8 +17,9 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.drawn import DrawnRow
 from promptmill.features.topics.finding import SearchStep
 from promptmill.features.topics.lists import OTHER, SYSTEM, ListRequest
+from promptmill.features.verbs.job_series import JobSeries, answers_in
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.run.rows_left import of_rows_left
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.folder import Folder

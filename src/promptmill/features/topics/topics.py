@@ -11,7 +11,7 @@ from promptmill.core.values import JsonObject
 from promptmill.features.topics import HELD_OUT, MOST, SAMPLE
 from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.verb import TOPICS
-from promptmill.jobs.manage.job_series import SeriesOptions
+from promptmill.features.verbs.job_series import SeriesOptions
 
 _WIDTH = 100  # characters of a line
 

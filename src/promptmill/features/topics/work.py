@@ -22,7 +22,7 @@ from promptmill.features.topics.topic_jobs import (
 )
 from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.features.verbs.record import VerbCall
-from promptmill.jobs.manage.job_series import StepModel
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.system.safe_open import home_expanded, real_path
 
 

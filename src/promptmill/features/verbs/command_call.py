@@ -18,9 +18,10 @@ from promptmill.cli.terminal import OK, SOME_FAILED, columns, say
 from promptmill.core.errors import PromptmillError, Words, worded
 from promptmill.core.feature import part
 from promptmill.core.values import JsonDict
+from promptmill.features.verbs.job_series import JobSeries
 from promptmill.features.verbs.record import VerbCall, VerbRecord
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.status_words import progress_lines

@@ -11,11 +11,12 @@ from typing import Any
 from promptmill.core.errors import PromptmillError, Words, argument_name, worded
 from promptmill.core.feature import part
 from promptmill.core.values import JsonDict
+from promptmill.features.verbs.job_series import JobSeries
 from promptmill.features.verbs.record import VerbCall, VerbRecord
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage.bulk_call import step_model, warning_caller, watch_of
 from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.store.index import JobFolders
 
 

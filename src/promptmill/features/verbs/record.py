@@ -23,11 +23,12 @@ from promptmill.system.safe_open import home_expanded
 if TYPE_CHECKING:  # for annotations only: each face imports the modules that it needs
     from promptmill.core.errors import Words
     from promptmill.core.values import JsonDict, JsonObject
+    from promptmill.features.verbs.job_series import JobSeries
     from promptmill.jobs.caller import Caller
     from promptmill.jobs.door import OpenJob
-    from promptmill.jobs.manage.job_series import JobSeries, StepModel
     from promptmill.jobs.manage.series_file import SeriesFile
     from promptmill.jobs.manage.server_jobs import ServerJobs
+    from promptmill.jobs.manage.step_model import StepModel
     from promptmill.jobs.store.index import JobFolders
     from promptmill.jobs.store.progress import Watch
     from promptmill.pages.page import Report

@@ -23,12 +23,13 @@ from fastmcp import Context
 from promptmill.backends import registry
 from promptmill.core.errors import Code, PromptmillError, Words, argument_name, worded
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.features.verbs.job_series import JobSeries
 from promptmill.features.verbs.record import VerbCall, VerbRecord, VerbTool
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.manage.server_jobs import Approve, ServerJobs
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.store import progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import config_of_call

@@ -45,7 +45,7 @@ from promptmill.jobs.manage.bulk_keywords import (
     takes_options,
 )
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, like, lines_of, refusal_of
-from promptmill.jobs.manage.job_series import StepModel
+from promptmill.jobs.manage.step_model import StepModel
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.row_check import Complain

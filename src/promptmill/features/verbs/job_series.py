@@ -15,17 +15,15 @@ from typing import Any
 
 import orjson
 
-from promptmill.config.configuration import Configuration
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.caller import Caller
 from promptmill.jobs.door import MadeRows, OpenJob, open_job
 from promptmill.jobs.manage.series_file import SeriesFile
+from promptmill.jobs.manage.step_model import StepModel, has_settings_of
 from promptmill.jobs.store import progress, status
-from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import OrderTexts
-from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
 
@@ -43,17 +41,6 @@ class SeriesOptions(ModelOptions, total=False):
     """The most that all steps together may spend, in US dollars."""
     state: str | Path | None
     progress: bool | Callable[[JsonObject], object] | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepModel:
-    """The model of a step, and the function that runs its jobs."""
-
-    models: Configuration | CallModels
-    run: Callable[[OpenJob], object]
-    """Runs a job until it is finished, unless it already is. Raises an error if the job stops early."""
-    command: Sequence[str] = ()
-    """The command that resumes one of the model's jobs; the job's id must be appended."""
 
 
 @dataclass
@@ -146,15 +133,6 @@ class JobSeries:
         output = None if equal is None else Folder(equal).series_beside
         if output is not None and not now.get("requests"):
             self.taken[output] = self.taken.get(output, 0) + now.get("answered", 0)
-
-
-def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
-    """Return whether two jobs have the same model and settings, and whether each has only one answer to a row."""
-    spec, order = folder.spec, opened.order
-    if spec is None or spec.parts or order.variants or plans_in(order.parts):
-        return False
-    settings = fingerprint(opened.config, order.system_prompt, "jsonl", has_check=order.has_check)
-    return [target.fingerprint for target in spec.targets] == [settings]
 
 
 def _requests(folder: Folder) -> int:
