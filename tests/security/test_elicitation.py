@@ -14,8 +14,9 @@ from PIL import Image
 
 from fakes import FakeBackend
 from promptmill.backends import registry
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Completion, Failure
 from promptmill.config.configuration import Configuration, Overrides
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server
@@ -59,6 +60,7 @@ FILES = (
     {"files": ["note.txt"], "prompt": "{{content}}"},
     {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}"},
 )
+MODELS = ["local", "default"]
 
 
 def _sent(upstream):
@@ -200,6 +202,39 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
     assert found["state"] == "interrupted"
     assert "Another model was loaded" in found["reason"]
     assert not upstream.seen
+
+
+@pytest.mark.rule("F25")
+@pytest.mark.parametrize("way", ["a list of models", "a fallback", "a row"])
+async def test_rows_for_a_local_engine_do_not_go_to_the_endpoint_of_a_call_by(way, folder, upstreams, closing):
+    """The attack: the operator's second model answers, and hands rows on to the default model, which a call chose."""
+
+    class Failing(FakeBackend):
+        async def answer(self, request, call):
+            return Failure(PromptmillError(Code.CONTEXT_LENGTH, "too long", ""))
+
+    async def create(config):
+        return Failing() if config.record.is_engine else await registry.create(config)
+
+    ours, theirs = upstreams(), upstreams()
+    local = {"hf": {"model_name_or_path": "some-model"}, "fallback": ["default"] if way == "a fallback" else []}
+    service = closing(Service(Configuration(_raw(ours, models={"local": local})), create=create))
+    (folder / "in.jsonl").write_text(
+        '{"prompt": "the text of a row"%s}\n' % (', "model": "default"' * (way == "a row"))
+    )
+    asked: dict[str, Any] = {"input_file": "in.jsonl", "output_file": "out.jsonl", "model": "local"}
+    async with Client(create_server(service)) as client:
+        talk = Talk(client)
+        await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
+        if way == "a list of models":
+            assert "it gets no text of local files" in await talk.error("bulk_generate", **asked | {"model": MODELS})
+        else:
+            job = await talk("bulk_generate", **asked)
+            found = await talk.ended(job.structured_content["job_id"])
+            assert "it gets no text of local files" in found["reason"]
+        asked = {"prompts": ["the call's own text"], "model": MODELS}
+        await talk.ended((await talk("bulk_generate", **asked)).structured_content["job_id"])
+    assert {seen.prompt for seen in theirs.seen} == {"the call's own text"}
 
 
 @pytest.mark.rule("F25")

@@ -63,6 +63,8 @@ class ModelConfig:
     """The settings of the whole file, if `operator` has only the settings of a single model."""
     call_files: FileRule | None = None
     """The rule for files in a client's calls; None for the operator's own programs."""
+    files_to: frozenset[str] | None = None
+    """Of a call's job on files: the endpoints chosen by calls that may get their text. None: any endpoint may."""
 
     @cached_property
     def file_rule(self) -> FileRule:

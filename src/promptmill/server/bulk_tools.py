@@ -289,7 +289,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             others = plan_of(given, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
             if input_file or files is not None:
-                await questions.check_endpoint(ctx, models.config, asks=not validate)
+                models = await questions.for_files(ctx, models, asks=not validate)
             cost = None if validate else questions.cost(ctx, models.config, given.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {

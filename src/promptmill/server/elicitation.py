@@ -30,6 +30,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.files.databases import Stamp
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
+from promptmill.jobs.caller import CallModels
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
 from promptmill.steps.prices import price_of
 
@@ -74,17 +75,23 @@ class UserQuestions:
         self._agreed: list[tuple[object, ...]] = []
         """What users agreed to: endpoints (with key and headers) that may get texts of files, and files to replace."""
 
-    async def check_endpoint(self, ctx: Context, config: ModelConfig, *, asks: bool = True) -> None:
-        """Ask the user before the text of local files is sent to an endpoint that a call chose.
+    async def for_files(self, ctx: Context, models: CallModels, *, asks: bool = True) -> CallModels:
+        """Ask the user before the text of local files is sent to an endpoint that a call chose. Return `models` for the
+        job, whose rows then go to no other endpoint of a call.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs. If
         `asks` is false, nobody is asked: the method raises only if the client cannot ask.
         """
+        chosen = [await self._asked(ctx, each, asks=asks) for each in (models.config, *models.configs.values())]
+        return replace(models, config=replace(models.config, files_to=frozenset().union(*chosen)))
+
+    async def _asked(self, ctx: Context, config: ModelConfig, *, asks: bool) -> list[str]:
+        """Ask about one model, see `for_files`. Return its endpoints that a call chose."""
         chosen, block = registry.endpoints_of_call(config), config.block
         account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
         agreement = (chosen, account)
         if not chosen or agreement in self._agreed:
-            return
+            return chosen
         where = ", ".join(chosen)
         remedy = (
             "The operator may start the server with `promptmill serve --base-url URL -m MODEL`, list it in "
@@ -96,7 +103,7 @@ class UserQuestions:
                 f"no text of local files. {remedy}; `prompts` sends texts of the call."
             )
         if not asks:
-            return
+            return chosen
         question = (
             f"A call chose the endpoint {where}, or the key or headers for it; the configuration does not name them. "
             "Send the text of files of this machine there, now and until the server ends?"
@@ -104,6 +111,7 @@ class UserQuestions:
         if not await is_agreed(ctx, _FILES, question, "Send the text of files there"):
             raise input_error(f"The user did not agree to send the text of files to {where}. {remedy}.")
         self._agreed.append(agreement)
+        return chosen
 
     async def check_replacing(self, ctx: Context, output: Path, there: Stamp, *, asks: bool = True) -> None:
         """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.

@@ -404,6 +404,10 @@ class Service:
                 raise NotLoadedError.of(error) from None
             if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.config):
                 raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
+            permitted = None if of_job is None else of_job.files_to
+            if permitted is not None and not permitted.issuperset(registry.endpoints_of_call(loaded.config)):
+                problem = f"A call chose the endpoint of {name}, and it gets no text of local files."
+                raise NotLoadedError(Code.INVALID_CONFIG, problem, "")
             call.chosen = call.chosen or loaded.config.chosen
             if loaded.warning:
                 call.warn(loaded.warning)

@@ -127,10 +127,10 @@ class ToolCall(VerbCall):
             config = config.with_sampling(sampling).capped
         config = await service.resolved_config(config)
         registry.check_key(config)
-        await questions.check_endpoint(self._ctx, config)
+        models = await questions.for_files(self._ctx, CallModels(config))
         cost = questions.cost(self._ctx, config, self.options.get("max_cost"), self._about.step)
         approve = None if cost is None else cost.approve
-        return _CallModel(CallModels(config), lambda job: self._result(self._finished(job, approve)), approve=approve)
+        return _CallModel(models, lambda job: self._result(self._finished(job, approve)), approve=approve)
 
     def series(self, max_cost: float | None) -> JobSeries:
         self._has_series = True
