@@ -85,6 +85,11 @@ def test_fields_of_no_effect_change_nothing_at_any_path(path, text):
     assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
 
 
+@pytest.mark.parametrize("encoding", ["int8", [], {}])
+def test_an_unknown_encoding_of_embeddings_is_refused(encoding):
+    assert _refused(EMBEDDINGS, {"input": "hi", "encoding_format": encoding}).param == "encoding_format"
+
+
 def test_embeddings_are_not_streamed():
     assert _refused(EMBEDDINGS, {"input": "hi", "stream": True}).param == "stream"
 

@@ -192,7 +192,7 @@ def _schema(given: Any) -> JsonDict:
 def _embeddings_request(body: JsonObject) -> Request:
     given = {name: value for name, value in body.items() if name != "model" and _EMBEDDING_DEFAULTS.get(name) != value}
     encoding = given.pop("encoding_format", "float")
-    if encoding not in {"float", "base64"}:
+    if encoding not in ("float", "base64"):
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
     given = {name: value for name, value in given.items() if name not in Sampling.model_fields}  # they change no vector
     if unknown := given.keys() - {"input", "dimensions"}:
