@@ -205,6 +205,11 @@ class TestAReader:
         assert "promptmill:ask" in got.message
         assert not upstream.seen
 
+    @pytest.mark.parametrize("method", ["tasks/get", "tasks/result", "tasks/cancel"])
+    def test_neither_resumes_nor_ends_a_task(self, server, bearer, method):
+        session = server.session(bearer("reader", scope=None))
+        assert session.post({"jsonrpc": "2.0", "id": 5, "method": method, "params": {"taskId": "x"}}).status == 403
+
     @pytest.mark.parametrize(
         "body",
         [

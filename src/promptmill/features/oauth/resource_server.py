@@ -101,11 +101,13 @@ def _named(scope: Scope, user: AccessToken) -> list[tuple[bytes, bytes]]:
 
 
 def _only_reads(body: bytes) -> bool:
-    """Return whether a message to the tools costs nothing. A body that is not understood may cost something."""
+    """Return whether a message only reads. A body that is not understood may cost something, and so may a request about
+    a task: `tasks/get` resumes a task that was interrupted."""
     try:
         message = orjson.loads(body)
-        if message.get("method") != "tools/call":
-            return True
+        method = message.get("method", "")
+        if method != "tools/call":
+            return not method.startswith("tasks/")
         parameters = message["params"]
         return parameters["name"] == "bulk_status" and (parameters.get("arguments") or {}).keys() <= _READING
     except (ValueError, KeyError, TypeError, AttributeError):
