@@ -12,7 +12,7 @@ class Check:
     into words."""
 
     blocks = False
-    """Whether `complaint` is slow or blocks, so that a thread must call it."""
+    """Whether `complaint` is slow or blocks, so that a thread must call it. (A thread checks long answers anyway.)"""
 
     trims = False
     """Whether the answer is checked and delivered without the blanks around it."""

@@ -48,7 +48,7 @@ _FORM = "response_format", "choices"
 _TOOLS = frozenset({"tools", "functions"})
 _OTHERS: JsonObject = {"top_logprobs": 5}  # all endpoints with `top_logprobs` support this number
 _SHORT, _MOST_KNOWN = 1024, 1024  # max characters of an answer whose choice is remembered, max number of such answers
-_LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
+_LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks, and checks them
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
 """The most characters of a complaint that is sent to a model."""
@@ -331,7 +331,7 @@ async def _words_of(check: Check, answer: str, request: Request, call: protocol.
     if (matched := check.matched(answer, request)) is not None:
         problem = await checker.match(*matched, call)
         return problem if problem not in {"", NO_MATCH} else check.complaint(answer, request) if problem else None
-    if check.blocks:
+    if check.blocks or len(answer) > _LONG:
         return await asyncio.to_thread(check.complaint, answer, request)
     return check.complaint(answer, request)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Facts
 from promptmill.cli import main as cli
 from promptmill.config.configuration import Configuration
+from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
-from promptmill.features.checks import parameters
+from promptmill.features.checks import parameters, written
 from promptmill.service.service import Service
 from replies import answer, choose
 
@@ -336,3 +339,19 @@ def test_the_answer_about_a_whole_document_is_delivered_without_blanks(bench, up
     with bench.output.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert row["answer"] == "A1"
+
+
+async def test_a_long_answer_is_checked_in_a_thread(ask, upstream, monkeypatch):
+    """A megabyte of Thai takes half a second."""
+    threads = []
+    monkeypatch.setattr(written, "word_count", lambda _: threads.append(threading.current_thread()) or 1)
+    upstream.reply = answer("ก " * 50_000)
+    (good,), _ = await ask("a", max_words=5)
+    assert good.text
+    assert threads != [threading.current_thread()]
+
+
+@pytest.mark.parametrize("check", [written.MaxWords, written.Language])
+def test_an_endless_answer_is_refused_unread(check):
+    wanted = SimpleNamespace(sampling=parameters.CheckWishes(max_words=1 << 21, language=None))
+    assert check().complaint("a" * (LONGEST_ANSWER + 1), wanted) == "it is longer than 1 MiB"

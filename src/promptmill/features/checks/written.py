@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from promptmill.answers.check import Check
+from promptmill.answers.schema import AnswerSchema
 from promptmill.core.request import Request
 from promptmill.core.values import read_json
 from promptmill.features.checks.parameters import CheckWishes, likelihoods
@@ -22,8 +23,11 @@ class MaxWords(Check):
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the number of words if there are too many. In a JSON answer, only the words of its texts count."""
-        wanted, words = request.sampling, sum(map(word_count, _texts(answer)))
+        wanted = request.sampling
         assert isinstance(wanted, CheckWishes)
+        if too_long := AnswerSchema.why_not_read(answer):
+            return too_long
+        words = sum(map(word_count, _texts(answer)))
         most = wanted.max_words or words
         return None if words <= most else f"it has {words} words, and at most {most} are allowed"
 
@@ -55,6 +59,8 @@ class Language(Check):
         """Return a complaint if another language is far likelier; an answer of few words may fit several languages."""
         wanted = request.sampling
         assert isinstance(wanted, CheckWishes)
+        if too_long := AnswerSchema.why_not_read(answer):
+            return too_long
         found = likelihoods("\n".join(_texts(answer)))
         likeliest = max(found, key=found.__getitem__)
         if wanted.language is None or found[likeliest] - found[wanted.language] <= _SURE:
