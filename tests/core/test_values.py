@@ -1,10 +1,11 @@
 """JSON with whole numbers beyond 64 bits."""
 
 import json
+import unicodedata
 
 import pytest
 
-from promptmill.core.values import exact_float, has_long_fraction, json_text, read_json
+from promptmill.core.values import composed, exact_float, has_long_fraction, json_text, read_json
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
@@ -35,3 +36,11 @@ def test_a_float_of_a_program_is_read_as_a_float(number):
         assert not has_long_fraction(f'{{"a": {text}, "ä": "\\u00e4"}}'.encode())
         assert exact_float(text) == number
         assert type(exact_float(text)) is float
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0f71\u0f72"])
+def test_a_text_is_composed_and_an_endless_run_of_marks_stays_as_it_is(marks):
+    """Sorting the marks of ten megabytes takes hours."""
+    usual, endless = f"か\u3099e\u0301{marks * 14}─ e{marks}", marks * 100_000
+    assert composed(usual) == unicodedata.normalize("NFC", usual) != usual
+    assert composed(f"e\u0301 {endless}e\u0301") == f"é {endless}é"

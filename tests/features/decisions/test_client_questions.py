@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.features.decisions.client_questions import above_chance, closeness, place_of, shares_of
+from promptmill.core.bounds import LONGEST_SCHEMA
+from promptmill.features.decisions.client_questions import above_chance, choice, closeness, place_of, scale, shares_of
 
 SHARE = st.one_of(st.none(), st.floats(0, 1))
 
@@ -38,3 +39,9 @@ def test_without_a_share_there_is_no_distribution(reported):
 
 def test_of_equal_shares_the_first_is_chosen():
     assert place_of([0.25, 0.375, 0.375]) == 1
+
+
+@pytest.mark.parametrize("asked", [choice, scale])
+def test_options_of_any_length_are_refused(asked):
+    with pytest.raises(ValueError, match="more than 262,144 characters"):
+        asked(None, "Which?", [("a" * LONGEST_SCHEMA, ""), ("b", "")])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from promptmill.core.bounds import LONGEST_SCHEMA
 from promptmill.core.form import Asked, Choice, Closed, Form, Question, Scale, YesNo, adds_up
 from promptmill.core.request import Conversation, Fields
 from promptmill.core.values import composed, json_text, text_of
@@ -71,7 +72,7 @@ def choice(name: str | None, words: str, options: Mapping[Any, str] | Sequence[t
     """Return a question whose answer is one of the options, each with its definition or `""`. Raises `ValueError`."""
     pairs = [*options.items()] if isinstance(options, Mapping) else [*options]
     values = tuple(value for value, _ in pairs)
-    texts = [text_of(value) for value in values]
+    texts = _checked([text_of(value) for value in values])
     if len({*texts}) < len(texts):  # at OpenAI, true and "true" are two options
         texts = [
             f"{text} (a text)" if isinstance(value, str) else text for text, value in zip(texts, values, strict=True)
@@ -86,14 +87,22 @@ def choice(name: str | None, words: str, options: Mapping[Any, str] | Sequence[t
 
 
 def scale(name: str | None, words: str, levels: Sequence[tuple[str, str]]) -> ClientQuestion:
-    """Return a question whose answer is one of the levels in order, each with its definition or `""`."""
+    """Return a question whose answer is one of the levels in order, each with its definition or `""`. Raises
+    `ValueError`."""
     labels = tuple(label for label, _ in levels)
-    bare = tuple(composed(label).strip() for label in labels)
+    bare = tuple(composed(label).strip() for label in _checked(labels))
     kind: Closed = Scale(bare, _some(said for _, said in levels))
     if len({*bare}) < len(bare) or not all(bare):  # their positions distinguish equal or empty levels
         defined = tuple(f"{label}: {said}" if said else label for label, said in levels)
         kind = Scale(tuple(range(len(levels))), defined)
     return ClientQuestion(name, Question("", words, kind), labels)
+
+
+def _checked(options: Sequence[str]) -> Sequence[str]:
+    """Return the options. Raises `ValueError` if they are as long as no list of choices may be."""
+    if sum(map(len, options)) > LONGEST_SCHEMA:
+        raise ValueError(f"the options have more than {LONGEST_SCHEMA:,} characters; send shorter ones")
+    return options
 
 
 def _some(definitions: Any) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class OpenAIDecisions(ApiPaths):
         except UnreadableBodyError as error:
             raise ApiError(400, str(error)) from None
         name = model_of(body)
-        evidence, questions = openai_api.read(body)
+        evidence, questions = await asyncio.to_thread(openai_api.read, body)
         config = await self._calls.config_of(name, request)
         found = await unless_left(request.receive, self._calls.decided(config, evidence, questions, request))
         return _json(openai_api.reply(found.model or name or config.name, questions, *found[:3]))
@@ -95,7 +95,7 @@ class SystemOne(ApiPaths):
             body = await object_in(raw)
         except UnreadableBodyError as error:
             raise problem(str(error), kind="json_invalid") from None
-        name, evidence, questions = system_one.read(body)
+        name, evidence, questions = await asyncio.to_thread(system_one.read, body)
         config = await self._calls.config_of(name, request)
         key = hashlib.sha256(b"%b\0%b" % (owner_of(request).encode(), raw)).digest()
         work = functools.partial(self._calls.decided, config, evidence, questions, request)

@@ -8,12 +8,12 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 import openvino
 
 from promptmill.core.errors import Code, PromptmillError, first_line
+from promptmill.core.values import composed
 from promptmill.features.embeddings.local.e5_conversion import CONVERSION, FILE, MODEL, PIECES, SCORES
 from promptmill.features.embeddings.local.encoder import Step, TextPiece, check, divided, joined, tokens_of
 
@@ -141,7 +141,7 @@ class Unigram:
 
     def tokens(self, text: str, step: Step = lambda _: None) -> list[int]:
         """Return the tokens of a text, without special tokens. `step` is called after some thousands of characters."""
-        words = normalize("NFC", text).translate(self._normal).split()
+        words = composed(text).translate(self._normal).split()
         divided = (self._kept(word) if len(word) <= _LONGEST_KEPT else self._divided(word, step) for word in words)
         return [token for tokens in divided for token in tokens]
 
