@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from typing import Any
@@ -14,7 +15,9 @@ from openai_clients import client_of
 from promptmill.backends.openai.endpoint import elsewhere, endpoints
 from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration
+from promptmill.features.openai_server import endpoints as endpoints_of_api
 from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.bodies import reply_body
 from promptmill.features.openai_server.rerank import Ranking, RerankApi, api_of
 from promptmill.features.openai_server.search_prefixes import prefixes_of
 from replies import attempts, raw, status
@@ -44,6 +47,23 @@ def test_documents_are_ranked_by_one_request_for_vectors(client, upstream):
     assert [each["document"] for each in found["results"]] == [{"text": "blood"}, {"text": "a poppy"}]
     assert (found["model"], found["usage"]["total_tokens"]) == ("org/name", 9)
     assert upstream.seen[-1].json == {"model": "small", "input": ["What is red?", "the sea", "a poppy", "blood"]}
+
+
+def test_the_numbers_of_vectors_are_written_outside_of_the_event_loop(client, upstream, monkeypatch):
+    """Nine hundred vectors of a usual model take a second."""
+    in_loop = []
+
+    def written_there(*given):
+        with contextlib.suppress(RuntimeError):
+            in_loop.append(asyncio.get_running_loop())
+        return reply_body(*given)
+
+    monkeypatch.setattr(endpoints_of_api, "reply_body", written_there)
+    upstream.other_posts = raw(json.dumps(vectors([1.0], [2.0])).encode())
+    asked = {"model": "org/name", "query": "a", "documents": ["b"]}
+    assert client.post("/rerank", cast_to=dict[str, Any], body=asked)["results"]
+    assert client.embeddings.create(model="org/name", input=["a", "b"]).data
+    assert not in_loop
 
 
 @pytest.mark.parametrize(

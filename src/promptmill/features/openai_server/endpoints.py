@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -82,7 +83,7 @@ class Endpoints:
             requests = embedding_inputs.requests_of(body, config)
             answering = self.vectors(requests, config.capped, client)
             answer = await unless_left(request.receive, answering)
-            return _json(reply_body(path, body, answer, name or config.name))
+            return await _reply(path, body, answer, name or config.name)
         asked = await self.asked(path, body, owner, client)
         stream = asked.body.get("stream")
         if not isinstance(stream, bool | None):
@@ -92,7 +93,7 @@ class Endpoints:
             has_logprobs = bool(asked.request.extra.get("logprobs"))  # log probabilities come with the complete answer
             return EventStream(events, lambda show: self.answer(asked, None if has_logprobs else show))
         answer = await unless_left(request.receive, self.answer(asked))
-        return _json(reply_body(path, asked.body, answer, asked.model))
+        return await _reply(path, asked.body, answer, asked.model)
 
     async def rerank(self, request: HttpRequest) -> Response:
         """Rank documents by a reranker, or by the vectors of a model."""
@@ -104,7 +105,8 @@ class Endpoints:
             return _json(ranking.read(await unless_left(request.receive, self.answer(asked)), asked.model))
         asked = await self.asked(EMBEDDINGS, ranking.embedded(body, config), owner, client)
         answer = await unless_left(request.receive, self.answer(asked._replace(path=RERANK)))
-        return _json(ranking.reply(reply_body(EMBEDDINGS, asked.body, answer, asked.model)))
+        vectors = partial(reply_body, EMBEDDINGS, asked.body, answer, asked.model)
+        return await asyncio.to_thread(lambda: _json(ranking.reply(vectors())))
 
     def _offered(self, owner: str) -> list[str]:
         allowed = self._allowed.get(owner)
@@ -239,6 +241,14 @@ async def body_of(request: HttpRequest) -> JsonDict:
     if not isinstance(body, dict):
         raise ApiError(400, "The body is not a JSON object.")
     return body
+
+
+async def _reply(path: str, body: JsonDict, answer: Completion, model: str) -> Response:
+    """Return the reply to a request. The numbers of its vectors are written in a thread: three million take a second.
+
+    Raises `ApiError`."""
+    reply = partial(reply_body, path, body, answer, model)
+    return await asyncio.to_thread(lambda: _json(reply())) if path == EMBEDDINGS else _json(reply())
 
 
 def _json(body: JsonDict) -> Response:
