@@ -299,6 +299,22 @@ async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstream
 
 
 @pytest.mark.rule("M1")
+async def test_a_job_on_an_engine_and_an_endpoint_asks_about_the_endpoint(folder, upstream, closing):
+    """The price of the first model, an engine, is not known."""
+
+    async def create(config):
+        return FakeBackend() if config.record.is_engine else await registry.create(config)
+
+    models = {"local": {"hf": {"model_name_or_path": "some-model"}}}
+    raw, user = _raw(upstream, **PRICE, ask_above_cost=0.5, models=models), User(agrees=False)
+    service = closing(Service(Configuration(raw), create=create))
+    async with Client(create_server(service), elicitation_handler=user) as client:
+        assert "did not agree" in await Talk(client).error("bulk_generate", prompts=["x"], model=MODELS)
+    assert len(user.asked) == 1
+    assert not upstream.seen
+
+
+@pytest.mark.rule("M1")
 @pytest.mark.usefixtures("protocol")
 async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream):
     user = User(agrees=False)

@@ -290,7 +290,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             models = await _models_of_call(service, [*names, *others], asked)
             if input_file or files is not None:
                 models = await questions.for_files(ctx, models, asks=not validate)
-            cost = None if validate else questions.cost(ctx, models.config, given.get("max_cost"), "This job")
+            priced = min((models.config, *models.configs.values()), key=lambda config: config.record.is_engine)
+            cost = None if validate else questions.cost(ctx, priced, given.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "schema": form["schema"],
