@@ -6,12 +6,14 @@ import csv
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import promptmill
 from fakes import KEY
+from promptmill.features.passes import pass_status
 from replies import answer, choose, status
 
 WORDS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lynx", "mole"]
@@ -256,3 +258,10 @@ async def test_a_call_has_passes(talk, upstream):
     upstream.reply = choose(lambda _: next(replies))
     schema = {"type": "object", "properties": {"animals": {"type": "array", "items": {"type": "string"}}}}
     assert await talk.answers("x", sampling_params={"passes": 2}, schema=schema) == ['{"animals":["ant","bee"]}']
+
+
+@pytest.mark.parametrize(("sampling", "is_shown"), [({"passes": 2}, True), ({}, False), (None, False)])
+def test_only_a_job_with_passes_has_a_count_of_nothing(sampling, is_shown):
+    store = SimpleNamespace(read=lambda *_: [(0.0, 0.0, 0.0, 0.0)])
+    spec = SimpleNamespace(targets=[SimpleNamespace(sampling=None), SimpleNamespace(sampling=sampling)])
+    assert bool(pass_status.count(store, spec, [], 9, ())) == is_shown  # type: ignore[arg-type]

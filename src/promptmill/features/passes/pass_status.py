@@ -38,9 +38,12 @@ class PassStatus(TypedDict):
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the counts for the rows with numbers below `before`. Blocks."""
-    del spec, labels, configs
+    """Return the counts for the rows with numbers below `before`; `{}` if there are none, and no target of the job has
+    `passes`. Blocks."""
+    del labels, configs
     ((added, rows, dropped, failed),) = store.read(_COUNTS, before)
+    if not (added or dropped or failed or any("passes" in (target.sampling or {}) for target in spec.targets)):
+        return {}
     return {"passes": PassStatus(added=int(added), rows=int(rows), dropped=int(dropped), failed=int(failed))}
 
 
