@@ -35,6 +35,13 @@ def test_a_call_that_has_ended_gets_no_reply_and_ends_no_process_of_another_call
         helper.end()
 
 
+def test_a_child_whose_parent_was_killed_says_nothing():
+    child = subprocess.Popen([sys.executable, "-m", "promptmill.answers.checker"], stdin=-1, stdout=-1, stderr=-1)
+    child.stdout.close()  # type: ignore[union-attr]
+    assert child.communicate()[1] == b""
+    assert child.returncode == 0
+
+
 _PARENT = """
 from promptmill.files import format_table
 from promptmill.files import documents

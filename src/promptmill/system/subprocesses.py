@@ -409,8 +409,11 @@ def serve_parent(
         importlib.import_module(name)
     message: frames.Frame = {"ready": True}
     while True:
-        outgoing.write(frames.packed(message))
-        outgoing.flush()
+        try:
+            outgoing.write(frames.packed(message))
+            outgoing.flush()
+        except OSError:  # the parent was killed
+            os._exit(0)
         if (asked := frames.read(incoming)) is None:
             os._exit(0)
         runtime.limit_computing(computing_s)
