@@ -37,7 +37,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.outcome_data import outcome_data, outcome_of
-from promptmill.backends.protocol import Call, Completion, Outcome, copied
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, copied
 from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_EFFORT, OpenAISettings
 from promptmill.core.bounds import LONGEST_ANSWER
@@ -107,7 +107,16 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         is_unchecked = request.sampling.response_format is not None and not self._decides
         if self._is_shared and is_unchecked:
             return self.following(request, call)
-        return self.once(request, call)
+        return self.once(request, call) if call.portion_of is None else self._of_batch(request, call)
+
+    async def _of_batch(self, request: Request, call: Call) -> Outcome:
+        """Return the outcome of a request by its own reply in a batch, which is paid; without a reply, as `once`."""
+        outcome = await self.following(request, call)
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and outcome.attempts == request.attempts:
+            return await self.once(request, call)
+        if (question := await self.question(request, call)) is not None:
+            self.learn(question, outcome, request, call, is_second=False)
+        return outcome
 
     async def leave(self, call: Call) -> None:
         """Wait until all answers so far are on disk, so that the next process finds them."""

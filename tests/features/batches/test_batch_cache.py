@@ -49,3 +49,15 @@ def test_a_batch_at_gpt_5_6_has_breakpoints(tmp_path, monkeypatch, system):
     assert [body["prompt_cache_options"] for body in bodies] == [{"mode": "explicit"}] * 20
     marked = ["prompt_cache_breakpoint" in str(body["messages"][0]) for body in bodies]
     assert marked == [system is SYSTEM] * 20
+
+
+def test_equal_rows_of_a_batch_are_charged_as_billed_with_a_cache(tmp_path):
+    (tmp_path / "in.csv").write_text("text\n" + "one\ntwo\n" * 3, encoding="utf-8")
+    with BatchServer("openai") as server:
+        settings = {"cache": str(tmp_path / "cache"), "price": {"input": 1e6, "output": 1e6, "batch": 0.5}}
+        given: dict[str, Any] = {"prompt": "Say {{text}}", "temperature": 0, "batch": True, "poll": "0.1s"}
+        given |= {"model": "m", "base_url": server.base_url, "api_key": "k", "settings": settings, "progress": False}
+        first = promptmill.bulk(tmp_path / "in.csv", tmp_path / "out.csv", **given).status
+        assert (first["cost"], first["batch"]["by_batch"]) == (server.tokens.total() / 2, 6)
+        second = promptmill.bulk(tmp_path / "in.csv", tmp_path / "second.csv", **given).status
+        assert (second.get("cost", 0), second["cached"], server.creates) == (0, 6, 1)
