@@ -115,6 +115,7 @@ def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench):
     assert found["cost_set_aside"] == pytest.approx(14 * 0.03)
     assert found["cost"] == pytest.approx(3 * 0.02)
     found = bench.succeed(*_options(1))
+    assert any("estimate" in each for each in found["warnings"])
     assert found["requests"] == len(bench.upstream.seen) == 36
     assert found["cost"] == pytest.approx(36 * 0.02)
     assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))

@@ -33,6 +33,7 @@ _ENDS_UNSENT = frozenset(
     }
 )
 _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
+_ESTIMATED = "The cost includes an estimate for requests that were in flight when a run of this job was killed."
 
 
 class StoreSink(Sink):
@@ -116,6 +117,8 @@ class StoreSink(Sink):
         if isinstance(outcome, Completion) and outcome.cost is not None and requests:
             like_it = count * outcome.cost / requests
             cost = min(like_it, most or like_it)
+        if cost:
+            self._call.warn(_ESTIMATED)
         cost += known
         if self._call.ledger.budget is not None:
             self._call.ledger.budget.free(most + known, cost)
