@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from promptmill.core.money import Budget, dollars
+from promptmill.core.errors import PromptmillError
+from promptmill.core.money import Budget, dollars, prices_in
 
 
 @pytest.mark.parametrize(
@@ -57,18 +58,40 @@ def test_requests_that_may_cost_more_are_open_together_while_the_limit_allows_th
     assert not budget.reserve(0.0625, 0.125), "the limit allows 0.5 and three times 0.0625, not 0.375 more"
     budget.set_reserved_aside(0.0625, 0.125)
     budget.charge(0.0625, 0.25, 0.125)
-    assert budget.reserve(0.0625, 0.125), "the only one, whatever it may cost"
+    assert budget.reserve(0.0625, 5.0), "the only one, whatever it may cost"
     assert not budget.reserve(0.0625, 0.125)
     assert budget.reserve(0.0625), "one whose cost is certain"
+
+
+@pytest.mark.parametrize(
+    "release",
+    [
+        lambda budget, excess: budget.charge(0.0625, 0.0, *excess),
+        lambda budget, excess: budget.set_reserved_aside(0.0625, *excess),
+    ],
+    ids=["charge", "set aside"],
+)
+@pytest.mark.parametrize(
+    ("released", "has_room"), [([], False), ([0.125], False), ([0.5], True)], ids=["none", "of one", "of both"]
+)
+def test_a_request_releases_its_own_excess_alone(
+    release: Callable[[Budget, list[float]], None], released: list[float], has_room: bool
+):
+    budget = Budget(1.0)
+    for excess in (0.375, 0.125, 0.0):
+        assert budget.reserve(0.0625, excess)
+    release(budget, released)
+    assert budget.reserve(0.0625, 0.75) == has_room
 
 
 def test_rounding_errors_of_charges_are_no_reservation():
     budget = Budget(1.0)
     for amount in (0.1, 0.2, 0.3):
-        budget.reserve(amount)
+        assert budget.reserve(amount, amount / 10)
     for amount in (0.3, 0.2, 0.1):
-        budget.charge(amount, 0.0)
+        budget.charge(amount, 0.0, amount / 10)
     assert budget.nothing_reserved
+    assert budget.reserve(0.5, 5.0), "the only one with an excess"
 
 
 def test_a_reservation_that_is_set_aside_is_no_longer_reserved():
@@ -94,6 +117,12 @@ def test_a_budget_lends_at_most_what_is_neither_spent_nor_set_aside_nor_reserved
     budget.reserve(0.25)
     assert budget.lend(wanted) == lent
     assert budget.set_aside == 0.25 + lent
+
+
+def test_an_excess_is_reserved_though_the_amount_is_none():
+    budget = Budget(1.0)
+    assert budget.reserve(0.0, 0.5)
+    assert not budget.nothing_reserved
 
 
 def test_an_exceeded_budget_lends_nothing():
@@ -140,3 +169,31 @@ async def test_each_change_of_a_budget_wakes_all_that_wait_for_one(change: Calla
     await asyncio.sleep(0)
     assert first.done()
     assert last.done()
+
+
+TOKENS = {"input": 1, "output": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "prices"),
+    [
+        (None, {}),
+        ("1/2", {"": "1/2"}),
+        ("1.5/.5/0.25", {"": "1.5/.5/0.25"}),
+        ("ft=m=1/2", {"ft=m": "1/2"}),
+        (["1/2", "m=3/4", {"n": "5/6"}], {"": "1/2", "m": "3/4", "n": "5/6"}),
+        (TOKENS, {"": TOKENS}),
+        ([0.25, 2], {"": [0.25, 2]}),
+        ({"m": "1/2", "n": TOKENS, "o": (1, 2)}, {"m": "1/2", "n": TOKENS, "o": (1, 2)}),
+    ],
+)
+def test_prices_are_read_by_model(given, prices):
+    assert prices_in(given) == prices
+
+
+@pytest.mark.parametrize(
+    "given", ["", "m", "m=", "1", "1/", "/2", "1/2/3/4", "1,5/2", "-1/2", 5, [1], {"m": "1/2", "n": "o=1/2"}]
+)
+def test_a_text_that_is_no_price_is_refused(given):
+    with pytest.raises(PromptmillError, match="is no price; write IN/OUT or MODEL=IN/OUT"):
+        prices_in(given)
