@@ -15,8 +15,8 @@ from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store import binding, statistics
-from promptmill.jobs.store.binding import BLOCK_ROWS, Bound
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.binding import BLOCK_ROWS, Bound, Former
+from promptmill.jobs.store.database import COLUMNS, JobDatabase, Row
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.system.runtime import HaltedError
@@ -295,6 +295,14 @@ def test_an_own_spare_answer_comes_before_one_of_another_job(store, tmp_path):
     other.close()
 
 
+def test_a_copy_of_which_an_own_answer_takes_the_place_is_not_kept(store, tmp_path):
+    fill(store, "b")
+    other = borrowed(tmp_path, record(0, "b", "other"), record(1, "b", "second"))
+    assert bind(store, "xb", others=[other]).taken == (0,)
+    assert (answers(store), spare(store)) == ({1: "b 0"}, [])
+    other.close()
+
+
 def test_a_damaged_answer_or_one_of_a_further_slot_is_not_taken_from_another_job(store, tmp_path):
     other = borrowed(tmp_path, record(0, "a", "damaged"), record(SLOT, "b", "second model"))
     other.change(("UPDATE answer SET text = 'x' WHERE key = 0", [()]))
@@ -362,3 +370,110 @@ def test_numbers_of_rows_may_have_gaps(store):
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
     assert binding.bind(store, spec_of("jsonl")) == Bound(3, 2, 2)
     assert answers(store) == {1: "5", 4: "2"}
+
+
+def former(*rows: str) -> Former:
+    """Return a question that was asked about the rows with these cells. Of an answer, a row reuses the text before
+    `:`, as a whole answer if the text ends with `+`; it reuses nothing of an answer without `:`."""
+
+    def question(row: Row) -> bytes | None:
+        cells = (row.cells or b"").decode()
+        return asked(cells.lower()) if cells in rows else None
+
+    def outcome(record: Record) -> Completion | Failure | None:
+        text, colon, _ = record.text.partition(":")
+        if not colon:
+            return None
+        if text.endswith("+"):
+            return Completion(text, cost=9.0)
+        return Failure(PromptmillError(Code.BATCHED, "It lacks a field."), part=text, cost=9.0)
+
+    return Former(question, outcome)
+
+
+def earlier(key: int, question: str, text: str, settings: int = 0) -> Record:
+    """Return the record of an answer that cost something."""
+    outcome = Completion(text, usage=Usage(7, 5), attempts=2, latency_s=1.5, cost=2.0, made_of=3)
+    return record_of(key, outcome, asked(question), Provenance(settings, 4))
+
+
+def parts(store: JobDatabase) -> dict[int, tuple[str, bool]]:
+    """Return what each row has: the text of its answer or of its part, and whether this is a whole answer."""
+    found = {one.key: one.outcome() for one in store.sound_records()}
+    return {key: (one.text, True) if isinstance(one, Completion) else (one.part, False) for key, one in found.items()}
+
+
+def costs_of_spare(store: JobDatabase) -> dict[str, float | None]:
+    """Return the cost of each spare answer by its text."""
+    records = [Record._make(columns) for columns in store.read(f"SELECT {COLUMNS} FROM spare")]
+    assert all(record.is_sound for record in records)
+    return {record.text: record.outcome().cost for record in records}
+
+
+def test_rows_reuse_parts_of_the_answers_to_a_former_question_with_their_cost(store):
+    records = earlier(0, "a", "1+:2"), earlier(1, "b", "1:2"), earlier(2, "c", "nothing"), earlier(3, "d", "5+:6")
+    store.write([*records])
+    bound = bind(store, "ABCDE", [Target(settings=8, kept=(0,))], former=lambda _: [former(*"ABCE")], since=6)
+    assert (bound, bound.new) == (Bound(5, 4, 1, (), 1), 3)
+    assert parts(store) == {0: ("1+", True), 1: ("1", False)}
+    for record in store.sound_records():
+        outcome = record.outcome()
+        assert (outcome.cost, outcome.usage, outcome.attempts, outcome.latency_s) == (2.0, Usage(7, 5), 2, 1.5)
+        assert (outcome.wanted, record.asked) == (3, asked("AB"[record.row]))
+        assert (record.settings, record.round) == (8, 6)
+    assert costs_of_spare(store) == {"1+:2": 0.0, "1:2": 0.0, "nothing": 2.0, "5+:6": 2.0}
+
+
+def test_a_part_of_an_unused_answer_takes_its_cost_along(store):
+    store.write([earlier(0, "a", "1+:2"), earlier(1, "b", "3+:4"), earlier(2, "a", "7+:8", settings=9)])
+    bind(store, "zz")
+    assert bind(store, "zA", former=lambda _: [former("A")]) == Bound(2, 0, 1)
+    assert parts(store) == {1: ("1+", True)}
+    assert costs_of_spare(store) == {"1+:2": 0.0, "3+:4": 2.0, "7+:8": 2.0}, "the last has other settings"
+
+
+def test_each_answer_without_a_row_gives_a_part_to_one_row_that_has_none_in_the_order_of_the_rows(store):
+    own = earlier(0, "d", "9+:9"), earlier(9, "B", "own")
+    store.write([*own, earlier(7, "a", "1+:2"), earlier(8, "a", "3+:4"), earlier(10, "b", "5+:6")])
+    store.write([earlier(11, "d", "7+:8", settings=9)])
+    rows = ["d", "B", "A", "x", "A", "A", "D", "-"]
+    assert bind(store, rows, former=lambda _: [former("A", "B", "D", "-")]).kept == 4
+    assert parts(store) == {0: ("9+:9", True), 1: ("own", True), 2: ("1+", True), 4: ("3+", True)}
+
+
+def test_a_damaged_answer_gives_no_part(store):
+    store.write([earlier(0, "a", "1+:2"), earlier(1, "b", "3+:4")])
+    store.change(("UPDATE answer SET text = '9+:9' WHERE key = 0", [()]))
+    assert bind(store, "AB", former=lambda _: [former("A", "B")]) == Bound(2, 2, 1)
+    assert parts(store) == {1: ("3+", True)}
+
+
+def test_a_label_of_a_person_gives_a_part_too(store):
+    store.write([earlier(0, "a", "1+:2", PERSON)])
+    assert bind(store, "A", former=lambda _: [former("A")]).kept == 1
+
+
+def test_parts_of_the_answers_of_other_jobs_cost_nothing(store, tmp_path):
+    other = borrowed(
+        tmp_path,
+        earlier(0, "b", "1+:2"),
+        earlier(1, "c", "3:4"),
+        earlier(2, "D", "whole"),
+        record_of(3, Completion("5+:6")),
+    )
+    store.write([earlier(0, "A", "own"), earlier(1, "e", "5+:6"), record_of(3, FAILURE, asked("D"))])
+    questions = [former("B", "C", "E"), former("A", "E")]
+    assert bind(store, "ABCDE", others=[other], former=lambda _: questions) == Bound(5, 2, 4, (3,), 1)
+    assert parts(store) == {0: ("own", True), 1: ("1+", True), 2: ("3", False), 3: ("whole", True), 4: ("5+", True)}
+    costs = {one.row: one.outcome().cost for one in store.sound_records()}
+    assert costs == {0: 2.0, 1: 0.0, 2: 0.0, 3: 0.0, 4: 2.0}
+    assert {one.text for one in other.sound_records()} == {"1+:2", "3:4", "whole", "5+:6"}
+    assert bind(store, "ABCDE", others=[other], former=lambda _: [None, former("A")]).taken == (0,)
+    other.close()
+
+
+def test_an_answer_of_a_failed_row_is_kept_apart_from_parts(store):
+    """The row of a failure that stays is sent again, and gets no part of an answer."""
+    store.write([earlier(0, "a", "1+:2"), record_of(1, FAILURE, asked("A"))])
+    assert bind(store, "xA", former=lambda _: [former("A")]).kept == 0
+    assert parts(store) == {1: ("", False)}

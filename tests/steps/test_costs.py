@@ -14,6 +14,7 @@ import pytest
 from fakes import openai_config, openai_configuration
 from promptmill.answers.check import Check
 from promptmill.answers.choices import choices_of
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
 from promptmill.cli.error_words import option_of
 from promptmill.config.configuration import Configuration
@@ -23,6 +24,7 @@ from promptmill.core.request import (
     NOTHING_SHARED,
     Conversation,
     FilePart,
+    ImagePart,
     Message,
     Request,
     Sampling,
@@ -32,11 +34,15 @@ from promptmill.core.request import (
 from promptmill.steps.checked import LONGEST_COMPLAINT, CheckedAnswers
 from promptmill.steps.costs import (
     BudgetedAnswers,
+    advised_limit,
     cost_of,
+    lacking,
     most_of,
     unknown_price,
     worst_case,
 )
+from promptmill.steps.decided import bytes_of
+from promptmill.steps.likely import most_tokens_of
 from promptmill.steps.prices import Prices, price_of
 from promptmill.steps.step import Loading
 from sure import sure
@@ -594,6 +600,288 @@ def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
     assert "add --price IN/OUT." in unknown_price(config).worded(option_of)
     nameless = openai_config("https://host.test/v1", model_name="")
     assert "the price of this model" in unknown_price(nameless).message
+
+
+FORM = Sampling(choices=("yes", "no"))
+
+
+async def test_requests_that_their_form_bounds_are_sent_one_more_after_each_answer(ask, endpoint):
+    call = Call()
+    asked = ask(Budget(1_000_000), call)
+    tasks = [await asked(key, None, sampling=FORM) for key in range(5)]
+    assert list(endpoint.requests) == [0]
+    assert call.waits.held == 4
+    await asked(9, 5)
+    await asked(10, None, {"max_completion_tokens": 5}, sampling=FORM)
+    assert list(endpoint.requests) == [0, 9, 10], "a limit bounds these"
+    for key in (9, 10):
+        await endpoint.reply(key, tokens(5))
+    assert list(endpoint.requests) == [0, 9, 10]
+    await endpoint.reply(0, tokens(5))
+    assert list(endpoint.requests) == [0, 9, 10, 1, 2]
+    await endpoint.reply(1, BATCHED)
+    assert list(endpoint.requests)[-1] == 3, "a request without an answer makes room for one"
+    await endpoint.reply(2, tokens(5))
+    assert list(endpoint.requests)[-1] == 4
+    for key in (3, 4):
+        await endpoint.reply(key, tokens(5))
+    assert [(await task).cost for task in tasks][2:] == [5, 5, 5]
+
+
+async def test_an_answer_longer_than_its_form_ends_the_trust_in_forms(ask, endpoint):
+    budget = Budget(1_000_000)
+    asked = ask(budget)
+    tasks = [await asked(key, None, sampling=FORM) for key in range(4)]
+    await endpoint.reply(0, tokens(5))
+    await endpoint.reply(1, tokens(5000))
+    await endpoint.reply(2, tokens(5))
+    late = await asked(4, None, sampling=FORM)
+    assert list(endpoint.requests) == [0, 1, 2]
+    for task in (tasks[3], late):
+        failure = await task
+        assert failure.error.code is Code.BUDGET
+        assert "An answer of test-model had 5,000 tokens" in failure.error.message
+        assert "max_tokens: 4096" in failure.error.hint.replace("`", "")
+    assert budget.spent == 5010
+    assert budget.nothing_reserved
+
+
+@pytest.mark.parametrize(
+    ("limit", "extra", "together"),
+    [(30_000, {}, 1), (40_000, {}, 2), (40_000, {"service_tier": "auto"}, 1), (70_000, {"service_tier": "auto"}, 2)],
+)
+async def test_as_many_requests_are_open_as_the_budget_allows_if_their_answers_break_the_form(
+    ask, endpoint, limit, extra, together
+):
+    call = Call()
+    for _ in range(10):
+        call.count(tokens(5))
+    asked = ask(Budget(limit), call)
+    await asked(0, None, extra, sampling=FORM)
+    await endpoint.reply(0, tokens(5))
+    tasks = [await asked(key, None, extra, sampling=FORM) for key in (1, 2)]
+    assert len(endpoint.requests) == 1 + together
+    said = " ".join(call.warnings)
+    assert ("each reserves $16,384.00 for an answer not of its form" in said) == (together == 1)
+    await endpoint.reply(1, tokens(5000))
+    if together == 1:
+        assert (await tasks[1]).error.code is Code.BUDGET, "no form bounds it any more"
+        assert list(endpoint.requests) == [0, 1]
+    else:
+        await endpoint.reply(2, tokens(5))
+
+
+async def test_of_the_requests_that_wait_for_the_budget_those_with_a_limit_outlast_the_trust_in_forms(ask, endpoint):
+    budget = Budget(30_200)
+    asked = ask(budget)
+    await asked(9, 100)
+    tasks = [await asked(key, None, sampling=FORM) for key in range(4)]
+    await endpoint.reply(0, tokens(5))
+    assert list(endpoint.requests) == [9, 0, 1], "two answers that are not of their form do not fit"
+    await endpoint.reply(1, tokens(5))
+    assert list(endpoint.requests) == [9, 0, 1, 2]
+    await asked(4, 30_050)
+    attempts = tuple((Usage(1, length), "") for length in (6, 100, 5))
+    await endpoint.reply(2, Completion("x", "stop", Usage(3, 111), spent=attempts))
+    assert (await tasks[3]).error.code is Code.BUDGET, "an attempt was longer than its form"
+    assert reserved_of(budget) == 100
+    await endpoint.reply(9, tokens(1))
+    assert list(endpoint.requests) == [9, 0, 1, 2, 4], "no form bounds this one"
+    assert reserved_of(budget) == 30_050
+    await endpoint.reply(4, tokens(1))
+    assert budget.spent == 5 + 5 + 111 + 1 + 1
+    assert budget.nothing_reserved
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Failure(PromptmillError(Code.RATE_LIMITED, "busy"), 1), Completion("yes", "stop")],
+    ids=["failure", "no usage"],
+)
+async def test_an_outcome_without_reported_tokens_shows_nothing_about_forms(ask, endpoint, outcome):
+    asked = ask(Budget(1_000_000))
+    for key in range(3):
+        await asked(key, None, sampling=FORM)
+    await endpoint.reply(0, outcome)
+    assert list(endpoint.requests) == [0, 1]
+    for key in (1, 2):
+        await endpoint.reply(key, tokens(5))
+
+
+async def test_a_limit_that_a_row_removes_bounds_no_answer(ask, endpoint):
+    asked = ask(Budget(1_000_000))
+    sampling = Sampling(max_tokens=5, choices=("yes", "no"))
+    for key in range(2):
+        await asked(key, 5, {"max_tokens": None}, sampling=sampling)
+    assert list(endpoint.requests) == [0], "its form bounds it, which the first answer has to show"
+    for key in range(2):
+        await endpoint.reply(key, tokens(5))
+
+
+async def test_a_model_that_decides_gets_requests_together_and_reserves_their_evidence_once_more(ask, endpoint):
+    budget, price = Budget(1_000_000), {"input": 1_000_000, "output": 0}
+    asked = ask(budget, provider="typesafe", price=price)
+    for key in range(2):
+        await asked(key, None, sampling=FORM)
+    assert list(endpoint.requests) == [0, 1]
+    most = worst_case(endpoint.requests[0], decides=True).prompt_tokens
+    assert (
+        reserved_of(budget)
+        == 2 * most
+        != 2 * worst_case(endpoint.requests[0].changed(sampling=Sampling(max_tokens=1))).prompt_tokens
+    )
+    for key in range(2):
+        await endpoint.reply(key, Completion("x", "stop", Usage(100)))
+
+
+async def test_no_form_bounds_an_answer_of_a_batch_at_an_endpoint_that_does_not_promise_to_keep_to_schemas(
+    ask, endpoint
+):
+    for provider, is_sent in ((None, False), ("openai", True)):
+        call = Call(exchange=object())  # type: ignore[arg-type]
+        task = await ask(Budget(1_000_000), call, provider=provider)(0, None, sampling=FORM)
+        assert bool(endpoint.requests) == is_sent
+        if is_sent:
+            await endpoint.reply(0, BATCHED)
+        assert (await task).error.code is (Code.BATCHED if is_sent else Code.INVALID_CONFIG)
+
+
+def limited(model: str = "m", **sampling: Any) -> Any:
+    """Return a plan of a model without a price at a host that no list knows."""
+    config = openai_config("https://host.test/v1", model_name=model)
+    return config.with_sampling(sampling)
+
+
+def priced(model: str = "m", **sampling: Any) -> Any:
+    """Return a plan of a model with a price."""
+    config = limited(model, **sampling)
+    return replace(
+        config, settings=config.settings.model_copy(update={"prices": config_of(prices={model: "1/2"}).settings.prices})
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [priced(max_tokens=5), priced(choices=["yes", "no"])],
+    ids=["limit", "form"],
+)
+def test_a_budget_lacks_nothing_if_each_model_has_a_price_and_a_limit_or_a_form(config):
+    assert lacking([config]) is None
+    assert lacking([config, config], rows_set=True) is None
+
+
+@pytest.mark.parametrize(
+    ("configs", "lacks"),
+    [
+        ([priced("a", max_tokens=5), priced("b")], "nothing limits the answers of b; add --max-tokens 800."),
+        (
+            [priced("deepseek-r1"), priced("b")],
+            "nothing limits the answers of deepseek-r1, b, which thinks before it answers; add --max-tokens 4096.",
+        ),
+        ([limited("a", max_tokens=5)], "the price of a is not known; add --price IN/OUT."),
+        (
+            [limited("a")],
+            "the price of a is not known, and nothing limits the answers of a; add --price IN/OUT --max-tokens 800.",
+        ),
+        (
+            [limited("a", max_tokens=5), priced("b")],
+            "the price of a is not known, and nothing limits the answers of b; add --price a=IN/OUT --max-tokens 800.",
+        ),
+        (
+            [limited("a", max_tokens=5), limited("b", max_tokens=5)],
+            "the price of a, b is not known; add --price a=IN/OUT --price b=IN/OUT.",
+        ),
+    ],
+)
+def test_what_a_budget_lacks_is_named_at_once(configs, lacks):
+    error = sure(lacking(configs))
+    assert error.code is Code.INVALID_CONFIG
+    assert lacks in error.worded(option_of)
+
+
+def test_rows_may_set_the_limit_of_their_answers_but_no_price():
+    assert lacking([priced()], rows_set=True) is None
+    assert "the price of m is not known" in sure(lacking([limited()], rows_set=True)).message
+
+
+def test_the_server_s_operator_is_named_as_the_one_who_sets_a_price():
+    message = sure(lacking([limited()])).message
+    assert "`price: IN/OUT` to the server's configuration, as only its operator can, and `max_tokens: 800`." in message
+
+
+def test_a_model_of_the_file_is_named_as_the_file_names_it(tmp_path):
+    path = tmp_path / "parameter.yaml"
+    path.write_text(
+        "models:\n  small:\n    backend: openai\n    openai: {base_url: 'https://host.test/v1', model_name: m}\n"
+    )
+    config = Configuration.load(path).config
+    assert "the price of small is not known" in unknown_price(config).message
+    assert "the price of other is not known" in unknown_price(config.with_model("other")).message
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "advised"),
+    [
+        ("m", {}, 800),
+        ("deepseek-r1", {}, 4096),
+        ("deepseek-r1", {"choices": ["yes", "no"]}, 4096),
+        ("m", {"choices": ["yes", "no"]}, 10 * math.ceil(sure(most_tokens_of(FORM)) / 10)),
+        ("m", {"response_format": asking_for({"type": "object", "properties": {"a": {"type": "string"}}})}, 70),
+    ],
+)
+def test_a_limit_is_advised_that_is_enough_for_most_answers(model, sampling, advised):
+    assert advised_limit(limited(model, **sampling)) == advised
+
+
+def deciding(price: float = 1_000_000) -> tuple[Any, Prices]:
+    """Return a plan of a model that decides, and its prices."""
+    config = config_of("typesafe", price={"input": price, "output": 0}, check_retries=2)
+    return config, Prices(config, sure(price_of(config)))
+
+
+def test_a_decision_costs_at_most_twice_the_bytes_of_its_evidence_and_questions_with_all_parameters():
+    config, prices = deciding()
+    request = _request(None, {"x": "y" * 5000}, choices=("yes", "no"))
+    image = request.changed(conversation=Conversation((Message("user", (ImagePart("https://host/image.png"),)),)))
+    size = bytes_of(request)
+    assert 2 * size + 5000 < worst_case(request, decides=True).prompt_tokens < 2 * size + 5100
+    assert 16_384 + 5000 < worst_case(image, decides=True).prompt_tokens < 16_384 + 6000
+    assert most_of(request, config, prices) == worst_case(request, decides=True).prompt_tokens, "it is not asked again"
+    likely, most = cost_of(config, [request])
+    assert (likely, most) == (size // 4, most_of(request, config, prices))
+
+
+def test_each_part_of_many_questions_repeats_the_evidence():
+    config, prices = deciding()
+    labels = {"type": "array", "items": {"enum": [f"label {number}" for number in range(900)]}}
+    schema = {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
+    text = conversation_from_prompt("x" * 50_000, "a prompt")
+    request = Request(0, text, Sampling(response_format=asking_for(schema)))
+    assert worst_case(request, decides=True).prompt_tokens < 2 * 50_000 * 2
+    assert 3 * 2 * 50_000 < most_of(request, config, prices) < 4 * 2 * 50_000
+    assert cost_of(config, [request])[0] > 3 * 50_000 // 4
+
+
+@pytest.mark.parametrize(
+    ("provider", "by_batch", "factor"), [(None, True, math.inf), (None, False, 1), ("openai", True, 0.5)]
+)
+def test_the_highest_cost_without_a_limit_is_that_of_the_form(provider, by_batch, factor):
+    config = config_of(provider, check_retries=0)
+    prices, request = Prices(config, sure(price_of(config))), _request(None, choices=("yes", "no"))
+    assert most_of(request, config, prices, by_batch=by_batch) == factor * sure(most_tokens_of(FORM))
+
+
+def test_the_highest_cost_of_one_try_has_no_second_one():
+    config = config_of(check_retries=2)
+    prices, request = Prices(config, sure(price_of(config))), _request(5)
+    found = [most_of(request, config, prices, has_check=True, asks_again=again) for again in (True, False)]
+    assert found == [15, 5]
+
+
+def test_a_pdf_has_no_highest_usage():
+    page = Conversation((Message("user", (FilePart("data:application/pdf;base64,AAAA", "pdf"),)),))
+    with pytest.raises(PromptmillError, match="The item has a PDF, which can be of any length"):
+        worst_case(_request(5).changed(conversation=page))
 
 
 def _request(most: int | None = 20, extra: Mapping[str, Any] | None = None, **sampling: Any) -> Request:

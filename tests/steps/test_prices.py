@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 
 from fakes import openai_config
+from promptmill.backends import registry
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import model_config
 from promptmill.config.configuration import Configuration
@@ -24,6 +26,7 @@ from promptmill.core.request import (
     conversation_from_prompt,
 )
 from promptmill.steps.costs import most_of, worst_case
+from promptmill.steps.likely import most_tokens_of
 from promptmill.steps.prices import (
     BATCH,
     FlatPrice,
@@ -476,3 +479,116 @@ def test_a_price_by_name_comes_before_the_price_of_the_file_and_follows_the_mode
     assert sure(price_of(config)).cost(million) == 3.0
     assert sure(price_of(config.with_model("other"))).cost(million) == 7.0
     assert price_of(config.with_model("unknown")) is None
+
+
+FORM = Sampling(choices=("yes", "no"))
+LONGEST = sure(most_tokens_of(FORM))
+
+
+def prices_of(provider=None, model="m"):
+    config = openai_config("http://127.0.0.1:1/v1", provider=provider, model_name=model)
+    return Prices(config, FlatPrice(1.0, 2.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("provider", "live", "by_batch"),
+    [("openai", LONGEST, LONGEST), (None, LONGEST, None), ("deepseek", None, None)],
+    ids=["promises to keep to schemas", "takes schemas", "shows schemas in the prompt"],
+)
+def test_a_form_bounds_an_answer_where_it_is_sent_as_a_schema(provider, live, by_batch):
+    prices, request = prices_of(provider), _request().changed(sampling=FORM)
+    assert (prices.longest(request), prices.longest(request, by_batch=True)) == (live, by_batch)
+
+
+@pytest.mark.parametrize(
+    ("model", "changed", "longest"),
+    [
+        ("gpt-4o", {}, LONGEST),
+        ("gpt-5", {}, None),
+        ("gpt-4o", {"sampling": Sampling(choices=("yes", "no"), enable_thinking=True)}, None),
+        ("gpt-4o", {"sampling": Sampling()}, None),
+        ("gpt-4o", {"path": "/completions"}, None),
+        ("gpt-4o", {"extra": {"top_k": 3}}, LONGEST),
+        ("gpt-4o", {"extra": {"tools": []}}, None),
+        ("gpt-4o", {"extra": {"model": "gpt-4.1"}}, LONGEST),
+        ("gpt-4o", {"extra": {"model": "gpt-5"}}, None),
+        ("gpt-4o", {"extra": {"models": ["gpt-4.1", "gpt-5"]}}, None),
+    ],
+)
+def test_no_form_bounds_an_answer_of_a_model_that_may_think_or_call_tools(model, changed, longest):
+    request = _request().changed(**{"sampling": FORM, **changed})
+    assert prices_of("openai", model).longest(request) == longest
+
+
+def test_the_bound_of_an_answer_is_that_of_its_own_form():
+    prices, longer = prices_of(), Sampling(choices=("yes", "perhaps, in some of the cases"))
+    sizes = [prices.longest(_request().changed(sampling=form)) for form in (FORM, longer, longer, FORM)]
+    assert sizes == [LONGEST, most_tokens_of(longer), most_tokens_of(longer), LONGEST]
+
+
+def test_a_reply_to_several_rows_is_bounded_by_all_their_forms():
+    request, free = _request().changed(sampling=FORM), _request()
+    both = request.changed(members=(request, request))
+    of_both = sure(prices_of().longest(both))
+    assert 2 * LONGEST + 2 * 20 < of_both < 2 * LONGEST + 100, "with the JSON around them"
+    assert prices_of().longest(request.changed(members=(request, free))) is None
+    assert prices_of().longest(both, by_batch=True) is None
+    assert prices_of("openai").longest(both, by_batch=True) == of_both
+
+
+def test_forms_bound_answers_until_one_is_longer_than_its_form():
+    prices, request = prices_of(), _request().changed(sampling=FORM)
+    prices.compare(LONGEST, LONGEST)
+    assert (prices.longest(request), prices.why) == (LONGEST, "")
+    prices.compare(LONGEST + 1, LONGEST)
+    assert prices.longest(request) is None
+    assert prices.why.startswith(f"An answer of m had {LONGEST + 1} tokens where its form has {LONGEST} at most")
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "decides", "questions"),
+    [("typesafe", "jev-1.14.0", True, 400), ("openai", "gpt-4o", False, 0)],
+)
+def test_a_model_that_decides_has_a_number_of_questions(provider, model, decides, questions):
+    prices = prices_of(provider, model)
+    assert (prices.decides, prices.questions) == (decides, questions)
+
+
+def test_endpoints_of_which_only_some_decide_have_no_questions():
+    address = next(row.base_url for row in registry.providers() if row.provider == "typesafe")
+    mixed = Prices(openai_config([address, "https://host.test/v1"], model_name="m"), FLAT)
+    assert (mixed.decides, mixed.questions) == (False, 0)
+
+
+def test_a_model_that_decides_has_the_price_of_its_provider_for_its_input_without_the_list(monkeypatch):
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    price = sure(price_of(openai_config([], provider="typesafe", model_name="jev-1.14.0")))
+    assert price.cost(Usage(1_000_000, 1_000_000, cached_tokens=500_000)) == pytest.approx(0.042)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "writes"),
+    [("openai", "gpt-5.6-luna", True), ("openai", "gpt-4o", False), (None, "m", False)],
+)
+def test_a_provider_with_breakpoints_writes_whole_prompts_to_its_cache(provider, model, writes):
+    assert prices_of(provider, model).writes == writes
+
+
+def test_the_price_of_a_name_in_the_file_is_that_of_its_own_model_alone():
+    block = {"openai": {"base_url": "https://host.test/v1", "model_name": "m"}}
+    raw = {"models": {"small": {"backend": "openai", **block}}, "default_model": "small"}
+    prices = {"small": "1/2", "m": "9/9", "other": {"input": 3, "output": 4, "search": 5}}
+    config = Configuration({**raw, "prices": prices}).config
+    million = Usage(1_000_000, 1_000_000)
+    assert sure(price_of(config)).cost(million) == 3.0
+    assert sure(price_of(config.with_model("other"))).cost(million) == 7.0
+    assert price_of(config.with_model("unknown")) is None
+    rows = Prices(config, sure(price_of(config)))
+    assert sure(rows.of(_request({"model": "other"}))).cost(million) == 7.0
+    assert rows.of(_request({"model": "unknown"})) is None
+
+
+def test_an_unknown_price_of_one_model_is_set_by_the_price_of_the_file():
+    words = no_price_known(openai_config(OPENAI, model_name="m"), ["m"])
+    message = PromptmillError(Code.INVALID_CONFIG, words).message
+    assert "; `price: IN/OUT` in the server's configuration gives it" in message

@@ -120,6 +120,17 @@ def test_the_older_search_of_openai_has_no_known_price(more, a_thousand):
 
 
 @pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
+def test_the_older_search_has_the_price_that_the_operator_sets_for_the_models_name(more, a_thousand):
+    raw = openai_configuration("https://api.openai.com/v1", model_name="m")._raw
+    config = Configuration({**raw, "prices": {"m": A_MILLION | more}}).config
+    price = price_of(config)
+    assert price is not None
+    found = Prices(config, price).of(Request(0, PROMPT, Sampling(), {"tools": [{"type": "web_search_preview"}]}))
+    assert found is not None
+    assert found.search == a_thousand
+
+
+@pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
 def test_the_older_search_may_be_in_the_configuration(more, a_thousand):
     raw = openai_configuration("https://api.openai.com/v1", model_name="m")._raw
     older = {"tools": [{"type": "web_search_preview"}]}

@@ -138,7 +138,7 @@ class BudgetedAnswers(Step):
         return self._on_trial(request, call, budgets)
 
     def _is_bounded_by_form(self, request: Request) -> bool:
-        if request.sampling.max_tokens is not None or self._prices.decides or _limits(request):
+        if self._prices.decides or _limits(request):
             return False
         return self._prices.longest(request) is not None
 
@@ -262,8 +262,9 @@ class BudgetedAnswers(Step):
 
     def _learn(self, spent: Sequence[Spent], most: Usage, *, is_by_form: bool) -> None:
         """Learn whether the model keeps to forms. The request's form allows at most the usage `most`."""
-        if spent and is_by_form:
-            self._prices.compare(max(usage.completion_tokens for usage, _ in spent), most.completion_tokens)
+        longest = max((usage.completion_tokens for usage, _ in spent), default=0)
+        if longest and is_by_form:  # a failure before an answer shows nothing
+            self._prices.compare(longest, most.completion_tokens)
             self._trial.release()
 
     def _served(self, tiers: Tiers) -> set[str]:
@@ -354,7 +355,7 @@ class _BudgetAccount(Account):
 
     __slots__ = ("_budgets", "_excesses", "excess", "open", "reserved", "worst")
 
-    def __init__(self, budgets: Sequence[Budget], worst: float, excess: float = 0.0) -> None:
+    def __init__(self, budgets: Sequence[Budget], worst: float, excess: float) -> None:
         """`excess`: see `Budget.reserve`."""
         self._budgets, self.worst, self.excess = budgets, worst, excess
         self.reserved = self._excesses = 0.0
