@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from fakes import openai_config
 from promptmill.answers.check import Check
+from promptmill.answers.choices import choices_of
+from promptmill.answers.form import form_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Usage
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.form import Form, Question, YesNo
 from promptmill.core.request import TOP_CHOICES, Request, Sampling, conversation_from_prompt
 from promptmill.steps import checked
 from promptmill.steps.checked import LONGEST_COMPLAINT, CheckedAnswers, ChosenAnswers, as_text, is_checked
+from promptmill.steps.step import Loading
+from sure import sure
 
 NAME = asking_for({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
 ADA = '{"name": "Ada"}'
@@ -309,6 +317,65 @@ async def test_a_reply_without_log_probabilities_or_a_wish_for_them_has_no_proba
     assert await chain.chosen(request(choices=["yes", "no"], extra=extra)) is reply
     wanted = {"top_logprobs": 5, "logprobs": True} if extra.get(TOP_CHOICES) else {}
     assert chain.sent[0].extra == wanted
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_endpoint", "sent", "found"),
+    [
+        ({"response_format": NAME}, True, {"logprobs": True}, {"name": {"Ada": 0.5}}),
+        ({"response_format": NAME}, False, {TOP_CHOICES: 1}, None),
+        ({"top_k": 3}, True, {TOP_CHOICES: 1}, None),
+    ],
+    ids=["endpoint", "engine", "no form"],
+)
+async def test_the_probabilities_of_fields_are_those_of_log_probabilities(sampling, is_endpoint, sent, found):
+    tokens = [('{"name":', -0.1), ('"Ada"', math.log(0.5)), ("}", 0.0)]
+    logprobs = {"content": [{"token": token, "logprob": score} for token, score in tokens]}
+    chain = Chain(Completion('{"name":"Ada"}', logprobs=logprobs), is_endpoint=is_endpoint)
+    outcome = await chain.checked(request(extra={TOP_CHOICES: 1}, **sampling))
+    assert (chain.sent[0].extra, outcome.probabilities) == (sent, found)
+    assert (outcome.logprobs is None) == (found is not None)
+
+
+async def test_choices_beside_a_form_get_no_schema_of_their_own_step():
+    chain = Chain(ADA)
+    await chain.chosen(request(response_format=NAME, extra={TOP_CHOICES: 1}))
+    assert chain.sent[0].extra == {TOP_CHOICES: 1}, "the step that checks the form reads probabilities of fields"
+
+
+async def test_a_request_has_the_form_of_its_parameters_unless_it_has_one_of_its_own():
+    chain, own = Chain("yes", "yes"), Form((Question("", "Is it?", YesNo()),))
+    asked = request(choices=["yes", "no"])
+    await chain.chosen(asked)
+    await chain.chosen(asked.changed(form=own))
+    assert [one.form for one in chain.sent] == [form_of(asked.sampling), own]
+    assert form_of(asked.sampling) not in {None, own}
+
+
+async def test_the_reply_of_a_repaired_answer_stays_what_the_model_wrote():
+    form = choices_of(("yes", "no")).response_format
+    answer = Completion("Yes.", "stop", reply="what the model wrote")
+    found = await Chain(answer).checked(request(choices=["yes", "no"], response_format=form))
+    assert (found.text, found.reply) == ("yes", "what the model wrote")
+
+
+@pytest.mark.parametrize(
+    ("provider", "compares", "sent"),
+    [(None, False, 2), ("typesafe", False, 1), (None, True, 1)],
+    ids=["writes", "decides", "compares"],
+)
+async def test_a_model_that_decides_or_compares_is_not_asked_again(provider, compares, sent):
+    config = openai_config("http://127.0.0.1:1/v1", provider=provider)
+    config = replace(config, settings=config.settings.model_copy(update={"check_retries": 1}))
+    chain = Chain("no choice", "no choice")
+    loading: Any = Loading(config, None, is_shared=False)
+    if compares:
+        loading = SimpleNamespace(
+            config=SimpleNamespace(settings=config.settings, record=replace(config.record, compares=True))
+        )
+    step = await CheckedAnswers.of(loading)
+    outcome = await sure(step).wrap(chain.backend)(request(top_k=3), Call())
+    assert (outcome.error.code, len(chain.sent)) == (Code.INVALID_ANSWER, sent)
 
 
 async def test_log_probabilities_that_were_wanted_are_kept_beside_the_choices():

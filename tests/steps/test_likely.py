@@ -9,7 +9,7 @@ import pytest
 
 from promptmill.answers.response_format import asking_for
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
-from promptmill.steps.likely import ASSUMED, LikelyLengths, most_tokens_of
+from promptmill.steps.likely import ASSUMED, LikelyLengths, form_tokens, most_tokens_of
 
 TREE = {"type": "object", "properties": {"name": {"type": "string"}, "below": {"$ref": "#/$defs/tree"}}}
 NAMES = {"type": "array", "items": {"type": "string"}, "maxItems": 2}
@@ -154,6 +154,52 @@ def test_the_bound_of_a_form_has_room_for_indented_json():
     assert len(json.dumps(values, indent=2)) <= longest < 3 * len(json.dumps(values))
     assert most_tokens_of(Sampling(choices=("yes", "no"))) == most_tokens_of(Sampling(choices=("no", "yes")))
     assert most_tokens_of(Sampling()) is None
+
+
+FLAG = {"type": "boolean"}
+NUMBER = {"minimum": 1, "maximum": 5}
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields}
+
+
+@pytest.mark.parametrize(
+    ("schema", "size"),
+    [
+        (FLAG, 5),
+        *(({"type": kinds}, size) for kinds, size in ((["null", "boolean"], 5), ("null", 4), ("string", None))),
+        *(({"enum": options}, 6) for options in (["a", "good"], ["good", "a"])),
+        *(({"const": "good"}, 6), ({"const": None}, 4), ({"enum": "abc"}, None), ({"enum": []}, None)),
+        *(
+            ({"anyOf": [FLAG, {"const": "a"}]}, 5),
+            ({"oneOf": [{"const": "a"}, FLAG]}, 5),
+            ({"anyOf": [FLAG, {}]}, None),
+        ),
+        *((NUMBER | {"type": kind}, size) for kind, size in (("integer", 4), ("number", 24), (["integer", "null"], 4))),
+        *((NUMBER | {"type": kind}, size) for kind, size in ((["integer", "number", "null"], 24), ("string", None))),
+        *(({"type": "integer", "minimum": least, "maximum": 12}, size) for least, size in ((-123_456, 7), (0, 4))),
+        ({"type": "integer", "minimum": 0, "maximum": 12_345_678}, 8),
+        (_object(a=FLAG), 8 + (3 + 8 + 5)),
+        (_object(a=FLAG, b=_object(c=FLAG)), 8 + (3 + 8 + 5) + (3 + 8) + (8 + (3 + 8 + 2 + 5))),
+        (_object(a=FLAG) | {"additionalProperties": {}}, 8 + (3 + 8 + 5)),
+        (_object(a=FLAG) | {"additionalProperties": True}, None),
+        ({"type": "array", "items": FLAG, "maxItems": 3}, 8 + 3 * (5 + 8)),
+        (_object(a={"type": "array", "items": FLAG, "maxItems": 3}), 8 + (3 + 8) + (8 + 3 * (5 + 8 + 2))),
+        ({"type": "array", "items": True, "maxItems": 3}, None),
+        ({"$ref": "#/$defs/a", "$defs": {"a": FLAG}}, 5),
+    ],
+)
+def test_a_bounded_value_has_at_most_the_bytes_of_its_longest_form(schema, size):
+    """An indented line has 8 bytes around its value, and two more for each level; 16 tokens are around the answer."""
+    assert most_tokens_of(Sampling(response_format=asking_for(schema))) == (None if size is None else size + 16)
+
+
+def test_the_schema_of_an_answer_has_a_token_for_four_bytes():
+    """`{"type": "boolean"}` has 19 bytes."""
+    assert form_tokens(Sampling(response_format=asking_for(FLAG))) == 5
+    assert form_tokens(Sampling()) == form_tokens(Sampling(response_format={"type": "json_object"})) == 0
+    assert form_tokens(Sampling(choices=("yes", "no"))) > 10
 
 
 def test_a_form_whose_definitions_name_each_other_is_measured_once():
