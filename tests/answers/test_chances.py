@@ -65,6 +65,14 @@ def test_tokens_behind_the_decision_change_nothing():
     assert found.likeliest(2) == added(MOODS, decided).likeliest(2) == {"positive": 0.6, "negative": 0.4}
 
 
+def test_an_answer_that_starts_again_forgets_its_tokens():
+    found = added(MOODS, ("ne", {"ne": 0.6, "pos": 0.4}), ("neu", {"neu": 0.5, "neg": 0.5}))
+    found.clear()
+    assert found.likeliest(3) is None
+    found.step([(["positive"], math.log(0.75)), (["negative"], math.log(0.25))])
+    assert found.likeliest(3) == {"positive": 0.75, "negative": 0.25}
+
+
 def token(text: str | bytes, share: float = 1.0, **others: float) -> dict[str, Any]:
     data = text.encode() if isinstance(text, str) else text
     own = {"token": data.decode("latin-1"), "logprob": math.log(share), "bytes": list(data)}
@@ -131,6 +139,8 @@ _LAST = token("B", 0.6, A=0.3, C=0.1)
         [_LAST, token("<|im_end|>", 0.9, x=0.1)],
         [_LAST, token("</s>"), token("\n")],
         [token('{"answer": "A"}'), token("\n"), token('{"answer": "'), _LAST, token('"}')],
+        [{"token": "A or B?", "logprob": 0.0}, {"token": "</think>", "logprob": 0.0}, _LAST],
+        [_LAST, token("\n" * 300)],
     ],
 )
 def test_only_tokens_of_the_answer_count(content):
@@ -147,6 +157,8 @@ def test_only_tokens_of_the_answer_count(content):
         ([token("B", 0.6, A=0.4), token("A", 0.6, C=0.4)], "B"),
         ([token("C", 0.6, A=0.4), token("B", 0.6, C=0.4)], "B"),
         ([token("CB", 0.6, A=0.4)], "B"),
+        ([token("?A"), token("B", 0.6, A=0.4)], "B"),
+        ([token('{"x": "'), token("A", 0.6, B=0.4), token('", "answer": "B"}')], '{"x": "A", "answer": "B"}'),
         ([token("\u2581B", 0.6, A=0.4)], "B"),
         ([_LAST], ""),
         ([_LAST], "none of them"),
@@ -154,6 +166,14 @@ def test_only_tokens_of_the_answer_count(content):
 )
 def test_tokens_of_another_text_are_no_probabilities_of_the_answer(content, answer):
     assert found_in(LETTERS, content, 3, answer) is None
+
+
+def test_tokens_of_a_word_that_ends_with_a_choice_are_no_probabilities_of_the_choice():
+    assert found_in(MOODS, [token("Xpositive", 0.6, Xnegative=0.4)], 3, "positive") is None
+
+
+def test_white_space_around_an_answer_does_not_count():
+    assert found_in(LETTERS, [_LAST], 3, " B\n") == _WANTED
 
 
 def spaced(text: str, share: float, **others: float) -> dict[str, Any]:
@@ -172,8 +192,41 @@ def test_alternatives_without_the_blank_of_the_token_are_alternatives():
     assert found_in(deals, content, 3) == {"very good": 0.6, "poor": 0.2, "very bad": 0.2}
 
 
-def test_a_token_with_and_one_without_a_blank_are_two():
-    assert found_in(LETTERS, [token(" B", 0.6, B=0.2, A=0.2)], 3) == {"B": 0.8, "A": 0.2}
+def listed(text: str, share: float, **others: float) -> dict[str, Any]:
+    """Return a token that is not among its alternatives."""
+    found = token(text, share, **others)
+    del found["top_logprobs"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("last", "chances"),
+    [
+        (token(" B", 0.6, B=0.2, A=0.2), {"B": 0.8, "A": 0.2}),
+        (token(" B", 0.3, B=0.3, A=0.4), {"B": 0.6, "A": 0.4}),
+        (listed(" B", 0.6, B=0.3, A=0.1), {"B": 0.9, "A": 0.1}),
+        (listed(" B", 0.4, A=0.4, C=0.2), {"B": 0.4, "A": 0.4, "C": 0.2}),
+    ],
+)
+def test_a_token_with_and_one_without_a_blank_are_two(last, chances):
+    assert found_in(LETTERS, [last], 3) == chances
+
+
+def test_the_same_token_with_a_blank_among_the_alternatives_counts_once():
+    assert found_in(LETTERS, [listed("B", 0.6, **{" B": 0.6, "A": 0.4})], 3) == {"B": 0.6, "A": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("last", "chances"),
+    [
+        (token(" good", 0.75, bad=0.25), {"very good": 0.8, "poor": 0.2}),
+        (listed(" good", 0.75, bad=0.25), {"very good": 0.8, "poor": 0.2}),
+        (listed(" good", 0.75, good=0.75, **{" bad": 0.25}), {"very good": 0.6, "poor": 0.2, "very bad": 0.2}),
+    ],
+)
+def test_a_blank_is_added_to_no_alternative_where_one_has_its_own(last, chances):
+    deals = Choices(["very good", "very bad", "poor"])
+    assert found_in(deals, [token("very", 0.8, poor=0.2), last], 3) == chances
 
 
 def test_an_alternative_that_is_listed_twice_counts_once():
@@ -226,7 +279,10 @@ FIELDS["content"] += _told((":", 0.1), ("true", 0.25), (',"n":', 0.1), ("1", 0.5
         ),
         ('{"a":null}', _told(('{"a"', 0.5), (":null", 0.75), ("}", 0.5)), {"a": {"": 0.75}}),
         ('{"a":null}', _told(('{"a":', 0.5), ("null", 0.5), ("}", 0.5), ("<|im_end|>", 0.5)), {"a": {"": 0.5}}),
+        ('\n{"a":1} ', _told(('\n{"a":', 0.5), ("1", 0.75), ("} ", 0.5)), {"a": {"1": 0.75}}),
+        ('{"a":1}', {"content": [{"token": '{"a":1}', "logprob": 0.25}]}, {"a": {"1": 1.0}}),
         ("{}", _told(("{}", 0.5)), None),
+        ('[{"a":1}]', _told(('[{"a":1}]', 0.5)), None),
         ('["a"]', _told(('["a"]', 0.5)), None),
         ('{"a" 1}', _told(('{"a" 1}', 0.5)), None),
         ('{"a":1', _told(('{"a":1', 0.5)), None),

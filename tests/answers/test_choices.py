@@ -149,6 +149,13 @@ def test_a_choice_of_marks_alone_is_not_every_answer_of_marks(written, choice):
     assert Choices(["**", "x"]).chosen(written) == choice
 
 
+def test_the_form_of_a_field_is_an_object_with_one_of_its_values_alone():
+    form = field_choices_of("stars", (("1", 1), ("not stated", None))).response_format
+    fields = {"stars": {"enum": [1, None]}}
+    schema = {"type": "object", "properties": fields, "required": ["stars"], "additionalProperties": False}
+    assert form["json_schema"]["schema"] == schema
+
+
 def test_the_values_of_a_field_are_written_as_json():
     texts = field_choices_of('a "b"', (("low", "low"), ("", ""), ("ö", "ö")))
     assert (texts.opening, texts.endings) == ('{"a \\"b\\"": "', {"low": 'low"}', "": '"}', "ö": 'ö"}'})

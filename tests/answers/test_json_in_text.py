@@ -380,6 +380,26 @@ def test_a_reasoning_is_an_answer_only_if_it_ends_with_its_one_value(reasoning, 
     assert value_at_end(reasoning) == value
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("Perhaps", "It may be, maybe,", "It might be", "It could be", "Possibly", "It is possible:", "I guess"),
+        *("A draft", "For example,", "It is e.g.", "Values, e.g.,", "Values such as", "Something like", "5 or"),
+        *("So if", "Its schema", "The format is", "Vielleicht", "Also etwa", "Dies oder", "Und wenn", "Zum Beispiel"),
+        *("可能是", "也许", "或许", "或者", "例如", "比如", "如果", "格式"),
+    ],
+)
+def test_a_value_behind_words_of_a_draft_is_no_answer(words):
+    assert value_at_end(f'I answer. {words} {{"a": 1}}') == ""
+    assert value_at_end(f'{words} no value. I answer {{"a": 1}}') == '{"a": 1}'
+
+
+@pytest.mark.parametrize(("length", "is_found"), [(100, True), (60_000, True), (70_000, False)])
+def test_a_reasoning_ends_with_a_value_of_at_most_64_kilobytes(length, is_found):
+    value = f'{{"a": "{"x" * length}"}}'
+    assert value_at_end(f"I answer {value}") == (value if is_found else "")
+
+
 def test_a_long_reasoning_is_read_in_linear_time():
     began = time.process_time()
     assert value_at_end("[" * 1_000_000 + '{"a": 1}') == ""

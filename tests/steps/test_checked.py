@@ -360,6 +360,16 @@ async def test_the_reply_of_a_repaired_answer_stays_what_the_model_wrote():
 
 
 @pytest.mark.parametrize(
+    ("probabilities", "repaired"), [(None, 1), ({"": {"yes": 0.9}}, 0)], ids=["a model's text", "a decision"]
+)
+async def test_a_choice_that_promptmill_itself_writes_is_no_repaired_answer(probabilities, repaired):
+    form = choices_of(("yes", "no")).response_format
+    chain = Chain(Completion("yes", "stop", probabilities=probabilities))
+    assert (await chain.checked(request(choices=["yes", "no"], response_format=form))).text == "yes"
+    assert chain.call.counts.repaired == repaired
+
+
+@pytest.mark.parametrize(
     ("provider", "compares", "sent"),
     [(None, False, 2), ("typesafe", False, 1), (None, True, 1)],
     ids=["writes", "decides", "compares"],

@@ -80,7 +80,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
     try:
         tokens = logprobs["content"]
         start, at = _start_of(answer, b"".join(map(_bytes_of, tokens))), 0
-        if start is None or not given:
+        if start is None:
             return None
         before = b""
         for token in tokens:
@@ -101,7 +101,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
             told = zip(texts, scores, strict=True)
             chances.step([(choices.possible(text), score) for text, score in told if text is not None])
             if found := chances.likeliest(most):
-                return found if given in found and choices.possible(taken) == [given] else None
+                return found if choices.possible(taken) == [given] else None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return None
@@ -180,7 +180,7 @@ def _start_of(answer: str, data: bytes) -> int | None:
     marks = _END_MARKS.match(whole[::-1][:_LONGEST_END])
     for end in (len(whole), len(whole) - len(marks[0] if marks else b"")):
         start = end - len(wanted)
-        if wanted and whole.endswith(wanted, 0, end):
+        if whole.endswith(wanted, 0, end):
             is_word = not whole[max(0, start - 4) : start].decode("utf-8", "ignore")[-1:].isalnum()
             return len(whole[:start].rstrip()) if is_word else None
     return None

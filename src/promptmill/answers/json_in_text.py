@@ -46,7 +46,7 @@ _DRAFTED = re.compile(
     r"vielleicht|etwa|oder|wenn|beispiel)\b|可能|也许|或许|或者|例如|比如|如果|格式"
 )
 _LONGEST_END = 64 << 10  # characters at the end of reasoning that are searched for its value; real values are shorter
-_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
+_SENTENCE_END = re.compile(r"(?<!e\.g)[.!?](?:\s|$)|[。\n]")
 _LEAD = " \t\r\n:\uff1a"  # the characters allowed between a sentence and the value that it introduces
 _STOP = re.compile(r"[.!?。\n]")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"

@@ -280,7 +280,7 @@ async def _in_form(
     if checked.problem:
         return answer, checked.problem
     right = checked.text if form.choices is None else form.choices.chosen(checked.text)
-    call.counts.repaired += is_written and checked.repaired
+    call.counts.repaired += checked.repaired
     return right, ""
 
 
