@@ -13,16 +13,25 @@ import pytest
 
 from fakes import openai_config
 from promptmill.answers.check import Check
+from promptmill.answers.checker import Checker
 from promptmill.answers.choices import choices_of
 from promptmill.answers.form import form_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Usage
 from promptmill.core import feature
+from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Form, Question, YesNo
 from promptmill.core.request import TOP_CHOICES, Request, Sampling, conversation_from_prompt
 from promptmill.steps import checked
-from promptmill.steps.checked import LONGEST_COMPLAINT, CheckedAnswers, ChosenAnswers, as_text, is_checked
+from promptmill.steps.checked import (
+    LONGEST_COMPLAINT,
+    CheckedAnswers,
+    ChosenAnswers,
+    as_text,
+    is_checked,
+    problem_of_form,
+)
 from promptmill.steps.step import Loading
 from sure import sure
 
@@ -226,6 +235,21 @@ async def test_a_merged_answer_is_refused_with_its_text():
     assert (found.error.code, found.attempts, found.text) == (Code.INVALID_ANSWER, 5, "two words")
 
 
+async def test_a_merged_answer_is_trimmed_if_a_check_trims_and_its_checker_ends(monkeypatch):
+    trimming, ended = Loud(), []
+    trimming.trims = True
+
+    class Ending(Checker):
+        async def aclose(self) -> None:
+            ended.append(self)
+            await super().aclose()
+
+    monkeypatch.setattr(checked, "Checker", Ending)
+    call = Call(Facts(checks=(Loud(), trimming)))
+    assert (await checked.checked(Completion(" WORD\n"), request(), call)).text == "WORD"
+    assert len(ended) == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -369,6 +393,28 @@ async def test_a_choice_that_promptmill_itself_writes_is_no_repaired_answer(prob
     assert chain.call.counts.repaired == repaired
 
 
+class Letters(Check):
+    """Accepts answers of the letter a."""
+
+    def matched(self, answer: str, request: Request) -> tuple[str, str]:
+        return "a+", answer
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        return "it has another letter"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [("aa", None), ("ab", "it has another letter"), ("a" * (LONGEST_ANSWER + 1), "it is longer than")],
+    ids=["match", "no match", "not searched"],
+)
+async def test_an_answer_that_cannot_be_matched_is_refused_for_this_reason(answer, problem):
+    chain = Chain(answer, retries=0)
+    chain.call = Call(Facts(checks=(Letters(),)))
+    outcome = await chain.checked(request())
+    assert problem in outcome.error.message if problem else outcome.text == answer
+
+
 @pytest.mark.parametrize(
     ("provider", "compares", "sent"),
     [(None, False, 2), ("typesafe", False, 1), (None, True, 1)],
@@ -394,3 +440,20 @@ async def test_log_probabilities_that_were_wanted_are_kept_beside_the_choices():
         request(choices=["yes", "no"], extra={TOP_CHOICES: 1, "logprobs": True, "top_logprobs": 9})
     )
     assert found.logprobs is logprobs
+
+
+@pytest.mark.parametrize(
+    ("message", "hint", "problem"),
+    [
+        ("The answer does not satisfy its schema: it is a list.", None, "it is a list"),
+        (
+            "The answer was cut off at `max_tokens` and does not satisfy its schema: it ends too early.",
+            "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`.",
+            "it was cut off, and it ends too early",
+        ),
+        ("The reply was cut off by the router.", None, ""),
+        ("The model refused to answer.", None, ""),
+    ],
+)
+def test_the_problem_of_a_form_is_named_without_the_remedy(message, hint, problem):
+    assert problem_of_form(str(PromptmillError(Code.INVALID_ANSWER, message, hint))) == problem

@@ -544,6 +544,27 @@ async def test_items_fail_unsent_if_eight_of_them_fail_alike_and_nothing_is_answ
     assert sum(one.usage.prompt_tokens for one in found) == 16 * sent
 
 
+@pytest.mark.parametrize(
+    ("of_pack", "of_items"),
+    [
+        (Code.BAD_REQUEST, [Code.INVALID_INPUT]),
+        (Code.TIMEOUT, [Code.CONNECTION_LOST, Code.INVALID_INPUT]),
+    ],
+)
+async def test_the_rest_of_a_pack_is_sent_if_its_items_fail_in_another_way_than_the_pack(of_pack, of_items):
+    run = Run(*map(str, range(16)), places=1)
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        code = of_pack if len(texts) > 1 else of_items[int(texts[0]) % len(of_items)]
+        return Failure(PromptmillError(code, "No."), request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert [len(texts) for texts in run.sent[:9]] == [16, *[1] * 8]
+    assert len(run.sent) > 9
+
+
 async def test_an_endpoint_that_has_answered_is_asked_for_each_item_that_it_refuses():
     run = Run(*map(str, range(32)), places=1)
     run.step.bounds = lambda request: Bounds(items=16, size=100)
@@ -618,6 +639,7 @@ async def test_all_items_of_a_request_that_raises_end_with_it(error):
     found = await run.ended()
     assert isinstance(found[1], asyncio.CancelledError)
     assert [type(one) for one in (found[0], *found[2:])] == [type(error)] * 3
+    assert len(run.sent) == 1
     assert run.at_rest
 
 
@@ -655,6 +677,90 @@ async def test_packs_of_two_kinds_wait_side_by_side():
     run.send_all()
     assert [one.text for one in await run.ended()] == [*"ABACBD"]
     assert run.at_rest
+
+
+async def test_a_pack_that_has_grown_too_large_while_it_waited_is_divided():
+    run = Waiting(*"abcABCD")
+    run.step.kind = lambda request, call: str(text_of(request).isupper())
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if len(texts) > 2:
+            return Failure(PromptmillError(Code.REQUEST_TOO_LARGE, "Too large."), request.attempts + 1)
+        return Completion("|".join(texts), attempts=request.attempts + 1)
+
+    run.reply = reply
+    await asyncio.wait(run.tasks[3:])
+    run.send_all()
+    assert [one.text for one in await run.ended()] == [*"abcABCD"]
+    assert [len(texts) for texts in run.sent] == [4, 2, 2, 2, 1]
+    assert run.at_rest
+
+
+async def test_after_eight_packs_in_a_row_without_an_answer_items_are_sent_alone():
+    run = Run(*map(str, range(60)), places=1)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        are_read = len(texts) == 1 or "9" in texts
+        return Completion("|".join(texts if are_read else [""] * len(texts)), attempts=request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    packs = [texts for texts in run.sent if len(texts) > 1]
+    assert len(packs) == 3 + 8, "the pack with 9 was answered"
+    assert run.texts == [*map(str, range(60))]
+    (said,) = run.call.warnings
+    assert said.startswith("8 replies to several rows, one after the other, had no answer that could be read")
+
+
+async def test_packs_that_lack_some_answers_are_sent_on():
+    run = Run(*map(str, range(60)), places=1)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        said = texts if len(texts) == 1 else ["", *texts[1:]]
+        return Completion("|".join(said), attempts=request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert sum(len(texts) == 4 for texts in run.sent) == 15
+    assert not run.call.warnings
+
+
+async def test_a_reply_without_an_answer_is_no_sign_that_the_endpoint_answers_items():
+    run = Run(*map(str, range(32)), places=1)
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if int(texts[0]) >= 16:
+            return Failure(REFUSED, request.attempts + 1)
+        if len(texts) == 1:
+            return Failure(PromptmillError(Code.UNREACHABLE, "Gone."), request.attempts + 1)
+        return Completion("|" * (len(texts) - 1), attempts=request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert sum(int(texts[0]) >= 16 for texts in run.sent) == 1 + 8
+
+
+async def test_a_pack_that_is_sent_once_more_is_no_pack_that_was_halved():
+    run, failed = Run(), set[str]()
+    run.step.kind = lambda request, call: text_of(request)[0]
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if len(texts) == 3 and texts[0] not in failed:
+            failed.add(texts[0])
+            return Failure(PromptmillError(Code.SERVER_ERROR, "Down."), request.attempts + 1)
+        return Completion("|".join(texts), attempts=request.attempts + 1)
+
+    run.reply = reply
+    answer = run.step.wrap(run.answer)
+    for texts in (["a1", "a2", "a3"], ["b1", "b2", "b3"], [f"c{at}" for at in range(8)]):
+        tasks = [asyncio.ensure_future(answer(item(key, text), run.call)) for key, text in enumerate(texts)]
+        await asyncio.sleep(0)
+        for send in tuple(run.call.waits.starved):
+            send()
+        assert [one.text for one in await asyncio.gather(*tasks)] == texts
+    assert [len(texts) for texts in run.sent] == [3, 1, 2, 3, 1, 2, 8]
 
 
 async def test_a_model_has_its_step():
@@ -705,6 +811,66 @@ async def test_a_request_that_is_too_large_for_the_server_is_made_smaller_and_so
     run.check_sums()
 
 
+@pytest.mark.parametrize(("down", "sizes"), [(1, [16, 1, 15]), (2, [16, 1, 1, 14])])
+async def test_the_rest_of_a_pack_is_sent_once_more_when_the_server_is_up_again(down, sizes):
+    run: Pool = Pool(16, fails=lambda texts: len(run.sent) <= down)
+    await run.done()
+    assert [len(texts) for texts in run.sent] == sizes
+    run.check_sums()
+
+
+async def test_a_pack_at_which_a_server_fails_that_answers_others_is_halved():
+    run = Pool(32, places=2, fails=lambda texts: "20" in texts and len(texts) > 8)
+    at_once = run.reply
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        while len(run.sent) < 2 or ("20" in texts and not run.found):
+            await asyncio.sleep(0)
+        return await at_once(texts, request)
+
+    run.reply = reply
+    await run.done()
+    assert [len(texts) for texts in run.sent] == [16, 16, 8, 8]
+    run.check_sums()
+
+
+async def test_packs_that_a_server_answers_only_in_halves_make_the_next_no_smaller_if_others_are_answered():
+    run = Pool(80, fails=lambda texts: len(texts) == 15 or (len(texts) > 8 and not {"0", "32"}.isdisjoint(texts)))
+    await run.done()
+    halved = [16, 1, 15, 1, 7, 7]
+    assert [len(texts) for texts in run.sent] == [*halved, 16, *halved, 16, 16]
+    run.check_sums()
+
+
+@pytest.mark.parametrize("tried", [1, 3])
+async def test_the_rest_of_a_pack_is_sent_if_another_one_is_answered_while_its_items_fail(tried):
+    run = Pool(32, places=2, fails=lambda texts: int(texts[0]) < 16)
+    at_once = run.reply
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        while len(run.sent) < (2 + tried if int(texts[0]) >= 16 else 2):
+            await asyncio.sleep(0)
+        return await at_once(texts, request)
+
+    run.reply = reply
+    await run.done()
+    assert run.failed == {*range(16)}
+    assert [len(texts) for texts in run.sent] == [16, 16, *[1] * tried, 16 - tried, *[1] * 8]
+
+
+async def test_a_pack_whose_items_are_all_refused_makes_the_next_no_smaller():
+    run = Pool(32, fails=lambda texts: False)
+    at_once = run.reply
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return await (failing(Code.BAD_REQUEST) if int(texts[0]) < 16 else at_once)(texts, request)
+
+    run.reply = reply
+    await run.done()
+    assert [len(texts) for texts in run.sent] == [16, *[1] * 8, 16]
+    assert run.failed == {*range(16)}
+
+
 @pytest.mark.parametrize("places", [1, 4, 64])
 async def test_a_server_that_is_down_gets_few_requests_more_than_packs(places):
     run = Pool(16 * 64, places=places, fails=lambda texts: True)
@@ -733,7 +899,7 @@ async def test_packs_that_fail_together_wait_for_the_first_sign_of_life_of_the_s
 
     run.reply = reply
     await run.done()
-    assert [len(texts) for texts in run.sent[:5]] == [16, 16, 16, 16, 1]
+    assert [len(texts) for texts in run.sent[:10]] == [16, 16, 16, 16, 1, 15, 8, 8, 8, 8]
     assert run.failed == {20}
     run.check_sums()
 
