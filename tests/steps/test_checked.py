@@ -431,6 +431,7 @@ async def test_a_model_that_decides_or_compares_is_not_asked_again(provider, com
         )
     step = await CheckedAnswers.of(loading)
     outcome = await sure(step).wrap(chain.backend)(request(top_k=3), Call())
+    assert isinstance(outcome, Failure)
     assert (outcome.error.code, len(chain.sent)) == (Code.INVALID_ANSWER, sent)
 
 

@@ -859,7 +859,7 @@ def test_each_part_of_many_questions_repeats_the_evidence():
     request = Request(0, text, Sampling(response_format=asking_for(schema)))
     assert worst_case(request, decides=True).prompt_tokens < 2 * 50_000 * 2
     assert 3 * 2 * 50_000 < most_of(request, config, prices) < 4 * 2 * 50_000
-    assert cost_of(config, [request])[0] > 3 * 50_000 // 4
+    assert sure(cost_of(config, [request])[0]) > 3 * 50_000 // 4
 
 
 @pytest.mark.parametrize(
