@@ -9,6 +9,7 @@ import pathlib
 import stat
 import sys
 import threading
+import time
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from promptmill.service.service import Service
 from promptmill.steps import cached
 from promptmill.steps.cached import AnswerCache, CachedAnswers
 from replies import answer, attempts, by_prompt, choose, late, status
+from sure import sure
 from waiting import PATIENCE_S, until
 
 BOTH_PLACES = pytest.mark.parametrize("is_shared", [False, True], ids=["outermost", "innermost"])
@@ -224,6 +226,29 @@ def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path):
     assert b"39" in found
     assert b"0" not in found
     cache.close()
+
+
+def test_an_answer_is_told_for_thirty_days_and_then_deleted_when_a_thousand_more_are_written(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    for days, is_told in ((29.9, True), (30.1, False)):
+        cache.put([(b"k", b"v")])
+        cache._db.execute("UPDATE answers SET made = ?", (time.time() - days * 24 * 3600,))
+        assert (b"k" in cache.get([b"k"])) is is_told
+    cache.put([(b"%d" % number, b"") for number in range(997)])
+    assert cache.summary()["answers"] == 998
+    cache.put([(b"last", b"")])
+    assert cache.summary()["answers"] == 998, "the old one is gone"
+    cache.put([(b"more", b"")])
+    assert cache.summary()["answers"] == 999
+    cache.close()
+
+
+def test_a_cache_that_is_cleared_takes_little_room(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite")
+    cache.put([(b"k", bytes(1_000_000))])
+    assert cache.clear() == 1
+    cache.close()
+    assert cache.path.stat().st_size < 100_000
 
 
 def test_what_is_too_old_is_not_told(tmp_path):
@@ -470,3 +495,48 @@ async def test_a_hit_says_that_it_came_from_the_cache_and_costs_nothing(in_turn,
     (outcome,), call = await in_turn((["a"], {}), top=price)
     assert (outcome.came, outcome.cost, call.counts.cached) == ("cached", 0.0, 1)
     assert len(upstream.seen) == 1
+
+
+@pytest.fixture
+def step_of(tmp_path, closing):
+    """Return the step of a cache, in front of no backend."""
+
+    def made(*, is_shared=False, **top):
+        config = Configuration({**openai_configuration("http://127.0.0.1:1/v1")._raw, **top}).config
+        cache = AnswerCache(tmp_path / "answers.sqlite")
+        return closing(CachedAnswers(config, cache, everything=False, is_shared=is_shared))
+
+    return made
+
+
+QUESTION = Request(0, conversation_from_prompt("x", "a prompt"), Sampling(temperature=0))
+
+
+@BOTH_PLACES
+async def test_an_answer_after_failed_attempts_is_kept_for_a_single_user_alone(step_of, is_shared):
+    step, answer = step_of(is_shared=is_shared), Completion("a", "stop", attempts=2)
+    assert step.learn((None, b"key"), answer, QUESTION, Call(), is_second=False) is not is_shared
+
+
+@BOTH_PLACES
+async def test_a_hit_counts_a_request_if_others_must_not_see_that_it_is_one(step_of, is_shared):
+    answer, request = Completion("a", "stop", attempts=1, cost=2.0, unmetered=1), QUESTION.changed(attempts=3)
+    hit = step_of(is_shared=is_shared).copied(answer, request, Call(), 0.0)
+    assert (hit.attempts, hit.cost) == ((4, None) if is_shared else (3, None))
+
+
+async def test_a_lookup_that_is_cancelled_leaves_the_others_their_answers(step_of):
+    step = step_of()
+    first, other = (asyncio.ensure_future(step.known((None, key), QUESTION, Call())) for key in (b"a", b"b"))
+    await asyncio.sleep(0)
+    first.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        assert await other is None
+
+
+async def test_the_order_of_parameters_is_no_part_of_what_is_looked_for(step_of):
+    headers = [{"X-A": "1", "X-B": "2"}, {"X-B": "2", "X-A": "1"}, {"X-B": "1", "X-A": "2"}]
+    raw = openai_configuration("http://127.0.0.1:1/v1")._raw["backend_configs"]["openai"]
+    steps = [step_of(backend_configs={"openai": {**raw, "headers": one}}) for one in headers]
+    first, turned, other = [sure(await step.question(QUESTION, Call())) for step in steps]
+    assert first == turned != other

@@ -692,21 +692,22 @@ async def test_a_pack_that_has_grown_too_large_while_it_waited_is_divided():
     await asyncio.wait(run.tasks[3:])
     run.send_all()
     assert [one.text for one in await run.ended()] == [*"abcABCD"]
-    assert [len(texts) for texts in run.sent] == [4, 2, 2, 2, 1]
+    assert run.sent == [[*"ABCD"], [*"AB"], [*"CD"], [*"ab"], ["c"]]
     assert run.at_rest
 
 
-async def test_after_eight_packs_in_a_row_without_an_answer_items_are_sent_alone():
+@pytest.mark.parametrize(("read", "count"), [("9", 3 + 8), ("none", 8)])
+async def test_after_eight_packs_in_a_row_without_an_answer_items_are_sent_alone(read, count):
     run = Run(*map(str, range(60)), places=1)
 
     async def reply(texts: list[str], request: Request) -> Outcome:
-        are_read = len(texts) == 1 or "9" in texts
+        are_read = len(texts) == 1 or read in texts
         return Completion("|".join(texts if are_read else [""] * len(texts)), attempts=request.attempts + 1)
 
     run.reply = reply
     await run.done()
     packs = [texts for texts in run.sent if len(texts) > 1]
-    assert len(packs) == 3 + 8, "the pack with 9 was answered"
+    assert len(packs) == count
     assert run.texts == [*map(str, range(60))]
     (said,) = run.call.warnings
     assert said.startswith("8 replies to several rows, one after the other, had no answer that could be read")
@@ -723,6 +724,34 @@ async def test_packs_that_lack_some_answers_are_sent_on():
     await run.done()
     assert sum(len(texts) == 4 for texts in run.sent) == 15
     assert not run.call.warnings
+
+
+async def test_one_pack_of_two_that_a_server_answers_one_by_one_makes_the_next_no_smaller():
+    run, is_answered = Run(), asyncio.Event()
+    run.step.kind = lambda request, call: None if text_of(request) == "alone" else text_of(request)[0]
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if texts == ["a1", "a2"]:
+            await is_answered.wait()
+            return Failure(PromptmillError(Code.SERVER_ERROR, "Down."), request.attempts + 1)
+        return Completion("|".join(texts), attempts=request.attempts + 1)
+
+    run.reply = reply
+    answer = run.step.wrap(run.answer)
+    pack = [asyncio.ensure_future(answer(item(key, f"a{key}"), run.call)) for key in (1, 2)]
+    await asyncio.sleep(0)
+    for send in tuple(run.call.waits.starved):
+        send()
+    await asyncio.sleep(0)
+    assert (await answer(item(0, "alone"), run.call)).text == "alone"
+    is_answered.set()
+    assert [one.text for one in await asyncio.gather(*pack)] == ["a1", "a2"]
+    pack = [asyncio.ensure_future(answer(item(key, f"b{key}"), run.call)) for key in (1, 2)]
+    await asyncio.sleep(0)
+    for send in tuple(run.call.waits.starved):
+        send()
+    assert [one.text for one in await asyncio.gather(*pack)] == ["b1", "b2"]
+    assert run.sent == [["a1", "a2"], ["alone"], ["a1"], ["a2"], ["b1", "b2"]]
 
 
 async def test_a_reply_without_an_answer_is_no_sign_that_the_endpoint_answers_items():
@@ -842,9 +871,12 @@ async def test_packs_that_a_server_answers_only_in_halves_make_the_next_no_small
     run.check_sums()
 
 
-@pytest.mark.parametrize("tried", [1, 3])
-async def test_the_rest_of_a_pack_is_sent_if_another_one_is_answered_while_its_items_fail(tried):
-    run = Pool(32, places=2, fails=lambda texts: int(texts[0]) < 16)
+@pytest.mark.parametrize(
+    ("code", "tried", "then"),
+    [(Code.SERVER_ERROR, 1, [15, *[1] * 8]), (Code.SERVER_ERROR, 3, [13, *[1] * 8]), (Code.BAD_REQUEST, 1, [8, 4, 2])],
+)
+async def test_the_rest_of_a_pack_is_sent_if_another_one_is_answered_while_its_items_fail(code, tried, then):
+    run = Pool(32, places=2, code=code, fails=lambda texts: int(texts[0]) < 16)
     at_once = run.reply
 
     async def reply(texts: list[str], request: Request) -> Outcome:
@@ -855,7 +887,8 @@ async def test_the_rest_of_a_pack_is_sent_if_another_one_is_answered_while_its_i
     run.reply = reply
     await run.done()
     assert run.failed == {*range(16)}
-    assert [len(texts) for texts in run.sent] == [16, 16, *[1] * tried, 16 - tried, *[1] * 8]
+    sizes = [len(texts) for texts in run.sent]
+    assert sizes[: 2 + tried + len(then)] == [16, 16, *[1] * tried, *then]
 
 
 async def test_a_pack_whose_items_are_all_refused_makes_the_next_no_smaller():
