@@ -10,7 +10,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
@@ -41,6 +41,15 @@ def stored(store: JobDatabase, outcome: Outcome) -> Record:
 )
 def test_an_answer_comes_back_whole(store, outcome):
     assert stored(store, outcome).outcome() == outcome
+
+
+def test_a_record_is_of_the_first_settings_and_round_unless_they_are_given():
+    record = record_of(7, Completion("a"))
+    assert (record.settings, record.round, Provenance()) == (0, 0, (0, 0, (), ""))
+
+
+def test_no_settings_have_the_id_of_a_person():
+    assert PERSON < Provenance().settings, "ids of settings count from 0"
 
 
 def test_a_failure_comes_back_with_its_costs(store):

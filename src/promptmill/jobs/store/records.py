@@ -67,11 +67,11 @@ class Record(NamedTuple):
     the row has no question."""
     checksum: int
     """The checksum of the columns `attempts` to `more`, and of `vector`."""
-    settings: int = 0
+    settings: int
     """The id of the settings with which the answer was made."""
-    round: int = 0
+    round: int
     """The id of the round that made the record."""
-    vector: bytes | None = None
+    vector: bytes | None
     """The vector of the row's text, see `backends.vectors`, if the answer is a vector."""
 
     @property
@@ -135,7 +135,7 @@ class Record(NamedTuple):
             self.attempts,
             self.latency_s,
             extras.get("logprobs"),
-            _by_question(extras, self.text) if "probability" in extras or "probabilities" in extras else None,
+            _by_question(extras, self.text),
             extras.get("details"),
             extras.get("answered_by", ""),
             extras.get("cost"),
