@@ -49,7 +49,7 @@ def test_a_record_is_of_the_first_settings_and_round_unless_they_are_given():
 
 
 def test_no_settings_have_the_id_of_a_person():
-    assert PERSON < Provenance().settings, "ids of settings count from 0"
+    assert Provenance().settings > PERSON, "ids of settings count from 0"
 
 
 def test_a_failure_comes_back_with_its_costs(store):
