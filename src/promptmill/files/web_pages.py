@@ -9,7 +9,7 @@ selectolax parses the page as browsers do: it ends elements whose end tags are m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -90,10 +90,10 @@ _NUMERALS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def page_text(data: bytes, charset: str = "") -> str:
+def page_text(data: bytes, charset: str = "", mark: Callable[[LexborHTMLParser], None] | None = None) -> str:
     """Return the text of a web page, one line for each block, list item and table row.
 
-    `charset`: the charset that a mail names. The page's own charset is tried afterwards.
+    `charset`: the charset that a mail names. The page's own charset is tried afterwards. `mark` may add texts.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -126,6 +126,8 @@ def page_text(data: bytes, charset: str = "") -> str:
         if first is not None and last is not None and element.tag not in _OF_TABLES:
             first.insert_before(STRUCK[0])
             last.insert_after(STRUCK[1])
+    if mark is not None:
+        mark(tree)
     writer = _Writer()
     _walk(tree.root, hidden, looks, writer)
     return writer.text()

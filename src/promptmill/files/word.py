@@ -7,7 +7,7 @@ import io
 import posixpath
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -34,10 +34,11 @@ _FORMULA_FIELD = re.compile(r"EQ\s|\\[a-z]{1,2}\s*\(")
 _MATH = "/math}"  # the end of the namespaces of formulas
 
 
-def word_text(data: bytes, *, is_inner: bool = False) -> str:
+def word_text(data: bytes, mark: Callable[[Any, Any, bool], None] | None = None, *, is_inner: bool = False) -> str:
     """Return the text of a Word document. The cells of its tables are separated by tabs.
 
-    If `is_inner` (the document is embedded in another Word document), Word documents inside it are not read.
+    `mark` may add elements to each tree; it takes the tree, the tree of styles or None, and whether it is the body. If
+    `is_inner` (the document is embedded in another Word document), Word documents inside it are not read.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -62,6 +63,8 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
             _write_looks(tree, looks)
             if trees["numbering"] is not None:
                 _Numbering(**trees).write(tree)
+            if mark is not None:
+                mark(tree, trees["styles"], tree is body)
         for element in list(body.iter("{*}altChunk")):
             _write_chunk(element, document.part.rels, is_inner=is_inner)
         shown = with_struck(_word(body))

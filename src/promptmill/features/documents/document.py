@@ -14,7 +14,7 @@ import orjson
 from promptmill.core.request import Fields, Message
 from promptmill.core.sources import PAGE, ValueSource, with_page
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
-from promptmill.features.sources.paragraphs import Paragraphs, paragraphs_of
+from promptmill.features.sources.paragraphs import Paragraphs
 from promptmill.features.sources.whole_words import is_whole
 
 ANY = "Answer from this part alone."
@@ -53,7 +53,7 @@ class Document(NamedTuple):
         at = max(range(1, len(texts), 2), key=lambda each: len(texts[each]))
         if len(texts) > 3 and len(texts[at]) <= sum(map(len, texts)) // 2:
             return cls(texts[0], "".join(texts[1:-1]), texts[-1])
-        return cls("".join(texts[:at]), texts[at], "".join(texts[at + 1 :]), at // 2, _paragraphs(fields, texts[at]))
+        return cls("".join(texts[:at]), texts[at], "".join(texts[at + 1 :]), at // 2)
 
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
@@ -103,10 +103,6 @@ class Document(NamedTuple):
         which replaces `words` and the prompt."""
         asked = f"{words}\n\nThe request was: {self.before} … {self.after}"
         return f"{given or asked}\n\n{said}"
-
-
-def _paragraphs(fields: Fields, text: str) -> Paragraphs | None:
-    return paragraphs_of(text, fields.file) if fields.file else None
 
 
 def text_before(messages: Sequence[Message]) -> str:

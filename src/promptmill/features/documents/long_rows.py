@@ -28,6 +28,7 @@ from promptmill.features.documents.differences import DIFFERENT
 from promptmill.features.documents.document import ANY, DECIDE, FIELDS, JOIN, Document, text_before
 from promptmill.features.documents.merging import Found, Merged, PieceTexts
 from promptmill.features.sources.page_places import page_place
+from promptmill.features.sources.paragraphs import CONTENT, paragraphs_of
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -184,7 +185,7 @@ class LongRows(PlanWork, Step):
         pieces are not reused; otherwise None. Blocks."""
         key, record = request.key, self.job.store.record(request.key)
         if request.fields is not None:
-            document = Document.of_fields(request.fields)
+            document = self._with_paragraphs(Document.of_fields(request.fields), request.fields)
         else:
             prompts, prompt = self.job.spec.question.templates, self.job.spec.targets[key // SLOT].prompt
             (row,) = self.job.store.rows_at([key % SLOT])
@@ -195,6 +196,12 @@ class LongRows(PlanWork, Step):
             return document, record.round
         # A resumed row keeps the round of its earlier pieces, because its later pieces belong to the same answer.
         return document, (record.extras.get("details") or {}).get(_REPLACES)
+
+    def _with_paragraphs(self, document: Document, fields: Fields) -> Document:
+        """Return a document with its paragraphs, if it is the text of a file that has paragraphs. Blocks."""
+        if document.column is None or fields.parts[1::2][document.column] != CONTENT:
+            return document
+        return document._replace(paragraphs=paragraphs_of(document.text, fields.file, self.job.config.file_rule))
 
 
 class AskedPiece(NamedTuple):

@@ -17,9 +17,9 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, FilePart, Made, Message, Request, TextPart, once
-from promptmill.core.sources import ValueSource, with_page
+from promptmill.core.sources import ValueSource, changed, leaves, with_page
 from promptmill.features.sources.boxes import Boxes, PdfText
-from promptmill.features.sources.paragraphs import Paragraphs, paragraphs_of
+from promptmill.features.sources.paragraphs import CONTENT, paragraphs_of
 from promptmill.features.sources.pdf_text import pdf_text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
@@ -32,8 +32,6 @@ from promptmill.system.call_files import FileRule
 _SOON = 1 << 19
 """The event loop itself looks up quotes if the product of the lengths of text and reply is at most this. The look-up
 then takes up to 0.1 s, in the case of quotes of one letter."""
-_CONTENT = "content"
-"""The column with the text of a whole file."""
 _AT_ONCE = 2  # threads for long texts: two, so that other work has threads left and a second answer need not wait
 
 
@@ -109,10 +107,12 @@ class QuotedAnswers(Step):
 
 
 class LocatedQuotes(Step):
-    """Adds the boxes of quotes to the sources of an answer about the text of a PDF.
+    """Adds the places of quotes to the sources of an answer about the text of a file: boxes in a PDF, headings and
+    paragraphs in a Word document or a web page.
 
-    It runs outside of the cache: two PDFs with the same text, which share an answer, may have the words at different
-    places. It also sees the requests about the pieces of a long text, whose fields name the page where a piece begins.
+    It runs outside of the cache: two files with the same text, which share an answer, may have the words at different
+    places. It also sees the requests about the pieces of a long text. Their fields name the page where a piece begins;
+    a piece of a document is not placed here, but by the plan that joins the pieces.
     """
 
     place, wanted_by = Place.LOCATED, ("quote",)
@@ -120,6 +120,7 @@ class LocatedQuotes(Step):
     def __init__(self, rule: FileRule | None = None) -> None:
         """`rule`: the rule for the files that are read."""
         self._rule = rule or FileRule()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @functools.cached_property
     def _boxes(self) -> Boxes:
@@ -131,23 +132,43 @@ class LocatedQuotes(Step):
         return cls(loading.config.file_rule)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. A request that is not about a PDF is passed on."""
+        """Answer a request. A request that is not about the text of a file is passed on."""
         fields = request.fields
-        if fields is None or not fields.file.lower().endswith(pdf.SUFFIX) or _CONTENT not in fields.parts[1::2]:
+        if fields is None or not fields.file or CONTENT not in fields.parts[1::2]:
             return self.following(request, call)
-        text = fields.texts[fields.parts[1::2].index(_CONTENT)]
-        return self._located(request, call, PdfText(text, fields.page, fields.offset, _CONTENT), fields.file)
+        text = fields.texts[fields.parts[1::2].index(CONTENT)]
+        if fields.file.lower().endswith(pdf.SUFFIX):
+            return self._located(request, call, PdfText(text, fields.page, fields.offset, CONTENT), fields.file)
+        return self.following(request, call) if request.is_part else self._placed(request, call, text, fields.file)
 
     async def _located(self, request: Request, call: Call, text: PdfText, file: str) -> Outcome:
         outcome = await self.following(request, call)
         return await self._boxes.added(outcome, text, FilePart(file, "pdf"), call)
+
+    async def _placed(self, request: Request, call: Call, text: str, file: str) -> Outcome:
+        outcome = await self.following(request, call)
+        if not any(is_in_content(source) for _, source in leaves(outcome.sources)):
+            return outcome
+        async with self._turns:
+            paragraphs = await asyncio.to_thread(paragraphs_of, text, file, self._rule)
+        if paragraphs is None:
+            return outcome
+
+        def placed(source: ValueSource) -> ValueSource:
+            return paragraphs.placed(source) if is_in_content(source) else source
+
+        return replace(outcome, sources=changed(outcome.sources, placed))
+
+
+def is_in_content(source: ValueSource) -> bool:
+    """Return whether the place of a source is in the text of the row's file."""
+    return "start" in source and source.get("column") == CONTENT
 
 
 class _Column(NamedTuple):
     name: str
     """The name of the column with the text; `""` if the text is not from a column."""
     text: Text
-    paragraphs: Paragraphs | None = None
 
 
 class RowTexts:
@@ -167,12 +188,8 @@ class RowTexts:
         complaints about answers. `documents`: the texts of the request's PDFs."""
         more = [_Column("", document) for document in documents]
         if request.fields is not None:
-            named, file = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True)), request.fields.file
-            own = [
-                _Column(name, Text(text), paragraphs_of(text, file if name == _CONTENT else ""))
-                for name, text in named.items()
-            ]
-            return cls([*own, *more])
+            named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
+            return cls([*(_Column(name, Text(text)) for name, text in named.items()), *more])
         if request.is_filled:  # the prompt's own words are no text of the row
             return cls(more)
         asked, _ = _turns(request)
@@ -199,8 +216,7 @@ class RowTexts:
                 found = ValueSource(quote=whole[span.start : span.end], start=span.start, end=span.end)
                 if column.name:
                     found["column"] = column.name
-                found = with_page(found, whole)
-                return found if column.paragraphs is None else column.paragraphs.placed(found)
+                return with_page(found, whole)
         return ValueSource(quote=quote, is_missing=True)
 
 
