@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pypdfium2
 import pytest
@@ -23,8 +24,14 @@ def in_layer(name: str, content: str) -> str:
     return f"/OC /{name} BDC {content} EMC "
 
 
-def layered(content: str, forms: Mapping[str, str] | None = None, layers: Sequence[str] = ("On", "Off")) -> bytes:
-    """Return a PDF of one page with layers, of which `Off` is off. `forms`: contents that `/NAME Do` draws."""
+def layered(
+    content: str,
+    forms: Mapping[str, str] | None = None,
+    layers: Sequence[str] = ("On", "Off"),
+    of: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
+    """Return a PDF of one page with layers, of which `Off` is off. `forms`: contents that `/NAME Do` draws. `of`: the
+    layers that forms name themselves."""
     forms, place = forms or {}, 6 + len(layers)
     numbers = {name: f"{at} 0 R" for at, name in enumerate(layers, 6)}
     named = " ".join(f"/{name} {number}" for name, number in numbers.items())
@@ -32,6 +39,7 @@ def layered(content: str, forms: Mapping[str, str] | None = None, layers: Sequen
     resources = f"/Resources<</Font<</F1 5 0 R>>/Properties<<{named}>>/XObject<<{drawn}>>>>"
     every = " ".join(numbers.values())
     form = "<</Type/XObject/Subtype/Form/BBox[0 0 595 842]"
+    named_by = {name: f"/OC {numbers[layer]}" for name, layer in of.items()}
     objects = [
         f"<</Type/Catalog/Pages 2 0 R/OCProperties<</OCGs[{every}]/D<</OFF[{numbers['Off']}]>>>>>>",
         "<</Type/Pages/Kids[3 0 R]/Count 1>>",
@@ -39,7 +47,10 @@ def layered(content: str, forms: Mapping[str, str] | None = None, layers: Sequen
         f"<</Length {len(content)}>>stream\n{content}\nendstream",
         "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
         *[f"<</Type/OCG/Name({name})>>" for name in layers],
-        *[f"{form}{resources}/Length {len(each)}>>stream\n{each}\nendstream" for each in forms.values()],
+        *[
+            f"{form}{resources}{named_by.get(name, '')}/Length {len(each)}>>stream\n{each}\nendstream"
+            for name, each in forms.items()
+        ],
     ]
     body = "".join(f"{number} 0 obj{each}\nendobj\n" for number, each in enumerate(objects, 1))
     return f"%PDF-1.7\n{body}trailer<</Root 1 0 R/Size {len(objects) + 1}>>\n%%EOF".encode("latin-1")
@@ -64,6 +75,24 @@ def test_texts_of_layers_that_are_off_are_hidden(content, forms, shown):
     assert page.get_textpage().get_text_range().split() == shown.split()
 
 
+@pytest.mark.parametrize(
+    ("content", "forms", "of", "shown"),
+    [
+        ("/X Do /Y Do ", {"X": text(600, "x"), "Y": text(580, "y")}, {"X": "Off", "Y": "On"}, "y"),
+        ("/X Do ", {"X": text(600, "x") + "/Y Do ", "Y": text(580, "y")}, {"X": "Off"}, ""),
+        ("/X Do ", {"X": text(600, "x") + "/Y Do ", "Y": text(580, "y")}, {"Y": "Off"}, "x"),
+        (in_layer("On", "/X Do /Y Do"), {"X": text(600, "x"), "Y": text(580, "y", "3 Tr")}, {"X": "Off"}, "y"),
+        (in_layer("Off", "/X Do") + in_layer("On", text(500, "z")), {"X": in_layer("On", text(600, "x"))}, {}, "z"),
+        ("/X Do ", {"X": text(600, "x") + text(-50, "far")}, {}, "x far"),
+    ],
+    ids=["form", "form in a form that is off", "form that is off", "in a layer that is on", "layers", "no layers"],
+)
+def test_texts_of_forms_whose_own_layer_is_off_are_hidden(content, forms, of, shown):
+    document = pypdfium2.PdfDocument(layered(content + text(700, "plain"), forms, of=of))
+    pdf_layers.hide(page := document[0])
+    assert sorted(page.get_textpage().get_text_range().split()) == sorted(f"{shown} plain".split())
+
+
 def test_each_of_many_layers_is_looked_at():
     names = ["Off", *(f"Layer{number}" for number in range(99))]
     content = "".join(in_layer(name, text(800 - 7 * at, name)) for at, name in enumerate(names))
@@ -74,7 +103,8 @@ def test_each_of_many_layers_is_looked_at():
 
 def test_a_quote_behind_a_hidden_text_has_its_box(tmp_path: Path):
     path = tmp_path / "a.pdf"
-    path.write_bytes(layered(in_layer("Off", text(720, "Total: 99")) + text(700, "Total: 80")))
+    content = in_layer("Off", text(720, "Total: 99")) + text(700, "Total: 80") + "/X Do "
+    path.write_bytes(layered(content, {"X": text(740, "Total: 70")}, of={"X": "Off"}))
     part, rules = FilePart(str(path), "pdf"), ImageRules()
     known = pdf_text(part, rules)
     assert known == "Total: 80"
