@@ -173,8 +173,7 @@ def written(path: Path, seed: int, values: int = 5) -> list[Value]:
     canvas.drawString(72, 720, _filler(chance, 6))
     canvas.showPage()
     draw = LAYOUTS[seed % 5]
-    has_line_ends = draw in {columns, hyphens}  # of turned text, the lines are read in the order of the page
-    is_upright = has_line_ends or chance.random() < 0.5
+    is_upright = chance.random() < 0.5
     sheet = Sheet(canvas, chance.choice([0, 90, 180, 270]), chance.choice(CROPS), is_upright=is_upright)
     draw(sheet, chance, [1000 * seed + 37 * each + 100 for each in range(values)])
     canvas.showPage()

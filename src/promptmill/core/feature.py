@@ -294,7 +294,7 @@ class Feature:
     yet. It returns the backend that answers in place of this backend."""
     observation: Observation | None = None
     pdf_pages: str = ""
-    """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide objects of the page."""
+    """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide its objects or turn it."""
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""

@@ -268,9 +268,12 @@ def _contents(document: Any) -> list[PageContent]:
 
 def text_layer(page: Any) -> Any:
     """Return pdfium's text of a page, without the objects that features hide, see `Feature.pdf_pages`."""
-    for hide in filter(None, (feature.pdf_pages for feature in features().values())):
-        part(hide)(page)
-    return page.get_textpage()
+    rotation = page.get_rotation()
+    for prepare in filter(None, (feature.pdf_pages for feature in features().values())):
+        part(prepare)(page)
+    layer = page.get_textpage()
+    page.set_rotation(rotation)
+    return layer
 
 
 def _content(page: Any) -> PageContent:

@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pypdfium2
 import pytest
 from reportlab.pdfbase.pdfmetrics import stringWidth
+from reportlab.pdfgen.canvas import Canvas
 
 from pdf_files import pages_of, pdf_of_texts
-from placed_values import Value, overlap, pdf_of_parts, written
+from placed_values import Sheet, Value, overlap, pdf_of_parts, written
 from promptmill.core.request import FilePart
+from promptmill.features.sources import page_turns
 from promptmill.features.sources.boxes import PdfText, with_boxes
 from promptmill.features.sources.page_pictures import page_pictures
 from promptmill.features.sources.pdf_text import pdf_text
@@ -62,6 +65,36 @@ def test_boxes_are_where_the_values_are_drawn(tmp_path):
 def test_99_percent_of_1000_values_have_their_place(tmp_path):
     found = near(tmp_path, range(200))
     assert (len(found), sum(each >= 0.8 for each in found) >= 990) == (1000, True)
+
+
+@pytest.mark.parametrize(("turn", "direction"), [(0, 270), (90, 0), (90, 90), (180, 270), (270, 180)])
+def test_a_quote_over_lines_that_stand_on_their_side_has_a_box_on_each(tmp_path, turn, direction):
+    x, y = {0: (1.0, 0.0), 90: (0.0, 1.0), 180: (-1.0, 0.0), 270: (0.0, -1.0)}[direction]
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    sheet = Sheet(canvas, turn, (30, 40, 590, 760), is_upright=False)
+    lines = []
+    for at_line, (text, words) in enumerate([("sum 77", "77"), ("euros net", "euros net"), ("due now", "due")]):
+        matrix = x, y, -y, x, 300 + 14 * at_line * y, 400 - 14 * at_line * x
+        lines += sheet.draw(text, matrix, "Helvetica", 11, words)
+    sheet.draw("a slanted mark", (0.7, 0.7, -0.7, 0.7, 100, 100), "Helvetica", 11)
+    canvas.save()
+    value = Value("77 euros net due", 1, lines)
+    (source,) = quoted(tmp_path / "a.pdf", [value.quote])
+    assert nearness(source, value) >= 0.8
+
+
+@pytest.mark.parametrize(("angle", "rotation"), [(0, 0), (-90, 270), (-45, 0)])
+def test_a_page_is_turned_if_its_form_reads_downwards(tmp_path, angle, rotation):
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    canvas.beginForm("side")
+    canvas.drawString(0, 300, "first")
+    canvas.endForm()
+    canvas.rotate(angle)
+    canvas.doForm("side")
+    canvas.save()
+    page = pypdfium2.PdfDocument(tmp_path / "a.pdf")[0]
+    page_turns.turn(page)
+    assert page.get_rotation() == rotation
 
 
 def test_a_quote_over_two_pages_has_a_box_on_each(tmp_path):

@@ -11,6 +11,7 @@ FEATURE = Feature(
         "promptmill.features.sources.quoting:QuotedAnswers",
         "promptmill.features.sources.web_search:WebSearch",
     ),
+    pdf_pages="promptmill.features.sources.page_turns:turn",
     doubts={"quote": "promptmill.features.sources.quote_status:doubt_of"},
     figures=(
         Figure(
