@@ -13,6 +13,7 @@ import pytest
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 
+from placed_paragraphs import MAKERS
 from promptmill.features.sources import marked_text
 from promptmill.features.sources.paragraphs import Paragraphs, paragraphs_of
 from promptmill.files.web_pages import page_text
@@ -196,6 +197,29 @@ def test_a_piece_is_named_by_its_first_and_last_paragraph():
 
 def test_the_marks_of_another_text_are_ignored():
     assert places("one\ntwo", "\ufdda\ufdd1\ufdd0one\nthree") == [("", 1), ("", 2)]
+
+
+def right(kind: str, seeds: range) -> list[bool]:
+    """Return for each word of these made files whether its place is right."""
+    found = []
+    for seed in seeds:
+        data, known = MAKERS[kind](seed)
+        text, marked = (word_text, page_text)[kind == "page"](data), getattr(marked_text, kind)(data)
+        paragraphs = Paragraphs(text, marked)
+        found += [paragraphs.at(text.index(word)) == place for word, place in known.items()]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["word", "page"])
+def test_places_are_where_the_words_were_written(kind):
+    assert all(right(kind, range(5)))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["word", "page"])
+def test_99_percent_of_the_words_in_200_files_have_their_place(kind):
+    found = right(kind, range(200))
+    assert sum(found) >= 0.99 * len(found) > 1000
 
 
 @pytest.mark.parametrize("file", ["", "a.txt", "a.pdf", "a.csv"])
