@@ -114,7 +114,10 @@ def test_each_api_gets_the_bytes_of_a_pdf_in_its_place(bench, invoices, place):
     assert [{*row} for row in bench.answers()] == [{"path", "answer", "error", "usage", "finish_reason"}] * 2
 
 
-@pytest.mark.parametrize(("provider", "place"), [("openai", "chat"), ("anthropic", "anthropic"), ("gemini", "gemini")])
+@pytest.mark.parametrize(
+    ("provider", "place"),
+    [("openai", "chat"), ("openai", "responses"), ("anthropic", "anthropic"), ("gemini", "gemini")],
+)
 def test_a_batch_has_the_bytes_of_each_pdf(tmp_path, provider, place):
     path = pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
     bodies: list[dict[str, Any]] = []
@@ -131,9 +134,13 @@ def test_a_batch_has_the_bytes_of_each_pdf(tmp_path, provider, place):
             batch=True,
             poll="0.1s",
             progress=False,
-            settings={"backend_configs.openai.provider": {"gemini": "google"}.get(provider, provider)},
+            settings={
+                "backend_configs.openai.provider": {"gemini": "google"}.get(provider, provider),
+                "backend_configs.openai.dialect": place if place == "responses" else None,
+            },
         )
     assert result.status["done"] == 1
+    assert (server.creates, server.live) == (1, 0)
     assert [PLACES[place][0](body) for body in bodies] == [path.read_bytes()]
 
 

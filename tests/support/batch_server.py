@@ -10,8 +10,8 @@ of requests or results, an answer, or a refusal; `batch STATE` or `batch ended` 
 value: taken from a request, filled in elsewhere. A request that differs from its row in anything else fails the test. A
 field `NAME?` is left out if it has no value.
 
-A request is answered with a text that follows from its prompt (`answer_to`), live or by batch; one for embeddings, with
-vectors that follow from its texts (`embedding.vector`). The server counts how
+A request is answered with a text that follows from its prompt (`answer_to`), live or by batch, as a chat completion or
+a response; one for embeddings, with vectors that follow from its texts (`embedding.vector`). The server counts how
 often each prompt was billed, and knows which files still exist and which results were never read. Its clock is set
 forward by `advance`. `Switches` lists the faults.
 """
@@ -45,8 +45,8 @@ from waiting import PATIENCE_S
 
 _ROWS = [orjson.loads(line) for line in Path(__file__).with_name("batch_exchanges.jsonl").read_bytes().splitlines()]
 _NAME = re.compile(r"\$(\w+)")
-_EMBEDDED = "input"
-"""The field with the texts of a request for embeddings."""
+_INPUT = "input"
+"""The field with the texts of a request for embeddings, or with the turns of one for a response."""
 
 
 @dataclass(slots=True)
@@ -137,9 +137,9 @@ def answer_to(prompt: str, choices: str = "") -> str:
 
 def prompt_of(body: dict[str, Any]) -> str:
     """Return the text of the last user turn of a request in any dialect, or the first text to embed."""
-    if _EMBEDDED in body:
-        return str(body[_EMBEDDED][0])
-    for turn in reversed(body.get("contents") or body["messages"]):
+    if _is_for_vectors(body):
+        return str(body[_INPUT][0])
+    for turn in reversed(body.get("contents") or body.get(_INPUT) or body["messages"]):
         if turn.get("role", "user") == "user":
             content = turn.get("parts") or turn.get("content") or ""
             return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
@@ -508,7 +508,7 @@ class BatchServer:
             lines = map(orjson.loads, file.path.read_bytes().splitlines())
         rows = [taken(self._named["line"]["body"], line) for line in lines]
         for row in rows:
-            path = "/v1/embeddings" if _EMBEDDED in row["body"] else "/v1/chat/completions"
+            path = _path_of(row["body"])
             assert {row.get("endpoint", path), values.get("endpoint", path)} == {path}, row
         names = ("id", "key", "file", "model", "output", "endpoint")
         known = {name: values[name] for name in names if name in values}
@@ -616,10 +616,10 @@ class BatchServer:
         asked, said = sum(len(prompt.split()) for prompt in _prompts(body)), len(answer.split())
         values = {"answer": answer, "prompt_tokens": asked, "answer_tokens": said, "all_tokens": asked + said}
         values |= {"model": body.get("model", "m"), "tier": tier}
-        if _EMBEDDED not in body:
-            return self._filled("answer", values)
+        if not _is_for_vectors(body):
+            return self._filled("response" if _INPUT in body else "answer", values)
         is_text = body.get("encoding_format") == "base64"
-        vectors = [vector(text) for text in body[_EMBEDDED]]
+        vectors = [vector(text) for text in body[_INPUT]]
         shown = [b64encode(array("f", each).tobytes()).decode() if is_text else each for each in vectors]
         data = [{"object": "embedding", "index": at, "embedding": each} for at, each in enumerate(shown)]
         return self._filled("vectors", values | {"data": data})
@@ -629,7 +629,7 @@ class BatchServer:
         for prompt in _prompts(body):
             self.billed[prompt] += 1
             self.tokens[f"{way}_prompt"] += len(prompt.split())
-        self.tokens[f"{way}_answer"] += 0 if _EMBEDDED in body else len(answer.split())
+        self.tokens[f"{way}_answer"] += 0 if _is_for_vectors(body) else len(answer.split())
 
     def _live(self, values: dict[str, Any]) -> dict[str, Any]:
         answer = self.answers(values["body"])
@@ -643,8 +643,19 @@ class BatchServer:
         """Nothing: the reply is always the same."""
 
 
+def _is_for_vectors(body: dict[str, Any]) -> bool:
+    return _INPUT in body and isinstance(body[_INPUT][0], str)
+
+
+def _path_of(body: dict[str, Any]) -> str:
+    """Return the path of a request, as a batch names it."""
+    if _is_for_vectors(body):
+        return "/v1/embeddings"
+    return "/v1/responses" if _INPUT in body else "/v1/chat/completions"
+
+
 def _prompts(body: dict[str, Any]) -> list[str]:
-    return body.get(_EMBEDDED) or [prompt_of(body)]
+    return body[_INPUT] if _is_for_vectors(body) else [prompt_of(body)]
 
 
 def _is_each(every: int, number: int) -> bool:

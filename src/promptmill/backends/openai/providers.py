@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from promptmill.backends.batches import BatchLimits
-from promptmill.backends.openai.batches.profile import CHATS_ONLY, BatchProfile
+from promptmill.backends.openai.batches.profile import CHATS_ONLY, OPENAIS_PATHS, BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.backends.prompt_cache import UNKNOWN, PromptCache
 from promptmill.core.request import CACHE_MARKS, FileKind
@@ -288,7 +288,7 @@ _OPENAI = ProviderProfile(
     files=_FILES_OF_OPENAI,
     account_tier=True,
     prompt_cache=PromptCache("key", _BREAKPOINTS),
-    batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
+    batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch", other_paths=OPENAIS_PATHS),
 )
 
 DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(

@@ -405,16 +405,21 @@ async def test_requests_in_another_api_than_the_batches_are_refused(family, spok
 
 
 async def test_each_provider_takes_the_paths_in_a_batch_that_it_documents():
-    batch_url, taken = "http://127.0.0.1:9/v1/chat/completions", set[str]()
+    batch_url, taken, responding = "http://127.0.0.1:9/v1/chat/completions", set[str](), set[str]()
     for profile in (PLAIN, *(each for each in PROFILES if each.batch is not None and each.batch.is_open)):
         endpoint = Endpoint(batch_url, profile.name, {}, (), profile)
         with contextlib.suppress(PromptmillError):
             async with open_batches(endpoint, OpenAISettings(base_url=[batch_url], model_name="m"), "/embeddings"):
                 taken.add(profile.name)
+        with contextlib.suppress(PromptmillError):
+            spoken = replace(endpoint, url="http://127.0.0.1:9/v1/responses", dialect="responses")
+            async with open_batches(spoken, OpenAISettings(base_url=[batch_url], model_name="m")):
+                responding.add(profile.name)
         with pytest.raises(PromptmillError, match="takes no requests to /rerank in a batch"):
             async with open_batches(endpoint, OpenAISettings(base_url=[batch_url], model_name="m"), "/rerank"):
                 pass
     assert taken == {PLAIN.name, "openai", "mistral", "dashscope", "openrouter", "doubleword"}
+    assert responding == {PLAIN.name, "openai"}
 
 
 async def test_azure_reports_times_counts_and_states_in_its_own_forms(tmp_path):

@@ -50,17 +50,16 @@ async def open_batches(
 
     Raises `unsupported` if the endpoint's dialect is not that of the batches, or if batches take no requests to `path`.
     """
-    profile = batch_profile(endpoint)
+    profile, path = batch_profile(endpoint), path or ("/responses" if endpoint.dialect == "responses" else "")
     _check(profile, endpoint, path)
     root = _DEPLOYMENT.sub("", endpoint.base_url)
     if profile.family == "fireworks":  # the URL of Fireworks' batches has no `/inference`
         root = root.replace("/inference/v1", "/v1")
     limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
-    chats = "/responses" if endpoint.dialect == "responses" else COMPLETIONS
     pool = Pool(settings, 4)
     connection = BatchConnection(pool, endpoint, settings, root=root, sleep=sleep, rng=rng)
     try:
-        yield FAMILIES[profile.family](connection, profile, limits, f"/v1{path or chats}")
+        yield FAMILIES[profile.family](connection, profile, limits, f"/v1{path or COMPLETIONS}")
     finally:
         await pool.aclose()
 

@@ -14,6 +14,7 @@ Family: TypeAlias = Literal[
 """`none`: the provider runs no batches in the endpoint's API (Bedrock's batches need AWS signatures and S3)."""
 
 CHATS_ONLY: frozenset[str] = frozenset()
+OPENAIS_PATHS = frozenset({EMBEDDINGS, "/responses"})  # openai 3.57.0, types/batch_create_params.py
 _OPENAIS = BatchLimits()
 
 
@@ -45,5 +46,5 @@ class BatchProfile:
         return self.family != "none"
 
 
-PLAIN_BATCHES = BatchProfile()
+PLAIN_BATCHES = BatchProfile(other_paths=OPENAIS_PATHS)
 """The Batch API that is assumed for unlisted providers: OpenAI's."""
