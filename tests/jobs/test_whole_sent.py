@@ -240,7 +240,7 @@ def test_a_form_of_the_provider_that_it_does_not_take_is_refused_before_anything
 
 
 def test_a_dry_run_counts_files_whose_tokens_it_does_not_know(bench, invoices):
-    said = bench.run(*ASKED, "--dry-run", provider="openai").stdout
+    said = bench.run(*ASKED, "--dry-run", provider="openrouter").stdout
     assert "2 PDFs" in said
     assert "prompt tokens without PDFs" in said
 

@@ -162,8 +162,8 @@ def test_a_price_of_searches_that_one_of_several_models_lacks_is_unknown():
     assert known is not None
     assert unknown is not None
     assert (known.search, unknown.search) == (10, None)
-    assert _DearestPrice([known, known]).search == 10
-    assert _DearestPrice([known, unknown]).search is None
+    assert _DearestPrice.of([known, known]).search == 10
+    assert _DearestPrice.of([known, unknown]).search is None
 
 
 async def test_an_answer_of_unknown_cost_is_named_in_a_warning():

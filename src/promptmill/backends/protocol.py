@@ -60,20 +60,16 @@ class Usage:
     """Searches of the web by the provider, which have a price of their own."""
     stated_cost: int = 0
     """The cost of the request as the endpoint states it, in `TICKS`; 0 if the endpoint states none."""
+    audio_tokens: int = 0
+    """Prompt tokens of recordings, which have a price of their own."""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.reasoning_tokens + other.reasoning_tokens,
-            self.written_tokens + other.written_tokens,
-            self.hour_written_tokens + other.hour_written_tokens,
-            self.searches + other.searches,
-            self.stated_cost + other.stated_cost,
-        )
+        return Usage(*map(operator.add, _COUNTS(self), _COUNTS(other)))
 
 
+FURTHER_TOKENS = tuple(name for name in Usage.__slots__[2:] if name != "stated_cost")
+"""The counts of a usage that are stored if they are not 0."""
+_COUNTS = operator.attrgetter(*Usage.__slots__)
 NO_USAGE = Usage()
 Came: TypeAlias = Literal["", "shared", "copied", "cached"]
 """How an item got its answer: by its own request, by a request for several items, as a copy of the answer to an item

@@ -224,7 +224,8 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             say(f"{counted(different, 'different prompt')}: --dedupe asks each once, at temperature 0", wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
         sent = [(found["images"], "image"), *((count, NOUNS[kind]) for kind, count in found.get("files", {}).items())]
-        nouns = " and ".join(f"{noun}s" for count, noun in sent if count)
+        uncounted = {"image", *(NOUNS[kind] for kind in found.get("uncounted", ()))}
+        nouns = " and ".join(f"{noun}s" for count, noun in sent if count and noun in uncounted)
         without = f" without {nouns}" if nouns else ""
         if found["requests"] < found["answers"]:
             without += f" in {counted(found['requests'], 'request')}"
@@ -299,6 +300,8 @@ def _highest_words(found: Mapping[str, Any], way: str) -> str:
     limits = (
         "" if limit is None or way else f"; --max-tokens {limit} limits the cost to {dollars(found['limited_cost'])}"
     )
+    if most is None and found.get("uncounted"):
+        return "the highest cost is not known"
     if most is None:
         return f"nothing limits longer answers{limits}"
     once = most if way else found["most_cost_once"]

@@ -410,6 +410,7 @@ class PriceSettings(Block):
     search: float | None = Field(
         None, ge=0, description="For 1,000 searches of the web by the provider; default: the provider's, if known."
     )
+    audio: float | None = Field(None, ge=0, description="For the recordings in a prompt; default: unknown.")
 
     @model_validator(mode="before")
     @classmethod

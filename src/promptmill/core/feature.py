@@ -295,6 +295,9 @@ class Feature:
     observation: Observation | None = None
     pdf_pages: str = ""
     """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide its objects or turn it."""
+    file_tokens: str = ""
+    """`"module:function"`: takes a `Request`, its `ModelConfig` and `is_audio_priced`; returns the request with the
+    `tokens` of each `FilePart`. It blocks."""
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""

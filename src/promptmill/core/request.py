@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.form import Form
 from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, SOURCED, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
@@ -66,17 +66,27 @@ class ImagePart:
 FileKind: TypeAlias = Literal["pdf", "audio"]
 
 
+class FileTokens(NamedTuple):
+    """The likely tokens of a file, 0 if unknown, and the most: a number, or the words of an error that states why no
+    bound is known."""
+
+    likely: int = 0
+    most: int | tuple[str | Named, ...] = ("`max_cost` cannot bound what a file costs; leave it out.",)
+
+
 @dataclass(frozen=True, slots=True)
 class FilePart:
     """A PDF or a recording that is sent as it is. `source`: see `ImagePart`. `name`: the caller's name for the file.
 
     The `data:` URL of a recording names its format as OpenAI does: `data:audio/mp3;base64,…`. `marks`: see `TextPart`.
+    `tokens`: only in a copy of the request, for its cost.
     """
 
     source: str
     kind: FileKind
     name: str = ""
     marks: JsonObject | None = field(default=None, hash=False)
+    tokens: FileTokens = field(default=FileTokens())
 
 
 SourcedPart: TypeAlias = ImagePart | FilePart

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, Usage
+from promptmill.backends.protocol import FURTHER_TOKENS, Call, Completion, Failure, Outcome, Sink, Source, Usage
 from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name
 from promptmill.core.request import NOT_SHOWN, Conversation, Request, Sampling, Shown
@@ -283,8 +283,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
 
 def _usage(usage: Usage) -> dict[str, int]:
     counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    names = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
-    apart = {name: getattr(usage, name) for name in names}
+    apart = {name: getattr(usage, name) for name in FURTHER_TOKENS}
     return counts | {name: count for name, count in apart.items() if count}
 
 

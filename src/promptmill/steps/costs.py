@@ -30,8 +30,9 @@ from promptmill.backends.searches import may_search
 from promptmill.config import model_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
+from promptmill.core.feature import features, later
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, Conversation, Request, TextPart, nested
+from promptmill.core.request import Account, Conversation, FilePart, ImagePart, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
 from promptmill.steps.checked import LONGEST_COMPLAINT, is_checked
@@ -59,12 +60,12 @@ _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported n
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 # The most tokens of a prompt. A text has at most one token per byte; each turn adds roles and marks; an image has at
 # most as many as the largest image in Qwen-VL (16,384; other models count fewer, even for a photo of 12 megapixels).
-_PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
+_PER_TURN, _PER_REQUEST, PER_IMAGE = 16, 64, 16_400
 # The most tokens that precede a second attempt besides the invalid answer: a complaint, words around it, and two turns.
 _PER_COMPLAINT = LONGEST_COMPLAINT + 200
 # For an image, gpt-4o-mini counts 2,833 tokens, and 5,667 more for each of up to eight tiles, so that it costs as much
 # as with gpt-4o (OpenAI, "Images and vision", calculating costs).
-_MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
+MINI, PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _BOUNDS = (*model_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
 # Names of parameters for the number of answers. Some endpoints support them, and others ignore them.
@@ -169,12 +170,13 @@ class BudgetedAnswers(Step):
         spent, unmetered = billed(outcome)
         if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
-        if "audio" in request.conversation.file_kinds or (request.extra and _wants_audio(request.extra)):
-            call.warn(_AUDIO_AS_TEXT)
         price = self._prices.of(request)
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
+        has_price = price.audio is not None and all(usage.audio_tokens for usage, _ in spent)
+        if (not has_price and "audio" in request.conversation.file_kinds) or _wants_audio(request.extra):
+            call.warn(_AUDIO_AS_TEXT)
         may = may_search(request.extra, self._model)
         known = charge(spent, price, self._tiers(request, call), may_search=may)
         if known is None:
@@ -215,7 +217,9 @@ class BudgetedAnswers(Step):
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
-            most, worst = self._worst(request, call, price)
+            has_files = bool(request.conversation.file_kinds)
+            bounded = await asyncio.to_thread(measured, request, self._config, price) if has_files else request
+            most, worst = self._worst(bounded, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
         totals, has_limit = Totals(), not self._is_bounded_by_form(request)
@@ -227,7 +231,7 @@ class BudgetedAnswers(Step):
                 longest = most if has_limit else replace(most, completion_tokens=_UNLIMITED)
                 why = f"its `max_tokens` of {longest.completion_tokens:,}" if has_limit else "an answer not of its form"
                 advise = partial(_advise, call, longest, why, price.cost)
-                fitting = partial(self._fitting, request, call, price)
+                fitting = partial(self._fitting, bounded, call, price)
                 if full is None:
                     no_room = await self._wait_for_room(account, call, advise, fitting)
                 else:
@@ -247,7 +251,7 @@ class BudgetedAnswers(Step):
                 account.defer()
                 return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
-            known = charge(spent, price, tiers)
+            known = charge(spent, price, tiers, most_audio=most.audio_tokens)
             if known is None:  # the endpoint may search without being asked
                 call.warn(_UNKNOWN_SEARCHES)
                 known = len(spent) * worst
@@ -555,13 +559,14 @@ def cost_of(config: model_config.ModelConfig, requests: Iterable[Request]) -> tu
     prices, tier = Prices(config, own), tier_of(config.settings.extra_params)
     least = cache.least if (cache := registry.prompt_cache_of(config)) else 0
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
-    for request in requests:
+    for request in (measured(request, config, own) for request in requests):
         if (price := prices.of(request)) is None or may_search(request.extra, config.model):
             return None, None
-        prompt = bytes_of(request, prices.questions) if prices.decides else _prompt_size(request, _PER_IMAGE)
-        tokens = prompt // _BYTES_PER_TOKEN
+        prompt = bytes_of(request, prices.questions) if prices.decides else _prompt_size(request, PER_IMAGE)
+        files, audio = of_files(request)
+        tokens = prompt // _BYTES_PER_TOKEN + files
         written = tokens if prices.writes and prompt >= least else 0
-        usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
+        usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written, audio_tokens=audio)
         estimated += (request.sampling.n or 1) * price.cost(usage, tier)
         most += most_of(request, config, prices)
     return estimated, None if math.isinf(most) else most
@@ -601,7 +606,7 @@ def worst_case(
     if may_search(extra, model):
         raise unbounded_search()
     if decides:
-        images = _PER_IMAGE * len(request.conversation.images)
+        images = PER_IMAGE * len(request.conversation.images)
         around = _PER_REQUEST + len(_as_json(extra)) + images
         return Usage(2 * bytes_of(request, questions) + parts_of(request, questions) * around)
     if request.path == "/responses" and _is_unbounded(extra):
@@ -609,17 +614,9 @@ def worst_case(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "
             "of any length, which `max_cost` cannot bound. Send texts and images, or leave `max_cost` out."
         )
-    if "pdf" in (kinds := request.conversation.file_kinds):
-        raise input_error(
-            "The item has a PDF, which can be of any length, so that `max_cost` cannot bound it. Send its text (",
-            Named("pdf", "text"),
-            "), or leave `max_cost` out.",
-        )
-    if kinds or _wants_audio(extra):
-        raise input_error(
-            "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
-            "transcript, or leave `max_cost` out."
-        )
+    if _wants_audio(extra) or any("audio" in (message.extra or ()) for message in request.conversation.messages):
+        raise input_error("The item has audio of unknown length, which `max_cost` cannot bound; leave `max_cost` out.")
+    files, audio = of_files(request, at_most=True)
     bounds = _limits(request)
     if not bounds and (by_its_form := by_form(request)) is not None:
         bounds = [by_its_form]
@@ -633,8 +630,31 @@ def worst_case(
         if why:
             raise _breaks_form(why)
         raise config_error("max_cost", "needs ", _ENOUGH_FOR_THINKING, ", which bounds what a request can cost.")
-    is_mini = any(_MINI in one for one in models)
-    return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
+    is_mini = any(MINI in one for one in models)
+    prompt = files + _prompt_size(request, PER_IMAGE_OF_MINI if is_mini else PER_IMAGE)
+    return Usage(prompt, longest * answers, audio_tokens=audio)
+
+
+def measured(request: Request, config: model_config.ModelConfig, price: Price | None) -> Request:
+    """Return the request with the tokens of its PDFs and recordings, as far as they are known. Blocks."""
+    measures = next((each.file_tokens for each in features().values() if each.file_tokens), "")
+    if not measures or not request.conversation.file_kinds:
+        return request
+    priced: Request = later(measures)(request, config, is_audio_priced=price is not None and price.audio is not None)
+    return priced
+
+
+def of_files(request: Request, *, at_most: bool = False) -> tuple[int, int]:
+    """Return the likely tokens (`at_most`: the most) of all files in a measured request, and of its recordings. Raises
+    the error of a file that has no bound."""
+    tokens = audio = 0
+    for part in request.conversation.sourced:
+        if isinstance(part, FilePart):
+            count = part.tokens.most if at_most else part.tokens.likely
+            if not isinstance(count, int):
+                raise input_error(*count)
+            tokens, audio = tokens + count, audio + count * (part.kind == "audio")
+    return tokens, audio
 
 
 def _breaks_form(why: str) -> PromptmillError:
@@ -677,7 +697,7 @@ def _prompts(request: Request) -> int:
 
 
 def _prompt_size(request: Request, per_image: int) -> int:
-    """Return the most tokens that the request's prompt may have, with `per_image` tokens per image."""
+    """Return the most tokens that the request's prompt may have without files, with `per_image` tokens per image."""
     extra = _as_json(request.extra) if request.extra else b""
     size = _PER_REQUEST + len(extra) + per_image * extra.count(b"image_url")
     for message in request.conversation.messages:
@@ -686,8 +706,8 @@ def _prompt_size(request: Request, per_image: int) -> int:
         for part in parts:
             if isinstance(part, TextPart):
                 size += len(part.text.encode("utf-8", "replace"))
-            else:
-                size += per_image  # an image; audio has no upper bound, so a budget refuses it
+            elif isinstance(part, ImagePart):
+                size += per_image
     form = request.sampling.response_format
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -117,28 +117,9 @@ def _table() -> dict[str, Any]:
     return table
 
 
-class Price(Protocol):
-    """The price of one model, in US dollars."""
-
-    @property
-    def batch(self) -> float | None:
-        """The price of a request in a batch, as a share of the live price; None if unknown."""
-        ...
-
-    @property
-    def search(self) -> float | None:
-        """The price of 1,000 searches of the web; None if unknown."""
-        ...
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of the tokens at a service tier: `flex` or `priority`. Other tiers have the standard
-        price."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class FlatPrice:
-    """Prices per million tokens of prompt and answer. They do not depend on the prompt's length."""
+    """Prices per million tokens of prompt and answer."""
 
     input: float
     output: float
@@ -151,6 +132,10 @@ class FlatPrice:
     """The price factors of each tier; other tiers have the standard price."""
     search: float | None = None
     """The price of 1,000 searches of the web; None if it is unknown."""
+    audio: float | None = None
+    """The price for prompt tokens of recordings; None if it is unknown."""
+    standard: Callable[[Usage], float] | None = None
+    """The cost of a usage at the standard tier, if it depends on the prompt's length."""
 
     @property
     def batch(self) -> float | None:
@@ -158,7 +143,7 @@ class FlatPrice:
         return self.tiers[BATCH].input if BATCH in self.tiers else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
+        """Return the cost of `usage` at a service tier: `flex` or `priority`; others have the standard price."""
         of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
         cached = usage.cached_tokens
         prompt = (usage.prompt_tokens - cached) * self.input
@@ -167,44 +152,41 @@ class FlatPrice:
             written = _WRITTEN * self.input if self.written_input is None else self.written_input
             for_an_hour = _HOUR_WRITTEN * self.input if self.hour_written_input is None else self.hour_written_input
             prompt += (usage.written_tokens - hour) * (written - self.input) + hour * (for_an_hour - self.input)
+        if usage.audio_tokens and self.audio is not None:
+            prompt += usage.audio_tokens * (self.audio - self.input)
         cost = prompt * of_input + cached * self.cached_input * of_cached
-        return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
+        cost = (cost + usage.completion_tokens * self.output * of_output) / _MILLION
+        if self.standard is None or usage.prompt_tokens < _LONG_CONTEXT or not cost:
+            return cost
+        return self.standard(usage) * cost / replace(self, standard=None).cost(usage)
 
 
-class _ListedPrice:
-    """A model's price in `genai-prices`. It may depend on the prompt's length."""
+def _listed_price(model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> FlatPrice:
+    """Return a model's price in `genai-prices`. `place`: arguments that locate the model in the list. Raises
+    `LookupError` if the list lacks the model."""
+    from genai_prices import Usage as Tokens
+    from genai_prices import calc_price
 
-    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> None:
-        """`place`: arguments that locate the model in the list. Raises `LookupError` if the list lacks the model."""
-        self._model, self._place, self.search = model, place, search
-        one = 1000
-        usages = (
-            *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
-            *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
-        )
-        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
-        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
-        self.batch = self._usual.batch
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
-        usual = self._usual.cost(usage, tier)
-        if usage.prompt_tokens < _LONG_CONTEXT or not usual:
-            return usual
-        return self._exact(usage) * usual / self._usual.cost(usage)
-
-    def _exact(self, usage: Usage) -> float:
-        from genai_prices import Usage as Tokens
-        from genai_prices import calc_price
-
+    def standard(usage: Usage) -> float:
         tokens = Tokens(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cache_read_tokens=usage.cached_tokens,
             cache_write_tokens=usage.written_tokens,
             cache_write_1h_tokens=usage.hour_written_tokens,
+            input_audio_tokens=usage.audio_tokens,
         )
-        return float(calc_price(tokens, self._model, **self._place).total_price)
+        return float(calc_price(tokens, model, **place).total_price)
+
+    one, has_audio = 1000, calc_price(Tokens(), model, **place).model_price.input_audio_mtok is not None
+    usages = (
+        *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
+        *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
+        Usage(one, 0, audio_tokens=one),
+    )
+    prompt, answer, cached, written, an_hour, audio = (standard(usage) / one * _MILLION for usage in usages)
+    audio_price = audio if has_audio else None
+    return FlatPrice(prompt, answer, cached, written, an_hour, tiers, search, audio_price, standard)
 
 
 def price_of(config: model_config.ModelConfig) -> Price | None:
@@ -225,7 +207,7 @@ def _flat(said: PriceSettings, model: str, config: model_config.ModelConfig) -> 
     if said.batch is not None:
         tiers[BATCH] = even(said.batch)
     search = _search_price(config, model) if said.search is None else said.search
-    return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search)
+    return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search, audio=said.audio)
 
 
 def _tiers_at(config: model_config.ModelConfig, model: str) -> dict[str, Factors]:
@@ -254,7 +236,7 @@ def _listed(model: str, config: model_config.ModelConfig) -> Price | None:
     try:
         tiers, search = _tiers_at(config, model), _search_price(config, model)
         places = ({"provider_api_url": url.geturl()} for url in registry.addresses(config))
-        prices = [_ListedPrice(model, place, tiers, search) for place in places]
+        prices = [_listed_price(model, place, tiers, search) for place in places]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
@@ -279,15 +261,15 @@ class Prices:
         """
         extra = request.extra
         if not extra or not (others := self._others_in(extra)):
-            return _UnknownSearch(self._own) if extra and self._is_preview(extra) else self._own
+            return replace(self._own, search=None) if extra and self._is_preview(extra) else self._own
         prices = [self._of_other(model) for model in others]
         if extra.get("model") not in others:
             prices.append(self._own)
         known = [price for price in prices if price is not None]
         if len(known) < len(prices):
             return None
-        price = known[0] if len(known) == 1 else _DearestPrice(known)
-        return _UnknownSearch(price) if self._is_preview(extra) else price
+        price = known[0] if len(known) == 1 else _DearestPrice.of(known)
+        return replace(price, search=None) if self._is_preview(extra) else price
 
     def _is_preview(self, extra: JsonObject) -> bool:
         """Return whether a request has a search whose price only the operator can give."""
@@ -374,43 +356,27 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
-class _UnknownSearch:
-    """The price of a model for a request whose searches have an unknown price."""
-
-    price: Price
-    search: None = None
-
-    @property
-    def batch(self) -> float | None:
-        """The batch price, as a share of the live price."""
-        return self.price.batch
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
-        return self.price.cost(usage, tier)
-
-
-@dataclass(frozen=True, slots=True)
 class _DearestPrice:
-    """The highest price of several models, one of which will serve the request."""
+    """The highest price of several models, one of which will serve the request; None if one of them is unknown."""
 
     prices: Sequence[Price]
+    batch: float | None
+    search: float | None
+    audio: float | None
 
-    @property
-    def batch(self) -> float | None:
-        """The highest batch price, as a share of the live price; None if one of them is unknown."""
-        known = [price.batch for price in self.prices if price.batch is not None]
-        return max(known) if len(known) == len(self.prices) else None
-
-    @property
-    def search(self) -> float | None:
-        """The highest price of searches; None if one of them is unknown."""
-        known = [price.search for price in self.prices if price.search is not None]
-        return max(known) if len(known) == len(self.prices) else None
+    @classmethod
+    def of(cls, prices: Sequence[Price]) -> _DearestPrice:
+        """Return the highest of `prices`."""
+        of_each = ([getattr(price, name) for price in prices] for name in ("batch", "search", "audio"))
+        return cls(prices, *(None if None in known else max(known) for known in of_each))
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
         return max(price.cost(usage, tier) for price in self.prices)
+
+
+Price: TypeAlias = FlatPrice | _DearestPrice
+"""The price of a request, in US dollars."""
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
@@ -445,15 +411,19 @@ class Tiers(NamedTuple):
         return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
 
 
-def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bool = False) -> float | None:
+def charge(
+    spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bool = False, most_audio: int = 0
+) -> float | None:
     """Return the cost of requests, each at the tier that its reply reports. None if one of them searched the web at an
-    unknown price. `may_search`: requests may have searched without reporting a number of searches."""
+    unknown price. `may_search`: requests may have searched without reporting a number of searches. `most_audio`: the
+    tokens of recordings that are charged if a reply does not report their number."""
     cost = 0.0
     for usage, served in spent:
         if usage.stated_cost and (usage.searches or may_search):  # the endpoint's own cost includes tools
             cost += usage.stated_cost / TICKS
             continue
-        cost += price.cost(usage, tiers.charged(served))
+        audio = usage.audio_tokens or min(most_audio, usage.prompt_tokens)
+        cost += price.cost(replace(usage, audio_tokens=audio) if audio else usage, tiers.charged(served))
         if usage.searches:
             if price.search is None:
                 return None

@@ -635,7 +635,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     counts = (prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
-    return Usage(*counts, _searches(usage), _stated_cost(usage))
+    audio = min(prompt, _count(of_prompt, "audio_tokens") or 0)
+    return Usage(*counts, _searches(usage), _stated_cost(usage), audio)
 
 
 def _searches(usage: JsonObject) -> int:

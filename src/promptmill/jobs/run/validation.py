@@ -62,7 +62,7 @@ from promptmill.jobs.store.records import SCORES, SLOT
 from promptmill.jobs.store.rounds import ANSWERED, FAILED
 from promptmill.jobs.store.spec import Origin
 from promptmill.steps.chain import sending
-from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, most_of
+from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, measured, most_of, of_files
 from promptmill.steps.decided import check_plan, tokens_of
 from promptmill.steps.likely import LikelyLengths, form_tokens
 from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -259,7 +259,7 @@ class _Sums:
         self.advised = advised_limit(config)
         self.limited = 0.0
         """The highest cost of the rows if they are sent live and none has a `max_tokens` above `advised`."""
-        self.prompt_tokens = 0
+        self.prompt_tokens = self.audio_tokens = 0
         self.prompt_tokens_alone = self.answers = 0
         """The tokens of prompts that would be sent if no rows shared requests, and the number of answers."""
         self._requests = 0.0
@@ -278,7 +278,8 @@ class _Sums:
     def usage(self, *, by_batch: bool) -> Usage:
         """Return the likely usage. A batch counts no cached tokens, because no provider states how many it has."""
         cached, written = (0, 0) if by_batch else (round(self.cached_tokens), round(self.written_tokens))
-        return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written)
+        audio = min(self.audio_tokens, self.prompt_tokens)
+        return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written, audio_tokens=audio)
 
     def add_row(self, n: int, prompts: int, sent: Sequence[Sent], sizes: Sequence[int]) -> None:
         """Add the requests `sent` for row `n`, which has `prompts` prompts. `sizes`: the tokens of each request."""
@@ -294,6 +295,7 @@ class _Sums:
         request = sent.alone or sent.request
         likely, answers = self._lengths.of(request), request.sampling.n or 1
         self.prompt_tokens += answers * prompt_tokens
+        self.audio_tokens += answers * of_files(request)[1]
         alone = prompt_tokens if sent.alone is None else self.size_of(Sent(sent.alone), sent.alone)
         self.prompt_tokens_alone += answers * alone
         self.answers += answers
@@ -438,7 +440,7 @@ def _check_rows(
     config, order, is_of_call = wanted.config, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
     invalid = skipped = size_of_texts = 0
-    kinds = Counter[str]()
+    kinds, uncounted = Counter[str](), set[str]()
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
@@ -450,7 +452,7 @@ def _check_rows(
         sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (config, *(most.config for most in sums))
     )
     parts_of, *parts_of_others = (spec.plan.sending(one) for one in (config, *(most.config for most in sums)))
-    size_of_own = _size_for(config)
+    size_of_own, own_price = _size_for(config), next((one.price for one in sums if one.config is config), None)
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
@@ -460,11 +462,10 @@ def _check_rows(
     for row in (one for one in store.rows(last=end - 1) if one.n not in answered):
         try:
             where = _place(spec, row.n)
-            made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
+            made = [measured(one.request(row.n, row.line, row.cells or b""), config, own_price) for one in requests]
             parts = left(row.n, _parts(spec, made, parts_of))
-            answers = [part.sampling.n or 1 for part in parts]  # each answer is a separate request
             own = [as_sent(part) for part in parts]
-            wanted_answers += sum(answers)
+            wanted_answers += sum(part.sampling.n or 1 for part in parts)  # each answer is a separate request
             sent += sum(one.part * ((one.alone or one.request).sampling.n or 1) for one in own)
             sizes = list(map(size_of_own, own, parts))
             size_of_texts += sum(_bytes(one.conversation) for one in made)
@@ -472,11 +473,15 @@ def _check_rows(
                 shown += _finished(parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)], longest)
             for conversation in (request.conversation for request in made):
                 kinds.update(part.kind for part in conversation.sourced)
+                uncounted.update(
+                    part.kind for part in conversation.sourced if part.kind != "image" and not part.tokens.likely
+                )
                 _check_payload(conversation, rules, where)
             for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
                 if most.config is not config:
-                    made = [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                    unmeasured = (one.request(row.n, row.line, row.cells or b"") for one in makers)
+                    made = [measured(one, most.config, most.price) for one in unmeasured]
                     theirs = left(row.n, _parts(spec, made, its_parts))
                     its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(most.size_of, its, theirs))
@@ -505,7 +510,7 @@ def _check_rows(
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
         "images": kinds.pop("image", 0),
-        **({"files": dict(kinds)} if kinds else {}),
+        **({"files": dict(kinds), "uncounted": sorted(uncounted)} if kinds else {}),
         "text_tokens": size_of_texts // _BYTES_PER_TOKEN,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "problems": problems,
@@ -711,6 +716,7 @@ class _Sizes:
         """Return the approximate number of tokens sent for a row. A request for vectors has no conversation."""
         messages = sent.request.conversation.messages
         size = -(-_bytes((sent.request if messages else part).conversation) // _BYTES_PER_TOKEN)
+        size += of_files(part)[0]
         if not messages or not self._needs_endpoint:
             return size
         around = len(messages) * _PER_MESSAGE + _PER_REQUEST + self._of_form(sent.request.sampling)

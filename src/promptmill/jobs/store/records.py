@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, by_question
+from promptmill.backends.protocol import FURTHER_TOKENS, Completion, Failure, Outcome, Usage, by_question
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
@@ -20,8 +20,6 @@ PERSON = -1
 """The settings id in the record of a label that a person gave. No other settings have this id."""
 A_PERSON = "person"
 """The name that outputs show for a person who gave a label."""
-
-_FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
 
 
 class Provenance(NamedTuple):
@@ -199,8 +197,8 @@ def _further(outcome: Outcome) -> dict[str, Any]:
     """Return the optional fields that both answers and failures may have."""
     usage = outcome.usage
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
-    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens or usage.searches:
-        more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
+    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens or usage.searches or usage.audio_tokens:
+        more["tokens"] = {name: count for name in FURTHER_TOKENS if (count := getattr(usage, name))}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
     if outcome.came:

@@ -366,7 +366,10 @@ def _usage(usage: Any) -> JsonDict:
         dialect.count_of(usage.get(name)) or 0
         for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
     )
-    return dialect.chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
+    counts = dialect.chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
+    audio = [part["tokenCount"] for part in dialect.listed(usage, "promptTokensDetails") if part["modality"] == "AUDIO"]
+    counts["prompt_tokens_details"]["audio_tokens"] = sum(dialect.count_of(count) or 0 for count in audio)
+    return counts
 
 
 def _tier(payload: JsonObject, headers: Mapping[str, str]) -> str:
