@@ -300,10 +300,8 @@ def _highest_words(found: Mapping[str, Any], way: str) -> str:
     limits = (
         "" if limit is None or way else f"; --max-tokens {limit} limits the cost to {dollars(found['limited_cost'])}"
     )
-    if most is None and found.get("uncounted"):
-        return "the highest cost is not known"
     if most is None:
-        return f"nothing limits longer answers{limits}"
+        return "the highest cost is not known" if found.get("uncounted") else f"nothing limits longer answers{limits}"
     once = most if way else found["most_cost_once"]
     longest = " if each answer is as long as it may be" if limits else ""
     refused = f", or {dollars(most)} if each answer is refused once" if once < most else ""

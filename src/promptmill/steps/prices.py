@@ -189,7 +189,7 @@ def _listed_price(model: str, place: dict[str, Any], tiers: Mapping[str, Factors
     return FlatPrice(prompt, answer, cached, written, an_hour, tiers, search, audio_price, standard)
 
 
-def price_of(config: model_config.ModelConfig) -> Price | None:
+def price_of(config: model_config.ModelConfig) -> FlatPrice | None:
     """Return the price of the configuration's model; None if unknown. The first call is slow."""
     said = _said(config, config.model) or config.settings.price
     return _listed(config.model, config) if said is None else _flat(said, config.model, config)
@@ -230,7 +230,7 @@ def _search_price(config: model_config.ModelConfig, model: str) -> float | None:
     return next((price for start, price in prices.items() if model.rpartition("/")[2].startswith(start)), None)
 
 
-def _listed(model: str, config: model_config.ModelConfig) -> Price | None:
+def _listed(model: str, config: model_config.ModelConfig) -> FlatPrice | None:
     if config.record.needs_endpoint and (read := registry.decision_price(config, model)) is not None:
         return FlatPrice(read, 0.0, read, read, read)
     try:

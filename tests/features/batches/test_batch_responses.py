@@ -21,7 +21,7 @@ def bulk(folder: Path, server: BatchServer, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"model": "m", "base_url": server.base_url, "api_key": "k", "max_tokens": 20}
     given |= {"batch": True, "poll": "0.1s", "state": folder / "jobs", "progress": False, "settings": RESPONSES}
     done = promptmill.bulk(folder / given.pop("input", "in.jsonl"), folder / "out.jsonl", **given | options)
-    return done.status
+    return dict(done.status)
 
 
 def test_a_schema_and_a_failed_row_of_responses_come_back_from_a_batch(tmp_path):

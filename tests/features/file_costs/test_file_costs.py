@@ -134,7 +134,7 @@ def test_a_budget_refuses_a_recording_without_a_bound_and_says_why(tmp_path, pro
 
 
 def test_without_its_package_the_length_of_a_recording_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(lengths.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "need tinytag. Run: " in why(tokens_of(spoken(tmp_path / "a.wav", 1), "openai", "audio"))
 
 

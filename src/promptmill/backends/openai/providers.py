@@ -263,8 +263,8 @@ _LEAST_OF_CLAUDE = (
 _AUTOMATIC_CACHE = PromptCache("automatic")
 _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 
-# PDFs: developers.openai.com/api/docs/guides/file-inputs; recordings: …/guides/audio-chat-completions, for `gpt-audio`,
-# whose page lists no structured outputs. The limit of 25 MB is unverified.
+# PDFs: developers.openai.com/api/docs/guides/file-inputs, 50 MB in a request; recordings: …/audio-chat-completions, for
+# `gpt-audio`, whose page lists no structured outputs. No page limits their size; 25 MB is the limit of transcriptions.
 _FILES_OF_OPENAI: Mapping[FileKind, FileLimits] = MappingProxyType(
     {
         "pdf": FileLimits(50_000_000),
@@ -313,6 +313,8 @@ PROFILES: tuple[ProviderProfile, ...] = (
             more_hosts=("openai.azure.com",),
             example="https://NAME.openai.azure.com/…",
         ),
+        # at most 20 MB of audio: learn.microsoft.com/azure/ai-foundry/openai/audio-completions-quickstart
+        files={**_FILES_OF_OPENAI, "audio": replace(_FILES_OF_OPENAI["audio"], size=20_000_000)},
         batch=BatchProfile(
             limits=BatchLimits(requests=100_000, poll_s=60.0),
             checks_files=True,
@@ -377,7 +379,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         parameters=_OPENAIS,
         thinking=Thinking("effort", always=re.compile(r"gemini-2\.5-pro|gemini-[3-9]")),
         json=JsonSupport(shows=True),  # "counts towards the input token limit": ai.google.dev, structured output
-        # ai.google.dev/gemini-api/docs/file-input-methods: 100 MB inline, PDFs 50 MB; …/document-processing; …/audio
+        # ai.google.dev/gemini-api/docs/file-input-methods: 100 MB when encoded, PDFs 50; …/document-processing; …/audio
         files=MappingProxyType(
             {
                 "pdf": FileLimits(50_000_000, pages=1_000),
@@ -524,7 +526,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         ),
         thinking=_NO_SWITCH,
         json=JsonSupport("words"),
-        # at most 32 MB per request, and 600 pages (unverified), or 100 if the context has 200,000 tokens:
+        # 32 MB per request, and 600 pages, or 100 for models whose context has less than a million tokens:
         # platform.claude.com/docs/en/build-with-claude/pdf-support
         files=MappingProxyType({"pdf": FileLimits(23_900_000, pages=600)}),
         prompt_cache=PromptCache("marks", least=_LEAST_OF_CLAUDE),
@@ -572,7 +574,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
         parameters=ProviderParameters(frozenset({"chat_template_kwargs"})),
         thinking=Thinking("effort"),
-        # openrouter.ai/docs/guides/overview/multimodal/pdfs and …/audio; the limits of sizes are unverified
+        # openrouter.ai/docs/guides/overview/multimodal/pdfs and …/audio, which state no limits of sizes
         files=MappingProxyType(
             {
                 "pdf": FileLimits(50_000_000),
