@@ -510,7 +510,7 @@ def _check_rows(
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
         "images": kinds.pop("image", 0),
-        **({"files": dict(kinds), "uncounted": sorted(uncounted)} if kinds else {}),
+        **({"files": dict(kinds), **({"uncounted": sorted(uncounted)} if uncounted else {})} if kinds else {}),
         "text_tokens": size_of_texts // _BYTES_PER_TOKEN,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "problems": problems,
