@@ -114,6 +114,7 @@ def test_each_api_gets_the_bytes_of_a_pdf_in_its_place(bench, invoices, place):
     assert [{*row} for row in bench.answers()] == [{"path", "answer", "error", "usage", "finish_reason"}] * 2
 
 
+@pytest.mark.features("batches", "file_costs")
 @pytest.mark.parametrize(
     ("provider", "place"),
     [("openai", "chat"), ("openai", "responses"), ("anthropic", "anthropic"), ("gemini", "gemini")],
@@ -134,7 +135,10 @@ def test_a_batch_has_the_bytes_of_each_pdf(tmp_path, provider, place):
             batch=True,
             poll="0.1s",
             progress=False,
+            max_tokens=10,
+            max_cost=1,
             settings={
+                "price": {"input": 1, "output": 1},
                 "backend_configs.openai.provider": {"gemini": "google"}.get(provider, provider),
                 "backend_configs.openai.dialect": place if place == "responses" else None,
             },
