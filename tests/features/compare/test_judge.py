@@ -344,6 +344,27 @@ def test_a_program_has_a_judge_too_and_pays_for_no_verdict_twice(bench, monkeypa
         promptmill.compare([b, a], **options, **dear)
 
 
+@pytest.mark.thorough
+def test_a_comparison_reads_its_files_before_the_judge_answers_and_not_again(bench, monkeypatch):
+    monkeypatch.chdir(bench.path)
+    a, b = files(bench, 4)
+
+    def reply(seen: Any) -> Any:
+        written(bench.path / "b.jsonl", [{"text": "other", "answer": "other"}])
+        return longer(seen)
+
+    bench.upstream.reply = choose(reply)
+    options: dict[str, Any] = {"judge": "good", "base_url": bench.upstream.url, "criterion": "is longer"}
+    found = promptmill.compare([a, b], **options, api_key=KEY)
+    assert (found.figures["rows"], found.figures["judge"]["pairs"][0]["wins"]) == (4, [0, 4])
+    unlabelled = [
+        written(bench.path / name, [{"text": "x", "answer": name, "label": ""}]) for name in ("c.jsonl", "d.jsonl")
+    ]
+    with pytest.raises(PromptmillError, match="The column label is empty in all rows"):
+        promptmill.compare(unlabelled, **options, gold="label")
+    assert len(bench.upstream.seen) == 8
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -134,7 +134,7 @@ class ComparedRows:
     ) -> ComparedRows:
         """Read the files. `folders`: the folders of jobs, for a separate file of right answers; None: no such file.
 
-        Raises `PromptmillError` (`invalid_input`) if the files have no rows in common, and `OSError`.
+        Raises `PromptmillError` (`invalid_input`) if the files share no row or have no right answer, and `OSError`.
         """
         scans = [Scan.of(file) for file in files]
         gold = None if order.gold is None else gold_of(order, files, scans, folders)
@@ -156,6 +156,8 @@ class ComparedRows:
                 matched, gold_matched = looked_up(gold, right, files[0], scans[0], keys)
                 right_places = array("q", (matched[at] for at in right_places))
             right = [values.at(right_places) for values in right]
+            if not any(any(values.given()) for values in right):
+                raise input_error(f"The column {gold.name} is empty in all rows.")
         every, priced = list[list[KeptTexts]](), list[ComparedFile]()
         for file, scan, own in zip(files, scans, places, strict=True):
             values, with_cost = _read(file, scan, fields, store)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, TypedDict
 
-from promptmill.core.errors import input_error
 from promptmill.features.compare.answer_values import SIMILARITY, similarity
 from promptmill.features.compare.compared_file import ComparedFile
 from promptmill.features.compare.compared_rows import ComparedColumn, ComparedRows, heading_of
@@ -69,10 +68,7 @@ class Judgement:
 
 
 def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 0) -> dict[str, Any]:
-    """Return the figures of a comparison, and its first `most` rows with different answers.
-
-    Raises `PromptmillError` (`invalid_input`) if no row has a right answer.
-    """
+    """Return the figures of a comparison, and its first `most` rows with different answers."""
     files = rows.files
     found: dict[str, Any] = {
         "rows": len(rows.places),
@@ -261,8 +257,6 @@ def _against(rows: ComparedRows) -> dict[str, object]:
     rights = [column.right for column in rows.columns if column.right is not None]
     all_given = zip(*(right.given() for right in rights), strict=True)
     known = array("q", (at for at, given in enumerate(all_given) if any(given)))
-    if not known:
-        raise input_error(f"The column {rows.gold} is empty in all rows.")
     hits = [[rows.is_right(at, file) for at in known] for file in range(len(rows.files))]
     found: dict[str, object] = {"column": rows.gold, "rows": len(known), "of": len(rows.places)}
     if rows.gold_matched:

@@ -1,16 +1,16 @@
 """The comparison, for all callers. For a server's call, a child process with limited memory and time reads the files.
 
-    files ─▶ figures, with the judge's verdicts so far, and the rows of its job ─▶ the job ─▶ figures with all verdicts
+    files ─▶ their rows, and those of the judge's job ─▶ the job ─▶ figures with its verdicts, and the report
 
 **The attacker** is an agent that has read a poisoned page, and that chooses files and columns. **The harm**: the agent
 reads keys and passwords in rows, or sends them to a judge. So files must pass the file rule, rows with secrets are left
-out, and figures that contain a secret are refused. A call starts the judge's job, and does not wait for its end.
+out, and figures that contain a secret are refused. A call starts the judge's job last, and does not wait for its end.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,21 +81,18 @@ def _judged(call: VerbCall, asked: JudgeOrder, reading: partial[JsonDict], shown
     config, session = model.models.config, "" if call.caller is None else call.caller.session
     with given.temporary_folder(call.folders) as place:
         file, settings = place / f"{NAME}.jsonl", asked.settings(config)
-        keys = call.options.get("keys", {})
-        judging = Judging(asked, config.model, settings, masked_by(config), session, file, keys)
-        reading = partial(reading, judging=judging)
-        found = call.apart(reading, shown)
+
+        def ask(job_id: str, key: str) -> JsonDict:
+            pairs = Rows(given=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
+            with asked.opened(pairs, model.models, call.folders, command=model.command, caller=call.caller) as job:
+                return call.run(model, job)
+
+        first, keys = ask if call.caller is None else None, call.options.get("keys", {})
+        judging = Judging(asked, config.model, settings, masked_by(config), session, file, keys, first)
+        found = call.apart(partial(reading, judging=judging), shown)
         job_id, key = found.pop("job")
-        if not key:
-            return found
-        pairs = Rows(given=InputRows([InputFile(file)], key, NAME), name=NAME, job_id=job_id)
-        with asked.opened(pairs, model.models, call.folders, command=model.command, caller=call.caller) as job:
-            now = call.run(model, job)
-        if now:
-            found["judge"] |= now
-            return found
-        found = call.apart(reading, shown)  # with all verdicts
-    del found["job"]
+        if key and first is None:
+            found["judge"] |= ask(job_id, key)
     return found
 
 
@@ -115,6 +112,8 @@ class Judging:
     """The path of the file for the judge's rows."""
     keys: Mapping[str, str]
     """The digests of the rows that a program passed, by the temporary file that has the rows."""
+    ask: Callable[[str, str], object] | None
+    """A function of the job's id and the digest of its rows, which runs the job. None: the job is started later."""
 
 
 def _compared(
@@ -168,7 +167,7 @@ def _for_agent(found: JsonDict, finder: SecretFinder | None) -> JsonDict:
 def _judgement(
     rows: ComparedRows, judging: Judging, folders: JobFolders, finder: SecretFinder | None
 ) -> tuple[Judgement, tuple[str, str]]:
-    """Write the rows of a judge's job. Return the verdicts so far, the job's id, and the digest of its rows.
+    """Write the rows of a judge's job, and ask the judge. Return the verdicts, the job's id, and its rows' digest.
 
     Without rows, the digest is `""`. Rows that may contain secrets are not judged.
     """
@@ -182,6 +181,8 @@ def _judgement(
             content.update(line)
             file.write(line)
     key, folder = content.hexdigest() if pairs.others else "", folders.loose(job_id)
+    if key and judging.ask is not None:
+        judging.ask(job_id, key)
     if folder.spec is not None and folder.spec.input.sha256 != key:  # the job has verdicts on other rows
         return Judgement({"criterion": judging.asked.criterion, "model": judging.model}, {}), (job_id, key)
     return judgement_of(pairs, judging.asked, judging.model, folder), (job_id, key)

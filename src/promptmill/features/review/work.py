@@ -63,7 +63,7 @@ def _reviewed(call: VerbCall, folder: Folder, labels: list[str]) -> JsonDict:
         raise config_error(Named("rows"), " cannot be used with ", Named("sample"), "; leave one of them out.")
     if not all(isinstance(count, int) and count > 0 for count in (rows, sample) if count is not None):
         raise input_error("`rows` and `sample` are whole numbers from 1 on.")
-    target = call.output(_beside(folder)) if call.has_default_output or call.options["output"] else None
+    target = call.output(_beside(folder)) if call.is_command or call.options["output"] else None
     if target is not None:
         suffix = target.suffix.lower()
         if suffix not in {*review_page.PAGES, review_page.WORKBOOK}:
@@ -78,12 +78,12 @@ def _reviewed(call: VerbCall, folder: Folder, labels: list[str]) -> JsonDict:
         labels=labels,
         target=target,
         rule=call.rule,
-        is_command=call.has_default_output,
+        is_command=call.is_command,
     )
     found = call.apart(finding, folder.job_id)
     if target is not None and target.suffix.lower() != review_page.WORKBOOK and "file" in found:
         call.page = Report(target, found["count"], found["count"])
-    if not call.has_default_output:
+    if not call.is_command:
         return found
     about = {name: found[name] for name in ("job_id", "reasons", "labels")}  # the rows are in the file
     return {**about, "file": found.get("file"), "rows": found["count"]}

@@ -58,7 +58,7 @@ def run(verb: VerbRecord, arguments: argparse.Namespace) -> int:
 class CommandCall(VerbCall):
     """The call of a verb by its command."""
 
-    has_default_output = True
+    is_command = True
 
     def __init__(self, verb: VerbRecord, arguments: argparse.Namespace) -> None:
         self.verb, self.arguments = verb, arguments

@@ -159,8 +159,8 @@ class VerbCall(ABC):
     """The configuration file that the call names."""
     rule: FileRule | None = None
     """The rule that decides which files the call may use; None for the user's own command or program."""
-    has_default_output = False
-    """Whether the work writes a file to a default path if the option `output` is not given."""
+    is_command = False
+    """Whether this is a command of the shell, whose user opens files and types commands."""
     target: SeriesFile | None = None
     """The file that the function `write` of the verb writes. The work sets this attribute."""
     has_failures = False
@@ -177,7 +177,7 @@ class VerbCall(ABC):
     def output(self, default: Path) -> Path | None:
         """Return the path of the file to write: the option `output`, or `default` in a command; None for no file."""
         given = self.options.get("output")
-        path = default if given is None and self.has_default_output else given
+        path = default if given is None and self.is_command else given
         return None if path is None else home_expanded(path)
 
     @abstractmethod
