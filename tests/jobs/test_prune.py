@@ -264,7 +264,7 @@ def _kept_call(folders, number, *, is_finished=True):
     """Return the folder of a call's job, the older the lower its number."""
     items = [conversation_from_prompt(f"prompt {number}", "")]
     config = openai_configuration("http://127.0.0.1:9/v1").config
-    work = CallWork(items, Call(), "", config, Caller("a client"))
+    work = CallWork(items, Call(), "", config, caller=Caller("a client"))
     job = write(work, folders, {0: Completion("yes")}, all_answered=True)
     made = OutputRecord(size=0, mtime_ns=0, limit=None, finished=True)
     job.folder.put(output=made, status={"state": "finished" if is_finished else "interrupted", "updated": number})

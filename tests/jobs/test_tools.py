@@ -654,7 +654,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
     service = closing(_local())
     board = ServerJobs(service, FileRule)
     items = [conversation_from_prompt(f"p{at}", "prompt") for at in range(9)]
-    job = deferred_call.write(CallWork(items, protocol.Call(), "", service.config, USER), board.folders)
+    job = deferred_call.write(CallWork(items, protocol.Call(), "", service.config), board.folders)
     job_id, launched = job.spec.job_id, 0
     job.close()
 

@@ -12,7 +12,7 @@ import pytest
 
 from piped import Piped
 from promptmill.server.tasks import EXTENSION
-from replies import answer, by_prompt, late
+from replies import answer, by_prompt, choose, late
 from served import TOKEN, Served, messages
 from server_process import written
 from waiting import eventually
@@ -61,8 +61,8 @@ class OverHttp(Served):
 KINDS = pytest.mark.parametrize("kind", [OverStdio, OverHttp], ids=["stdio", "http"])
 
 
-def _begun(server, prompts):
-    arguments = {"prompt_ls": prompts}
+def _begun(server, prompts, **more):
+    arguments = {"prompt_ls": prompts, **more}
     found = server.rpc("tools/call", "generate", name="generate", arguments=arguments)["result"]
     assert found["resultType"] == "task", found
     return found["taskId"]
@@ -98,6 +98,24 @@ def test_a_task_is_its_clients_and_outlives_the_server(kind, upstream, tmp_path)
     assert found["result"]["structuredContent"] == {"ans_ls": [f"echo: {prompt}" for prompt in PROMPTS[:120]]}
     # the last may have arrived in the turn of the event loop that the kill cut short, before they were committed
     assert len(upstream.seen) <= 120 + 2 * IN_FLIGHT
+
+
+def test_a_task_of_several_models_outlives_the_server(upstream, tmp_path):
+    upstream.reply = choose(lambda seen: answer() if seen.json["model"] == "fast" else late(0.05, answer()))
+    own = {"base_url": upstream.url, "api_key": "key-0123456789abcdef", "concurrency": IN_FLIGHT}
+    models = {name: {"openai": {**own, "model_name": name}} for name in ("slow", "fast", "late")}
+    config = written(tmp_path, upstream.url, {"models": models}, concurrency=IN_FLIGHT)
+    with OverStdio(config) as server:
+        task_id = _begun(server, PROMPTS[:60], model=[*models])
+        eventually(lambda: len(upstream.seen) > 80)
+        _kill(server)
+    with OverStdio(config) as server:
+        eventually(lambda: _state(server, task_id)["status"] == "completed")
+        found = _state(server, task_id)
+    assert found["statusMessage"] == "180 of 180 prompts answered"
+    answers = {"ans_ls": [f"echo: {prompt}" for prompt in PROMPTS[:60]]}
+    assert found["result"]["structuredContent"] == {"models": dict.fromkeys(models, answers)}
+    assert len(upstream.seen) <= 180 + 2 * IN_FLIGHT * len(models)
 
 
 @pytest.mark.thorough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from mcp_types import ElicitResult
 
 from fakes import openai_configuration
 from promptmill.config.configuration import Configuration
-from promptmill.server import create_server
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.store.index import JobFolders
+from promptmill.server import create_server, tasks
 from promptmill.service.service import Service
 from replies import answer, choose, hang, late, status
 from talk import Talk, serving
-from waiting import PATIENCE_S
+from tasking import Tasking, ask, ended
+from waiting import PATIENCE_S, until
 
 
 def _models(upstream, **blocks):
@@ -203,3 +207,111 @@ async def test_cancelling_a_call_of_several_models_ends_all_of_them(upstream):
         while service.calls.running:
             await asyncio.sleep(0.01)
     await service.aclose()
+
+
+@pytest.fixture
+def tasking(upstream):
+    """`async with tasking(models) as (client, task)`: a server with models, and a client that takes tasks."""
+
+    @asynccontextmanager
+    async def open_(models, *, follows=True, **top):
+        service, client_tasks = Service(Configuration({"models": models, **top})), Tasking(follows=follows)
+        try:
+            async with Client(create_server(service), extensions=[client_tasks]) as client:
+                yield client, client_tasks
+        finally:
+            await service.aclose()
+            await until(lambda: not any(job.alive for job in JobFolders.from_environ().all()))
+
+    return open_
+
+
+MANY = [f"prompt {at}" for at in range(tasks._LARGE // 2)]
+
+
+async def test_a_large_call_of_several_models_is_one_task_with_the_result_of_a_call(tasking, upstream):
+    upstream.reply = choose(lambda seen: status(401, "no") if seen.json["model"] == "refused" else answer())
+    async with tasking(_models(upstream, a={}, refused={})) as (client, task):
+        result = await client.call_tool("generate", {"prompt_ls": MANY, "model": ["a", "refused"]})
+        (handle,) = task.handles
+        state = await ask(client, "get", handle.task_id)
+    assert handle.status_message.endswith(" of 100 prompts answered")
+    assert (state["status"], state["statusMessage"]) == ("completed", "50 of 100 prompts answered")
+    models = result.structured_content["models"]
+    assert models["a"] == {"ans_ls": [f"echo: {prompt}" for prompt in MANY]}
+    assert {*codes_of(result, "refused").values()} == {"unauthorized"}
+    assert [result.meta["models"][name]["model"] for name in ("a", "refused")] == ["a", "refused"]
+    assert result.content[0].text == "a:"
+
+
+UNNAMED = {"unnamed": {"openai": {"base_url": "http://127.0.0.1:9", "retries": 1, "max_delay": 0.01}}}
+"""A model that cannot be chosen, because its endpoint does not list it: it has no job."""
+
+
+@pytest.mark.thorough
+async def test_a_model_without_a_job_is_in_the_result_of_the_task(tasking, upstream, tmp_path):
+    gone = {"hf": {"model_name_or_path": str(tmp_path / "nothing")}}
+    models = UNNAMED | _models(upstream, a={}) | {"gone": gone}
+    async with tasking(models) as (client, task):
+        result = await client.call_tool("generate", {"prompt_ls": MANY, "model": [*models]})
+        state = await ask(client, "get", task.handles[0].task_id)
+    assert state["statusMessage"] == "50 of 150 prompts answered, 50 failed"
+    assert result.structured_content["models"]["a"] == {"ans_ls": [f"echo: {prompt}" for prompt in MANY]}
+    assert [len(codes_of(result, name)) for name in ("unnamed", "gone")] == [50, 50]
+
+
+@pytest.mark.thorough
+async def test_models_that_end_before_the_call_becomes_a_task_are_asked_once(tasking, upstream, monkeypatch):
+    monkeypatch.setattr(tasks, "_SOON_S", 3.0)
+    upstream.reply = choose(lambda seen: late(2.5, answer()) if seen.json["model"] == "slow" else answer())
+    async with tasking(_models(upstream, a={}, slow={})) as (client, task):
+        result = await client.call_tool("generate", {"prompt_ls": ["x", "y"], "model": ["a", "slow"]})
+    assert task.handles[0].status_message == "2 of 4 prompts answered"
+    found, every = result.structured_content["models"], result.meta["models"]
+    assert (found["a"], found["slow"]) == ({"ans_ls": ["echo: x", "echo: y"]},) * 2
+    assert (every["a"]["requests"], every["a"]["prompt_tokens"]) == (2, every["slow"]["prompt_tokens"])
+    assert len(upstream.seen) == 4
+
+
+async def test_a_task_of_several_models_is_cancelled_as_one(tasking, upstream):
+    upstream.reply = choose(lambda seen: hang() if seen.json["model"] != "a" else answer())
+    async with tasking(_models(upstream, a={}, b={}, c={}), follows=False) as (client, task):
+        await client.call_tool("generate", {"prompt_ls": MANY, "model": ["b", "a", "c"]})
+        task_id = task.handles[0].task_id
+        while (await ask(client, "get", task_id))["statusMessage"] != "50 of 150 prompts answered":
+            await asyncio.sleep(0.05)
+        await ask(client, "cancel", task_id)
+        assert (await ended(client, task_id))["status"] == "cancelled"
+        await until(lambda: upstream.in_flight == 0)
+
+
+@pytest.mark.thorough
+async def test_another_server_resumes_each_model_of_a_task(tasking, upstream):
+    models = _models(upstream, a={}, b={}, c={})
+    upstream.reply = choose(lambda seen: hang() if seen.json["model"] != "a" else answer())
+    async with tasking(models, follows=False) as (client, task):
+        await client.call_tool("generate", {"prompt_ls": MANY, "model": [*models]})
+        task_id = task.handles[0].task_id
+        while (await ask(client, "get", task_id))["statusMessage"] != "50 of 150 prompts answered":
+            await asyncio.sleep(0.05)
+    upstream.reply = answer()
+    async with tasking(models) as (client, _):
+        result = (await ended(client, task_id))["result"]
+    assert result["structuredContent"]["models"] == {
+        name: {"ans_ls": [f"echo: {each}" for each in MANY]} for name in models
+    }
+    assert sum(seen.json["model"] == "a" for seen in upstream.seen) == 50
+
+
+@pytest.mark.thorough
+async def test_a_call_that_fails_while_it_becomes_a_task_leaves_no_job(tasking, upstream, monkeypatch):
+    async def fail(*_):
+        raise PromptmillError(Code.STORAGE, "The disk is full.")
+
+    monkeypatch.setattr("promptmill.jobs.manage.deferred_call.keep", fail)
+    upstream.reply = hang()
+    async with tasking(UNNAMED | _models(upstream, a={})) as (client, task):
+        arguments = {"prompt_ls": MANY, "model": ["unnamed", "a"]}
+        assert (await client.call_tool("generate", arguments, raise_on_error=False)).is_error
+        await until(lambda: upstream.in_flight == 0 and not JobFolders.from_environ().paths())
+    assert not task.handles

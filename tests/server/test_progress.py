@@ -139,5 +139,5 @@ async def test_a_call_whose_response_may_be_json_reports_nothing_in_its_first_tw
 
     scope = SimpleNamespace(meta={"progressToken": 1}, request=SimpleNamespace(scope={RESPONSE: object()}))
     ctx: Any = SimpleNamespace(request_context=scope, report_progress=report, activity="")
-    await with_progress(ctx, ctx, Call(Facts(total=1)), asyncio.sleep(seconds))
+    await with_progress(ctx, ctx, [Call(Facts(total=1))], asyncio.sleep(seconds))
     assert len(reported) == notes

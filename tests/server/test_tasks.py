@@ -369,6 +369,15 @@ def test_a_client_of_2025_11_25_cancels_its_task_and_gets_the_answers_so_far(old
         assert server.result(waiting)["structuredContent"]["ans_ls"] == ["", "echo: b"]
 
 
+@pytest.mark.thorough
+def test_a_client_of_2025_11_25_gets_the_answers_of_several_models_from_one_task(older):
+    with older() as server:
+        handle = server.begun(prompt_ls=["x"], model=["a", "b"])
+        result = server.ask("result", handle["taskId"])
+        assert server.ask("get", handle["taskId"])["statusMessage"] == "2 of 2 prompts answered"
+    assert result["structuredContent"] == {"models": {name: {"ans_ls": ["echo: x"]} for name in "ab"}}
+
+
 def test_a_server_whose_client_waits_for_a_result_ends_when_it_should(older, upstream):
     upstream.reply = hang()
     with older() as server:

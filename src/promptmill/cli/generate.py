@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +21,6 @@ from promptmill.cli.error_words import option_of
 from promptmill.cli.options import note_once
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.configuration import Configuration
-from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.values import JsonDict
@@ -30,6 +28,7 @@ from promptmill.core.wording import duration, paced
 from promptmill.files.format_table import reading, whole
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
+from promptmill.service.model_parts import ModelPart, answer_all, sum_of_calls
 from promptmill.service.observers import exported
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -40,17 +39,6 @@ _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
 # A word of a language that separates words by spaces. A question in Chinese has no such word.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
-
-
-@dataclass(slots=True)
-class _Part:
-    """The part of one model in a command. `name`: empty for the only model."""
-
-    name: str
-    call: Call
-    sink: ListSink
-    config: ModelConfig | None = None
-    outcomes: Sequence[Outcome] = ()
 
 
 def run_generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -69,13 +57,11 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
         _check_writable(output)
     registry.check_key(configuration.config)
     note_once(configuration.config)
-    total, names = len(prompts), list(dict.fromkeys(getattr(arguments, "models", None) or ()))
-    parts = [_Part(name, Call(Facts(total=total)), ListSink(total)) for name in (names if names[1:] else [""])]
-    live = None
-    if total == len(parts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
+    names, live = list(dict.fromkeys(getattr(arguments, "models", None) or ())), None
+    if len(prompts) == 1 and not names[1:] and not arguments.json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
-        parts[0].call.preview = lambda growing: live.show(growing.text)
-    interrupted = runtime.run(_answer(configuration, prompts, arguments.system or "", parts, live))
+    models = names if names[1:] else [""]
+    parts, interrupted = runtime.run(_answer(configuration, prompts, arguments.system or "", models, live))
     if live is not None:
         first = parts[0].outcomes[0]
         live.end(first.text if isinstance(first, Completion) else None)
@@ -84,13 +70,13 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
         write = _print_json if arguments.json else _print_answers
         written = _write(lambda target: write(parts, target), output)
     for part in () if arguments.json else parts:
-        _say_problems(part, configuration)
+        _say_problems(part)
     if interrupted:
         return 130
     return int(not written or any(isinstance(outcome, Failure) for part in parts for outcome in part.outcomes))
 
 
-def _say_problems(part: _Part, configuration: Configuration) -> None:
+def _say_problems(part: ModelPart) -> None:
     """Print the warnings, notes and failures of a model's answers on stderr."""
     of_model = part.name and f"{part.name}: "
     for warning in (*part.call.warnings, *_notes(part.outcomes)):
@@ -98,8 +84,7 @@ def _say_problems(part: _Part, configuration: Configuration) -> None:
     if failed := list_call.summary(part.outcomes, option_of):
         complain(of_model + failed)
         first = next(outcome.error for outcome in part.outcomes if isinstance(outcome, Failure))
-        config = part.config or configuration.config
-        if meant := runtime.run(choosing.meant_model(config, first, "--model NAME")):
+        if meant := runtime.run(choosing.meant_model(part.config, first, "--model NAME")):
             say(f"promptmill: {of_model}{meant}", sys.stderr, wrap=True)
 
 
@@ -193,7 +178,7 @@ def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
     return {"role": "user", "content": [{"type": "text", "text": prompt}, *parts]}
 
 
-def _print_json(parts: Sequence[_Part], target: TextIO) -> None:
+def _print_json(parts: Sequence[ModelPart], target: TextIO) -> None:
     """Print the result as the tool `generate` has it, with its `_meta`."""
     results: dict[str, JsonDict] = {}
     for part in parts:
@@ -218,7 +203,7 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
         return False
 
 
-def _print_answers(parts: Sequence[_Part], target: TextIO) -> None:
+def _print_answers(parts: Sequence[ModelPart], target: TextIO) -> None:
     """Print the answers; those of several models have names. On a terminal, the answers to several prompts are
     numbered. A failed answer is an empty line."""
     only = parts[0].outcomes
@@ -251,39 +236,33 @@ async def _answer(
     configuration: Configuration,
     prompts: Sequence[object],
     system_prompt: str,
-    parts: Sequence[_Part],
+    models: Sequence[str],
     live: LiveAnswer | None,
-) -> bool:
-    """Set the outcomes of all parts, whose models answer at once. Return whether Ctrl-C interrupted them."""
-    service = Service(configuration)
+) -> tuple[list[ModelPart], bool]:
+    """Return the parts of all models with their outcomes, and whether Ctrl-C interrupted them."""
+    service, facts = Service(configuration), Facts(total=len(prompts))
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
-
-    async def answer(part: _Part) -> None:
-        generating = service.generate(items, part.call, system_prompt=system_prompt, config=part.config, sink=part.sink)
-        try:
-            part.outcomes = await generating
-        except PromptmillError as error:
-            if not part.name:
-                raise
-            part.outcomes = [Failure(error)] * len(items)  # such as a model that cannot be loaded
-
     async with exported(service):
-        for part in parts if parts[1:] else ():
-            part.config = await service.call_config(part.name)
-        work, calls = asyncio.gather(*map(answer, parts)), [part.call for part in parts]
+        preview = None if live is None else lambda growing: live.show(growing.text)
+        parts = [
+            ModelPart(items, Call(facts, preview=preview), system_prompt, await service.call_config(name), name)
+            for name in models
+        ]
+        calls, sinks = [part.call for part in parts], {name: ListSink(len(items)) for name in models}
+        work = asyncio.ensure_future(answer_all(parts, lambda part: part.answered(service, sinks[part.name])))
         try:
             if sys.stderr.isatty():
                 await _show_progress(work, service, calls, live)
             else:
                 await _report_waits(work, calls)
             await work
-            return False
+            return parts, False
         except asyncio.CancelledError:  # after Ctrl-C, asyncio's runner cancels the main task
             work.cancel()
             await asyncio.wait({work})
             for part in parts:
-                part.outcomes = part.sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted."))
-            return True
+                part.outcomes = sinks[part.name].result(PromptmillError(Code.SHUTDOWN, "It was interrupted."))
+            return parts, True
         finally:
             await service.aclose()
 
@@ -293,7 +272,7 @@ async def _report_waits(work: asyncio.Future[Any], calls: Sequence[Call]) -> Non
     printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
-        waiting = next((call.waiting for call in calls if call.waiting), "")
+        waiting = sum_of_calls(calls).waiting
         if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and waiting:
             say(f"promptmill: {waiting}", sys.stderr)
             printed = time.monotonic()
@@ -302,16 +281,16 @@ async def _report_waits(work: asyncio.Future[Any], calls: Sequence[Call]) -> Non
 async def _show_progress(
     work: asyncio.Future[Any], service: Service, calls: Sequence[Call], live: LiveAnswer | None
 ) -> None:
-    began, total = time.monotonic(), sum(call.facts.total or 0 for call in calls)
+    began, total = time.monotonic(), sum_of_calls(calls).facts.total
     with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
         bar = progress.add_task("", total=total, said="steps")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            done = sum(call.counts.done for call in calls)
-            reasons = [call.waiting or paced(call.pace) for call in calls]
-            doing = ("" if done else service.activity) or next(filter(None, reasons), "steps")
+            call = sum_of_calls(calls)
+            done = call.counts.done
+            doing = ("" if done else service.activity) or call.waiting or paced(call.pace) or "steps"
             of = "" if total == 1 else f", {done:,} of {total:,}"
             progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from promptmill.backends.protocol import Call
 from promptmill.config.model_config import ModelConfig
-from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Conversation
+from promptmill.service.model_parts import ModelPart
 
 
 class Caller(NamedTuple):
@@ -52,12 +50,27 @@ class CallModels:
         return self.configs[name]
 
 
-@dataclass(frozen=True, slots=True)
-class CallWork:
-    """The items of a call with their settings, and the `call` itself, which counts the outcomes."""
+class CallTask(NamedTuple):
+    """The task that a call becomes after `limit_s` seconds. Each part of the call is then a job, with an id."""
 
-    items: Sequence[Conversation | PromptmillError]
-    call: Call
-    system_prompt: str
-    config: ModelConfig
-    caller: Caller
+    job_id: str
+    limit_s: float
+    is_required: bool
+    """Whether the client accepts only a task's handle, and no result."""
+    note: Mapping[str, object]
+    """The data of the task, which each of its jobs stores."""
+
+
+@dataclass(slots=True)
+class CallWork(ModelPart):
+    """A part of a client's call."""
+
+    caller: Caller = USER
+    task: CallTask | None = None
+    job_id: str | None = None
+    """The job that has the answers, or continues with the items that are left to it, if any."""
+
+
+def new_job_id() -> str:
+    """Return the id for a job of a call. It is random, so that no client with the same token guesses it."""
+    return f"call-{secrets.token_hex(8)}"

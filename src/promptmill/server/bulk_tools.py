@@ -396,7 +396,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         if action is not None:
             await _acted(running, job_id, caller, action)
         work = _awaited(running, job_id, caller, wait_s, goes_on=action == "continue")
-        job_status = await with_progress(ctx, service, Call(Facts()), work, lambda: "waiting for the job")
+        job_status = await with_progress(ctx, service, [Call(Facts())], work, lambda: "waiting for the job")
         for name, value in added.items():
             if value is not None:
                 job_status[name] = await part(controls[name])(running, caller, job_id, value)

@@ -20,6 +20,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
+from promptmill.jobs.caller import CallWork
 from promptmill.service import choosing, list_call
 from promptmill.service.model import TOY
 
@@ -227,19 +228,13 @@ def wants_copy(ctx: Context) -> bool:
 
 
 async def result_of(
-    ctx: Context,
-    outcomes: Sequence[Outcome],
-    call: Call,
-    config: ModelConfig,
-    keep: Callable[[Sequence[Outcome]], Awaitable[str]],
-    *,
-    job_id: str | None = None,
-    models: int = 1,
+    ctx: Context, part: CallWork, keep: Callable[[Sequence[Outcome]], Awaitable[str]], models: int
 ) -> ToolResult:
-    """Return the result of a call. If the result is too large for the client, it names the job that `keep` creates.
+    """Return the result of a part of a call. If it is too large for the client, it names the job that `keep` creates.
 
-    `job_id`: the job that answers the deferred items. `models`: the number of such results in one message.
+    `models`: the number of such results in one message.
     """
+    outcomes, call, config, job_id = part.outcomes, part.call, part.config, part.job_id
     any_failure = config.settings.on_error == "raise"
     is_small = _is_small(outcomes)
 

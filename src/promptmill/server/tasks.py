@@ -6,9 +6,10 @@
                      job call-… ◀── tasks/get: its status, at the end the result; resumes it after a kill
                                 ◀── tasks/cancel: ends it
 
-A task is the job of a call (`jobs.manage.deferred_call`), and its id is the job's id, which is random. The job's folder
-has all data about the task, so any server of the same user can answer the owner's requests about it. No task has the
-status `failed`, which MCP uses for protocol errors: a job that stopped has a result with the answers so far.
+A task is the job of a call (`jobs.manage.deferred_call`), and its id is the job's id, which is random. A task of a call
+with a list of models has a job for each of them, and the id of the first. The jobs' folders have all data about the
+task, so any server of the same user can answer the owner's requests about it. No task has the status `failed`, which
+MCP uses for protocol errors: a job that stopped has a result with the answers so far.
 
 In the 2025-11-25 form, the client requests a task by `task` in a call's parameters, and fetches the result with
 `tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` replaces the SDK's reply.
@@ -35,18 +36,17 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
 from promptmill.backends.protocol import Call, Counts, Facts, Failure, Outcome
-from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs.caller import Caller
-from promptmill.server.results import result_of
+from promptmill.jobs.caller import Caller, CallTask, CallWork, new_job_id
+from promptmill.server.results import result_of, side_by_side
 from promptmill.server.tool_calls import owner_of
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
-    from promptmill.jobs.manage.deferred_call import CallTask
     from promptmill.jobs.manage.server_jobs import ServerJobs
     from promptmill.jobs.store.folder import Folder
+    from promptmill.jobs.store.index import JobFolders
 
 EXTENSION = "io.modelcontextprotocol/tasks"
 _LARGE = 100  # a call with at least this many prompts is a task from the start
@@ -61,12 +61,14 @@ _CAPABILITY: JsonObject = {"requiredCapabilities": {"extensions": {EXTENSION: {}
 
 
 class _Note(TypedDict):
-    """The facts about a task that its job stores."""
+    """The facts about a task that each of its jobs stores."""
 
     prompts: int
     model: str
     chosen: str | None
     expires: float
+    models: Mapping[str, str]
+    """The job of each model of a list, by its name in the list; empty for a call without a list."""
 
 
 class _State(TypedDict):
@@ -81,31 +83,19 @@ class _State(TypedDict):
     pollIntervalMs: int
 
 
-def limit_s(ctx: Context, prompts: int) -> float | None:
-    """Return the seconds after which a call of `prompts` prompts becomes a task; None for clients without tasks."""
-    context = ctx.request_context
-    if context is None:
-        return None
-    if context.protocol_version == _OLD:
-        return 0.0 if _WANTED in (context.meta or {}) else None
-    is_modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
-    if not is_modern or ctx.client_extension_settings(EXTENSION) is None:
-        return None
-    return 0.0 if prompts >= _LARGE else _SOON_S
-
-
-def task_of(ctx: Context, prompts: int, config: ModelConfig) -> CallTask:
-    """Return the task that the call may become."""
-    from promptmill.jobs.manage.deferred_call import CallTask
-
-    context = ctx.request_context
-    note: _Note = {
-        "prompts": prompts,
-        "model": config.name,
-        "chosen": config.chosen,
-        "expires": time.time() + _TTL_S,
-    }
-    return CallTask(note, is_required=context is not None and context.protocol_version == _OLD)
+def offer(ctx: Context, parts: Sequence[CallWork]) -> None:
+    """Let a call become a task if the client supports tasks: at once if the call is large, else after some seconds."""
+    if (context := ctx.request_context) is None:
+        return
+    is_old, is_large = context.protocol_version == _OLD, sum(len(part.items) for part in parts) >= _LARGE
+    is_able = (
+        context.protocol_version in MODERN_PROTOCOL_VERSIONS and ctx.client_extension_settings(EXTENSION) is not None
+    )
+    if _WANTED in (context.meta or {}) if is_old else is_able:
+        jobs = {part.name: new_job_id() for part in parts}
+        note = {"expires": time.time() + _TTL_S, "models": {} if "" in jobs else jobs}
+        for part in parts:
+            part.task = CallTask(jobs[part.name], 0.0 if is_old or is_large else _SOON_S, is_old, note)
 
 
 class Started(InputRequiredToolResult):
@@ -117,11 +107,11 @@ class Started(InputRequiredToolResult):
         BaseModel.__init__(self, content=[], input_required={"resultType": "task", **task})
 
 
-async def started(ctx: Context, server_jobs: ServerJobs, job_id: str) -> ToolResult:
-    """Return the handle of a task, whose job is already stored and survives a power loss."""
-    task = await asyncio.to_thread(lambda: _Task(server_jobs.folders.loose(job_id)).state())
-    is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
-    return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
+async def started(server_jobs: ServerJobs, task: CallTask) -> ToolResult:
+    """Return the handle of a task, whose jobs are already stored and survive a power loss."""
+    folders = server_jobs.folders
+    state = await asyncio.to_thread(lambda: _Task(folders.loose(task.job_id), folders).state())
+    return ToolResult([], meta={_WANTED: _old(state)}) if task.is_required else Started(state)
 
 
 def _old(task: _State) -> JsonDict:
@@ -180,10 +170,11 @@ class Tasks(ServerExtension):
         return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
     async def _current(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> tuple[_Task, _State]:
-        """Return a task and its state. An interrupted task is resumed first."""
+        """Return a task and its state. Its interrupted jobs are resumed first."""
         task = await self._found(ctx, params.task_id)
-        if task.is_interrupted:
-            task = await self._resumed(task, _caller(ctx))
+        for name, job in task.jobs.items():
+            if job.is_interrupted:
+                task.jobs[name] = await self._resumed(job, _caller(ctx))
         return task, await asyncio.to_thread(task.state)
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
@@ -201,10 +192,10 @@ class Tasks(ServerExtension):
 
     async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
         """End a task. A task that has already ended is not changed."""
-        task = await self._found(ctx, params.task_id)
-        if not task.has_ended:
-            await self._server_jobs().cancel(params.task_id, _caller(ctx), is_call=True)
-        elif ctx.protocol_version == _OLD:
+        task, caller = await self._found(ctx, params.task_id), _caller(ctx)
+        left = [job.folder.job_id for job in task.jobs.values() if not job.ending]
+        await asyncio.gather(*(self._server_jobs().cancel(job_id, caller, is_call=True) for job_id in left))
+        if not left and ctx.protocol_version == _OLD:
             raise MCPError(mcp_types.INVALID_PARAMS, "The task has ended.")
         return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}
 
@@ -220,46 +211,82 @@ class Tasks(ServerExtension):
 
         def found() -> _Task | None:
             try:
-                task = _Task(server_jobs.visible.find(task_id, _caller(ctx)))
+                task = _Task(server_jobs.visible.find(task_id, _caller(ctx)), server_jobs.folders)
             except PromptmillError:
                 return None
-            return None if not task.note or task.is_expired else task
+            return None if time.time() > task.expires else task
 
         if (task := await asyncio.to_thread(found)) is None:
             raise MCPError(mcp_types.INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
         return task
 
-    async def _resumed(self, task: _Task, caller: Caller) -> _Task:
-        """Resume or queue the task's job, and return the task. Its state is `stopped` if the job cannot be resumed."""
-        job_id, error = task.folder.job_id, None
+    async def _resumed(self, job: _TaskJob, caller: Caller) -> _TaskJob:
+        """Resume or queue a job, and return it. A job that cannot be resumed has ended."""
+        error = None
         try:
-            await self._server_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)
+            config = self._service.offered_config(job.note["model"])
+            await self._server_jobs().resume(job.folder.job_id, config, caller)
         except PromptmillError as refused:
             error = None if refused.code is Code.RATE_LIMITED else refused  # the next poll tries again
-        resumed = await asyncio.to_thread(lambda: _Task(task.folder))
+        resumed = await asyncio.to_thread(lambda: _TaskJob(job.folder))
         if error is not None and resumed.is_interrupted:
-            resumed.status |= {"state": "stopped", "reason": str(error), "code": error.code}
+            resumed.status |= {"reason": str(error), "code": error.code}
+            resumed.ending = "completed"
         return resumed
 
     async def _result(self, task: _Task) -> JsonDict:
-        outcomes = await asyncio.to_thread(task.outcomes)
-        call = task.call(several_models=len(self._service.models) > 1)
+        async with Context(fastmcp=self.server) as context:
+            results = {name: await self._result_of(context, job, len(task.jobs)) for name, job in task.jobs.items()}
+        result = (results[""] if "" in results else side_by_side(results)).to_mcp_result()
+        assert isinstance(result, mcp_types.CallToolResult)
+        return result.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+    async def _result_of(self, context: Context, job: _TaskJob, models: int) -> ToolResult:
         try:
-            config = self._service.offered_config(task.note["model"])
+            config = self._service.offered_config(job.note["model"])
         except PromptmillError:  # the operator has removed the model
             config = self._service.config
 
         async def kept(_: Sequence[Outcome]) -> str:
-            return task.folder.job_id  # the job has finished, so it has all answers
+            return job.folder.job_id  # the job has finished, so it has all answers
 
-        async with Context(fastmcp=self.server) as context:
-            result = (await result_of(context, outcomes, call, config, kept)).to_mcp_result()
-        assert isinstance(result, mcp_types.CallToolResult)
-        return result.model_dump(by_alias=True, mode="json", exclude_none=True)
+        call, outcomes = job.call(several_models=len(self._service.models) > 1), await asyncio.to_thread(job.outcomes)
+        return await result_of(context, CallWork((), call, "", config, outcomes=outcomes), kept, models)
 
 
 class _Task:
-    """A task, as its job's folder describes it. Reading it blocks the thread."""
+    """A task, as the folders of its jobs describe it. Reading it blocks the thread."""
+
+    def __init__(self, folder: Folder, folders: JobFolders) -> None:
+        """`folder`: one of the task's jobs. Raises `PromptmillError` (`invalid_input`) if a job does not exist."""
+        self.task_id, note = folder.job_id, folder.task or {}
+        self.jobs = {
+            name: _TaskJob(folders.loose(job_id)) for name, job_id in (note.get("models") or {"": self.task_id}).items()
+        }
+        self.expires = float(note.get("expires", 0.0))
+        """The time until which the client may request the task; 0 if the job is no task."""
+
+    def state(self) -> _State:
+        """Return the state in the protocol, without the result."""
+        jobs, states = self.jobs.values(), [job.status for job in self.jobs.values()]
+        failed, created = sum(status.get("failed", 0) for status in states), min(status["created"] for status in states)
+        answered = sum(status.get("done", 0) for status in states) - failed
+        message = f"{answered:,} of {sum(job.note['prompts'] for job in jobs):,} prompts answered"
+        waits_ms = [1e3 * (status.get("eta_s") or 0.0) / _POLLS for status in states]
+        waits_ms += [_POLL_MS[1] for job in jobs if job.is_interrupted]
+        return {
+            "taskId": self.task_id,
+            "status": min(job.ending for job in jobs) or "working",  # "" is less than `cancelled`
+            "statusMessage": f"{message}, {failed:,} failed" if failed else message,
+            "createdAt": _time(created),
+            "lastUpdatedAt": _time(max(created, *(status.get("updated", created) for status in states))),
+            "ttlMs": int(1000 * (self.expires - created)),
+            "pollIntervalMs": min(max(_POLL_MS[0], *map(int, waits_ms)), _POLL_MS[1]),
+        }
+
+
+class _TaskJob:
+    """A job of a task, as its folder describes it. Reading it blocks the thread."""
 
     def __init__(self, folder: Folder) -> None:
         """Raises `PromptmillError` (`invalid_input`) if the job does not exist."""
@@ -268,37 +295,13 @@ class _Task:
         self.folder = folder
         self.note = cast("_Note", folder.task or {})
         self.status = status.read(folder)
-        self.has_ended = self.status["state"] in progress.ENDED - {progress.INTERRUPTED}
-        self.is_cancelled = self.status["state"] == progress.CANCELLED
-        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed while it was cancelled
-            self.has_ended = self.is_cancelled = True
-
-    @property
-    def is_interrupted(self) -> bool:
+        state = self.status["state"]
+        self.ending = "completed" if state in {progress.FINISHED, progress.STOPPED} else ""
+        """The status of the job in the protocol if it has ended; else `""`."""
+        if state == progress.CANCELLED or (state == progress.INTERRUPTED and folder.control.cancel):  # killed meanwhile
+            self.ending = "cancelled"
+        self.is_interrupted = not self.ending and state == progress.INTERRUPTED
         """Whether no process runs the unfinished job: it waits for a place, or its process has ended."""
-        return not self.has_ended and self.status["state"] == "interrupted"
-
-    @property
-    def is_expired(self) -> bool:
-        """Whether the `ttlMs` given to the client has passed."""
-        return time.time() > float(self.note.get("expires", 0.0))
-
-    def state(self) -> _State:
-        """Return the state in the protocol, without the result."""
-        status, created = self.status, float(self.status["created"])
-        answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
-        message = f"{answered:,} of {self.note['prompts']:,} prompts answered"
-        left_ms = _POLL_MS[1] if self.is_interrupted else int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
-        over = "cancelled" if self.is_cancelled else "completed" if status["state"] in {"finished", "stopped"} else ""
-        return {
-            "taskId": self.folder.job_id,
-            "status": over or "working",
-            "statusMessage": f"{message}, {failed:,} failed" if failed else message,
-            "createdAt": _time(created),
-            "lastUpdatedAt": _time(max(created, float(status.get("updated", created)))),
-            "ttlMs": int(1000 * (self.note["expires"] - created)),
-            "pollIntervalMs": min(max(left_ms, _POLL_MS[0]), _POLL_MS[1]),
-        }
 
     def outcomes(self) -> list[Outcome]:
         """Return the outcome of each prompt, or else a failure with the reason why the job stopped. Blocks."""

@@ -28,12 +28,13 @@ from mcp_types import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from promptmill.backends.protocol import Call, Counts
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.wording import duration, paced
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
+from promptmill.service.model_parts import sum_of_calls
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
@@ -195,13 +196,13 @@ def _name(text: str) -> str:
 async def with_progress(
     ctx: Context,
     service: Service,
-    call: Call,
+    calls: Sequence[Call],
     work: Coroutine[Any, Any, T],
     words_of: Callable[[], str] | None = None,
 ) -> T:
     """Run `work` in a separate task, and report its progress to the client if the request asks for progress.
 
-    `words_of` returns the text of a report; by default, the text is about the items that `call` counts.
+    `words_of` returns the text of a report; by default, the text is about the items that the `calls` count together.
 
     The task is separate because FastMCP cancels a call by an anyio scope, in which `work` could not clean up.
     """
@@ -211,14 +212,15 @@ async def with_progress(
             return await asyncio.shield(task)
         if _may_be_json(ctx) and (await asyncio.wait({task}, timeout=_FAST_S))[0]:
             return task.result()
-        reported = ReportedProgress(time.monotonic)
+        reported, call = ReportedProgress(time.monotonic), sum_of_calls(calls)
         await ctx.report_progress(0, call.facts.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
+            call = sum_of_calls(calls)
             words = _status(service, call) if words_of is None else words_of()
             if not task.done() and reported.is_news(call, words):
                 await ctx.report_progress(reported.number, call.facts.total, words)
-        if call.facts.total != 0:
+        if (call := sum_of_calls(calls)).facts.total != 0:
             words = "ready" if call.facts.total is None else _count(call) if words_of is None else words_of()
             reported.end(call)
             await ctx.report_progress(reported.number, call.facts.total, words)
@@ -305,12 +307,6 @@ def _status(service: Service, call: Call) -> str:
     if not call.counts.done and (activity := service.activity):
         return activity
     return "loading" if call.facts.total is None else _count(call)
-
-
-def words_of_calls(service: Service, whole: Call, calls: Sequence[Call]) -> str:
-    """Return the text of a report about several calls, and set the counts of `whole` to their sums."""
-    whole.counts = sum((call.counts for call in calls), Counts())
-    return _status(service, whole)
 
 
 def _count(call: Call) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.answers.response_format import with_schema
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Facts, Failure, Ledger, Outcome
+from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO, is_named
 from promptmill.config.configuration import Overrides
 from promptmill.config.model_config import ModelConfig
@@ -29,13 +29,15 @@ from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
 from promptmill.server.elicitation import UserQuestions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of, side_by_side
-from promptmill.server.tool_calls import caller_of, tool, with_progress, words_of_calls
+from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
+from promptmill.service.model_parts import answer_all
 from promptmill.service.service import Service
 from promptmill.steps.chain import sending
 from promptmill.steps.costs import cost_of
 
 if TYPE_CHECKING:
+    from promptmill.jobs.manage.deferred_call import DeadlineCall
     from promptmill.jobs.manage.server_jobs import ServerJobs
 
 _Items: TypeAlias = Sequence[Conversation | PromptmillError]
@@ -150,7 +152,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         chosen = _backend_of(service, backend_configs) if unnamed else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         try:
-            await with_progress(ctx, service, Call(), service.init(overrides))
+            await with_progress(ctx, service, [Call()], service.init(overrides))
         except PromptmillError as error:
             raise _naming_the_block(error, chosen, _blocks(backend_configs)) from None
         named = [TextContent(type="text", text=_UNNAMED.format(service.config.backend))]
@@ -252,18 +254,6 @@ class _Settings(NamedTuple):
     changes: tuple[JsonObject | None, JsonObject | None, list[str] | None]
 
 
-@dataclass(slots=True)
-class _Part:
-    """One model's part of a call. `job_id`: the job that continues this part, if any."""
-
-    work: CallWork
-    outcomes: Sequence[Outcome] = ()
-    job_id: str | None = None
-    is_priced: bool = False
-    task_s: float | None = None
-    """Seconds after which the call becomes a task; None for a client without tasks, and for several models."""
-
-
 class _Answers:
     """The common part of the three answer tools: answers a list of conversations, and builds the result."""
 
@@ -280,11 +270,10 @@ class _Answers:
         If `model` is a list, its models answer at the same time, each with an equal part of `max_cost`, and each
         failure is in the result of its model. Raises `PromptmillError`.
         """
-        service, model, parts = self._service, settings.model, list[_Part]()
+        service, model, parts = self._service, settings.model, list[CallWork]()
         names, several = (model, True) if isinstance(model, list) else ([model], False)
-        task_s = tasks.limit_s(ctx, 1 if several else total)
-        if not 0 < len({*names}) == len(names) <= MOST_VARIANTS or (several and task_s == 0.0):
-            raise input_error(f"A list in `model` has 1 to {MOST_VARIANTS} names, each once; a task has one model.")
+        if not 0 < len({*names}) == len(names) <= MOST_VARIANTS:
+            raise input_error(f"A list in `model` has 1 to {MOST_VARIANTS} names, each once.")
         # The size of a system prompt is limited, because 128 requests of a call may each hold it.
         requests, characters = total * len(names), len(settings.system_prompt)
         if (most := MOST_SHARED // max(1, min(requests, 128))) < characters:
@@ -292,87 +281,76 @@ class _Answers:
                 f"system_prompt has {characters:,} characters, and each of {requests:,} requests repeats it; send at "
                 f"most {most:,}, or fewer prompts in a call."
             )
-        limit = None if settings.max_cost is None else settings.max_cost / len(names)
+        limit, caller = settings.max_cost and settings.max_cost / len(names), caller_of(ctx, service)
         for name in names:
             call = Call(Facts(total=total), ledger=Ledger(None if limit is None else Budget(limit)))
             config = await config_of_call(service, await service.call_config(name), *settings.changes)
-            prompt = settings.system_prompt or config.settings.system_prompt
-            work = CallWork(await items_of(config), call, prompt, config, caller_of(ctx, service))
-            parts.append(_Part(work, task_s=None if several else task_s))
-        priced = min((part.work.config for part in parts), key=lambda config: config.record.is_engine)
-        question = self._questions.cost(ctx, priced, settings.max_cost, "This call")
-        if question is not None:
-            costs = await asyncio.to_thread(_costs, parts)
-            question.unpriced = [str(name) for name, part in zip(names, parts, strict=True) if not part.is_priced]
+            prompt, listed = settings.system_prompt or config.settings.system_prompt, str(name) if several else ""
+            parts.append(CallWork(await items_of(config), call, prompt, config, listed, caller=caller))
+        priced = min((part.config for part in parts), key=lambda config: config.record.is_engine)
+        if (question := self._questions.cost(ctx, priced, settings.max_cost, "This call")) is not None:
+            *costs, question.unpriced = await asyncio.to_thread(_costs, parts)
             await question.approve(*costs)
-        calls = [part.work.call for part in parts]
-        whole = Call(Facts(total=requests)) if several else calls[0]
-        words = partial(words_of_calls, service, whole, calls) if several else None
+        tasks.offer(ctx, parts)
+        calls = [part.call for part in parts]
+        rests: list[DeadlineCall] = []
         try:
-            answer = self._answer_apart if several else self._answer
-            answering = asyncio.gather(*(answer(ctx, part) for part in parts))
-            await with_progress(ctx, service, whole, asyncio.wait_for(answering, None), words)
+            await with_progress(ctx, service, calls, answer_all(parts, partial(self._outcomes, rests)))
+            if (task := parts[0].task) is not None and rests:
+                for part in parts:
+                    part.job_id = part.job_id or await self._keep(part, part.outcomes)
+            while rests:
+                rests.pop().go_on()
         finally:
+            await asyncio.gather(*(rest.abandon() for rest in rests))
             if question is not None and not any(part.job_id for part in parts):  # a job would still spend more
                 question.charge(sum(call.counts.cost or 0.0 for call in calls))
-        results = [await self._result(ctx, part, len(names)) for part in parts]
-        return side_by_side(dict(zip(map(str, names), results, strict=True))) if several else results[0]
+        if task is not None and parts[0].job_id is not None:
+            return await tasks.started(self._server_jobs(), task)
+        results = {
+            part.name: await result_of(ctx, part, partial(self._keep, replace(part, task=None)), len(parts))
+            for part in parts
+        }
+        return side_by_side(results) if several else results[""]
 
-    async def _answer_apart(self, ctx: Context, part: _Part) -> None:
-        """Set the outcomes of a part, and its job. If an error is raised, each of the part's items fails with it."""
-        try:
-            await self._answer(ctx, part)
-        except PromptmillError as error:
-            part.outcomes = [Failure(error)] * len(part.work.items)
-
-    async def _answer(self, ctx: Context, part: _Part) -> None:
-        """Set the outcomes of a part, and its job. Raises `PromptmillError`."""
-        service, work, config = self._service, part.work, part.work.config
-        limit_s = config.settings.max_call_s
-        if part.task_s is not None:
-            limit_s = min(part.task_s, limit_s or math.inf)
-        if limit_s is None:
-            prompt = work.system_prompt
-            part.outcomes = await service.generate(work.items, work.call, system_prompt=prompt, config=config)
-            return
+    async def _outcomes(self, rests: list[DeadlineCall], part: CallWork) -> Sequence[Outcome]:
+        """Return the outcomes of a part; add it to `rests` if items are left to a job. Raises `PromptmillError`."""
+        service, task_s = self._service, math.inf if part.task is None else part.task.limit_s
+        if (limit_s := min(task_s, part.config.settings.max_call_s or math.inf)) == math.inf:
+            return await part.answered(service)
         await asyncio.to_thread(importlib.import_module, _JOBS)
         from promptmill.jobs.manage.deferred_call import DeadlineCall
 
-        config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
-        task = None if part.task_s is None else tasks.task_of(ctx, len(work.items), config)
-        bounded = DeadlineCall(service, self._server_jobs(), replace(work, config=config), limit_s, task)
+        part.config = await service.resolved_config(part.config)  # because a job stores its backend and model
+        bounded = DeadlineCall(service, self._server_jobs(), part, limit_s)
         try:
-            part.outcomes = await bounded.outcomes()
-            part.job_id, spent = bounded.go_on()
-            part.work = replace(work, config=config, call=spent)
+            return await bounded.outcomes()
         finally:
-            await bounded.abandon()
+            if part.job_id is None:
+                await bounded.abandon()
+            else:
+                rests.append(bounded)
 
-    async def _result(self, ctx: Context, part: _Part, models: int) -> ToolResult:
-        """Return the result of a part, or the handle of its task. `models`: the number of models of the call."""
-        work, job_id = part.work, part.job_id
+    async def _keep(self, part: CallWork, outcomes: Sequence[Outcome]) -> str:
+        """Store the outcomes of a part as a job. Return the job's id. Raises `PromptmillError`."""
+        await asyncio.to_thread(importlib.import_module, _JOBS)
+        from promptmill.jobs.manage import deferred_call
 
-        async def keep(outcomes: Sequence[Outcome]) -> str:
-            await asyncio.to_thread(importlib.import_module, _JOBS)
-            from promptmill.jobs.manage import deferred_call
-
-            return await deferred_call.keep(self._server_jobs(), work, outcomes)
-
-        if job_id is not None and part.task_s is not None:
-            return await tasks.started(ctx, self._server_jobs(), job_id)
-        return await result_of(ctx, part.outcomes, work.call, work.config, keep, job_id=job_id, models=models)
+        return await deferred_call.keep(self._server_jobs(), part, outcomes)
 
 
-def _costs(parts: Sequence[_Part]) -> tuple[float | None, float | None]:
-    """Return the estimated and the highest cost of a call's models; None for an unknown cost. Blocks."""
+def _costs(parts: Sequence[CallWork]) -> tuple[float | None, float | None, list[str]]:
+    """Return the estimated and the highest cost of a call's models (None: unknown), and the models without a price.
+
+    The estimated cost leaves out the models without a price. Blocks.
+    """
     costs = []
     for part in parts:
-        work = part.work
-        settings, shown, sent = work.config.settings, registry.shown_by(work.config), sending(work.config)
-        asked = (item.composed(work.system_prompt, shown) for item in work.items if isinstance(item, Conversation))
+        settings, shown, sent = part.config.settings, registry.shown_by(part.config), sending(part.config)
+        asked = (item.composed(part.system_prompt, shown) for item in part.items if isinstance(item, Conversation))
         requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
-        costs.append(cost_of(work.config, (sent(request).request for request in requests)))
-        part.is_priced = costs[-1][0] is not None
+        costs.append(cost_of(part.config, (sent(request).request for request in requests)))
     known = [estimated for estimated, _ in costs if estimated is not None]
     highest = [most for _, most in costs if most is not None]
-    return sum(known) if known else None, sum(highest) if len(highest) == len(costs) else None
+    unpriced = [part.name for part, (estimated, _) in zip(parts, costs, strict=True) if estimated is None]
+    return sum(known) if known else None, sum(highest) if len(highest) == len(costs) else None, unpriced

@@ -18,7 +18,7 @@ from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.features.sources.web_search import WebSearch
-from promptmill.jobs.caller import Caller, CallWork
+from promptmill.jobs.caller import CallWork
 from promptmill.server import create_server
 from promptmill.server import tools as tools_of_calls
 from promptmill.service.service import Service
@@ -257,11 +257,11 @@ def test_the_user_is_not_asked_about_a_cost_without_the_searches(upstream):
     raw = openai_configuration(upstream.url, provider="openai", dialect="responses")._raw
     price = {"price": {"input": 1, "output": 10}, "sampling_params": {"max_tokens": 10}}
     config = Configuration({**raw, **price}).config
-    plain = tools_of_calls._Part(CallWork([PROMPT], Call(), "", config, Caller()))
-    searching = replace(plain, work=replace(plain.work, config=config.with_sampling({"web": True})))
-    assert None not in tools_of_calls._costs([plain])
-    assert tools_of_calls._costs([searching]) == (None, None)
-    cost, most = tools_of_calls._costs([plain, searching])
+    plain = CallWork([PROMPT], Call(), "", config, "plain")
+    searching = replace(plain, config=config.with_sampling({"web": True}), name="searching")
+    assert None not in tools_of_calls._costs([plain])[:2]
+    assert tools_of_calls._costs([searching]) == (None, None, ["searching"])
+    cost, most, _ = tools_of_calls._costs([plain, searching])
     assert (cost is None, most) == (False, None), "the known costs of several models are added"
 
 

@@ -30,7 +30,7 @@ def add(verb: VerbRecord, socket: ToolSocket) -> None:
         named = {names[name]: value for name, value in given.items()}
         options = about.resolved(verb.defaults | named, jobs, caller)
         call = ToolCall(verb, about=about, options=options, caller=caller, jobs=jobs, socket=socket, ctx=ctx)
-        found = await with_progress(ctx, socket.service, Call(Facts()), call.figures(), lambda: call.words)
+        found = await with_progress(ctx, socket.service, [Call(Facts())], call.figures(), lambda: call.words)
         if isinstance(found.get("rows"), list):
             found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
         return ToolResult(None if wants_copy(ctx) else about.text, found)

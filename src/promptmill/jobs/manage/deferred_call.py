@@ -10,25 +10,23 @@ import asyncio
 import contextlib
 import json
 import math
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Counts, Failure, Outcome
+from promptmill.backends.protocol import Counts, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Shown
 from promptmill.files import disk
 from promptmill.files.row import Lines
 from promptmill.jobs import door
-from promptmill.jobs.caller import CallModels, CallWork
+from promptmill.jobs.caller import CallModels, CallWork, new_job_id
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.manage import prune
@@ -51,32 +49,15 @@ _MARGIN_SHARE = 0.05
 _ITEM_S = 4e-5  # seconds to read an item from the database and add it to the result
 
 
-class CallTask(NamedTuple):
-    """The task that a call can become."""
-
-    note: Mapping[str, object]
-    """The data of the task, which the job stores."""
-    is_required: bool
-    """Whether the client accepts only a task's handle, and no result."""
-
-
 class DeadlineCall:
-    """A call with a time limit. Use `outcomes`, then `go_on`; call `abandon` in any case."""
+    """A part of a call with a time limit. Use `outcomes`; if it sets `work.job_id`, use `go_on` or `abandon`."""
 
-    def __init__(
-        self,
-        service: Service,
-        server_jobs: ServerJobs,
-        work: CallWork,
-        limit_s: float,
-        task: CallTask | None = None,
-    ) -> None:
-        """`limit_s`: the time that `work.call` may take. `task`: the task that the call may become."""
+    def __init__(self, service: Service, server_jobs: ServerJobs, work: CallWork, limit_s: float) -> None:
+        """`limit_s`: the time that `work.call` may take."""
         self._service = service
         self._server_jobs = server_jobs
         self._work = work
-        self._task = task
-        self._is_task_required = task is not None and task.is_required
+        self._is_task_required = work.task is not None and work.task.is_required
         margin_s = max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(work.items) * _ITEM_S
         self._limit = work.call.started + limit_s - min(margin_s, limit_s / 2)
         """The time at which the call must return, even if its job is not finished."""
@@ -86,10 +67,10 @@ class DeadlineCall:
         self._held = contextlib.ExitStack()
         """Leaves the job's place and removes the job, unless the job is to continue without the call."""
         self._run: asyncio.Task[object] | None = None
-        self._rest: tuple[str, Callable[[], object]] | None = None
-        """The id of the job that continues the call, and a function that lets this job continue."""
+        self._continue: Callable[[], object] | None = None
+        """A function that lets the job continue without the call, if items are left to the job."""
 
-    async def outcomes(self) -> list[Outcome]:
+    async def outcomes(self) -> Sequence[Outcome]:
         """Return the outcomes of all items, before the time limit. An item that is left to the job fails as `deferred`.
 
         Cancelling ends the work. Raises `PromptmillError` if the backend cannot be loaded or too many jobs are in
@@ -97,7 +78,7 @@ class DeadlineCall:
         """
         work = self._work
         if not any(isinstance(item, Conversation) for item in work.items):
-            return await self._answered_here()
+            return await work.answered(self._service)
         place = self._server_jobs.places.take(work.caller.session)
         self._held.callback(place.leave)
         with contextlib.suppress(TimeoutError):
@@ -109,7 +90,7 @@ class DeadlineCall:
             if self._is_task_required:
                 raise
             work.call.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
-            return await self._answered_here()
+            return await work.answered(self._service)
         sink = ListSink(len(work.items))
         for index, item in enumerate(work.items):
             if isinstance(item, PromptmillError):
@@ -122,13 +103,8 @@ class DeadlineCall:
             self._service.calls.unanswered(work.config, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
 
-    async def _answered_here(self) -> list[Outcome]:
-        work = self._work
-        return await self._service.generate(work.items, work.call, system_prompt=work.system_prompt, config=work.config)
-
     async def _written(self) -> Job:
-        task = None if self._task is None else self._task.note
-        writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._server_jobs.folders, task=task))
+        writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._server_jobs.folders))
         try:
             return await asyncio.shield(writing)
         finally:
@@ -161,23 +137,21 @@ class DeadlineCall:
         if self._end < self._limit:
             return too_long(self._work.config.settings.call_timeout)
         await asyncio.to_thread(make_ready)
-        self._rest = job.spec.job_id, go_on
+        self._work.job_id, self._continue = job.spec.job_id, go_on
         return PromptmillError(Code.DEFERRED, f"Continues as job {job.spec.job_id}.", "")
 
     @property
     def _left_s(self) -> float:
         return max(0.0, min(self._limit, self._end) - time.monotonic())
 
-    def go_on(self) -> tuple[str | None, Call]:
-        """Leave the remaining items to the job. Return the job's id (None if no item remains) and the call so far."""
-        call = self._work.call
-        if self._rest is None:
-            return None, call
-        job_id, go_on = self._rest
+    def go_on(self) -> None:
+        """Leave the remaining items to the job. `work.call` becomes a copy, which does not change any more."""
+        assert self._continue is not None
         self._held.pop_all()
         self._run = None
-        go_on()
-        return job_id, replace(call, counts=call.counts + Counts(), warnings=dict(call.warnings))
+        self._continue()
+        call = self._work.call
+        self._work.call = replace(call, counts=call.counts + Counts(), warnings=dict(call.warnings))
 
     async def abandon(self) -> None:
         """End the work and remove its job, unless `go_on` has left items to the job."""
@@ -186,6 +160,7 @@ class DeadlineCall:
         else:
             self._run.cancel()
             self._run.add_done_callback(lambda _: self._held.close())
+            await asyncio.wait({self._run})
 
 
 def write(
@@ -194,7 +169,6 @@ def write(
     outcomes: Mapping[int, Outcome] = MappingProxyType({}),
     *,
     all_answered: bool = False,
-    task: Mapping[str, object] | None = None,
 ) -> Job:
     """Write a call as a job that only this user can read, and open the job. Blocks.
 
@@ -202,7 +176,8 @@ def write(
     job contains only the items with an outcome. The job survives the end of this process, but it survives a power loss
     only after `_make_durable`. If writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # random, so that no client with the same token guesses the id
+    about = {"prompts": len(work.items), "model": work.config.name, "chosen": work.config.chosen}
+    job_id, note = (new_job_id(), None) if work.task is None else (work.task.job_id, {**work.task.note, **about})
     folder, budget, rows = folders.loose(job_id), work.call.ledger.budget, Rows(name="call", job_id=job_id)
     options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
@@ -212,7 +187,7 @@ def write(
         prune.make_room(folders)
         with open_job(rows, None, options, CallModels(work.config), folders, caller=work.caller) as opened:
             job = opened.admit()
-        job.folder.put(status={"state": progress.STARTING}, task=task)
+        job.folder.put(status={"state": progress.STARTING}, task=note)
         items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
         job.put(spec)
@@ -253,6 +228,7 @@ async def keep(server_jobs: ServerJobs, work: CallWork, outcomes: Sequence[Outco
     }
     writing = asyncio.to_thread(write, work, server_jobs.folders, outcomes_of, all_answered=True)
     job = await asyncio.shield(asyncio.ensure_future(writing))
+    await asyncio.to_thread(_make_durable, job)
     await asyncio.wait({server_jobs.run_here(job)})  # every row is answered already, so the run only writes the output
     return job.spec.job_id
 
