@@ -27,8 +27,7 @@ from promptmill.core.values import JsonDict
 from promptmill.core.wording import duration, paced
 from promptmill.files.format_table import reading, whole
 from promptmill.service import choosing, list_call
-from promptmill.service.list_call import ListSink
-from promptmill.service.model_parts import ModelPart, answer_all, sum_of_calls
+from promptmill.service.list_call import ListSink, ModelPart, answer_all, sum_of_calls
 from promptmill.service.observers import exported
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -249,7 +248,7 @@ async def _answer(
             for name in models
         ]
         calls, sinks = [part.call for part in parts], {name: ListSink(len(items)) for name in models}
-        work = asyncio.ensure_future(answer_all(parts, lambda part: part.answered(service, sinks[part.name])))
+        work = asyncio.ensure_future(answer_all(parts, lambda part: service.generate_part(part, sinks[part.name])))
         try:
             if sys.stderr.isatty():
                 await _show_progress(work, service, calls, live)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from promptmill.config.model_config import ModelConfig
-from promptmill.service.model_parts import ModelPart
+from promptmill.service.list_call import ModelPart
 
 
 class Caller(NamedTuple):

@@ -36,6 +36,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
 from promptmill.backends.protocol import Call, Counts, Facts, Failure, Outcome
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller, CallTask, CallWork, new_job_id
@@ -250,8 +251,8 @@ class Tasks(ServerExtension):
         async def kept(_: Sequence[Outcome]) -> str:
             return job.folder.job_id  # the job has finished, so it has all answers
 
-        call, outcomes = job.call(several_models=len(self._service.models) > 1), await asyncio.to_thread(job.outcomes)
-        return await result_of(context, CallWork((), call, "", config, outcomes=outcomes), kept, models)
+        part = await asyncio.to_thread(job.part, config, several_models=len(self._service.models) > 1)
+        return await result_of(context, part, kept, models)
 
 
 class _Task:
@@ -303,17 +304,14 @@ class _TaskJob:
         self.is_interrupted = not self.ending and state == progress.INTERRUPTED
         """Whether no process runs the unfinished job: it waits for a place, or its process has ended."""
 
-    def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt, or else a failure with the reason why the job stopped. Blocks."""
+    def part(self, config: ModelConfig, *, several_models: bool) -> CallWork:
+        """Return the job's part of the call. Prompts without an outcome fail with the reason of its end. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."
         left = Failure(PromptmillError(Code(self.status.get("code", Code.INTERNAL)), reason, ""))
         prompts = range(self.note["prompts"])
-        return [records[row].outcome() if row in records else left for row in prompts]
-
-    def call(self, *, several_models: bool) -> Call:
-        """Return a call that has the counts of all runs of the task's job."""
+        outcomes = [records[row].outcome() if row in records else left for row in prompts]
         every = {each.name for each in fields(Counts)}
         counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in every and count}
         counts = Counts(codes=Counter(self.status.get("errors")), **counted)
@@ -322,7 +320,7 @@ class _TaskJob:
         call.model = self.note["model"] if several_models else ""
         for warning in self.status.get("warnings", ()):
             call.warn(warning)
-        return call
+        return CallWork((), call, "", config, outcomes=outcomes)
 
 
 def _caller(ctx: ServerRequestContext[Any, Any]) -> Caller:

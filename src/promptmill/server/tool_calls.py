@@ -34,7 +34,7 @@ from promptmill.core.wording import duration, paced
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
-from promptmill.service.model_parts import sum_of_calls
+from promptmill.service.list_call import sum_of_calls
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS

@@ -31,7 +31,7 @@ from promptmill.server.elicitation import UserQuestions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of, side_by_side
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
-from promptmill.service.model_parts import answer_all
+from promptmill.service.list_call import answer_all
 from promptmill.service.service import Service
 from promptmill.steps.chain import sending
 from promptmill.steps.costs import cost_of
@@ -317,7 +317,7 @@ class _Answers:
         """Return the outcomes of a part; add it to `rests` if items are left to a job. Raises `PromptmillError`."""
         service, task_s = self._service, math.inf if part.task is None else part.task.limit_s
         if (limit_s := min(task_s, part.config.settings.max_call_s or math.inf)) == math.inf:
-            return await part.answered(service)
+            return await service.generate_part(part)
         await asyncio.to_thread(importlib.import_module, _JOBS)
         from promptmill.jobs.manage.deferred_call import DeadlineCall
 

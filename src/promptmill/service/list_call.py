@@ -1,21 +1,35 @@
-"""A call over a list: the source and the sink of its items, and the report of their outcomes."""
+"""A call over a list: the source and the sink of its items, the parts of its models, and the report of the outcomes."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import orjson
 
-from promptmill.backends.protocol import FURTHER_TOKENS, Call, Completion, Failure, Outcome, Sink, Source, Usage
+from promptmill.backends.protocol import (
+    FURTHER_TOKENS,
+    Call,
+    Completion,
+    Counts,
+    Facts,
+    Failure,
+    Outcome,
+    Sink,
+    Source,
+    Usage,
+)
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name
 from promptmill.core.request import NOT_SHOWN, Conversation, Request, Sampling, Shown
 
+P = TypeVar("P", bound="ModelPart")
 _ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
 _LARGE_ANSWER = 64 * 1024  # an answer that takes more bytes of memory is a large answer
 _VALUE = 100
@@ -163,6 +177,45 @@ def _too_large(which: str, most: int) -> PromptmillError:
 
 def _unsaid(code: Code) -> PromptmillError:
     return PromptmillError(code, "The message is left out, because too many items of this call have one of their own.")
+
+
+@dataclass(slots=True)
+class ModelPart:
+    """One model's part of a call: the items with their settings, and the `call` itself, which counts the outcomes."""
+
+    items: Sequence[Conversation | PromptmillError]
+    call: Call
+    system_prompt: str
+    config: ModelConfig
+    name: str = ""
+    """The model's name in a list of models; `""` if the call has no such list."""
+    outcomes: Sequence[Outcome] = ()
+
+
+async def answer_all(parts: Sequence[P], answer: Callable[[P], Awaitable[Sequence[Outcome]]]) -> None:
+    """Set the outcomes of all parts to those that `answer` returns, for all parts at the same time.
+
+    If `answer` raises `PromptmillError` for a model of a list, each item of this part fails with the error.
+    """
+
+    async def set_outcomes(part: P) -> None:
+        try:
+            part.outcomes = await answer(part)
+        except PromptmillError as error:
+            if not part.name:
+                raise
+            part.outcomes = [Failure(error)] * len(part.items)
+
+    await asyncio.gather(*map(set_outcomes, parts))
+
+
+def sum_of_calls(calls: Sequence[Call]) -> Call:
+    """Return the only call, or a call with the present sums of several, and the wait of one of them."""
+    if len(calls) == 1:
+        return calls[0]
+    total, counts = sum(call.facts.total or 0 for call in calls), sum((call.counts for call in calls), Counts())
+    waits = max(calls, key=lambda call: (bool(call.waiting), call.pace))
+    return Call(Facts(total=total), counts, flow=waits.flow, started=calls[0].started)
 
 
 def answers(outcomes: Sequence[Outcome]) -> list[str]:

@@ -34,7 +34,7 @@ from promptmill.core.request import NOT_SHOWN, OF_FORM, Conversation, Request
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
-from promptmill.service.list_call import ListSink, ListSource
+from promptmill.service.list_call import ListSink, ListSource, ModelPart
 from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
 from promptmill.steps.chain import around
 from promptmill.steps.step import Step
@@ -263,6 +263,11 @@ class Service:
         if unanswered is not None:
             self.calls.unanswered(config or self.config, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
+
+    async def generate_part(self, part: ModelPart, sink: ListSink | None = None) -> list[Outcome]:
+        """Answer the items of a part of a call; see `generate`."""
+        prompt, config = part.system_prompt, part.config
+        return await self.generate(part.items, part.call, system_prompt=prompt, config=config, sink=sink)
 
     async def answer(
         self,

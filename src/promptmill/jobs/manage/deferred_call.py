@@ -70,7 +70,7 @@ class DeadlineCall:
         self._continue: Callable[[], object] | None = None
         """A function that lets the job continue without the call, if items are left to the job."""
 
-    async def outcomes(self) -> Sequence[Outcome]:
+    async def outcomes(self) -> list[Outcome]:
         """Return the outcomes of all items, before the time limit. An item that is left to the job fails as `deferred`.
 
         Cancelling ends the work. Raises `PromptmillError` if the backend cannot be loaded or too many jobs are in
@@ -78,7 +78,7 @@ class DeadlineCall:
         """
         work = self._work
         if not any(isinstance(item, Conversation) for item in work.items):
-            return await work.answered(self._service)
+            return await self._service.generate_part(work)
         place = self._server_jobs.places.take(work.caller.session)
         self._held.callback(place.leave)
         with contextlib.suppress(TimeoutError):
@@ -90,7 +90,7 @@ class DeadlineCall:
             if self._is_task_required:
                 raise
             work.call.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
-            return await work.answered(self._service)
+            return await self._service.generate_part(work)
         sink = ListSink(len(work.items))
         for index, item in enumerate(work.items):
             if isinstance(item, PromptmillError):
