@@ -123,6 +123,25 @@ def test_a_name_is_found_only_as_a_whole_word():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Müller & Söhne GmbH", "von MÜLLER & SÖHNE GMBH."),
+        ('José "Pepe" Núñez', '{"a": "Jos\\u00e9 \\"Pepe\\" N\\u00fa\\u00f1ez."}'),
+        ("jane_doe@example.com/x?y=1", "see Jane_Doe@example.com/x?y=1."),
+        ("İSTANBUL I\u015f\u0131k", "in istanbul \u0131\u015f\u0131k."),
+        ("Istanbul", "in İSTANBUL."),
+        ("\u0664\u0665\u0666-77", "order 456-77."),
+        ("राम कुमारी", "यह राम\nकुमारी."),
+        ("★★☆", "from ★★☆."),
+    ],
+)
+def test_a_name_may_have_any_signs(name, text):
+    ((label, value),) = found(Detectors([Detector(Names([name]))]), text)
+    assert label == "NAME"
+    assert text.partition(value)[2] in {".", '."}'}
+
+
 def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
     (tmp_path / "names.txt").write_text("Mark\nJane Doe\n")
     kinds = Kinds.of([str(tmp_path / "names.txt")])

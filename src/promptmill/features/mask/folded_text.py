@@ -90,9 +90,12 @@ def shape_of(text: str) -> bytes:
 
 
 def lower(text: str) -> str:
-    """Return a text in lower case, with as many characters as before."""
-    small = text.lower()
-    return small if len(small) == len(text) else "".join(one if len(one.lower()) > 1 else one.lower() for one in text)
+    """Return a text in lower case, with as many characters as before. Both letters i of Turkish become `i`.
+
+    >>> lower("İSTANBUL")
+    'istanbul'
+    """
+    return text.lower() if text.isascii() else text.replace("İ", "i").lower().replace("\u0131", "i")
 
 
 @functools.cache

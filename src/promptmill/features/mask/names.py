@@ -3,7 +3,8 @@
     list    Jane Doe, Jane, Müller       by words   {jane: {"": {}, doe: {"": {}}}, müller: {"": {}}}
     text    words, of which the first words of names are looked up, however long the list is
 
-Names in scripts that write no spaces are found inside of longer words, by their first two characters.
+Names in scripts that write no spaces, and names of signs only, are found inside of longer words, by their first two
+characters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import TypeAlias
@@ -23,8 +25,8 @@ _WORD = re.compile(r"[^\W_]+")
 _LETTERS = bytes(one if chr(one).isalnum() else 32 for one in range(256))
 """A table of Latin-1 in which letters and digits stay, and all other characters become spaces."""
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
-_NEXT = re.compile("[\\s.'\u2019\\-,]{1,3}([^\\W_]+)")
-"""The next word of a name, behind the signs between words."""
+_NEXT = re.compile("(?:[^\\w\0]|_){1,6}([^\\W_]+)")
+"""The next word of a name, behind the signs between words: `Doe, Jane`, `Müller & Söhne`, `A-1/22`, `jane@example`."""
 
 
 _Words: TypeAlias = "dict[str, _Words]"
@@ -40,7 +42,7 @@ class Names:
         self._spaced, self._unspaced = list[list[str]](), defaultdict[str, list[str]](list)
         for name in sorted(folded - {""}, key=len, reverse=True):
             words = _WORD.findall(name)
-            if _UNSPACED.match(name) and len(name) > 1:
+            if len(name) > 1 and (_UNSPACED.match(name) or not (words or name.isascii())):
                 self._unspaced[name[:2]].append(name)
             elif words:
                 self._spaced.append(words)
@@ -75,6 +77,8 @@ class Names:
         for start, last in sorted(place for word in self._known_in(text) for place in _places_of(word, text)):
             if start >= end and (found := self._name_at(start, last, text)):
                 end = found
+                while unicodedata.category(text[end : end + 1] or " ")[0] == "M":  # a vowel after the last consonant
+                    end += 1
                 yield ValueSpan(start, end, self._label)
         if self._beginning is not None and not text.isascii():
             for beginning in self._beginning.finditer(text):
