@@ -774,6 +774,15 @@ class Fields(NamedTuple):
     """The number of characters that precede the text on this page, without the line that begins with `ATTACHED`."""
 
 
+class FileRow(NamedTuple):
+    """A row of a file, with the columns that its prompt does not use."""
+
+    cells: bytes
+    """The row's line of JSON; for a table, its cells as a JSON array."""
+    header: tuple[str, ...] = ()
+    """The columns of the table; `()` if the row is an object."""
+
+
 class Portion(NamedTuple):
     """The place of one item in a request for several items, and in the reply."""
 
@@ -817,6 +826,8 @@ class Request:
     """The requests that this request answers together; the first is this request. `()` if it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
+    row: FileRow | None = None
+    """The row of a file that the request asks about; None if the request does not ask about such a row."""
     form: Form | None = None
     """The form of the answer to a request with choices or a schema. Steps that ask for another reply keep the form."""
     is_filled: bool = False

@@ -65,13 +65,21 @@ async def test_no_initialization_takes_the_operators_kinds_away(upstream, tools)
 
 async def test_a_job_of_a_client_has_masks(bench, upstream, tools):
     upstream.reply = answer()
-    bench.write([{"text": TEXT}])
+    bench.write([{"text": f"{TEXT} of Jane", "who": "Jane"}])
     job = {"input_file": "in.jsonl", "output_file": "out.jsonl", "prompt": "{{text}}"}
     async with tools(service(upstream, "email")) as call:
-        started = await call("bulk_generate", **job, sampling_params={"mask": "phone"})
+        started = await call("bulk_generate", **job, sampling_params={"mask": "phone,column:who"})
         await call("bulk_status", job_id=started["job_id"], wait_s=30)
-    assert kinds_sent(upstream) == [["EMAIL", "PHONE"]]
-    assert [row["answer"] for row in bench.answers()] == [f"echo: {TEXT}"]
+    assert kinds_sent(upstream) == [["EMAIL", "NAME", "PHONE"]]
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {TEXT} of Jane"]
+
+
+@pytest.mark.parametrize(("operators", "own"), [("", {"mask": "column:who"}), ("email,column:who", {})])
+async def test_a_column_is_refused_in_a_call_without_rows(upstream, tools, operators, own):
+    async with tools(service(upstream, operators)) as call:
+        with pytest.raises(ToolError, match="`column:who` masks a value of a file's row"):
+            await call("generate", prompt_ls=[TEXT], sampling_params=own)
+    assert not upstream.seen
 
 
 @pytest.mark.parametrize("kind", ["/etc/names.csv", "os:listdir", "names.csv#a"])
@@ -97,7 +105,10 @@ def test_a_program_has_masks(upstream, tmp_path):
     (tmp_path / "names.txt").write_text("Jane\n")
     found = promptmill.bulk([f"{TEXT}, Jane"], mask=f"email,{tmp_path / 'names.txt'}", state=tmp_path, **given)
     assert [*found.answers] == [f"echo: {TEXT}, Jane"]
-    assert kinds_sent(upstream) == [["EMAIL", "NAME"]]
+    rows = [{"text": "to Jane", "who": "Jane"}]
+    found = promptmill.bulk(rows, prompt="{{text}}", mask="column:who", state=tmp_path, **given)
+    assert [*found.answers] == ["echo: to Jane"]
+    assert kinds_sent(upstream) == [["EMAIL", "NAME"], ["NAME"]]
 
 
 def test_the_command_of_a_single_call_has_masks_also_while_the_answer_grows(bench, upstream):

@@ -18,10 +18,12 @@ from fakes import openai_configuration
 from personal_data import KINDS, NAMES, leaked, planted_rows
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
 from promptmill.core.request import Conversation, Request, Sampling, conversation_from_messages
+from promptmill.core.values import text_of
 from promptmill.features.batches import batch_round
 from promptmill.features.mask.masking import MaskedRequests
 from promptmill.jobs.inputs.any_format import objects_in
 from replies import answer, choose
+from tables import write_rows
 from waiting import PATIENCE_S
 
 KILLED = Path(__file__).parents[2] / "support" / "killed.py"
@@ -67,7 +69,7 @@ def test_twenty_thousand_values_stay_here(job):
 
 def test_an_answer_that_is_requested_again_has_masks_in_each_request(job):
     def reply(body: dict[str, Any]) -> str:
-        is_first = len(body["messages"]) == 1
+        is_first = body["messages"][-1]["content"].startswith("Mark it")
         return f"no JSON: {text_in(body)}" if is_first else json.dumps({"said": text_in(body)})
 
     assert [row["answer"]["said"] for row in job(reply, "--fields", "said")] == job.texts
@@ -156,6 +158,8 @@ def test_another_job_has_other_masks(job, bench, upstream):
 def test_rows_by_batch_have_their_values_also_after_a_kill(tmp_path, point, monkeypatch):
     monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)  # as in the killed process
     rows, values = planted_rows(12)
+    for n, row in enumerate(rows):
+        row |= {"note": f"{row['note']} by Kim Q{n}", "who": f"Kim Q{n}"}
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "names.csv").write_text("\n".join(["name", *NAMES]) + "\n")
     sent: list[Any] = []
@@ -164,12 +168,13 @@ def test_rows_by_batch_have_their_values_also_after_a_kill(tmp_path, point, monk
         block = {"base_url": server.base_url, "model_name": "m", "api_key": "k"}
         (tmp_path / "p.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
         words = [sys.executable, str(KILLED), point, "bulk", "in.jsonl", "out.jsonl", "--config", "p.yaml", "--quiet"]
-        words += ["--prompt", PROMPT, "--mask", f"{KINDS},names.csv", "--batch", "--poll", "0.1s"]
+        words += ["--prompt", PROMPT, "--mask", f"{KINDS},names.csv,column:who", "--batch", "--poll", "0.1s"]
         for at in dict.fromkeys((point, "never")):
             words[2] = at
             done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
             assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
     assert leaked(sent, values) == []
+    assert "Kim Q" not in str(sent)
     answers = [row["answer"] for row in objects_in(tmp_path / "out.jsonl")]
     assert answers == [f"Mark it: {row['mail']} / {row['note']}" for row in rows]
 
@@ -192,7 +197,6 @@ def test_masks_that_a_model_changes_are_put_back_and_invented_ones_are_a_note(be
     ("arguments", "said"),
     [
         (("--mask", "emial"), "'emial', which is none of email, phone"),
-        (("--mask", "column:who"), "the prompt has no {{who}}"),
         (("--mask", "email", "--choices", "jane@example.com,none"), "an allowed value of the schema"),
         (("--mask", "none.csv"), "none.csv, the names to mask, cannot be read"),
         (("--mask", "no_masks:people"), "no_masks:people cannot be imported"),
@@ -216,13 +220,85 @@ def test_the_value_of_a_column_is_masked_in_all_cells_of_its_row(bench, upstream
     assert [len(MASK.findall(text)) for text in (first, second)] == [1, 2]
 
 
-@pytest.mark.parametrize("asked", [("--prompt", "{% if mail %}{{mail}}{% endif %}"), ("--prompt-column", "mail")])
-def test_a_column_is_refused_for_a_prompt_whose_cells_are_unknown(bench, upstream, asked):
-    bench.write([{"mail": "Dear Ann Lee", "note": "Ann Lee"}])
-    said = bench.here(bench.command(*asked, "--mask", "column:note"))
-    assert said.returncode == 2
-    assert "`column:note` is masked only in a prompt with {{note}}, without statements of Jinja" in said.stderr
+CUSTOMERS = [
+    {"text": "Dear 王小明, see Müller & Söhne. 王小明!", "who": "王小明", "firm": "Müller & Söhne"},
+    {"text": json.dumps({"said": 'José "Pepe" Núñez of ISTANBUL'}), "who": 'José "Pepe" Núñez', "firm": "İstanbul"},
+    {
+        "text": "Jane Doe of Doe, order 4711 or \u0664\u0665\u0666",
+        "who": ["Jane Doe", 4711],
+        "firm": {"name": "Doe", "no": 456},
+    },
+    {"text": "Nobody is here", "who": None, "firm": ""},
+]
+PERSONAL = "王小明", "Söhne", "Pepe", "ISTANBUL", "Doe", "4711", "\u0664\u0665\u0666"
+
+
+def customers_masked(bench: Any, upstream: Any, *asked: str) -> None:
+    """Assert that a job on `CUSTOMERS` sends no value of the columns `who` and `firm`, and puts all back."""
+    upstream.reply = answer()
+    bench.succeed(*asked, "--mask", "column:who,column:firm")
+    sent = "".join(json.dumps(seen.json, ensure_ascii=False) for seen in upstream.seen)
+    assert [value for value in PERSONAL if value in sent] == []
+    assert [row["answer"].removeprefix("echo: ") for row in bench.answers()] == [row["text"] for row in CUSTOMERS]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("--prompt", "{{text}}"),
+        ("--prompt", "{% if text %}{{text}}{% endif %}"),
+        pytest.param(("--prompt-column", "text"), marks=pytest.mark.thorough),
+        pytest.param(("--prompt", "{{text}}", "--split", "50"), marks=pytest.mark.features("documents")),
+        pytest.param(
+            ("--prompt", "{{text}}", "--together", "4"), marks=[pytest.mark.features("together"), pytest.mark.thorough]
+        ),
+    ],
+)
+def test_the_value_of_a_column_that_is_not_sent_is_masked(bench, upstream, asked):
+    bench.write(CUSTOMERS)
+    customers_masked(bench, upstream, *asked)
+
+
+@pytest.mark.parametrize("suffix", ["csv", pytest.param("parquet", marks=pytest.mark.thorough)])
+def test_the_columns_of_a_table_are_masked(bench, upstream, suffix):
+    bench.input = bench.path / f"in.{suffix}"
+    rows = [{name: text_of(value) for name, value in row.items()} for row in CUSTOMERS]
+    write_rows(bench.input, rows)
+    customers_masked(bench, upstream, "--prompt", "{{text}}")
+
+
+def test_an_answer_that_is_requested_again_has_no_value_of_a_column(bench, upstream):
+    def reply(seen: Any) -> Any:
+        (user, host), is_first = MASK.findall(text_in(seen.json))[:2], len(upstream.seen) == 1
+        return answer(f"It is {host}, with {user}" if is_first else json.dumps({"said": user}))
+
+    upstream.reply = choose(reply)
+    bench.write([{"user": "jane", "host": "example.com", "who": "Ann Lee"}])
+    bench.succeed("--prompt", "{{user}}@{{host}}", "--fields", "said", "--mask", "email,column:who")
+    assert len(upstream.seen) == 2
+    assert "It is [" in upstream.seen[1].raw.decode()
+    assert [row["answer"] for row in bench.answers()] == [{"said": "jane"}]
+    assert [value for value in ("jane", "example.com") if value in upstream.seen[1].raw.decode()] == []
+
+
+def test_a_column_that_the_rows_lack_is_refused_before_a_request(bench, upstream):
+    bench.write([{"text": "Ann Lee", "note": "Ann Lee"}])
+    said = bench.fail("--prompt", "{{text}}", "--mask", "column:note,column:nite", code=1)
+    assert "`mask`: the row has no column 'nite'; did you mean note?" in said
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "other.csv"
+    bench.input.write_text("text,note\nAnn Lee,Ann Lee\n")
+    said = bench.fail("--prompt", "{{text}}", "--mask", "column:nite")
+    assert "--mask: the input has no column 'nite'; did you mean note?" in said
     assert not upstream.seen
+
+
+def test_a_row_that_has_changed_before_it_is_sent_is_masked_by_its_new_value(bench, upstream):
+    asked = ("--prompt", "{{text}}", "--mask", "column:who")
+    bench.write([{"text": "first: Ann Lee", "who": "Ann Lee"}, {"text": "Ann Lee and Bob", "who": "Bob"}])
+    bench.half_done({0: Completion("known", "stop")}, *asked)
+    bench.write([{"text": "first: Ann Lee", "who": "Bob"}, {"text": "Ann Lee and Bob", "who": "Ann Lee"}])
+    bench.succeed(*asked)
+    assert [re.sub(MASK, "X", seen.prompt) for seen in upstream.seen] == ["X and Bob"]
 
 
 def test_a_value_that_a_cell_and_the_prompt_have_together_is_masked(bench, upstream):

@@ -19,8 +19,8 @@ _INVISIBLE = (
 _WIDE = "".join(map(chr, (*range(0xFF01, 0xFF5F), 0xFE52, 0xFE62, 0xFE63, *range(0xFE68, 0xFE6C))))
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _COMBINING = "\u0300-\u036f"
-_ESCAPED = "[nrt]|u[0-9A-Fa-f]{4}"
-"""JSON's escape of a character, behind its backslash."""
+_ESCAPED = r"[nrt]|\\*u[0-9A-Fa-f]{4}"
+"""JSON's escape of a character, behind its first backslash. JSON in a text of JSON has more of them."""
 _INDENTED = re.compile(r"\n[ \t>]+")
 """A line break, and the indentation or the marks of a quoted mail after it."""
 _DROPPED = re.compile(f"[{_INVISIBLE}]")
@@ -115,7 +115,7 @@ def _unescaped(character: str) -> str:
     """Return the character that an escape of JSON or an indented line break stands for; return others unchanged."""
     if character[0] == "\n" or (len(character) == 2 and character[0] == "\\"):
         return "\n"
-    return chr(int(character[-4:], 16)) if len(character) == 6 and character[0] == "\\" else character
+    return chr(int(character[-4:], 16)) if len(character) > 5 and character[0] == "\\" else character
 
 
 def _folded(character: str) -> str:

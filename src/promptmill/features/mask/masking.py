@@ -11,9 +11,10 @@ of one word, which may be ordinary words (`Mark`, `Will`).
 from __future__ import annotations
 
 import asyncio
+import json
 import operator
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from promptmill.core.request import (
     SYSTEM_ROLES,
     Conversation,
     Fields,
+    FileRow,
     Made,
     Message,
     Part,
@@ -36,12 +38,15 @@ from promptmill.core.request import (
     nested,
     once,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, cell_text, loads, read_json, text_of
+from promptmill.core.wording import no_column
 from promptmill.features.mask.detection import Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
 from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import Masked, is_known, kinds_in
+from promptmill.files import json_values
+from promptmill.jobs.rows.template import alike
 from promptmill.steps.step import Loading, Place, Sent, Step
 
 _CONTEXT = 48
@@ -131,13 +136,9 @@ class MaskedRequests(Step):
                 "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
             )
         plan = once(self._plans, lambda: self._plan(given, extra, secret), given, extra, secret)
-        is_row = request.is_filled or request.question is not None
-        if plan.kinds.columns and is_row and request.fields is None:
-            column = plan.kinds.columns[0]
-            problem = f"`column:{column}` is masked only in a prompt with {{{{{column}}}}}, without statements of Jinja"
-            raise config_error(KEY, f"{problem}; change the prompt.")
         masks = Masks(plan.codes, conversation.texts)
-        masking = _Masking(plan.kinds, masks, self._spans_of_words)
+        own = _detectors_of(_values_of(request.row, plan.kinds.columns)) if plan.kinds.columns else None
+        masking = _Masking(plan.kinds, masks, self._spans_of_words, own)
         changes = self._of_conversation(request, masking)
         if plan.sampling is not given:
             changes["sampling"] = plan.sampling
@@ -156,12 +157,13 @@ class MaskedRequests(Step):
     def _of_conversation(self, request: Request, masking: _Masking) -> dict[str, Any]:
         """Return the changes to the messages and fields of a request."""
         before, fields, changes = request.conversation.messages, request.fields, dict[str, Any]()
-        row = len(before) - request.corrections - 1 if fields is not None else -1
+        added = len(before) - request.corrections
+        row = added - 1 if fields is not None else -1
         after = [
             message
             if at == row
             else masking.message(message, is_instruction=request.is_filled and message.role in SYSTEM_ROLES)
-            for at, message in enumerate(before)
+            for at, message in enumerate(before[:added])
         ]
         if fields is not None and row >= 0:
             words = self._words_of(fields.parts, masking.kinds.of_instructions)
@@ -172,6 +174,9 @@ class MaskedRequests(Step):
                 after[row] = masking.message(last, is_instruction=False)
             elif written is not fields:
                 after[row] = Message(last.role, _text_of(written), last.extra)
+        if request.corrections:
+            masking = masking.of_corrections()
+            after += [masking.message(message, is_instruction=False) for message in before[added:]]
         if any(map(operator.is_not, before, after)):
             changes["conversation"] = Conversation(tuple(after))
         return changes
@@ -224,10 +229,21 @@ class _Masking(NamedTuple):
     kinds: Kinds
     masks: Masks
     spans_of_words: Callable[[str, Detectors], list[ValueSpan]]
+    own: Detectors | None
+    """The detectors of the row's values in masked columns."""
+
+    def of_corrections(self) -> _Masking:
+        """Return the masking of the messages that ask again. An answer in them may have a value alone that is no value
+        by itself, such as `jane` of `{{user}}@{{host}}`, so each value that the request has is masked."""
+        known, own = _detectors_of(self.masks.values.values()), self.own
+        if known is None:
+            return self
+        return self._replace(own=known if own is None else Detectors([*own.of_folded, *known.of_folded]))
 
     def evidence(self, text: str) -> str:
         """Return a text of data with masks."""
-        return self.masks.masked(text, self.kinds.of_evidence.spans(text))
+        spans = self.kinds.of_evidence.spans(text)
+        return self.masks.masked(text, spans if self.own is None else apart([*spans, *self.own.spans(text)]))
 
     def instruction(self, text: str) -> str:
         """Return the words of an instruction with masks."""
@@ -252,7 +268,7 @@ class _Masking(NamedTuple):
         """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
         text of the row is divided, perhaps inside of a value."""
         pieces = _interleaved(words.around, fields.texts)
-        spans, own = self.kinds.of_evidence.spans("".join(pieces)), self._of_columns(fields)
+        spans, own = self.kinds.of_evidence.spans("".join(pieces)), self.own
         texts, end = list[str](), 0
         for at, piece in enumerate(pieces if spans or own or is_part else ()):
             start, end = end, end + len(piece)
@@ -270,17 +286,6 @@ class _Masking(NamedTuple):
             return fields
         return Fields(parts, (*texts,) or fields.texts)
 
-    def _of_columns(self, fields: Fields) -> Detectors | None:
-        """Return the detectors of the row's values in masked columns. Raises `PromptmillError` for a missing column."""
-        if not self.kinds.columns:
-            return None
-        named = dict(zip(fields.parts[1::2], fields.texts, strict=True))
-        for column in self.kinds.columns:
-            if column not in named:
-                said = f"the prompt has no {{{{{column}}}}}, whose value `column:{column}` would mask; add it"
-                raise config_error(KEY, f"{said}.")
-        return Detectors([Names(named[column] for column in self.kinds.columns).detector])
-
     def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
         """Return parameters of a request's body with masks in their texts."""
         change = self.instruction if is_instruction else self.evidence
@@ -290,6 +295,64 @@ class _Masking(NamedTuple):
 def _mask_of(sampling: Sampling) -> Sequence[str]:
     assert isinstance(sampling, Masked)
     return kinds_in(sampling.mask) if sampling.mask else ()
+
+
+def _values_of(row: FileRow | None, columns: Sequence[str]) -> Iterator[str]:
+    """Yield the values that a row has in masked columns: of a list or an object, each text and number in it.
+
+    Raises `PromptmillError`: `invalid_config` without a row, or for a table without the column; `invalid_input` for an
+    object without the field.
+    """
+    if row is None:
+        said = (
+            f"`column:{columns[0]}` masks a value of a file's row, and this request is about no such row; leave it out"
+        )
+        raise config_error(KEY, f"{said}.")
+    cells = loads(row.cells) if row.header else json_values.load(row.cells, "The row")
+    names = row.header or (cells if isinstance(cells, dict) else ())
+    for column in columns:
+        name = column if column in names else alike(column, names)
+        if not name:
+            said = no_column(column, columns=names, file="the input" if row.header else "the row")
+            raise config_error(KEY, said) if row.header else input_error(Named("mask"), f": {said}")
+        # a header may repeat a name
+        own = [cell for each, cell in zip(names, cells, strict=False) if each == name] if row.header else [cells[name]]
+        yield from _texts_in(own)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts and numbers of a value, also of JSON in a text.
+
+    >>> sorted(_texts_in(['["Jane Doe", 5]', {"name": "Bob"}, None]))
+    ['5', 'Bob', 'Jane Doe']
+    """
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case Mapping() as inner:
+                waiting += inner.values()
+            case list() as inner:
+                waiting += inner
+            case None | bool():
+                continue
+            case str() as text if text.lstrip()[:1] in {"[", "{"} and (inside := _json_in(text)) is not None:
+                waiting.append(inside)
+            case inner:
+                yield from {cell_text(inner), text_of(inner)}
+
+
+def _json_in(text: str) -> Any:
+    """Return the list or object of a text of JSON; None for another text."""
+    try:
+        return read_json(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _detectors_of(values: Iterable[str]) -> Detectors | None:
+    """Return the detectors of values as whole words, in any case; None if there is no value."""
+    names = dict.fromkeys(values)
+    return Detectors([Names(names).detector]) if names else None
 
 
 def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import Fields, Message, Request, TextPart
+from promptmill.core.request import Fields, FileRow, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.files import json_values
 from promptmill.images.load import from_folder
@@ -165,6 +165,8 @@ class RowRequests:
     """The index of this prompt's question among the stored questions of a row."""
     extra: JsonObject = field(default_factory=dict)
     """Parameters that are added to each request."""
+    header: tuple[str, ...] = ()
+    """The columns of a table."""
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
         """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the row."""
@@ -179,6 +181,7 @@ class RowRequests:
         else:
             request = self.reader.request(n, stored, attempts)
             request.is_filled = not self.questions.is_plain
+        request.row = FileRow(cells, self.header)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property

@@ -230,7 +230,7 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
         if isinstance(template, PlainTemplate):
             models = {name: one.of_template(template.texts) for name, one in own.models.items()}
             own = replace(own, models=models).of_template(template.texts)
-        yield RowRequests(own, questions[target.prompt], target.prompt, extra)
+        yield RowRequests(own, questions[target.prompt], target.prompt, extra, spec.input.header)
 
 
 def reader_of(
