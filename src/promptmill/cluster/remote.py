@@ -21,8 +21,7 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from promptmill.backends import protocol, registry
@@ -35,7 +34,6 @@ from promptmill.images.load import HeldImage, encode_held
 _SILENCE_S = 60.0
 """After this time without a report, the process is assumed lost: it has stopped, or its machine is unreachable."""
 _ALIVE_S = 5.0
-_ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
 _KEPT_IMAGES = 16  # max images from a program's memory that are kept in encoded form for further requests
 
 
@@ -392,9 +390,7 @@ class RemoteBackend:
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
         call.ledger.sent(request)  # not `call.sending`: the outcome will state how many requests were sent
-        sent = Request(number, *_ALL_BUT_KEY(request))  # takes a fifth of the time of `replace`
-        sent.account = None
-        self._orders.requests.append(sent)
+        self._orders.requests.append(request.changed(key=number, account=None))
         self._has_orders.set()
         try:
             result = await outcome

@@ -11,7 +11,8 @@ import csv
 import hashlib
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -865,4 +866,10 @@ class Request:
 
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""
-        return replace(self, **changes)
+        copied = Request(*_VALUES_OF(self))  # takes a third of the time of `dataclasses.replace`
+        for name, value in changes.items():
+            setattr(copied, name, value)
+        return copied
+
+
+_VALUES_OF = attrgetter(*(each.name for each in fields(Request)))

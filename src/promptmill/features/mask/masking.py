@@ -273,12 +273,14 @@ class _Masking(NamedTuple):
         for at, piece in enumerate(pieces if spans or own or is_part else ()):
             start, end = end, end + len(piece)
             if at % 2:
-                inside = [span for span in spans if span.start < end and span.end > start]
+                inside = [span for span in spans if span[0] < end and span[1] > start]
                 further = [] if own is None else own.spans(piece)
                 for detectors in (self.kinds.of_evidence, own) if is_part else ():
                     further += () if detectors is None else detectors.parts_at_ends(piece)
-                moved = (ValueSpan(start + first, start + last, label) for first, last, label in further)
-                texts.append(self.masks.masked(piece, apart([*inside, *moved]) if further else inside, start))
+                if further:
+                    moved = [ValueSpan(start + first, start + last, label) for first, last, label in further]
+                    inside = apart([*inside, *moved])
+                texts.append(self.masks.masked(piece, inside, start))
         parts = fields.parts
         if words.have_values:
             parts = tuple(part if at % 2 else self.instruction(part) for at, part in enumerate(parts))
