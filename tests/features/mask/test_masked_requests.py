@@ -220,7 +220,7 @@ def test_the_value_of_a_column_is_masked_in_all_cells_of_its_row(bench, upstream
     assert [len(MASK.findall(text)) for text in (first, second)] == [1, 2]
 
 
-CUSTOMERS = [
+CUSTOMERS: list[dict[str, Any]] = [
     {"text": "Dear 王小明, see Müller & Söhne. 王小明!", "who": "王小明", "firm": "Müller & Söhne"},
     {"text": json.dumps({"said": 'José "Pepe" Núñez of ISTANBUL'}), "who": 'José "Pepe" Núñez', "firm": "İstanbul"},
     {
