@@ -878,9 +878,9 @@ def test_the_highest_cost_of_one_try_has_no_second_one():
     assert found == [15, 5]
 
 
-def test_a_pdf_has_no_highest_usage():
+def test_a_pdf_that_nobody_measured_has_no_highest_usage():
     page = Conversation((Message("user", (FilePart("data:application/pdf;base64,AAAA", "pdf"),)),))
-    with pytest.raises(PromptmillError, match="The item has a PDF, which can be of any length"):
+    with pytest.raises(PromptmillError, match="`max_cost` cannot bound what a file costs"):
         worst_case(_request(5).changed(conversation=page))
 
 
