@@ -229,6 +229,33 @@ def test_random_faults_batches_and_budgets_cost_no_answer_and_no_more_than_the_b
         assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
 
 
+def test_rows_with_the_same_document_are_charged_as_billed(tmp_path, server, monkeypatch):
+    write(tmp_path, *[document(3, 2)[0]] * 2)
+    limit_batches(monkeypatch, 1)
+    status = bulk(tmp_path, server).status
+    assert set(server.billed.values()) == {2}
+    assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
+    assert status["requests"] == server.billed.total()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("most", [3, 17])
+@pytest.mark.parametrize("fields", ["party:list", "party:list,amount:number"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_equal_documents_in_several_batches_are_charged_as_billed(tmp_path, server, monkeypatch, most, fields, cached):
+    documents = [document(6, 4, seed=seed) for seed in range(2)]
+    write(tmp_path, *[text for text, _ in documents] * 3)
+    limit_batches(monkeypatch, most)
+    settings = {"price": PRICE, "cache": str(tmp_path / "cache") if cached else False}
+    status = bulk(tmp_path, server, fields=fields, temperature=0, settings=settings).status
+    assert {*server.billed.values()} == {3}
+    assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
+    assert status["requests"] == server.billed.total()
+    assert [sorted(json.loads(row["party"])) for row in out(tmp_path)] == [
+        sorted(places) for _, places in documents * 3
+    ]
+
+
 @pytest.mark.thorough
 def test_rows_with_the_same_document_share_its_pieces(tmp_path, server):
     long = document(12, 6)
@@ -345,3 +372,19 @@ def test_a_killed_job_resumes_at_the_pieces_of_its_batch(tmp_path, server, monke
     assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
     assert status["requests"] == len(server.billed)
     assert status["prompt_tokens"] == server.tokens["batch_prompt"]
+
+
+@pytest.mark.processes
+@pytest.mark.thorough
+@pytest.mark.parametrize("point", [f"before-{where}" for where in ("write:1", "write:2", "put:9", "put:16", "finish")])
+def test_equal_documents_of_a_killed_job_are_charged_as_billed(tmp_path, server, monkeypatch, point):
+    write(tmp_path, *[document(12, 4)[0], document(12, 4, seed=1)[0]] * 2)
+    words = [sys.executable, str(KILLED), point, *command(tmp_path, server)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == -9, done.stderr[-2000:] + done.stdout[-2000:]
+    monkeypatch.chdir(tmp_path)
+    assert main(command(tmp_path, server)) == 0
+    status = Folder(next(path for path in tmp_path.rglob("job.db")).parent).status
+    assert set(server.billed.values()) == {2}
+    assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
+    assert status["requests"] == len(server.billed) * 2

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import hashlib
 import json
+import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would 
 _AT_ONCE = 16  # max pieces of a row in flight
 _SHOWN = 5  # max failed pieces in an error
 _REPLACES = "replaces"
+_WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
 
 
 class LongRows(PlanWork, Step):
@@ -59,6 +61,7 @@ class LongRows(PlanWork, Step):
         """How many list items equal an item from another piece of the same row."""
         self._call: Call | None = None
         self._of_pieces: Made[Sampling] = {}
+        self._storing = threading.Lock()
 
     def begin(self, round_: int) -> None:
         """Load the size that an earlier run found. Raises `PromptmillError` (`invalid_input`) if rows are requests."""
@@ -165,6 +168,22 @@ class LongRows(PlanWork, Step):
         """Store an object under a name in the job's database."""
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
+    def stored(self, name: str, key: int) -> JsonObject | None:
+        """Return the stored outcome of a piece of the row `key`; without one, that of an equal piece of another row.
+        Blocks."""
+        known = self.job.store.get(name)
+        if known is None or _is_of(known, key):
+            return known
+        return self.job.store.get(f"{name} {key}") or known
+
+    def store(self, name: str, key: int, kept: JsonObject) -> None:
+        """Store the answer about a piece of the row `key`. Another row's answer about an equal piece is kept, because
+        that row has to count its cost. Blocks."""
+        with self._storing:
+            known = self.job.store.get(name)
+            is_free = known is None or _is_of(known, key)
+            self.job.store.put(**{name if is_free else f"{name} {key}": kept})
+
     @functools.cached_property
     def _figures(self) -> Sequence[str]:
         """The figures of features, whose counts an answer's details have under the same names."""
@@ -211,6 +230,8 @@ class AskedPiece(NamedTuple):
     outcome: Outcome
     name: str
     """The name under which the answer is stored."""
+    is_lent: bool = False
+    """Whether a batch is being read that has no reply to the piece, so the answer is that of an equal piece."""
 
     @property
     def code(self) -> Code | None:
@@ -248,6 +269,8 @@ class PieceReading:
     replaces: int | None
     sent: list[Outcome]
     """The outcomes of all requests of the row, and the stored answers that were reused."""
+    has_reply: bool = False
+    """Whether the batch that is being read has a reply to a piece of the row."""
 
     @property
     def schema(self) -> JsonObject | None:
@@ -285,16 +308,26 @@ class PieceReading:
         ]
 
     async def one(self, piece: Piece, choice: int) -> AskedPiece:
-        """Return the stored outcome of a piece; without a stored outcome, send a request and store the answer."""
+        """Return the stored outcome of a piece; without a stored outcome, send a request and store the answer.
+
+        While a batch is read, the piece's own reply comes before the answer about an equal piece of another row,
+        because each reply is paid.
+        """
         request = self.request
         text = self.document.message(piece, ANY if self.schema is None else FIELDS)
         settings = self.rows.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, self.replaces)
-        if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
+        known = await asyncio.to_thread(self.rows.stored, name, request.key)
+        reads_batch = self.call.portion_of is not None
+        if known is not None and (not reads_batch or _is_of(known, request.key)):
             return AskedPiece(piece, self._known(known), name)
         fields = self._fields_of(piece)
         outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice, fields)
+        if reads_batch and not outcome.attempts:
+            lent = outcome if known is None else self._known(known)
+            return AskedPiece(piece, lent, name, is_lent=isinstance(lent, Completion))
+        self.has_reply |= reads_batch
         if isinstance(outcome, Completion):
             used, is_by_batch = outcome.usage, self.call.exchange is not None
             kept = {
@@ -308,7 +341,9 @@ class PieceReading:
                 "after": (request.key, request.attempts),
                 "counts": self.rows.counts_of([outcome]),
             }
-            await self.rows.keep(name, kept)
+            await asyncio.to_thread(self.rows.store, name, request.key, kept)
+        elif known is not None:
+            outcome = self._known(known)
         return AskedPiece(piece, outcome, name)
 
     def _known(self, known: JsonObject) -> Outcome:
@@ -359,6 +394,8 @@ class PieceReading:
         """
         if open_ := [one for one in found if one.ends] or [one for one in found if one.code is Code.BATCHED]:
             return self.summed(open_[0].outcome)
+        if self.has_reply and any(one.is_lent for one in found):
+            return self.summed(_WAITS)  # another batch may have the row's own replies to these pieces, which are paid
         read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
         draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
         if len(read) < len(found):
@@ -468,6 +505,11 @@ def _with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
     block = {"name": "answer", **(sampling.response_format or {}).get("json_schema", {})}
     wanted = {"type": "json_schema", "json_schema": {**block, "schema": dict(schema)}}
     return sampling.model_copy(update={"response_format": wanted})
+
+
+def _is_of(known: JsonObject, key: int) -> bool:
+    """Return whether a stored outcome of a piece needs no reply of the row `key`: it is the row's own or a refusal."""
+    return "refused" in known or known["after"][0] == key
 
 
 def _json(value: Any) -> str:
