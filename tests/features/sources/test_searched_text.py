@@ -170,6 +170,15 @@ def test_each_sentence_of_a_long_text_is_found_at_its_own_place():
         assert whole.find(plain) == (len("".join(sentences[:at])), len("".join(sentences[: at + 1])) - 1)
 
 
+@pytest.mark.parametrize("base", ["e", "1"])
+def test_a_quote_with_an_endless_run_of_marks_is_found(base):
+    """Sorting the marks of a megabyte takes minutes."""
+    marks = "\u0301\u0316" * 100_000
+    text = f"Total: {base}{marks} 12 \uff25\uff35\uff32 for 7\u00b2"
+    assert Text(text).find(f"TOTAL: {base}{marks} 12 eur") == (0, len(text) - 7)
+    assert Text(text).find(f"TOTAL: {base}{marks} 1 2 eur") is None
+
+
 def test_a_long_text_takes_few_bytes_for_each_character():
     sentence = (
         "On 3.4.2026, \u201cLumen\u201d wasn\u2019t delivered, nor the inter-\nnational one; I paid €12 \u2013 twice.\n"

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from promptmill.core.bounds import MOST_PLACES
+from promptmill.core.values import composed
 from promptmill.features.sources.whole_words import is_whole
 
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
@@ -29,6 +30,7 @@ _ALIKE = {
 }
 _AT_ENDS = " \t\r\n\f.,;:'\"\u2026\u3002\u3001\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u300c\u300d"
 """Characters that a model adds around a quote, or leaves out."""
+_PIECE = 100  # characters that are normalized together
 _ACCENTED = re.compile(r"[^\0-\x7f][\u0300-\u036f\u3099\u309a]+|.[\u0300-\u036f\u3099\u309a]{2,}", re.DOTALL)
 """A character with accents. Texts may have the same accents in different orders."""
 
@@ -162,9 +164,14 @@ def _fold(text: str) -> str:
     >>> _fold("\uff21\uff22 \u201cc\u201d")
     'ab"c"'
     """
-    return unicodedata.normalize("NFC", text).translate(_FOLDS)
+    return composed(text).translate(_FOLDS)
 
 
 def _numbers(text: str) -> list[str]:
-    """Return the numbers in a text. Spaces and line ends, which `_fold` leaves out, separate numbers."""
-    return re.findall(r"\d+", unicodedata.normalize("NFKC", text))
+    """Return the numbers in a text. Spaces and line ends, which `_fold` leaves out, separate numbers.
+
+    The text is normalized piece by piece, because its digits do not depend on their neighbours, and Python needs
+    quadratic time for a run of marks.
+    """
+    pieces = (text,) if text.isascii() else (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+    return re.findall(r"\d+", "".join(unicodedata.normalize("NFKC", piece) for piece in pieces))
