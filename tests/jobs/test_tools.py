@@ -807,7 +807,7 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
 @pytest.mark.usefixtures("protocol")
 async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     bench.prompts(1)
-    output, asked, agreed = bench.path / "out.jsonl", [], [False, True]
+    output, asked, agreed = bench.path / "out.jsonl", list[str](), [False, True, False]
     output.write_text("theirs")
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
 
@@ -827,8 +827,13 @@ async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
         await ran(call, **files, overwrite=True)
         assert json.loads(output.read_text())["answer"]
         await ran(call, **files, overwrite=True)  # the job's own output needs no question
-    assert len(asked) == 2
-    assert all("Replace it with the answers?" in message for message in asked)
+    output.write_text("theirs again")
+    shared = Service(openai_configuration(bench.upstream.url), is_shared=True)
+    async with tools(shared, elicitation_handler=user) as call:
+        with pytest.raises(ToolError, match=r"^out\.jsonl exists .* did not agree"):
+            await call("bulk_generate", **files, overwrite=True)
+    question = "exists and is not this job's own output. Replace it with the answers?"
+    assert asked == [f"{output} {question}", f"{output} {question}", f"out.jsonl {question}"]
 
 
 @pytest.mark.thorough

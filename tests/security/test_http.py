@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import json
+import os
 import socket
 import struct
 import sys
@@ -178,6 +179,35 @@ def test_no_error_shows_where_the_folders_of_calls_are(upstream, tmp_path):
     assert all(result["isError"] for result in results)
     assert any("(`allowed_roots`: data)" in text for text in said)
     assert not [text for text in said if "whereabouts" in text or str(tmp_path) in text]
+
+
+@pytest.mark.rule("H14")
+def test_no_error_shows_where_the_working_directory_is(upstream, tmp_path, monkeypatch):
+    """Relative paths are resolved there. The messages about their files are made for the operator, too."""
+    (root := tmp_path / "whereabouts" / "data").mkdir(parents=True)
+    for name in ("in.csv", "done.csv"):
+        (root / name).write_text("text\nx\n")
+    monkeypatch.chdir(root)
+    config = written(tmp_path, upstream.url, top={"allowed_roots": [str(root)]})
+    inputs, outputs = ["none.csv", str(root / "none.csv")], ["done.csv", "in.csv/x.csv"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.csv")
+        (root / "dangling.csv").symlink_to(root / "gone.csv")
+        inputs += ["pipe.csv", "dangling.csv"]
+    job: dict[str, Any] = {"input_file": "in.csv", "output_file": "new.csv", "prompt": "{{text}}"}
+    with ServedHere(config) as server:
+        session = server.session()
+        results = [session.call("bulk_generate", **job | {"input_file": name}) for name in inputs]
+        results += [session.call("compare", files=[name, "in.csv"]) for name in inputs]
+        results += [
+            session.call("bulk_generate", **job | {"output_file": name, "overwrite": overwrite})
+            for name in outputs
+            for overwrite in (False, True)
+        ]
+    said = [result["content"][0]["text"] for result in results]
+    assert all(result["isError"] for result in results)
+    assert not [text for text in said if "whereabouts" in text or str(tmp_path) in text]
+    assert said[0] == "There is no input file none.csv. Did you mean done.csv?"
 
 
 @pytest.mark.rule("H8")

@@ -327,8 +327,7 @@ def _short_path(path: Path, files: FileRule) -> str:
 def _whole(path: Path, files: FileRule) -> str:
     """Return the resolved path of an opened file; for callers on other machines, only its part below a root folder."""
     if files.is_shared:
-        root = next((root for root in files.roots or () if path.is_relative_to(root)), None)
-        return str(path if root is None else path.relative_to(root))
+        return files.below_roots(str(path))
     try:
         return str(path.absolute())
     except OSError:

@@ -281,7 +281,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 target = output_file, input_file, values.get("answer_column")
                 foreign = await asyncio.to_thread(running.visible.foreign_output, *target)
                 if foreign is not None:
-                    await questions.check_replacing(ctx, *foreign, asks=not validate)
+                    await questions.check_replacing(ctx, running.paths.rule, *foreign, asks=not validate)
             form = {"schema": None, "choices": None, **answer_forms(given)}
             defined = {"definitions": form["definitions"]} if "definitions" in form else {}
             sampling = {**table.sampling_in(given), **(values.get("sampling_params") or {}), **defined}

@@ -33,6 +33,7 @@ from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.jobs.caller import CallModels
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
 from promptmill.steps.prices import price_of
+from promptmill.system.call_files import FileRule
 
 _COST, _FILES, _REPLACES = "cost", "files", "overwrite"
 _ANSWER = "agree"
@@ -113,7 +114,9 @@ class UserQuestions:
         self._agreed.append(agreement)
         return chosen
 
-    async def check_replacing(self, ctx: Context, output: Path, there: Stamp, *, asks: bool = True) -> None:
+    async def check_replacing(
+        self, ctx: Context, rule: FileRule, output: Path, there: Stamp, *, asks: bool = True
+    ) -> None:
         """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. If `asks` is false, nobody is asked: the
@@ -121,7 +124,7 @@ class UserQuestions:
         """
         if (agreement := (output, there)) in self._agreed:
             return
-        exists = f"{output} exists and is not this job's own output"
+        exists = rule.below_roots(f"{output} exists and is not this job's own output")
         if not is_able_to_ask(ctx):
             raise input_error(f"{exists}. This client cannot ask its user about `overwrite`; name another file.")
         if not asks:

@@ -35,7 +35,7 @@ from promptmill.server.arguments import PlainArguments
 from promptmill.server.bulk_tools import add_bulk_tools
 from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import Tasks
-from promptmill.server.tool_calls import CallLog
+from promptmill.server.tool_calls import CallLog, PathsBelowRoots
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.model import is_embedded
@@ -136,7 +136,7 @@ def create_server(
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(observer), PlainArguments()],
+        middleware=[CallLog(observer), PathsBelowRoots(service), PlainArguments()],
         dereference_schemas=False,  # references are kept: a schema contains what they refer to
     )
     socket = ToolSocket.of(mcp, service)

@@ -97,6 +97,22 @@ def _flowing(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
+class PathsBelowRoots(Middleware):
+    """Hides the folders above the roots in the errors of calls from other machines."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def on_call_tool(
+        self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
+    ) -> ToolResult:
+        """Make the call. Raises `CodedToolError`."""
+        try:
+            return await call_next(context)
+        except CodedToolError as error:
+            raise CodedToolError(self._service.config.file_rule.below_roots(str(error)), error.code) from None
+
+
 class CallLog(Middleware):
     """Logs a line per call: tool, client and outcome. A failure is logged as a warning, other calls at INFO.
 

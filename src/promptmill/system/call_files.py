@@ -162,6 +162,19 @@ class FileRule:
         """
         return (root.name or "its folder") if self.is_shared else str(root)
 
+    def below_roots(self, text: str) -> str:
+        """Return an error in which, for callers on other machines, paths of files begin below their root.
+
+        >>> root = Path("/srv/data")
+        >>> FileRule((root,), is_shared=True).below_roots(f"{root / 'a.csv'} is a pipe in {root}.")
+        'a.csv is a pipe in data.'
+        """
+        for root in self.roots or () if self.is_shared else ():
+            path = rf"(?<![\w.:/\\-]){re.escape(str(root))}"
+            text = re.sub(rf"{path}[/\\]", "", text)
+            text = re.sub(rf"{path}(?!-?\w)", self.shown(root).replace("\\", r"\\"), text)
+        return text
+
     @property
     def words(self) -> str:
         """The permitted folders, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
