@@ -300,7 +300,7 @@ async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstream
 
 @pytest.mark.rule("M1")
 async def test_a_job_on_an_engine_and_an_endpoint_asks_about_the_endpoint(folder, upstream, closing):
-    """The price of the first model, an engine, is not known."""
+    """The price of the first model, an engine, is not known. Rows may name the endpoint, too."""
 
     async def create(config):
         return FakeBackend() if config.record.is_engine else await registry.create(config)
@@ -310,7 +310,10 @@ async def test_a_job_on_an_engine_and_an_endpoint_asks_about_the_endpoint(folder
     service = closing(Service(Configuration(raw), create=create))
     async with Client(create_server(service), elicitation_handler=user) as client:
         assert "did not agree" in await Talk(client).error("bulk_generate", prompts=["x"], model=MODELS)
-    assert len(user.asked) == 1
+        rows = {"model": "local", "prompts": ["x", {"prompt": "y", "model": "default"}]}
+        assert (await Talk(client)("bulk_generate", **rows, validate=True)).structured_content["invalid"] == 0
+        assert "did not agree" in await Talk(client).error("bulk_generate", **rows)
+    assert len(user.asked) == 2
     assert not upstream.seen
 
 

@@ -164,16 +164,22 @@ class CostQuestion:
     unpriced: Sequence[str] = ()
     """The models without a known price, of several."""
 
-    async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
+    async def approve(
+        self,
+        estimated: float | None,
+        most: float | None,
+        sample: float | None = None,
+        others: Sequence[ModelConfig] = (),
+    ) -> None:
         """Ask the user whether this call and earlier calls without a question may together exceed `ask_above_cost`.
 
         `most`: the highest cost; None if unknown. `sample`: the cost of the job's sample, if it has one; the sample
         shows the real cost. `estimated`: None if the price is unknown. If it is None, the user is asked only if the
-        price of the operator's model is known. Raises `PromptmillError` (`budget`) unless the user agrees.
+        price of the operator's model, or of one of the `others` that rows name, is known. Raises `PromptmillError`
+        (`budget`) unless the user agrees.
         """
         amount = self.config.settings.ask_above_cost
-        operators = replace(self.config, settings=self.config.operator)
-        if amount is None or (estimated is None and await asyncio.to_thread(price_of, operators) is None):
+        if amount is None or (estimated is None and not await asyncio.to_thread(_has_price, (self.config, *others))):
             return
         most = self.limit if most is None else most if self.limit is None else min(most, self.limit)
         before = self.questions.add(self.session, 0.0)
@@ -196,6 +202,10 @@ class CostQuestion:
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0
+
+
+def _has_price(configs: Sequence[ModelConfig]) -> bool:
+    return any(price_of(replace(config, settings=config.operator)) is not None for config in configs)
 
 
 def _words_of_sample(sample: float, most: float | None) -> str:

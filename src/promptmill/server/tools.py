@@ -289,8 +289,9 @@ class _Answers:
             parts.append(CallWork(await items_of(config), call, prompt, config, listed, caller=caller))
         priced = min((part.config for part in parts), key=lambda config: config.record.is_engine)
         if (question := self._questions.cost(ctx, priced, settings.max_cost, "This call")) is not None:
-            *costs, question.unpriced = await asyncio.to_thread(_costs, parts)
-            await question.approve(*costs)
+            costs = await asyncio.to_thread(_costs, parts)
+            question.unpriced = costs[2]
+            await question.approve(*costs[:2])
         tasks.offer(ctx, parts)
         calls = [part.call for part in parts]
         rests: list[DeadlineCall] = []

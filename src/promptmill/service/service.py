@@ -31,6 +31,7 @@ from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import NOT_SHOWN, OF_FORM, Conversation, Request
+from promptmill.core.values import JsonObject
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
@@ -121,6 +122,11 @@ class Service:
         if allowed is None or config.trust_client:
             return None
         return frozenset({*self.offered, *allowed, DEFAULT, config.model})
+
+    def row_configs(self, sampling: JsonObject) -> dict[str, ModelConfig]:
+        """Return the usable models that rows may name in a job with this sampling, by name."""
+        names = [name for name in self.usable if name in self.offered]
+        return {name: self.config_of(name).with_sampling(sampling).capped for name in names}
 
     def offered_config(self, name: str | None) -> ModelConfig:
         """Return the configuration of the model that a client names, or the default one. Raises as `config_of` does."""

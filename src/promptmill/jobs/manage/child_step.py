@@ -144,7 +144,7 @@ def _check(config: ModelConfig, order: JobOrder, folders: JobFolders, given: Inp
     named = order.named_models & {*service.offered}
     configs = {name: service.config_of(name).with_sampling(order.sampling).capped for name in named}
     wanted = WantedJob(order, CallModels(config, configs), folders, given, is_of_call=True)
-    return validation.check(wanted, service.row_models(config))
+    return validation.check(wanted, service.row_models(config), service.row_configs(order.sampling))
 
 
 def _check_columns(order: JobOrder, rule: FileRule) -> None:

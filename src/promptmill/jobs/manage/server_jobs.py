@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
 _WAIT_S = 1.0
-Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
+Approve: TypeAlias = Callable[[float | None, float | None, float | None, Sequence[ModelConfig]], Awaitable[None]]
 """Called with a job's estimated cost, highest cost and sample cost (None: unknown). Raises to prevent the job."""
 
 
@@ -123,6 +123,7 @@ class ServerJobs:
         if validate or approve is not None:
             async with self._validating:
                 checked = await child_step.validated(opened)
+            others = [self._service.config_of(name) for name in checked.pop("row_models", ())]
             if validate:
                 message = "Nothing was sent and no job was made."
                 if names := checked.pop("unpriced"):
@@ -130,7 +131,7 @@ class ServerJobs:
                     message += f" {price[0].upper()}{price[1:]}."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None
-            await self._approved(approve, order, checked)
+            await self._approved(approve, order, checked, others)
         job = await opened.admitted(are_columns_checked=source is None and await self._are_columns_checked(opened))
         with contextlib.ExitStack() as held:
             held.callback(job.close)
@@ -177,9 +178,12 @@ class ServerJobs:
     def _status_of(self, job: Job, message: str) -> Status:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
-    async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
+    async def _approved(
+        self, approve: Approve, order: JobOrder, checked: Mapping[str, Any], others: Sequence[ModelConfig]
+    ) -> None:
         """Call `approve` with the costs (None: unknown): the estimated and the highest cost of the rows without an
-        answer of an earlier job of these files, and the cost of the sample, if one will be drawn."""
+        answer of an earlier job of these files, and the cost of the sample, if one will be drawn. `others`: the models
+        that rows name."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = checked.get("first_cost")
         if order.earlier.again != "all":
@@ -191,7 +195,7 @@ class ServerJobs:
             sample = None if answered > 0 else sample
         if left:
             estimated, most = (None if cost is None else cost * left for cost in (estimated, most))
-            await approve(estimated, most, sample)
+            await approve(estimated, most, sample, others)
 
     async def resume(self, job_id: str, config: ModelConfig, caller: Caller) -> None:
         """Resume the job of a call with its last order and the `config` of its model, or let it wait for a place.

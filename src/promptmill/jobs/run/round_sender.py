@@ -186,7 +186,7 @@ def configs_of(run: RunState) -> list[ModelConfig]:
 
 def _config_of(run: RunState, name: str) -> ModelConfig:
     """Return the configuration of a model that the job names."""
-    return _other_models(run).get(name) or run.job.config.with_model(name)
+    return run.service.row_configs(run.job.order.sampling).get(name) or run.job.config.with_model(name)
 
 
 def _requests(run: RunState, targets: Sequence[Target]) -> list[RowRequests]:
@@ -194,17 +194,10 @@ def _requests(run: RunState, targets: Sequence[Target]) -> list[RowRequests]:
     config = run.job.config
     if not config.is_same_model(run.service.config_of(config.name)):
         raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-    reader, others = _reader(run, config), _other_models(run)
+    reader, others = _reader(run, config), run.service.row_configs(run.job.order.sampling)
     if len(others) > 1:
         reader = replace(reader, models={name: _reader(run, other) for name, other in others.items()})
     return list(requests_of(run.job.spec, reader, targets))
-
-
-def _other_models(run: RunState) -> dict[str, ModelConfig]:
-    """Return the configurations of the models that the job may name."""
-    service, sampling, offered = run.service, run.job.order.sampling, run.service.offered
-    names = [name for name in service.usable if name in offered]
-    return {name: service.config_of(name).with_sampling(sampling).capped for name in names}
 
 
 def _reader(run: RunState, config: ModelConfig) -> RowReader:

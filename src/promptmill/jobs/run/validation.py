@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.answers.form import form_of
@@ -45,6 +47,7 @@ from promptmill.jobs.export.text import AnswerValues, OutputForm
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.rows.row_questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
@@ -69,6 +72,7 @@ from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, price_of
 from promptmill.steps.step import Sent
 from promptmill.system import runtime
 
+_NO_MODELS: Mapping[str, ModelConfig] = MappingProxyType({})
 _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON that are searched for names of fields: in most files, all rows have the same fields
@@ -83,14 +87,17 @@ _PER_MESSAGE, _PER_REQUEST = 3, 3  # tokens, as OpenAI counts them: the marks of
 _MOST_MEASURED = 10_000  # the most answers whose prompts are compared with their estimates
 
 
-def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
+def check(
+    wanted: WantedJob, may_name: frozenset[str] | None = None, others: Mapping[str, ModelConfig] = _NO_MODELS
+) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, an estimate of tokens and cost, the first
     `prompts` (filled with their rows) and, if the job writes an output, its `columns`. If rows are whole files, a call
     gets no `prompts`, because these contain the files.
 
     The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. If the job already
     has answers, the estimate is scaled by their measured prompts. A new answer is expected to be as long as these
-    answers or, if there are none, as long as the form allows. `may_name`: see `RowLimits.models`.
+    answers or, if there are none, as long as the form allows. `may_name`: see `RowLimits.models`. `others`: the models
+    of the server by name; the result then has `row_models`, those that rows name in place of the job's model.
     """
     order, config, configs = wanted.order, wanted.config, wanted.configs
     decided = _check_order(wanted)
@@ -115,7 +122,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             _Sums(one, price_of(one), answered.get(name, _Answered()), has_check=order.has_check)
             for name, one in zip(models, every, strict=True)
         ]
-        result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
+        reader = _readers(spec, order, may_name, others)
+        result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, reader)
         if bound.partly:
             result["taken_in_part"] = bound.partly
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
@@ -126,7 +134,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         notes = [*remarks.notes(spec), _repeated_ids(store, spec, order)]
         result |= _different(store, wanted, sums)
         for one in sums:
-            _expect_cache(store, spec, wanted, one, may_name)
+            _expect_cache(store, spec, wanted, one, reader)
         rows_sent = rows_sent_of(result)
         for one in sums:
             one.expect(rows_sent, max(1, len(spec.question.templates)))
@@ -151,6 +159,18 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         of_plans = {"alone", "of_models", "text_tokens"}
         found = {**{name: value for name, value in result.items() if name not in of_plans}, **cost, **of_plan.figures}
         return found | _kept(files, spec, wanted, found)
+
+
+def _readers(
+    spec: JobSpec, order: JobOrder, may_name: frozenset[str] | None, others: Mapping[str, ModelConfig]
+) -> Callable[[ModelConfig], RowReader]:
+    """Return a function that returns the reader of rows for a model. As in a job, rows may name one of `others`, unless
+    the job names its models."""
+    local = spec.model_copy(update={"origin": Origin()})
+    read = functools.partial(reader_of, spec=local, system_prompt=order.system_prompt, may_name=may_name)
+    is_free = len(others) > 1 and not any(target.model for target in spec.targets)
+    models = {name: read(other) for name, other in others.items()} if is_free else {}
+    return lambda config: replace(read(config), models=models)
 
 
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
@@ -434,7 +454,11 @@ def _place(spec: JobSpec, row: int) -> str:
 
 
 def _check_rows(
-    store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: Sequence[_Sums], may_name: frozenset[str] | None
+    store: JobDatabase,
+    spec: JobSpec,
+    wanted: WantedJob,
+    sums: Sequence[_Sums],
+    reader: Callable[[ModelConfig], RowReader],
 ) -> dict[str, Any]:
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     config, order, is_of_call = wanted.config, wanted.order, wanted.is_of_call
@@ -443,7 +467,7 @@ def _check_rows(
     kinds, uncounted = Counter[str](), set[str]()
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
-    problems: list[str] = []
+    problems, models, named = list[str](), reader(config).models.keys() - {config.name}, set[str]()
     rules = images.ImageRules.of(
         config.file_rule, config.settings.max_image_pixels, limits=registry.file_limits(config)
     )
@@ -453,16 +477,13 @@ def _check_rows(
     )
     parts_of, *parts_of_others = (spec.plan.sending(one) for one in (config, *(most.config for most in sums)))
     size_of_own, own_price = _size_for(config), next((one.price for one in sums if one.config is config), None)
-    local = spec.model_copy(update={"origin": Origin()})
-    requests, *others = (
-        list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
-        for one in (config, *(most.config for most in sums))
-    )
+    requests, *of_sums = (list(requests_of(spec, reader(one))) for one in (config, *(most.config for most in sums)))
     ((count,),) = store.read("SELECT count(*) FROM row WHERE n < ?", end)
     for row in (one for one in store.rows(last=end - 1) if one.n not in answered):
         try:
             where = _place(spec, row.n)
             made = [measured(one.request(row.n, row.line, row.cells or b""), config, own_price) for one in requests]
+            named.update(models & {str(one.extra.get("model")) for one in made})
             parts = left(row.n, _parts(spec, made, parts_of))
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(part.sampling.n or 1 for part in parts)  # each answer is a separate request
@@ -477,7 +498,7 @@ def _check_rows(
                     part.kind for part in conversation.sourced if part.kind != "image" and not part.tokens.likely
                 )
                 _check_payload(conversation, rules, where)
-            for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
+            for most, makers, as_theirs, its_parts in zip(sums, of_sums, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
                 if most.config is not config:
                     unmeasured = (one.request(row.n, row.line, row.cells or b"") for one in makers)
@@ -514,23 +535,21 @@ def _check_rows(
         "text_tokens": size_of_texts // _BYTES_PER_TOKEN,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "problems": problems,
+        **({"row_models": sorted(named)} if named else {}),
     }
 
 
 def _expect_cache(
-    store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: _Sums, may_name: frozenset[str] | None
+    store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: _Sums, reader: Callable[[ModelConfig], RowReader]
 ) -> None:
     """Add to `sums` the beginnings that requests share, if the provider certainly caches them."""
     cache = sums.cache
     if cache is None or cache.way == "automatic" or sums.price is None:
         return
-    reader = reader_of(
-        sums.config, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
-    )
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.config)
     parts_of = spec.plan.sending(sums.config)
-    for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
+    for requests, prompt in zip(requests_of(spec, reader(sums.config)), spec.question.templates or ("",), strict=True):
 
         def look(row: Row, requests: RowRequests = requests) -> list[Shared]:
             if _size(row) + requests.constant < cache.least:
