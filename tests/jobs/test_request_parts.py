@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
+from promptmill.core.request import Conversation, Fields, FileRow, Message, Request, Sampling
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.row_lines import RowReader
@@ -35,6 +35,19 @@ def test_a_request_has_the_fields_of_a_plain_template():
 @pytest.mark.parametrize(("template", "row"), [("Which topic?", {"text": "Stars"}), (None, {"prompt": "Stars?"})])
 def test_a_prompt_without_places_has_no_fields(template, row):
     assert fields(template, row) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("jsonl", {"prompt": "Stars?", "who": "Jane"}),
+        ("messages", {"messages": [{"role": "user", "content": "Stars?"}], "sampling": {}, "extra": {}}),
+    ],
+)
+def test_a_row_of_a_file_is_known_and_the_request_of_a_call_is_no_row(kind, row):
+    line = orjson.dumps(row)
+    request = RowRequests(RowReader(kind), Questions()).request(0, None, line)
+    assert (request.conversation.texts, request.row) == (["Stars?"], FileRow(line) if kind == "jsonl" else None)
 
 
 def test_of_several_prompts_a_request_has_the_fields_of_its_own(ingested, tmp_path):

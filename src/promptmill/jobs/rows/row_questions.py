@@ -181,7 +181,8 @@ class RowRequests:
         else:
             request = self.reader.request(n, stored, attempts)
             request.is_filled = not self.questions.is_plain
-        request.row = FileRow(cells, self.header)
+        if self.reader.kind != "messages":  # those are the requests of a call
+            request.row = FileRow(cells, self.header)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property
