@@ -865,6 +865,15 @@ def test_an_answer_of_gemini_has_its_parts():
     assert found.logprobs["content"][0]["logprob"] == -0.1
 
 
+@pytest.mark.parametrize("detail", [{"modality": "AUDIO"}, {"tokenCount": 3}, {}, None, "AUDIO"])
+def test_an_answer_of_gemini_is_kept_if_a_detail_of_its_usage_is_incomplete(detail):
+    body = _gemini_reply({"text": "fine"})
+    audio = {"modality": "AUDIO", "tokenCount": 5}
+    body["usageMetadata"] = {"promptTokenCount": 8, "candidatesTokenCount": 1, "promptTokensDetails": [detail, audio]}
+    found = answered("gemini", body)
+    assert (found.text, found.usage) == ("fine", Usage(8, 1, audio_tokens=5))
+
+
 def test_gemini_without_text_at_the_longest_answer_is_a_cut_answer_that_is_paid():
     body = _gemini_reply(finishReason="MAX_TOKENS")
     del body["candidates"][0]["content"]

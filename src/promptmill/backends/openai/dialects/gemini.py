@@ -367,7 +367,8 @@ def _usage(usage: Any) -> JsonDict:
         for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
     )
     counts = dialect.chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
-    audio = [part["tokenCount"] for part in dialect.listed(usage, "promptTokensDetails") if part["modality"] == "AUDIO"]
+    details = [part for part in dialect.listed(usage, "promptTokensDetails") if isinstance(part, Mapping)]
+    audio = [part.get("tokenCount") for part in details if part.get("modality") == "AUDIO"]
     counts["prompt_tokens_details"]["audio_tokens"] = sum(dialect.count_of(count) or 0 for count in audio)
     return counts
 
