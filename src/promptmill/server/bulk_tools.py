@@ -290,8 +290,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             models = await _models_of_call(service, [*names, *others], asked)
             if input_file or files is not None:
                 models = await questions.for_files(ctx, models, asks=not validate)
-            priced = min((models.config, *models.configs.values()), key=lambda config: config.record.is_engine)
-            cost = None if validate else questions.cost(ctx, priced, given.get("max_cost"), "This job")
+            every = models.config, *models.configs.values()
+            cost = None if validate else questions.cost(ctx, every, given.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "schema": form["schema"],
@@ -389,7 +389,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             return ToolResult(structured_content=job_status)
         wanted = (("concurrency", concurrency), ("max_cost", max_cost))
         changes = {name: value for name, value in wanted if value is not None}
-        if max_cost is not None and (cost := questions.cost(ctx, service.config, max_cost, "This job")) is not None:
+        if max_cost is not None and (cost := questions.cost(ctx, [service.config], max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
         if changes:
             await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,8 +134,15 @@ class UserQuestions:
             raise input_error(f"{exists}, and the user did not agree to `overwrite`; name another file.")
         self._agreed.append(agreement)
 
-    def cost(self, ctx: Context, config: ModelConfig, max_cost: float | None, what: str) -> CostQuestion | None:
-        """Return the question about the cost of a call; None without `ask_above_cost`, or if the client cannot ask."""
+    def cost(
+        self, ctx: Context, configs: Collection[ModelConfig], max_cost: float | None, what: str
+    ) -> CostQuestion | None:
+        """Return the question about the cost of a call; None without `ask_above_cost`, or if the client cannot ask.
+
+        `configs`: the configurations of the call's models. The question is about one with an endpoint, if there is one:
+        an engine has no price.
+        """
+        config = min(configs, key=lambda each: each.record.is_engine)
         if config.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
         limits = [limit for limit in (max_cost, config.settings.max_cost) if limit is not None]

@@ -287,8 +287,8 @@ class _Answers:
             config = await config_of_call(service, await service.call_config(name), *settings.changes)
             prompt, listed = settings.system_prompt or config.settings.system_prompt, str(name) if several else ""
             parts.append(CallWork(await items_of(config), call, prompt, config, listed, caller=caller))
-        priced = min((part.config for part in parts), key=lambda config: config.record.is_engine)
-        if (question := self._questions.cost(ctx, priced, settings.max_cost, "This call")) is not None:
+        configs = [part.config for part in parts]
+        if (question := self._questions.cost(ctx, configs, settings.max_cost, "This call")) is not None:
             costs = await asyncio.to_thread(_costs, parts)
             question.unpriced = costs[2]
             await question.approve(*costs[:2])

@@ -128,7 +128,7 @@ class ToolCall(VerbCall):
         config = await service.resolved_config(config)
         registry.check_key(config)
         models = await questions.for_files(self._ctx, CallModels(config))
-        cost = questions.cost(self._ctx, config, self.options.get("max_cost"), self._about.step)
+        cost = questions.cost(self._ctx, [config], self.options.get("max_cost"), self._about.step)
         approve = None if cost is None else cost.approve
         return _CallModel(models, lambda job: self._result(self._finished(job, approve)), approve=approve)
 
