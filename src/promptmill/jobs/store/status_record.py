@@ -81,13 +81,19 @@ class LabelShare(TypedDict):
     """The share of the label before it was corrected for wrong labels."""
 
 
+def _code_of(name: Any) -> Code:
+    """Return the code with this name. (pydantic takes no enum as a validator from Python 3.12 on: its signature is
+    `(*values)` there.) Raises `ValueError`."""
+    return Code(name)
+
+
 class _State(TypedDict, total=False):
     state: Annotated[
         str,
         Field(description="`starting`, `running`, `merging`; `finished`; `stopped`, `cancelled`, `interrupted`."),
     ]
     reason: Annotated[str, Field(description="Why it stopped.")]
-    code: Annotated[Code, BeforeValidator(Code)]
+    code: Annotated[Code, BeforeValidator(_code_of)]
     """The code of the error that stopped the run."""
     activity: str
     round: str
