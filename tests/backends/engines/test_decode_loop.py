@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from typing import Any, cast
 
 import pytest
@@ -224,3 +225,30 @@ def test_models_that_generate_halve_their_batch_too(tiny, monkeypatch):
     assert [message["error"] for message in channel.sent.values() if "error" in message] == []
     assert [row.tokens for row in rows] == [row.tokens for row in expected]
     assert (steps[0], max(steps[1:])) == (6, 3)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_of_a_model_may_have_its_name_of_any_version_of_transformers(tiny, monkeypatch, name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny()
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = rows_of(hf.LanguageModel(network, tokenizer), LENGTHS[:3])
+    answered(hf.LanguageModel(network, tokenizer), expected, hf.Capacity(8))
+    forward = type(network).forward
+    installed = next(each for each in inspect.signature(forward).parameters if each in {"cache", "past_key_values"})
+
+    def renamed(self, input_ids=None, attention_mask=None, position_ids=None, logits_to_keep=0, **given):
+        held = {installed: given.pop(name)}
+        assert not {"cache", "past_key_values"} & given.keys()
+        return forward(self, input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **held, **given)
+
+    own = inspect.signature(renamed)
+    cache = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    *before, rest = own.parameters.values()
+    renamed.__signature__ = own.replace(parameters=[*before, cache, rest])  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(network), "forward", renamed)
+    rows = rows_of(hf.LanguageModel(network, tokenizer), LENGTHS[:3])
+    answered(hf.LanguageModel(network, tokenizer), rows, hf.Capacity(8))
+    assert [row.tokens for row in rows] == [row.tokens for row in expected]

@@ -429,7 +429,8 @@ class Prefill:
         self._lengths = [len(row.sequence)]
         self._tokens, self._mask, self._positions = left_padded([row.sequence], self._model.device)
         self._done = _same(before, row.sequence)
-        self._cache.crop(self._done)
+        if removed := len(before) - self._done:  # as a negative number; transformers 5.24 takes no length to keep
+            self._cache.crop(-removed)
         return True
 
     def content(self, position: int) -> KeysValues:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
 
 _SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi: they compute distances from the mask or the columns
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""The names of a cache as an argument: since transformers 5.24, and before it for keys and values, and for states."""
 _SHORT = (torch.float16, torch.bfloat16)
 _STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # model types that keep state in the module, or truncate input
 
@@ -46,6 +48,8 @@ class _Forward:
 
     takes_positions: bool
     cache_name: str
+    prepared_cache: str
+    """The name of the cache in `prepare_inputs_for_generation`. A model of another author may have an older name."""
     short_logits: Mapping[str, int]
     """The argument that limits the scores to the last token, if the model has one."""
 
@@ -53,9 +57,11 @@ class _Forward:
     def of(cls, network: Any) -> _Forward:
         """Return the supported arguments of `network`."""
         accepted = inspect.signature(network.forward).parameters
+        prepared = _cache_name(network.prepare_inputs_for_generation) or _CACHE_NAMES[0]
         return cls(
             takes_positions="position_ids" in accepted,
-            cache_name="cache_params" if "cache_params" in accepted else "past_key_values",
+            cache_name=_cache_name(network.forward) or prepared,
+            prepared_cache=prepared,
             short_logits={"logits_to_keep": 1} if "logits_to_keep" in accepted else {},
         )
 
@@ -130,7 +136,7 @@ class LanguageModel:
         instead, and would count the padding of a shorter row.
         """
         if not self._forward.takes_positions:
-            return self._forward.cache_name == "cache_params" or self.network.config.model_type in _SLOPES
+            return self.network._is_stateful or self.network.config.model_type in _SLOPES
         ones = torch.ones((1, 1), dtype=torch.long, device=self.device)
         try:
             inputs = self.network.prepare_inputs_for_generation(
@@ -139,7 +145,7 @@ class LanguageModel:
                 position_ids=ones,
                 use_cache=True,
                 is_first_iteration=False,
-                **{self._forward.cache_name: self.new_cache()},
+                **{self._forward.prepared_cache: self.new_cache()},
             )
         except Exception:  # the model's own code failed; each item will report the same error
             return True
@@ -175,11 +181,12 @@ class LanguageModel:
             attention_mask=mask,
             use_cache=True,
             is_first_iteration=first,
-            **{self._forward.cache_name: cache},
+            **{self._forward.prepared_cache: cache},
             **({"position_ids": positions} if self._forward.takes_positions else {}),
             **seen,
         )
         # the cache is added again, because Phi-3 drops it from its inputs for a prompt longer than the border
+        inputs.pop(self._forward.prepared_cache, None)
         given = {**inputs, self._forward.cache_name: cache, **self._forward.short_logits}
         answered = self.network(**given, return_dict=True)
         return answered.logits[:, -1].float()
@@ -322,10 +329,15 @@ def _unfit(config: Any) -> PromptmillError:
     )
 
 
+def _cache_name(function: Any) -> str | None:
+    """Return the name of the cache among a function's arguments, or None."""
+    accepted = inspect.signature(function).parameters
+    return next((name for name in _CACHE_NAMES if name in accepted), None)
+
+
 def _takes_a_cache(network: Any) -> bool:
     """Return whether the model accepts a cache. A few early models recompute the whole sequence for each token."""
-    accepted = inspect.signature(network.forward).parameters
-    return "input_ids" not in accepted or not accepted.keys().isdisjoint(("past_key_values", "cache_params"))
+    return "input_ids" not in inspect.signature(network.forward).parameters or _cache_name(network.forward) is not None
 
 
 def _writes_its_own_way(network: Any) -> bool:
