@@ -52,7 +52,8 @@ class IdentityProvider:
     @property
     def key_id(self) -> str:
         """The id of its key."""
-        return str(self.key.as_dict()["kid"])
+        self.key.ensure_kid()
+        return str(self.key.kid)
 
     def token(
         self, subject: str, audience: str, *, header: dict[str, Any] | None = None, key: Any = None, **claims: Any
@@ -79,7 +80,7 @@ class IdentityProvider:
 
     def _count(self) -> None:
         self.requests.append(flask.request.path)
-        made = flask.g.oidc_provider_mock_storage.jwk.as_dict(is_private=True)
+        made = flask.g.oidc_provider_mock_storage.jwk.as_dict(True)  # authlib's key, or joserfc's
         self.key = jwk.RSAKey.import_key(json.loads(json.dumps(made)))
 
 

@@ -126,6 +126,8 @@ def _engines(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
     hosts: list[EngineHost] = []
 
     def make(model: str | Path, **keys: Any) -> EngineHost:
+        if keys.get("backend", "hf") == "hf":
+            pytest.importorskip("torch")
         host = create(config_of(model, **keys))
         hosts.append(host)
         desk.wait(host.load(lambda text: None))

@@ -69,9 +69,13 @@ def test_what_is_no_model_at_all_is_refused(tmp_path):
 
 
 def test_without_its_packages_every_way_on_is_named(monkeypatch):
-    find = importlib.util.find_spec
+    find, found_here = importlib.util.find_spec, importlib.util.find_spec("json")
     missing = {"openvino_genai"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+
+    def spec(name, *rest):
+        return None if name in missing else found_here if name == "torch" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", spec)
     for more, instead in ((set(), "`backend: hf`, which is installed here"), ({"torch"}, "`backend: openai`")):
         missing |= more
         with pytest.raises(PromptmillError) as caught:
