@@ -189,6 +189,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[str, Path] = {}
 
     def make(kind: str = "Llama", template: str | None = None, pad: bool = True, **config: Any) -> Path:
+        pytest.importorskip("torch")
         name = f"{kind}-{template}-{pad}-{sorted(config.items())}"
         if name not in made:
             made[name] = tmp_path_factory.mktemp(kind)

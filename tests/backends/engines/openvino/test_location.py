@@ -73,7 +73,7 @@ def test_without_its_packages_every_way_on_is_named(monkeypatch):
     missing = {"openvino_genai"}
 
     def spec(name, *rest):
-        return None if name in missing else found_here if name == "torch" else find(name, *rest)
+        return None if name in missing else found_here if name in {"torch", "transformers"} else find(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", spec)
     for more, instead in ((set(), "`backend: hf`, which is installed here"), ({"torch"}, "`backend: openai`")):
