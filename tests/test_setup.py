@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[1]
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
     "-c import torch") exit 1 ;;
+    -c*version_info*) echo 3.13 ;;
     -c*) exit 0 ;;
-    *-m\\ venv*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *-m\\ venv*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
     *--dry-run*--index-url*) [[ "$HAS" == *public* ]] ;;
     *--dry-run*) [[ "$HAS" == *configured* ]] ;;
     *) echo "$*" >>pip.log ;;
@@ -78,6 +79,18 @@ def test_the_demo_needs_no_torch(setup):
     out, pip = setup("demo")
     assert "185 MB" in out
     assert "torch" not in pip
+
+
+@pytest.mark.parametrize(("has", "has_hf"), [("configured", True), ("", False)])
+def test_the_newest_packages_have_no_constraints_and_an_environment_of_their_own(setup, tmp_path, has, has_hf):
+    out, pip = setup("newest", has=has)
+    assert (tmp_path / ".venv-3.13").is_dir()
+    assert not (tmp_path / ".venv").exists()
+    assert "constraints" not in pip
+    (installed,) = (line for line in pip.splitlines() if "--upgrade-strategy eager --group dev" in line)
+    assert ("torch==2.13.0+cpu" in installed) == has_hf
+    assert installed.endswith(",hf]") == has_hf
+    assert ("without hf" in out) != has_hf
 
 
 @pytest.mark.parametrize("script", ["setup", "demo"])
