@@ -19,9 +19,18 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.form import Form
-from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, SOURCED, Added, Parameters
+from promptmill.core.parameter import (
+    APPLIED,
+    OF_FIELDS,
+    OF_OPERATOR,
+    SOURCED,
+    Added,
+    OfPrograms,
+    Parameters,
+    Protecting,
+)
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -640,6 +649,11 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
         """Return the parameters that are set, by name, without `definitions`, which the system prompt has."""
         return {name: value for name, value in self if value is not None and name != "definitions"}
 
+    def protection(self) -> Sampling:
+        """Return the parameters that protect what is sent, for a request that has no others."""
+        kept = {name: value for name in PROTECTING_NAMES if (value := getattr(self, name)) is not None}
+        return type(self).model_construct(**kept)
+
     def sets(self, names: Iterable[str]) -> bool:
         """Return whether one of these parameters is set. Other names are ignored."""
         return any(getattr(self, name, None) is not None for name in names)
@@ -659,6 +673,26 @@ SOURCED_NAMES = Sampling.marked(SOURCED)
 """The parameters that add sources to answers."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 """The parameters that an untrusted client may not set."""
+_OF_PROGRAMS = Sampling.marks(OfPrograms)
+_PROTECTING = Sampling.marks(Protecting)
+PROTECTING_NAMES = frozenset(_PROTECTING)
+"""The parameters that protect what is sent."""
+
+
+def check_of_data(given: JsonObject, ours: Sampling) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if parameters that come from data name a function or a file that the
+    operator's parameters `ours` do not name."""
+    for name in _OF_PROGRAMS.keys() & given.keys():
+        if _OF_PROGRAMS[name].names_more(given[name], getattr(ours, name)):
+            said = "only the operator's configuration may name a file or function. Leave it out here."
+            raise config_error(f"sampling_params.{name}", said)
+
+
+def protected(changes: JsonObject, ours: JsonObject) -> JsonDict:
+    """Return `changes` to the parameters `ours`, with all values of the parameters that protect what is sent."""
+    kept = {name: ours[name] for name in _PROTECTING.keys() & ours.keys() if ours[name]}
+    joined = {name: _PROTECTING[name].joined(its, changes.get(name) or its) for name, its in kept.items()}
+    return {**changes, **joined}
 
 
 Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]

@@ -80,8 +80,11 @@ class MaskedRequests(Step):
 
     def __init__(self, config: ModelConfig) -> None:
         self._forced = tuple(_mask_of(config.operator.sampling_params))
-        self._takes_all = config.call_files is None
-        """Whether requests are the operator's own, and may name files and functions."""
+        whole = config.file or config.operator
+        every = [whole.sampling_params, *(each.sampling_params for each in whole.models.values())]
+        # a request that another model could not answer has the kinds of both models
+        self._operators = {*self._forced, *(kind for sampling in every for kind in _mask_of(sampling))}
+        """The kinds that the operator has configured, also for other models."""
         if self._forced:
             self.wanted_by = None  # no request skips the step
         self._secret = secrets.token_bytes(32)
@@ -99,8 +102,8 @@ class MaskedRequests(Step):
     def _made(self, wanted: tuple[str, ...]) -> Kinds:
         own = tuple(dict.fromkeys((*self._forced, *wanted)))
         for kind in own:
-            if not (self._takes_all or kind in self._forced or is_known(kind)):
-                raise config_error(KEY, f"only the operator's configuration may name a file or function: {kind[:60]}.")
+            if not (kind in self._operators or is_known(kind)):  # the doors refuse it before; this is the last one
+                raise input_error("Only the operator's configuration may name a file or function to mask by.")
         if own not in self._by_kinds:
             self._by_kinds[own] = Kinds.of(own)
         return self._by_kinds[own]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from promptmill.core.parameter import APPLIED, OF_FIELDS, Parameters
+from promptmill.core.parameter import APPLIED, OF_FIELDS, OfPrograms, Parameters, Protecting
 
 KINDS = ("email", "phone", "iban", "card", "id")
 """The kinds that are recognized by the form of the values. `phone` and `id` may name a country: `phone:DE`."""
@@ -30,13 +31,21 @@ def kinds_in(text: str) -> tuple[str, ...]:
     >>> kinds_in("email, phone:DE")
     ('email', 'phone:DE')
     """
-    return tuple(dict.fromkeys(kind.strip() for kind in next(csv.reader([text], skipinitialspace=True), ())))
+    try:
+        kinds = next(csv.reader([text], skipinitialspace=True), ())
+    except csv.Error:  # a line feed
+        return (text,)
+    return tuple(dict.fromkeys(kind.strip() for kind in kinds))
+
+
+def _text_of(kinds: Iterable[object]) -> str:
+    return ",".join(f'"{kind}"' if "," in str(kind) else str(kind) for kind in kinds)
 
 
 def _checked(value: object) -> object:
     """Return the kinds, which are a text or a list, as a text. Raises `ValueError` for an unknown kind."""
     if isinstance(value, list | tuple):
-        value = ",".join(f'"{kind}"' if "," in str(kind) else str(kind) for kind in value)
+        value = _text_of(value)
     for kind in kinds_in(value) if isinstance(value, str) else ():
         if kind == COLUMN or not (is_known(kind) or FUNCTION.fullmatch(kind) or _FILE.fullmatch(kind)):
             raise PydanticCustomError(
@@ -47,9 +56,26 @@ def _checked(value: object) -> object:
     return value or None
 
 
+def _listed(value: object) -> tuple[str, ...]:
+    """Return the kinds of a value that is not checked yet."""
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    return kinds_in(value) if isinstance(value, str) else (str(value),) if value else ()
+
+
+def _joined(one: object, other: object) -> str:
+    return _text_of(dict.fromkeys((*_listed(one), *_listed(other))))
+
+
+def _names_more(value: object, operators: object) -> bool:
+    return any(not is_known(kind) for kind in {*_listed(value)} - {*_listed(operators)})
+
+
 class Masked(Parameters):
     """Which values are replaced before a request is sent."""
 
-    mask: Annotated[str | None, BeforeValidator(_checked), APPLIED, OF_FIELDS] = Field(
+    mask: Annotated[
+        str | None, BeforeValidator(_checked), APPLIED, OF_FIELDS, OfPrograms(_names_more), Protecting(_joined)
+    ] = Field(
         None, description="Kinds of values to replace by masks before a request is sent: `email,phone,iban,card,id`."
     )
