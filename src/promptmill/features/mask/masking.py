@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import operator
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,24 +24,22 @@ from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.request import (
     NOTHING_SHARED,
-    SYSTEM_ROLES,
+    CommonParts,
     Conversation,
     Fields,
     FileRow,
     Made,
-    Message,
-    Part,
     Request,
     Sampling,
-    TextPart,
     nested,
     once,
 )
-from promptmill.core.values import JsonDict, JsonObject, cell_text, loads, read_json, text_of
+from promptmill.core.texts import TextKind, changed
+from promptmill.core.values import cell_text, loads, read_json, text_of
 from promptmill.core.wording import no_column
 from promptmill.features.mask.detection import Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
-from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
+from promptmill.features.mask.masks import Codes, Masks
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import Masked, is_known, kinds_in
 from promptmill.files import json_values
@@ -51,8 +48,6 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 
 _CONTEXT = 48
 """Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
-_OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
-"""Parameters of `extra_params` that are instructions, and no data."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
 """Keywords that a mask in place of a value would break. The answer is checked by them once the value is put back."""
 
@@ -133,61 +128,41 @@ class MaskedRequests(Step):
 
     def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the request as it is sent, and its masks. Raises `PromptmillError`."""
-        conversation, given, extra = request.conversation, request.sampling, request.extra
+        conversation = request.conversation
         if conversation.sourced or conversation.file_kinds:
-            raise input_error(
-                "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
-            )
-        plan = once(self._plans, lambda: self._plan(given, extra, secret), given, extra, secret)
-        masks = Masks(plan.codes, conversation.texts)
+            raise _unmaskable(TextKind.SOURCE)
+        common = request.common
+        if request.path:  # each such request has a body of its own
+            plan = self._plan(common, secret, is_body=True)
+        else:
+            plan = once(self._plans, lambda: self._plan(common, secret, is_body=False), *common, secret)
+        masks = Masks(plan.codes, conversation.texts, plan.masks)
         own = _detectors_of(_values_of(request.row, plan.kinds.columns)) if plan.kinds.columns else None
-        masking = _Masking(plan.kinds, masks, self._spans_of_words, own)
-        changes = self._of_conversation(request, masking)
-        if plan.sampling is not given:
-            changes["sampling"] = plan.sampling
-        if plan.has_parameters or request.path:
-            changes["extra"] = masking.parameters(extra, is_instruction=not request.path)
-        if request.shared and "conversation" in changes:
-            is_same = _has_beginning(conversation, changes["conversation"], request.shared.characters)
-            changes["shared"] = request.shared if is_same else NOTHING_SHARED
-        return request.changed(**changes) if changes else request, masks
+        if plan.masks.values and masks.is_ambiguous:
+            masks = Masks(plan.codes, conversation.texts)
+            sent = request.with_texts(_Masking(self, plan.kinds, masks, own))
+            sent = sent.changed(sampling=_with_form(sent.sampling))
+        else:
+            sent = request.with_texts(_Masking(self, plan.kinds, masks, own), plan.common)
+        if request.shared and sent.conversation is not conversation:
+            is_same = _has_beginning(conversation, sent.conversation, request.shared.characters)
+            sent = sent.changed(shared=request.shared if is_same else NOTHING_SHARED)
+        return sent, masks
 
-    def _plan(self, sampling: Sampling, extra: JsonObject, secret: bytes) -> _Plan:
-        kinds = self.kinds_of(sampling)
-        has_parameters = bool(_values_in(extra, kinds.of_instructions))
-        return _Plan(kinds, _with_form(sampling, kinds), has_parameters, Codes(secret))
+    def _plan(self, common: CommonParts, secret: bytes, *, is_body: bool) -> _Plan:
+        kinds, codes = self.kinds_of(common.sampling), Codes(secret)
+        masks = Masks(codes, ())
+        try:
+            parts = common.with_texts(_Masking(self, kinds, masks, None), is_body=is_body)
+        except RecursionError:
+            raise input_error("The parameters of the request are nested too deeply to be masked.") from None
+        return _Plan(kinds, codes, masks, parts._replace(sampling=_with_form(parts.sampling)))
 
-    def _of_conversation(self, request: Request, masking: _Masking) -> dict[str, Any]:
-        """Return the changes to the messages and fields of a request."""
-        before, fields, changes = request.conversation.messages, request.fields, dict[str, Any]()
-        added = len(before) - request.corrections
-        row = added - 1 if fields is not None else -1
-        after = [
-            message
-            if at == row
-            else masking.message(message, is_instruction=request.is_filled and message.role in SYSTEM_ROLES)
-            for at, message in enumerate(before[:added])
-        ]
-        if fields is not None and row >= 0:
-            words = self._words_of(fields.parts, masking.kinds.of_instructions)
-            last, written = before[row], masking.fields(fields, words, is_part=request.is_part)
-            if written is not fields:
-                changes["fields"] = written
-            if last.content != _text_of(fields):  # a step has put the fields into a message of its own
-                after[row] = masking.message(last, is_instruction=False)
-            elif written is not fields:
-                after[row] = Message(last.role, _text_of(written), last.extra)
-        if request.corrections:
-            masking = masking.of_corrections()
-            after += [masking.message(message, is_instruction=False) for message in before[added:]]
-        if any(map(operator.is_not, before, after)):
-            changes["conversation"] = Conversation(tuple(after))
-        return changes
-
-    def _words_of(self, parts: Sequence[str], detectors: Detectors) -> _Words:
+    def words_of(self, parts: Sequence[str], detectors: Detectors) -> _Words:
+        """Return the words around the cells of a prompt."""
         return once(self._parts, lambda: _Words.of(parts, detectors), parts, detectors)
 
-    def _spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
+    def spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
         """Return the values found in a text that many requests have in common."""
         key = id(detectors), text
         if key not in self._instructions:
@@ -198,14 +173,13 @@ class MaskedRequests(Step):
 
 
 class _Plan(NamedTuple):
-    """The detectors, codes and sent parameters of requests with equal parameters."""
+    """The detectors and codes of requests with equal parameters, and the parameters that are sent."""
 
     kinds: Kinds
-    sampling: Sampling
-    """The parameters that are sent."""
-    has_parameters: bool
-    """Whether parameters of the body have values."""
     codes: Codes
+    masks: Masks
+    """The masks in the parameters."""
+    common: CommonParts
 
 
 class _Words(NamedTuple):
@@ -219,6 +193,9 @@ class _Words(NamedTuple):
 
     @classmethod
     def of(cls, parts: Sequence[str], detectors: Detectors) -> _Words:
+        """Raises `PromptmillError` if the name of a field has a value: some requests have the names of fields."""
+        if any(map(detectors.spans, parts[1::2])):
+            raise _unmaskable(TextKind.NAME)
         first, *between = parts[::2]
         shortened = [part if len(part) < 2 * _CONTEXT else f"{part[:_CONTEXT]}\0{part[-_CONTEXT:]}" for part in between]
         if between:
@@ -226,75 +203,75 @@ class _Words(NamedTuple):
         return cls((first[-_CONTEXT:], *shortened), any(map(detectors.spans, parts[::2])))
 
 
-class _Masking(NamedTuple):
-    """The masking of one request."""
+class _Masking:
+    """The masking of one request: the change of `Request.with_texts`."""
 
-    kinds: Kinds
-    masks: Masks
-    spans_of_words: Callable[[str, Detectors], list[ValueSpan]]
-    own: Detectors | None
-    """The detectors of the row's values in masked columns."""
+    __slots__ = ("_kinds", "_masks", "_own", "_step")
 
-    def of_corrections(self) -> _Masking:
-        """Return the masking of the messages that ask again. An answer in them may have a value alone that is no value
-        by itself, such as `jane` of `{{user}}@{{host}}`, so each value that the request has is masked."""
-        known, own = _detectors_of(self.masks.values.values()), self.own
-        if known is None:
-            return self
-        return self._replace(own=known if own is None else Detectors([*own.of_folded, *known.of_folded]))
+    def __init__(self, step: MaskedRequests, kinds: Kinds, masks: Masks, own: Detectors | None) -> None:
+        """`own`: the detectors of the row's values in masked columns."""
+        self._step, self._kinds, self._masks, self._own = step, kinds, masks, own
 
-    def evidence(self, text: str) -> str:
-        """Return a text of data with masks."""
-        spans = self.kinds.of_evidence.spans(text)
-        return self.masks.masked(text, spans if self.own is None else apart([*spans, *self.own.spans(text)]))
+    def __call__(self, text: str, kind: TextKind, /) -> str:
+        """Return a text with masks. Raises `PromptmillError` for a value in a text that cannot have a mask."""
+        kinds, masks = self._kinds, self._masks
+        if kind is TextKind.EVIDENCE:
+            return masks.masked(text, self._spans(text, self._own))
+        if kind is TextKind.INSTRUCTION:
+            return masks.masked(text, self._step.spans_of_words(text, kinds.of_instructions))
+        if kind is TextKind.CORRECTION:
+            # An answer may have a value alone that is no value by itself, such as `jane` of `{{user}}@{{host}}`.
+            known, own = _detectors_of(masks.values.values()), self._own
+            if known is not None and own is not None:
+                known = Detectors([*own.of_folded, *known.of_folded])
+            return masks.masked(text, self._spans(text, known or own))
+        detectors = kinds.of_instructions if kind is TextKind.NAME else kinds.of_evidence
+        if kind is TextKind.SOURCE or self._step.spans_of_words(text, detectors):
+            raise _unmaskable(kind)
+        return text
 
-    def instruction(self, text: str) -> str:
-        """Return the words of an instruction with masks."""
-        return self.masks.masked(text, self.spans_of_words(text, self.kinds.of_instructions))
+    def _spans(self, text: str, further: Detectors | None) -> Sequence[ValueSpan]:
+        spans = self._kinds.of_evidence.spans(text)
+        return spans if further is None else apart([*spans, *further.spans(text)])
 
-    def message(self, message: Message, *, is_instruction: bool) -> Message:
-        """Return a message with masks; the message itself if it has no values."""
-        change = self.instruction if is_instruction else self.evidence
-        content, extra = message.content, message.extra
-        if isinstance(content, tuple):
-            parts = tuple(_changed(part, change) for part in content)
-            content = content if all(new is old for new, old in zip(parts, content, strict=True)) else parts
-        elif content:
-            content = change(content)
-        if extra:
-            extra = {name: _changed_field(name, value, change) for name, value in extra.items()}
-        if content == message.content and extra == message.extra:
-            return message
-        return Message(message.role, content, extra)
-
-    def fields(self, fields: Fields, words: _Words, *, is_part: bool) -> Fields:
+    def fields(self, fields: Fields, *, is_part: bool) -> Fields:
         """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
         text of the row is divided, perhaps inside of a value."""
+        words = self._step.words_of(fields.parts, self._kinds.of_instructions)
         pieces = _interleaved(words.around, fields.texts)
-        spans, own = self.kinds.of_evidence.spans("".join(pieces)), self.own
+        spans, own = self._kinds.of_evidence.spans("".join(pieces)), self._own
         texts, end = list[str](), 0
         for at, piece in enumerate(pieces if spans or own or is_part else ()):
             start, end = end, end + len(piece)
             if at % 2:
                 inside = [span for span in spans if span[0] < end and span[1] > start]
                 further = [] if own is None else own.spans(piece)
-                for detectors in (self.kinds.of_evidence, own) if is_part else ():
+                for detectors in (self._kinds.of_evidence, own) if is_part else ():
                     further += () if detectors is None else detectors.parts_at_ends(piece)
                 if further:
                     moved = [ValueSpan(start + first, start + last, label) for first, last, label in further]
                     inside = apart([*inside, *moved])
-                texts.append(self.masks.masked(piece, inside, start))
+                texts.append(self._masks.masked(piece, inside, start))
         parts = fields.parts
         if words.have_values:
-            parts = tuple(part if at % 2 else self.instruction(part) for at, part in enumerate(parts))
+            parts = tuple(part if at % 2 else self(part, TextKind.INSTRUCTION) for at, part in enumerate(parts))
         if parts is fields.parts and (not texts or (*texts,) == fields.texts):
             return fields
-        return Fields(parts, (*texts,) or fields.texts)
+        return fields._replace(parts=parts, texts=(*texts,) or fields.texts)
 
-    def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
-        """Return parameters of a request's body with masks in their texts."""
-        change = self.instruction if is_instruction else self.evidence
-        return {name: value if name in _OF_AUTHOR else mapped(value, change) for name, value in extra.items()}
+
+def _unmaskable(kind: TextKind) -> PromptmillError:
+    """Return the error for a value in a text that cannot have a mask."""
+    if kind is TextKind.SOURCE:
+        said = "An image, a PDF or a recording cannot be masked. Send its text, or leave out "
+        return input_error(said, Named("mask"), ".")
+    if kind is TextKind.ANSWER:
+        said = "a choice, or an allowed value of the schema, has a value that is masked in the rows, so no answer could"
+        return config_error(KEY, f"{said} be it. Use labels without personal data, or mask fewer kinds.")
+    said = (
+        "the name of a field, a tool or a parameter has a value that is masked in the rows, and no mask can be a name"
+    )
+    return config_error(KEY, f"{said}. Use another name, or mask fewer kinds.")
 
 
 def _mask_of(sampling: Sampling) -> Sequence[str]:
@@ -367,48 +344,9 @@ def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
     return pieces
 
 
-def _text_of(fields: Fields) -> str:
-    return "".join(_interleaved(fields.parts[::2], fields.texts))
-
-
-def _changed(part: Part, change: Callable[[str], str]) -> Part:
-    if not isinstance(part, TextPart) or (text := change(part.text)) == part.text:
-        return part
-    return replace(part, text=text)
-
-
-def _changed_field(name: str, value: Any, change: Callable[[str], str]) -> Any:
-    """Return a field of a message, such as its tool calls, with each text changed. The arguments of calls are JSON."""
-    if name == "arguments" and isinstance(value, str):
-        return in_json(value, change)
-    if isinstance(value, Mapping):
-        return {inner: _changed_field(inner, each, change) for inner, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_changed_field(name, each, change) for each in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def _values_in(extra: JsonObject, detectors: Detectors) -> JsonObject:
-    """Return the parameters of a request's body that have values to mask."""
-
-    def has_values(given: Any) -> bool:
-        return any(isinstance(text, str) and detectors.spans(text) for text in nested(given))
-
-    return {name: value for name, value in extra.items() if name not in _OF_AUTHOR and has_values(value)}
-
-
 def _has_beginning(before: Conversation, after: Conversation, characters: int) -> bool:
     """Return whether masks leave the first `characters` of a conversation, which other requests share, unchanged."""
     return "".join(before.texts)[:characters] == "".join(after.texts)[:characters]
-
-
-def _allowed_in(schema: JsonObject | None) -> Iterator[str]:
-    """Yield the texts that a schema allows as values."""
-    for node in nested(schema):
-        if isinstance(node, Mapping):
-            values = node.get("enum")
-            allowed = [*(values if isinstance(values, list) else ()), node.get("const")]
-            yield from (value for value in allowed if isinstance(value, str))
 
 
 def _narrows(node: Mapping[str, Any]) -> bool:
@@ -427,7 +365,7 @@ def _unmasked_preview(show: Callable[[Growing], None], masks: Masks, *, is_json:
     """Return the preview that shows values. If the end of a text may become a mask, it is held back."""
 
     def shown(growing: Growing) -> None:
-        calls = [_changed_field("", call, masks.growing) for call in growing.tool_calls]
+        calls = changed(growing.tool_calls, lambda text, _: masks.growing(text), TextKind.EVIDENCE)
         show(Growing(masks.growing(growing.text, is_json=is_json), masks.growing(growing.reasoning), calls))
 
     return shown
@@ -445,7 +383,7 @@ def _unmasked(outcome: Outcome, masks: Masks, call: Call, *, is_json: bool) -> O
         changes["details"] = masks.put_back_in(outcome.details)
     if isinstance(outcome, Completion):
         if outcome.tool_calls:
-            changes["tool_calls"] = tuple(_changed_field("", one, back) for one in outcome.tool_calls)
+            changes["tool_calls"] = changed(outcome.tool_calls, lambda text, _: back(text), TextKind.EVIDENCE)
         if outcome.reply:
             changes["reply"] = back(outcome.reply, is_json=is_json)
         if not call.facts.of_job and (strays := masks.strays(outcome.text)):
@@ -459,16 +397,9 @@ def _looks_like_json(text: str) -> bool:
     return text.lstrip().startswith(("{", '["', "[{", "```json"))
 
 
-def _with_form(sampling: Sampling, kinds: Kinds) -> Sampling:
-    """Return parameters whose schema allows masks. Raises `PromptmillError` if an allowed answer has a value."""
+def _with_form(sampling: Sampling) -> Sampling:
+    """Return parameters whose schema allows masks."""
     schema = schema_of(sampling.response_format) if sampling.response_format else None
-    for text in (*(sampling.choices or ()), *_allowed_in(schema)):
-        if kinds.of_evidence.spans(text):
-            raise config_error(
-                KEY,
-                "a choice, or an allowed value of the schema, has a value that is masked in the rows, so no answer "
-                "could be it. Use labels without personal data, or mask fewer kinds.",
-            )
     if schema is None or not any(isinstance(node, Mapping) and _narrows(node) for node in nested(schema)):
         return sampling
     relaxed = asking_for(_relaxed(schema))

@@ -58,14 +58,20 @@ class Masks:
 
     __slots__ = ("_codes", "_known", "_taken", "_texts", "values")
 
-    def __init__(self, codes: Codes, texts: Sequence[str]) -> None:
-        """`texts`: the texts of the request. No code is a part of them."""
+    def __init__(self, codes: Codes, texts: Sequence[str], shared: Masks | None = None) -> None:
+        """`texts`: the texts of the request. No code is a part of them. `shared`: the masks of texts that other
+        requests have, too."""
         self._codes, self._texts = codes, "\0".join(texts)
         self._taken = self._texts if len(self._texts) < _LONG else frozenset(_POSSIBLE.findall(self._texts))
-        self._known: dict[tuple[str, str], str] = {}
+        self._known: dict[tuple[str, str], str] = {} if shared is None else {**shared._known}
         """The masks, by value and label."""
-        self.values: dict[str, str] = {}
+        self.values: dict[str, str] = {} if shared is None else {**shared.values}
         """The values, by code."""
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the texts of the request have the code of a shared mask, as the text of an earlier answer may."""
+        return any(code in self._taken for code in self.values)
 
     def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
         """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
