@@ -705,11 +705,11 @@ Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
 def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
     """Return the result of `make`. It is cached in `made`, and returned again for the same objects in `of`."""
     key = tuple(map(id, of))
-    if key not in made:
+    if (known := made.get(key)) is None:
         if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
             made.clear()
-        made[key] = of, make()  # the objects are kept, so that no other objects get the same ids
-    return made[key][1]
+        known = made[key] = of, make()  # the objects are kept, so that no other objects get the same ids
+    return known[1]
 
 
 def top_choices_of(extra: JsonObject) -> int | None:

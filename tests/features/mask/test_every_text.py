@@ -97,7 +97,7 @@ def test_what_the_model_or_the_endpoint_only_reads_has_masks(given):
 def test_what_cannot_have_a_mask_is_refused(given):
     with pytest.raises(PromptmillError, match="has a value that is masked in the rows") as refused:
         sent(request_of(**given))
-    assert refused.value.code is Code.INVALID_CONFIG
+    assert refused.value.code is Code.INVALID_INPUT, "the parameters are the row's own, so only the row fails"
     assert MAIL not in str(refused.value)
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from embedding import embeddings
 from fakes import openai_configuration
 from personal_data import KINDS, NAMES, leaked, planted_rows
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling, conversation_from_messages
 from promptmill.core.values import text_of
 from promptmill.features.batches import batch_round
@@ -403,3 +405,77 @@ async def test_a_growing_answer_shows_values_and_no_part_of_a_mask():
     assert call.preview is before
     assert shown[-1].startswith("to jane@example.com")
     assert all("to jane@example.com!".startswith(one) for one in shown)
+
+
+def test_a_dry_run_shows_the_prompts_with_masks(bench, upstream):
+    bench.write([MAIL])
+    done = bench.here(bench.command("--prompt", PROMPT, "--mask", "email", "--dry-run"))
+    assert "Mark it: Write to [EMAIL_" in done.stdout + done.stderr
+    assert "jane@example.com" not in done.stdout + done.stderr
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("body", [{"messages": [{"role": "user", "content": "to jane@example.com"}]}])
+def test_a_dry_run_of_a_batch_file_shows_the_masks_of_the_job(bench, body):
+    bench.write([{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", **body}}])
+    done = bench.here(bench.command("--mask", "email", "--dry-run"))
+    assert "to [EMAIL_" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("further", [(), ("--dry-run",)])
+def test_a_missing_package_ends_a_job_before_its_first_request(bench, upstream, monkeypatch, further):
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    bench.write([MAIL])
+    assert "The kind `phone` of masks needs phonenumbers" in bench.fail("--prompt", PROMPT, "--mask", "phone", *further)
+    assert not upstream.seen
+
+
+def test_a_function_that_fails_on_a_text_costs_this_row_alone(bench, upstream, monkeypatch):
+    upstream.reply = answer()
+    (bench.path / "failing.py").write_text(
+        "def found(text):\n    if 'Jane' in text: raise KeyError(text)\n    return [(0, 4, 'WORD')]\n"
+    )
+    monkeypatch.syspath_prepend(str(bench.path))
+    bench.write([MAIL, {"mail": "hello", "note": "x"}])
+    bench.fail("--prompt", "{{mail}}{{note}}", "--mask", "failing:found", code=1)
+    failed, answered = bench.answers()
+    assert "failing:found failed on this text (KeyError)" in failed["error"]["message"]
+    assert "Jane" not in failed["error"]["message"]
+    assert answered["answer"] == "echo: hellox"
+    assert len(upstream.seen) == 1
+
+
+async def test_a_long_text_is_masked_and_put_back_beside_the_event_loop():
+    threads: list[bool] = []
+
+    class Step(MaskedRequests):
+        def masked(self, request: Request, secret: bytes) -> Any:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return super().masked(request, secret)
+
+    async def following(request: Request, call: Call) -> Completion:
+        return Completion(request.conversation.texts[0], "stop")
+
+    made = Step(openai_configuration("http://127.0.0.1:1").config)
+    made.wrap(following)
+    for text in ("jane@example.com ", "jane@example.com " * 10_000):
+        outcome = await made.answer(asked([{"role": "user", "content": text}]), Call(Facts()))
+        assert outcome.text == text
+    assert threads == [True, False]
+
+
+async def test_all_texts_of_an_outcome_have_values():
+    def everywhere(text: str) -> Any:
+        return {"body": {"list": [text, {"a": text}]}}
+
+    async def following(request: Request, call: Call) -> Failure:
+        (mask,) = MASK.findall(request.conversation.texts[0])
+        error = PromptmillError(Code.TRUNCATED, "cut")
+        part = json.dumps({"to": mask})
+        return Failure(error, text=f"to {mask}", part=part, reasoning=mask, details=everywhere(mask), sources=[mask])
+
+    outcome = await step(following).answer(asked([{"role": "user", "content": "jane@example.com"}]), Call(Facts()))
+    assert isinstance(outcome, Failure)
+    value = "jane@example.com"
+    assert (outcome.text, outcome.part, outcome.reasoning) == (f"to {value}", json.dumps({"to": value}), value)
+    assert (outcome.details, outcome.sources) == (everywhere(value), [value])

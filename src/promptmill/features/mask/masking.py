@@ -21,7 +21,7 @@ from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Growing, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.errors import Named, PromptmillError, config_error, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error, internal_error
 from promptmill.core.request import (
     NOTHING_SHARED,
     CommonParts,
@@ -48,6 +48,9 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 
 _CONTEXT = 48
 """Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
+_LONG = 8_000
+"""Characters from which on masks are made, and put back, in a thread. With all kinds and digits alone, as many take
+some 0.1 s; with ordinary text 1 ms, of which a thread takes 0.1."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
 """Keywords that a mask in place of a value would break. The answer is checked by them once the value is put back."""
 
@@ -74,6 +77,7 @@ class MaskedRequests(Step):
         return lambda request: Sent(step.masked(request, step._secret)[0])
 
     def __init__(self, config: ModelConfig) -> None:
+        self._config = config
         self._forced = tuple(_mask_of(config.operator.sampling_params))
         whole = config.file or config.operator
         every = [whole.sampling_params, *(each.sampling_params for each in whole.models.values())]
@@ -100,15 +104,22 @@ class MaskedRequests(Step):
             if not (kind in self._operators or is_known(kind)):  # the doors refuse it before; this is the last one
                 raise input_error("Only the operator's configuration may name a file or function to mask by.")
         if own not in self._by_kinds:
-            self._by_kinds[own] = Kinds.of(own)
+            try:
+                self._by_kinds[own] = Kinds.of(own)
+            except PromptmillError as error:
+                if self._operators.issuperset(own):
+                    raise
+                raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None  # of a call or a row
         return self._by_kinds[own]
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request without sending its values. A request with an image or a file fails."""
         try:
-            sent, masks = self.masked(request, self._secret_of(call))
+            sent, masks = await self._masked_apart(request, self._secret_of(call))
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=error.code != "invalid_input")
+        except Exception as error:  # noqa: BLE001 (a bug costs one row, and the row is not sent)
+            return Failure(internal_error("The masking of a request failed", error), request.attempts)
         if not masks.values:
             return await self.following(sent, call)
         is_json = bool(request.sampling.response_format or request.extra.get("response_format"))
@@ -120,7 +131,16 @@ class MaskedRequests(Step):
         finally:
             if shown is not None and call.preview is wrapped:  # a sender may have ended the preview
                 call.preview = shown
+        if max(len(outcome.text), len(outcome.reasoning or "")) > _LONG:
+            return await asyncio.to_thread(_unmasked, outcome, masks, call, is_json=is_json)
         return _unmasked(outcome, masks, call, is_json=is_json)
+
+    async def _masked_apart(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
+        """Return the result of `masked`, which needs a thread for long texts."""
+        size = sum(map(len, request.conversation.texts))
+        if request.path or size > _LONG:
+            return await asyncio.to_thread(self.masked, request, secret)
+        return self.masked(request, secret)
 
     def _secret_of(self, call: Call) -> bytes:
         """Return the secret of a call's job, which the first request of a run reads."""
@@ -128,6 +148,12 @@ class MaskedRequests(Step):
 
     def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the request as it is sent, and its masks. Raises `PromptmillError`."""
+        try:
+            return self._masked(request, secret)
+        except RecursionError:
+            raise input_error("The request is nested too deeply to be masked. Send fewer levels.") from None
+
+    def _masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         conversation = request.conversation
         if conversation.sourced or conversation.file_kinds:
             raise _unmaskable(TextKind.SOURCE)
@@ -154,22 +180,31 @@ class MaskedRequests(Step):
         masks = Masks(codes, ())
         try:
             parts = common.with_texts(_Masking(self, kinds, masks, None), is_body=is_body)
-        except RecursionError:
-            raise input_error("The parameters of the request are nested too deeply to be masked.") from None
+        except PromptmillError as error:
+            if self._is_of_all(common):
+                raise
+            raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None
         return _Plan(kinds, codes, masks, parts._replace(sampling=_with_form(parts.sampling)))
 
-    def words_of(self, parts: Sequence[str], detectors: Detectors) -> _Words:
+    def _is_of_all(self, common: CommonParts) -> bool:
+        """Return whether the parameters are those of all requests, so that a mistake in them ends a job."""
+        own, usual = common.sampling, self._config.settings.sampling_params
+        is_same_form = own.choices == usual.choices and (own.choices or own.response_format == usual.response_format)
+        is_same = own.stop == usual.stop and common.extra == self._config.settings.extra_params
+        return bool(is_same_form) and is_same
+
+    def words_of(self, parts: Sequence[str], kinds: Kinds) -> _Words:
         """Return the words around the cells of a prompt."""
-        return once(self._parts, lambda: _Words.of(parts, detectors), parts, detectors)
+        return once(self._parts, lambda: _Words.of(parts, kinds), parts, kinds)
 
     def spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
         """Return the values found in a text that many requests have in common."""
         key = id(detectors), text
-        if key not in self._instructions:
+        if (known := self._instructions.get(key)) is None:
             if len(self._instructions) >= MOST_KEPT:
                 self._instructions.clear()
-            self._instructions[key] = detectors.spans(text)
-        return self._instructions[key]
+            known = self._instructions[key] = detectors.spans(text)
+        return known
 
 
 class _Plan(NamedTuple):
@@ -192,15 +227,15 @@ class _Words(NamedTuple):
     """Whether the words themselves have values."""
 
     @classmethod
-    def of(cls, parts: Sequence[str], detectors: Detectors) -> _Words:
+    def of(cls, parts: Sequence[str], kinds: Kinds) -> _Words:
         """Raises `PromptmillError` if the name of a field has a value: some requests have the names of fields."""
-        if any(map(detectors.spans, parts[1::2])):
+        if any(map(kinds.of_names.spans, parts[1::2])):
             raise _unmaskable(TextKind.NAME)
         first, *between = parts[::2]
         shortened = [part if len(part) < 2 * _CONTEXT else f"{part[:_CONTEXT]}\0{part[-_CONTEXT:]}" for part in between]
         if between:
             shortened[-1] = between[-1][:_CONTEXT]
-        return cls((first[-_CONTEXT:], *shortened), any(map(detectors.spans, parts[::2])))
+        return cls((first[-_CONTEXT:], *shortened), any(map(kinds.of_instructions.spans, parts[::2])))
 
 
 class _Masking:
@@ -225,7 +260,7 @@ class _Masking:
             if known is not None and own is not None:
                 known = Detectors([*own.of_folded, *known.of_folded])
             return masks.masked(text, self._spans(text, known or own))
-        detectors = kinds.of_instructions if kind is TextKind.NAME else kinds.of_evidence
+        detectors = kinds.of_names if kind is TextKind.NAME else kinds.of_evidence
         if kind is TextKind.SOURCE or self._step.spans_of_words(text, detectors):
             raise _unmaskable(kind)
         return text
@@ -237,7 +272,7 @@ class _Masking:
     def fields(self, fields: Fields, *, is_part: bool) -> Fields:
         """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
         text of the row is divided, perhaps inside of a value."""
-        words = self._step.words_of(fields.parts, self._kinds.of_instructions)
+        words = self._step.words_of(fields.parts, self._kinds)
         pieces = _interleaved(words.around, fields.texts)
         spans, own = self._kinds.of_evidence.spans("".join(pieces)), self._own
         texts, end = list[str](), 0

@@ -65,7 +65,7 @@ _WHOLE_REQUESTS = frozenset({"batch", "messages"})
 _LONG = 32 * 1024
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
-_NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
+_NO_CONVERSATION = Conversation(())
 # These fields of a line are not parameters. Some tools write them in every line; `stream` does not change the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
@@ -172,8 +172,10 @@ class RowReader:
             todo = "one JSON object per line" if self.has_lines else "a list of objects"
             raise input_error(f"{where} is {shape(value)}. Write {todo}.")
         if self.kind in _WHOLE_REQUESTS and (other := self._other_request(value, where)) is not None:
-            body = self._limited_body(other, where)
-            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
+            body = dict(self._limited_body(other, where))
+            own = {name: body.pop(name) for name in PROTECTING_NAMES & body.keys()}
+            sampling = self._protected(_sampling(own, f"{where}: body."), where)
+            return Request(row, _NO_CONVERSATION, sampling, body, attempts, other.path)
         conversation, sampling, extra = self._read(value, where)
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
@@ -279,18 +281,24 @@ class RowReader:
         shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
-            self._check_of_data(sampling.given(), where)
+            sampling = self._protected(sampling, where)
             shown = shown_of(sampling, shows=False) if not self.shows and sampling.sets(OF_FORM) else NOT_SHOWN
         else:
             if "problem" in row:
                 raise input_error(f"{where}: {row['problem']}")
             conversation, sampling, extra = _conversation(row["messages"], where), self.sampling, self.extra
             if (own := row.get("sampling")) is not None:
-                sampling, extra = Sampling.model_validate(own), row.get("extra", _NOTHING)
-                check_of_data(own, self.sampling)
+                sampling, extra = self._protected(Sampling.model_validate(own), where), row.get("extra", _NOTHING)
         if sampling.reasoning is None and self.sampling.reasoning is not None:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         return conversation.composed(self.system_prompt, shown), sampling, extra
+
+    def _protected(self, own: Sampling, where: str) -> Sampling:
+        """Return the parameters of a row that has all of its parameters, with what protects the job. Raises as
+        `_check_of_data`."""
+        self._check_of_data(own.given(), where)
+        ours = self.sampling.protection().given()
+        return own.model_copy(update=protected({name: getattr(own, name) for name in ours}, ours)) if ours else own
 
     def _check_of_data(self, own: JsonObject, where: str) -> None:
         """Raise `PromptmillError` (`invalid_input`) if a row sets a parameter that is the operator's alone."""
