@@ -188,9 +188,10 @@ def test_masks_that_a_model_changes_are_put_back_and_invented_ones_are_a_note(be
     arguments = ("--prompt", PROMPT, "--mask", "email")
     status = bench.succeed(*arguments)
     assert [row["answer"] for row in objects_in(bench.output)] == ["jane@example.com"] * 2
-    assert "masks" not in status
+    assert status["masks"] == {"rows": 0, "values": {"email": 2}, "like_phones": 0}
     change = "{0} and [EMAIL_7]".format
-    assert bench.succeed(*arguments, "--again", "all")["masks"] == {"rows": 1}, "the second row has it itself"
+    again = bench.succeed(*arguments, "--again", "all")["masks"]
+    assert again["rows"] == 1, "the second row has it itself"
     said = bench.here(bench.command(*arguments, "--again", "all"))
     assert "1 answer with a mask that the model changed or made up" in said.stdout + said.stderr
 
@@ -479,3 +480,37 @@ async def test_all_texts_of_an_outcome_have_values():
     value = "jane@example.com"
     assert (outcome.text, outcome.part, outcome.reasoning) == (f"to {value}", json.dumps({"to": value}), value)
     assert (outcome.details, outcome.sources) == (everywhere(value), [value])
+
+
+def test_a_summary_counts_the_values_by_kind_also_over_several_runs(bench, upstream):
+    upstream.reply = answer()
+    rows = [{"mail": f"jane{n}@example.com, jane{n}@example.com", "note": "+49 30 901820"} for n in range(4)]
+    rows += [{"mail": "call 030 901820 or 0170/1234567", "note": "4 pieces of 05/06/2024, 0.50 EUR, 12:30"}]
+    bench.write(rows)
+    asked = ("--prompt", f"For boss@example.com: {PROMPT}", "--mask", "email,phone")
+    bench.succeed(*asked, "--limit", "2")
+    status = bench.succeed(*asked)
+    assert status["masks"]["like_phones"] == 1
+    assert status["masks"]["values"]["phone"] == 4
+    done = bench.here(bench.command(*asked, "--again", "all"))
+    assert "1 row has digits like a phone; name their country, such as phone:DE" in done.stdout + done.stderr
+    assert "4 phones" in done.stdout + done.stderr
+    assert bench.status()["masks"]["values"]["phone"] == 4, "an answer that is replaced does not count"
+
+
+@pytest.mark.features("documents")
+def test_the_values_in_the_pieces_of_a_long_text_count(bench, upstream):
+    upstream.reply = choose(lambda seen: answer(json.dumps({"said": None})))
+    bench.write([{"text": "word " * 100 + "jane@example.com " + "word " * 100 + "bob@example.com"}])
+    status = bench.succeed("--prompt", "{{text}}", "--fields", "said", "--split", "80", "--mask", "email")
+    assert status["masks"]["values"]["email"] >= 2
+
+
+@pytest.mark.features("batches")
+def test_the_values_of_a_batch_count(bench):
+    with BatchServer("openai") as server:
+        server.answers = prompt_of
+        bench.write([{"text": f"jane{n}@example.com"} for n in range(3)])
+        given = {"base_url": server.base_url}
+        status = bench.succeed("--prompt", "{{text}}", "--mask", "email", "--batch", "--poll", "0.1s", **given)
+    assert status["masks"]["values"] == {"email": 3}

@@ -27,6 +27,8 @@ class Kinds(NamedTuple):
     """The detectors for the words of a prompt: without names of one word, which may be ordinary words."""
     of_names: Detectors
     """The detectors for names of fields and tools: without functions, which may take any word for a value."""
+    has_countries: bool
+    """Whether phone numbers without the code of a country are masked, or none are."""
     columns: Sequence[str]
     """The columns whose values are masked in their rows."""
 
@@ -48,8 +50,9 @@ class Kinds(NamedTuple):
         own = [_detector(function) for function in functions]
         every = [each.detector for each in names]
         whole = [each.of_several_words.detector for each in names]
+        has_countries = "phone" not in named or bool(countries["phone"])
         of_evidence, of_instructions = Detectors([*folded, *every], own), Detectors([*folded, *whole], own)
-        return cls(of_evidence, of_instructions, Detectors([*folded, *whole]), columns)
+        return cls(of_evidence, of_instructions, Detectors([*folded, *whole]), has_countries, columns)
 
 
 def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:

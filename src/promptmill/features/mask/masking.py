@@ -39,6 +39,7 @@ from promptmill.core.values import cell_text, loads, read_json, text_of
 from promptmill.core.wording import no_column
 from promptmill.features.mask.detection import Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
+from promptmill.features.mask.mask_counts import COUNTS, counts_of
 from promptmill.features.mask.masks import Codes, Masks
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import Masked, is_known, kinds_in
@@ -120,9 +121,15 @@ class MaskedRequests(Step):
             return Failure(error, request.attempts, concerns_all=error.code != "invalid_input")
         except Exception as error:  # noqa: BLE001 (a bug costs one row, and the row is not sent)
             return Failure(internal_error("The masking of a request failed", error), request.attempts)
-        if not masks.values:
-            return await self.following(sent, call)
-        is_json = bool(request.sampling.response_format or request.extra.get("response_format"))
+        outcome = await self._unmasked(sent, masks, call) if masks.values else await self.following(sent, call)
+        if not call.facts.of_job:
+            return outcome
+        counts = counts_of(sent, masks, has_countries=self.kinds_of(request.sampling).has_countries)
+        return replace(outcome, details={**(outcome.details or {}), COUNTS: counts}) if counts else outcome
+
+    async def _unmasked(self, sent: Request, masks: Masks, call: Call) -> Outcome:
+        """Return the outcome of a request with masks, with the values in their place."""
+        is_json = bool(sent.sampling.response_format or sent.extra.get("response_format"))
         shown = call.preview
         if shown is not None:
             call.preview = wrapped = _unmasked_preview(shown, masks, is_json=is_json)

@@ -9,9 +9,10 @@ cannot compute which values a mask may stand for. The values of a request's mask
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from promptmill.features.mask.detection import ValueSpan
@@ -56,7 +57,7 @@ class Codes:
 class Masks:
     """The masks of one request."""
 
-    __slots__ = ("_codes", "_known", "_taken", "_texts", "values")
+    __slots__ = ("_codes", "_known", "_shared", "_taken", "_texts", "values")
 
     def __init__(self, codes: Codes, texts: Sequence[str], shared: Masks | None = None) -> None:
         """`texts`: the texts of the request. No code is a part of them. `shared`: the masks of texts that other
@@ -65,6 +66,7 @@ class Masks:
         self._taken = self._texts if len(self._texts) < _LONG else frozenset(_POSSIBLE.findall(self._texts))
         self._known: dict[tuple[str, str], str] = {} if shared is None else {**shared._known}
         """The masks, by value and label."""
+        self._shared = len(self._known)
         self.values: dict[str, str] = {} if shared is None else {**shared.values}
         """The values, by code."""
 
@@ -72,6 +74,11 @@ class Masks:
     def is_ambiguous(self) -> bool:
         """Whether the texts of the request have the code of a shared mask, as the text of an earlier answer may."""
         return any(code in self._taken for code in self.values)
+
+    @property
+    def labels(self) -> Iterator[str]:
+        """The label of each value that is not shared with other requests."""
+        return (label for _, label in itertools.islice(self._known, self._shared, None))
 
     def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
         """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
