@@ -99,6 +99,8 @@ def test_what_cannot_have_a_mask_is_refused(given):
         sent(request_of(**given))
     assert refused.value.code is Code.INVALID_INPUT, "the parameters are the row's own, so only the row fails"
     assert MAIL not in str(refused.value)
+    (name,) = given
+    assert f"`{'schema' if name == 'response_format' else name}`" in str(refused.value)
 
 
 @pytest.mark.parametrize(

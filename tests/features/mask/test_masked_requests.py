@@ -514,3 +514,11 @@ def test_the_values_of_a_batch_count(bench):
         given = {"base_url": server.base_url}
         status = bench.succeed("--prompt", "{{text}}", "--mask", "email", "--batch", "--poll", "0.1s", **given)
     assert status["masks"]["values"] == {"email": 3}
+
+
+@pytest.mark.features("report")
+def test_a_report_has_the_counts(bench, upstream):
+    upstream.reply = answer()
+    bench.write([MAIL])
+    bench.succeed("--prompt", PROMPT, "--mask", "email", "--report", str(bench.path / "r.html"))
+    assert "1 email" in (bench.path / "r.html").read_text()

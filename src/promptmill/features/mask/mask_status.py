@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from promptmill.config.model_config import ModelConfig
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.features.mask.mask_counts import MaskCounts, counts_in, words_of
 from promptmill.features.mask.masks import STRAY
@@ -39,6 +40,12 @@ def count(
 
 def _has_stray(text: str, cells: bytes) -> bool:
     return any(found[0].encode() not in cells for found in STRAY.finditer(text))
+
+
+def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
+    """Return the section of a report."""
+    del store, spec
+    return {"title": "Masks", "lines": [f"{text}." for _, text in facts(found)], "bars": [], "tables": []}
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

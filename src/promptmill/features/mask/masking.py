@@ -188,9 +188,11 @@ class MaskedRequests(Step):
         try:
             parts = common.with_texts(_Masking(self, kinds, masks, None), is_body=is_body)
         except PromptmillError as error:
-            if self._is_of_all(common):
-                raise
-            raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None
+            where = _first_with(common, _Masking(self, kinds, masks, None))
+            code = error.code if self._is_of_all(common) else Code.INVALID_INPUT
+            raise PromptmillError(
+                code, (*error.parts, f" It is in `{where}`." if where else ""), error.remedy
+            ) from None
         return _Plan(kinds, codes, masks, parts._replace(sampling=_with_form(parts.sampling)))
 
     def _is_of_all(self, common: CommonParts) -> bool:
@@ -300,6 +302,16 @@ class _Masking:
         if parts is fields.parts and (not texts or (*texts,) == fields.texts):
             return fields
         return fields._replace(parts=parts, texts=(*texts,) or fields.texts)
+
+
+def _first_with(common: CommonParts, masking: _Masking) -> str:
+    """Return the first parameter with a value that cannot have a mask; `""` for a question of a client."""
+    for name, value in {**common.sampling.given(), **common.extra}.items():
+        try:
+            common._replace(sampling=Sampling(), extra={name: value}, form=None).with_texts(masking, is_body=False)
+        except PromptmillError:
+            return "schema" if name == "response_format" else name
+    return ""
 
 
 def _unmaskable(kind: TextKind) -> PromptmillError:
