@@ -943,21 +943,20 @@ class Request:
 
         `common`: the changed parts that other requests have in common, if they are known.
         """
-        own = self.common
-        common = own.with_texts(change, is_body=bool(self.path)) if common is None else common
-        changes: dict[str, Any] = {}
-        if common is not own:
-            changes |= {name: new for name, new in common._asdict().items() if new is not getattr(own, name)}
+        if common is None:
+            common = self.common.with_texts(change, is_body=bool(self.path))
+        pairs = zip(CommonParts._fields, common, strict=True)
+        changes: dict[str, Any] = {name: new for name, new in pairs if new is not getattr(self, name)}
         fields = self.fields
         if fields is not None and (written := change.fields(fields, is_part=self.is_part)) is not fields:
             changes["fields"] = written
-        messages = self.conversation.messages
-        turns = tuple(self._turns(change, changes.get("fields", fields)))
-        if any(map(operator.is_not, messages, turns)):
-            changes["conversation"] = Conversation(turns)
-        members = tuple(member.with_texts(change) for member in self.members)
-        if any(map(operator.is_not, self.members, members)):
-            changes["members"] = members
+        turns = self._turns(change, changes.get("fields", fields))
+        if any(map(operator.is_not, self.conversation.messages, turns)):
+            changes["conversation"] = Conversation(tuple(turns))
+        if self.members:
+            members = tuple(member.with_texts(change) for member in self.members)
+            if any(map(operator.is_not, self.members, members)):
+                changes["members"] = members
         kind: type = type(self)
         for name in _further_texts(kind):
             if (new := changed(old := getattr(self, name), change, TextKind.EVIDENCE)) is not old:
@@ -969,9 +968,9 @@ class Request:
         """The parts that other requests have in common."""
         return CommonParts(self.sampling, self.extra, self.form)
 
-    def _turns(self, change: Change, written: Fields | None) -> Iterator[Message]:
-        """Yield the turns of the conversation with each text changed. `written`: the changed `fields`."""
-        messages, fields = self.conversation.messages, self.fields
+    def _turns(self, change: Change, written: Fields | None) -> list[Message]:
+        """Return the turns of the conversation with each text changed. `written`: the changed `fields`."""
+        messages, fields, turns = self.conversation.messages, self.fields, list[Message]()
         added = len(messages) - self.corrections
         for at, message in enumerate(messages):
             kind = TextKind.EVIDENCE
@@ -979,15 +978,19 @@ class Request:
                 kind = TextKind.CORRECTION
             elif self.is_filled and message.role in SYSTEM_ROLES:
                 kind = TextKind.INSTRUCTION
-            if at == added - 1 and fields is not None and written is not None and isinstance(message.content, str):
-                content, extra = (
-                    _with_row(message.content, fields, written, change),
-                    changed(message.extra, change, kind),
-                )
-                is_same = content is message.content and extra is message.extra
-                yield message if is_same else Message(message.role, content, extra)
+            text, extra = message.content, message.extra
+            if type(text) is not str or not _HAS_TWO_TEXTS:
+                turns.append(changed(message, change, kind))
+                continue
+            if at == added - 1 and fields is not None and written is not None:
+                content = _with_row(text, fields, written, change)
             else:
-                yield changed(message, change, kind)
+                content = change(text, kind)
+            if extra:
+                extra = changed(extra, change, kind)
+            is_same = content is text and extra is message.extra
+            turns.append(message if is_same else Message(message.role, content, extra))
+        return turns
 
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""
@@ -995,6 +998,10 @@ class Request:
         for name, value in changes.items():
             setattr(copied, name, value)
         return copied
+
+
+_HAS_TWO_TEXTS = texts_of(Message) == (("content", None), ("extra", None))
+"""Whether a message has no further text than those that `_turns` knows. Its short way takes a third of the time."""
 
 
 def _with_row(content: str, fields: Fields, written: Fields, change: Change) -> str:

@@ -164,11 +164,11 @@ class MaskedRequests(Step):
         conversation = request.conversation
         if conversation.sourced or conversation.file_kinds:
             raise _unmaskable(TextKind.SOURCE)
-        common = request.common
         if request.path:  # each such request has a body of its own
-            plan = self._plan(common, secret, is_body=True)
+            plan = self._plan(request.common, secret, is_body=True)
         else:
-            plan = once(self._plans, lambda: self._plan(common, secret, is_body=False), *common, secret)
+            of = request.sampling, request.extra, request.form, secret
+            plan = once(self._plans, lambda: self._plan(request.common, secret, is_body=False), *of)
         masks = Masks(plan.codes, conversation.texts, plan.masks)
         own = _detectors_of(_values_of(request.row, plan.kinds.columns)) if plan.kinds.columns else None
         if plan.masks.values and masks.is_ambiguous:
