@@ -462,7 +462,10 @@ async def test_a_long_text_is_masked_and_put_back_beside_the_event_loop():
     for text in ("jane@example.com ", "jane@example.com " * 10_000):
         outcome = await made.answer(asked([{"role": "user", "content": text}]), Call(Facts()))
         assert outcome.text == text
-    assert threads == [True, False]
+    long = asked([{"role": "user", "content": "hi"}]).changed(extra={"tools": ["word " * 10_000]})
+    for _ in range(2):
+        await made.answer(long, Call(Facts()))
+    assert threads == [True, False, False, True], "the parameters of many requests are masked once"
 
 
 async def test_all_texts_of_an_outcome_have_values():

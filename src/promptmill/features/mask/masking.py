@@ -31,6 +31,7 @@ from promptmill.core.request import (
     Made,
     Request,
     Sampling,
+    is_longer,
     nested,
     once,
 )
@@ -145,9 +146,14 @@ class MaskedRequests(Step):
     async def _masked_apart(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the result of `masked`, which needs a thread for long texts."""
         size = sum(map(len, request.conversation.texts))
-        if request.path or size > _LONG:
+        if request.path or size > _LONG or self._has_long_parameters(request, secret):
             return await asyncio.to_thread(self.masked, request, secret)
         return self.masked(request, secret)
+
+    def _has_long_parameters(self, request: Request, secret: bytes) -> bool:
+        """Return whether a request has long parameters that are not masked yet."""
+        is_known = tuple(map(id, (*request.common, secret))) in self._plans
+        return not is_known and is_longer([request.sampling.given(), request.extra, request.form], _LONG)
 
     def _secret_of(self, call: Call) -> bytes:
         """Return the secret of a call's job, which the first request of a run reads."""

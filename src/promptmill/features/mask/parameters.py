@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.parameter import APPLIED, OF_FIELDS, OfPrograms, Parameters, Protecting
+from promptmill.core.wording import shape
 
 KINDS = ("email", "phone", "iban", "card", "id")
 """The kinds that are recognized by the form of the values. `phone` and `id` may name a country: `phone:DE`."""
@@ -23,6 +24,11 @@ _FILE = re.compile(r"[^#]*[./\\][^#]*(?:#.+)?", re.DOTALL)
 def is_known(kind: str) -> bool:
     """Return whether a kind needs nothing but the text: any client may ask for it."""
     return kind in KINDS or kind.startswith(COLUMN) or OF_COUNTRY.fullmatch(kind) is not None
+
+
+def _is_named(kind: str) -> bool:
+    """Return whether a kind is the name of a function or a file."""
+    return not is_known(kind) and (FUNCTION.fullmatch(kind) or _FILE.fullmatch(kind)) is not None
 
 
 def kinds_in(text: str) -> tuple[str, ...]:
@@ -38,16 +44,16 @@ def kinds_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(kind.strip() for kind in kinds))
 
 
-def _text_of(kinds: Iterable[object]) -> str:
-    return ",".join(f'"{kind}"' if "," in str(kind) else str(kind) for kind in kinds)
+def _text_of(kinds: Iterable[str]) -> str:
+    return ",".join(f'"{kind}"' if "," in kind else kind for kind in kinds)
 
 
 def _checked(value: object) -> object:
     """Return the kinds, which are a text or a list, as a text. Raises `ValueError` for an unknown kind."""
     if isinstance(value, list | tuple):
-        value = _text_of(value)
+        value = _text_of(_listed(value))
     for kind in kinds_in(value) if isinstance(value, str) else ():
-        if kind == COLUMN or not (is_known(kind) or FUNCTION.fullmatch(kind) or _FILE.fullmatch(kind)):
+        if kind == COLUMN or not (is_known(kind) or _is_named(kind)):
             raise PydanticCustomError(
                 "mask",
                 "has {kind}, which is none of {known}, phone:DE, column:NAME, names.csv and module:function",
@@ -57,10 +63,10 @@ def _checked(value: object) -> object:
 
 
 def _listed(value: object) -> tuple[str, ...]:
-    """Return the kinds of a value that is not checked yet."""
+    """Return the kinds of a value that is not checked yet. What is no text becomes an unknown kind."""
     if isinstance(value, list | tuple):
-        return tuple(map(str, value))
-    return kinds_in(value) if isinstance(value, str) else (str(value),) if value else ()
+        return tuple(kind if isinstance(kind, str) else shape(kind) for kind in value)
+    return kinds_in(value) if isinstance(value, str) else (shape(value),) if value else ()
 
 
 def _joined(one: object, other: object) -> str:
@@ -68,7 +74,7 @@ def _joined(one: object, other: object) -> str:
 
 
 def _names_more(value: object, operators: object) -> bool:
-    return any(not is_known(kind) for kind in {*_listed(value)} - {*_listed(operators)})
+    return any(map(_is_named, {*_listed(value)} - {*_listed(operators)}))
 
 
 class Masked(Parameters):
