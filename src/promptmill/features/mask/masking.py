@@ -268,7 +268,7 @@ class _Masking:
         if kind is TextKind.EVIDENCE:
             return masks.masked(text, self._spans(text, self._own))
         if kind is TextKind.INSTRUCTION:
-            return masks.masked(text, self._step.spans_of_words(text, kinds.of_instructions))
+            return masks.shared(text, self._step.spans_of_words(text, kinds.of_instructions))
         if kind is TextKind.CORRECTION:
             # An answer may have a value alone that is no value by itself, such as `jane` of `{{user}}@{{host}}`.
             known, own = _detectors_of(masks.values.values()), self._own

@@ -9,10 +9,9 @@ cannot compute which values a mask may stand for. The values of a request's mask
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from promptmill.features.mask.detection import ValueSpan
@@ -66,7 +65,7 @@ class Masks:
         self._taken = self._texts if len(self._texts) < _LONG else frozenset(_POSSIBLE.findall(self._texts))
         self._known: dict[tuple[str, str], str] = {} if shared is None else {**shared._known}
         """The masks, by value and label."""
-        self._shared = len(self._known)
+        self._shared = {*self._known}
         self.values: dict[str, str] = {} if shared is None else {**shared.values}
         """The values, by code."""
 
@@ -76,9 +75,14 @@ class Masks:
         return any(code in self._taken for code in self.values)
 
     @property
-    def labels(self) -> Iterator[str]:
+    def labels(self) -> list[str]:
         """The label of each value that is not shared with other requests."""
-        return (label for _, label in itertools.islice(self._known, self._shared, None))
+        return [known[1] for known in self._known if known not in self._shared]
+
+    def shared(self, text: str, spans: Sequence[ValueSpan]) -> str:
+        """Return a text that other requests have, too, with masks in place of the spans."""
+        self._shared.update((text[start:end], label) for start, end, label in spans)
+        return self.masked(text, spans)
 
     def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
         """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
@@ -164,13 +168,3 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
         case list() | tuple():
             return [mapped(inner, change) for inner in value]
     return value
-
-
-def in_json(text: str, change: Callable[[str], str]) -> str:
-    """Return JSON, such as the arguments of a tool call, with each text in it changed. A text that is not JSON
-    changes as a whole."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return change(text)
-    return json.dumps(mapped(value, change), ensure_ascii=False)
