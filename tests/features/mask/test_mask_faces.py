@@ -17,7 +17,7 @@ from openai_clients import client_of
 from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 from replies import answer, status
-from served import TOKEN, ServedHere
+from served import BEARER, TOKEN, ServedHere
 from server_process import written
 
 MASK = re.compile(r"\[([A-Z]+)_[0-9A-Z]{8}\]")
@@ -182,3 +182,25 @@ def test_a_row_that_is_a_request_sets_its_own_kinds(bench, upstream, kind):
     bench.fail("--mask", "email", code=1)
     assert kinds_sent(upstream) == [["EMAIL", "PHONE"]]
     assert "which is none of email, phone" in bench.output.read_text()
+
+
+@pytest.mark.http
+@pytest.mark.features("openai_server")
+def test_the_paths_of_vectors_and_ranks_take_masks_and_those_of_decisions_refuse_them(upstream, tmp_path):
+    upstream.reply = upstream.other_posts = embeddings()
+    config = written(tmp_path, upstream.url, {"sampling_params": {"mask": "email"}})
+    state = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
+    with ServedHere(config, environ=state) as server:
+
+        def ask(path: str, **body: Any) -> int:
+            return server.ask("POST", path, BEARER, json.dumps(body).encode()).status
+
+        assert ask("/v1/embeddings", input=[TEXT], mask="phone") == 200
+        assert ask("/v1/rerank", query=TEXT, documents=["none", TEXT]) == 200
+        assert ask("/v1/embeddings", input=[{"image": "https://example.com/a.png"}], mask="phone") == 400
+        assert ask("/v1/rerank", query=TEXT, documents=[TEXT], mask="phone") == 400
+        question = {"type": "noul", "instructions": "Is it late?"}
+        assert ask("/v1/systemone", state=TEXT, questions={"q": question}, mask="phone") == 422
+        predicate = {"type": "predicate", "instructions": "Is it late?"}
+        assert ask("/v1/decisions", input=TEXT, questions=[predicate], mask="phone") == 400
+    assert kinds_sent(upstream) == [["EMAIL", "PHONE"], ["EMAIL"] * 2]
