@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 
 from every_text import Filler, texts_in
 from fakes import openai_configuration
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Choice, Form, Question, Scale, YesNo
 from promptmill.core.request import Conversation, Message, Request, Sampling, conversation_from_messages
 from promptmill.features.mask.masking import MaskedRequests
+from replies import answer
 
 MAIL = "jane@example.com"
 HI = Conversation((Message("user", "hi"),))
@@ -163,3 +166,37 @@ def test_parameters_that_are_nested_too_deeply_are_refused():
         nested = [nested]
     with pytest.raises(PromptmillError, match="nested too deeply"):
         sent(Request(0, HI, Sampling(), {"other": nested}))
+
+
+def test_a_mistake_in_a_line_costs_the_line_and_one_in_the_job_ends_it(bench, upstream):
+    upstream.reply = answer()
+    turns = [{"role": "user", "content": "hi"}]
+    lines = [
+        {},
+        {"tools": tool(name=MAIL)},
+        {"messages": [{**turns[0], MAIL: 1}]},
+        {"response_format": schema(enum=[MAIL])},
+    ]
+    bench.write(
+        [
+            {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": {"messages": turns, **own}}
+            for n, own in enumerate(lines)
+        ]
+    )
+    bench.fail("--mask", "email", code=1)
+    assert len(upstream.seen) == 1
+    bench.output = bench.path / "other.jsonl"
+    bench.write([{"text": "hi"}])
+    bench.fail("--prompt", "{{text}}", "--mask", "email", "--schema", json.dumps({"properties": {MAIL: {}}}), code=2)
+    assert len(upstream.seen) == 1
+
+
+def test_the_kinds_of_many_calls_are_kept_up_to_a_bound():
+    shared = step()
+    for n in range(3 * MOST_KEPT):
+        request = Request(
+            0, HI, Sampling.model_validate({"mask": f"email,phone:{'ABCDEFGH'[n % 8]}{'STUVWXYZ'[n // 8 % 8]}"})
+        )
+        with contextlib.suppress(PromptmillError):
+            shared.masked(request, b"secret")
+    assert len(shared._by_kinds) <= MOST_KEPT

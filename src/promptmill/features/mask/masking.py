@@ -105,14 +105,18 @@ class MaskedRequests(Step):
         for kind in own:
             if not (kind in self._operators or is_known(kind)):  # the doors refuse it before; this is the last one
                 raise input_error("Only the operator's configuration may name a file or function to mask by.")
-        if own not in self._by_kinds:
-            try:
-                self._by_kinds[own] = Kinds.of(own)
-            except PromptmillError as error:
-                if self._operators.issuperset(own):
-                    raise
-                raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None  # of a call or a row
-        return self._by_kinds[own]
+        if (known := self._by_kinds.get(own)) is not None:
+            return known
+        if len(self._by_kinds) >= MOST_KEPT:  # calls and rows may name any columns
+            self._by_kinds.clear()
+            self._instructions.clear()  # its keys have the ids of detectors
+        try:
+            known = self._by_kinds[own] = Kinds.of(own)
+        except PromptmillError as error:
+            if self._operators.issuperset(own):
+                raise
+            raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None  # of a call or a row
+        return known
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request without sending its values. A request with an image or a file fails."""
@@ -195,7 +199,7 @@ class MaskedRequests(Step):
             parts = common.with_texts(_Masking(self, kinds, masks, None), is_body=is_body)
         except PromptmillError as error:
             where = _first_with(common, _Masking(self, kinds, masks, None))
-            code = error.code if self._is_of_all(common) else Code.INVALID_INPUT
+            code = Code.INVALID_CONFIG if self._is_of_all(common) else Code.INVALID_INPUT
             raise PromptmillError(
                 code, (*error.parts, f" It is in `{where}`." if where else ""), error.remedy
             ) from None
@@ -245,7 +249,7 @@ class _Words(NamedTuple):
     def of(cls, parts: Sequence[str], kinds: Kinds) -> _Words:
         """Raises `PromptmillError` if the name of a field has a value: some requests have the names of fields."""
         if any(map(kinds.of_names.spans, parts[1::2])):
-            raise _unmaskable(TextKind.NAME)
+            raise _unmaskable(TextKind.NAME, Code.INVALID_CONFIG)
         first, *between = parts[::2]
         shortened = [part if len(part) < 2 * _CONTEXT else f"{part[:_CONTEXT]}\0{part[-_CONTEXT:]}" for part in between]
         if between:
@@ -320,18 +324,19 @@ def _first_with(common: CommonParts, masking: _Masking) -> str:
     return ""
 
 
-def _unmaskable(kind: TextKind) -> PromptmillError:
+def _unmaskable(kind: TextKind, code: Code = Code.INVALID_INPUT) -> PromptmillError:
     """Return the error for a value in a text that cannot have a mask."""
     if kind is TextKind.SOURCE:
         said = "An image, a PDF or a recording cannot be masked. Send its text, or leave out "
         return input_error(said, Named("mask"), ".")
-    if kind is TextKind.ANSWER:
-        said = "a choice, or an allowed value of the schema, has a value that is masked in the rows, so no answer could"
-        return config_error(KEY, f"{said} be it. Use labels without personal data, or mask fewer kinds.")
     said = (
         "the name of a field, a tool or a parameter has a value that is masked in the rows, and no mask can be a name"
     )
-    return config_error(KEY, f"{said}. Use another name, or mask fewer kinds.")
+    remedy = "Use another name, or mask fewer kinds."
+    if kind is TextKind.ANSWER:
+        said = "a choice, or an allowed value of the schema, has a value that is masked in the rows"
+        said, remedy = f"{said}, so no answer could be it", "Use labels without personal data, or mask fewer kinds."
+    return PromptmillError(code, (f"{KEY}: ", f"{said}. {remedy}"), "")
 
 
 def _mask_of(sampling: Sampling) -> Sequence[str]:
