@@ -143,6 +143,14 @@ def test_the_arguments_of_a_call_are_json_with_names_and_numbers(arguments, afte
     assert change.seen["Jane"] is TextKind.EVIDENCE
 
 
+def test_ids_of_calls_stay_unless_they_have_no_form_of_an_id():
+    turns = {"tool_calls": [{"id": "call_4111111111111111"}], "tool_call_id": "+49 30 901820"}
+    change = Marking()
+    changed(Message("tool", "hi", turns), change, TextKind.EVIDENCE)
+    assert "call_4111111111111111" not in change.seen
+    assert change.seen["+49 30 901820"] is TextKind.EVIDENCE
+
+
 def test_a_request_without_a_changed_text_is_the_request_itself():
     def same(text: str, kind: TextKind) -> str:
         return text

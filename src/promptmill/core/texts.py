@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum, auto
@@ -55,6 +56,11 @@ _EVIDENCE = frozenset({"prediction", "documents"})
 _NO_TEXT = int, bool, float, bytes
 _UNSENT_KEYS = frozenset({"model"})
 """Keys whose texts are the endpoint's own: the name of its model."""
+
+
+_IDS = frozenset({"id", "call_id", "tool_call_id"})
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+"""An id that the endpoint has made. Its digits are no number, and a call and its result need the same one."""
 
 
 def changed(value: T, change: Change, kind: TextKind) -> T:
@@ -136,6 +142,8 @@ def _of_object(
 
 def _member(key: str, value: Any, change: Change, kind: TextKind, names: frozenset[str]) -> Any:
     if key in _UNSENT_KEYS:
+        return value
+    if key in _IDS and isinstance(value, str) and _ID.fullmatch(value):
         return value
     if key == "arguments" and isinstance(value, str):
         return _in_json(value, change, kind)
