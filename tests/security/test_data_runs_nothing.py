@@ -67,7 +67,7 @@ def test_a_row_names_none_and_fails_alone(bench, upstream, given, kind):
     bench.fail(*asked, code=1)
     assert SAID in bench.output.read_text()
     assert [seen.prompt for seen in upstream.seen] == ["jane"]
-    own = {"prompt": "{{text}}", "row_settings": True} if asked else {}
+    own: dict[str, Any] = {"prompt": "{{text}}", "row_settings": True} if asked else {}
     access: dict[str, Any] = {"base_url": upstream.url, "api_key": "k", "model": "m", "progress": False}
     promptmill.bulk(bench.input, bench.path / "other.jsonl", **own, **access)
     assert [seen.prompt for seen in upstream.seen] == ["jane"] * 2

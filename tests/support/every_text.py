@@ -9,8 +9,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from promptmill.core.form import YesNo
 from promptmill.core.parameter import APPLIED, Parameters
-from promptmill.core.request import Fields, Request, Sampling
+from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
 from promptmill.core.texts import UNSENT, TextKind
 
 _LISTS = (list, tuple, typing.Sequence)
@@ -72,9 +73,9 @@ def _hints_of(kind: type) -> dict[str, Any] | None:
     if issubclass(kind, Parameters):
         fields = kind.model_fields.items()
         own = {name: one for name, one in fields if APPLIED not in one.metadata or _has_kind(one.metadata)}
-        return {name: Annotated[(one.annotation, *one.metadata, None)] for name, one in own.items()}  # type: ignore[valid-type]
+        return {name: Annotated[(one.annotation, *one.metadata, None)] for name, one in own.items()}
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        names = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else kind._fields  # type: ignore[attr-defined]
+        names = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else kind._fields
         hints = get_type_hints(kind, include_extras=True)
         return {name: hints[name] for name in names}
     return None
@@ -84,16 +85,11 @@ def _has_kind(metadata: list[Any]) -> bool:
     return any(isinstance(each, TextKind) for each in metadata)
 
 
-_BASES: dict[str, Any] = {}
-
-
 def _object(kind: type, name: str, value: Any) -> Any:
     """Return an object of a type whose field `name` is `value`; all other fields have their defaults."""
     if issubclass(kind, Parameters):
         return kind.model_construct(**{name: value})
     if kind is Request:
-        from promptmill.core.request import Conversation, Message
-
         given = {"key": 0, "conversation": Conversation((Message("user", "hi"),)), "sampling": Sampling(), name: value}
         return Request(**given)
     if kind is Fields:
@@ -134,8 +130,6 @@ def _plain(hint: Any) -> Any:
         return hint()
     if _is_mapping(origin):
         return {}
-    from promptmill.core.form import YesNo
-
     return YesNo() if hint is not Sampling else Sampling()
 
 

@@ -171,7 +171,7 @@ def test_parameters_that_are_nested_too_deeply_are_refused():
 def test_a_mistake_in_a_line_costs_the_line_and_one_in_the_job_ends_it(bench, upstream):
     upstream.reply = answer()
     turns = [{"role": "user", "content": "hi"}]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {},
         {"tools": tool(name=MAIL)},
         {"messages": [{**turns[0], MAIL: 1}]},

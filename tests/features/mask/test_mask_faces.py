@@ -154,7 +154,7 @@ def test_the_masks_of_the_file_and_of_a_model_add_up(bench, upstream):
 
 async def test_a_model_that_takes_over_masks_what_the_first_one_would(upstreams, tools):
     first, second = upstreams(status(500)), upstreams(answer())
-    models = {
+    models: dict[str, Any] = {
         "gone": {
             "openai": {"base_url": first.url, "model_name": "m", "retries": 1, "api_key": "k"},
             "sampling_params": {"mask": "email"},
@@ -173,7 +173,7 @@ def test_a_row_that_is_a_request_sets_its_own_kinds(bench, upstream, kind):
     upstream.reply = answer()
     turns = [{"role": "user", "content": TEXT}]
     body = {"model": "m", "messages": turns, "mask": "phone"}
-    lines = {
+    lines: dict[str, Any] = {
         "batch": {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body},
         "request": {"messages": turns, "mask": ["phone"]},
     }
