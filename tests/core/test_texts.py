@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import pytest
 
 from every_text import Filler, texts_in
-from promptmill.core.request import Conversation, Fields, Message, Request, Sampling, TextPart
+from promptmill.core.request import Conversation, CutText, Fields, Message, Request, Sampling, TextPart
 from promptmill.core.texts import UNSENT, TextKind, changed, texts_of
 
 
@@ -23,7 +23,7 @@ class Marking:
         self.seen[text] = kind
         return f"<{text}>"
 
-    def fields(self, fields: Fields, *, is_part: bool) -> Fields:
+    def fields(self, fields: Fields, /) -> Fields:
         words = tuple(
             self(part, TextKind.NAME if at % 2 else TextKind.INSTRUCTION) for at, part in enumerate(fields.parts)
         )
@@ -155,16 +155,16 @@ def test_a_request_without_a_changed_text_is_the_request_itself():
     def same(text: str, kind: TextKind) -> str:
         return text
 
-    same.fields = lambda fields, *, is_part: fields  # type: ignore[attr-defined]
+    same.fields = lambda fields: fields  # type: ignore[attr-defined]
     for request in Filler().every(Request):
         assert request.with_texts(same) is request
 
 
 @pytest.mark.parametrize("is_part", [False, True])
 def test_the_text_of_a_row_is_changed_as_a_row_also_inside_of_further_words(is_part):
-    fields = Fields(("Mail: ", "mail", ""), ("hi there",))
+    fields = Fields(("Mail: ", "mail", ""), ("hi there",), cut=CutText(0, "", "") if is_part else None)
     content = "Mail: [Characters 1 to 8.]\nhi there!" if is_part else fields.whole
-    request = Request(0, Conversation((Message("user", content),)), Sampling(), fields=fields, is_part=is_part)
+    request = Request(0, Conversation((Message("user", content),)), Sampling(), fields=fields)
     change = Marking()
     (text,) = request.with_texts(change).conversation.texts
     whole = Fields(("<Mail: >", "<mail>", "<>"), ("<hi there>",)).whole

@@ -797,6 +797,17 @@ LEAST_SHARED = 2048
 """The size in bytes of the shortest beginning that a provider caches for any model. It is about 512 tokens."""
 
 
+class CutText(NamedTuple):
+    """What a request about a piece of a long text leaves out next to the piece."""
+
+    at: int
+    """The number of the piece among the `texts` of the request's fields."""
+    before: str
+    """The end of the text before the piece."""
+    after: str
+    """The beginning of the text after the piece."""
+
+
 class Fields(NamedTuple):
     """The parts of a row's prompt."""
 
@@ -810,6 +821,9 @@ class Fields(NamedTuple):
     """The page of a PDF on which the text begins. It may be above 1 if the text is a piece of a long text."""
     offset: int = 0
     """The number of characters that precede the text on this page, without the line that begins with `ATTACHED`."""
+
+    cut: Annotated[CutText | None, UNSENT] = None
+    """Set if one of the `texts` is a piece of a long text."""
 
     @property
     def whole(self) -> str:
@@ -864,7 +878,7 @@ class ChangeOfRow(Protocol):
         """Return the text to send in place of a text."""
         ...
 
-    def fields(self, fields: Fields, *, is_part: bool) -> Fields:
+    def fields(self, fields: Fields, /) -> Fields:
         """Return the parts of a prompt with each text changed; `fields` itself if no text changes."""
         ...
 
@@ -948,7 +962,7 @@ class Request:
         pairs = zip(CommonParts._fields, common, strict=True)
         changes: dict[str, Any] = {name: new for name, new in pairs if new is not getattr(self, name)}
         fields = self.fields
-        if fields is not None and (written := change.fields(fields, is_part=self.is_part)) is not fields:
+        if fields is not None and (written := change.fields(fields)) is not fields:
             changes["fields"] = written
         turns = self._turns(change, changes.get("fields", fields))
         if any(map(operator.is_not, self.conversation.messages, turns)):
@@ -1009,8 +1023,10 @@ def _with_row(content: str, fields: Fields, written: Fields, change: Change) -> 
     is in a message with further words."""
     if fields.texts and content == fields.whole:
         return content if written is fields else written.whole
-    text, new = max(zip(fields.texts, written.texts, strict=True), key=lambda pair: len(pair[0]), default=("", ""))
-    before, found, after = content.partition(text) if text else (content, "", "")
+    if fields.cut is None:
+        return change(content, TextKind.EVIDENCE)
+    text, new = fields.texts[fields.cut.at], written.texts[fields.cut.at]
+    before, found, after = content.rpartition(text)
     if not found:
         return change(content, TextKind.EVIDENCE)
     pieces = change(before, TextKind.EVIDENCE), new, change(after, TextKind.EVIDENCE)

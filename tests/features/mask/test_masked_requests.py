@@ -525,3 +525,24 @@ def test_a_report_has_the_counts(bench, upstream):
     bench.write([MAIL])
     bench.succeed("--prompt", PROMPT, "--mask", "email", "--report", str(bench.path / "r.html"))
     assert "1 email" in (bench.path / "r.html").read_text()
+
+
+@pytest.mark.features("documents")
+@pytest.mark.parametrize("fields", [(), ("--fields", "said")])
+def test_a_value_that_is_cut_between_two_pieces_has_the_mask_of_the_whole_value(bench, upstream, fields):
+    def reply(seen: Any) -> Any:
+        found = " ".join(MASK.findall(text_in(seen.json)))
+        return answer(json.dumps({"said": found or None}) if fields else found)
+
+    upstream.reply = choose(reply)
+    values = ("4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "Annegret Schmidtbauer", "0049 30 901820 77")
+    texts = [" ".join([*["word"] * (n + 60), values[n % 4], *["word"] * 30]) for n in range(24)]
+    bench.write([{"text": text, "other": "word " * 5} for text in texts])
+    (bench.path / "names.csv").write_text("name\nAnnegret Schmidtbauer\n")
+    kinds = f"card,iban,phone,{bench.path / 'names.csv'}"
+    bench.succeed("--prompt", "Who? {{text}} {{other}}", "--split", "57", "--mask", kinds, *fields)
+    parts = re.compile(r"4111|1111|DE89|3704|0532|Annegret|Schmidtbauer|901820|0049")
+    assert [found for seen in upstream.seen for found in parts.findall(seen.raw.decode())] == []
+    for n, row in enumerate(bench.answers()):
+        said = row["answer"]["said"] if fields else row["answer"]
+        assert values[n % 4] in str(said) or not said

@@ -288,24 +288,27 @@ class _Masking:
         spans = self._kinds.of_evidence.spans(text)
         return spans if further is None else apart([*spans, *further.spans(text)])
 
-    def fields(self, fields: Fields, *, is_part: bool) -> Fields:
-        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
-        text of the row is divided, perhaps inside of a value."""
+    def fields(self, fields: Fields, /) -> Fields:
+        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. In a piece of a long
+        text, the mask of a value that is cut stands for the whole value."""
         words = self._step.words_of(fields.parts, self._kinds)
-        pieces = _interleaved(words.around, fields.texts)
-        spans, own = self._kinds.of_evidence.spans("".join(pieces)), self._own
+        pieces, cut = _interleaved(words.around, fields.texts), fields.cut
+        if cut is not None:
+            pieces[2 * cut.at] += cut.before
+            pieces[2 * cut.at + 2] = cut.after + pieces[2 * cut.at + 2]
+        whole = "".join(pieces)
+        spans, own = self._kinds.of_evidence.spans(whole), self._own
         texts, end = list[str](), 0
-        for at, piece in enumerate(pieces if spans or own or is_part else ()):
+        for at, piece in enumerate(pieces if spans or own else ()):
             start, end = end, end + len(piece)
             if at % 2:
-                inside = [span for span in spans if span[0] < end and span[1] > start]
-                further = [] if own is None else own.spans(piece)
-                for detectors in (self._kinds.of_evidence, own) if is_part else ():
-                    further += () if detectors is None else detectors.parts_at_ends(piece)
-                if further:
-                    moved = [ValueSpan(start + first, start + last, label) for first, last, label in further]
-                    inside = apart([*inside, *moved])
-                texts.append(self._masks.masked(piece, inside, start))
+                is_cut = cut is not None and at == 2 * cut.at + 1
+                inside = spans
+                if own is not None:  # in a cell alone: the cell next to it may end with a letter
+                    further = own.spans(whole) if is_cut else _moved(own.spans(piece), start)
+                    inside = apart([*spans, *further]) if further else spans
+                inside = [span for span in inside if span[0] < end and span[1] > start]
+                texts.append(self._masks.masked(piece, inside, start, whole if is_cut else ""))
         parts = fields.parts
         if words.have_values:
             parts = tuple(part if at % 2 else self(part, TextKind.INSTRUCTION) for at, part in enumerate(parts))
@@ -322,6 +325,10 @@ def _first_with(common: CommonParts, masking: _Masking) -> str:
         except PromptmillError:
             return "schema" if name == "response_format" else name
     return ""
+
+
+def _moved(spans: Iterable[ValueSpan], start: int) -> list[ValueSpan]:
+    return [ValueSpan(start + first, start + last, label) for first, last, label in spans]
 
 
 def _unmaskable(kind: TextKind, code: Code = Code.INVALID_INPUT) -> PromptmillError:
@@ -402,7 +409,7 @@ def _detectors_of(values: Iterable[str]) -> Detectors | None:
     return Detectors([Names(names).detector]) if names else None
 
 
-def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
+def _interleaved(words: Sequence[str], texts: Sequence[str]) -> list[str]:
     """Return the words of a prompt and the texts of its cells, in order."""
     pieces = [""] * (2 * len(texts) + 1)
     pieces[::2], pieces[1::2] = words, texts

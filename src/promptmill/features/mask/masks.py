@@ -84,16 +84,17 @@ class Masks:
         self._shared.update((text[start:end], label) for start, end, label in spans)
         return self.masked(text, spans)
 
-    def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
+    def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0, whole: str = "") -> str:
         """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
-        is the start of this text in it."""
+        is the start of this text in it. `whole`: the longer text, if a mask stands for the whole value where the text
+        has only a part of it."""
         if not spans:
             return text
         pieces: list[str] = []
         last = 0
         for start, end, label in spans:
             begin = start - at if start > at else 0
-            value = text[begin : end - at]
+            value = whole[start:end] if whole else text[begin : end - at]
             pieces += text[last:begin], self._known.get((value, label)) or self._mask(value, label)
             last = end - at
         pieces.append(text[last:])
