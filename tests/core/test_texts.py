@@ -178,3 +178,49 @@ def test_answers_that_are_merged_are_evidence_and_no_instruction():
     request.with_texts(change)
     assert request.with_texts(change).conversation.texts == [f"<{words}>"]
     assert change.seen[words] is TextKind.EVIDENCE
+
+
+def test_what_is_no_text_stays():
+    given = {"a": [1, None, True, 2.5, "b"], 3: "c"}
+    change = Marking()
+    assert changed(given, change, TextKind.EVIDENCE) == {"<a>": [1, None, True, 2.5, "<b>"], 3: "<c>"}
+
+
+def test_parameters_that_promptmill_applies_itself_are_not_sent():
+    change = Marking()
+    changed(Sampling(reasoning="inline", stop=["end"], reasoning_effort="low"), change, TextKind.INSTRUCTION)
+    assert change.seen == {"end": TextKind.EVIDENCE, "low": TextKind.NAME}
+
+
+def test_keys_decide_what_the_texts_of_a_body_are():
+    given = {
+        "model": "gpt",
+        "id": 5,
+        "call_id": "c_1",
+        "arguments": {"to": "a"},
+        "prediction": {"type": "content", "content": "Jane"},
+        "properties": {"enum": {"description": "d"}, "user": {"type": "string"}},
+    }
+    change = Marking()
+    found = changed(given, change, TextKind.INSTRUCTION)
+    assert (found["<model>"], found["<id>"], found["<call_id>"]) == ("gpt", 5, "c_1")
+    kinds = {"a": TextKind.INSTRUCTION, "Jane": TextKind.EVIDENCE, "d": TextKind.INSTRUCTION, "string": TextKind.NAME}
+    assert kinds.items() <= change.seen.items()
+
+
+def test_words_of_schemas_mean_nothing_in_data():
+    change = Marking()
+    changed({"enum": ["a"], "properties": {"type": "b", "name": "c"}}, change, TextKind.EVIDENCE)
+    assert {text: change.seen[text] for text in "abc"} == {
+        "a": TextKind.EVIDENCE,
+        "b": TextKind.NAME,
+        "c": TextKind.EVIDENCE,
+    }
+
+
+@pytest.mark.parametrize(("text", "after"), [('{"a":1}', '{"a":1}'), ('{"a":"é"}', '{"a": "É"}')])
+def test_json_without_a_changed_text_keeps_its_form(text, after):
+    def change(text: str, kind: TextKind) -> str:
+        return text.replace("é", "É")
+
+    assert changed({"arguments": text}, change, TextKind.EVIDENCE) == {"arguments": after}
