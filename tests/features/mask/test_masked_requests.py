@@ -18,8 +18,16 @@ from embedding import embeddings
 from fakes import openai_configuration
 from personal_data import KINDS, NAMES, leaked, planted_rows
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Request, Sampling, conversation_from_messages
+from promptmill.core.request import (
+    NOTHING_SHARED,
+    Conversation,
+    Request,
+    Sampling,
+    Shared,
+    conversation_from_messages,
+)
 from promptmill.core.values import text_of
 from promptmill.features.batches import batch_round
 from promptmill.features.mask.masking import MaskedRequests
@@ -540,9 +548,44 @@ def test_a_value_that_is_cut_between_two_pieces_has_the_mask_of_the_whole_value(
     bench.write([{"text": text, "other": "word " * 5} for text in texts])
     (bench.path / "names.csv").write_text("name\nAnnegret Schmidtbauer\n")
     kinds = f"card,iban,phone,{bench.path / 'names.csv'}"
-    bench.succeed("--prompt", "Who? {{text}} {{other}}", "--split", "57", "--mask", kinds, *fields)
+    prompt = "Who? {{other}} {{text}}" if fields else "Who? {{text}} {{other}}"
+    bench.succeed("--prompt", prompt, "--split", "57", "--mask", kinds, *fields)
     parts = re.compile(r"4111|1111|DE89|3704|0532|Annegret|Schmidtbauer|901820|0049")
     assert [found for seen in upstream.seen for found in parts.findall(seen.raw.decode())] == []
     for n, row in enumerate(bench.answers()):
         said = row["answer"]["said"] if fields else row["answer"]
         assert values[n % 4] in str(said) or not said
+
+
+def test_a_value_that_begins_in_long_words_of_the_prompt_is_masked(bench, upstream):
+    upstream.reply = answer()
+    bench.write([{"number": "30 901820"}])
+    bench.succeed("--prompt", f"{'word ' * 40}+49 {{{{number}}}}", "--mask", "phone")
+    assert "901820" not in upstream.seen[0].raw.decode()
+
+
+async def test_a_sound_that_the_endpoint_has_is_refused():
+    turn = {"role": "assistant", "content": "hi", "audio": {"id": "audio_1"}}
+    outcome = await step(None).answer(asked([turn]), Call(Facts()))
+    assert isinstance(outcome, Failure)
+    assert "a recording cannot be masked" in str(outcome.error)
+
+
+def test_a_list_of_names_masks_single_names_in_the_body_of_another_request(tmp_path):
+    (tmp_path / "names.txt").write_text("Mark\n")
+    raw = {**openai_configuration("http://127.0.0.1:1")._raw, "sampling_params": {"mask": str(tmp_path / "names.txt")}}
+    made = MaskedRequests(Configuration(raw).config)
+    body = {"input": ["Mark is here"], "encoding_format": "float"}
+    sent, masks = made.masked(Request(0, Conversation(()), Sampling(), body, path="/embeddings"), b"secret")
+    assert "Mark" not in str(sent.extra)
+    assert masks.put_back(sent.extra["input"][0]) == "Mark is here"
+    words = made.masked(Request(0, Conversation(()), Sampling(), {"note": "Mark it"}), b"secret")[0]
+    assert words.extra == {"note": "Mark it"}, "in the words of a prompt, a single name may be another word"
+
+
+@pytest.mark.parametrize(("system", "is_kept"), [("For all rows.", True), ("For bob@example.com.", False)])
+def test_the_beginning_that_requests_share_is_kept_unless_it_has_masks(system, is_kept):
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": "jane@example.com"}]
+    shared = Shared(len(system), "key")
+    sent = step(None).masked(asked(turns).changed(shared=shared), b"secret")[0]
+    assert sent.shared == (shared if is_kept else NOTHING_SHARED)
