@@ -476,7 +476,7 @@ async def test_a_long_text_is_masked_and_put_back_beside_the_event_loop():
     assert threads == [True, False, False, True], "the parameters of many requests are masked once"
 
 
-async def test_all_texts_of_an_outcome_have_values():
+async def test_a_failure_has_values_in_all_of_its_texts():
     def everywhere(text: str) -> Any:
         return {"body": {"list": [text, {"a": text}]}}
 
