@@ -10,6 +10,7 @@ import yaml
 from promptmill.config import model_config
 from promptmill.config.parameter_file import parsed
 from promptmill.core.errors import Named, config_error
+from promptmill.core.request import protected
 from promptmill.core.values import JsonDict, JsonObject
 
 SETTINGS = Named("settings")
@@ -43,7 +44,13 @@ def keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...]
 
 
 def set_key(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set a key of the file's content. If it is a sampling parameter, it then applies to all models of the file."""
+    """Set a key of the file's content. If it is a sampling parameter, it then applies to all models of the file, and
+    what the file protects stays protected."""
+    if path[0] == "sampling_params" and isinstance(block := raw.get(path[0]), Mapping):
+        if len(path) == 2:
+            value = protected({path[1]: value}, block)[path[1]]
+        elif isinstance(value, Mapping):
+            value = protected(value, block)
     put(raw, path, value)
     if path[0] == "sampling_params":  # one parameter, or several as a mapping
         for name in path[1:2] or (value if isinstance(value, Mapping) else ()):

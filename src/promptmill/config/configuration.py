@@ -333,6 +333,7 @@ def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
 def _check_limits(config: ModelConfig, overrides: Overrides) -> None:
     limits = config.operator.client_limits
     if config.trust_client:
+        config.within_limits(overrides.sampling_params)
         return
     asked = [(f"backend_configs.{config.backend}", config.model)]
     asked += [("extra_params", name) for name in model_config.named_models(overrides.extra_params)]

@@ -19,7 +19,16 @@ from promptmill.config.settings import KEY_SOURCE, OF_ENDPOINT, Block, ModelSett
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.money import prices_in
-from promptmill.core.request import BESIDE, OF_OPERATOR_NAMES, Sampling, nested, replacing_choices
+from promptmill.core.request import (
+    BESIDE,
+    OF_OPERATOR_NAMES,
+    PROTECTING_NAMES,
+    Sampling,
+    check_of_data,
+    nested,
+    protected,
+    replacing_choices,
+)
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.system.call_files import FileRule
@@ -142,8 +151,9 @@ class ModelConfig:
         check_size(changes)
         beside = {name: value for name, value in changes.items() if name in BESIDE}
         changes = {name: value for name, value in changes.items() if name not in beside}
+        ours = self.settings.sampling_params.given()
         try:
-            sampling = Sampling.model_validate(self.settings.sampling_params.given() | replacing_choices(changes))
+            sampling = Sampling.model_validate(ours | replacing_choices(protected(changes, ours)))
         except ValidationError as error:
             raise config_error("", explain(error, Sampling, "sampling_params.")) from None
         extra = {**self.settings.extra_params, **beside} if beside else self.settings.extra_params
@@ -161,6 +171,7 @@ class ModelConfig:
         Raises `PromptmillError` (`invalid_config`) if `asked` exceeds them, or has a parameter for the operator alone.
         """
         limits, ours = self.operator.client_limits, self.operator.sampling_params
+        check_of_data(asked, ours)
         for name in () if self.trust_client else sorted(OF_OPERATOR_NAMES & asked.keys()):
             if asked[name] is not None and not ours.sets([name]):
                 raise config_error(
@@ -225,7 +236,7 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
 def _merged(below: Any, above: Any) -> Any:
     """Return `above` merged over `below`. If one of them is no mapping, return it: the settings refuse it later."""
     wrong = [value for value in (above, below) if not isinstance(value, Mapping | None)]
-    return wrong[0] if wrong else {**(below or {}), **(above or {})}
+    return wrong[0] if wrong else {**(below or {}), **protected(above or {}, below or {})}
 
 
 def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
@@ -318,8 +329,9 @@ def _own(block: Any, record: BackendRecord) -> str:
 
 
 def leave_to_all(raw: JsonDict, parameter: str) -> None:
-    """Remove a sampling parameter from the block of every model, so that the file's value applies."""
-    if models := named(raw):
+    """Remove a sampling parameter from the block of every model, so that the file's value applies. What a parameter
+    protects stays protected."""
+    if parameter not in PROTECTING_NAMES and (models := named(raw)):
         raw["models"] = {name: _without(model, parameter) for name, model in models.items()}
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
+from promptmill.core.texts import TextKind
 from promptmill.core.values import JsonObject, json_text, text_of
 
 NOT_STATED = "not stated"
@@ -28,7 +29,7 @@ def adds_up(shares: Collection[float]) -> bool:
 class Choice(NamedTuple):
     """A question whose answer is one of several texts or, if it may have `many`, any number of these texts."""
 
-    options: tuple[str, ...]
+    options: Annotated[tuple[str, ...], TextKind.ANSWER]
     definitions: tuple[str, ...] = ()
     """A definition for each option, or `""` if it has none; `()` if no option has a definition."""
     many: bool = False
@@ -50,7 +51,7 @@ class YesNo(NamedTuple):
 class Scale(NamedTuple):
     """A question whose answer is one of several levels, in order from the lowest to the highest."""
 
-    levels: tuple[str | int, ...]
+    levels: Annotated[tuple[str | int, ...], TextKind.ANSWER]
     """The values: consecutive whole numbers, or texts."""
     definitions: tuple[str, ...] = ()
     """See `Choice.definitions`."""
@@ -82,7 +83,7 @@ Closed: TypeAlias = Choice | YesNo | Scale
 class Question(NamedTuple):
     """One field of an answer."""
 
-    name: str
+    name: Annotated[str, TextKind.NAME]
     """The name of the field; `""` if the answer is the option itself."""
     words: str
     """The description of the field, or `""`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +40,31 @@ SOURCED: Final = _Mark()
 """The mark of a parameter that adds sources to answers, see `core.sources`."""
 
 
+@dataclass(frozen=True, slots=True)
+class OfPrograms(_Mark):
+    """The mark of a parameter whose value may name a function or a file of this machine.
+
+    Such a value comes from the operator's configuration, command line or program alone. Data never have one: not a
+    call, whether trusted or not, not a row, a line of a batch, a stored job or a file of commands.
+    """
+
+    names_more: Callable[[Any, Any], bool]
+    """Returns whether a value names a function or a file that the second value, which the operator has set, does
+    not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protecting(_Mark):
+    """The mark of a parameter that protects what is sent. Its values add up, from the configuration, the model, the
+    call and the row: none takes another away. Each request that is made by a configuration has the parameter."""
+
+    joined: Callable[[Any, Any], Any]
+    """Returns the value that has the effects of both values."""
+
+
+_Kind = TypeVar("_Kind", bound=_Mark)
+
+
 class Parameters(BaseModel):
     """The base class of `Sampling`, and of the parameters that a feature adds to it (`Feature.sampling`)."""
 
@@ -50,6 +75,12 @@ class Parameters(BaseModel):
     def marked(cls, mark: _Mark) -> frozenset[str]:
         """Return the names of the parameters with a mark."""
         return frozenset(name for name, field in cls.model_fields.items() if mark in field.metadata)
+
+    @classmethod
+    def marks(cls, kind: type[_Kind]) -> Mapping[str, _Kind]:
+        """Return the marks of a kind, by the parameter's name."""
+        pairs = ((name, mark) for name, field in cls.model_fields.items() for mark in field.metadata)
+        return {name: mark for name, mark in pairs if isinstance(mark, kind)}
 
 
 @dataclass(frozen=True, slots=True)

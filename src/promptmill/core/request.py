@@ -8,8 +8,10 @@ become parts. Any other form is refused, and the error states its position and k
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import itertools
+import operator
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
@@ -19,9 +21,19 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.form import Form
-from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, SOURCED, Added, Parameters
+from promptmill.core.parameter import (
+    APPLIED,
+    OF_FIELDS,
+    OF_OPERATOR,
+    SOURCED,
+    Added,
+    OfPrograms,
+    Parameters,
+    Protecting,
+)
+from promptmill.core.texts import UNSENT, Change, TextKind, changed, texts_of
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -59,7 +71,7 @@ class ImagePart:
     OpenAI's API. `marks`: the part's `CACHE_MARKS`."""
 
     kind: ClassVar[Literal["image"]] = "image"
-    source: str
+    source: Annotated[str, TextKind.SOURCE]
     detail: str | None = None
     marks: JsonObject | None = field(default=None, hash=False)
 
@@ -83,11 +95,11 @@ class FilePart:
     `tokens`: only in a copy of the request, for its cost.
     """
 
-    source: str
-    kind: FileKind
+    source: Annotated[str, TextKind.SOURCE]
+    kind: Annotated[FileKind, UNSENT]
     name: str = ""
     marks: JsonObject | None = field(default=None, hash=False)
-    tokens: FileTokens = field(default=FileTokens())
+    tokens: Annotated[FileTokens, UNSENT] = field(default=FileTokens())
 
 
 SourcedPart: TypeAlias = ImagePart | FilePart
@@ -104,7 +116,7 @@ class Message:
     A message must not be changed.
     """
 
-    role: str
+    role: Annotated[str, UNSENT]
     content: str | tuple[Part, ...] | None
     extra: JsonObject | None = None
 
@@ -596,7 +608,7 @@ class _OwnSampling(_TokenChoice):
     """The parameters of the core."""
 
     max_tokens: _Whole = Field(None, ge=1, description="Longest answer, in tokens.")
-    stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
+    stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops), TextKind.EVIDENCE] = Field(
         None, description="End the answer before any of these texts."
     )
     n: Annotated[_Whole, AfterValidator(_none_for_one), APPLIED] = Field(
@@ -605,13 +617,13 @@ class _OwnSampling(_TokenChoice):
     response_format: Annotated[JsonDict | None, AfterValidator(_with_known_type)] = Field(
         None, description="OpenAI's `response_format`: JSON mode or a schema."
     )
-    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices), APPLIED] = Field(
+    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices), APPLIED, TextKind.ANSWER] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )
-    definitions: Annotated[dict[str, str] | None, APPLIED] = Field(
+    definitions: Annotated[dict[str, str] | None, APPLIED, TextKind.INSTRUCTION] = Field(
         None, description="The meaning of each label of an answer, by label; the system prompt has them at its end."
     )
-    reasoning_effort: str | None = Field(
+    reasoning_effort: Annotated[str | None, TextKind.NAME] = Field(
         None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
     )
     enable_thinking: bool | None = Field(None, description="Whether a model that can reason does so before its answer.")
@@ -640,6 +652,11 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
         """Return the parameters that are set, by name, without `definitions`, which the system prompt has."""
         return {name: value for name, value in self if value is not None and name != "definitions"}
 
+    def protection(self) -> Sampling:
+        """Return the parameters that protect what is sent, for a request that has no others."""
+        kept = {name: value for name in PROTECTING_NAMES if (value := getattr(self, name)) is not None}
+        return type(self).model_construct(**kept)
+
     def sets(self, names: Iterable[str]) -> bool:
         """Return whether one of these parameters is set. Other names are ignored."""
         return any(getattr(self, name, None) is not None for name in names)
@@ -659,6 +676,26 @@ SOURCED_NAMES = Sampling.marked(SOURCED)
 """The parameters that add sources to answers."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 """The parameters that an untrusted client may not set."""
+_OF_PROGRAMS = Sampling.marks(OfPrograms)
+_PROTECTING = Sampling.marks(Protecting)
+PROTECTING_NAMES = frozenset(_PROTECTING)
+"""The parameters that protect what is sent."""
+
+
+def check_of_data(given: JsonObject, ours: Sampling) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if parameters that come from data name a function or a file that the
+    operator's parameters `ours` do not name."""
+    for name in _OF_PROGRAMS.keys() & given.keys():
+        if _OF_PROGRAMS[name].names_more(given[name], getattr(ours, name)):
+            said = "only the operator's configuration may name a file or function. Leave it out here."
+            raise config_error(f"sampling_params.{name}", said)
+
+
+def protected(changes: JsonObject, ours: JsonObject) -> JsonDict:
+    """Return `changes` to the parameters `ours`, with all values of the parameters that protect what is sent."""
+    kept = {name: ours[name] for name in _PROTECTING.keys() & ours.keys() if ours[name]}
+    joined = {name: _PROTECTING[name].joined(its, changes.get(name) or its) for name, its in kept.items()}
+    return {**changes, **joined}
 
 
 Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
@@ -668,11 +705,11 @@ Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
 def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
     """Return the result of `make`. It is cached in `made`, and returned again for the same objects in `of`."""
     key = tuple(map(id, of))
-    if key not in made:
+    if (known := made.get(key)) is None:
         if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
             made.clear()
-        made[key] = of, make()  # the objects are kept, so that no other objects get the same ids
-    return made[key][1]
+        known = made[key] = of, make()  # the objects are kept, so that no other objects get the same ids
+    return known[1]
 
 
 def top_choices_of(extra: JsonObject) -> int | None:
@@ -760,6 +797,17 @@ LEAST_SHARED = 2048
 """The size in bytes of the shortest beginning that a provider caches for any model. It is about 512 tokens."""
 
 
+class CutText(NamedTuple):
+    """What a request about a piece of a long text leaves out next to the piece."""
+
+    at: int
+    """The number of the piece among the `texts` of the request's fields."""
+    before: str
+    """The end of the text before the piece."""
+    after: str
+    """The beginning of the text after the piece."""
+
+
 class Fields(NamedTuple):
     """The parts of a row's prompt."""
 
@@ -767,12 +815,22 @@ class Fields(NamedTuple):
     """The template's texts and the fields' names in turn, a text first. They are the same for all rows of a prompt."""
     texts: tuple[str, ...]
     """The row's text for each field, in the order of the names in `parts`."""
-    file: str = ""
+    file: Annotated[str, UNSENT] = ""
     """The path of the file whose text is the field `content`."""
     page: int = 1
     """The page of a PDF on which the text begins. It may be above 1 if the text is a piece of a long text."""
     offset: int = 0
     """The number of characters that precede the text on this page, without the line that begins with `ATTACHED`."""
+
+    cut: Annotated[CutText | None, UNSENT] = None
+    """Set if one of the `texts` is a piece of a long text."""
+
+    @property
+    def whole(self) -> str:
+        """The prompt."""
+        pieces = [*self.parts]
+        pieces[1::2] = self.texts
+        return "".join(pieces)
 
 
 class FileRow(NamedTuple):
@@ -795,6 +853,36 @@ class Portion(NamedTuple):
     """The number of items."""
 
 
+class CommonParts(NamedTuple):
+    """The parts of a request that many requests have in common."""
+
+    sampling: Sampling
+    extra: JsonObject
+    form: Form | None
+
+    def with_texts(self, change: Change, *, is_body: bool) -> CommonParts:
+        """Return the parts with each text changed. `is_body`: `extra` is the body of a request that is no chat."""
+        kind = TextKind.EVIDENCE if is_body else TextKind.INSTRUCTION
+        return CommonParts(
+            changed(self.sampling, change, TextKind.INSTRUCTION),
+            changed(self.extra, change, kind),
+            changed(self.form, change, TextKind.INSTRUCTION),
+        )
+
+
+class ChangeOfRow(Protocol):
+    """The change of a request's texts, which sees a row's prompt as a whole: a value may begin in one cell and end in
+    another."""
+
+    def __call__(self, text: str, kind: TextKind, /) -> str:
+        """Return the text to send in place of a text."""
+        ...
+
+    def fields(self, fields: Fields, /) -> Fields:
+        """Return the parts of a prompt with each text changed; `fields` itself if no text changes."""
+        ...
+
+
 @dataclass(slots=True)
 class Request:
     """One conversation to answer. The object is immutable.
@@ -809,31 +897,31 @@ class Request:
     sampling: Sampling
     extra: JsonObject = field(default_factory=dict)
     attempts: int = 0
-    path: str = ""
+    path: Annotated[str, UNSENT] = ""
     """The path of a request that is not a chat, such as `/embeddings`. If it is set, `extra` is the whole body."""
-    account: Account | None = None
+    account: Annotated[Account | None, UNSENT] = None
     """Set if the cost of the request is charged to a budget."""
     choice: int = 0
     """The position of this request among those for several answers to an item. Each answer is stored separately."""
-    shared: Shared | None = None
+    shared: Annotated[Shared | None, UNSENT] = None
     """Set if the provider caches beginnings of prompts, and the beginning that other requests share is known."""
-    question: bytes | None = None
+    question: Annotated[bytes | None, UNSENT] = None
     """Set for a row of a job: the digest of its question, which is equal for rows with the same question."""
     is_part: bool = False
     """Whether this request's answer is merged with others into the row's answer. No check applies to it alone."""
-    required: frozenset[str] = frozenset()
+    required: Annotated[frozenset[str], UNSENT] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
     members: tuple[Request, ...] = ()
     """The requests that this request answers together; the first is this request. `()` if it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
-    row: FileRow | None = None
+    row: Annotated[FileRow | None, UNSENT] = None
     """The row of a file that the request asks about; None if the request does not ask about such a row."""
     form: Form | None = None
     """The form of the answer to a request with choices or a schema. Steps that ask for another reply keep the form."""
     is_filled: bool = False
     """Whether the prompt was made from a template, so that not all of its words come from the row."""
-    portion: Portion | None = None
+    portion: Annotated[Portion | None, UNSENT] = None
     """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0
     """The number of added messages at the end, which ask again: each refused answer, and the complaint about it."""
@@ -864,6 +952,60 @@ class Request:
         sampling = self.sampling
         return bool(sampling.response_format or sampling.choices or self.extra.get("response_format"))
 
+    def with_texts(self, change: ChangeOfRow, common: CommonParts | None = None) -> Request:
+        """Return the request with each text that may be sent changed; the request itself if no text changes.
+
+        `common`: the changed parts that other requests have in common, if they are known.
+        """
+        if common is None:
+            common = self.common.with_texts(change, is_body=bool(self.path))
+        pairs = zip(CommonParts._fields, common, strict=True)
+        changes: dict[str, Any] = {name: new for name, new in pairs if new is not getattr(self, name)}
+        fields = self.fields
+        if fields is not None and (written := change.fields(fields)) is not fields:
+            changes["fields"] = written
+        turns = self._turns(change, changes.get("fields", fields))
+        if any(map(operator.is_not, self.conversation.messages, turns)):
+            changes["conversation"] = Conversation(tuple(turns))
+        if self.members:
+            members = tuple(member.with_texts(change) for member in self.members)
+            if any(map(operator.is_not, self.members, members)):
+                changes["members"] = members
+        kind: type = type(self)
+        for name in _further_texts(kind):
+            if (new := changed(old := getattr(self, name), change, TextKind.EVIDENCE)) is not old:
+                changes[name] = new
+        return self.changed(**changes) if changes else self
+
+    @property
+    def common(self) -> CommonParts:
+        """The parts that other requests have in common."""
+        return CommonParts(self.sampling, self.extra, self.form)
+
+    def _turns(self, change: Change, written: Fields | None) -> list[Message]:
+        """Return the turns of the conversation with each text changed. `written`: the changed `fields`."""
+        messages, fields, turns = self.conversation.messages, self.fields, list[Message]()
+        added = len(messages) - self.corrections
+        for at, message in enumerate(messages):
+            kind = TextKind.EVIDENCE
+            if at >= added:
+                kind = TextKind.CORRECTION
+            elif self.is_filled and message.role in SYSTEM_ROLES:
+                kind = TextKind.INSTRUCTION
+            text, extra = message.content, message.extra
+            if type(text) is not str or not _HAS_TWO_TEXTS:
+                turns.append(changed(message, change, kind))
+                continue
+            if at == added - 1 and fields is not None and written is not None:
+                content = _with_row(text, fields, written, change)
+            else:
+                content = change(text, kind)
+            if extra:
+                extra = changed(extra, change, kind)
+            is_same = content is text and extra is message.extra
+            turns.append(message if is_same else Message(message.role, content, extra))
+        return turns
+
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""
         copied = Request(*_VALUES_OF(self))  # takes a third of the time of `dataclasses.replace`
@@ -872,4 +1014,30 @@ class Request:
         return copied
 
 
+_HAS_TWO_TEXTS = texts_of(Message) == (("content", None), ("extra", None))
+"""Whether a message has no further text than those that `_turns` knows. Its short way takes a third of the time."""
+
+
+def _with_row(content: str, fields: Fields, written: Fields, change: Change) -> str:
+    """Return the message of a row with each text changed. `written`: the row's changed fields. A piece of a long text
+    is in a message with further words."""
+    if fields.texts and content == fields.whole:
+        return content if written is fields else written.whole
+    if fields.cut is None:
+        return change(content, TextKind.EVIDENCE)
+    text, new = fields.texts[fields.cut.at], written.texts[fields.cut.at]
+    before, found, after = content.rpartition(text)
+    if not found:
+        return change(content, TextKind.EVIDENCE)
+    pieces = change(before, TextKind.EVIDENCE), new, change(after, TextKind.EVIDENCE)
+    return content if pieces == (before, text, after) else "".join(pieces)
+
+
 _VALUES_OF = attrgetter(*(each.name for each in fields(Request)))
+
+
+@functools.cache
+def _further_texts(kind: type) -> Sequence[str]:
+    """Return the fields with texts of a request that no other method of the walk knows."""
+    known = {*CommonParts._fields, "conversation", "fields", "members"}
+    return [name for name, _ in texts_of(kind) or () if name not in known]

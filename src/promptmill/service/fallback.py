@@ -16,7 +16,7 @@ from typing import TypeAlias
 from promptmill.backends import protocol, registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import SYSTEM_ROLES, Conversation, Request, with_words
+from promptmill.core.request import PROTECTING_NAMES, SYSTEM_ROLES, Conversation, Request, protected, with_words
 from promptmill.service.model import Loaded
 
 # Failures that every model would have: mistakes of the caller, the end of the call, problems of this machine.
@@ -316,7 +316,11 @@ def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
     if before is now:
         return request
     ours, theirs = before.settings, now.settings
-    own = {name: value for name, value in request.sampling if value != getattr(ours.sampling_params, name)}
+    own = {
+        name: value
+        for name, value in request.sampling
+        if value != getattr(ours.sampling_params, name) or name in PROTECTING_NAMES
+    }
     extra: dict[str, object] = {
         name: value
         for name, value in request.extra.items()
@@ -325,7 +329,8 @@ def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
     conversation = request.conversation
     first = conversation.messages[0]
     above = first.content if first.role in SYSTEM_ROLES else ""
-    sampling = now.capped.settings.sampling_params.model_copy(update=own)
+    default = now.capped.settings.sampling_params
+    sampling = default.model_copy(update=protected(own, default.given()))
     shown = registry.shown_by(before, request.sampling).words
     prompts = {with_words(prompt, words): prompt for prompt in ("", ours.system_prompt) for words in ("", shown)}
     if above in prompts:

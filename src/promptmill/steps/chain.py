@@ -147,14 +147,21 @@ def steps_of_features() -> list[type[Step]]:
     return [kind for kind in added if issubclass(kind, Step)]
 
 
-def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
+def sending(
+    config: ModelConfig, *, by_batch: bool = False, names: frozenset[str] | None = None
+) -> Callable[[Request], Sent]:
     """Return a function that converts an item to the request that is sent for it. The features' steps that want the
-    item make this request. The function raises `PromptmillError` for an item that cannot be sent."""
+    item make this request. The function raises `PromptmillError` for an item that cannot be sent.
+
+    `names`: the parameters whose steps make the request; None: all steps.
+    """
     made: dict[type[Step], Callable[[Request], Sent]] = {}
 
     def sent(request: Request) -> Sent:
         found = Sent(request)
         for kind in sorted(steps_for(request.sampling), key=lambda kind: kind.place):
+            if names is not None and names.isdisjoint(kind.wanted_by or ()):
+                continue
             if kind not in made:
                 made[kind] = kind.sending(config, by_batch=by_batch)
             inside = made[kind](found.request)

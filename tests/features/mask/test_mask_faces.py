@@ -16,8 +16,8 @@ from fakes import openai_configuration
 from openai_clients import client_of
 from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
-from replies import answer
-from served import TOKEN, ServedHere
+from replies import answer, status
+from served import BEARER, TOKEN, ServedHere
 from server_process import written
 
 MASK = re.compile(r"\[([A-Z]+)_[0-9A-Z]{8}\]")
@@ -139,3 +139,68 @@ def test_requests_of_openais_api_have_masks(upstream, tmp_path):
     sent = kinds_sent(upstream)
     assert sent == [["EMAIL", "EMAIL", "PHONE"]] * 3 + [["EMAIL", "PHONE"]] * 2
     assert json.loads(upstream.seen[-1].raw)["input"][1] == "none"
+
+
+def test_the_masks_of_the_file_and_of_a_model_add_up(bench, upstream):
+    upstream.reply = answer()
+    block = {"base_url": upstream.url, **bench.settings, "model_name": "m"}
+    models = {"fast": {"openai": block, "sampling_params": {"mask": "phone"}}}
+    (bench.path / "config.yaml").write_text(json.dumps({"models": models, "sampling_params": {"mask": "email"}}))
+    bench.write([{"prompt": f"{TEXT} DE89 3704 0044 0532 0130 00"}])
+    files = ["promptmill", "bulk", str(bench.input), str(bench.output), "--config", "config.yaml", "--mask", "iban"]
+    assert bench.here(files).returncode == 0
+    assert kinds_sent(upstream) == [["EMAIL", "IBAN", "PHONE"]]
+
+
+async def test_a_model_that_takes_over_masks_what_the_first_one_would(upstreams, tools):
+    first, second = upstreams(status(500)), upstreams(answer())
+    models: dict[str, Any] = {
+        "gone": {
+            "openai": {"base_url": first.url, "model_name": "m", "retries": 1, "api_key": "k"},
+            "sampling_params": {"mask": "email"},
+            "fallback": ["fast"],
+        },
+        "fast": {"openai": {"base_url": second.url, "model_name": "m", "api_key": "k"}},
+    }
+    models["fast"]["sampling_params"] = {"mask": "phone"}
+    async with tools(Service(Configuration({"models": models}))) as call:
+        assert (await call("generate", prompt_ls=[TEXT], model="gone"))["ans_ls"] == [f"echo: {TEXT}"]
+    assert kinds_sent(second) == [["EMAIL", "PHONE"]]
+
+
+@pytest.mark.parametrize("kind", ["batch", "request"])
+def test_a_row_that_is_a_request_sets_its_own_kinds(bench, upstream, kind):
+    upstream.reply = answer()
+    turns = [{"role": "user", "content": TEXT}]
+    body = {"model": "m", "messages": turns, "mask": "phone"}
+    lines: dict[str, Any] = {
+        "batch": {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        "request": {"messages": turns, "mask": ["phone"]},
+    }
+    bad = {"batch": {**lines["batch"], "custom_id": "2", "body": body | {"mask": "emial"}}}
+    bench.write([lines[kind], bad.get(kind, {"messages": turns, "mask": "emial"})])
+    bench.fail("--mask", "email", code=1)
+    assert kinds_sent(upstream) == [["EMAIL", "PHONE"]]
+    assert "which is none of email, phone" in bench.output.read_text()
+
+
+@pytest.mark.http
+@pytest.mark.features("openai_server")
+def test_the_paths_of_vectors_and_ranks_take_masks_and_those_of_decisions_refuse_them(upstream, tmp_path):
+    upstream.reply = upstream.other_posts = embeddings()
+    config = written(tmp_path, upstream.url, {"sampling_params": {"mask": "email"}})
+    state = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
+    with ServedHere(config, environ=state) as server:
+
+        def ask(path: str, **body: Any) -> int:
+            return server.ask("POST", path, BEARER, json.dumps(body).encode()).status
+
+        assert ask("/v1/embeddings", input=[TEXT], mask="phone") == 200
+        assert ask("/v1/rerank", query=TEXT, documents=["none", TEXT]) == 200
+        assert ask("/v1/embeddings", input=[{"image": "https://example.com/a.png"}], mask="phone") == 400
+        assert ask("/v1/rerank", query=TEXT, documents=[TEXT], mask="phone") == 400
+        question = {"type": "noul", "instructions": "Is it late?"}
+        assert ask("/v1/systemone", state=TEXT, questions={"q": question}, mask="phone") == 422
+        predicate = {"type": "predicate", "instructions": "Is it late?"}
+        assert ask("/v1/decisions", input=TEXT, questions=[predicate], mask="phone") == 400
+    assert kinds_sent(upstream) == [["EMAIL", "PHONE"], ["EMAIL"] * 2]

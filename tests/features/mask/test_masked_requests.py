@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from embedding import embeddings
 from fakes import openai_configuration
 from personal_data import KINDS, NAMES, leaked, planted_rows
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
-from promptmill.core.request import Conversation, Request, Sampling, conversation_from_messages
+from promptmill.config.configuration import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import (
+    NOTHING_SHARED,
+    Conversation,
+    Request,
+    Sampling,
+    Shared,
+    conversation_from_messages,
+)
 from promptmill.core.values import text_of
 from promptmill.features.batches import batch_round
 from promptmill.features.mask.masking import MaskedRequests
@@ -186,9 +196,10 @@ def test_masks_that_a_model_changes_are_put_back_and_invented_ones_are_a_note(be
     arguments = ("--prompt", PROMPT, "--mask", "email")
     status = bench.succeed(*arguments)
     assert [row["answer"] for row in objects_in(bench.output)] == ["jane@example.com"] * 2
-    assert "masks" not in status
+    assert status["masks"] == {"rows": 0, "values": {"email": 2}, "like_phones": 0}
     change = "{0} and [EMAIL_7]".format
-    assert bench.succeed(*arguments, "--again", "all")["masks"] == {"rows": 1}, "the second row has it itself"
+    again = bench.succeed(*arguments, "--again", "all")["masks"]
+    assert again["rows"] == 1, "the second row has it itself"
     said = bench.here(bench.command(*arguments, "--again", "all"))
     assert "1 answer with a mask that the model changed or made up" in said.stdout + said.stderr
 
@@ -403,3 +414,178 @@ async def test_a_growing_answer_shows_values_and_no_part_of_a_mask():
     assert call.preview is before
     assert shown[-1].startswith("to jane@example.com")
     assert all("to jane@example.com!".startswith(one) for one in shown)
+
+
+def test_a_dry_run_shows_the_prompts_with_masks(bench, upstream):
+    bench.write([MAIL])
+    done = bench.here(bench.command("--prompt", PROMPT, "--mask", "email", "--dry-run"))
+    assert "Mark it: Write to [EMAIL_" in done.stdout + done.stderr
+    assert "jane@example.com" not in done.stdout + done.stderr
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("body", [{"messages": [{"role": "user", "content": "to jane@example.com"}]}])
+def test_a_dry_run_of_a_batch_file_shows_the_masks_of_the_job(bench, body):
+    bench.write([{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", **body}}])
+    done = bench.here(bench.command("--mask", "email", "--dry-run"))
+    assert "to [EMAIL_" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("further", [(), ("--dry-run",)])
+def test_a_missing_package_ends_a_job_before_its_first_request(bench, upstream, monkeypatch, further):
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    bench.write([MAIL])
+    assert "The kind `phone` of masks needs phonenumbers" in bench.fail("--prompt", PROMPT, "--mask", "phone", *further)
+    assert not upstream.seen
+
+
+def test_a_function_that_fails_on_a_text_costs_this_row_alone(bench, upstream, monkeypatch):
+    upstream.reply = answer()
+    (bench.path / "failing.py").write_text(
+        "def found(text):\n    if 'Jane' in text: raise KeyError(text)\n    return [(0, 4, 'WORD')]\n"
+    )
+    monkeypatch.syspath_prepend(str(bench.path))
+    bench.write([MAIL, {"mail": "hello", "note": "x"}])
+    bench.fail("--prompt", "{{mail}}{{note}}", "--mask", "failing:found", code=1)
+    failed, answered = bench.answers()
+    assert "failing:found failed on this text (KeyError)" in failed["error"]["message"]
+    assert "Jane" not in failed["error"]["message"]
+    assert answered["answer"] == "echo: hellox"
+    assert len(upstream.seen) == 1
+
+
+async def test_a_long_text_is_masked_and_put_back_beside_the_event_loop():
+    threads: list[bool] = []
+
+    class Step(MaskedRequests):
+        def masked(self, request: Request, secret: bytes) -> Any:
+            threads.append(threading.current_thread() is threading.main_thread())
+            return super().masked(request, secret)
+
+    async def following(request: Request, call: Call) -> Completion:
+        return Completion(request.conversation.texts[0], "stop")
+
+    made = Step(openai_configuration("http://127.0.0.1:1").config)
+    made.wrap(following)
+    for text in ("jane@example.com ", "jane@example.com " * 10_000):
+        outcome = await made.answer(asked([{"role": "user", "content": text}]), Call(Facts()))
+        assert outcome.text == text
+    long = asked([{"role": "user", "content": "hi"}]).changed(extra={"tools": ["word " * 10_000]})
+    for _ in range(2):
+        await made.answer(long, Call(Facts()))
+    assert threads == [True, False, False, True], "the parameters of many requests are masked once"
+
+
+async def test_a_failure_has_values_in_all_of_its_texts():
+    def everywhere(text: str) -> Any:
+        return {"body": {"list": [text, {"a": text}]}}
+
+    async def following(request: Request, call: Call) -> Failure:
+        (mask,) = MASK.findall(request.conversation.texts[0])
+        error = PromptmillError(Code.TRUNCATED, "cut")
+        part = json.dumps({"to": mask})
+        return Failure(error, text=f"to {mask}", part=part, reasoning=mask, details=everywhere(mask), sources=[mask])
+
+    outcome = await step(following).answer(asked([{"role": "user", "content": "jane@example.com"}]), Call(Facts()))
+    assert isinstance(outcome, Failure)
+    value = "jane@example.com"
+    assert (outcome.text, outcome.part, outcome.reasoning) == (f"to {value}", json.dumps({"to": value}), value)
+    assert (outcome.details, outcome.sources) == (everywhere(value), [value])
+
+
+def test_a_summary_counts_the_values_by_kind_also_over_several_runs(bench, upstream):
+    upstream.reply = answer()
+    rows = [{"mail": f"jane{n}@example.com, jane{n}@example.com", "note": "+49 30 901820"} for n in range(4)]
+    rows += [{"mail": "call 030 901820 or 0170/1234567", "note": "4 pieces of 05/06/2024, 0.50 EUR, 12:30"}]
+    bench.write(rows)
+    asked = ("--prompt", f"For boss@example.com: {PROMPT}", "--mask", "email,phone")
+    bench.succeed(*asked, "--limit", "2")
+    status = bench.succeed(*asked)
+    assert status["masks"]["like_phones"] == 1
+    assert status["masks"]["values"] == {"email": 4, "phone": 4}, "a value of the prompt is no row's"
+    done = bench.here(bench.command(*asked, "--again", "all"))
+    assert "1 row has digits like a phone; name their country, such as phone:DE" in done.stdout + done.stderr
+    assert "4 phones" in done.stdout + done.stderr
+    assert bench.status()["masks"]["values"]["phone"] == 4, "an answer that is replaced does not count"
+
+
+@pytest.mark.features("documents")
+def test_the_values_in_the_pieces_of_a_long_text_count(bench, upstream):
+    upstream.reply = choose(lambda seen: answer(json.dumps({"said": None})))
+    bench.write([{"text": "word " * 100 + "jane@example.com " + "word " * 100 + "bob@example.com"}])
+    status = bench.succeed("--prompt", "{{text}}", "--fields", "said", "--split", "80", "--mask", "email")
+    assert status["masks"]["values"]["email"] >= 2
+
+
+@pytest.mark.features("batches")
+def test_the_values_of_a_batch_count(bench):
+    with BatchServer("openai") as server:
+        server.answers = prompt_of
+        bench.write([{"text": f"jane{n}@example.com"} for n in range(3)])
+        given = {"base_url": server.base_url}
+        status = bench.succeed("--prompt", "{{text}}", "--mask", "email", "--batch", "--poll", "0.1s", **given)
+    assert status["masks"]["values"] == {"email": 3}
+
+
+@pytest.mark.features("report")
+def test_a_report_has_the_counts(bench, upstream):
+    upstream.reply = answer()
+    bench.write([MAIL])
+    bench.succeed("--prompt", PROMPT, "--mask", "email", "--report", str(bench.path / "r.html"))
+    assert "1 email" in (bench.path / "r.html").read_text()
+
+
+@pytest.mark.features("documents")
+@pytest.mark.parametrize("fields", [(), ("--fields", "said")])
+def test_a_value_that_is_cut_between_two_pieces_has_the_mask_of_the_whole_value(bench, upstream, fields):
+    def reply(seen: Any) -> Any:
+        found = " ".join(MASK.findall(text_in(seen.json)))
+        return answer(json.dumps({"said": found or None}) if fields else found)
+
+    upstream.reply = choose(reply)
+    values = ("4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "Annegret Schmidtbauer", "0049 30 901820 77")
+    texts = [" ".join([*["word"] * (n + 60), values[n % 4], *["word"] * 30]) for n in range(24)]
+    bench.write([{"text": text, "other": "word " * 5} for text in texts])
+    (bench.path / "names.csv").write_text("name\nAnnegret Schmidtbauer\n")
+    kinds = f"card,iban,phone,{bench.path / 'names.csv'}"
+    prompt = "Who? {{other}} {{text}}" if fields else "Who? {{text}} {{other}}"
+    bench.succeed("--prompt", prompt, "--split", "57", "--mask", kinds, *fields)
+    parts = re.compile(r"4111|1111|DE89|3704|0532|Annegret|Schmidtbauer|901820|0049")
+    assert [found for seen in upstream.seen for found in parts.findall(seen.raw.decode())] == []
+    for n, row in enumerate(bench.answers()):
+        said = row["answer"]["said"] if fields else row["answer"]
+        assert values[n % 4] in str(said) or not said
+
+
+def test_a_value_that_begins_in_long_words_of_the_prompt_is_masked(bench, upstream):
+    upstream.reply = answer()
+    bench.write([{"number": "30 901820"}])
+    bench.succeed("--prompt", f"{'word ' * 40}+49 {{{{number}}}}", "--mask", "phone")
+    assert "901820" not in upstream.seen[0].raw.decode()
+
+
+async def test_a_sound_that_the_endpoint_has_is_refused():
+    turn = {"role": "assistant", "content": "hi", "audio": {"id": "audio_1"}}
+    outcome = await step(None).answer(asked([turn]), Call(Facts()))
+    assert isinstance(outcome, Failure)
+    assert "a recording cannot be masked" in str(outcome.error)
+
+
+def test_a_list_of_names_masks_single_names_in_the_body_of_another_request(tmp_path):
+    (tmp_path / "names.txt").write_text("Mark\n")
+    raw = {**openai_configuration("http://127.0.0.1:1")._raw, "sampling_params": {"mask": str(tmp_path / "names.txt")}}
+    made = MaskedRequests(Configuration(raw).config)
+    body = {"input": ["Mark is here"], "encoding_format": "float"}
+    sent, masks = made.masked(Request(0, Conversation(()), Sampling(), body, path="/embeddings"), b"secret")
+    assert "Mark" not in str(sent.extra)
+    assert masks.put_back(sent.extra["input"][0]) == "Mark is here"
+    words = made.masked(Request(0, Conversation(()), Sampling(), {"note": "Mark it"}), b"secret")[0]
+    assert words.extra == {"note": "Mark it"}, "in the words of a prompt, a single name may be another word"
+
+
+@pytest.mark.parametrize(("system", "is_kept"), [("For all rows.", True), ("For bob@example.com.", False)])
+def test_the_beginning_that_requests_share_is_kept_unless_it_has_masks(system, is_kept):
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": "jane@example.com"}]
+    shared = Shared(len(system), "key")
+    sent = step(None).masked(asked(turns).changed(shared=shared), b"secret")[0]
+    assert sent.shared == (shared if is_kept else NOTHING_SHARED)

@@ -21,7 +21,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Question, YesNo
-from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Message, Request, Sampling, TextPart
+from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Message, Request, TextPart
 from promptmill.core.values import JsonDict, text_of
 from promptmill.features.decisions.client_questions import (
     ClientQuestion,
@@ -118,7 +118,8 @@ async def _decided_at_once(
 
 def _request_for(form: Form, config: ModelConfig, evidence: Evidence, at: int = 0) -> Request:
     conversation = _with_system(evidence.conversation, config)
-    sampling = Sampling(response_format=asking_for(_schema(form)), temperature=0)
+    changes = {"response_format": asking_for(_schema(form)), "temperature": 0}
+    sampling = config.settings.sampling_params.protection().model_copy(update=changes)
     return Request(at, conversation, sampling, config.settings.extra_params, fields=evidence.fields, form=form)
 
 
@@ -148,13 +149,8 @@ def _decisions(form: Form, outcome: Outcome) -> list[Decision]:
 def _request(at: int, config: ModelConfig, evidence: Evidence, asked: Asked) -> Request:
     ours, own = config.settings, config.settings.sampling_params
     labels = labels_of(asked)
-    sampling = Sampling(
-        choices=[*labels],
-        temperature=0,
-        max_tokens=own.max_tokens,
-        reasoning_effort=own.reasoning_effort,
-        enable_thinking=own.enable_thinking,
-    )
+    kept = {name: getattr(own, name) for name in ("max_tokens", "reasoning_effort", "enable_thinking")}
+    sampling = own.protection().model_copy(update={"choices": [*labels], "temperature": 0, **kept})
     conversation = _with_system(with_question(evidence.conversation, question_text(asked, labels)), config)
     return Request(at, conversation, sampling, {**ours.extra_params, TOP_CHOICES: len(labels)})
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import PROTECTING_NAMES
 from promptmill.core.values import JsonDict
 from promptmill.features.decisions import openai_api, system_one
 from promptmill.features.decisions.bodies import UnreadableBodyError, object_in
@@ -95,6 +96,8 @@ class SystemOne(ApiPaths):
             body = await object_in(raw)
         except UnreadableBodyError as error:
             raise problem(str(error), kind="json_invalid") from None
+        for protecting in PROTECTING_NAMES & body.keys():  # other names are ignored, as TypeSafe does
+            raise problem(f"this path takes no `{protecting}`; the configuration sets it.", protecting)
         name, evidence, questions = await asyncio.to_thread(system_one.read, body)
         config = await self._calls.config_of(name, request)
         key = hashlib.sha256(b"%b\0%b" % (owner_of(request).encode(), raw)).digest()

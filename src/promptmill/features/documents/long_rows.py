@@ -19,7 +19,7 @@ from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import features
-from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
+from promptmill.core.request import Conversation, CutText, Fields, Made, Message, Request, Sampling, once
 from promptmill.core.sources import Sources, ValueSource, changed
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import counted, mended
@@ -40,6 +40,7 @@ from promptmill.steps.step import Place, Step
 _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # max pieces of a row in flight
 _SHOWN = 5  # max failed pieces in an error
+_AROUND = 300  # characters around a piece, in which a value may begin or end; a mail address has at most 254
 _REPLACES = "replaces"
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
 
@@ -362,12 +363,13 @@ class PieceReading:
 
     def _fields_of(self, piece: Piece) -> Fields:
         """Return the fields of a request about a piece."""
-        text = piece.of(self.document.text)
+        whole, text = self.document.text, piece.of(self.document.text)
+        around = whole[max(0, piece.start - _AROUND) : piece.start], whole[piece.end : piece.end + _AROUND]
         if (at := self.document.column) is None or (fields := self.request.fields) is None:
-            return Fields(("", "", ""), (text,))
+            return Fields(("", "", ""), (text,), cut=CutText(0, *around))
         page, offset = page_place(self.document.text, piece.start) if fields.file else (1, 0)
         texts = (*fields.texts[:at], text, *fields.texts[at + 1 :])
-        return fields._replace(texts=texts, page=page, offset=offset)
+        return fields._replace(texts=texts, page=page, offset=offset, cut=CutText(at, *around))
 
     async def _answer(
         self, text: str, sampling: Sampling, choice: int, fields: Fields, *, is_part: bool = True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.model_config import ModelConfig
-from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
+from promptmill.core.request import PROTECTING_NAMES, Conversation, Made, Message, Request, Sampling, once
 from promptmill.features.embeddings.local import encoders
 from promptmill.features.labels.row_texts import fields_of, rows_of, texts_of
 from promptmill.features.labels.rule import VECTORS
@@ -89,8 +89,8 @@ class VectorRequests(Step):
 
 
 def _embedding(given: Sampling) -> Sampling:
-    """Return the parameters of a request for a vector. It keeps the length of vectors and the masks of `given`."""
-    kept = {name: value for name, value in given.given().items() if name in {"dimensions", "mask"}}
+    """Return the parameters of a request for a vector. It keeps the length of vectors, and what protects `given`."""
+    kept = {name: value for name, value in given.given().items() if name in PROTECTING_NAMES | {"dimensions"}}
     return Sampling.model_validate({"embed": True, **kept})
 
 

@@ -13,6 +13,7 @@ FEATURE = Feature(
             name="masks",
             record="promptmill.features.mask.mask_status:MaskStatus",
             facts="promptmill.features.mask.mask_status:facts",
+            section="promptmill.features.mask.mask_status:section",
             count="promptmill.features.mask.mask_status:count",
             option="mask",
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, input_error
 from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
 from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
@@ -25,6 +25,10 @@ class Kinds(NamedTuple):
     of_evidence: Detectors
     of_instructions: Detectors
     """The detectors for the words of a prompt: without names of one word, which may be ordinary words."""
+    of_names: Detectors
+    """The detectors for names of fields and tools: without functions, which may take any word for a value."""
+    has_countries: bool
+    """Whether phone numbers without the code of a country are masked, or none are."""
     columns: Sequence[str]
     """The columns whose values are masked in their rows."""
 
@@ -46,7 +50,9 @@ class Kinds(NamedTuple):
         own = [_detector(function) for function in functions]
         every = [each.detector for each in names]
         whole = [each.of_several_words.detector for each in names]
-        return cls(Detectors([*folded, *every], own), Detectors([*folded, *whole], own), columns)
+        has_countries = "phone" not in named or bool(countries["phone"])
+        of_evidence, of_instructions = Detectors([*folded, *every], own), Detectors([*folded, *whole], own)
+        return cls(of_evidence, of_instructions, Detectors([*folded, *whole]), has_countries, columns)
 
 
 def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:
@@ -98,7 +104,12 @@ def _detector(name: str) -> Detect:
         raise config_error(KEY, f"{name} cannot be imported ({error}); set PYTHONPATH to its folder.") from None
 
     def detect(text: str) -> Iterator[ValueSpan]:
-        for start, end, label in function(text):
+        try:
+            found = [(int(start), int(end), str(label)) for start, end, label in function(text)]
+        except Exception as error:  # noqa: BLE001 (code of another package: this text fails, and the others do not)
+            said = f"The function {name} failed on this text ({type(error).__name__}), so nothing was sent."
+            raise input_error(said) from None
+        for start, end, label in found:
             if 0 <= start < end <= len(text):
                 letters = "".join(one for one in label.upper() if one.isascii() and one.isalpha())[:LONGEST_LABEL]
                 yield ValueSpan(start, end, letters if len(letters) > 1 else "VALUE")

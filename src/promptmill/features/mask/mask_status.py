@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from typing_extensions import TypedDict
-
 from promptmill.config.model_config import ModelConfig
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
+from promptmill.features.mask.mask_counts import MaskCounts, counts_in, words_of
 from promptmill.features.mask.masks import STRAY
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Doubt, JobSpec
@@ -21,8 +21,8 @@ _ANSWERS = f"""
 """  # noqa: S608 (fixed texts)
 
 
-class MaskStatus(TypedDict):
-    """The masks in a job's answers."""
+class MaskStatus(MaskCounts):
+    """The masks of a job."""
 
     rows: int
     """Rows with a mask in their answer that was not in their request."""
@@ -31,20 +31,31 @@ class MaskStatus(TypedDict):
 def count(
     store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
-    """Return the count of the rows below `before`; nothing if all masks are put back. Blocks."""
+    """Return the counts of the rows below `before`; nothing if nothing is masked. Blocks."""
     del spec, labels, configs
     rows = sum(_has_stray(str(text), bytes(cells)) for text, cells in store.read(_ANSWERS, before))
-    return {"masks": MaskStatus(rows=rows)} if rows else {}
+    counts = counts_in(store, before)
+    return {"masks": MaskStatus(rows=rows, **counts)} if rows or any(counts.values()) else {}
 
 
 def _has_stray(text: str, cells: bytes) -> bool:
     return any(found[0].encode() not in cells for found in STRAY.finditer(text))
 
 
+def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
+    """Return the section of a report."""
+    del store, spec
+    return {"title": "Masks", "lines": [f"{text}." for _, text in facts(found)], "bars": [], "tables": []}
+
+
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the count as text."""
-    rows = counted(found["masks"]["rows"], "answer")
-    yield "masks", f"{rows} with a mask that the model changed or made up; a review shows these rows first"
+    """Yield the counts as text."""
+    words = [*words_of(found["masks"])]
+    if rows := found["masks"]["rows"]:
+        words.append(
+            f"{counted(rows, 'answer')} with a mask that the model changed or made up; a review begins with it"
+        )
+    yield "masks", "; ".join(words)
 
 
 def doubt_of(record: Record) -> Doubt | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import operator
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,27 +21,27 @@ from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Growing, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.errors import Named, PromptmillError, config_error, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error, internal_error
 from promptmill.core.request import (
     NOTHING_SHARED,
-    SYSTEM_ROLES,
+    CommonParts,
     Conversation,
     Fields,
     FileRow,
     Made,
-    Message,
-    Part,
     Request,
     Sampling,
-    TextPart,
+    is_longer,
     nested,
     once,
 )
-from promptmill.core.values import JsonDict, JsonObject, cell_text, loads, read_json, text_of
+from promptmill.core.texts import TextKind, changed
+from promptmill.core.values import cell_text, loads, read_json, text_of
 from promptmill.core.wording import no_column
 from promptmill.features.mask.detection import Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import KEY, Kinds
-from promptmill.features.mask.masks import Codes, Masks, in_json, mapped
+from promptmill.features.mask.mask_counts import COUNTS, counts_of
+from promptmill.features.mask.masks import Codes, Masks
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import Masked, is_known, kinds_in
 from promptmill.files import json_values
@@ -51,8 +50,9 @@ from promptmill.steps.step import Loading, Place, Sent, Step
 
 _CONTEXT = 48
 """Characters of the prompt around a cell in which a value may begin or end: `{{user}}@example.com`."""
-_OF_AUTHOR = frozenset({"model", "tools", "tool_choice", "response_format", "encoding_format"})
-"""Parameters of `extra_params` that are instructions, and no data."""
+_LONG = 8_000
+"""Characters from which on masks are made, and put back, in a thread. With all kinds and digits alone, as many take
+some 0.1 s; with ordinary text 1 ms, of which a thread takes 0.1."""
 _OF_FORM = "format", "pattern", "minLength", "maxLength"
 """Keywords that a mask in place of a value would break. The answer is checked by them once the value is put back."""
 
@@ -79,9 +79,13 @@ class MaskedRequests(Step):
         return lambda request: Sent(step.masked(request, step._secret)[0])
 
     def __init__(self, config: ModelConfig) -> None:
+        self._config = config
         self._forced = tuple(_mask_of(config.operator.sampling_params))
-        self._takes_all = config.call_files is None
-        """Whether requests are the operator's own, and may name files and functions."""
+        whole = config.file or config.operator
+        every = [whole.sampling_params, *(each.sampling_params for each in whole.models.values())]
+        # a request that another model could not answer has the kinds of both models
+        self._operators = {*self._forced, *(kind for sampling in every for kind in _mask_of(sampling))}
+        """The kinds that the operator has configured, also for other models."""
         if self._forced:
             self.wanted_by = None  # no request skips the step
         self._secret = secrets.token_bytes(32)
@@ -99,21 +103,38 @@ class MaskedRequests(Step):
     def _made(self, wanted: tuple[str, ...]) -> Kinds:
         own = tuple(dict.fromkeys((*self._forced, *wanted)))
         for kind in own:
-            if not (self._takes_all or kind in self._forced or is_known(kind)):
-                raise config_error(KEY, f"only the operator's configuration may name a file or function: {kind[:60]}.")
-        if own not in self._by_kinds:
-            self._by_kinds[own] = Kinds.of(own)
-        return self._by_kinds[own]
+            if not (kind in self._operators or is_known(kind)):  # the doors refuse it before; this is the last one
+                raise input_error("Only the operator's configuration may name a file or function to mask by.")
+        if (known := self._by_kinds.get(own)) is not None:
+            return known
+        if len(self._by_kinds) >= MOST_KEPT:  # calls and rows may name any columns
+            self._by_kinds.clear()
+            self._instructions.clear()  # its keys have the ids of detectors
+        try:
+            known = self._by_kinds[own] = Kinds.of(own)
+        except PromptmillError as error:
+            if self._operators.issuperset(own):
+                raise
+            raise PromptmillError(Code.INVALID_INPUT, error.parts, error.remedy) from None  # of a call or a row
+        return known
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request without sending its values. A request with an image or a file fails."""
         try:
-            sent, masks = self.masked(request, self._secret_of(call))
+            sent, masks = await self._masked_apart(request, self._secret_of(call))
         except PromptmillError as error:
             return Failure(error, request.attempts, concerns_all=error.code != "invalid_input")
-        if not masks.values:
-            return await self.following(sent, call)
-        is_json = bool(request.sampling.response_format or request.extra.get("response_format"))
+        except Exception as error:  # noqa: BLE001 (a bug costs one row, and the row is not sent)
+            return Failure(internal_error("The masking of a request failed", error), request.attempts)
+        outcome = await self._unmasked(sent, masks, call) if masks.values else await self.following(sent, call)
+        if not call.facts.of_job:
+            return outcome
+        counts = counts_of(sent, masks, has_countries=self.kinds_of(request.sampling).has_countries)
+        return replace(outcome, details={**(outcome.details or {}), COUNTS: counts}) if counts else outcome
+
+    async def _unmasked(self, sent: Request, masks: Masks, call: Call) -> Outcome:
+        """Return the outcome of a request with masks, with the values in their place."""
+        is_json = bool(sent.sampling.response_format or sent.extra.get("response_format"))
         shown = call.preview
         if shown is not None:
             call.preview = wrapped = _unmasked_preview(shown, masks, is_json=is_json)
@@ -122,7 +143,21 @@ class MaskedRequests(Step):
         finally:
             if shown is not None and call.preview is wrapped:  # a sender may have ended the preview
                 call.preview = shown
+        if max(len(outcome.text), len(outcome.reasoning or "")) > _LONG:
+            return await asyncio.to_thread(_unmasked, outcome, masks, call, is_json=is_json)
         return _unmasked(outcome, masks, call, is_json=is_json)
+
+    async def _masked_apart(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
+        """Return the result of `masked`, which needs a thread for long texts."""
+        size = sum(map(len, request.conversation.texts))
+        if request.path or size > _LONG or self._has_long_parameters(request, secret):
+            return await asyncio.to_thread(self.masked, request, secret)
+        return self.masked(request, secret)
+
+    def _has_long_parameters(self, request: Request, secret: bytes) -> bool:
+        """Return whether a request has long parameters that are not masked yet."""
+        is_known = tuple(map(id, (*request.common, secret))) in self._plans
+        return not is_known and is_longer([request.sampling.given(), request.extra, request.form], _LONG)
 
     def _secret_of(self, call: Call) -> bytes:
         """Return the secret of a call's job, which the first request of a run reads."""
@@ -130,79 +165,75 @@ class MaskedRequests(Step):
 
     def masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the request as it is sent, and its masks. Raises `PromptmillError`."""
-        conversation, given, extra = request.conversation, request.sampling, request.extra
+        try:
+            return self._masked(request, secret)
+        except RecursionError:
+            raise input_error("The request is nested too deeply to be masked. Send fewer levels.") from None
+
+    def _masked(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
+        conversation = request.conversation
         if conversation.sourced or conversation.file_kinds:
-            raise input_error(
-                "An image, a PDF or a recording cannot be masked. Send its text, or leave out ", Named("mask"), "."
-            )
-        plan = once(self._plans, lambda: self._plan(given, extra, secret), given, extra, secret)
-        masks = Masks(plan.codes, conversation.texts)
+            raise _unmaskable(TextKind.SOURCE)
+        if request.path:  # each such request has a body of its own
+            plan = self._plan(request.common, secret, is_body=True)
+        else:
+            of = request.sampling, request.extra, request.form, secret
+            plan = once(self._plans, lambda: self._plan(request.common, secret, is_body=False), *of)
+        masks = Masks(plan.codes, conversation.texts, plan.masks)
         own = _detectors_of(_values_of(request.row, plan.kinds.columns)) if plan.kinds.columns else None
-        masking = _Masking(plan.kinds, masks, self._spans_of_words, own)
-        changes = self._of_conversation(request, masking)
-        if plan.sampling is not given:
-            changes["sampling"] = plan.sampling
-        if plan.has_parameters or request.path:
-            changes["extra"] = masking.parameters(extra, is_instruction=not request.path)
-        if request.shared and "conversation" in changes:
-            is_same = _has_beginning(conversation, changes["conversation"], request.shared.characters)
-            changes["shared"] = request.shared if is_same else NOTHING_SHARED
-        return request.changed(**changes) if changes else request, masks
+        if plan.masks.values and masks.is_ambiguous:
+            masks = Masks(plan.codes, conversation.texts)
+            sent = request.with_texts(_Masking(self, plan.kinds, masks, own))
+            sent = sent.changed(sampling=_with_form(sent.sampling))
+        else:
+            sent = request.with_texts(_Masking(self, plan.kinds, masks, own), plan.common)
+        if request.shared and sent.conversation is not conversation:
+            is_same = _has_beginning(conversation, sent.conversation, request.shared.characters)
+            sent = sent.changed(shared=request.shared if is_same else NOTHING_SHARED)
+        return sent, masks
 
-    def _plan(self, sampling: Sampling, extra: JsonObject, secret: bytes) -> _Plan:
-        kinds = self.kinds_of(sampling)
-        has_parameters = bool(_values_in(extra, kinds.of_instructions))
-        return _Plan(kinds, _with_form(sampling, kinds), has_parameters, Codes(secret))
+    def _plan(self, common: CommonParts, secret: bytes, *, is_body: bool) -> _Plan:
+        kinds, codes = self.kinds_of(common.sampling), Codes(secret)
+        masks = Masks(codes, ())
+        try:
+            parts = common.with_texts(_Masking(self, kinds, masks, None), is_body=is_body)
+        except PromptmillError as error:
+            where = _first_with(common, _Masking(self, kinds, masks, None))
+            code = Code.INVALID_CONFIG if self._is_of_all(common) else Code.INVALID_INPUT
+            raise PromptmillError(
+                code, (*error.parts, f" It is in `{where}`." if where else ""), error.remedy
+            ) from None
+        return _Plan(kinds, codes, masks, parts._replace(sampling=_with_form(parts.sampling)))
 
-    def _of_conversation(self, request: Request, masking: _Masking) -> dict[str, Any]:
-        """Return the changes to the messages and fields of a request."""
-        before, fields, changes = request.conversation.messages, request.fields, dict[str, Any]()
-        added = len(before) - request.corrections
-        row = added - 1 if fields is not None else -1
-        after = [
-            message
-            if at == row
-            else masking.message(message, is_instruction=request.is_filled and message.role in SYSTEM_ROLES)
-            for at, message in enumerate(before[:added])
-        ]
-        if fields is not None and row >= 0:
-            words = self._words_of(fields.parts, masking.kinds.of_instructions)
-            last, written = before[row], masking.fields(fields, words, is_part=request.is_part)
-            if written is not fields:
-                changes["fields"] = written
-            if last.content != _text_of(fields):  # a step has put the fields into a message of its own
-                after[row] = masking.message(last, is_instruction=False)
-            elif written is not fields:
-                after[row] = Message(last.role, _text_of(written), last.extra)
-        if request.corrections:
-            masking = masking.of_corrections()
-            after += [masking.message(message, is_instruction=False) for message in before[added:]]
-        if any(map(operator.is_not, before, after)):
-            changes["conversation"] = Conversation(tuple(after))
-        return changes
+    def _is_of_all(self, common: CommonParts) -> bool:
+        """Return whether the parameters are those of all requests, so that a mistake in them ends a job."""
+        own, usual = common.sampling, self._config.settings.sampling_params
+        is_same_form = own.choices == usual.choices and (own.choices or own.response_format == usual.response_format)
+        is_same = own.stop == usual.stop and common.extra == self._config.settings.extra_params
+        return bool(is_same_form) and is_same
 
-    def _words_of(self, parts: Sequence[str], detectors: Detectors) -> _Words:
-        return once(self._parts, lambda: _Words.of(parts, detectors), parts, detectors)
+    def words_of(self, parts: Sequence[str], kinds: Kinds) -> _Words:
+        """Return the words around the cells of a prompt."""
+        return once(self._parts, lambda: _Words.of(parts, kinds), parts, kinds)
 
-    def _spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
+    def spans_of_words(self, text: str, detectors: Detectors) -> list[ValueSpan]:
         """Return the values found in a text that many requests have in common."""
         key = id(detectors), text
-        if key not in self._instructions:
+        if (known := self._instructions.get(key)) is None:
             if len(self._instructions) >= MOST_KEPT:
                 self._instructions.clear()
-            self._instructions[key] = detectors.spans(text)
-        return self._instructions[key]
+            known = self._instructions[key] = detectors.spans(text)
+        return known
 
 
 class _Plan(NamedTuple):
-    """The detectors, codes and sent parameters of requests with equal parameters."""
+    """The detectors and codes of requests with equal parameters, and the parameters that are sent."""
 
     kinds: Kinds
-    sampling: Sampling
-    """The parameters that are sent."""
-    has_parameters: bool
-    """Whether parameters of the body have values."""
     codes: Codes
+    masks: Masks
+    """The masks in the parameters."""
+    common: CommonParts
 
 
 class _Words(NamedTuple):
@@ -215,83 +246,104 @@ class _Words(NamedTuple):
     """Whether the words themselves have values."""
 
     @classmethod
-    def of(cls, parts: Sequence[str], detectors: Detectors) -> _Words:
+    def of(cls, parts: Sequence[str], kinds: Kinds) -> _Words:
+        """Raises `PromptmillError` if the name of a field has a value: some requests have the names of fields."""
+        if any(map(kinds.of_names.spans, parts[1::2])):
+            raise _unmaskable(TextKind.NAME, Code.INVALID_CONFIG)
         first, *between = parts[::2]
         shortened = [part if len(part) < 2 * _CONTEXT else f"{part[:_CONTEXT]}\0{part[-_CONTEXT:]}" for part in between]
         if between:
             shortened[-1] = between[-1][:_CONTEXT]
-        return cls((first[-_CONTEXT:], *shortened), any(map(detectors.spans, parts[::2])))
+        return cls((first[-_CONTEXT:], *shortened), any(map(kinds.of_instructions.spans, parts[::2])))
 
 
-class _Masking(NamedTuple):
-    """The masking of one request."""
+class _Masking:
+    """The masking of one request: the change of `Request.with_texts`."""
 
-    kinds: Kinds
-    masks: Masks
-    spans_of_words: Callable[[str, Detectors], list[ValueSpan]]
-    own: Detectors | None
-    """The detectors of the row's values in masked columns."""
+    __slots__ = ("_kinds", "_masks", "_own", "_step")
 
-    def of_corrections(self) -> _Masking:
-        """Return the masking of the messages that ask again. An answer in them may have a value alone that is no value
-        by itself, such as `jane` of `{{user}}@{{host}}`, so each value that the request has is masked."""
-        known, own = _detectors_of(self.masks.values.values()), self.own
-        if known is None:
-            return self
-        return self._replace(own=known if own is None else Detectors([*own.of_folded, *known.of_folded]))
+    def __init__(self, step: MaskedRequests, kinds: Kinds, masks: Masks, own: Detectors | None) -> None:
+        """`own`: the detectors of the row's values in masked columns."""
+        self._step, self._kinds, self._masks, self._own = step, kinds, masks, own
 
-    def evidence(self, text: str) -> str:
-        """Return a text of data with masks."""
-        spans = self.kinds.of_evidence.spans(text)
-        return self.masks.masked(text, spans if self.own is None else apart([*spans, *self.own.spans(text)]))
+    def __call__(self, text: str, kind: TextKind, /) -> str:
+        """Return a text with masks. Raises `PromptmillError` for a value in a text that cannot have a mask."""
+        kinds, masks = self._kinds, self._masks
+        if kind is TextKind.EVIDENCE:
+            return masks.masked(text, self._spans(text, self._own))
+        if kind is TextKind.INSTRUCTION:
+            return masks.shared(text, self._step.spans_of_words(text, kinds.of_instructions))
+        if kind is TextKind.CORRECTION:
+            # An answer may have a value alone that is no value by itself, such as `jane` of `{{user}}@{{host}}`.
+            known, own = _detectors_of(masks.values.values()), self._own
+            if known is not None and own is not None:
+                known = Detectors([*own.of_folded, *known.of_folded])
+            return masks.masked(text, self._spans(text, known or own))
+        detectors = kinds.of_names if kind is TextKind.NAME else kinds.of_evidence
+        if kind is TextKind.SOURCE or self._step.spans_of_words(text, detectors):
+            raise _unmaskable(kind)
+        return text
 
-    def instruction(self, text: str) -> str:
-        """Return the words of an instruction with masks."""
-        return self.masks.masked(text, self.spans_of_words(text, self.kinds.of_instructions))
+    def _spans(self, text: str, further: Detectors | None) -> Sequence[ValueSpan]:
+        spans = self._kinds.of_evidence.spans(text)
+        return spans if further is None else apart([*spans, *further.spans(text)])
 
-    def message(self, message: Message, *, is_instruction: bool) -> Message:
-        """Return a message with masks; the message itself if it has no values."""
-        change = self.instruction if is_instruction else self.evidence
-        content, extra = message.content, message.extra
-        if isinstance(content, tuple):
-            parts = tuple(_changed(part, change) for part in content)
-            content = content if all(new is old for new, old in zip(parts, content, strict=True)) else parts
-        elif content:
-            content = change(content)
-        if extra:
-            extra = {name: _changed_field(name, value, change) for name, value in extra.items()}
-        if content == message.content and extra == message.extra:
-            return message
-        return Message(message.role, content, extra)
-
-    def fields(self, fields: Fields, words: _Words, *, is_part: bool) -> Fields:
-        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. `is_part`: whether a
-        text of the row is divided, perhaps inside of a value."""
-        pieces = _interleaved(words.around, fields.texts)
-        spans, own = self.kinds.of_evidence.spans("".join(pieces)), self.own
+    def fields(self, fields: Fields, /) -> Fields:
+        """Return the parts of a row's prompt with masks; `fields` itself if they have no values. In a piece of a long
+        text, the mask of a value that is cut stands for the whole value."""
+        words = self._step.words_of(fields.parts, self._kinds)
+        pieces, cut = _interleaved(words.around, fields.texts), fields.cut
+        if cut is not None:
+            pieces[2 * cut.at] += cut.before
+            pieces[2 * cut.at + 2] = cut.after + pieces[2 * cut.at + 2]
+        whole = "".join(pieces)
+        spans, own = self._kinds.of_evidence.spans(whole), self._own
         texts, end = list[str](), 0
-        for at, piece in enumerate(pieces if spans or own or is_part else ()):
+        for at, piece in enumerate(pieces if spans or own else ()):
             start, end = end, end + len(piece)
             if at % 2:
-                inside = [span for span in spans if span[0] < end and span[1] > start]
-                further = [] if own is None else own.spans(piece)
-                for detectors in (self.kinds.of_evidence, own) if is_part else ():
-                    further += () if detectors is None else detectors.parts_at_ends(piece)
-                if further:
-                    moved = [ValueSpan(start + first, start + last, label) for first, last, label in further]
-                    inside = apart([*inside, *moved])
-                texts.append(self.masks.masked(piece, inside, start))
+                is_cut = cut is not None and at == 2 * cut.at + 1
+                inside = spans
+                if own is not None:  # in a cell alone: the cell next to it may end with a letter
+                    further = own.spans(whole) if is_cut else _moved(own.spans(piece), start)
+                    inside = apart([*spans, *further]) if further else spans
+                inside = [span for span in inside if span[0] < end and span[1] > start]
+                texts.append(self._masks.masked(piece, inside, start, whole if is_cut else ""))
         parts = fields.parts
         if words.have_values:
-            parts = tuple(part if at % 2 else self.instruction(part) for at, part in enumerate(parts))
+            parts = tuple(part if at % 2 else self(part, TextKind.INSTRUCTION) for at, part in enumerate(parts))
         if parts is fields.parts and (not texts or (*texts,) == fields.texts):
             return fields
-        return Fields(parts, (*texts,) or fields.texts)
+        return fields._replace(parts=parts, texts=(*texts,) or fields.texts)
 
-    def parameters(self, extra: JsonObject, *, is_instruction: bool) -> JsonDict:
-        """Return parameters of a request's body with masks in their texts."""
-        change = self.instruction if is_instruction else self.evidence
-        return {name: value if name in _OF_AUTHOR else mapped(value, change) for name, value in extra.items()}
+
+def _first_with(common: CommonParts, masking: _Masking) -> str:
+    """Return the first parameter with a value that cannot have a mask; `""` for a question of a client."""
+    for name, value in {**common.sampling.given(), **common.extra}.items():
+        try:
+            common._replace(sampling=Sampling(), extra={name: value}, form=None).with_texts(masking, is_body=False)
+        except PromptmillError:
+            return "schema" if name == "response_format" else name
+    return ""
+
+
+def _moved(spans: Iterable[ValueSpan], start: int) -> list[ValueSpan]:
+    return [ValueSpan(start + first, start + last, label) for first, last, label in spans]
+
+
+def _unmaskable(kind: TextKind, code: Code = Code.INVALID_INPUT) -> PromptmillError:
+    """Return the error for a value in a text that cannot have a mask."""
+    if kind is TextKind.SOURCE:
+        said = "An image, a PDF or a recording cannot be masked. Send its text, or leave out "
+        return input_error(said, Named("mask"), ".")
+    said = (
+        "the name of a field, a tool or a parameter has a value that is masked in the rows, and no mask can be a name"
+    )
+    remedy = "Use another name, or mask fewer kinds."
+    if kind is TextKind.ANSWER:
+        said = "a choice, or an allowed value of the schema, has a value that is masked in the rows"
+        said, remedy = f"{said}, so no answer could be it", "Use labels without personal data, or mask fewer kinds."
+    return PromptmillError(code, (f"{KEY}: ", f"{said}. {remedy}"), "")
 
 
 def _mask_of(sampling: Sampling) -> Sequence[str]:
@@ -357,55 +409,16 @@ def _detectors_of(values: Iterable[str]) -> Detectors | None:
     return Detectors([Names(names).detector]) if names else None
 
 
-def _interleaved(words: Sequence[str], texts: Sequence[str]) -> Sequence[str]:
+def _interleaved(words: Sequence[str], texts: Sequence[str]) -> list[str]:
     """Return the words of a prompt and the texts of its cells, in order."""
     pieces = [""] * (2 * len(texts) + 1)
     pieces[::2], pieces[1::2] = words, texts
     return pieces
 
 
-def _text_of(fields: Fields) -> str:
-    return "".join(_interleaved(fields.parts[::2], fields.texts))
-
-
-def _changed(part: Part, change: Callable[[str], str]) -> Part:
-    if not isinstance(part, TextPart) or (text := change(part.text)) == part.text:
-        return part
-    return replace(part, text=text)
-
-
-def _changed_field(name: str, value: Any, change: Callable[[str], str]) -> Any:
-    """Return a field of a message, such as its tool calls, with each text changed. The arguments of calls are JSON."""
-    if name == "arguments" and isinstance(value, str):
-        return in_json(value, change)
-    if isinstance(value, Mapping):
-        return {inner: _changed_field(inner, each, change) for inner, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_changed_field(name, each, change) for each in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def _values_in(extra: JsonObject, detectors: Detectors) -> JsonObject:
-    """Return the parameters of a request's body that have values to mask."""
-
-    def has_values(given: Any) -> bool:
-        return any(isinstance(text, str) and detectors.spans(text) for text in nested(given))
-
-    return {name: value for name, value in extra.items() if name not in _OF_AUTHOR and has_values(value)}
-
-
 def _has_beginning(before: Conversation, after: Conversation, characters: int) -> bool:
     """Return whether masks leave the first `characters` of a conversation, which other requests share, unchanged."""
     return "".join(before.texts)[:characters] == "".join(after.texts)[:characters]
-
-
-def _allowed_in(schema: JsonObject | None) -> Iterator[str]:
-    """Yield the texts that a schema allows as values."""
-    for node in nested(schema):
-        if isinstance(node, Mapping):
-            values = node.get("enum")
-            allowed = [*(values if isinstance(values, list) else ()), node.get("const")]
-            yield from (value for value in allowed if isinstance(value, str))
 
 
 def _narrows(node: Mapping[str, Any]) -> bool:
@@ -424,7 +437,7 @@ def _unmasked_preview(show: Callable[[Growing], None], masks: Masks, *, is_json:
     """Return the preview that shows values. If the end of a text may become a mask, it is held back."""
 
     def shown(growing: Growing) -> None:
-        calls = [_changed_field("", call, masks.growing) for call in growing.tool_calls]
+        calls = changed(growing.tool_calls, lambda text, _: masks.growing(text), TextKind.EVIDENCE)
         show(Growing(masks.growing(growing.text, is_json=is_json), masks.growing(growing.reasoning), calls))
 
     return shown
@@ -442,7 +455,7 @@ def _unmasked(outcome: Outcome, masks: Masks, call: Call, *, is_json: bool) -> O
         changes["details"] = masks.put_back_in(outcome.details)
     if isinstance(outcome, Completion):
         if outcome.tool_calls:
-            changes["tool_calls"] = tuple(_changed_field("", one, back) for one in outcome.tool_calls)
+            changes["tool_calls"] = changed(outcome.tool_calls, lambda text, _: back(text), TextKind.EVIDENCE)
         if outcome.reply:
             changes["reply"] = back(outcome.reply, is_json=is_json)
         if not call.facts.of_job and (strays := masks.strays(outcome.text)):
@@ -456,16 +469,9 @@ def _looks_like_json(text: str) -> bool:
     return text.lstrip().startswith(("{", '["', "[{", "```json"))
 
 
-def _with_form(sampling: Sampling, kinds: Kinds) -> Sampling:
-    """Return parameters whose schema allows masks. Raises `PromptmillError` if an allowed answer has a value."""
+def _with_form(sampling: Sampling) -> Sampling:
+    """Return parameters whose schema allows masks."""
     schema = schema_of(sampling.response_format) if sampling.response_format else None
-    for text in (*(sampling.choices or ()), *_allowed_in(schema)):
-        if kinds.of_evidence.spans(text):
-            raise config_error(
-                KEY,
-                "a choice, or an allowed value of the schema, has a value that is masked in the rows, so no answer "
-                "could be it. Use labels without personal data, or mask fewer kinds.",
-            )
     if schema is None or not any(isinstance(node, Mapping) and _narrows(node) for node in nested(schema)):
         return sampling
     relaxed = asking_for(_relaxed(schema))

@@ -56,27 +56,45 @@ class Codes:
 class Masks:
     """The masks of one request."""
 
-    __slots__ = ("_codes", "_known", "_taken", "_texts", "values")
+    __slots__ = ("_codes", "_known", "_shared", "_taken", "_texts", "values")
 
-    def __init__(self, codes: Codes, texts: Sequence[str]) -> None:
-        """`texts`: the texts of the request. No code is a part of them."""
+    def __init__(self, codes: Codes, texts: Sequence[str], shared: Masks | None = None) -> None:
+        """`texts`: the texts of the request. No code is a part of them. `shared`: the masks of texts that other
+        requests have, too."""
         self._codes, self._texts = codes, "\0".join(texts)
         self._taken = self._texts if len(self._texts) < _LONG else frozenset(_POSSIBLE.findall(self._texts))
-        self._known: dict[tuple[str, str], str] = {}
+        self._known: dict[tuple[str, str], str] = {} if shared is None else {**shared._known}
         """The masks, by value and label."""
-        self.values: dict[str, str] = {}
+        self._shared = {*self._known}
+        self.values: dict[str, str] = {} if shared is None else {**shared.values}
         """The values, by code."""
 
-    def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0) -> str:
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the texts of the request have the code of a shared mask, as the text of an earlier answer may."""
+        return any(code in self._taken for code in self.values)
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each value that is not shared with other requests."""
+        return [known[1] for known in self._known if known not in self._shared]
+
+    def shared(self, text: str, spans: Sequence[ValueSpan]) -> str:
+        """Return a text that other requests have, too, with masks in place of the spans."""
+        self._shared.update((text[start:end], label) for start, end, label in spans)
+        return self.masked(text, spans)
+
+    def masked(self, text: str, spans: Sequence[ValueSpan], at: int = 0, whole: str = "") -> str:
         """Return a text with masks in place of the spans, which are in order. If they are spans of a longer text, `at`
-        is the start of this text in it."""
+        is the start of this text in it. `whole`: the longer text, if a mask stands for the whole value where the text
+        has only a part of it."""
         if not spans:
             return text
         pieces: list[str] = []
         last = 0
         for start, end, label in spans:
             begin = start - at if start > at else 0
-            value = text[begin : end - at]
+            value = whole[start:end] if whole else text[begin : end - at]
             pieces += text[last:begin], self._known.get((value, label)) or self._mask(value, label)
             last = end - at
         pieces.append(text[last:])
@@ -151,13 +169,3 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
         case list() | tuple():
             return [mapped(inner, change) for inner in value]
     return value
-
-
-def in_json(text: str, change: Callable[[str], str]) -> str:
-    """Return JSON, such as the arguments of a tool call, with each text in it changed. A text that is not JSON
-    changes as a whole."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return change(text)
-    return json.dumps(mapped(value, change), ensure_ascii=False)

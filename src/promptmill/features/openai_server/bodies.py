@@ -22,6 +22,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import (
     BESIDE,
     PASSED_ON,
+    PROTECTING_NAMES,
     Conversation,
     Request,
     Sampling,
@@ -111,16 +112,7 @@ def request_of(path: str, body: JsonObject) -> Request:
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     if unknown := given.keys() - Sampling.model_fields.keys():
         raise unsupported(min(unknown), known=Sampling.model_fields)
-    try:
-        sampling = Sampling.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else None
-        code, said = _code_of(first["type"], name), explain(error, Sampling)
-        names = IN_RESPONSES if path == RESPONSES else {"max_tokens": "max_completion_tokens"}
-        if name in names and (path == RESPONSES or names[name] in body):  # the name that the client used
-            name, said = names[name], said.replace(name, names[name], 1)
-        raise ApiError(400, said, name, code) from None
+    sampling = _sampling_of(given, body, path)
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise wrong_type("messages", messages, "a list of messages")
@@ -128,6 +120,20 @@ def request_of(path: str, body: JsonObject) -> Request:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
         raise error_of(error, path) from None
+
+
+def _sampling_of(given: JsonObject, body: JsonObject, path: str) -> Sampling:
+    """Return the parameters in a body. Raises `ApiError` with the name that the client used."""
+    try:
+        return Sampling.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else None
+        code, said = _code_of(first["type"], name), explain(error, Sampling)
+        names = IN_RESPONSES if path == RESPONSES else {"max_tokens": "max_completion_tokens"}
+        if name in names and (path == RESPONSES or names[name] in body):
+            name, said = names[name], said.replace(name, names[name], 1)
+        raise ApiError(400, said, name, code) from None
 
 
 def _thinking(reasoning: JsonObject) -> JsonDict:
@@ -194,6 +200,7 @@ def _embeddings_request(body: JsonObject) -> Request:
     encoding = given.pop("encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
+    sampling = _sampling_of({name: given.pop(name) for name in PROTECTING_NAMES & given.keys()}, body, EMBEDDINGS)
     given = {name: value for name, value in given.items() if name not in Sampling.model_fields}  # they change no vector
     if unknown := given.keys() - {"input", "dimensions"}:
         raise unsupported(min(unknown))
@@ -203,7 +210,7 @@ def _embeddings_request(body: JsonObject) -> Request:
             raise ApiError(400, _TOKENS, "input", "unsupported_value")
         if not isinstance(one, str):
             raise ApiError(400, f"`input` holds {shape(one)}; send a text or a list of texts.", "input")
-    return Request(0, Conversation(()), Sampling(), given, path="/embeddings")
+    return Request(0, Conversation(()), sampling, given, path="/embeddings")
 
 
 def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> JsonDict:

@@ -37,7 +37,8 @@ def has_pictures(body: JsonObject) -> bool:
 def requests_of(body: JsonObject, config: ModelConfig) -> list[Request]:
     """Return a request for each input of a body with pictures. Raises `ApiError` for an input of another form, and for
     an endpoint that is not known to make vectors of pictures."""
-    request_of(EMBEDDINGS, {**body, "input": [""]})  # checks the other fields
+    for name in request_of(EMBEDDINGS, {**body, "input": [""]}).sampling.given():  # checks the other fields
+        raise ApiError(400, f"`{name}` is for texts, and `input` holds objects.", name, "unsupported_value")
     if _EMBEDDINGS not in features():
         raise ApiError(400, "`input` holds objects; this server makes vectors of texts.", "input", "unsupported_value")
     if len(body["input"]) > _MOST:

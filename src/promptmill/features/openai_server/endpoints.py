@@ -165,14 +165,16 @@ class Endpoints:
             raise ApiError(
                 400, f"The backend {config.backend} of this model makes no embeddings.", "model", "unsupported"
             )
-        changes = request.sampling.given() | dict(request.extra) if not request.path else {}
+        changes = request.sampling.given() | ({} if request.path else dict(request.extra))
         try:
             of_call = {name: value for name, value in changes.items() if name not in PASSED_ON}
             config = await config_of_call(self._service, config, None, of_call)
         except PromptmillError as error:
             raise error_of(error) from None
         settings = config.settings
-        if not request.path:
+        if request.path:
+            request = request.changed(sampling=settings.sampling_params.protection())
+        else:
             conversation = request.conversation
             if conversation.messages[0].role not in SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)

@@ -14,6 +14,7 @@ from promptmill.cli.error_words import option_of
 from promptmill.cli.options import configuration_of
 from promptmill.core.errors import Named, PromptmillError
 from promptmill.core.feature import Command
+from promptmill.core.request import Sampling, check_of_data
 from promptmill.core.wording import cut, did_you_mean
 from promptmill.features.recipes.command_words import (
     LIKE_RUN,
@@ -167,6 +168,8 @@ class Recipe:
             common = {key: each for key, each in shared.items() if key in known and known[key].dest not in excluded}
             every = {**common, **entries.options}
             words = {key: words_of(entry, known[key]) for key, entry in every.items()}
+            for key, entry in every.items():
+                _check_value(entry, words[key])
             files = file_words(entries.command)
             asked = digest(files, {key: its for key, its in words.items() if key not in LIKE_RUN})
             line = [command.name, *files, *(word for its in words.values() for word in its)]
@@ -221,6 +224,16 @@ def _names(arguments: argparse.Namespace, attributes: Sequence[str]) -> Iterator
     for attribute in attributes:
         value = getattr(arguments, attribute)
         yield from map(str, value if isinstance(value, list) else [value] if value is not None else [])
+
+
+def _check_value(entry: Entry, words: Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if a recipe names a function or a file that only a person may name."""
+    if entry.place.line:  # an option of `promptmill run` is the person's own
+        try:
+            for word in words:
+                check_of_data({entry.key: word.partition("=")[2]}, Sampling())
+        except PromptmillError as error:
+            raise entry.place.error(error.message) from None
 
 
 def _amount(entry: Entry | None) -> float | None:

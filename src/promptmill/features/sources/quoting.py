@@ -16,7 +16,7 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Fields, FilePart, Made, Message, Request, TextPart, once
+from promptmill.core.request import Conversation, FilePart, Made, Message, Request, TextPart, once
 from promptmill.core.sources import ValueSource, changed, leaves, with_page
 from promptmill.features.sources.boxes import Boxes, PdfText
 from promptmill.features.sources.paragraphs import CONTENT, paragraphs_of
@@ -228,7 +228,7 @@ def _asking(request: Request, form: QuotedForm) -> Request:
     fields = request.fields
     if fields is not None:
         *parts, end = fields.parts
-        fields = Fields((*parts, end + note), fields.texts)
+        fields = fields._replace(parts=(*parts, end + note))
     conversation = Conversation((*before, Message(last.role, content, last.extra), *corrections))
     return request.changed(conversation=conversation, sampling=form.sampling, fields=fields)
 

@@ -12,7 +12,7 @@ import orjson
 from promptmill.backends.protocol import Usage
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import config_error
-from promptmill.core.request import APPLIED_NAMES
+from promptmill.core.request import APPLIED_NAMES, PROTECTING_NAMES
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.drawn import DrawnRow
 from promptmill.features.topics.finding import SearchStep
@@ -30,7 +30,7 @@ Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # most tokens of a list: a fixed number, and a number for each topic
 _BYTES_PER_TOKEN = 3  # bytes of JSON per token, as for likely lengths
-_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "mask", "reasoning"})
+_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - PROTECTING_NAMES - {"choices", "definitions", "reasoning"})
 _COSTS = ("estimated_cost", "most_cost")
 _NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 0.0), "unpriced": ()})
 """The estimate of a finished job."""

@@ -28,14 +28,18 @@ from promptmill.core.request import (
     APPLIED_NAMES,
     NOT_SHOWN,
     OF_FORM,
+    OF_OPERATOR_NAMES,
+    PROTECTING_NAMES,
     Conversation,
     FilePart,
     ImagePosition,
     Request,
     Sampling,
     Shown,
+    check_of_data,
     conversation_from_messages,
     conversation_from_prompt,
+    protected,
     replacing_choices,
     required_of,
 )
@@ -61,14 +65,14 @@ _WHOLE_REQUESTS = frozenset({"batch", "messages"})
 _LONG = 32 * 1024
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
-_NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
+_NO_CONVERSATION = Conversation(())
 # These fields of a line are not parameters. Some tools write them in every line; `stream` does not change the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 RequestParts: TypeAlias = tuple[Conversation, Sampling, JsonObject]
 # `APPLIED_NAMES` are left out: `reasoning` is a field of outputs, which may be inputs; `choices` is often data.
-_ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES
+_ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES | PROTECTING_NAMES
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
 IMAGES = ("image", "images")
@@ -168,8 +172,10 @@ class RowReader:
             todo = "one JSON object per line" if self.has_lines else "a list of objects"
             raise input_error(f"{where} is {shape(value)}. Write {todo}.")
         if self.kind in _WHOLE_REQUESTS and (other := self._other_request(value, where)) is not None:
-            body = self._limited_body(other, where)
-            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
+            body = dict(self._limited_body(other, where))
+            own = {name: body.pop(name) for name in PROTECTING_NAMES & body.keys()}
+            sampling = self._protected(_sampling(own, f"{where}: body."), where)
+            return Request(row, _NO_CONVERSATION, sampling, body, attempts, other.path)
         conversation, sampling, extra = self._read(value, where)
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
@@ -258,7 +264,10 @@ class RowReader:
         if len(row) > 1:
             own, body = _own_parameters(row, where, self.limits.only_model)
             system_prompt = _own_system_prompt(row, where)
-        sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
+        sampling = self.sampling
+        if own:
+            self._check_of_data(own, where)
+            sampling = sampling.model_copy(update=protected(replacing_choices(own), sampling.given()))
         has_own_form = not (self.shows or own.keys().isdisjoint(OF_FORM))
         if self.decided is not None and not (system_prompt or has_own_form):
             conversation = conversation.with_system(self.system_prompt).with_words(self.decided)
@@ -272,16 +281,34 @@ class RowReader:
         shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
+            sampling = self._protected(sampling, where)
             shown = shown_of(sampling, shows=False) if not self.shows and sampling.sets(OF_FORM) else NOT_SHOWN
         else:
             if "problem" in row:
                 raise input_error(f"{where}: {row['problem']}")
             conversation, sampling, extra = _conversation(row["messages"], where), self.sampling, self.extra
             if (own := row.get("sampling")) is not None:
-                sampling, extra = Sampling.model_validate(own), row.get("extra", _NOTHING)
+                sampling, extra = self._protected(Sampling.model_validate(own), where), row.get("extra", _NOTHING)
         if sampling.reasoning is None and self.sampling.reasoning is not None:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         return conversation.composed(self.system_prompt, shown), sampling, extra
+
+    def _protected(self, own: Sampling, where: str) -> Sampling:
+        """Return the parameters of a row that has all of its parameters, with what protects the job. Raises as
+        `_check_of_data`."""
+        self._check_of_data(own.given(), where)
+        ours = self.sampling.protection().given()
+        return own.model_copy(update=protected({name: getattr(own, name) for name in ours}, ours)) if ours else own
+
+    def _check_of_data(self, own: JsonObject, where: str) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if a row sets a parameter that is the operator's alone."""
+        for name in sorted(OF_OPERATOR_NAMES & own.keys()):
+            if own[name] != getattr(self.sampling, name):
+                raise input_error(f"{where} sets {name}, which is for all rows of a job; leave it out of the row.")
+        try:
+            check_of_data(own, self.sampling)
+        except PromptmillError as error:
+            raise input_error(f"{where}: {error.message}") from None
 
     def _named_model(self, row: JsonObject) -> str | None:
         """Return the model that a row names, if it is in `models`; else None."""

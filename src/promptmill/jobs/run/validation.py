@@ -27,6 +27,7 @@ from promptmill.core.money import dollars
 from promptmill.core.request import (
     NOTHING_SHARED,
     OF_FORM,
+    PROTECTING_NAMES,
     SOURCED_NAMES,
     TOP_CHOICES,
     Conversation,
@@ -453,6 +454,10 @@ def _place(spec: JobSpec, row: int) -> str:
     return row_lines.place(kind, row, has_lines=spec.input.has_lines, above=spec.input.above)
 
 
+_OF_ALL = frozenset({Code.INVALID_CONFIG, Code.MISSING_DEPENDENCY})
+"""Errors for which no row is at fault."""
+
+
 def _check_rows(
     store: JobDatabase,
     spec: JobSpec,
@@ -462,22 +467,23 @@ def _check_rows(
 ) -> dict[str, Any]:
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     config, order, is_of_call = wanted.config, wanted.order, wanted.is_of_call
-    shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    invalid = skipped = size_of_texts = 0
-    kinds, uncounted = Counter[str](), set[str]()
+    sent, longest = 0.0, LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
+    invalid = skipped = size_of_texts = wanted_answers = 0
+    kinds, uncounted, shown, problems = Counter[str](), set[str](), list[str](), list[str]()
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
-    wanted_answers, sent = 0, 0.0
-    problems, models, named = list[str](), reader(config).models.keys() - {config.name}, set[str]()
+    models, named = reader(config).models.keys() - {config.name}, set[str]()
     rules = images.ImageRules.of(
         config.file_rule, config.settings.max_image_pixels, limits=registry.file_limits(config)
     )
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
-    as_sent, *of_others = (
-        sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (config, *(most.config for most in sums))
+    every, by_batch = (config, *(most.config for most in sums)), tier_of_way(order.way) == BATCH
+    as_shown, as_sent, *of_others = (
+        sending(config, names=PROTECTING_NAMES),
+        *(sending(one, by_batch=by_batch) for one in every),
     )
-    parts_of, *parts_of_others = (spec.plan.sending(one) for one in (config, *(most.config for most in sums)))
+    parts_of, *parts_of_others = map(spec.plan.sending, every)
     size_of_own, own_price = _size_for(config), next((one.price for one in sums if one.config is config), None)
-    requests, *of_sums = (list(requests_of(spec, reader(one))) for one in (config, *(most.config for most in sums)))
+    requests, *of_sums = (list(requests_of(spec, reader(one))) for one in every)
     ((count,),) = store.read("SELECT count(*) FROM row WHERE n < ?", end)
     for row in (one for one in store.rows(last=end - 1) if one.n not in answered):
         try:
@@ -491,7 +497,13 @@ def _check_rows(
             sizes = list(map(size_of_own, own, parts))
             size_of_texts += sum(_bytes(one.conversation) for one in made)
             if len(shown) < _PROMPTS_SHOWN:
-                shown += _finished(parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)], longest)
+                shown += _finished(
+                    [
+                        as_shown(each).request
+                        for each in (parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)])
+                    ],
+                    longest,
+                )
             for conversation in (request.conversation for request in made):
                 kinds.update(part.kind for part in conversation.sourced)
                 uncounted.update(
@@ -511,7 +523,7 @@ def _check_rows(
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
                 continue
-            if error.code is Code.INVALID_CONFIG:  # no row is at fault
+            if error.code in _OF_ALL:
                 raise
             invalid += 1
             problems += [str(error)][: _SHOWN - len(problems)]
