@@ -50,7 +50,7 @@ def test_each_form_of_a_name_is_found():
         "On 2026-03-07 at 12:30, invoice 20260307-1234 of EUR 12,345,678.90 or 1.234.567,89",
         "Order 4111 1111 1111 1112, part 123456789012, version 10.0.19045.3803",
         "The sum of 120, 340, 500 and 1200 is 2160; 1 2 3 4 5 6 7 8 9",
-        "3a9f4c1b2e7d4111111111111111aa and user_4111111111111111 and v1.2.3-20260307",
+        "3a9f4c1b2e7d4111111111111111aa and v1.2.3-20260307 and IMG_20260307_123456",
         "a@b, @name, name@host, 5 @ 3.50, see (at) the end. Next",
         "192.168.100.200:8080 and 2001:db8::1",
         "DE89 3704 0044 0532 0130 01 has a wrong check digit",

@@ -378,6 +378,8 @@ def _changed_field(name: str, value: Any, change: Callable[[str], str]) -> Any:
     """Return a field of a message, such as its tool calls, with each text changed. The arguments of calls are JSON."""
     if name == "arguments" and isinstance(value, str):
         return in_json(value, change)
+    if name in {"id", "tool_call_id"}:  # the endpoint's own
+        return value
     if isinstance(value, Mapping):
         return {inner: _changed_field(inner, each, change) for inner, each in value.items()}
     if isinstance(value, list | tuple):
