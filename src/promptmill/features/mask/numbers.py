@@ -35,7 +35,7 @@ _SIGNS = bytes(one for one in range(128) if not chr(one).isalnum())
 _NO_DIGITS = bytes(one for one in range(128) if not chr(one).isdigit())
 _SPACE = re.compile(r"[\s.]+")
 _SEPARATORS = " .-\n\r\t\xa0\u2009\u202f\u3000"
-_PART, _PIECE, _SIGN = re.compile(r"[^\s]*[0-9][^\s]*"), re.compile(r"[0-9](?:[().\-]*[0-9])*"), re.compile(r"[^0-9]+")
+_PART, _PIECE, _SIGN = re.compile(r"\S+"), re.compile(r"[0-9](?:[().\-]*[0-9])*"), re.compile(r"[^0-9]+")
 _OF_WORD = re.compile(r"[0-9]+(?:\.\S*)?")
 """The first digits of a run that belong to a word, such as `v1.2`."""
 _PLUS = re.compile(r"\(?\+\(?\Z|(?<![0-9)])\(?\+\s\(?\Z")
