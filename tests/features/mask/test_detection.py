@@ -61,6 +61,87 @@ def test_an_ordinary_text_has_no_values(kinds, text):
     assert found(kinds.of_evidence, text) == []
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        *(
+            "我的邮箱是{}",
+            "{}です",
+            "메일은{}입니다",
+            "{}。谢谢",
+            "{}\uff0e谢谢",
+            "{}谢谢.Bye",
+            "{}.Thanks",
+            "{}.Danke",
+            "{}.So nice",
+        ),
+        *(
+            "{}.thanks",
+            "user={}",
+            '"{}"',
+            "'{}'",
+            "\u2018{}\u2019",
+            "**{}**",
+            "_{}_",
+            "__{}__",
+            "`{}`",
+            "~~{}~~",
+            "|{}|",
+            "<{}>",
+        ),
+        *(
+            "&lt;{}&gt;",
+            "%22{}%22",
+            "mailto:{}?subject=x",
+            "name/{}",
+            "[{}](x)",
+            "{{{}}}",
+            "a={}&b=1",
+            "- {}",
+            "-{}",
+            "{}-",
+        ),
+        *("#{}", "\\n{}", "{}...", "..{}", "+{}", "{}'s", "https://x.example/?to={}&cc=1"),
+    ],
+)
+def test_a_mask_of_an_address_has_no_neighbour(kinds, around):
+    assert found(kinds.of_evidence, around.format("anna@example.com")) == [("EMAIL", "anna@example.com")]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("o'neil@example.com", "a+tag@example.com", "a.b-c_d@sub.example.co.uk", "R&D@example.com", "_x@example.com"),
+        *("anna.@docomo.example", '"a b"@example.com', "jane@[192.168.0.1]", "bounce+jane=example.com@list.example"),
+        *(
+            "müller@example.de",
+            "x@abc日本.jp",
+            "почта@пример.рф",
+            "x@例子.公司",
+            "用户@例子.公司",
+            "x@xn--mller-kva.de",
+        ),
+        *("Anna@Example.Com", "anna@mail.example.Com", "ANNA@EXAMPLE.COM.AU", "jane (dot) doe (at) example (dot) com"),
+        *("jane&#64;example&#46;com", "jane&commat;example&period;com", "jane%40example.com", r"jane\u0040example.com"),
+    ],
+)
+def test_an_address_is_found_as_a_whole(kinds, address):
+    assert found(kinds.of_evidence, f"It is {address}, he said.") == [("EMAIL", address)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ple.com. Write to anna@exam", ["ple.com", "anna@exam"]),
+        ("@example.com, or to anna.berg", ["@example.com", "anna.berg"]),
+        ("In all, e.g. this costs 3.50", []),
+    ],
+)
+def test_parts_of_addresses_are_found_at_the_ends_of_a_piece(text, parts):
+    detectors = Kinds.of(["email"]).of_evidence
+    assert [text[span.start : span.end] for span in apart(detectors.parts_at_ends(text))] == parts
+
+
 @pytest.mark.parametrize("between", [r"\n", r"\u00a0", "\n    ", "\n> ", r"\r\n", "\t"])
 def test_a_number_is_found_over_json_escapes_and_indented_lines(kinds, between):
     text = f'{{"a": "x\u0301 4111 1111{between}1111 1111"}}, {{"b": "jane@{between}example.com"}}'

@@ -22,6 +22,8 @@ _INVISIBLE = (
 )
 _WIDE = "".join(map(chr, (*range(0xFF01, 0xFF5F), 0xFE52, 0xFE62, 0xFE63, *range(0xFE68, 0xFE6C))))
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
+"""The letters of scripts that write no spaces between words, as ranges of a pattern."""
 _COMBINING = "\u0300-\u036f"
 _HEX = "[0-9A-Fa-f]"
 _ENTITY = r"#[0-9]{1,7};?|#[xX][0-9A-Fa-f]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};|" + "|".join(

@@ -11,7 +11,7 @@ from promptmill.core.errors import config_error
 from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
 from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
-from promptmill.features.mask.emails import emails
+from promptmill.features.mask.emails import emails, parts_of_emails
 from promptmill.features.mask.masks import LONGEST_LABEL
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import COLUMN, FUNCTION, KINDS, OF_COUNTRY
@@ -36,7 +36,7 @@ class Kinds(NamedTuple):
         for match in filter(None, map(OF_COUNTRY.fullmatch, kinds)):
             countries[match[1]].append(match[2])
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
-        folded = [Detector(emails)] if "email" in named else []
+        folded = [Detector(emails, parts_of_emails)] if "email" in named else []
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]

@@ -18,13 +18,13 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import TypeAlias
 
 from promptmill.features.mask.detection import Detector, ValueSpan
-from promptmill.features.mask.folded_text import Folded, lower
+from promptmill.features.mask.folded_text import UNSPACED, Folded, lower
 
 NAME = "NAME"
 _WORD = re.compile(r"[^\W_]+")
 _LETTERS = bytes(one if chr(one).isalnum() else 32 for one in range(256))
 """A table of Latin-1 in which letters and digits stay, and all other characters become spaces."""
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _NEXT = re.compile("(?:[^\\w\0]|_){1,6}([^\\W_]+)")
 """The next word of a name, behind the signs between words: `Doe, Jane`, `Müller & Söhne`, `A-1/22`, `jane@example`."""
 
