@@ -223,6 +223,40 @@ def test_a_name_may_have_any_signs(name, text):
     assert text.partition(value)[2] in {".", '."}'}
 
 
+@pytest.mark.parametrize("name", ["Jane Doe", "Zoë Dvořák", "Иван", "Weiß", "Li", "Sony中国"])
+@pytest.mark.parametrize("around", ["客户{}说", "고객{}는", "メール{}さん", "ลูกค้า{}ครับ", "id_{}_x"])
+def test_a_name_is_found_beside_letters_of_scripts_without_spaces_and_beside_an_underscore(name, around):
+    assert found(Detectors([Names([name]).detector]), around.format(name)) == [("NAME", name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        *(("Jane Doe", f"Jane{space}Doe") for space in ("&nbsp;", "%20", "+", "&#32;", "\\n")),
+        *(
+            ("Müller", written)
+            for written in ("M&uuml;ller", "M%C3%BCLLER", "M&amp;uuml;ller", "Mu&#776;ller", r"m\u00fcller")
+        ),
+        *(("Weiß", "WEISS"), ("Weiss", "Weiß"), ("Σίσυφος", "ΣΊΣΥΦΟΣ"), ("Finn", "ﬁnn")),
+    ],
+)
+def test_a_name_is_found_in_codes_and_in_capitals(name, written):
+    assert found(Detectors([Names([name]).detector]), f"It is {written}.") == [("NAME", written)]
+
+
+def test_names_that_overlap_are_one_value():
+    assert found(Detectors([Names(["王小", "小明", "Doe", "Jane Doe"]).detector]), "王小明 and Jane Doe") == [
+        *(("NAME", "王小明"), ("NAME", "Jane Doe"))
+    ]
+
+
+def test_a_value_of_many_words_is_found_as_a_whole():
+    value = " ".join(f"w{n}" for n in range(300))
+    detectors = Detectors([Names([value, "字" * 100, "w1"]).detector])
+    text = f"w1 says: {value.replace(' ', ', ').upper()}! {'字' * 100}"
+    assert [len(span) for _, span in found(detectors, text)] == [2, len(value) + 299, 100]
+
+
 def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
     (tmp_path / "names.txt").write_text("Mark\nJane Doe\n")
     kinds = Kinds.of([str(tmp_path / "names.txt")])
