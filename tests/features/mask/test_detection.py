@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from personal_data import FORMS, NAMES
 from promptmill.core.errors import PromptmillError
-from promptmill.features.mask.detection import Detector, Detectors, apart
+from promptmill.features.mask.detection import Detector, Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.numbers import IDS
@@ -304,6 +305,22 @@ def test_a_function_of_another_package_finds_values(monkeypatch, tmp_path):
     assert found(Kinds.of(["my_masks:short"]).of_evidence, "Jane") == [("VALUE", "Jane")]
     with pytest.raises(PromptmillError, match="my_masks:nobody cannot be imported"):
         Kinds.of(["my_masks:nobody"])
+
+
+@pytest.mark.parametrize(
+    ("ends", "joined"),
+    [
+        ([(0, 10), (2, 4), (3, 12)], [(0, 12)]),
+        ([(3, 12), (2, 4), (0, 10)], [(0, 12)]),
+        ([(0, 4), (0, 8), (2, 6)], [(0, 8)]),
+        ([(0, 9), (1, 3), (4, 6), (9, 12)], [(0, 9), (9, 12)]),
+    ],
+)
+def test_a_value_that_detectors_of_packages_find_in_parts_is_masked_from_its_first_to_its_last_character(ends, joined):
+    spans = [ValueSpan(start, end, label) for (start, end), label in zip(ends, "ABCD", strict=False)]
+    detectors = Detectors([], [functools.partial(lambda span, text: [span], span) for span in spans])
+    assert [span[:2] for span in detectors.spans("Jane van Doe, Anna")] == joined
+    assert detectors.spans("Jane van Doe, Anna")[0].label == "A"
 
 
 def test_the_page_names_the_countries_of_the_ids():

@@ -60,6 +60,8 @@ _DAYS = re.compile(
     rf"(?:{_OF_DAY}[./\-]?\s){{2}}{_YEAR}|{_YEAR}(?:[./\-]?\s{_OF_DAY}){{2}}|{_YEAR}(?:[\s\-/]+{_YEAR})+"
 )
 """Dates and years with spaces between them."""
+_ARTICLE = re.compile(r"(?i:ISBN|ISSN|EAN|GTIN|UPC)(?:-?1[0-4])?[\s:.#=]{1,3}\Z")
+"""What precedes the number of an article."""
 _AMOUNT = re.compile(r"[1-9][0-9]{0,2}(?:\s[0-9]{3})+")
 _FEWEST_NATIONAL, _MOST_UNDIVIDED = 9, 11
 """Digits of a number with the prefix of its country; the most without separators, unless it is a mobile's. Shorter and
@@ -301,6 +303,8 @@ class Numbers:
         if sign is not None and (to := self._end_of_international(text, start, end)):
             yield ValueSpan(sign.start() + (")" not in text[start:to] and sign[0][0] == "("), to, PHONE)
             start = to
+        if _ARTICLE.search(text, max(0, start - 11), start):
+            return
         if _is_joined(text, end=end):  # the last group is a part of a word
             end = start + len(text[start:end].rstrip("0123456789"))
         for pieces in _divided(text, start, end):
@@ -314,8 +318,9 @@ class Numbers:
             digits += group[0]
             if len(digits) > _MOST:
                 break
-            if len(digits) >= _FEWEST and not _is_joined(text, end=group.end()):
-                ends.append((group.end(), digits))
+            to = group.end()
+            if len(digits) >= _FEWEST and not (_is_joined(text, end=to) or _FRACTION.match(text, to)):
+                ends.append((to, digits))
         return next((to for to, digits in reversed(ends) if self._phones.is_international(digits)), 0)
 
     def _among(self, text: str, pieces: Sequence[_Piece]) -> Iterator[ValueSpan]:
@@ -376,7 +381,7 @@ class Numbers:
             return ""
         if digits.startswith("00") and sizes[0] > 1 and phones.is_international(digits[2:]):
             return PHONE
-        is_marked = not {*"()/"}.isdisjoint(written)
+        is_marked = not {*"()/"}.isdisjoint(written) or " - " in written
         return PHONE if len(sizes) < 7 and phones.is_national(digits, sizes, is_marked=is_marked) else ""
 
 
@@ -483,7 +488,8 @@ class WrittenIds:
     def _at(digit: int, text: str, form: re.Pattern[str], letters: int, check: Check) -> ValueSpan | None:
         """Return the id of a form whose first digit is at the position `digit`."""
         match, start = form.match(text, digit), _before(text, digit, letters)
-        if match is None or _is_joined(text, start) or not check(_SPACE.sub("", text[start : match.end()]).upper()):
+        is_part = _is_joined(text, start) or _TIME.match(text, max(0, start - 2))
+        if match is None or is_part or not check(_SPACE.sub("", text[start : match.end()]).upper()):
             return None
         return ValueSpan(start, match.end(), ID)
 
