@@ -80,6 +80,14 @@ def test_a_mask_in_a_quoted_address_becomes_the_quoted_value(quoted):
     assert masks.put_back(written) == expected
 
 
+def test_the_digits_of_a_code_are_no_signs_of_quoting():
+    for at in range(5_000):
+        masks, (mask,) = masks_of(f"{at}@x", label="ID")
+        if mask.startswith("[ID_25"):
+            break
+    assert masks.put_back(quote(mask)) == f"{at}%40x"
+
+
 def test_a_single_quoted_bracket_is_no_part_of_a_mask():
     masks, (mask,) = masks_of(MAIL)
     assert masks.put_back(f"x?to=%5B{mask[1:-1]}&b") == f"x?to=%5B{MAIL}&b"

@@ -39,6 +39,8 @@ LONGEST_LABEL = 24
 _BEFORE = re.compile(rf"(\[\s?)?(?:(?<![A-Za-z])([A-Za-z]{{2,{LONGEST_LABEL}}}){_BREAK}{{1,3}})?\Z")
 _AFTER = re.compile(r"\s?\]")
 _NEAR = 32
+_QUOTED = re.compile("%((?:25)*)5[Bb]")
+"""The bracket of a mask in a quoted address, which may be quoted again."""
 _BEGUN = re.compile(
     rf"(?<![0-9A-Za-z])(?:\[\s?)?(?:[0-9A-Za-z]{{1,{LONGEST_LABEL}}}|(?:[A-Za-z]{{2,{LONGEST_LABEL}}}{_BREAK}{{1,3}})?"
     rf"(?:[0-9A-Za-z][\s_\-]?){{0,{_SIZE}}})?\s?\Z"
@@ -119,11 +121,7 @@ class Masks:
         JSON, values become parts of strings; in an address, they are quoted."""
         if not text or not self.values:
             return text
-        if len(self.values) < _MANY:
-            for (value, _), mask in self._known.items():
-                if not _MARKED.search(value) and mask in text:
-                    text = text.replace(mask, value)
-        return self._put_back(text, is_whole=True) if self._may_have_codes(text) else text
+        return self._put_back(text, is_whole=True)
 
     def _may_have_codes(self, text: str) -> bool:
         """Return whether a text may have codes. The search among all its letters and digits takes 1 µs."""
@@ -134,6 +132,12 @@ class Masks:
     def _put_back(self, text: str, *, is_whole: bool) -> str:
         """Return a text with the values in place of their masks. If it `is_whole`; otherwise it ends before the first
         value that would have another form if the rest of the text made it JSON."""
+        if len(self.values) < _MANY:
+            for (plain, _), mask in self._known.items():
+                if not _MARKED.search(plain) and mask in text:
+                    text = text.replace(mask, plain)
+        if not self._may_have_codes(text):
+            return text
         pieces, last, parts = list[str](), 0, None
         folded = Folded.of(text)
         for found in _CODE.finditer(folded.text):
@@ -146,8 +150,9 @@ class Masks:
                 parts = _json_in(text) if parts is None else parts
                 if any(first < start < to for first, to in parts):
                     value = _in_string(value)
-            for _ in range(text.count("25", start, start + 9) + 1 if text[start] == "%" else 0):
-                value = quote(value, safe="")
+            if quoted := _QUOTED.match(text, start):
+                for _ in range(1 + len(quoted[1]) // 2):
+                    value = quote(value, safe="")
             pieces += text[last:start], value
             last = end
         return "".join((*pieces, text[last:]))
@@ -165,7 +170,7 @@ class Masks:
         folded = Folded.of(text[-4 * _NEAR :])
         if begun := _BEGUN.search(folded.text, max(0, len(folded.text) - 2 * _NEAR)):
             text = text[: max(0, len(text) - 4 * _NEAR) + folded.span(begun.start(), begun.start() + 1)[0]]
-        return self._put_back(text, is_whole=False) if self._may_have_codes(text) else text
+        return self._put_back(text, is_whole=False)
 
     def strays(self, text: str) -> list[str]:
         """Return the masks in an answer that the request did not have."""
