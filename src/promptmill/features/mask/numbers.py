@@ -25,12 +25,14 @@ from promptmill.features.mask.packages import needed
 _RUN = re.compile(r"[0-9](?:[\s().\-/]{0,3}[0-9])*")
 _GROUP = re.compile(r"[0-9]+")
 _JOINS = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-_FEWEST, _MOST = 7, 19
+_FEWEST, _MOST, _FEWEST_WITHOUT_COUNTRY = 7, 19, 9
 _FOUR = b"0000"
 """Each number apart from some ids has this in its shape. IBANs in use have four digits in a row, though the registry
 allows only letters in a few countries (RO, QA)."""
 _WRITTEN, _ITALIAN = 6, b"00a00a"
 """Each id of `WrittenIds` has at least so many digits in a row, except Italy's ids, which have this shape."""
+_ITALIAN_LETTERS, _DIGITS = 6, r"(?=(?:[\s./-]{0,3}[0-9]){4})"
+"""Every other id has four more digits after its first one, which rules most numbers out."""
 _SIGNS = bytes(one for one in range(128) if not chr(one).isalnum())
 _NO_DIGITS = bytes(one for one in range(128) if not chr(one).isdigit())
 _SPACE = re.compile(r"[\s.]+")
@@ -278,12 +280,13 @@ class Numbers:
                 self._ids.setdefault(each.size, []).append((re.compile(each.form), check_of(each.module)))
         self._written = WrittenIds(ids) if ids else None
         self._possible = functools.cache(self._pattern)
+        self._fewest = _FEWEST if phones is not None and phones.plans else _FEWEST_WITHOUT_COUNTRY
 
     def __call__(self, text: str) -> Sequence[ValueSpan]:
         """Return the numbers in a folded text."""
         found: list[ValueSpan] = []
         shape, at = shape_of(text), 0
-        may_have_ids = _ITALIAN in shape
+        may_have_ids, has_plus = _ITALIAN in shape, "+" in text
         while run := _RUN.search(text, at) if _FOUR in shape else None:
             start, at = run.span()
             span = _iban(text, start) if self._has_ibans else None
@@ -291,8 +294,9 @@ class Numbers:
                 at = span.end
                 found.append(span)
             elif at - start >= _WRITTEN:
-                found += self._in_run(text, start, at)
                 may_have_ids = True
+                if len(_digits_of(text[start:at])) >= self._fewest or has_plus:
+                    found += self._in_run(text, start, at)
         if self._written is not None and may_have_ids:
             found = sorted([*found, *self._written(hidden(text, found))])
         return found
@@ -469,9 +473,11 @@ class WrittenIds:
 
     def __init__(self, ids: Sequence[NationalId]) -> None:
         """Raises `PromptmillError` (`missing_dependency`)."""
-        own = [each for each in ids if not each.size]
+        own = sorted((each for each in ids if not each.size), key=lambda each: each.letters == _ITALIAN_LETTERS)
         self._ids = [(_from_digit(each.form), each.letters, check_of(each.module)) for each in own]
-        self._any = _from_digit("|".join(f"({each.form})" for each in own)) if own else None
+        forms = [f"({each.form})" for each in own]
+        at = len([each for each in own if each.letters != _ITALIAN_LETTERS])
+        self._any = _from_digit("|".join([f"{_DIGITS}(?:{'|'.join(forms[:at])})", *forms[at:]])) if own else None
 
     def __call__(self, text: str) -> Iterator[ValueSpan]:
         """Yield the ids in a folded text."""
