@@ -295,28 +295,52 @@ class Numbers:
                 found.append(span)
             elif at - start >= _WRITTEN:
                 may_have_ids = True
-                if len(_digits_of(text[start:at])) >= self._fewest or has_plus:
-                    found += self._in_run(text, start, at)
+                digits = _digits_of(text[start:at])
+                if len(digits) >= self._fewest or has_plus:
+                    found += self._in_run(text, start, at, digits)
         if self._written is not None and may_have_ids:
             found = sorted([*found, *self._written(hidden(text, found))])
         return found
 
-    def _in_run(self, text: str, start: int, end: int) -> Iterator[ValueSpan]:
+    def _in_run(self, text: str, start: int, end: int, digits: str) -> Iterator[ValueSpan]:
         """Yield the numbers in a run. A number in it begins and ends at white space or a slash."""
-        sign = _PLUS.search(text, max(0, start - 4), start) if self._phones is not None else None
-        if sign is not None and (to := self._end_of_international(text, start, end)):
-            yield ValueSpan(sign.start() + (")" not in text[start:to] and sign[0][0] == "("), to, PHONE)
-            start = to
-        if _ARTICLE.search(text, max(0, start - 11), start):
+        is_inside = bool(
+            _is_joined(text, start, end) or _TIME.match(text, max(0, start - 2)) or _FRACTION.match(text, end)
+        )
+        before = text[max(0, start - 4) : start] if self._phones is not None else ""
+        sign = _PLUS.search(before) if "+" in before else None
+        if sign is not None and (to := self._end_of_international(text, start, end, "" if is_inside else digits)):
+            first = start - len(before) + sign.start() + (sign[0][0] == "(" and ")" not in text[start:to])
+            yield ValueSpan(first, to, PHONE)
+            if to == end:
+                return
+            start, is_inside = to, True
+        run = text[start:end]
+        parts = run.split()
+        span = None if is_inside else self._whole(text, start, end, digits, parts)
+        if span is not None:
+            yield span
+        if span is not None or not (is_inside or len(parts) > 1 or "/" in run):
             return
         if _is_joined(text, end=end):  # the last group is a part of a word
-            end = start + len(text[start:end].rstrip("0123456789"))
+            end = start + len(run.rstrip("0123456789"))
         for pieces in _divided(text, start, end):
             yield from self._among(text, pieces)
 
-    def _end_of_international(self, text: str, start: int, end: int) -> int:
-        """Return the end of the longest international number whose country code is at `start`; 0 if there is none."""
+    def _whole(self, text: str, start: int, end: int, digits: str, parts: Sequence[str]) -> ValueSpan | None:
+        """Return the number that a run is as a whole, as most are."""
+        if not _FEWEST <= len(digits) <= _MOST or not self._possible(len(digits)).fullmatch(digits):
+            return None
+        if any(map(_ORDINARY.fullmatch, [part for part in parts if len(part) > 5])) or _REFERENCE.fullmatch(parts[0]):
+            return None
+        return self._number(text, start, end, digits)
+
+    def _end_of_international(self, text: str, start: int, end: int, whole: str) -> int:
+        """Return the end of the longest international number whose country code is at `start`; 0 if there is none.
+        `whole`: the digits up to `end`, if they may be a number."""
         assert self._phones is not None
+        if _FEWEST <= len(whole) <= _MOST and self._phones.is_international(whole):
+            return end
         digits, ends = "", list[tuple[int, str]]()
         for group in _GROUP.finditer(text, start, end):
             digits += group[0]
@@ -343,7 +367,7 @@ class Numbers:
                 if (
                     ends[to] - ends[at] >= _FEWEST
                     and self._possible(ends[to] - ends[at]).fullmatch(digits, ends[at], ends[to])
-                    and (span := self._number(text, pieces[at:to], digits[ends[at] : ends[to]]))
+                    and (span := self._number(text, pieces[at].start, pieces[to - 1].end, digits[ends[at] : ends[to]]))
                 ):
                     yield span
                     at = to - 1
@@ -362,31 +386,32 @@ class Numbers:
             patterns += ["00[1-9][0-9]+", *(f"(?:{plan.prefix})?(?:{plan.national.pattern})" for plan in plans)]
         return re.compile("|".join(patterns) or "(?!)")
 
-    def _number(self, text: str, pieces: Sequence[_Piece], digits: str) -> ValueSpan | None:
-        """Return the number that pieces are as a whole, with a bracket before it."""
-        first, last, sizes = pieces[0].start, pieces[-1].end, [size for piece in pieces for size in piece.sizes]
-        if not (label := self._label(text[first:last], digits, sizes)):
+    def _number(self, text: str, first: int, last: int, digits: str) -> ValueSpan | None:
+        """Return the number at `first` to `last - 1`, with a bracket before it."""
+        written = text[first:last]
+        sizes = [len(digits)] if len(written) == len(digits) else [*map(len, _GROUP.findall(written))]
+        label = self._label(written, digits, sizes)
+        if not label or _ARTICLE.search(text, max(0, first - 11), first):
             return None
-        return ValueSpan(first - (text[first - 1 : first] == "(" and ")" in text[first:last]), last, label)
+        return ValueSpan(first - (text[first - 1 : first] == "(" and ")" in written), last, label)
 
     def _label(self, written: str, digits: str, sizes: Sequence[int]) -> str:
         """Return the kind of a number whose groups of digits have these `sizes`, or `""`."""
-        if len(sizes) > 1 and (_DAYS.fullmatch(written) or ({*sizes} != {2} and _WHOLE_ADDRESS.fullmatch(written))):
-            return ""
         size, is_even = len(digits), _is_even(written, sizes)
         is_card = self._has_cards and size > 12 and (is_even or (*sizes,) in _CARD_GROUPS)
         if is_card and _CARD.fullmatch(digits) and _is_luhn(digits) and not _is_article(digits):
             return CARD
         if (is_even or (*sizes,) in _ID_GROUPS) and not (sizes == [1, 6, 6] and _is_article(digits)):
             for form, check in self._ids.get(size, ()):
-                if form.fullmatch(digits) and check(digits):
+                if form.fullmatch(digits) and check(digits) and not _is_address_or_days(written, sizes):
                     return ID
         if (phones := self._phones) is None:
             return ""
         if digits.startswith("00") and sizes[0] > 1 and phones.is_international(digits[2:]):
             return PHONE
         is_marked = not {*"()/"}.isdisjoint(written) or " - " in written
-        return PHONE if len(sizes) < 7 and phones.is_national(digits, sizes, is_marked=is_marked) else ""
+        is_phone = len(sizes) < 7 and phones.is_national(digits, sizes, is_marked=is_marked)
+        return PHONE if is_phone and not _is_address_or_days(written, sizes) else ""
 
 
 def _digits_of(written: str) -> str:
@@ -441,9 +466,16 @@ def _is_even(written: str, sizes: Sequence[int]) -> bool:
         return True
     if len(sizes) == 2 and "\n" in written:  # a line ends within the number
         return True
-    signs = {sign if sign.strip() else " " for sign in _SIGN.findall(written)}
-    is_last = sizes[-1] == sizes[0] or sizes[-1] < sizes[0] < 5
-    return is_last and len(signs) == 1 and all(size == sizes[0] for size in sizes[:-1])
+    if len({*sizes[:-1]}) > 1 or not (sizes[-1] == sizes[0] or sizes[-1] < sizes[0] < 5):
+        return False
+    return len({sign if sign.strip() else " " for sign in _SIGN.findall(written)}) == 1
+
+
+def _is_address_or_days(written: str, sizes: Sequence[int]) -> bool:
+    """Return whether digits with signs are the address of a computer, or dates or years."""
+    return len(sizes) > 1 and (
+        _DAYS.fullmatch(written) is not None or ({*sizes} != {2} and _WHOLE_ADDRESS.fullmatch(written) is not None)
+    )
 
 
 def _is_article(digits: str) -> bool:
