@@ -7,6 +7,7 @@ tests/test_patterns.py.
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import sys
 from collections.abc import Callable
@@ -130,3 +131,81 @@ def test_the_steps_of_putting_values_back_grow_with_the_answer(signs):
     for work in (masks.put_back, masks.growing, masks.strays):
         first, later = (steps(functools.partial(work, f"{text} {mask} {text}")) for text in (short, long))
         assert later < 5 * first + 1_000
+
+
+PIECES = [
+    "1",
+    "4111",
+    "030",
+    "901820",
+    " ",
+    "-",
+    "/",
+    ".",
+    "(",
+    ")",
+    "+49",
+    "@",
+    "anna",
+    "example.com",
+    "&#64;",
+    "&amp;",
+    "&",
+]
+PIECES += [
+    "%40",
+    "%C3%BC",
+    "%",
+    "\\",
+    "\\u0041",
+    "\\n",
+    "\n",
+    "\n  ",
+    "ß",
+    "\ufb01",
+    "王小明",
+    "客户",
+    "Jane",
+    "Doe",
+    "e\u0301",
+    "\u0301",
+]
+PIECES += [
+    "\u200b",
+    "\uff11",
+    "\uff3b",
+    "]",
+    "[",
+    "EMAIL_",
+    "DE89370400440532013000",
+    "12:30",
+    "2025-08-07",
+    ",",
+    "X",
+    "a",
+    "_",
+    "\0",
+]
+PIECES += ['"', "'", "{", "İ", "ς", "&uuml", "&nbsp;", "\\\\u0040", "%2540"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_text_is_put_back_as_it_was_written(seed):
+    chance = random.Random(seed)
+    names = Names(["Jane Doe", "Weiß", "王小明", "a", "Müller", "b c", "Sony中国"])
+    detectors = Detectors(
+        [*Kinds.of(["email", "phone:DE", "iban", "card", "id"]).of_evidence.of_folded, names.detector]
+    )
+    for _ in range(250):
+        text = "".join(chance.choices(PIECES, k=chance.randrange(1, 30)))
+        spans = detectors.spans(text)
+        assert all(before.end <= after.start < after.end for before, after in itertools.pairwise(spans))
+        assert all(0 <= span.start < span.end <= len(text) for span in (*spans, *detectors.parts_at_ends(text)))
+        masks = Masks(Codes(b"secret"), [text])
+        masked, shown = masks.masked(text, spans), ""
+        assert masks.put_back(masked) == text
+        for end in range(0, len(masked), 5):
+            growing = masks.growing(masked[:end])
+            assert growing.startswith(shown)
+            assert text.startswith(growing), (masked, end)
+            shown = growing

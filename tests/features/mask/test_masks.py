@@ -159,7 +159,7 @@ def test_each_beginning_of_a_growing_answer_is_one_of_the_whole_answer():
     forms = [*shown, shown[0][1:-1], shown[1].lower(), shown[0][:-1], "[EMAIL_99]", "[1]", "word", "a [b", "R&D", "5 %"]
     forms += [form for mask in shown for form in changed_forms(mask).values()]
     forms += [form for mask in shown for form in (quote(mask), quote(quote(mask)), f'{{"a": "{mask}"}}', "{", "\n{")]
-    for _ in range(300):
+    for _ in range(150):
         answer = chance.choice([" ", "\n", "/"]).join(chance.choices(forms, k=6)) + "."
         whole, before = masks.put_back(answer), ""
         for end in range(len(answer) + 1):

@@ -42,11 +42,11 @@ _NEAR = 32
 _QUOTED = re.compile("%((?:25)*)5[Bb]")
 """The bracket of a mask in a quoted address, which may be quoted again."""
 _BEGUN = re.compile(
-    rf"(?<![0-9A-Za-z])(?:\[\s?)?(?:[0-9A-Za-z]{{1,{LONGEST_LABEL}}}|(?:[A-Za-z]{{2,{LONGEST_LABEL}}}{_BREAK}{{1,3}})?"
+    rf"(?:\[\s?|(?<![0-9A-Za-z]))(?:[0-9A-Za-z]{{1,{LONGEST_LABEL}}}|(?:[A-Za-z]{{2,{LONGEST_LABEL}}}{_BREAK}{{1,3}})?"
     rf"(?:[0-9A-Za-z][\s_\-]?){{0,{_SIZE}}})?\s?\Z"
 )
 """The end of a folded text that may become a mask."""
-_UNFINISHED = re.compile(r"[&%\\][#\w{\\%&;]{0,40}\Z")
+_UNFINISHED = re.compile(r"[&%\\][#%&;{\\\w\u0080-\U0010ffff]{0,40}\Z")
 """The end of a text that may become a code of a character."""
 _MARKED = re.compile(r'["\\\x00-\x1f]')
 """A sign that has another form in a string of JSON."""

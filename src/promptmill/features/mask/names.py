@@ -166,7 +166,7 @@ class Names:
         for words in self._spaced:
             beginnings.update(" ".join(words[:n]) for n in range(1, min(len(words), _MOST_WORDS + 1)))
             ends.update(" ".join(words[-n:]) for n in range(1, min(len(words), _MOST_WORDS + 1)))
-        for name in itertools.chain.from_iterable(self._unspaced.values()):
+        for name in itertools.chain.from_iterable(names for key, names in self._unspaced.items() if not _joins(key[0])):
             beginnings.update(name[:n] for n in range(1, len(name)))
             ends.update(name[n:] for n in range(1, len(name)))
         return beginnings, ends
