@@ -9,6 +9,7 @@ import pytest
 from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
 from ordinary_cells import ordinary_cells
+from promptmill.core.errors import PromptmillError
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.numbers import IDS
 
@@ -97,6 +98,16 @@ def test_a_german_number_is_found_as_a_whole(written):
 )
 def test_a_number_ends_where_another_number_begins(text, numbers):
     assert found(Kinds.of(["phone:DE", "phone:FR", "card", "iban", "id"]), text) == numbers
+
+
+def test_countries_of_telephone_numbers_are_known_and_at_most_thirty():
+    known = sorted(phonenumbers.SUPPORTED_REGIONS)
+    for region in known:
+        Kinds.of([f"phone:{region}"])
+    with pytest.raises(PromptmillError, match="no telephone numbers of XX are known"):
+        Kinds.of(["phone:XX"])
+    with pytest.raises(PromptmillError, match="phone names 31 countries; name at most 30"):
+        Kinds.of([f"phone:{region}" for region in known[:31]])
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,10 @@ class Kinds(NamedTuple):
 def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:
     if unknown := {*countries} - numbers.IDS.keys():
         raise config_error(KEY, f"no id of {min(unknown)} is known, but of {', '.join(numbers.IDS)}.")
+    if len(regions) > numbers.MOST_COUNTRIES:
+        raise config_error(KEY, f"phone names {len(regions)} countries; name at most {numbers.MOST_COUNTRIES}.")
+    if regions and (region := numbers.unknown_region(regions)):
+        raise config_error(KEY, f"no telephone numbers of {region} are known; phone:DE names Germany.")
     ids: list[numbers.NationalId] = []
     if "id" in named:
         ids = [each for country, its in numbers.IDS.items() for each in its if each.is_strong or country in countries]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -52,7 +53,8 @@ _MARKED = re.compile(r'["\\\x00-\x1f]')
 """A sign that has another form in a string of JSON."""
 _JSON = re.compile(r"""^[ \t]*([{]|\[(?=\s*[\]\["{\d\-tfn]))|([{])(?=\s*")|(\[)(?=\s*["{])""", re.MULTILINE)
 """The beginning of JSON in an answer, at the beginning of a line or before a string."""
-_DECODER = json.JSONDecoder()
+_DECODER, _MOST_ATTEMPTS = json.JSONDecoder(), 200
+"""After so many attempts to read JSON, an answer has no more of it. A failed one counts the lines before it."""
 _LABELS = "(?i:EMAIL|PHONE|IBAN|CARD|ID|NAME|NUMBER|VALUE)"
 _STRAY = re.compile(
     rf"\[\s?(?:[A-Z]{{2,{LONGEST_LABEL}}}[\s_]([0-9A-Z]{{1,12}})|"
@@ -148,7 +150,7 @@ class Masks:
                 if not is_whole and (begun := _JSON.search(text)) and begun.start() < start:
                     return "".join((*pieces, text[last:start]))
                 parts = _json_in(text) if parts is None else parts
-                if any(first < start < to for first, to in parts):
+                if (at := bisect_right(parts, (start, 0)) - 1) >= 0 and start < parts[at][1]:
                     value = _in_string(value)
             if quoted := _QUOTED.match(text, start):
                 for _ in range(1 + len(quoted[1]) // 2):
@@ -204,14 +206,14 @@ def _json_in(text: str) -> Sequence[tuple[int, int]]:
     >>> _json_in('So: {"a": 1} or {b}')
     [(4, 12)]
     """
-    spans, at, budget = list[tuple[int, int]](), 0, 4 * len(text)
-    while budget > 0 and (found := _JSON.search(text, at)):
+    spans, at, budget, attempts = list[tuple[int, int]](), 0, 4 * len(text), 0
+    while budget > 0 and attempts < _MOST_ATTEMPTS and (found := _JSON.search(text, at)):
         start = found.start(found.lastindex or 0)
         try:
             _, at = _DECODER.raw_decode(text, start)
             spans.append((start, at))
         except json.JSONDecodeError as error:
-            at, budget = start + 1, budget - (error.pos - start) - 1
+            at, budget, attempts = start + 1, budget - (error.pos - start) - 1, attempts + 1
         except (ValueError, RecursionError):
             break
     return spans

@@ -68,6 +68,8 @@ _AMOUNT = re.compile(r"[1-9][0-9]{0,2}(?:\s[0-9]{3})+")
 _FEWEST_NATIONAL, _MOST_UNDIVIDED = 9, 11
 """Digits of a number with the prefix of its country; the most without separators, unless it is a mobile's. Shorter and
 longer ones are mostly numbers of orders and articles."""
+MOST_COUNTRIES = 30
+"""The most countries of telephone numbers: with them, a text of any digits takes 10 µs a character."""
 _AMERICAN, _CARD_GROUPS, _ID_GROUPS = (
     frozenset(tuple(int(size, 36) for size in groups) for groups in written.split())
     for written in (
@@ -181,8 +183,9 @@ class _Plan(NamedTuple):
             leading = "".join(f"(?={pattern})" for pattern in form.leading_digits_pattern[-1:])
             rule = form.national_prefix_formatting_rule or ""
             alone.append((re.compile(leading + form.pattern), prefix in {"", "1"} or prefix not in rule))
-        national, mobile = metadata.general_desc.national_number_pattern, metadata.mobile.national_number_pattern
-        examples = filter(None, (metadata.fixed_line.example_number, metadata.mobile.example_number))
+        national, kinds = metadata.general_desc.national_number_pattern, (metadata.fixed_line, metadata.mobile)
+        mobile = metadata.mobile and metadata.mobile.national_number_pattern
+        examples = [kind.example_number for kind in kinds if kind is not None and kind.example_number]
         fewest = min(map(len, examples), default=_FEWEST) - 1  # in Italy, some have a digit less
         return cls(re.compile(national), re.compile(mobile or "(?!)"), prefix, prefix == "1", fewest, alone)
 
@@ -218,6 +221,12 @@ class _Plan(NamedTuple):
         return next(((match.end(1), goes_alone) for match, goes_alone in matches if match), (0, False))
 
 
+def unknown_region(regions: Sequence[str]) -> str:
+    """Return a country whose telephone numbers are not known; `""` if all are. Raises `PromptmillError`."""
+    known = needed("phonenumbers", "phone").SUPPORTED_REGIONS
+    return next((region for region in regions if region not in known), "")
+
+
 class Phones:
     """Decides which digits are a telephone number, by the plans of Google's libphonenumber."""
 
@@ -225,10 +234,10 @@ class Phones:
         """`regions`: the countries whose numbers are found without `+`. Raises `PromptmillError`."""
         self._package: Any = needed("phonenumbers", "phone")
         self._codes = functools.cache(self._of_code)
-        known = [self._package.PhoneMetadata.metadata_for_region(region) for region in regions]
         self.plans = dict[int, list[_Plan]]()
         """The countries' plans by the digits of their numbers, with and without prefix."""
-        for metadata in filter(None, known):
+        for region in regions:
+            metadata = self._package.PhoneMetadata.metadata_for_region(region)
             plan = _Plan.of(metadata)
             for size in {
                 size + more for size in metadata.general_desc.possible_length for more in (0, len(plan.prefix))
