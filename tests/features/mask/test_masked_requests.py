@@ -199,7 +199,7 @@ def test_only_rows_with_a_mask_that_they_do_not_have_themselves_are_counted(benc
     notes = ["", "[EMAIL_7] is mine", "", "", "", "\uff25MAIL_K7Q2M4XX", ""]
     upstream.reply = choose(lambda seen: answer(said[int(seen.prompt[-2])].format(*MASK.findall(seen.prompt))))
     bench.write([{"mail": "a@b.de", "note": f"{note} ({at})"} for at, note in enumerate(notes)])
-    assert bench.succeed("--prompt", "{{mail}} {{note}}", "--mask", "email")["masks"] == {"rows": 2}
+    assert bench.succeed("--prompt", "{{mail}} {{note}}", "--mask", "email")["masks"]["rows"] == 2
 
 
 @pytest.mark.parametrize(

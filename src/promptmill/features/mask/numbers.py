@@ -1,11 +1,12 @@
-"""Finds IBANs, telephone numbers, cards and national ids: runs of digits with separators, of which windows are checked.
+"""Finds IBANs, telephone numbers, cards and national ids: runs of digits with separators, of which parts are checked.
 
-    "card 4111 1111-1111 1111, 030 901820"
-          ───────────────────  ──────────       runs, with at most 3 separators between groups of digits
-          4111 1111 1111 1111                   the longest window of whole groups that is a number of a kind
+    "2025-08-07 4111 1111 1111 1111 030/901820"
+     ─────────────────────────────────────────   a run, with at most 3 separators between groups of digits
+                4111 1111 1111 1111 030/901820   its pieces, between spaces and slashes, without dates and decimals
+                ───────────────────              the longest window of whole pieces that is a number of a kind
 
-A window is masked only if it has check digits that are right, or is a number of a known country: so amounts, dates and
-numbers of invoices stay.
+A window is masked only if its groups are those that people write, and its check digits are right or it is a number of
+a known country: so amounts, dates and numbers of invoices stay.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ _PART, _PIECE, _SIGN = re.compile(r"\S+"), re.compile(r"[0-9](?:[().\-]*[0-9])*"
 _OF_WORD = re.compile(r"[0-9]+(?:\.\S*)?")
 """The first digits of a run that belong to a word, such as `v1.2`."""
 _PLUS = re.compile(r"\(?\+\(?\Z|(?<![0-9)])\(?\+\s\(?\Z")
+"""The sign before an international number, perhaps with a bracket or a space."""
 _TIME = re.compile("[0-9]:")
 _FRACTION = re.compile(r":[0-9]|,[0-9]{1,2}(?![0-9])")
+"""What precedes and follows a group of digits that is a part of a time, a port or a decimal."""
 _YEAR, _OF_MONTH, _OF_DAY = "(?:19|20)[0-9]{2}", "(?:0?[1-9]|1[0-2])", "(?:0?[1-9]|[12][0-9]|3[01])"
 _DATES = [rf"{_YEAR}{sign}{_OF_MONTH}{sign}{_OF_DAY}" for sign in ("-", "/", r"\.")]
 _DATES += [rf"{_OF_DAY}{sign}{_OF_DAY}{sign}(?:{_YEAR}|[0-9]{{2}})" for sign in ("-", "/", r"\.")]
@@ -53,8 +56,8 @@ _ORDINARY = re.compile(
     rf"{_DATE}(?:[-/]{_DATE})?|{_OF_DAY}\.(?:{_OF_MONTH}\.)?-{_DATE}|{_DECIMAL}(?:/{_DECIMAL})?|"
     rf"{_ADDRESS}(?:-{_ADDRESS}|/[0-9]{{1,2}})|(?:[0-9]+\.)+0\.[0-9.]+|10\.[0-9]{{4}}/[0-9.\-]+"
 )
-_LONGEST_ORDINARY = 40
 """Dates, decimals, addresses of computers, versions and DOIs: no part of them is the number of a person."""
+_LONGEST_ORDINARY = 40
 _REFERENCE = re.compile(rf"{_YEAR}[-/](?:{_OF_MONTH}[-/])?[0-9]{{3,}}|[0-9]{{4,7}}/{_YEAR}")
 """A number with a year, at the beginning of a run."""
 _WHOLE_ADDRESS = re.compile(_ADDRESS)
@@ -65,6 +68,7 @@ _DAYS = re.compile(
 _ARTICLE = re.compile(r"(?i:ISBN|ISSN|EAN|GTIN|UPC)(?:-?1[0-4])?[\s:.#=]{1,3}\Z")
 """What precedes the number of an article."""
 _AMOUNT = re.compile(r"[1-9][0-9]{0,2}(?:\s[0-9]{3})+")
+"""A number with spaces between thousands."""
 _FEWEST_NATIONAL, _MOST_UNDIVIDED = 9, 11
 """Digits of a number with the prefix of its country; the most without separators, unless it is a mobile's. Shorter and
 longer ones are mostly numbers of orders and articles."""
