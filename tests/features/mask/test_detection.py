@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from personal_data import FORMS, NAMES
 from promptmill.core.errors import PromptmillError
-from promptmill.features.mask.detection import Detector, Detectors, apart
+from promptmill.features.mask.detection import Detector, Detectors, ValueSpan, apart
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.numbers import IDS
@@ -50,7 +51,7 @@ def test_each_form_of_a_name_is_found():
         "On 2026-03-07 at 12:30, invoice 20260307-1234 of EUR 12,345,678.90 or 1.234.567,89",
         "Order 4111 1111 1111 1112, part 123456789012, version 10.0.19045.3803",
         "The sum of 120, 340, 500 and 1200 is 2160; 1 2 3 4 5 6 7 8 9",
-        "3a9f4c1b2e7d4111111111111111aa and user_4111111111111111 and v1.2.3-20260307",
+        "3a9f4c1b2e7d4111111111111111aa and v1.2.3-20260307 and IMG_20260307_123456",
         "a@b, @name, name@host, 5 @ 3.50, see (at) the end. Next",
         "192.168.100.200:8080 and 2001:db8::1",
         "DE89 3704 0044 0532 0130 01 has a wrong check digit",
@@ -59,6 +60,87 @@ def test_each_form_of_a_name_is_found():
 )
 def test_an_ordinary_text_has_no_values(kinds, text):
     assert found(kinds.of_evidence, text) == []
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        *(
+            "我的邮箱是{}",
+            "{}です",
+            "메일은{}입니다",
+            "{}。谢谢",
+            "{}\uff0e谢谢",
+            "{}谢谢.Bye",
+            "{}.Thanks",
+            "{}.Danke",
+            "{}.So nice",
+        ),
+        *(
+            "{}.thanks",
+            "user={}",
+            '"{}"',
+            "'{}'",
+            "\u2018{}\u2019",
+            "**{}**",
+            "_{}_",
+            "__{}__",
+            "`{}`",
+            "~~{}~~",
+            "|{}|",
+            "<{}>",
+        ),
+        *(
+            "&lt;{}&gt;",
+            "%22{}%22",
+            "mailto:{}?subject=x",
+            "name/{}",
+            "[{}](x)",
+            "{{{}}}",
+            "a={}&b=1",
+            "- {}",
+            "-{}",
+            "{}-",
+        ),
+        *("#{}", "\\n{}", "{}...", "..{}", "+{}", "{}'s", "https://x.example/?to={}&cc=1"),
+    ],
+)
+def test_a_mask_of_an_address_has_no_neighbour(kinds, around):
+    assert found(kinds.of_evidence, around.format("anna@example.com")) == [("EMAIL", "anna@example.com")]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("o'neil@example.com", "a+tag@example.com", "a.b-c_d@sub.example.co.uk", "R&D@example.com", "_x@example.com"),
+        *("anna.@docomo.example", '"a b"@example.com', "jane@[192.168.0.1]", "bounce+jane=example.com@list.example"),
+        *(
+            "müller@example.de",
+            "x@abc日本.jp",
+            "почта@пример.рф",
+            "x@例子.公司",
+            "用户@例子.公司",
+            "x@xn--mller-kva.de",
+        ),
+        *("Anna@Example.Com", "anna@mail.example.Com", "ANNA@EXAMPLE.COM.AU", "jane (dot) doe (at) example (dot) com"),
+        *("jane&#64;example&#46;com", "jane&commat;example&period;com", "jane%40example.com", r"jane\u0040example.com"),
+    ],
+)
+def test_an_address_is_found_as_a_whole(kinds, address):
+    assert found(kinds.of_evidence, f"It is {address}, he said.") == [("EMAIL", address)]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ple.com. Write to anna@exam", ["ple.com", "anna@exam"]),
+        ("@example.com, or to anna.berg", ["@example.com", "anna.berg"]),
+        ("In all, e.g. this costs 3.50", []),
+    ],
+)
+def test_parts_of_addresses_are_found_at_the_ends_of_a_piece(text, parts):
+    detectors = Kinds.of(["email"]).of_evidence
+    assert [text[span.start : span.end] for span in apart(detectors.parts_at_ends(text))] == parts
 
 
 @pytest.mark.parametrize("between", [r"\n", r"\u00a0", "\n    ", "\n> ", r"\r\n", "\t"])
@@ -142,6 +224,40 @@ def test_a_name_may_have_any_signs(name, text):
     assert text.partition(value)[2] in {".", '."}'}
 
 
+@pytest.mark.parametrize("name", ["Jane Doe", "Zoë Dvořák", "Иван", "Weiß", "Li", "Sony中国"])
+@pytest.mark.parametrize("around", ["客户{}说", "고객{}는", "メール{}さん", "ลูกค้า{}ครับ", "id_{}_x"])
+def test_a_name_is_found_beside_letters_of_scripts_without_spaces_and_beside_an_underscore(name, around):
+    assert found(Detectors([Names([name]).detector]), around.format(name)) == [("NAME", name)]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        *(("Jane Doe", f"Jane{space}Doe") for space in ("&nbsp;", "%20", "+", "&#32;", "\\n")),
+        *(
+            ("Müller", written)
+            for written in ("M&uuml;ller", "M%C3%BCLLER", "M&amp;uuml;ller", "Mu&#776;ller", r"m\u00fcller")
+        ),
+        *(("Weiß", "WEISS"), ("Weiss", "Weiß"), ("Σίσυφος", "ΣΊΣΥΦΟΣ"), ("Finn", "ﬁnn")),
+    ],
+)
+def test_a_name_is_found_in_codes_and_in_capitals(name, written):
+    assert found(Detectors([Names([name]).detector]), f"It is {written}.") == [("NAME", written)]
+
+
+def test_names_that_overlap_are_one_value():
+    assert found(Detectors([Names(["王小", "小明", "Doe", "Jane Doe"]).detector]), "王小明 and Jane Doe") == [
+        *(("NAME", "王小明"), ("NAME", "Jane Doe"))
+    ]
+
+
+def test_a_value_of_many_words_is_found_as_a_whole():
+    value = " ".join(f"w{n}" for n in range(300))
+    detectors = Detectors([Names([value, "字" * 100, "w1"]).detector])
+    text = f"w1 says: {value.replace(' ', ', ').upper()}! {'字' * 100}"
+    assert [len(span) for _, span in found(detectors, text)] == [2, len(value) + 299, 100]
+
+
 def test_the_words_of_a_prompt_keep_names_that_are_words(tmp_path):
     (tmp_path / "names.txt").write_text("Mark\nJane Doe\n")
     kinds = Kinds.of([str(tmp_path / "names.txt")])
@@ -189,6 +305,22 @@ def test_a_function_of_another_package_finds_values(monkeypatch, tmp_path):
     assert found(Kinds.of(["my_masks:short"]).of_evidence, "Jane") == [("VALUE", "Jane")]
     with pytest.raises(PromptmillError, match="my_masks:nobody cannot be imported"):
         Kinds.of(["my_masks:nobody"])
+
+
+@pytest.mark.parametrize(
+    ("ends", "joined"),
+    [
+        ([(0, 10), (2, 4), (3, 12)], [(0, 12)]),
+        ([(3, 12), (2, 4), (0, 10)], [(0, 12)]),
+        ([(0, 4), (0, 8), (2, 6)], [(0, 8)]),
+        ([(0, 9), (1, 3), (4, 6), (9, 12)], [(0, 9), (9, 12)]),
+    ],
+)
+def test_a_value_that_detectors_of_packages_find_in_parts_is_masked_from_its_first_to_its_last_character(ends, joined):
+    spans = [ValueSpan(start, end, label) for (start, end), label in zip(ends, "ABCD", strict=False)]
+    detectors = Detectors([], [functools.partial(lambda span, text: [span], span) for span in spans])
+    assert [span[:2] for span in detectors.spans("Jane van Doe, Anna")] == joined
+    assert detectors.spans("Jane van Doe, Anna")[0].label == "A"
 
 
 def test_the_page_names_the_countries_of_the_ids():

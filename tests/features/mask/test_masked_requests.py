@@ -16,7 +16,7 @@ import pytest
 from batch_server import BatchServer, prompt_of
 from embedding import embeddings
 from fakes import openai_configuration
-from personal_data import KINDS, NAMES, leaked, planted_rows
+from personal_data import KINDS, NAMES, leaked, planted_rows, wide
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Growing
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -204,6 +204,14 @@ def test_masks_that_a_model_changes_are_put_back_and_invented_ones_are_a_note(be
     assert "1 answer with a mask that the model changed or made up" in said.stdout + said.stderr
 
 
+def test_only_rows_with_a_mask_that_they_do_not_have_themselves_are_counted(bench, upstream):
+    said = ["[EMAIL_7]", "[EMAIL_7]", "{0}", wide("EMAIL_K7Q2M4XX"), "[Figure 12]", "EMAIL_K7Q2M4XX", "name_lastname"]
+    notes = ["", "[EMAIL_7] is mine", "", "", "", "\uff25MAIL_K7Q2M4XX", ""]
+    upstream.reply = choose(lambda seen: answer(said[int(seen.prompt[-2])].format(*MASK.findall(seen.prompt))))
+    bench.write([{"mail": "a@b.de", "note": f"{note} ({at})"} for at, note in enumerate(notes)])
+    assert bench.succeed("--prompt", "{{mail}} {{note}}", "--mask", "email")["masks"]["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -386,6 +394,32 @@ async def test_the_body_of_another_request_has_masks():
     outcome = await step(following).answer(request, Call(Facts()))
     assert isinstance(outcome, Completion)
     assert outcome.vectors == (b"1234",)
+
+
+async def test_all_texts_of_an_outcome_have_values():
+    def texts(request: Request) -> dict[str, Any]:
+        (mask,) = MASK.findall(str(request.conversation.texts))
+        return {"details": {"quotes": [f"of {mask}"]}, "reasoning": f"to {mask}"}
+
+    async def answered(request: Request, call: Call) -> Completion:
+        return Completion("yes", "stop", reply=MASK.findall(str(request.conversation.texts))[0], **texts(request))
+
+    async def failed(request: Request, call: Call) -> Failure:
+        mask = MASK.findall(str(request.conversation.texts))[0]
+        return Failure(
+            PromptmillError(Code.INVALID_ANSWER, "No."), text=mask, part=f'{{"a": "{mask}"}}', **texts(request)
+        )
+
+    messages = [{"role": "user", "content": "Write to jane@example.com."}]
+    completion = await step(answered).answer(asked(messages), Call(Facts()))
+    failure = await step(failed).answer(asked(messages), Call(Facts()))
+    assert isinstance(completion, Completion)
+    assert isinstance(failure, Failure)
+    for outcome in (completion, failure):
+        assert outcome.details == {"quotes": ["of jane@example.com"]}
+        assert outcome.reasoning == "to jane@example.com"
+    assert completion.reply == failure.text == "jane@example.com"
+    assert failure.part == '{"a": "jane@example.com"}'
 
 
 async def test_an_image_is_refused_before_it_is_sent():

@@ -1,12 +1,16 @@
 """A text in which each value has only one form. It is for detection: the original characters are sent and put back.
 
-Full-width forms and digits of other scripts become ASCII, dashes become hyphens, and JSON's escapes become characters.
-Invisible characters and indentation are left out. Other white space stays, because patterns accept any white space.
+Full-width forms and digits of other scripts become ASCII, dashes become hyphens, and a letter that capitals write as
+several becomes these (`ß`, `ss`). Codes become characters: JSON's escapes, HTML's entities and the percent signs of
+addresses, also in each other. Invisible characters and indentation are left out. Other white space stays, because
+patterns accept any white space.
 """
 
 from __future__ import annotations
 
 import functools
+import html
+import html.entities
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
@@ -18,11 +22,27 @@ _INVISIBLE = (
 )
 _WIDE = "".join(map(chr, (*range(0xFF01, 0xFF5F), 0xFE52, 0xFE62, 0xFE63, *range(0xFE68, 0xFE6C))))
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua000-\ua4cf\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
+"""The letters of scripts that write no spaces between words, as ranges of a pattern."""
 _COMBINING = "\u0300-\u036f"
-_ESCAPED = r"[nrt]|\\*u[0-9A-Fa-f]{4}"
-"""JSON's escape of a character, behind its first backslash. JSON in a text of JSON has more of them."""
+_HEX = "[0-9A-Fa-f]"
+_ENTITY = r"#[0-9]{1,7};?|#[xX][0-9A-Fa-f]{1,6};?|[A-Za-z][A-Za-z0-9]{1,31};|" + "|".join(
+    sorted((name for name in html.entities.html5 if name[-1] != ";"), reverse=True)
+)
+"""An entity of HTML after its `&`. Some are known without `;`."""
+_ESCAPED = rf"[nrt/]|x{_HEX}{{2}}|\\{{0,7}}u(?:{_HEX}{{4}}|\{{{_HEX}{{1,6}}\}})"
+"""JSON's escape of a character, behind its first backslash. JSON in a text of JSON has more of them: each level doubles
+them. A bound keeps the search linear in a text of backslashes."""
+_BYTE = f"%[89ABab]{_HEX}"
+_QUOTED = f"[0-7]{_HEX}|[C-Dc-d]{_HEX}{_BYTE}|[Ee]{_HEX}(?:{_BYTE}){{2}}|[Ff][0-4](?:{_BYTE}){{3}}|[89A-Fa-f]{_HEX}"
+"""A character of an address after its first `%`, in UTF-8 or in Latin-1."""
+_LEVELS = 4
+"""So many codes in each other are read: `&amp;#64;` is a page that was escaped again."""
+_KEPT = 1_000
+"""So many codes stay in memory, because a code takes 2 µs."""
 _INDENTED = re.compile(r"\n[ \t>]+")
 """A line break, and the indentation or the marks of a quoted mail after it."""
+_CODE = re.compile(r"[&%\\]")
 _DROPPED = re.compile(f"[{_INVISIBLE}]")
 _SHAPES = bytes.maketrans(bytes(range(256)), bytes(48 if 48 <= one < 58 else 97 for one in range(256)))
 _BETWEEN = bytes(one for one in range(256) if chr(one).isspace()) + b"().-/?"
@@ -37,6 +57,8 @@ class Folded(NamedTuple):
     """Places where the distance to the original changes: `2 * n` is before character `n`, `2 * n + 1` is inside it."""
     distances: Sequence[int] = (0,)
     """The distances to the original, each from one change on."""
+    coded: Folded | None = None
+    """The folded text with codes in it, of which this is the folded text."""
 
     @classmethod
     def of(cls, text: str) -> Folded:
@@ -45,13 +67,27 @@ class Folded(NamedTuple):
         >>> Folded.of("\\uff14\\uff11\\u200b7").text
         '417'
         """
-        if text.isascii() and "\\" not in text and not _INDENTED.search(text):
+        if text.isascii() and not ("\\" in text or "&" in text or "%" in text or _INDENTED.search(text)):
             return cls(text)
+        folded = cls._once(text)
+        for _ in range(_LEVELS if len(folded.changes) > 1 else 0):
+            again = cls._once(folded.text) if _CODE.search(folded.text) else folded
+            if len(again.changes) == 1 or again is folded:
+                break
+            folded = again._replace(coded=folded)
+        return folded
+
+    @classmethod
+    def _once(cls, text: str) -> Folded:
+        """Return the folded text. Codes in codes stay."""
         odd, same_size = _odd()
         pieces: list[str] = []
         changes, distances, size, last = [-1], [0], 0, 0
         for found in odd.finditer(text):
             start, end = found.span()
+            character = "" if found.lastgroup else _decoded(found[0])
+            if not character and not found.lastgroup:
+                continue
             if start > last:
                 pieces.append(text[last:start])
                 size += start - last
@@ -60,13 +96,14 @@ class Folded(NamedTuple):
                 pieces.append(found[0].translate(same_size))
                 size += end - start
                 continue
-            character, change = _unescaped(found[0]), 2 * size
+            change = 2 * size
             if "\u0300" <= character <= "\u036f":
                 if pieces and len(composed := unicodedata.normalize("NFC", pieces[-1][-1] + character)) == 1:
                     pieces[-1], change = pieces[-1][:-1] + composed, 2 * size - 1
             elif not _DROPPED.match(character):
                 pieces.append(_folded(character))
-                size, change = size + 1, 2 * size + 1
+                size += len(pieces[-1])
+                change = 2 * size - 1
             while changes[-1] >= change:
                 del changes[-1], distances[-1]
             changes.append(change)
@@ -76,7 +113,8 @@ class Folded(NamedTuple):
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return the span that the characters `start` to `end - 1` have in the original text."""
         before, inside = bisect_right(self.changes, 2 * start), bisect_left(self.changes, 2 * end)
-        return start + self.distances[before - 1], end + self.distances[inside - 1]
+        place = start + self.distances[before - 1], end + self.distances[inside - 1]
+        return place if self.coded is None else self.coded.span(*place)
 
 
 def shape_of(text: str) -> bytes:
@@ -90,38 +128,67 @@ def shape_of(text: str) -> bytes:
 
 
 def lower(text: str) -> str:
-    """Return a text in lower case, with as many characters as before. Both letters i of Turkish become `i`.
+    """Return a text in lower case, with as many characters as before. Both letters i of Turkish and both letters sigma
+    become one.
 
     >>> lower("İSTANBUL")
     'istanbul'
     """
-    return text.lower() if text.isascii() else text.replace("İ", "i").lower().replace("\u0131", "i")
+    if text.isascii():
+        return text.lower()
+    return text.replace("İ", "i").lower().replace("\u0131", "i").replace("\u03c2", "\u03c3")
 
 
 @functools.cache
 def _odd() -> tuple[re.Pattern[str], Mapping[int, str]]:
     """Return the pattern of the characters that change, and the folded sign of each sign (5 ms, for the digits of all
     scripts). The pattern begins with a set, so that searches are fast; the group `signs` has signs and spaces."""
-    digits = "".join(chr(one) for one in range(0x80, 0x10000) if unicodedata.category(chr(one)) == "Nd")
-    signs, dropped = f"{_WIDE}{digits}{_DASHES}", f"{_INVISIBLE}{_COMBINING}"
+    known = [*map(chr, range(0x80, 0x10000))]
+    digits = "".join(one for one in known if unicodedata.category(one) == "Nd")
+    several = "".join(one for one in known if len(one.casefold()) > 1 and _several(one) != one)
+    signs, dropped = f"{_WIDE}{digits}{_DASHES}", f"{_INVISIBLE}{_COMBINING}{several}"
     pattern = (
-        rf"[\\\n{signs}{dropped}](?:(?P<signs>(?<=[{signs}])[{signs} \xa0\u2009\u202f\u3000]*)|(?<=[{dropped}])|"
-        rf"(?<=\\)(?:{_ESCAPED})|(?<=\n)[ \t>]+)"
+        rf"[\\\n&%{signs}{dropped}](?:(?P<signs>(?<=[{signs}])[{signs} \xa0\u2009\u202f\u3000]*)|(?<=[{dropped}])|"
+        rf"(?<=\\)(?:{_ESCAPED})|(?<=\n)[ \t>]+|(?<=&)(?:{_ENTITY})|(?<=%)(?:{_QUOTED}))"
     )
-    return re.compile(pattern), {ord(sign): "-" if sign in _DASHES else _folded(sign) for sign in signs}
+    return re.compile(pattern), {ord(sign): _folded(sign) for sign in signs}
 
 
-def _unescaped(character: str) -> str:
-    """Return the character that an escape of JSON or an indented line break stands for; return others unchanged."""
-    if character[0] == "\n" or (len(character) == 2 and character[0] == "\\"):
+@functools.lru_cache(_KEPT)
+def _decoded(code: str) -> str:
+    """Return the character that a code or an indented line break stands for, and other characters unchanged; `""` if
+    the code stands for none.
+
+    >>> _decoded("&#64;"), _decoded("%C3%BC"), _decoded("&none;")
+    ('@', 'ü', '')
+    """
+    if code[0] == "\n" or code in {r"\n", r"\r", r"\t"}:
         return "\n"
-    return chr(int(character[-4:], 16)) if len(character) > 5 and character[0] == "\\" else character
+    if code == r"\/":
+        return "/"
+    if code[0] == "&" and len(code) > 1:
+        code = html.unescape(code)
+    elif code[0] == "%":
+        quoted = bytes.fromhex(code.replace("%", ""))
+        code = quoted.decode("utf-8" if len(quoted) > 1 or quoted.isascii() else "latin-1", "replace")
+    elif code[0] == "\\":
+        value = int(code.lstrip("\\ux{").rstrip("}"), 16)
+        code = chr(value) if value < 0x110000 else ""
+    return code if len(code) == 1 and (code >= " " or code in "\t\n\r") else ""
 
 
 def _folded(character: str) -> str:
     if character.isascii():
         return character
+    if character in _DASHES:
+        return "-"
     if (digit := unicodedata.decimal(character, None)) is not None:
         return str(digit)
     plain = unicodedata.normalize("NFKC", character)
-    return plain if len(plain) == 1 and plain.isascii() else character
+    return plain if len(plain) == 1 and plain.isascii() else _several(character)
+
+
+def _several(character: str) -> str:
+    """Return the lower-case letters that capitals write for a letter, such as `ss`; other characters unchanged."""
+    letters = unicodedata.normalize("NFC", character.casefold())
+    return letters if len(letters) > 1 and letters.isalpha() else character

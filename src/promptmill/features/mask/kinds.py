@@ -11,7 +11,7 @@ from promptmill.core.errors import config_error, input_error
 from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
 from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
-from promptmill.features.mask.emails import emails
+from promptmill.features.mask.emails import emails, parts_of_emails
 from promptmill.features.mask.masks import LONGEST_LABEL
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import COLUMN, FUNCTION, KINDS, OF_COUNTRY
@@ -40,7 +40,7 @@ class Kinds(NamedTuple):
         for match in filter(None, map(OF_COUNTRY.fullmatch, kinds)):
             countries[match[1]].append(match[2])
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
-        folded = [Detector(emails)] if "email" in named else []
+        folded = [Detector(emails, parts_of_emails)] if "email" in named else []
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]
@@ -58,6 +58,10 @@ class Kinds(NamedTuple):
 def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:
     if unknown := {*countries} - numbers.IDS.keys():
         raise config_error(KEY, f"no id of {min(unknown)} is known, but of {', '.join(numbers.IDS)}.")
+    if len(regions) > numbers.MOST_COUNTRIES:
+        raise config_error(KEY, f"phone names {len(regions)} countries; name at most {numbers.MOST_COUNTRIES}.")
+    if regions and (region := numbers.unknown_region(regions)):
+        raise config_error(KEY, f"no telephone numbers of {region} are known; phone:DE names Germany.")
     ids: list[numbers.NationalId] = []
     if "id" in named:
         ids = [each for country, its in numbers.IDS.items() for each in its if each.is_strong or country in countries]

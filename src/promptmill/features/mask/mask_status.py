@@ -9,7 +9,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.features.mask.mask_counts import MaskCounts, counts_in, words_of
-from promptmill.features.mask.masks import STRAY
+from promptmill.features.mask.masks import strays_in
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Doubt, JobSpec
 from promptmill.jobs.store.records import SLOT, Record
@@ -17,7 +17,8 @@ from promptmill.jobs.store.statistics import DELIVERED
 
 _ANSWERS = f"""
     SELECT answer.text, row.cells FROM answer JOIN row ON row.n = answer.key % {SLOT}
-    WHERE {DELIVERED} AND answer.key % {SLOT} < ? AND answer.code IS NULL AND answer.text GLOB '*[[][A-Z]*[]]*'
+    WHERE {DELIVERED} AND answer.key % {SLOT} < ? AND answer.code IS NULL
+    AND answer.text GLOB '*[[_%&\uff3b\uff21-\uff5a]*'
 """  # noqa: S608 (fixed texts)
 
 
@@ -39,7 +40,9 @@ def count(
 
 
 def _has_stray(text: str, cells: bytes) -> bool:
-    return any(found[0].encode() not in cells for found in STRAY.finditer(text))
+    """Return whether an answer has a mask that the row itself does not have."""
+    codes = {code for _, code in strays_in(text)}
+    return bool(codes) and not codes.issubset(code for _, code in strays_in(cells.decode(errors="replace")))
 
 
 def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
@@ -60,5 +63,5 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def doubt_of(record: Record) -> Doubt | None:
     """Return the reason to check a row: a mask in its answer."""
-    stray = STRAY.search(record.text)
+    stray = next(strays_in(record.text), None)
     return None if stray is None else Doubt(0.0, f"not put back: {stray[0][:60]}", "disagree")

@@ -134,18 +134,17 @@ class MaskedRequests(Step):
 
     async def _unmasked(self, sent: Request, masks: Masks, call: Call) -> Outcome:
         """Return the outcome of a request with masks, with the values in their place."""
-        is_json = bool(sent.sampling.response_format or sent.extra.get("response_format"))
         shown = call.preview
         if shown is not None:
-            call.preview = wrapped = _unmasked_preview(shown, masks, is_json=is_json)
+            call.preview = wrapped = _unmasked_preview(shown, masks)
         try:
             outcome = await self.following(sent, call)
         finally:
             if shown is not None and call.preview is wrapped:  # a sender may have ended the preview
                 call.preview = shown
         if max(len(outcome.text), len(outcome.reasoning or "")) > _LONG:
-            return await asyncio.to_thread(_unmasked, outcome, masks, call, is_json=is_json)
-        return _unmasked(outcome, masks, call, is_json=is_json)
+            return await asyncio.to_thread(_unmasked, outcome, masks, call)
+        return _unmasked(outcome, masks, call)
 
     async def _masked_apart(self, request: Request, secret: bytes) -> tuple[Request, Masks]:
         """Return the result of `masked`, which needs a thread for long texts."""
@@ -433,20 +432,20 @@ def _relaxed(node: Any) -> Any:
     return [_relaxed(each) for each in node] if isinstance(node, list) else node
 
 
-def _unmasked_preview(show: Callable[[Growing], None], masks: Masks, *, is_json: bool) -> Callable[[Growing], None]:
+def _unmasked_preview(show: Callable[[Growing], None], masks: Masks) -> Callable[[Growing], None]:
     """Return the preview that shows values. If the end of a text may become a mask, it is held back."""
 
     def shown(growing: Growing) -> None:
         calls = changed(growing.tool_calls, lambda text, _: masks.growing(text), TextKind.EVIDENCE)
-        show(Growing(masks.growing(growing.text, is_json=is_json), masks.growing(growing.reasoning), calls))
+        show(Growing(masks.growing(growing.text), masks.growing(growing.reasoning), calls))
 
     return shown
 
 
-def _unmasked(outcome: Outcome, masks: Masks, call: Call, *, is_json: bool) -> Outcome:
+def _unmasked(outcome: Outcome, masks: Masks, call: Call) -> Outcome:
     """Return an outcome with the values in place of their masks."""
     back = masks.put_back
-    changes: dict[str, Any] = {"text": back(outcome.text, is_json=is_json or _looks_like_json(outcome.text))}
+    changes: dict[str, Any] = {"text": back(outcome.text)}
     if outcome.reasoning:
         changes["reasoning"] = back(outcome.reasoning)
     if outcome.sources is not None:
@@ -457,16 +456,12 @@ def _unmasked(outcome: Outcome, masks: Masks, call: Call, *, is_json: bool) -> O
         if outcome.tool_calls:
             changes["tool_calls"] = changed(outcome.tool_calls, lambda text, _: back(text), TextKind.EVIDENCE)
         if outcome.reply:
-            changes["reply"] = back(outcome.reply, is_json=is_json)
+            changes["reply"] = back(outcome.reply)
         if not call.facts.of_job and (strays := masks.strays(outcome.text)):
             call.warn(f"An answer has {strays[0][:40]}, which is no mask of its prompt: the model changed or made it.")
     elif outcome.part:
-        changes["part"] = back(outcome.part, is_json=is_json)
+        changes["part"] = back(outcome.part)
     return replace(outcome, **changes) if len(changes) > 1 or changes["text"] != outcome.text else outcome
-
-
-def _looks_like_json(text: str) -> bool:
-    return text.lstrip().startswith(("{", '["', "[{", "```json"))
 
 
 def _with_form(sampling: Sampling) -> Sampling:

@@ -11,31 +11,57 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from promptmill.features.mask.detection import ValueSpan
+from promptmill.features.mask.folded_text import Folded
 
 _ALPHABET = "23456789BCDFGHJKMNPQRSTVWXYZ"
 """The signs of codes. Vowels are missing, so that no code is a word, and so are signs that look alike."""
 _SIGNS = bytes(ord(_ALPHABET[one % len(_ALPHABET)]) for one in range(256))
 """The sign of each byte of a digest."""
 _SIZE = 8  # signs of a code; in one of 2,000 jobs with 20,000 values, two values have the same of 3.8e11 codes
-_CODE = re.compile(rf"(?<![0-9A-Za-z])[{_ALPHABET}]{{{_SIZE}}}(?![0-9A-Za-z])", re.IGNORECASE)
+_BREAK = r"[\s_\-:\\]"
+_CODE = re.compile(
+    rf"(?<![0-9A-Za-z])[{_ALPHABET}](?:[\s_\-]?[{_ALPHABET}]){{{_SIZE - 1}}}(?![0-9A-Za-z])", re.IGNORECASE
+)
+"""A code, perhaps in lower case or with blanks in it, in a folded text."""
 _POSSIBLE = re.compile(f"(?=([{_ALPHABET}]{{{_SIZE}}}))")
+_BREAKS = b" \t\n\r\x0b\x0c_-:\\"
+_CAPITALS = bytes(range(256)).upper()
 _LONG, _MANY = 5_000, 100
 """From so many characters or values on, one pass over a text (0.3 ms) is faster than a search for each value."""
 LONGEST_LABEL = 24
 """The most letters of a mask's label. It has at least two."""
-_BEFORE = re.compile(rf"(\[\s?)?(?:(?<![A-Za-z])([A-Za-z]{{2,{LONGEST_LABEL}}})[\s_\-:\\]{{1,3}})?\Z")
+_BEFORE = re.compile(rf"(\[\s?)?(?:(?<![A-Za-z])([A-Za-z]{{2,{LONGEST_LABEL}}}){_BREAK}{{1,3}})?\Z")
 _AFTER = re.compile(r"\s?\]")
 _NEAR = 32
-STRAY = re.compile(rf"\[\s?([A-Z]{{2,{LONGEST_LABEL}}})[\s_]([0-9A-Z]{{1,12}})\s?\]")
-"""A mask, also one that a model has changed."""
+_QUOTED = re.compile("%((?:25)*)5[Bb]")
+"""The bracket of a mask in a quoted address, which may be quoted again."""
 _BEGUN = re.compile(
-    r"(?<![0-9A-Za-z_\-:\\])(?:\[\s?)?(?:[A-Za-z0-9]{1,24}(?:[\s_\-:\\]{1,3}(?:[0-9A-Za-z]{1,8}\s?)?)?)?\Z"
+    rf"(?:\[\s?|(?<![0-9A-Za-z]))(?:[0-9A-Za-z]{{1,{LONGEST_LABEL}}}|(?:[A-Za-z]{{2,{LONGEST_LABEL}}}{_BREAK}{{1,3}})?"
+    rf"(?:[0-9A-Za-z][\s_\-]?){{0,{_SIZE}}})?\s?\Z"
 )
-"""The end of a text that may become a mask."""
+"""The end of a folded text that may become a mask."""
+_UNFINISHED = re.compile(r"[&%\\][#%&;{\\\w\u0080-\U0010ffff]{0,40}\Z")
+"""The end of a text that may become a code of a character."""
+_MARKED = re.compile(r'["\\\x00-\x1f]')
+"""A sign that has another form in a string of JSON."""
+_JSON = re.compile(r"""^[ \t]*([{]|\[(?=\s*[\]\["{\d\-tfn]))|([{])(?=\s*")|(\[)(?=\s*["{])""", re.MULTILINE)
+"""The beginning of JSON in an answer, at the beginning of a line or before a string."""
+_DECODER, _MOST_ATTEMPTS = json.JSONDecoder(), 200
+"""After so many attempts to read JSON, an answer has no more of it. A failed one counts the lines before it."""
+_LABELS = "(?i:EMAIL|PHONE|IBAN|CARD|ID|NAME|NUMBER|VALUE)"
+_STRAY = re.compile(
+    rf"\[\s?(?:[A-Z]{{2,{LONGEST_LABEL}}}[\s_]([0-9A-Z]{{1,12}})|"
+    rf"{_LABELS}{_BREAK}{{1,3}}(?=[^\]a-z]{{1,20}}\]|[^\]]{{0,20}}[0-9])([0-9A-Za-z](?:[\s_\-]?[0-9A-Za-z]){{5,9}}))\s?\]|"
+    rf"(?<![0-9A-Za-z_]){_LABELS}_(?=[A-Za-z]{{0,7}}[0-9])(?=[0-9]{{0,7}}[A-Za-z])([0-9A-Za-z]{{{_SIZE}}})(?![0-9A-Za-z_])"
+)
+"""What looks like a mask in a folded text, also one that a model has changed."""
 
 
 class Codes:
@@ -110,49 +136,111 @@ class Masks:
         mask = self._known[value, label] = f"[{label}_{code}]"
         return mask
 
-    def put_back(self, text: str, *, is_json: bool = False) -> str:
-        """Return a text with the values in place of their masks, even if a mask has no brackets or another case.
-        `is_json`: the text is JSON, and the values become parts of its strings."""
+    def put_back(self, text: str) -> str:
+        """Return a text with the values in place of their masks, even if a mask has no brackets or another case. In
+        JSON, values become parts of strings; in an address, they are quoted."""
         if not text or not self.values:
             return text
-        if len(self.values) < _MANY:
-            for (value, _), mask in self._known.items():
-                if mask in text:
-                    text = text.replace(mask, json.dumps(value, ensure_ascii=False)[1:-1] if is_json else value)
-            if not any(map(text.upper().__contains__, self.values)):
-                return text
-        return self._changed_back(text, is_json=is_json)
+        return self._put_back(text, is_whole=True)
 
-    def _changed_back(self, text: str, *, is_json: bool) -> str:
-        """Return a text with the values in place of their masks, even if a model has changed the masks."""
-        pieces, last = list[str](), 0
-        for found in _CODE.finditer(text):
-            if (value := self.values.get(found[0].upper())) is not None:
-                start, end = _span_of(text, found, last)
-                pieces += text[last:start], json.dumps(value, ensure_ascii=False)[1:-1] if is_json else value
-                last = end
+    def _may_have_codes(self, text: str) -> bool:
+        """Return whether a text may have codes. The search among all its letters and digits takes 1 µs."""
+        plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+        signs = plain.encode("ascii", "ignore").translate(_CAPITALS, _BREAKS).decode()
+        return len(self.values) >= _MANY or any(map(signs.__contains__, self.values))
+
+    def _put_back(self, text: str, *, is_whole: bool) -> str:
+        """Return a text with the values in place of their masks. If it `is_whole`; otherwise it ends before the first
+        value that would have another form if the rest of the text made it JSON."""
+        if len(self.values) < _MANY:
+            for (plain, _), mask in self._known.items():
+                if not _MARKED.search(plain) and mask in text:
+                    text = text.replace(mask, plain)
+        if not self._may_have_codes(text):
+            return text
+        pieces, last, parts = list[str](), 0, None
+        folded = Folded.of(text)
+        for found in _CODE.finditer(folded.text):
+            if (value := self.values.get(_plain(found[0]))) is None:
+                continue
+            start, end = folded.span(*_span_of(folded.text, found))
+            if _MARKED.search(value):
+                if not is_whole and (begun := _JSON.search(text)) and begun.start() < start:
+                    return "".join((*pieces, text[last:start]))
+                parts = _json_in(text) if parts is None else parts
+                if (at := bisect_right(parts, (start, 0)) - 1) >= 0 and start < parts[at][1]:
+                    value = _in_string(value)
+            if quoted := _QUOTED.match(text, start):
+                for _ in range(1 + len(quoted[1]) // 2):
+                    value = quote(value, safe="")
+            pieces += text[last:start], value
+            last = end
         return "".join((*pieces, text[last:]))
 
     def put_back_in(self, value: Any) -> Any:
         """Return JSON data with the values in place of their masks."""
         return mapped(value, self.put_back) if self.values else value
 
-    def growing(self, text: str, *, is_json: bool = False) -> str:
+    def growing(self, text: str) -> str:
         """Return a growing text with values in place of masks, without what may be a part of a mask at its end."""
-        begun = _BEGUN.search(text, max(0, len(text) - 2 * _NEAR)) if self.values else None
-        return self.put_back(text if begun is None else text[: begun.start()], is_json=is_json)
+        if not self.values:
+            return text
+        if unfinished := _UNFINISHED.search(text, max(0, len(text) - _NEAR)):
+            text = text[: unfinished.start()]
+        folded = Folded.of(text[-4 * _NEAR :])
+        if begun := _BEGUN.search(folded.text, max(0, len(folded.text) - 2 * _NEAR)):
+            text = text[: max(0, len(text) - 4 * _NEAR) + folded.span(begun.start(), begun.start() + 1)[0]]
+        return self._put_back(text, is_whole=False)
 
     def strays(self, text: str) -> list[str]:
         """Return the masks in an answer that the request did not have."""
-        return [
-            found[0] for found in STRAY.finditer(text) if found[2] not in self.values and found[0] not in self._texts
-        ]
+        return [written for written, code in strays_in(text) if code not in self.values and written not in self._texts]
 
 
-def _span_of(text: str, code: re.Match[str], last: int) -> tuple[int, int]:
-    """Return the span, from `last` on, of the mask around a code. A single bracket does not belong to the mask."""
+def strays_in(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what looks like a mask in a text, as it is written, and its code."""
+    folded = Folded.of(text)
+    for found in _STRAY.finditer(folded.text):
+        yield text[slice(*folded.span(*found.span()))], _plain(found[found.lastindex or 0])
+
+
+def _in_string(value: str) -> str:
+    """Return a value as a part of a string of JSON. One that was found in JSON is such a part already."""
+    try:
+        json.loads(f'"{value}"')
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False)[1:-1]
+    return value
+
+
+def _plain(code: str) -> str:
+    return code.encode("ascii", "ignore").translate(_CAPITALS, _BREAKS).decode()
+
+
+def _json_in(text: str) -> Sequence[tuple[int, int]]:
+    """Return the spans of JSON in a text: all of it, blocks and lines of it, or objects among its words. Failed
+    attempts read at most four times the text.
+
+    >>> _json_in('So: {"a": 1} or {b}')
+    [(4, 12)]
+    """
+    spans, at, budget, attempts = list[tuple[int, int]](), 0, 4 * len(text), 0
+    while budget > 0 and attempts < _MOST_ATTEMPTS and (found := _JSON.search(text, at)):
+        start = found.start(found.lastindex or 0)
+        try:
+            _, at = _DECODER.raw_decode(text, start)
+            spans.append((start, at))
+        except json.JSONDecodeError as error:
+            at, budget, attempts = start + 1, budget - (error.pos - start) - 1, attempts + 1
+        except (ValueError, RecursionError):
+            break
+    return spans
+
+
+def _span_of(text: str, code: re.Match[str]) -> tuple[int, int]:
+    """Return the span of the mask around a code. A single bracket does not belong to the mask."""
     start, end = code.span()
-    before = _BEFORE.search(text, max(last, start - _NEAR), start)
+    before = _BEFORE.search(text, max(0, start - _NEAR), start)
     if before is None or before[2] is None:
         return start, end
     after = _AFTER.match(text, end) if before[1] else None
