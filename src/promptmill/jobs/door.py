@@ -52,7 +52,8 @@ from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import InputReading, JobOrder, OrderTexts, as_written
+from promptmill.jobs.store.order import Earlier, InputReading, JobOrder, OrderTexts, as_written
+from promptmill.jobs.store.seal import check_received
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options.table import errors_about, with_implied
@@ -336,18 +337,24 @@ def reopened(
     folders: JobFolders,
     *,
     again: Literal["failed"] | None = None,
+    is_trusted: bool = False,
     is_of_call: bool = False,
 ) -> OpenJob:
     """Return the job in `folder` with its last order and the present paths of its files. `again`: see `Earlier.again`.
+    `is_trusted`: the user confirmed an order without a seal.
 
-    Raises `PromptmillError` if there is no such job.
+    Raises `PromptmillError` if there is no such job, or if an order without a seal names what only the operator may
+    set.
     """
     spec, order = folder.known_spec(), folder.order
     inputs = order.inputs if order is not None and order.inputs[1:] else (spec.input.path,)
     now = {"inputs": inputs, "output": spec.output.path}
     order = JobOrder(**now) if order is None else order.model_copy(update=now)
-    order = order.with_earlier(again=again)
-    return OpenJob(order, models, folders, is_fixed=not is_of_call, is_of_call=is_of_call)
+    order = order.model_copy(update={"earlier": Earlier(again=again)})
+    is_received = not (is_trusted or folder.is_own)
+    if is_received:
+        check_received(order, spec, folder.place, are_paths_checked=is_of_call)
+    return OpenJob(order, models, folders, is_fixed=not is_of_call, is_received=is_received, is_of_call=is_of_call)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.seal import seal_of
 from promptmill.jobs.store.spec import OutputRecord
 
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -284,8 +285,9 @@ def _begun(
     if not is_trial:
         stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
         values = {"spec": spec, "order": stored, "output": made}
-        before = None if begun is None else {name: folder.store.get(name) for name in values}
-        folder.put(before=before, **values)
+        before = None if begun is None else {name: folder.store.get(name) for name in (*values, "seal")}
+        dumped = (each.model_dump(mode="json") for each in (stored, spec))
+        folder.put(before=before, seal=None if wanted.is_received else seal_of(*dumped), **values)
     share = CALL_DISK_SHARE if wanted.is_of_call else 1.0
     return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders), adds)
 
