@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.core.bounds import LONGEST_PATH
 from promptmill.jobs.store.folder import Folder
 from promptmill.options.option import Option
 from promptmill.options.table import options
@@ -169,3 +170,23 @@ def test_a_received_job_takes_no_answers_from_other_databases(stopped, tmp_path)
     change(stopped.folder, lambda order: order.update(earlier={"from_jobs": ["/tmp/x/job.db"], "overwrite": True}))
     assert retried(stopped, tmp_path).returncode == 0
     assert len(stopped.upstream.seen) == 4
+
+
+@pytest.mark.rule("C11")
+@pytest.mark.parametrize("name", ["spec", "status", "order"])
+def test_a_description_of_60_mb_is_not_read(stopped, tmp_path, name):
+    with closing(sqlite3.connect(stopped.folder.database)) as connection, connection:
+        ((text,),) = connection.execute("SELECT value FROM job WHERE name = ?", [name])
+        large = json.dumps(json.loads(text) | {"model": "m" * (60 << 20), "reason": "r"})
+        connection.execute("UPDATE job SET value = ? WHERE name = ?", [large, name])
+    job = Folder(stopped.folder.path)
+    read = {"spec": job.spec, "status": job.status or None, "order": job.order}[name]
+    assert read is None
+    done = stopped.here(["promptmill", "jobs", str(stopped.output)])
+    assert len(done.stdout) + len(done.stderr) < 10_000
+
+
+@pytest.mark.rule("C11")
+def test_a_long_text_of_a_status_is_cut(stopped):
+    change(stopped.folder, change_spec=lambda spec: spec.update(model="m" * (1 << 20)))
+    assert len(stopped.status()["model"]) == LONGEST_PATH

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from promptmill.core.bounds import LARGEST_DESCRIPTION
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.files import disk
 from promptmill.files.files import InputFile
@@ -231,7 +232,7 @@ class Folder:
     def _get(self, *names: str) -> list[dict[str, Any] | None]:
         try:
             with self.reading() as store:
-                return [store.get(name) for name in names]
+                return [store.get(name, LARGEST_DESCRIPTION) for name in names]
         except (OSError, DamagedError):
             return [None] * len(names)
 
@@ -268,7 +269,7 @@ class Folder:
 
     def spec_in(self, store: JobDatabase) -> JobSpec:
         """Return the description of the job from `store`, which `reading` yields. Raises `PromptmillError`."""
-        if (spec := _valid(JobSpec, store.get("spec"))) is None:
+        if (spec := _valid(JobSpec, store.get("spec", LARGEST_DESCRIPTION))) is None:
             raise self.gone()
         return self._moved(spec)
 
