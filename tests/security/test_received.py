@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from promptmill.core.bounds import LONGEST_PATH
+from promptmill.core.feature import features
 from promptmill.jobs.store.folder import Folder
 from promptmill.options.option import Option
 from promptmill.options.table import options
@@ -190,3 +191,18 @@ def test_a_description_of_60_mb_is_not_read(stopped, tmp_path, name):
 def test_a_long_text_of_a_status_is_cut(stopped):
     change(stopped.folder, change_spec=lambda spec: spec.update(model="m" * (1 << 20)))
     assert len(stopped.status()["model"]) == LONGEST_PATH
+
+
+@pytest.mark.rule("C11")
+@pytest.mark.features("batches")
+def test_a_received_job_names_no_file_at_a_provider(stopped, tmp_path):
+    """A batch remembers ids, which are read and deleted with the key of the user."""
+    with closing(sqlite3.connect(stopped.folder.database)) as connection, connection:
+        for (table,) in [(text,) for way in features()["batches"].ways for text in way.tables.values()]:
+            connection.execute(table)
+        batch = {"id": 1, "key": "k", "round": 1, "state": "fetched", "there": {"file_id": "../models/own"}}
+        connection.execute("INSERT INTO batch VALUES (1, ?)", [json.dumps(batch)])
+    done = retried(stopped, tmp_path)
+    assert done.returncode == 2
+    assert "and names --batch" in " ".join(done.stderr.split())
+    assert len(stopped.upstream.seen) == 3

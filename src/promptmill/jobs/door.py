@@ -47,8 +47,8 @@ from promptmill.jobs.inputs.whole_files import (
 from promptmill.jobs.run import admission, detached, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.wanted_job import WantedJob, check_output, with_query
-from promptmill.jobs.store import status
-from promptmill.jobs.store.database import Work
+from promptmill.jobs.store import rounds, status
+from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -353,7 +353,12 @@ def reopened(
     order = order.model_copy(update={"earlier": Earlier(again=again)})
     is_received = not (is_trusted or folder.is_own)
     if is_received:
-        check_received(order, spec, folder.place, are_paths_checked=is_of_call)
+        try:
+            with folder.reading() as store:
+                ways = () if is_of_call else rounds.awaited(store)
+        except (OSError, DamagedError):
+            raise folder.gone() from None
+        check_received(order, spec, folder.place, ways, are_paths_checked=is_of_call)
     return OpenJob(order, models, folders, is_fixed=not is_of_call, is_received=is_received, is_of_call=is_of_call)
 
 

@@ -8,7 +8,7 @@ The seal is a digest keyed by the user's own secret. It covers the order with it
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,15 @@ def seal_of(order: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str]
     return {"hmac": hmac.new(secret, text, "sha256").hexdigest()}
 
 
-def check_received(order: JobOrder, spec: JobSpec, place: Path, *, are_paths_checked: bool) -> None:
+def check_received(
+    order: JobOrder, spec: JobSpec, place: Path, ways: Iterable[str], *, are_paths_checked: bool
+) -> None:
     """Raise `PromptmillError` (`invalid_input`) if an order without a valid seal names what only the operator may set,
-    or files outside `place`, unless `are_paths_checked` already."""
+    or files outside `place`, unless `are_paths_checked` already. `ways`: the ways that the job used. A way remembers
+    ids of its work at a provider, which would be read and deleted with the operator's key."""
     known = options()
-    own: list[str | Named] = [
-        Named(name) for name in order.parts if name in known and known[name].is_of_operator("", place)
-    ]
+    parts = (name for name in order.parts if name in known and known[name].is_of_operator("", place))
+    own: list[str | Named] = [Named(name) for name in dict.fromkeys((*ways, *parts))]
     for option in known.values():
         keys = [key.removeprefix(SAMPLING_KEYS) for key in option.keys if key.startswith(SAMPLING_KEYS)]
         if any(option.is_of_operator(order.sampling.get(key), place) for key in keys):
