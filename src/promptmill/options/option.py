@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.errors import Named
 from promptmill.system.safe_open import home_expanded, is_remote
 
@@ -194,6 +195,8 @@ def is_outside(name: str, folder: Path) -> bool:
     """Return whether a text, read as the path of a file or as a URL, names something that is not in `folder`."""
     if _URL.match(name) or is_remote(name):
         return True
+    if len(name) > LONGEST_PATH:  # no file has such a path, and resolving it takes hours
+        return False
     try:
         return not (folder / home_expanded(name)).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # too long for a path, a cycle of links, or a NUL character

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
 
@@ -154,7 +155,7 @@ class FileRule:
     def placed_file(self, path: Path) -> Path:
         """Do the same as `placed` for a file of rows. Callers on other machines do not know where the server was
         started, so their relative path may also be the path of an existing file below a root, as statuses show it."""
-        if self.is_shared and not path.anchor:
+        if self.is_shared and not path.anchor and len(str(path)) <= LONGEST_PATH:
             with contextlib.suppress(OSError, ValueError):
                 for each in (path, *(root / path for root in self.roots or ())):
                     real = safe_open.real_path(each)
