@@ -18,7 +18,13 @@ from promptmill.options.option import Option
 from promptmill.options.table import options
 from replies import answer, choose, status
 
-_SET = {"config": "other.yaml", "settings": "backend_configs.openai.api_key_command=touch ran"}
+_VALUES = {
+    "config": "other.yaml",
+    "settings": "backend_configs.openai.api_key_command=touch ran",
+    "max_cost": "1000000",
+    "price": "0/0",
+    "concurrency": "9",
+}
 
 
 @pytest.fixture
@@ -54,15 +60,16 @@ def planted(*words: str) -> Any:
 
 def of_operator() -> list[Option]:
     """Return the options with a flag whose every value only the operator may set."""
-    here = Path.cwd()
-    return [each for each in options().values() if each.flag is not None and each.is_of_operator("x", here)]
+    budget, here = {"max_cost", "price", "concurrency"}, Path.cwd()
+    flags = [option for option in options().values() if option.flag is not None]
+    return [option for option in flags if option.name in budget or option.is_of_operator("x", here)]
 
 
 @pytest.mark.parametrize("option", of_operator(), ids=lambda option: option.name)
 @pytest.mark.rule("C11")
 def test_a_stored_command_sets_nothing_of_the_operator(stopped, tmp_path, option):
     flag = option.name_on("flag")
-    change(stopped.folder, planted(f"{flag}={_SET.get(option.name, 'touch ran')}"))
+    change(stopped.folder, planted(f"{flag}={_VALUES.get(option.name, 'touch ran')}"))
     done = retried(stopped, tmp_path)
     if option.name != "config":  # given again
         assert f"so {flag}" in " ".join(done.stderr.split()) or f", {flag}" in done.stderr, done.stderr
@@ -206,3 +213,15 @@ def test_a_received_job_names_no_file_at_a_provider(stopped, tmp_path):
     assert done.returncode == 2
     assert "and names --batch" in " ".join(done.stderr.split())
     assert len(stopped.upstream.seen) == 3
+
+
+@pytest.mark.rule("C11")
+def test_a_received_order_spends_no_more_than_the_configuration_allows(stopped, tmp_path):
+    change(stopped.folder, lambda order: order["limits"].update(max_cost=1_000_000))
+    stopped.folder.change_control(max_cost=1_000_000)
+    budget = ("--set", "max_cost=0.001", "--price", "1000000/1000000", "--max-tokens", "100")
+    done = retried(stopped, tmp_path, *budget)
+    assert done.returncode != 0
+    assert len(stopped.upstream.seen) == 3
+    assert len(stopped.upstream.seen) == 3
+    assert "The budget of $0.0010 has no room for another request" in done.stdout

@@ -49,7 +49,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import OrderTexts
 from promptmill.options.check import check
 from promptmill.options.option import Option
-from promptmill.options.table import options
+from promptmill.options.table import SAMPLING_KEYS, options
 from promptmill.steps.likely import ASSUMED
 from promptmill.steps.prices import no_price_known
 
@@ -194,9 +194,10 @@ def _only_data(
 ) -> Callable[[str], object]:
     """Return the type of an action that reads no value which only the operator may set, and adds it to `left_out`."""
     read: Any = action.type or str
+    configures = option.name != "model" and any(not key.startswith(SAMPLING_KEYS) for key in option.keys)
 
     def kept(text: str) -> object:
-        if not option.is_of_operator(text, place):
+        if not configures and not option.is_of_operator(text, place):  # prices and limits are part of a budget
             return read(text)
         left_out[action.dest] = option
         return None

@@ -99,7 +99,8 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
             order = order.repeated(begun)  # if a command is repeated, its unfinished job keeps its decisions
         order = _with_same_answers(order, new, folders, folder)
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted, is_trial=is_trial))
-        job = Job(folder, spec, order, config, lock, change)
+        most_cost = config.operator.max_cost if wanted.is_received else None  # else the order's limit may be higher
+        job = Job(folder, spec, order, config, lock, change, most_cost=most_cost)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
             job.spec, job.input = spec.with_input(sha256=given.key), files.input
         elif spec.is_read:
