@@ -309,7 +309,9 @@ def test_other_options_of_a_search_are_refused_until_the_user_accepts_them(searc
     searching.asked()
     searching.write(SEARCH.replace("held_out: 60", "held_out: 70\n    concurrency: 3"))
     said = searching.refused()
-    assert "line 3: topics.csv was found with other options. `promptmill run recipe.yaml --trust --again changed`" in said
+    assert (
+        "line 3: topics.csv was found with other options. `promptmill run recipe.yaml --trust --again changed`" in said
+    )
     searching.run("--again", "changed")
     assert searching.asked()
     assert not searching.run() or not searching.asked()
@@ -323,7 +325,10 @@ def test_a_list_that_the_user_has_edited_is_used_and_stays(searching):
     file, label = searching.path / "topics.csv", searching.read("topics.csv")[0]["label"]
     content = file.read_text().replace(label, f"my {label}")
     file.write_text(content)
-    assert "`promptmill run recipe.yaml --trust --again changed` sends the rows of such a step again" in searching.refused()
+    assert (
+        "`promptmill run recipe.yaml --trust --again changed` sends the rows of such a step again"
+        in searching.refused()
+    )
     searching.run("--again", "changed")
     assert f"my {label}" in {row["answer"] for row in searching.read("labels.csv")}
     assert file.read_text() == content
