@@ -53,10 +53,11 @@ from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Earlier, InputReading, JobOrder, OrderTexts, as_written
-from promptmill.jobs.store.seal import check_received
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
-from promptmill.options.table import errors_about, with_implied
+from promptmill.options.option import is_outside
+from promptmill.options.table import SAMPLING_KEYS, errors_about, options, with_implied
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.steps.costs import lacking
@@ -64,6 +65,9 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.subprocesses import Halt
+
+_TRUST = Named("trust", text="{} resumes it with them.")
+_MOST_NAMED = 5  # options and files that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +362,29 @@ def reopened(
                 ways = () if is_of_call else rounds.awaited(store)
         except (OSError, DamagedError):
             raise folder.gone() from None
-        check_received(order, spec, folder.place, ways, are_paths_checked=is_of_call)
+        _check_received(order, spec, folder.place, ways, are_paths_checked=is_of_call)
     return OpenJob(order, models, folders, is_fixed=not is_of_call, is_received=is_received, is_of_call=is_of_call)
+
+
+def _check_received(
+    order: JobOrder, spec: JobSpec, place: Path, ways: Iterable[str], *, are_paths_checked: bool
+) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if an order without a valid seal names what only the operator may set,
+    or files outside `place`, unless `are_paths_checked` already. `ways`: the ways that the job used. A way remembers
+    ids of its work at a provider, which would be read and deleted with the operator's key."""
+    known = options()
+    parts = (name for name in order.parts if name in known and known[name].is_of_operator("", place))
+    own: list[str | Named] = [Named(name) for name in dict.fromkeys((*ways, *parts))]
+    for option in known.values():
+        keys = [key.removeprefix(SAMPLING_KEYS) for key in option.keys if key.startswith(SAMPLING_KEYS)]
+        if any(option.is_of_operator(order.sampling.get(key), place) for key in keys):
+            own.append(Named(option.name))
+    paths = [] if are_paths_checked else [*(order.inputs if spec.input.is_file else ()), spec.output.path]
+    own += [str(path) for path in paths if is_outside(str(path), place)]
+    if own:
+        words = [word for each in own[:_MOST_NAMED] for word in (", ", each)][1:]
+        stored = f"Job {spec.job_id[:60]} was stored by another user or on another computer, and names "
+        raise input_error(stored, *words, ". Look at them, and repeat the command of the job; ", _TRUST)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import platformdirs
 
 from promptmill.cli.terminal import is_terminal
 from promptmill.config import parameter_file
-from promptmill.core.errors import config_error, redact, without_controls
+from promptmill.core.errors import Named, config_error, redact, without_controls
 from promptmill.core.wording import cut
 from promptmill.features.recipes.recipe import Recipe, RecipeStep
 from promptmill.options.option import is_outside
@@ -44,7 +44,7 @@ def check_trust(recipe: Recipe, *, is_trusted: bool) -> None:
         lines = "".join(f"\n  {redact(without_controls(cut(each, _SHOWN)))}" for each in named)
         what = f"the recipe sets what only you may set:{lines}"
         if not is_terminal():
-            raise config_error(str(recipe.file), f"{what}\nRead it; --trust runs it.")
+            raise config_error(str(recipe.file), f"{what}\nRead it; ", Named("trust", text="{} runs it."))
         print(f"{recipe.file}: {what}\nRun it? (y/N): ", end="", file=sys.stderr, flush=True)
         if input().strip().lower()[:1] != "y":
             raise config_error(str(recipe.file), "it was not run.")

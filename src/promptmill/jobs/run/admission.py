@@ -30,9 +30,8 @@ from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.order import Earlier, JobOrder, seal_of
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.seal import seal_of
 from promptmill.jobs.store.spec import OutputRecord
 
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."

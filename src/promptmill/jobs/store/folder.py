@@ -39,10 +39,9 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.lock import is_held
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import JobOrder, seal_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.salvage import salvage
-from promptmill.jobs.store.seal import seal_of
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
 
@@ -308,7 +307,7 @@ class Folder:
 
     @property
     def is_own(self) -> bool:
-        """Whether this user gave the last order on this computer, see `seal`."""
+        """Whether this user gave the last order on this computer, see `seal_of`."""
         order, spec, seal = self._get("order", "spec", "seal")
         right = None if order is None or spec is None else seal_of(order, spec)
         return right is not None and seal is not None and hmac.compare_digest(right["hmac"], str(seal.get("hmac")))
