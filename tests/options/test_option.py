@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.options.option import Option, is_outside
+from promptmill.options.option import Option, are_outside, is_outside
 from promptmill.options.table import options
 
 
@@ -27,6 +27,18 @@ def test_a_path_or_url_that_leads_elsewhere_is_outside(tmp_path, name):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link").symlink_to("/etc")
     assert is_outside(name, tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["docs", "docs/", "docs/*/*.txt", "do*/*", "docs/sub/../*", "do[c]s", "**/*.txt"])
+def test_a_folder_or_pattern_with_a_link_to_elsewhere_is_outside(tmp_path, name):
+    (tmp_path / "docs" / "sub").mkdir(parents=True)
+    (tmp_path / "docs" / "a.txt").touch()
+    (tmp_path / "docs" / "sub" / "own").symlink_to(tmp_path / "docs" / "a.txt")
+    (tmp_path / "other" / "bin").mkdir(parents=True)
+    (tmp_path / "other" / "bin" / "python").symlink_to("/usr/bin/env")
+    assert not are_outside(name, tmp_path)
+    (tmp_path / "docs" / "sub" / "link.txt").symlink_to("/etc/passwd")
+    assert are_outside(name, tmp_path)
 
 
 def test_a_path_of_a_million_folders_is_not_resolved(monkeypatch):
@@ -70,3 +82,8 @@ def test_an_option_that_no_call_sets_is_the_operators_unless_it_is_marked():
 def test_a_prompt_is_data():
     prompt: Any = options()["prompt"]
     assert not prompt.is_of_operator("Read /etc/passwd: {{text}}", Path("/srv"))
+
+
+@pytest.mark.parametrize("name", ["\0*", "a" * 300, "*" * 3000, "a/" * 1_000_000, ""])
+def test_a_text_that_is_no_path_is_not_outside(tmp_path, name):
+    assert not are_outside(name, tmp_path)

@@ -56,7 +56,7 @@ from promptmill.jobs.store.order import Earlier, InputReading, JobOrder, OrderTe
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
-from promptmill.options.option import is_outside
+from promptmill.options.option import are_outside
 from promptmill.options.table import SAMPLING_KEYS, errors_about, options, with_implied
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -380,7 +380,7 @@ def _check_received(
         if any(option.is_of_operator(order.sampling.get(key), place) for key in keys):
             own.append(Named(option.name))
     paths = [] if are_paths_checked else [*(order.inputs if spec.input.is_file else ()), spec.output.path]
-    own += [str(path) for path in paths if is_outside(str(path), place)]
+    own += [str(path) for path in paths if are_outside(str(path), place)]
     if own:
         words = [word for each in own[:_MOST_NAMED] for word in (", ", each)][1:]
         stored = f"Job {spec.job_id[:60]} was stored by another user or on another computer, and names "

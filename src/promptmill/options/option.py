@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from promptmill.core.bounds import LONGEST_PATH
+from promptmill.core.bounds import LONGEST_PATH, MOST_FILES
 from promptmill.core.errors import Named
 from promptmill.system.safe_open import home_expanded, is_remote
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
 """An interface that has options: the command line, the tool `bulk_generate`, or Python."""
 _FUNCTION = re.compile(r"([A-Za-z_]\w*)[\w.]*:[A-Za-z_][\w.]*")
+_MOST_LOOKED_AT = 20 * MOST_FILES  # as many files as a pattern examines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt
 
@@ -201,6 +204,23 @@ def is_outside(name: str, folder: Path) -> bool:
         return not (folder / home_expanded(name)).resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # too long for a path, a cycle of links, or a NUL character
         return False
+
+
+def are_outside(name: str, folder: Path) -> bool:
+    """Return whether an input names a file that is not in `folder`. A link counts as its target, also a link in a
+    folder or among the matches of a pattern. Too many files count as outside."""
+    if is_outside(name, folder):
+        return True
+    start, left = str(folder / home_expanded(name)), _MOST_LOOKED_AT
+    matches = (start,) if os.path.exists(start) else glob.iglob(start, recursive=True)  # noqa: PTH110, PTH207 (texts)
+    for match in matches:
+        if (left := left - 1) < 0 or is_outside(match, folder):
+            return True
+        for place, folders, files in os.walk(match):
+            left -= len(folders) + len(files)
+            if left < 0 or any(is_outside(os.path.join(place, each), folder) for each in (*folders, *files)):  # noqa: PTH118
+                return True
+    return False
 
 
 def _is_function(name: str) -> bool:

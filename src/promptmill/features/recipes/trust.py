@@ -20,7 +20,7 @@ from promptmill.config import parameter_file
 from promptmill.core.errors import Named, config_error, redact, without_controls
 from promptmill.core.wording import cut
 from promptmill.features.recipes.recipe import Recipe, RecipeStep
-from promptmill.options.option import is_outside
+from promptmill.options.option import are_outside, is_outside
 from promptmill.options.table import options
 from promptmill.system.safe_open import is_file
 
@@ -66,7 +66,7 @@ def _of_step(step: RecipeStep) -> Iterator[str]:
     for word in step.words[1:]:
         flag, _, value = word.partition("=")
         if not word.startswith("--"):
-            if is_outside(word, here):
+            if are_outside(word, here):
                 yield f"{_FILE} {word}"
         elif known[flag].is_of_operator(value, here) if flag in known else is_outside(value, here):
             yield f"{flag[2:].replace('-', '_')}: {value}"
