@@ -446,7 +446,7 @@ def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):
         (recipes.path / name).unlink()
     done = recipes.run("--state", "new", code=1)
     assert "step 2 of 3 (labels.csv) stopped; the same command resumes the recipe" in done.stderr
-    assert "promptmill run recipe.yaml --state new" in done.stderr
+    assert "promptmill run recipe.yaml --trust --state new" in done.stderr
     assert not (recipes.path / "notes.jsonl").exists()
 
 
