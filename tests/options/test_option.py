@@ -21,7 +21,7 @@ def test_a_text_that_leads_to_no_other_folder_is_inside(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../a", "sub/../../a", "~/a", "link/a", "s3://a/b", "file:///etc/passwd"]
+    "name", ["/etc/passwd", "../a", "sub/../../a", "~/a", "~root/a", "link/a", "s3://a/b", "file:///etc/passwd"]
 )
 def test_a_path_or_url_that_leads_elsewhere_is_outside(tmp_path, name):
     (tmp_path / "in").mkdir()
@@ -63,6 +63,7 @@ def test_a_path_of_a_million_folders_is_not_resolved(monkeypatch):
         (Option("a", str, "", names="file"), '{"$schema": "https://json-schema.org/a", "type": "object"}', False),
         (Option("a", str, "", names="file or function"), "email,os:system", True),
         (Option("a", str, "", names="file or function"), "os.path:join", True),
+        (Option("a", str, "", names="file or function"), "__main__:x", True),
         (Option("a", str, "", names="file or function"), "phone:DE,email", False),
         (Option("a", str, "", names="file or function"), None, False),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ from promptmill.system.safe_open import home_expanded, is_remote
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
 """An interface that has options: the command line, the tool `bulk_generate`, or Python."""
-_FUNCTION = re.compile(r"([A-Za-z_]\w*)[\w.]*:[A-Za-z_][\w.]*")
+_FUNCTION = re.compile(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*")
 _MOST_LOOKED_AT = 20 * MOST_FILES  # as many files as a pattern examines
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|~[^/\\]*[/\\]")  # a URL, or a path in a home folder
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt
 
 
@@ -196,7 +197,7 @@ class Option:
 
 def is_outside(name: str, folder: Path) -> bool:
     """Return whether a text, read as the path of a file or as a URL, names something that is not in `folder`."""
-    if _URL.match(name) or is_remote(name):
+    if _ELSEWHERE.match(name) or is_remote(name):
         return True
     if len(name) > LONGEST_PATH:  # no file has such a path, and resolving it takes hours
         return False
@@ -225,7 +226,7 @@ def are_outside(name: str, folder: Path) -> bool:
 
 def _is_function(name: str) -> bool:
     found = _FUNCTION.fullmatch(name)
-    return found is not None and find_spec(found[1]) is not None
+    return found is not None and (found[1] in sys.modules or find_spec(found[1]) is not None)
 
 
 def sentence(words: str) -> str:
