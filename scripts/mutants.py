@@ -7,7 +7,8 @@
 
 A fault changes an operator, a condition, a constant, an alternative of a pattern or a word of SQL, or removes a
 statement, an argument or a returned value. It is planted in memory, in a fork of a process that has collected the tests:
-no file is changed, and other processes that tests start have no fault, so tests marked `processes` do not run. Printed
+no file is changed, and other processes that tests start have no fault, so tests marked `processes` do not run. All of it
+runs in a copy of the checkout, because a fault in a path may write or delete files anywhere in the working folder. Printed
 are `?`, a fault that the tests let pass; `=`, one that is listed as equivalent; `t`, one that is found because the tests
 did not end in time, perhaps only because the machine is busy; `-`, a test that is left out, because it fails without a
 fault. The exit code is 1 if a fault passes that `scripts/mutants.toml` does not list as equivalent, or if a listed fault
@@ -366,12 +367,19 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=whole, metavar="MODULE")
     parser.add_argument("--most", type=int, help="the most faults of each module")
     parser.add_argument("--only", default="", help="faults in functions and classes with names that match this pattern")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in the copy, with one module
     options = parser.parse_args()
-    if len(options.modules) > 1:  # a process for each: a module is imported once
-        again = ["--only", options.only, *(["--most", str(options.most)] if options.most else [])]
-        return max(
-            subprocess.run([sys.executable, __file__, one, *again], check=False).returncode for one in options.modules
-        )
+    if not options.here:
+        from scripts.without import copy as copied  # on use: the tests of this script run it by its path
+
+        again = ["--here", "--only", options.only, *(["--most", str(options.most)] if options.most else [])]
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            python = copied(Path(folder, "promptmill"), ())
+            command = [str(python), "-m", "scripts.mutants", *again]
+            return max(  # a process for each: a module is imported once
+                subprocess.run([*command, one], cwd=python.parents[2], check=False).returncode
+                for one in options.modules
+            )
     (module,), began = options.modules, time.monotonic()
     source = (SOURCE / module).read_text(encoding="utf-8")
     every = [*mutants(module, source)]

@@ -83,8 +83,9 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
                 (tmp_path / file).write_text("{}")
         of_output = command == "jobs topics.csv"  # jobs beside an output are found by it
         state = {"XDG_STATE_HOME": str(tmp_path)} if of_output else {"PROMPTMILL_STATE": str(tmp_path / "state")}
+        trust = ["--trust"] if words[0] == "run" else []  # without a terminal, no question is asked
         return subprocess.run(
-            [sys.executable, "-m", "promptmill", *words],
+            [sys.executable, "-m", "promptmill", *words, *trust],
             cwd=tmp_path,
             env={**environment, "PROMPTMILL_STATE": "", **state},
             input="1\n" + upstream.url + "\ntest-model\n" if words[0] == "init" else "",

@@ -210,6 +210,50 @@ def test_no_error_shows_where_the_working_directory_is(upstream, tmp_path, monke
     assert said[0] == "There is no input file none.csv. Did you mean done.csv?"
 
 
+def texts_in(value: Any) -> list[str]:
+    """Return all texts in a value of JSON."""
+    if isinstance(value, str):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for each in values for text in texts_in(each)]
+
+
+@pytest.mark.rule("H14")
+@pytest.mark.parametrize("place", ["root", "below", "elsewhere"])
+@pytest.mark.usefixtures("protocol")
+def test_a_status_shows_usable_paths_but_no_folder_above_the_roots(upstream, tmp_path, monkeypatch, place):
+    (root := tmp_path / "whereabouts" / "data").mkdir(parents=True)
+    (root / "sub").mkdir()
+    (root / "in.csv").write_text("text,label\n" + "".join(f"x {n},yes\n" for n in range(6)))
+    started = {"root": root, "below": root / "sub", "elsewhere": tmp_path}[place]
+    monkeypatch.chdir(started)
+    upstream.reply = answer("yes")
+    config = written(tmp_path, upstream.url, top={"allowed_roots": [str(root)]})
+    job: dict[str, Any] = {"input_file": str(root / "in.csv"), "prompt": "{{text}}", "choices": ["yes", "no"]}
+    with ServedHere(config) as server:
+        session = server.session()
+        begun = session.call("bulk_generate", **job, output_file=str(root / "sub" / "out.csv"))["structuredContent"]
+        of_call = session.call("bulk_generate", prompts=["a"])["structuredContent"]
+        asked = [{"job_id": each["job_id"], "wait_s": 30} for each in (begun, of_call)]
+        found = [begun, of_call, *(session.call("bulk_status", **each) for each in asked)]
+        status = found[2]["structuredContent"]
+        found.append(session.call("bulk_status", job_id=status["output_file"]))
+        assert found[-1]["structuredContent"]["job_id"] == begun["job_id"], "the path in the status names the file"
+        files = [status["output_file"], status["input_file"]]
+        found += [
+            session.call("bulk_status"),
+            session.call("bulk_status", job_id=begun["job_id"], read="all"),
+            session.call("bulk_status", job_id=begun["job_id"], report=str(root / "r.html")),
+            session.call("bulk_generate", **job, output_file=str(root / "v.csv"), validate=True),
+            session.call("compare", files=files, gold="label", report=str(root / "c.html")),
+            session.call("review", job_id=begun["job_id"], output_file=str(root / "reviewed.html")),
+        ]
+    assert status["state"] == "finished"
+    assert not [each for each in found if each.get("isError")], found
+    shown = [text for each in found for text in texts_in(each) if "whereabouts" in text or str(tmp_path) in text]
+    assert not shown
+
+
 @pytest.mark.rule("H8")
 def test_a_body_beyond_the_limit_is_refused_and_not_held(server):
     headers = b"".join(f"{name}: {value}\r\n".encode() for name, value in (BEARER | JSON).items())

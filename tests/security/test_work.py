@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from bulk_calls import cancelled
+from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema_kinds import resolved
 from promptmill.backends.openai import refusals
 from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import LONGEST_SEARCHED
-from promptmill.core.errors import redact
+from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.request import Sampling
 from promptmill.core.secret_text import SecretFinder
-from promptmill.features.sources import quoting
+from promptmill.features.sources import quoted_form, quoting
 from promptmill.features.sources.searched_text import Text
 from promptmill.files import documents
 from promptmill.system import subprocesses
@@ -48,6 +51,30 @@ async def test_a_schema_whose_values_double_with_each_level_is_refused_before_a_
     assert result.is_error
     assert "more than 10,000 values" in text(result)
     assert not upstream.seen
+
+
+def _chain(levels: int) -> dict[str, Any]:
+    """Return a schema with definitions of which each refers to the next one."""
+    named: dict[str, Any] = {f"l{levels}": {"type": "string"}}
+    for at in range(levels):
+        named[f"l{at}"] = {"type": "object", "properties": {"a": {"$ref": f"#/$defs/l{at + 1}"}}}
+    return {"type": "object", "properties": {"root": {"$ref": "#/$defs/l0"}}, "$defs": named}
+
+
+@pytest.mark.rule("X5")
+@pytest.mark.features("sources")
+@pytest.mark.parametrize("schema", [_doubling(13), _doubling(200), _chain(3000)], ids=["13", "200", "chain"])
+def test_a_schema_is_refused_in_time_linear_in_its_length(monkeypatch, schema):
+    looks = []
+
+    def counted(*given: Any) -> Any:
+        looks.append(given)
+        return resolved(*given)
+
+    monkeypatch.setattr(quoted_form, "resolved", counted)
+    with pytest.raises(PromptmillError, match="more than 10,000 values"):
+        quoted_form.QuotedForm.of(Sampling(response_format=asking_for(schema)))
+    assert len(looks) <= 2 * len(schema["$defs"]) + 2
 
 
 @pytest.mark.rule("X5")

@@ -32,6 +32,8 @@ class IdentityProvider:
         app.before_request(self._count)
         app.after_request(self._with_more_keys)
         self.more_keys: list[jwk.Key] = []
+        self.sent_keys: list[dict[str, Any]] | None = None
+        """The keys that it sends in place of its own; None: its own."""
         self.requests: list[str] = []
         self._server = make_server("127.0.0.1", port, app, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -75,7 +77,8 @@ class IdentityProvider:
     def _with_more_keys(self, response: flask.Response) -> flask.Response:
         if flask.request.path == "/jwks":
             more = [key.as_dict(private=False) for key in self.more_keys]
-            response.set_data(json.dumps({"keys": response.get_json()["keys"] + more}))
+            every = response.get_json()["keys"] + more if self.sent_keys is None else self.sent_keys
+            response.set_data(json.dumps({"keys": every}))
         return response
 
     def _count(self) -> None:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,8 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import OrderTexts
 from promptmill.options.check import check
+from promptmill.options.option import Option
+from promptmill.options.table import SAMPLING_KEYS, options
 from promptmill.steps.likely import ASSUMED
 from promptmill.steps.prices import no_price_known
 
@@ -162,15 +164,45 @@ def _check(arguments: argparse.Namespace) -> None:
     check(_options_of(arguments), "stdin" if "-" in local else NamedRows(arguments.input).source, "flag")
 
 
-def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
-    """Return `arguments`, in which options that are not given get their value from the earlier `command`."""
+def remembered(
+    arguments: argparse.Namespace, command: Sequence[str], place: Path | None = None
+) -> tuple[argparse.Namespace, list[Option]]:
+    """Return `arguments`, in which options that are not given get their value from the earlier `command`.
+
+    `place`: the folder of a command that others may have stored. Options that only the operator may set are then left
+    out, and returned.
+    """
     if not command:
-        return arguments
-    parser = Parser("promptmill bulk")
+        return arguments, []
+    parser, left_out = Parser("promptmill bulk"), dict[str, Option]()
     add_bulk(parser)
+    if place is not None:
+        known = {option.name_on("flag"): option for option in options().values()}
+        for action in parser._actions:
+            if (option := known.get(next(reversed(action.option_strings), ""))) is not None and action.nargs != 0:
+                action.type = _only_data(action, option, place, left_out)
     before = parser.parse_args(command[1:])
+    for name in left_out:
+        setattr(before, name, parser.get_default(name))
     own = {name: value for name, value in vars(arguments).items() if value is not False and value not in (None, [])}
-    return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
+    both = {**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json}
+    return argparse.Namespace(**both), [option for name, option in left_out.items() if name not in own]
+
+
+def _only_data(
+    action: argparse.Action, option: Option, place: Path, left_out: dict[str, Option]
+) -> Callable[[str], object]:
+    """Return the type of an action that reads no value which only the operator may set, and adds it to `left_out`."""
+    read: Any = action.type or str
+    configures = option.name != "model" and any(not key.startswith(SAMPLING_KEYS) for key in option.keys)
+
+    def kept(text: str) -> object:
+        if not configures and not option.is_of_operator(text, place):  # prices and limits are part of a budget
+            return read(text)
+        left_out[action.dest] = option
+        return None
+
+    return kept
 
 
 def _printed_name(arguments: argparse.Namespace) -> Path:

@@ -103,6 +103,11 @@ def add_jobs(jobs: Parser) -> None:
     )
     acting.add_argument("--resume", action="store_true", help="resume the job in this terminal")
     acting.add_argument("--retry-failed", action="store_true", help="send the failed rows again, in this terminal")
+    acting.add_argument(
+        "--trust",
+        action="store_true",
+        help="with --resume or --retry-failed: obey a command that another user stored, or you on another computer",
+    )
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
     acting.add_argument("--unpause", action="store_true", help="send rows again")
     acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers so far to FILE")

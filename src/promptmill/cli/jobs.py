@@ -20,13 +20,15 @@ from promptmill.cli.parser import refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, is_terminal, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import part
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, listed
 from promptmill.files import table_paths
 from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order_part import OrderPart, parts_of
 from promptmill.jobs.store.status_record import Status
+from promptmill.options.option import Option
+from promptmill.options.table import SAMPLING_KEYS
 from promptmill.system.safe_open import home_expanded
 
 _CANCEL_WAIT_S = 3.0
@@ -59,6 +61,7 @@ def run_jobs(arguments: argparse.Namespace) -> int:
         (arguments.full and not shows_rows, "--full", "needs --rows."),
         (arguments.seed is not None and not shows_rows, "--seed", "needs --rows."),
         (arguments.overwrite and not arguments.join, "--overwrite", "needs --join."),
+        (arguments.trust and not (arguments.resume or arguments.retry_failed), "--trust", "needs --resume."),
         *(
             (getattr(arguments, option.name) is not None and arguments.export is None, flag, "needs --export FILE.")
             for option in shapes()
@@ -290,9 +293,23 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     job = _named(arguments.job_id, "to resume")
     again: Literal["failed"] | None = "failed" if arguments.retry_failed else None
-    arguments = remembered(arguments, () if job.order is None else job.order.shown.command)
-    configuration = configuration_of(arguments)
-    return run(arguments, configuration, reopened(job, configuration, JobFolders.from_environ(), again=again))
+    is_trusted = arguments.trust
+    place = None if is_trusted or job.is_own else job.place
+    arguments, left_out = remembered(arguments, () if job.order is None else job.order.shown.command, place)
+    if left_out:
+        _report_left_out(job, left_out)
+    configuration, folders = configuration_of(arguments), JobFolders.from_environ()
+    return run(arguments, configuration, reopened(job, configuration, folders, again=again, is_trusted=is_trusted))
+
+
+def _report_left_out(job: Folder, options: Sequence[Option]) -> None:
+    """Report the options of a command from others that are left out. Raises `PromptmillError` (`invalid_config`) if one
+    of them changes what is sent, such as a schema."""
+    flags = listed([str(option.name_on("flag")) for option in options])
+    stored = f"the command of job {job.job_id} was stored by another user or on another computer"
+    if any(key.startswith(SAMPLING_KEYS) for option in options for key in option.keys):
+        raise config_error("", f"{stored}, with {flags}. Look at it: promptmill jobs {job.job_id}; --trust obeys it.")
+    say(f"note: {stored}, so {flags} of it is left out; --trust obeys it.", sys.stderr, wrap=True)
 
 
 def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:

@@ -125,6 +125,9 @@ MOST_HELD = 1024
 """Requests of a call that wait, such as for a budget or an equal request's answer: each holds its prompt in memory."""
 MOST_FILES = 10_000
 """Files that patterns match. At most twenty times as many files are examined, so that the search for `/**` ends."""
+LARGEST_DESCRIPTION = 8 << 20
+"""Bytes of a job's description, order or status, which a list of jobs reads: 10,000 files and a header of the largest
+size take 6 MB, but a database from elsewhere may have any size."""
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read completely, and takes five times its size. A million rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30

@@ -47,15 +47,17 @@ from promptmill.jobs.inputs.whole_files import (
 from promptmill.jobs.run import admission, detached, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.wanted_job import WantedJob, check_output, with_query
-from promptmill.jobs.store import status
-from promptmill.jobs.store.database import Work
+from promptmill.jobs.store import rounds, status
+from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import InputReading, JobOrder, OrderTexts, as_written
+from promptmill.jobs.store.order import Earlier, InputReading, JobOrder, OrderTexts, as_written
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
-from promptmill.options.table import errors_about, with_implied
+from promptmill.options.option import are_outside
+from promptmill.options.table import SAMPLING_KEYS, errors_about, options, with_implied
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.steps.costs import lacking
@@ -63,6 +65,9 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.subprocesses import Halt
+
+_TRUST = Named("trust", text="{} resumes it with them.")
+_MOST_NAMED = 5  # options and files that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,18 +341,50 @@ def reopened(
     folders: JobFolders,
     *,
     again: Literal["failed"] | None = None,
+    is_trusted: bool = False,
     is_of_call: bool = False,
 ) -> OpenJob:
     """Return the job in `folder` with its last order and the present paths of its files. `again`: see `Earlier.again`.
+    `is_trusted`: the user confirmed an order without a seal.
 
-    Raises `PromptmillError` if there is no such job.
+    Raises `PromptmillError` if there is no such job, or if an order without a seal names what only the operator may
+    set.
     """
     spec, order = folder.known_spec(), folder.order
     inputs = order.inputs if order is not None and order.inputs[1:] else (spec.input.path,)
     now = {"inputs": inputs, "output": spec.output.path}
     order = JobOrder(**now) if order is None else order.model_copy(update=now)
-    order = order.with_earlier(again=again)
-    return OpenJob(order, models, folders, is_fixed=not is_of_call, is_of_call=is_of_call)
+    order = order.model_copy(update={"earlier": Earlier(again=again)})
+    is_received = not (is_trusted or folder.is_own)
+    if is_received:
+        try:
+            with folder.reading() as store:
+                ways = () if is_of_call else rounds.awaited(store)
+        except (OSError, DamagedError):
+            raise folder.gone() from None
+        _check_received(order, spec, folder.place, ways, are_paths_checked=is_of_call)
+    return OpenJob(order, models, folders, is_fixed=not is_of_call, is_received=is_received, is_of_call=is_of_call)
+
+
+def _check_received(
+    order: JobOrder, spec: JobSpec, place: Path, ways: Iterable[str], *, are_paths_checked: bool
+) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if an order without a valid seal names what only the operator may set,
+    or files outside `place`, unless `are_paths_checked` already. `ways`: the ways that the job used. A way remembers
+    ids of its work at a provider, which would be read and deleted with the operator's key."""
+    known = options()
+    parts = (name for name in order.parts if name in known and known[name].is_of_operator("", place))
+    own: list[str | Named] = [Named(name) for name in dict.fromkeys((*ways, *parts))]
+    for option in known.values():
+        keys = [key.removeprefix(SAMPLING_KEYS) for key in option.keys if key.startswith(SAMPLING_KEYS)]
+        if any(option.is_of_operator(order.sampling.get(key), place) for key in keys):
+            own.append(Named(option.name))
+    paths = [] if are_paths_checked else [*(order.inputs if spec.input.is_file else ()), spec.output.path]
+    own += [str(path) for path in paths if are_outside(str(path), place)]
+    if own:
+        words = [word for each in own[:_MOST_NAMED] for word in (", ", each)][1:]
+        stored = f"Job {spec.job_id[:60]} was stored by another user or on another computer, and names "
+        raise input_error(stored, *words, ". Look at them, and repeat the command of the job; ", _TRUST)
 
 
 @contextlib.contextmanager

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from promptmill.core.bounds import LONGEST_PATH, MOST_FILES
 from promptmill.core.errors import Named
+from promptmill.system.safe_open import home_expanded, is_remote
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
 """An interface that has options: the command line, the tool `bulk_generate`, or Python."""
+_FUNCTION = re.compile(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*")
+_MOST_LOOKED_AT = 20 * MOST_FILES  # as many files as a pattern examines
+_ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|~[^/\\]*[/\\]")  # a URL, or a path in a home folder
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt
 
 
@@ -121,6 +131,10 @@ class Option:
     """`"module:function"`: checks the value before a job starts, and raises `PromptmillError` if it is wrong."""
     rows: Sequence[str] = ()
     """The sources of rows (`ROWS`) to which the option applies; `()`: all."""
+    names: Literal["", "nothing", "file", "file or function", "more"] = ""
+    """What a value may name: a file, a function, or more: a program, a key, a configuration, an endpoint, or a query
+    that reads files. `""`: `nothing` for numbers, switches, choices and options of calls; `file` for paths; `more` for
+    all others."""
 
     def name_on(self, face: Face) -> str | None:
         """Return the option's name on a face; None if the face lacks the option."""
@@ -163,10 +177,56 @@ class Option:
         is_choice = typing.get_origin(self.type) is Literal
         return typing.get_args(self.type) if is_choice else None
 
+    def is_of_operator(self, value: object, folder: Path) -> bool:
+        """Return whether only the operator may set a value, because it names a function, a file outside `folder`, or
+        more (see `names`). Data of others, such as a stored command in `folder`, may not."""
+        scalars: Sequence[object] = (bool, int, float)
+        is_plain = self.argument is not None or self.type in scalars or self.choices is not None
+        names = self.names or ("nothing" if is_plain else "file" if self.type is Path else "more")
+        if names in {"nothing", "more"}:
+            return names == "more"
+        texts = [value] if isinstance(value, str | Path) else value if isinstance(value, list | tuple) else []
+        words = [word.strip() for text in texts for word in (str(text), *str(text).split(","))]
+        return any(is_outside(word, folder) or (names != "file" and _is_function(word)) for word in words)
+
     def is_set(self, value: object) -> bool:
         """Return whether a value is set and differs from the default."""
         is_empty = isinstance(value, str | list | tuple | dict) and not value
         return not (value is None or value is False or is_empty or value == self.default)
+
+
+def is_outside(name: str, folder: Path) -> bool:
+    """Return whether a text, read as the path of a file or as a URL, names something that is not in `folder`."""
+    if _ELSEWHERE.match(name) or is_remote(name):
+        return True
+    if len(name) > LONGEST_PATH:  # no file has such a path, and resolving it takes hours
+        return False
+    try:
+        return not (folder / home_expanded(name)).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long for a path, a cycle of links, or a NUL character
+        return False
+
+
+def are_outside(name: str, folder: Path) -> bool:
+    """Return whether an input names a file that is not in `folder`. A link counts as its target, also a link in a
+    folder or among the matches of a pattern. Too many files count as outside."""
+    if is_outside(name, folder):
+        return True
+    start, left = str(folder / home_expanded(name)), _MOST_LOOKED_AT
+    matches = (start,) if os.path.exists(start) else glob.iglob(start, recursive=True)  # noqa: PTH110, PTH207 (texts)
+    for match in matches:
+        if (left := left - 1) < 0 or is_outside(match, folder):
+            return True
+        for place, folders, files in os.walk(match):
+            left -= len(folders) + len(files)
+            if left < 0 or any(is_outside(os.path.join(place, each), folder) for each in (*folders, *files)):  # noqa: PTH118
+                return True
+    return False
+
+
+def _is_function(name: str) -> bool:
+    found = _FUNCTION.fullmatch(name)
+    return found is not None and (found[1] in sys.modules or find_spec(found[1]) is not None)
 
 
 def sentence(words: str) -> str:

@@ -152,6 +152,7 @@ FILES = (
         flag=Flag(metavar="QUERY"),
         argument=Argument(words="the query whose result is the rows, if `input_file` is a .db"),
         rows=[_PATHS, _FILE, _URLS, _QUERY],
+        names="more",
     ),
     Option(
         "encoding",
@@ -177,6 +178,7 @@ FILES = (
         argument=None,
         keyword=None,
         rows=[_STDIN],
+        names="nothing",
     ),
     Option(
         "output_format",
@@ -186,6 +188,7 @@ FILES = (
         flag=Flag(metavar="NAME"),
         argument=None,
         keyword=None,
+        names="nothing",
     ),
     Option(
         "overwrite",
@@ -201,6 +204,7 @@ FILES = (
         flag=Flag(metavar="DIR"),
         argument=None,
         keyword=Keyword(type="str | Path | None"),
+        names="more",
     ),
 )
 ANSWERS = (
@@ -220,6 +224,7 @@ ANSWERS = (
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
         keys=["sampling_params.choices", "sampling_params.definitions"],
         excludes=[Excluded("schema"), _FIELDS],
+        names="file",
     ),
     Option(
         "schema",
@@ -237,6 +242,7 @@ ANSWERS = (
         keyword=Keyword(type="AnswerType | str | Path | None"),
         keys=["sampling_params.response_format"],
         excludes=[_FIELDS],
+        names="file",
     ),
     Option(
         "fields",
@@ -254,6 +260,7 @@ ANSWERS = (
             words="columns: name!,amount:number,size:S|M|L,mood:low<high; `!`: not empty", is_common=True
         ),
         keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),
+        names="file",
     ),
     Option(
         "no_fields",
@@ -314,6 +321,7 @@ CONFIGURATION = (
         flag=Flag(metavar="PATH"),
         argument=None,
         keyword=Keyword(type="str | Path | None"),
+        names="more",
     ),
     Option(
         "backend",
@@ -352,6 +360,7 @@ MODEL = (
         keyword=Keyword(type="str | Sequence[str] | None"),
         keys=[f"{ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
         check="promptmill.options.check:check_models",
+        names="file",
     ),
     Option(
         "base_url",
@@ -425,6 +434,7 @@ MODEL = (
                 when=lambda present: _are_several(present["model"]) and _is_bare(present["price"]),
             )
         ],
+        names="nothing",
     ),
 )
 SAMPLING = (
@@ -513,6 +523,7 @@ LIMITS = (
         rows=[_PATHS],
         needs=[Named("output")],
         excludes=[Excluded("limit"), *SEVERAL],
+        names="nothing",
     ),
 )
 RUN = (
@@ -569,6 +580,7 @@ RUN = (
             action="append",
         ),
         keyword=Keyword(type="str | Path | Sequence[str | Path] | None"),
+        names="file",
     ),
     Option("quiet", bool, "show no progress", False, argument=None, keyword=None),
     Option("json", bool, "print the result as JSON", False, argument=None, keyword=None),

@@ -37,6 +37,7 @@ from promptmill.jobs.caller import Caller
 from promptmill.service.list_call import sum_of_calls
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 from promptmill.system.logs import CALLS
 
 T = TypeVar("T")
@@ -57,6 +58,14 @@ class CodedToolError(ToolError):
     def __init__(self, message: str, code: Code = Code.INVALID_INPUT) -> None:
         super().__init__(message, log_level=logging.DEBUG)
         self.code = code
+
+
+_FILES = frozenset({"input_file", "output_file", "output", "report", "file"})
+"""The fields of results that hold the path of a file."""
+_RECORDS = frozenset({"jobs", "files", "report"})
+"""The fields of results that hold records with such fields."""
+_WORDS = frozenset({"message", "reason", "notes", "warnings", "problems"})
+"""The fields of results with sentences, in which a path may occur."""
 
 
 class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
@@ -98,7 +107,7 @@ def _flowing(text: str) -> str:
 
 
 class PathsBelowRoots(Middleware):
-    """Hides the folders above the roots in the errors of calls from other machines."""
+    """Hides the folders above the roots in the errors and statuses of calls from other machines."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -107,10 +116,33 @@ class PathsBelowRoots(Middleware):
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         """Make the call. Raises `CodedToolError`."""
+        rule = self._service.config.file_rule
         try:
-            return await call_next(context)
+            result = await call_next(context)
         except CodedToolError as error:
-            raise CodedToolError(self._service.config.file_rule.below_roots(str(error)), error.code) from None
+            raise CodedToolError(rule.below_roots(str(error)), error.code) from None
+        found = result.structured_content if rule.is_shared else None
+        if found is None or (shown := _below_roots(found, rule)) == found:
+            return result
+        is_copy = len(result.content) == 1 and getattr(result.content[0], "text", "").startswith("{")
+        return ToolResult(None if is_copy else result.content, shown, result.meta)
+
+
+def _below_roots(status: Mapping[str, Any], rule: FileRule) -> dict[str, Any]:
+    """Return a tool's result in which files and messages name no folder above the roots. Its rows stay as they are."""
+    shown = dict(status)
+    for name, value in status.items():
+        if name in _RECORDS and isinstance(value, dict):
+            shown[name] = _below_roots(value, rule)
+        elif name in _RECORDS and isinstance(value, list):
+            shown[name] = [_below_roots(each, rule) if isinstance(each, dict) else each for each in value]
+        elif name in _FILES and isinstance(value, str):
+            shown[name] = rule.shown_file(value)
+        elif name in _WORDS and isinstance(value, str):
+            shown[name] = rule.below_roots(value)
+        elif name in _WORDS and isinstance(value, list):
+            shown[name] = [rule.below_roots(each) if isinstance(each, str) else each for each in value]
+    return shown
 
 
 class CallLog(Middleware):

@@ -18,6 +18,7 @@ The operator's command line and Python programs may use every file, unless `allo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
 
@@ -149,6 +151,29 @@ class FileRule:
             return path if safe_open.is_inside(safe_open.real_path(path), (root,)) else root / path
         except ValueError:  # not a path: the reader of the file reports it
             return path
+
+    def placed_file(self, path: Path) -> Path:
+        """Do the same as `placed` for a file of rows. Callers on other machines do not know where the server was
+        started, so their relative path may also be the path of an existing file below a root, as statuses show it."""
+        if self.is_shared and not path.anchor and len(str(path)) <= LONGEST_PATH:
+            with contextlib.suppress(OSError, ValueError):
+                for each in (path, *(root / path for root in self.roots or ())):
+                    real = safe_open.real_path(each)
+                    if safe_open.is_inside(real, self.roots or ()) and Path(str(real).partition("#")[0]).exists():
+                        return each
+        return self.placed(path)
+
+    def shown_file(self, path: str) -> str:
+        """Return the path of a file for a status: for callers on other machines, a path that they may name or, of a
+        file that they may not name, its name."""
+        if not self.is_shared:
+            return path
+        file, roots, here = Path(path), self.roots or (), safe_open.real_path(Path())
+        for folder in (*([here] if safe_open.is_inside(here, roots) else ()), *roots):
+            name = file.relative_to(folder) if file.is_relative_to(folder) else None
+            if name is not None and safe_open.real_path(self.placed_file(name)) == file:
+                return str(name)
+        return file.name
 
     def is_own(self, path: Path) -> bool:
         """Return whether the resolved `path` is promptmill's own file (under any name), or in its own folders."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
 from promptmill.system.safe_open import home_expanded
 
 VARIABLE = "PROMPTMILL_STATE"
+_SECRET_BYTES = 32  # as many as the digest has for which it is the key
 JOBS, GIVEN = "jobs", "given"
 
 
@@ -19,6 +22,27 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     import platformdirs
 
     return platformdirs.user_state_path("promptmill")
+
+
+def own_secret() -> bytes | None:
+    """Return random bytes that only this user has on this computer; None if the user's state folder is not writable.
+    They are never in `PROMPTMILL_STATE`, which may name a folder that somebody else made."""
+    import platformdirs
+
+    file, secret = platformdirs.user_state_path("promptmill") / "secret", b""
+    with contextlib.suppress(OSError):
+        secret = file.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        new = file.with_name(f"{file.name}.{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            new.touch(mode=0o600)
+            new.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+            new.replace(file)
+            secret = file.read_bytes()
+        except OSError:
+            return None
+    return secret
 
 
 def cache_folder() -> Path:

@@ -139,3 +139,11 @@ def test_other_errors_have_openai_s_shape_too(ask, client):
 def test_a_long_input_is_not_copied_for_hundreds_of_questions(ask, upstream):
     code, reply = ask(PATH, _body(*[TWICE] * 400, input="x" * 1_000_000))
     assert (code, "fewer questions" in reply["error"]["message"], upstream.seen) == (413, True, [])
+
+
+def test_questions_that_are_too_large_together_are_refused_before_a_request(ask, upstream):
+    question = {"type": "predicate", "instructions": "x" * (2 << 20)}
+    code, reply = ask("/v1/decisions", {"input": "x", "questions": [question, question]})
+    assert code == 413
+    assert "more than 2,097,152 characters" in reply["error"]["message"]
+    assert not upstream.seen

@@ -184,3 +184,30 @@ def test_a_client_of_typesafe_s_is_asked_to_come_again_and_the_work_is_done_once
     assert len(upstream.seen) == 1
     patient = server.ask("POST", PATH, BEARER, json.dumps(_body(q=NOUL)).encode())
     assert (patient.status, len(upstream.seen)) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("questions", "problem"),
+    [
+        ({"a": {**NOUL, "instructions": "x" * (2 << 20)}, "b": NOUL}, "more than 2,097,152 characters"),
+        ({"a": {"type": "noul", "criteria": {"true": ["😀" * (2 << 20)]}}}, "more than 2,097,152 characters"),
+        (
+            {f"q{n}": {**TEAM, "criteria": dict.fromkeys(map(str, range(255)))} for n in range(197)},
+            "more than 50,000 options",
+        ),
+    ],
+    ids=["words", "criteria", "options"],
+)
+def test_questions_that_are_too_large_together_are_refused_before_a_request(ask, upstream, questions, problem):
+    code, reply = ask(PATH, _body(**questions))
+    assert (code, reply["detail"]["error_type"]) == (413, "request_too_large")
+    assert problem in reply["detail"]["message"]
+    assert not upstream.seen
+
+
+def test_a_long_input_is_not_repeated_for_many_questions(ask, upstream):
+    body = _body(**{f"q{n}": NOUL for n in range(1000)}) | {"state": "x" * 70_000}
+    code, reply = ask(PATH, body)
+    assert (code, reply["detail"]["error_type"]) == (413, "request_too_large")
+    assert "Send fewer questions" in reply["detail"]["message"]
+    assert not upstream.seen

@@ -1,6 +1,8 @@
 """The issuer: its metadata, its keys, and what happens while it cannot be reached."""
 
+import contextlib
 import socket
+import threading
 
 import pytest
 from joserfc import jwk
@@ -89,6 +91,44 @@ async def test_keys_that_cannot_be_read_are_no_fault_of_the_token(own):
     for _ in range(2):
         with pytest.raises(IssuerError, match="The keys of the issuer"):
             await issuer.verify_token(token)
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [([{"kty": "RSA"}] * 20_000, "more than 256 KiB"), ([{}] * (module.MOST_KEYS + 1), "a list of at most 100")],
+)
+async def test_keys_are_refused_before_they_are_imported_if_they_are_too_many(own, keys, problem):
+    own.sent_keys = keys
+    issuer = Issuer(own.url, AUDIENCE)
+    issuer.discover()
+    with pytest.raises(IssuerError, match=problem):
+        await issuer.verify_token(own.token("alice", AUDIENCE))
+    own.sent_keys = None
+    issuer._verifiers["RS256"]._jwks_last_refresh_attempt = None
+    assert await issuer.verify_token(own.token("alice", AUDIENCE))
+
+
+def test_an_endless_answer_of_an_issuer_ends():
+    def drip(request):
+        request.recv(1 << 16)
+        request.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                request.sendall(b" " * (64 << 10))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve():
+            for _ in range(2):
+                with server.accept()[0] as request:
+                    drip(request)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        with pytest.raises(IssuerError, match="more than 256 KiB"):
+            Issuer(url, AUDIENCE).discover()
+        serving.join()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 from openai_clients import client_of, ended, line, results, started, text_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import check_left_out, required_of
+from promptmill.features.openai_server import bodies, endpoints
 from renewed import ChangingKey
 from replies import answer, late
 from served import TOKEN, ServedHere
@@ -195,3 +197,25 @@ def test_clients_notice_no_change_of_the_endpoints_key(upstream, tmp_path):
     assert set(keys.answered.values()) == {1}
     assert keys.refused
     assert keys.runs <= len(keys.all)
+
+
+@pytest.mark.parametrize(("count", "is_in_loop"), [(1, True), (2000, False)])
+def test_a_conversation_of_many_messages_is_read_outside_of_the_event_loop(
+    openais, upstream, monkeypatch, count, is_in_loop
+):
+    seen = []
+
+    def request_of(*given):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            seen.append(False)
+        else:
+            seen.append(True)
+        return bodies.request_of(*given)
+
+    monkeypatch.setattr(endpoints, "request_of", request_of)
+    message = {"role": "user", "content": "hi there"}
+    assert openais().chat.completions.create(model="default", messages=[message] * count).choices
+    assert openais().responses.create(model="default", input=[message] * count).output
+    assert seen == [is_in_loop, is_in_loop]

@@ -64,7 +64,7 @@ class Recipes:
 
     def run(self, *more: str, code: int = 0, folder: Path | None = None, name: str = "recipe.yaml") -> Any:
         """Run the recipe in this process; return what it said."""
-        done = self._here(["promptmill", "run", name, *more], folder)
+        done = self._here(["promptmill", "run", name, "--trust", *more], folder)
         assert done.returncode == code, done.stderr + done.stdout
         return done
 
@@ -158,7 +158,7 @@ def test_a_change_that_no_later_step_sees_ends_there(recipes):
 def killed_after(recipes: Recipes, number: int) -> None:
     """Kill a run when the endpoint has got more than `number` requests, of which it answers so many."""
     recipes.upstream.reply = choose(lambda seen: knowing(seen) if seen.number <= number else late(None))
-    command = [sys.executable, "-m", "promptmill", "run", "recipe.yaml"]
+    command = [sys.executable, "-m", "promptmill", "run", "recipe.yaml", "--trust"]
     process = subprocess.Popen(command, cwd=recipes.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: len(recipes.upstream.seen) > number)
@@ -198,7 +198,7 @@ def test_one_budget_is_for_all_steps_and_all_runs(recipes):
     recipes.write(f"max_cost: {limit}\n{text}")
     done = recipes.run(code=75)
     assert "step 2 of 3 (b.csv) stopped" in done.stderr
-    assert f"promptmill run recipe.yaml --max-cost {2 * limit:g}" in done.stderr
+    assert f"promptmill run recipe.yaml --trust --max-cost {2 * limit:g}" in done.stderr
     assert "1 step of 3 did not begin" in done.stdout
     asked = recipes.asked()
     assert (asked["0"], asked["2"]) == (rows, 0)
@@ -309,7 +309,9 @@ def test_other_options_of_a_search_are_refused_until_the_user_accepts_them(searc
     searching.asked()
     searching.write(SEARCH.replace("held_out: 60", "held_out: 70\n    concurrency: 3"))
     said = searching.refused()
-    assert "line 3: topics.csv was found with other options. `promptmill run recipe.yaml --again changed`" in said
+    assert (
+        "line 3: topics.csv was found with other options. `promptmill run recipe.yaml --trust --again changed`" in said
+    )
     searching.run("--again", "changed")
     assert searching.asked()
     assert not searching.run() or not searching.asked()
@@ -323,7 +325,10 @@ def test_a_list_that_the_user_has_edited_is_used_and_stays(searching):
     file, label = searching.path / "topics.csv", searching.read("topics.csv")[0]["label"]
     content = file.read_text().replace(label, f"my {label}")
     file.write_text(content)
-    assert "`promptmill run recipe.yaml --again changed` sends the rows of such a step again" in searching.refused()
+    assert (
+        "`promptmill run recipe.yaml --trust --again changed` sends the rows of such a step again"
+        in searching.refused()
+    )
     searching.run("--again", "changed")
     assert f"my {label}" in {row["answer"] for row in searching.read("labels.csv")}
     assert file.read_text() == content
@@ -441,7 +446,7 @@ def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):
         (recipes.path / name).unlink()
     done = recipes.run("--state", "new", code=1)
     assert "step 2 of 3 (labels.csv) stopped; the same command resumes the recipe" in done.stderr
-    assert "promptmill run recipe.yaml --state new" in done.stderr
+    assert "promptmill run recipe.yaml --trust --state new" in done.stderr
     assert not (recipes.path / "notes.jsonl").exists()
 
 
@@ -458,9 +463,9 @@ def test_another_prompt_is_refused_until_the_user_accepts_it(recipes):
     recipes.write(RECIPE.replace("Extract: {{text}}", "Extract: this {{text}}"))
     said = recipes.refused()
     assert "recipe.yaml, line 4: The prompt of job facts-" in said
-    assert "`promptmill run recipe.yaml --again changed` sends the rows of such a step again" in said
+    assert "`promptmill run recipe.yaml --trust --again changed` sends the rows of such a step again" in said
     said = recipes.refused("--dry-run")
-    assert "`promptmill run recipe.yaml --dry-run --again changed` sends the rows of such a step again" in said
+    assert "`promptmill run recipe.yaml --trust --dry-run --again changed` sends the rows of such a step again" in said
     assert recipes.figures("--dry-run", "--again", "changed")["steps"][0]["requests"] == ROWS
     assert not recipes.asked()
     recipes.run("--again", "changed")
@@ -535,3 +540,95 @@ def test_a_mistake_is_named_with_its_line_before_anything_runs(recipes, changed,
     said = recipes.refused()
     assert said.startswith("error: recipe.yaml")
     assert expected in said
+
+
+def untrusted(recipes: Recipes, *more: str, code: int = 2) -> str:
+    """Run the recipe without `--trust`; return what it said."""
+    done = recipes._here(["promptmill", "run", "recipe.yaml", *more], recipes.path)
+    assert done.returncode == code, done.stderr + done.stdout
+    return " ".join(done.stderr.split())
+
+
+STEP = "steps:\n  - bulk: [in.csv, out.csv]\n    prompt: 'Note: {{text}}'\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("then: touch ran", "then: touch ran"),
+        ("set: backend_configs.openai.api_key_command=touch ran", "set: backend_configs.openai.api_key_command=touch"),
+        ("config: other.yaml", "config: other.yaml"),
+        ("base_url: http://evil.example", "base_url: http://evil.example"),
+        ("provider: deepseek", "provider: deepseek"),
+        ("key_env: AWS_SECRET_ACCESS_KEY", "key_env: AWS_SECRET_ACCESS_KEY"),
+        ("backend: hf", "backend: hf"),
+        ("ray: evil.example:10001", "ray: evil.example:10001"),
+        ("mask: subprocess:getoutput", "mask: subprocess:getoutput"),
+        ("mask: email,/etc/passwd", "mask: email,/etc/passwd"),
+        ("sql: select 1", "sql: select 1"),
+        ("choices: /etc/passwd", "choices: /etc/passwd"),
+        ("schema: ../schema.json", "schema: ../schema.json"),
+        ("prompt_file: /etc/passwd", "prompt_file: /etc/passwd"),
+        ("report: /tmp/report.html", "report: /tmp/report.html"),
+        ("from: /tmp/other.csv", "from: /tmp/other.csv"),
+        ("model: /tmp/model", "model: /tmp/model"),
+    ],
+)
+def test_what_a_recipe_sets_of_the_operator_is_listed_before_it_does_anything(recipes, monkeypatch, line, named):
+    monkeypatch.setenv("PROMPTMILL_CONFIG", str(recipes.path / "parameter.yaml"))
+    recipes.path = recipes.path / "received"
+    recipes.path.mkdir()
+    recipes.rows(["a"])
+    step = STEP.partition("    prompt:")[0] if line.startswith("prompt_file") else STEP
+    for text in (f"{line}\n{step}", f"{step}    {line}\n"):
+        recipes.write(text)
+        for more in ((), ("--dry-run",)):
+            said = untrusted(recipes, *more)
+            assert f"the recipe sets what only you may set: {named}" in said
+            assert "--trust runs it" in said
+    assert {path.name for path in recipes.path.iterdir()} == {"in.csv", "recipe.yaml"}
+    assert not recipes.upstream.seen
+
+
+@pytest.mark.parametrize("files", ["[/etc/hosts, out.csv]", "[in.csv, /tmp/out.csv]", "[in.csv, 's3://evil/out.csv']"])
+def test_files_outside_of_a_recipes_folder_are_listed(recipes, monkeypatch, files):
+    monkeypatch.setenv("PROMPTMILL_CONFIG", str(recipes.path / "parameter.yaml"))
+    recipes.write(f"steps:\n  - bulk: {files}\n    prompt: 'Note: {{{{text}}}}'\n")
+    assert "file: " in untrusted(recipes)
+
+
+def test_a_recipe_that_sets_nothing_of_the_operator_needs_no_trust(recipes, monkeypatch):
+    elsewhere = recipes.path.parent / f"{recipes.path.name}-config.yaml"
+    (recipes.path / "parameter.yaml").rename(elsewhere)
+    monkeypatch.setenv("PROMPTMILL_CONFIG", str(elsewhere))
+    (recipes.path / "labels.csv").write_text("label\nyes\nno\n")
+    recipes.write(f"{STEP}    choices: labels.csv\n    report: report.html\n    max_tokens: 5\n")
+    recipes.upstream.reply = answer("yes")
+    untrusted(recipes, code=0)
+    assert len(recipes.read("out.csv")) == ROWS
+
+
+def test_an_accepted_recipe_is_asked_about_again_only_after_a_change(recipes):
+    recipes.write(STEP)
+    configuration = recipes.path / "parameter.yaml"
+    assert "config: parameter.yaml in the folder of the recipe" in untrusted(recipes)
+    recipes.run()
+    untrusted(recipes, code=0)
+    recipes.write(STEP.replace("Note:", "Remark:"))
+    assert "Another" not in untrusted(recipes, "--again", "changed", code=0)
+    configuration.write_text(configuration.read_text() + " ")
+    assert "config: parameter.yaml" in untrusted(recipes)
+    recipes.run()
+    recipes.write(f"then: touch ran\n{STEP}")
+    assert "then: touch ran" in untrusted(recipes)
+    assert not list(recipes.path.glob("ran"))
+
+
+@pytest.mark.parametrize(("said", "code"), [("y", 0), ("", 2), ("n", 2)])
+def test_a_user_at_a_terminal_is_asked(recipes, monkeypatch, said, code):
+    recipes.write(STEP)
+    monkeypatch.setattr("promptmill.features.recipes.trust.is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda: said)
+    found = untrusted(recipes, code=code)
+    assert "Run it? (y/N)" in found
+    assert len(recipes.upstream.seen) == (0 if code else ROWS)

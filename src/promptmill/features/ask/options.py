@@ -66,5 +66,6 @@ OPTIONS = (
             ),
             *(Excluded(name, _APART, when=_are_apart) for name in _NOT_APART),
         ],
+        names="nothing",
     ),
 )

@@ -27,6 +27,7 @@ OPTIONS = (
         flag=Flag(metavar="TIME"),
         argument=None,
         needs=[Named("batch")],
+        names="nothing",
     ),
     Option(
         "keep_files",

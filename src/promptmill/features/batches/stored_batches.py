@@ -17,13 +17,14 @@ After a kill, the job continues with the stored state. After `creating`, it firs
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Named, input_error
@@ -59,19 +60,30 @@ _PLANNED = f"(custom & {LAST_KEY_OF_ROW - 1})"
 """SQL for the row's key when the request was planned."""
 _NOW = f"(custom - {_PLANNED} + key)"
 """SQL for the request's present number: binding may have moved its row."""
+_LEADS_ELSEWHERE = re.compile(r"[?#%\\\s]|(?:^|/)\.{1,2}(?:/|$)")
 _IS_ANSWER = "abs(status) BETWEEN 200 AND 299"
 _LARGEST = (1 << 63) - 1  # the largest integer of SQLite
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
+def _plain(name: str) -> str:
+    """Return a provider's id or path of a file. Raises `ValueError` if a URL with it would lead elsewhere."""
+    if _LEADS_ELSEWHERE.search(name):
+        raise ValueError("is no id")
+    return name
+
+
+_Id: TypeAlias = Annotated[str, AfterValidator(_plain)]
+
+
 class AtProvider(Stored):
     """The job's knowledge of a batch at the provider."""
 
-    file_id: str = ""
+    file_id: _Id = ""
     """The id of the uploaded file."""
     since: float = 0.0
     """The Unix time at which the batch was created, or the earliest time at which it may have been."""
-    id: str = ""
+    id: _Id = ""
     """The provider's id of the batch; `""` until it is known."""
     said: str = ""
     """The provider's word for the batch's state."""

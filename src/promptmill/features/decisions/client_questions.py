@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from promptmill.core.bounds import LONGEST_SCHEMA
+from promptmill.core.bounds import LONGEST_FORM, LONGEST_SCHEMA
 from promptmill.core.form import Asked, Choice, Closed, Form, Question, Scale, YesNo, adds_up
 from promptmill.core.request import Conversation, Fields
 from promptmill.core.values import composed, json_text, text_of
@@ -15,6 +15,8 @@ from promptmill.features.openai_server.api_errors import ApiError
 MOST_OPTIONS, MOST_LEVELS = 255, 10
 DIGITS = 6
 """The number of decimals to which numbers in replies are rounded."""
+_MOST_OPTIONS_IN_ALL = 50_000
+"""The options of all questions together. Each takes 3 µs of the event loop; 400 questions may have 125 options each."""
 _TOO_DEEP = "A value is nested too deeply; send fewer levels."
 
 
@@ -96,6 +98,22 @@ def scale(name: str | None, words: str, levels: Sequence[tuple[str, str]]) -> Cl
         defined = tuple(f"{label}: {said}" if said else label for label, said in levels)
         kind = Scale(tuple(range(len(levels))), defined)
     return ClientQuestion(name, Question("", words, kind), labels)
+
+
+def sized(questions: list[ClientQuestion]) -> list[ClientQuestion]:
+    """Return the questions. Raises `ApiError` 413 if all of them together are too large."""
+    length = sum(len(text) for one in questions for text in (one.question.words, *_texts(one.question.kind)))
+    if length > LONGEST_FORM:
+        raise ApiError(413, f"The questions have more than {LONGEST_FORM:,} characters; put long texts into the input.")
+    if sum(len(one.values) for one in questions) > _MOST_OPTIONS_IN_ALL:
+        raise ApiError(413, f"The questions have more than {_MOST_OPTIONS_IN_ALL:,} options; send fewer at a time.")
+    return questions
+
+
+def _texts(kind: Any) -> Sequence[str]:
+    if isinstance(kind, YesNo):
+        return kind.definition, kind.opposite
+    return *map(str, kind.options if isinstance(kind, Choice) else kind.levels), *kind.definitions
 
 
 def _checked(options: Sequence[str]) -> Sequence[str]:

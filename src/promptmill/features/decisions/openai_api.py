@@ -24,6 +24,7 @@ from promptmill.features.decisions.client_questions import (
     expected,
     place_of,
     scale,
+    sized,
     words_of,
     yes_no,
 )
@@ -44,7 +45,8 @@ def read(body: JsonObject) -> tuple[Evidence, list[ClientQuestion]]:
     questions = body.get("questions")
     if not isinstance(questions, list) or not 1 <= len(questions) <= _MOST_QUESTIONS:
         raise wrong_type("questions", questions, f"a list of 1 to {_MOST_QUESTIONS} questions")
-    return _evidence(body.get("input")), [_question(one, f"questions[{at}]") for at, one in enumerate(questions)]
+    asked = [_question(one, f"questions[{at}]") for at, one in enumerate(questions)]
+    return _evidence(body.get("input")), sized(asked)
 
 
 def _evidence(given: Any) -> Evidence:

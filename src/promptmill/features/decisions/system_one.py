@@ -24,6 +24,7 @@ from promptmill.features.decisions.client_questions import (
     expected,
     place_of,
     scale,
+    sized,
     words_of,
     yes_no,
 )
@@ -118,7 +119,7 @@ def read(body: JsonObject) -> tuple[str, Evidence, list[ClientQuestion]]:
             questions.append(question.asked(name))
         except ValueError as error:
             raise problem(f"{error}.", "questions", name, "criteria") from None
-    return given.model or "", _evidence(given.state), questions
+    return given.model or "", _evidence(given.state), sized(questions)
 
 
 def _problems(error: ValidationError) -> Iterable[JsonDict]:

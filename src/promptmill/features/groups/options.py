@@ -23,5 +23,6 @@ OPTIONS = (
             Excluded("audio_column"),
             Excluded("row_settings"),
         ],
+        names="nothing",
     ),
 )

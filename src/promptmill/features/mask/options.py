@@ -16,5 +16,6 @@ OPTIONS = (
             Excluded("image_column", "; personal data in an image cannot be masked"),
             Excluded("audio_column", "; personal data in a recording cannot be masked"),
         ],
+        names="file or function",
     ),
 )

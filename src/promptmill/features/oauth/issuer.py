@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -24,6 +25,9 @@ KEY_TYPES: Mapping[str, Literal["RSA", "EC", "OKP"]] = {
 """The key type of each algorithm. All are asymmetric: with HS256, a reader of the public key could sign tokens."""
 LEEWAY_S = 60  # how far the clocks of issuer and server may differ
 LONGEST = 16 << 10  # bytes of a token; tokens of large identity providers with many groups have about 8 KB
+LARGEST, MOST_KEYS = 256 << 10, 100
+"""Bytes of an issuer's metadata or keys, and the number of keys. The largest issuers have 30 KB of keys. Importing one
+takes half a millisecond of the event loop."""
 _TIMEOUT_S = 5.0  # some MCP clients disconnect after five seconds of silence
 _RETRY_S = 10.0  # seconds between attempts to read the metadata, so that requests do not flood the issuer
 _PATHS = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
@@ -101,21 +105,22 @@ class _Verifier(JWTVerifier):
     allows no difference of clocks, and accepts a token that never expires, or that is not valid yet."""
 
     def __init__(self, keys: str, algorithm: str, claims: jwt.JWTClaimsRegistry, timeout_s: float) -> None:
-        client = httpx2.AsyncClient(timeout=timeout_s)
-        super().__init__(jwks_uri=keys, algorithm=algorithm, http_client=client)
+        super().__init__(jwks_uri=keys, algorithm=algorithm)
+        self._url, self._timeout_s = keys, timeout_s
         self._claims = claims
         self._problem = ""
 
     async def _fetch_jwks(self) -> dict[str, Any]:
         try:
-            found = await super()._fetch_jwks()
-            if not isinstance(found.get("keys"), list):
-                raise TypeError("no keys")
-        except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
-            self._problem = f"The keys of the issuer cannot be read at {self.jwks_uri} ({type(error).__name__})."
-            raise
+            found = await asyncio.to_thread(_read, self._url, self._timeout_s)
+            keys = found.get("keys")
+            if not isinstance(keys, list) or len(keys) > MOST_KEYS:
+                raise _UnusableError(f"they should be a list of at most {MOST_KEYS}")
+        except (httpx2.HTTPError, ValueError, AttributeError, RecursionError) as error:
+            self._problem = f"The keys of the issuer cannot be read at {self._url} ({_why(error)})."
+            raise ValueError(self._problem) from None
         self._problem = ""
-        return found
+        return {"keys": keys}
 
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return the claims of a valid token, else None. Raises `IssuerError` if the keys cannot be read."""
@@ -152,26 +157,41 @@ def _metadata(issuer: str, timeout_s: float) -> dict[str, str]:
     problems = []
     for url in urls:
         try:
-            response = httpx2.get(url, timeout=timeout_s)
-            response.raise_for_status()
-            return _checked(response.json(), issuer)
-        except (httpx2.HTTPError, ValueError) as error:
-            status = f"status {error.response.status_code}" if isinstance(error, httpx2.HTTPStatusError) else ""
-            problems.append(
-                f"{url}: {status or (error if isinstance(error, _MetadataError) else type(error).__name__)}"
-            )
+            return _checked(_read(url, timeout_s), issuer)
+        except (httpx2.HTTPError, ValueError, RecursionError) as error:
+            problems.append(f"{url}: {_why(error)}")
     raise IssuerError(f"The metadata of the OAuth issuer cannot be read ({'; '.join(problems)}).")
 
 
-class _MetadataError(ValueError):
-    pass
+class _UnusableError(ValueError):
+    """What an issuer sent cannot be used. The error's text says why."""
+
+
+def _read(url: str, timeout_s: float) -> Any:
+    """Return the JSON value at a URL. Blocks. Raises `httpx2.HTTPError`, `ValueError`, `RecursionError`."""
+    body, end = bytearray(), time.monotonic() + timeout_s
+    with httpx2.stream("GET", url, headers={"accept-encoding": "identity"}, timeout=timeout_s) as response:
+        response.raise_for_status()
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > LARGEST:
+                raise _UnusableError(f"it has more than {LARGEST >> 10} KiB")
+            if time.monotonic() > end:
+                raise _UnusableError(f"it has no end after {timeout_s:g} s")
+    return json.loads(body)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"status {error.response.status_code}"
+    return str(error) if isinstance(error, _UnusableError) else type(error).__name__
 
 
 def _checked(found: Any, issuer: str) -> dict[str, str]:
     named = found.get("issuer") if isinstance(found, dict) else None
     if not isinstance(named, str) or named.rstrip("/") != issuer.rstrip("/"):
-        raise _MetadataError(f"it names another issuer, {named!r:.200}")
+        raise _UnusableError(f"it names another issuer, {named!r:.200}")
     keys = found.get("jwks_uri")
     if not isinstance(keys, str) or (urlsplit(issuer).scheme == "https" and urlsplit(keys).scheme != "https"):
-        raise _MetadataError("it names no `jwks_uri` with https")
+        raise _UnusableError("it names no `jwks_uri` with https")
     return {"issuer": named, "jwks_uri": keys}

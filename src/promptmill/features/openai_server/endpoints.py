@@ -38,6 +38,10 @@ from promptmill.system.logs import CALLS
 _log = logging.getLogger(CALLS)
 _NAMED_IN = "On the server, `models:` in parameter.yaml names them, and `promptmill models` lists them."
 _STRANGE = re.compile(r"[^\w./@+-]")  # not allowed in a name from the client: spaces, line feeds, …
+_LISTS, _MANY = (
+    ("messages", "input", "tools"),
+    1000,
+)  # more items than a conversation has: read in a thread (10 µs each)
 PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
 
@@ -160,7 +164,8 @@ class Endpoints:
         """Return the request that `body` describes, with its model. Raises `ApiError`."""
         name = model_of(body)
         config = self.config_of(name, owner)
-        request = request_of(path, body)
+        is_long = any(isinstance(body.get(name), list) and len(body[name]) > _MANY for name in _LISTS)
+        request = await asyncio.to_thread(request_of, path, body) if is_long else request_of(path, body)
         if request.path and request.path not in config.record.other_paths:
             raise ApiError(
                 400, f"The backend {config.backend} of this model makes no embeddings.", "model", "unsupported"

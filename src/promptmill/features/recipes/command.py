@@ -26,6 +26,7 @@ from promptmill.core.wording import counted
 from promptmill.features.recipes import run_words
 from promptmill.features.recipes.recipe import Recipe, RecipeStep
 from promptmill.features.recipes.spending import Search, Spending, StepFigures
+from promptmill.features.recipes.trust import check_trust
 from promptmill.jobs.run.resumption import ChangedError, ChangedInputError
 from promptmill.jobs.run.rows_left import of_rows_left
 from promptmill.jobs.store.folder import Folder
@@ -49,6 +50,11 @@ def add_options(run: Parser) -> None:
         help="failed: send failed rows again; changed: send rows again whose step has another prompt, model or input",
     )
     run.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    run.add_argument(
+        "--trust",
+        action="store_true",
+        help="run a recipe that sets programs, keys, configurations, endpoints or files elsewhere without a question",
+    )
     run.add_argument("--quiet", action="store_true", help="show no progress")
     run.add_argument("--json", action="store_true", help="print all figures as JSON")
     run.show_examples(
@@ -81,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
             os.environ[name] = str(home_expanded(os.environ[name]).absolute())
     place = file.absolute()
     with contextlib.chdir(place.parent):
+        check_trust(recipe, is_trusted=arguments.trust)
         outputs = recipe.check()
         if arguments.dry_run:
             return _Plan(arguments, recipe, outputs, Spending.of(place, recipe.max_cost)).show()

@@ -16,7 +16,7 @@ from promptmill.answers.json_in_text import DoubtError, candidates
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.answers.schema_kinds import kind_of, resolved
 from promptmill.core.bounds import LONGEST_FORM, MOST_PARTS
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Sampling, nested
 from promptmill.core.sources import Sources, ValueSource
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
@@ -64,7 +64,13 @@ class QuotedForm:
             raise input_error(Named("quote"), " needs answers with ", *names, ".")
         if any(_is_of_root(node) for node in nested(schema)):
             raise input_error(Named("quote"), " cannot take a schema that refers to itself as a whole, by `#`.")
-        changed, parts = _Quoting(schema).of(schema, frozenset())
+        quoting = _Quoting(schema)
+        try:
+            if quoting.size(schema) > MOST_PARTS:
+                raise _too_large()
+            changed, parts = quoting.of(schema, frozenset())
+        except RecursionError:  # a chain of a thousand references
+            raise _too_large() from None
         changed |= {name: schema[name] for name in _DEFINITIONS if name in schema}
         update = {"choices": None, "response_format": asking_for(changed)}
         return cls(sampling.model_copy(update=update), parts, sampling.choices is not None)
@@ -88,6 +94,17 @@ class _Quoting:
     def __init__(self, whole: JsonObject) -> None:
         self._whole = whole
         self._parts, self._characters = MOST_PARTS, LONGEST_FORM
+        self._sizes = dict[int, int]()
+
+    def size(self, schema: JsonObject) -> int:
+        """Return the number of values of a schema with its references written out, in time linear in the schema's own
+        length. A schema inside of itself counts once, and a number above `MOST_PARTS` may be too small."""
+        own = resolved(schema, self._whole)
+        if (key := id(own)) not in self._sizes:
+            self._sizes[key], fields = 1, own.get("properties")
+            inner = sum(map(self.size, fields.values())) if isinstance(fields, Mapping) else 0
+            self._sizes[key] = min(1 + inner, MOST_PARTS + 1)
+        return self._sizes[key]
 
     def of(self, schema: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
         """For `schema`, a part of the whole, return the schema of replies and its `Parts`. `open_`: the references that
@@ -97,8 +114,7 @@ class _Quoting:
         self._parts -= 1
         self._characters -= len(json_text({name: value for name, value in own.items() if name not in _WITH_PARTS}))
         if self._parts < 0 or self._characters < 0:
-            values = f"more than {MOST_PARTS:,} values or {LONGEST_FORM >> 20} MiB, its references written out"
-            raise input_error(Named("quote"), f" cannot take a schema of {values}; ask for fewer fields.")
+            raise _too_large()
         kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
         changed: JsonDict
         parts: Parts
@@ -113,6 +129,11 @@ class _Quoting:
         if {"type": "null"} in (*_list_in(schema, "anyOf"), *_list_in(schema, "oneOf")):
             changed = {"anyOf": [changed, {"type": "null"}]}
         return changed, parts
+
+
+def _too_large() -> PromptmillError:
+    values = f"more than {MOST_PARTS:,} values or {LONGEST_FORM >> 20} MiB, its references written out"
+    return input_error(Named("quote"), f" cannot take a schema of {values}; ask for fewer fields.")
 
 
 def _references(schema: JsonObject) -> frozenset[str]:

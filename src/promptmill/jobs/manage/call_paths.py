@@ -71,7 +71,7 @@ class CallPaths:
             raise input_error(f"{name} is a URL; name a file on the server's machine.")
         rule, path = self.rule, home_expanded(text)
         try:
-            file, member = table_paths.split(rule.placed(path))
+            file, member = table_paths.split(rule.placed_file(path))
             real = rule.resolved(file)
             real = real.with_name(f"{real.name}#{member}") if member else real
         except (OSError, ValueError, RuntimeError):

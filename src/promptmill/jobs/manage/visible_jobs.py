@@ -82,7 +82,7 @@ class VisibleJobs:
 
     def found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
         """Return the folder that `find` returns, and the job's description."""
-        name = job_id if ID.fullmatch(job_id) else str(self.paths.rule.placed(home_expanded(job_id)))
+        name = job_id if ID.fullmatch(job_id) else str(self.paths.rule.placed_file(home_expanded(job_id)))
         folder = self.folders.named(name)
         spec = folder.known_spec()  # read once, because the folder may be replaced between two reads
         if not self._is_owner(spec, caller):
@@ -120,7 +120,7 @@ class VisibleJobs:
         """
         output = self.paths.allowed(text, "output_file")
         there = table_paths.stamp(output)
-        inputs = (real_path(self.paths.rule.placed(home_expanded(source))),) if isinstance(source, str) else ()
+        inputs = (real_path(self.paths.rule.placed_file(home_expanded(source))),) if isinstance(source, str) else ()
         form = AnswerForm(column=column) if isinstance(column, str) else AnswerForm()
         folder = self.folders.of(JobOrder.target_of(inputs, output, form))
         is_its_own = (spec := folder.spec) is not None and is_own(spec, folder.result, there)

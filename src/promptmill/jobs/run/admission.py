@@ -30,7 +30,7 @@ from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.order import Earlier, JobOrder, seal_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import OutputRecord
 
@@ -98,7 +98,8 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
             order = order.repeated(begun)  # if a command is repeated, its unfinished job keeps its decisions
         order = _with_same_answers(order, new, folders, folder)
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted, is_trial=is_trial))
-        job = Job(folder, spec, order, config, lock, change)
+        most_cost = config.operator.max_cost if wanted.is_received else None  # else the order's limit may be higher
+        job = Job(folder, spec, order, config, lock, change, most_cost=most_cost)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
             job.spec, job.input = spec.with_input(sha256=given.key), files.input
         elif spec.is_read:
@@ -284,8 +285,9 @@ def _begun(
     if not is_trial:
         stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
         values = {"spec": spec, "order": stored, "output": made}
-        before = None if begun is None else {name: folder.store.get(name) for name in values}
-        folder.put(before=before, **values)
+        before = None if begun is None else {name: folder.store.get(name) for name in (*values, "seal")}
+        dumped = (each.model_dump(mode="json") for each in (stored, spec))
+        folder.put(before=before, seal=None if wanted.is_received else seal_of(*dumped), **values)
     share = CALL_DISK_SHARE if wanted.is_of_call else 1.0
     return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders), adds)
 

@@ -52,6 +52,8 @@ class WantedJob:
     """Rows that are not in the user's files; None if the rows are in files."""
     is_fixed: bool = False
     """Whether the settings must equal the first run's, even if no row has an answer yet."""
+    is_received: bool = False
+    """Whether the order was read from a database that others may have written, and that the user did not confirm."""
     is_of_call: bool = False
     """Whether the order comes from a call. If so, its paths have been resolved and checked, so that none may be a link
     now, and its rows may fill only a part of the disk."""

@@ -177,9 +177,9 @@ class JobDatabase:
 
     # ---- table job
 
-    def get(self, name: str) -> dict[str, Any] | None:
-        """Return the object `name` of table `job`; None if it is missing or malformed."""
-        values = self.read("SELECT value FROM job WHERE name = ?", name)
+    def get(self, name: str, most: int = LAST_KEY) -> dict[str, Any] | None:
+        """Return the object `name` of table `job`; None if it is missing, malformed or has more than `most` bytes."""
+        values = self.read("SELECT value FROM job WHERE name = ? AND length(CAST(value AS BLOB)) <= ?", name, most)
         try:
             value = orjson.loads(values[0][0]) if values else None
         except orjson.JSONDecodeError:

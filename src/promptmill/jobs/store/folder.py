@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import re
 import stat
 import time
@@ -28,6 +29,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from promptmill.core.bounds import LARGEST_DESCRIPTION
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.files import disk
 from promptmill.files.files import InputFile
@@ -37,7 +39,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.description import Target
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.lock import is_held
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import JobOrder, seal_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import OutputRecord
@@ -229,7 +231,7 @@ class Folder:
     def _get(self, *names: str) -> list[dict[str, Any] | None]:
         try:
             with self.reading() as store:
-                return [store.get(name) for name in names]
+                return [store.get(name, LARGEST_DESCRIPTION) for name in names]
         except (OSError, DamagedError):
             return [None] * len(names)
 
@@ -251,7 +253,7 @@ class Folder:
     def roll_back(self) -> None:
         """Undo the last order of the open job, unless the order's input was read completely. Raises as `put` does."""
         if (before := self.store.get("before")) is not None:
-            self.put(before=None, **before)
+            self.store.put(**{"before": None, "seal": None, **before})
 
     @property
     def spec(self) -> JobSpec | None:
@@ -266,7 +268,7 @@ class Folder:
 
     def spec_in(self, store: JobDatabase) -> JobSpec:
         """Return the description of the job from `store`, which `reading` yields. Raises `PromptmillError`."""
-        if (spec := _valid(JobSpec, store.get("spec"))) is None:
+        if (spec := _valid(JobSpec, store.get("spec", LARGEST_DESCRIPTION))) is None:
             raise self.gone()
         return self._moved(spec)
 
@@ -302,6 +304,19 @@ class Folder:
     def order(self) -> JobOrder | None:
         """The last order of the job."""
         return _valid(JobOrder, *self._get("order"))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this user gave the last order on this computer, see `seal_of`."""
+        order, spec, seal = self._get("order", "spec", "seal")
+        right = None if order is None or spec is None else seal_of(order, spec)
+        return right is not None and seal is not None and hmac.compare_digest(right["hmac"], str(seal.get("hmac")))
+
+    @property
+    def place(self) -> Path:
+        """The folder with the files that belong to the job: of its output or, without an output, the job's own."""
+        beside = self.output_beside or self.series_beside
+        return self.path if beside is None else beside.parent
 
     @property
     def status(self) -> RunStatus:

@@ -1,13 +1,20 @@
-"""The order for a job: the options of a command or call."""
+"""The order for a job: the options of a command or call.
+
+The hidden folder of a job moves with its output: in an archive, in a repository, on a shared disk. A stored order may
+come from anybody, and what only the operator may set (see `Option.is_of_operator`) is obeyed only if the order has the
+seal of this user on this computer. The seal covers the order with its command, and the paths of the files.
+"""
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from pydantic import AliasChoices, Field
 
 from promptmill.core.errors import Named, input_error, redact
@@ -20,6 +27,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.options.table import Again
 from promptmill.system.safe_open import real_path
+from promptmill.system.state import own_secret
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 _FIRST_ROWS = 20  # rows; among fewer rows, a share of failures means little
@@ -290,6 +298,16 @@ class JobOrder(Stored):
         """Return the order with other values of `earlier`."""
         earlier = Earlier.model_validate({**dict(self.earlier), **changes}, extra="forbid")
         return self.model_copy(update={"earlier": earlier})
+
+
+def seal_of(order: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the seal of an order and a description, as they are stored: a digest whose key is the user's own secret;
+    None if the secret cannot be stored."""
+    if (secret := own_secret()) is None:
+        return None
+    paths = [(spec.get(name) or {}).get("path") for name in ("input", "output")]
+    text = orjson.dumps([order, paths], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    return {"hmac": hmac.new(secret, text, "sha256").hexdigest()}
 
 
 def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, ...]:

@@ -25,7 +25,7 @@ _Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
 _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
 """Reads results in the order of their keys. The arguments: the first key to read, and the maximum number of results."""
 _HEADER = 100  # bytes of the file's header; sqlite.org/fileformat.html
-_VALUES = ("spec", "order", "output", "status", "course", "task")
+_VALUES = ("spec", "order", "seal", "output", "status", "course", "task")
 _TABLES = ("settings", "round", "spare")
 _PRIMARY_KEY = "SELECT name, cid FROM pragma_table_info(?) WHERE pk ORDER BY pk"
 _UNKNOWN_SETTINGS = """

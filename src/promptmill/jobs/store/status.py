@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.feature import figures, part
+from promptmill.core.wording import cut
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -57,7 +59,8 @@ def read(folder: Folder) -> Status:
 
 
 def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
-    """Return the status of the job `spec`. `last`: the status that the job's runner stored."""
+    """Return the status of the job `spec`. `last`: the status that the job's runner stored. A text longer than a path
+    is cut, because the database may come from anywhere."""
     default: RunStatus = {"state": INTERRUPTED}
     now, alive = default | last, folder.alive
     if not alive and now["state"] in ALIVE:  # the runner may have ended since `last` was read
@@ -72,7 +75,10 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
     job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
     job |= {"model": spec.models, "backend": spec.backend, "created": spec.created}
-    return {**job, **now, "alive": alive}
+    found: Status = {**job, **now, "alive": alive}
+    return cast(
+        "Status", {name: cut(text, LONGEST_PATH) if isinstance(text, str) else text for name, text in found.items()}
+    )
 
 
 def _stored_counts(store: JobDatabase, spec: JobSpec, last: RunStatus) -> RunStatus:
