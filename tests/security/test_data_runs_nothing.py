@@ -44,12 +44,12 @@ def given(tmp_path, monkeypatch, request) -> Iterator[dict[str, Any]]:
 every = pytest.mark.parametrize("given", PAIRS, indirect=True)
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 def test_each_parameter_that_may_name_a_program_is_tried():
     assert {*Sampling.marks(OfPrograms)} == {name for name in VALUES if name in Sampling.model_fields}
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @every
 @pytest.mark.parametrize("kind", ["batch", "request", "row"])
 def test_a_row_names_none_and_fails_alone(bench, upstream, given, kind):
@@ -73,7 +73,7 @@ def test_a_row_names_none_and_fails_alone(bench, upstream, given, kind):
     assert [seen.prompt for seen in upstream.seen] == ["jane"] * 2
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @every
 @pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize("trusted", [False, True])
@@ -96,7 +96,7 @@ async def test_a_call_names_none_even_of_a_trusted_client(upstream, tmp_path, gi
     assert not upstream.seen
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @every
 @pytest.mark.http
 @pytest.mark.features("openai_server")
@@ -113,7 +113,7 @@ def test_no_request_to_v1_names_one(upstream, tmp_path, given):
     assert not upstream.seen
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @every
 @pytest.mark.features("recipes")
 def test_a_recipe_names_none(bench, upstream, given):
@@ -127,7 +127,7 @@ def test_a_recipe_names_none(bench, upstream, given):
     assert not upstream.seen
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @every
 def test_a_planted_job_names_none(bench, upstream, given):
     """The sender of a folder has a job with rows that are requests with parameters of their own."""
@@ -141,7 +141,7 @@ def test_a_planted_job_names_none(bench, upstream, given):
     assert not any("[NAME_" in seen.raw.decode() for seen in upstream.seen)
 
 
-@pytest.mark.rule("C11")
+@pytest.mark.rule("C12")
 @pytest.mark.parametrize("name", sorted(OF_OPERATOR_NAMES))
 def test_a_line_of_a_batch_file_sets_no_parameter_of_the_operator(bench, upstream, name):
     kinds = Sampling.model_fields[name].annotation

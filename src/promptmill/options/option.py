@@ -19,7 +19,7 @@ from promptmill.system.safe_open import home_expanded, is_remote
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
 """An interface that has options: the command line, the tool `bulk_generate`, or Python."""
-_FUNCTION = re.compile(r"([^\W\d]\w*)[\w.]*:[^\W\d][\w.]*")
+_FUNCTION = re.compile(r"([^\W\d]\w*)(?:\.[\w.]*)?:[^\W\d][\w.]*")
 _MOST_LOOKED_AT = 20 * MOST_FILES  # as many files as a pattern examines
 _ELSEWHERE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|~[^/\\]*[/\\]")  # a URL, or a path in a home folder
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt

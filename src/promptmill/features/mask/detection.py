@@ -8,7 +8,7 @@ A detector takes a folded text and yields spans of it. Another package's functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from promptmill.features.mask.folded_text import Folded
@@ -25,21 +25,13 @@ class ValueSpan(NamedTuple):
 Detect: TypeAlias = Callable[[str], Iterable[ValueSpan]]
 
 
-class Detector(NamedTuple):
-    """A function that finds values."""
-
-    detect: Detect
-    at_ends: Detect | None = None
-    """Finds possible parts of values at both ends of a text that is a piece of a longer text."""
-
-
 _HIDDEN = "\0"
 
 
 class Detectors(NamedTuple):
     """The detectors of a job, the most specific first: where two find a value, the first one names it."""
 
-    of_folded: Sequence[Detector]
+    of_folded: Sequence[Detect]
     of_text: Sequence[Detect] = ()
     """The detectors of other packages."""
 
@@ -49,7 +41,7 @@ class Detectors(NamedTuple):
         found: list[ValueSpan] = []  # `list[ValueSpan]()` takes 0.3 µs more
         spans: list[ValueSpan] = []
         remaining = folded.text
-        for detect, _ in self.of_folded:
+        for detect in self.of_folded:
             remaining = hidden(remaining, spans)
             spans = [*detect(remaining)]
             found += spans
@@ -61,13 +53,6 @@ class Detectors(NamedTuple):
             return apart(found)
         found.sort()
         return found
-
-    def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
-        """Yield possible parts of values at both ends of a text that is a piece of a longer text."""
-        folded = Folded.of(text)
-        for find in filter(None, dict.fromkeys(detector.at_ends for detector in self.of_folded)):
-            for span in find(folded.text):
-                yield ValueSpan(*folded.span(span.start, span.end), span.label)
 
 
 def hidden(text: str, spans: Sequence[ValueSpan]) -> str:

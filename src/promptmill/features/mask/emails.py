@@ -30,12 +30,6 @@ _DOMAIN = re.compile(
 )
 _GENERIC = frozenset(["com", "org", "net", "edu", "gov", "info", "biz", "io"])
 _LONGEST = 66
-_FIRST_PART = re.compile(r"\s?(?:@\s?)?[\w\-]{0,63}(?:\.[\w\-]{1,63}){0,8}\.[A-Za-z]{2,24}(?!\w)|\s?@\s?[\w\-]+")
-_LAST_PART = re.compile(
-    r"[\w.\-]{0,80}\s{0,2}@\s{0,2}[\w.+\-'&]{1,64}|(?=[^\W\d]|\d+[._+]?[^\W\d])[^\W_]{1,40}(?:[._+][^\W_]{1,40}){1,6}"
-)
-"""The beginning of an address at the end of a text. The pattern is for the reversed text."""
-_LONGEST_PART = 200
 
 
 def emails(text: str) -> Iterator[ValueSpan]:
@@ -55,14 +49,6 @@ def emails(text: str) -> Iterator[ValueSpan]:
             while text[start] == "_" == text[last : last + 1]:  # Markdown's italics
                 start += 1
             yield ValueSpan(start, last, EMAIL)
-
-
-def parts_of_emails(text: str) -> Iterator[ValueSpan]:
-    """Yield what may be a part of an address at both ends of a folded text: a domain, and a part before the sign."""
-    if found := _FIRST_PART.match(text):
-        yield ValueSpan(*found.span(), EMAIL)
-    if found := _LAST_PART.match(text[-_LONGEST_PART:][::-1]):
-        yield ValueSpan(len(text) - found.end(), len(text), EMAIL)
 
 
 def _size(domain: str) -> int:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import config_error, input_error
 from promptmill.core.values import text_of
 from promptmill.features.mask import numbers
-from promptmill.features.mask.detection import Detect, Detector, Detectors, ValueSpan
-from promptmill.features.mask.emails import emails, parts_of_emails
+from promptmill.features.mask.detection import Detect, Detectors, ValueSpan
+from promptmill.features.mask.emails import emails
 from promptmill.features.mask.masks import LONGEST_LABEL
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.parameters import COLUMN, FUNCTION, KINDS, OF_COUNTRY
@@ -40,7 +40,7 @@ class Kinds(NamedTuple):
         for match in filter(None, map(OF_COUNTRY.fullmatch, kinds)):
             countries[match[1]].append(match[2])
         named = {*kinds, *(kind for kind, its in countries.items() if its)}
-        folded = [Detector(emails, parts_of_emails)] if "email" in named else []
+        folded: list[Detect] = [emails] if "email" in named else []
         folded += _of_numbers(named, countries["phone"], countries["id"])
         further = [kind for kind in kinds if kind not in KINDS and not OF_COUNTRY.fullmatch(kind)]
         columns = [kind.removeprefix(COLUMN) for kind in further if kind.startswith(COLUMN)]
@@ -48,14 +48,13 @@ class Kinds(NamedTuple):
         files = [kind for kind in further if kind not in functions and not kind.startswith(COLUMN)]
         names = [Names(name for file in files for name in _names_in(file))] if files else []
         own = [_detector(function) for function in functions]
-        every = [each.detector for each in names]
-        whole = [each.of_several_words.detector for each in names]
+        whole = [each.of_several_words for each in names]
         has_countries = "phone" not in named or bool(countries["phone"])
-        of_evidence, of_instructions = Detectors([*folded, *every], own), Detectors([*folded, *whole], own)
+        of_evidence, of_instructions = Detectors([*folded, *names], own), Detectors([*folded, *whole], own)
         return cls(of_evidence, of_instructions, Detectors([*folded, *whole]), has_countries, columns)
 
 
-def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detector]:
+def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str]) -> list[Detect]:
     if unknown := {*countries} - numbers.IDS.keys():
         raise config_error(KEY, f"no id of {min(unknown)} is known, but of {', '.join(numbers.IDS)}.")
     if len(regions) > numbers.MOST_COUNTRIES:
@@ -68,8 +67,7 @@ def _of_numbers(named: set[str], regions: Sequence[str], countries: Sequence[str
     phones = numbers.Phones(regions) if "phone" in named else None
     if phones is None and not ids and not {"card", "iban"} & named:
         return []
-    detect = numbers.Numbers(phones, ids, has_cards="card" in named, has_ibans="iban" in named)
-    return [Detector(detect, numbers.digits_at_ends)]
+    return [numbers.Numbers(phones, ids, has_cards="card" in named, has_ibans="iban" in named)]
 
 
 def _names_in(kind: str) -> Iterator[str]:

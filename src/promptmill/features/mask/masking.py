@@ -405,7 +405,7 @@ def _json_in(text: str) -> Any:
 def _detectors_of(values: Iterable[str]) -> Detectors | None:
     """Return the detectors of values as whole words, in any case; None if there is no value."""
     names = dict.fromkeys(values)
-    return Detectors([Names(names).detector]) if names else None
+    return Detectors([Names(names)]) if names else None
 
 
 def _interleaved(words: Sequence[str], texts: Sequence[str]) -> list[str]:

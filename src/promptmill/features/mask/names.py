@@ -15,10 +15,10 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from promptmill.features.mask.detection import Detector, ValueSpan, apart
+from promptmill.features.mask.detection import ValueSpan, apart
 from promptmill.features.mask.folded_text import UNSPACED, Folded, lower
 
 NAME = "NAME"
@@ -34,7 +34,6 @@ _MOST_WORDS, _MOST_SIGNS = 12, 64
 a column, is searched as a whole, so that the time for each place of a text has a bound."""
 _FEW = 8
 """So many searches for a word take less time than a search for all words: 0.1 µs and 15 µs for 700 characters."""
-_REACH = 1_000
 
 
 _Words: TypeAlias = "dict[str, _Words]"
@@ -75,12 +74,6 @@ class Names:
         }
         beginnings = "".join({beginning[0] for beginning in self._unspaced})
         self._beginning = re.compile(f"[{re.escape(beginnings)}]") if beginnings else None
-        self._longest = min(_REACH, max(map(len, folded), default=0))
-
-    @property
-    def detector(self) -> Detector:
-        """The detector of the names. It also finds the parts of names that an end of a text divides."""
-        return Detector(self, at_ends=self.parts_at_ends)
 
     @property
     def of_several_words(self) -> Names:
@@ -138,38 +131,6 @@ class Names:
             while start >= 0:
                 yield ValueSpan(start, start + len(name), self._label)
                 start = text.find(name, start + len(name))
-
-    def parts_at_ends(self, text: str) -> Iterator[ValueSpan]:
-        """Yield the words at both ends of a folded text that are a part of a name: `Jane` of `Jane Doe`."""
-        text, reach = lower(text), 2 * self._longest  # a text may have more characters between words than the list
-        beginnings, ends = self._parts
-        first = [*_WORD.finditer(text, 0, reach)][:_MOST_WORDS]
-        last = [*_WORD.finditer(text, max(0, len(text) - reach))][-_MOST_WORDS:]
-        for size in range(len(first), 0, -1):
-            if " ".join(word[0] for word in first[:size]) in ends:
-                yield ValueSpan(first[0].start(), first[size - 1].end(), self._label)
-                break
-        for size in range(len(last), 0, -1):
-            if " ".join(word[0] for word in last[-size:]) in beginnings:
-                yield ValueSpan(last[-size].start(), last[-1].end(), self._label)
-                break
-        for size in range(1, min(_MOST_SIGNS, len(text) + 1)) if self._unspaced and not text.isascii() else ():
-            if text[:size] in ends:
-                yield ValueSpan(0, size, self._label)
-            if text[-size:] in beginnings:
-                yield ValueSpan(len(text) - size, len(text), self._label)
-
-    @functools.cached_property
-    def _parts(self) -> tuple[Collection[str], Collection[str]]:
-        """The beginnings and the ends of names that have several words or are written without spaces."""
-        beginnings, ends = set[str](), set[str]()
-        for words in self._spaced:
-            beginnings.update(" ".join(words[:n]) for n in range(1, min(len(words), _MOST_WORDS + 1)))
-            ends.update(" ".join(words[-n:]) for n in range(1, min(len(words), _MOST_WORDS + 1)))
-        for name in itertools.chain.from_iterable(names for key, names in self._unspaced.items() if not _joins(key[0])):
-            beginnings.update(name[:n] for n in range(1, len(name)))
-            ends.update(name[n:] for n in range(1, len(name)))
-        return beginnings, ends
 
     def _known_in(self, text: str) -> Iterator[str]:
         """Yield the first words of names that a text may have. The text is divided as Latin-1, in 8 ns a character."""

@@ -89,9 +89,6 @@ _CARD = re.compile(
 )
 """The lengths and beginnings of cards: Visa, Mastercard, American Express, Diners Club, JCB; Discover, UnionPay,
 Maestro and RuPay."""
-_BEGINNING = re.compile(r"\s*[0-9][0-9\s().\-/]{4,}")
-_END_BACKWARDS = re.compile(r"[0-9\s().\-/]{4,}[0-9]")
-"""The digits at the end of a text, for the reversed text: in a forward search, each digit could begin a match."""
 _TWICE = bytes.maketrans(b"0123456789", bytes(48 + sum(map(int, str(2 * digit))) for digit in range(10)))
 
 _KEPT = 1_000
@@ -499,18 +496,6 @@ def _is_article(digits: str) -> bool:
 def _is_luhn(digits: str) -> bool:
     written = digits.encode()
     return (sum(written[-1::-2]) + sum(written[-2::-2].translate(_TWICE))) % 10 == 48 * len(digits) % 10
-
-
-def digits_at_ends(text: str) -> Iterator[ValueSpan]:
-    """Yield the digits at both ends of a folded text, which may be a part of a number.
-
-    >>> [*digits_at_ends("0532 0130 00 and 030 90182")]
-    [ValueSpan(start=0, end=13, label='NUMBER'), ValueSpan(start=17, end=26, label='NUMBER')]
-    """
-    if found := _BEGINNING.match(text):
-        yield ValueSpan(*found.span(), "NUMBER")
-    if found := _END_BACKWARDS.match(text[::-1]):
-        yield ValueSpan(len(text) - found.end(), len(text), "NUMBER")
 
 
 class WrittenIds:
