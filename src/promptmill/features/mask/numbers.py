@@ -72,6 +72,7 @@ _AMOUNT = re.compile(r"[1-9][0-9]{0,2}(?:\s[0-9]{3})+")
 _FEWEST_NATIONAL, _MOST_UNDIVIDED = 9, 11
 """Digits of a number with the prefix of its country; the most without separators, unless it is a mobile's. Shorter and
 longer ones are mostly numbers of orders and articles."""
+_MOST_SLASHES = 3  # in a number without spaces, as in `030/90/18/20`
 MOST_COUNTRIES = 30
 """The most countries of telephone numbers: with them, a text of any digits takes 10 µs a character."""
 _AMERICAN, _CARD_GROUPS, _ID_GROUPS = (
@@ -343,6 +344,8 @@ class Numbers:
             return None
         if any(map(_ORDINARY.fullmatch, [part for part in parts if len(part) > 5])) or _REFERENCE.fullmatch(parts[0]):
             return None
+        if text.count("/", start, end) > _MOST_SLASHES:
+            return None
         return self._number(text, start, end, digits)
 
     def _end_of_international(self, text: str, start: int, end: int, whole: str) -> int:
@@ -408,10 +411,11 @@ class Numbers:
     def _label(self, written: str, digits: str, sizes: Sequence[int]) -> str:
         """Return the kind of a number whose groups of digits have these `sizes`, or `""`."""
         size, is_even = len(digits), _is_even(written, sizes)
-        is_card = self._has_cards and size > 12 and (is_even or (*sizes,) in _CARD_GROUPS)
+        is_card = self._has_cards and size > 12 and (is_even or (*sizes,) in _CARD_GROUPS) and sizes != [13]
         if is_card and _CARD.fullmatch(digits) and _is_luhn(digits) and not _is_article(digits):
             return CARD
-        if (is_even or (*sizes,) in _ID_GROUPS) and not (sizes == [1, 6, 6] and _is_article(digits)):
+        is_id = (is_even or (*sizes,) in _ID_GROUPS) and "/" not in written[:-3]  # `123.456.789/09` is one
+        if is_id and not (sizes == [1, 6, 6] and _is_article(digits)):
             for form, check in self._ids.get(size, ()):
                 if form.fullmatch(digits) and check(digits) and not _is_address_or_days(written, sizes):
                     return ID
@@ -440,6 +444,7 @@ def _divided(text: str, start: int, end: int) -> Iterator[list[_Piece]]:
             (5 < last - first < _LONGEST_ORDINARY and _ORDINARY.fullmatch(part[0]))
             or (first == start and (is_time or _REFERENCE.fullmatch(part[0])))
             or (last == end and is_amount)
+            or part[0].count("/") > _MOST_SLASHES
         ):
             yield pieces
             pieces = []
