@@ -1,4 +1,4 @@
-"""Rows with personal data in five languages, each value in one of ten or more forms, and its search in requests."""
+"""Rows with personal data in six languages, each value in one of ten or more forms, and its search in requests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ FILL = {
     "de": "Sehr geehrte Damen und Herren die Rechnung vom Montag ist noch offen bitte prüfen Sie größere Beträge",
     "fr": "Bonjour la facture du mois dernier n\u2019est pas réglée merci de répondre dès que possible à l\u2019équipe",
     "es": "Buenos días la factura del año pasado aún está pendiente señor por favor respóndame mañana",
+    "ja": "お世話に なって おります 先月の 請求書が まだ 未払い です ご確認を お願い いたします",
     "zh": "您好 上个月的发票 还没有付款 请尽快处理 谢谢 我们的订单 已经延迟了",
 }
 _WIDE = {ord(sign): chr(ord(sign) + 0xFEE0) for sign in map(chr, range(0x21, 0x7F))}
@@ -89,6 +90,7 @@ def phone(chance: random.Random) -> list[str]:
     plain = f"+4930{own}"
     forms = [f"+49{sign}30{sign}{own}" for sign in (" ", "-", ".", "\u00a0", "\n")]
     forms += [plain, wide(plain), inside(plain, "\u200b"), f"0049 30/{own}", f"+49 (0) 30 {own}", f"+49 (30) {own}"]
+    forms += [f"+ 49 30 {own}", f"(+49) 30 {own}", f"+49&nbsp;30&nbsp;{own}", f"+49%2030%20{own}", f"tel_{plain}"]
     return [f"+49 30 {' '.join(_parts(own, (2, 4, 6)))}", *forms]
 
 
@@ -98,6 +100,8 @@ def email(chance: random.Random) -> list[str]:
     plain = f"{local}@{domain}.example"
     forms = [plain, plain.upper(), wide(plain), inside(plain, "\u200b"), inside(plain, "\u00ad")]
     forms += [f"{local}{sign}{domain}.example" for sign in (" @ ", "@\n", "\n@", "\u00a0@", "(at)", " [at] ", "%40")]
+    forms += [f"{local}{sign}{domain}.example" for sign in ("&#64;", "&#x40;", "&commat;", "&amp;#64;")]
+    forms += [f"邮箱是{plain}。谢谢", f'"{plain}"', f"user={plain}", f"**{plain}**", f"|{plain}|", f"{plain}.Thanks"]
     return [*forms, f"{local}@müller-{domain}.example", f"{local}(at){domain}(dot)example"]
 
 
@@ -114,6 +118,7 @@ def name(chance: random.Random) -> list[str]:
         return [plain, inside(plain, "\u200b")]
     first, last = plain.split()
     forms = [f"{first}{sign}{last}" for sign in (" ", "\u00a0", "\n", "   ", "-", " \u200b")]
+    forms += [f"{first}&nbsp;{last}", f"{first}%20{last}", f"{first}_{last}", f"客户{plain}说", f"{plain}さん"]
     return [*forms, plain.upper(), plain.lower(), unicodedata.normalize("NFD", plain), wide(plain), f"{plain}\u2019s"]
 
 

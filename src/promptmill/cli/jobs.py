@@ -309,7 +309,7 @@ def _report_left_out(job: Folder, options: Sequence[Option]) -> None:
     stored = f"the command of job {job.job_id} was stored by another user or on another computer"
     if any(key.startswith(SAMPLING_KEYS) for option in options for key in option.keys):
         raise config_error("", f"{stored}, with {flags}. Look at it: promptmill jobs {job.job_id}; --trust obeys it.")
-    say(f"note: {stored}, so {flags} of it is left out; --trust obeys it.", sys.stderr, wrap=True)
+    say(f"note: {stored}, so it is obeyed without {flags}; --trust obeys all of it.", sys.stderr, wrap=True)
 
 
 def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from batch_server import BatchServer, prompt_of
+from decision_replies import decides
+from dialect_replies import speaks
 from embedding import embeddings
 from fakes import openai_configuration
 from personal_data import KINDS, NAMES, leaked, planted_rows, wide
@@ -53,8 +55,8 @@ def job(bench, upstream, request):
     """A job on planted rows: a function that runs it, checks its requests, and returns the rows of the output."""
     rows, values = planted_rows(getattr(request, "param", 40))
 
-    def run(reply: Any, *arguments: str, prompt: str = PROMPT) -> list[Any]:
-        upstream.reply = choose(lambda seen: answer(reply(seen.json)))
+    def run(reply: Any, *arguments: str, prompt: str = PROMPT, speaking: Any = None) -> list[Any]:
+        upstream.reply = speaking or choose(lambda seen: answer(reply(seen.json)))
         (bench.path / "names.csv").write_text("\n".join(["name", *NAMES]) + "\n")
         bench.write(rows)
         asked = ("--prompt", prompt) if prompt else ()
@@ -75,6 +77,22 @@ def test_no_value_is_sent_and_all_are_put_back(job):
 @pytest.mark.parametrize("job", [5_000], indirect=True)
 def test_twenty_thousand_values_stay_here(job):
     assert [row["answer"] for row in job(text_in)] == job.texts
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("job", [2_000], indirect=True)
+@pytest.mark.parametrize("dialect", ["anthropic", "gemini", "responses"])
+def test_no_value_is_sent_in_another_dialect(job, dialect):
+    answered = job(None, "--set", f"backend_configs.openai.dialect={dialect}", speaking=speaks())
+    assert [row["answer"] for row in answered] == [f"echo: {text}" for text in job.texts]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("job", [2_000], indirect=True)
+@pytest.mark.parametrize("dialect", ["decisions", "systemone", "gemini-decisions"])
+def test_no_value_is_sent_to_a_model_that_decides(job, dialect):
+    asked = ("--choices", "yes,no", "--set", f"backend_configs.openai.dialect={dialect}")
+    assert {row["answer"] for row in job(None, *asked, speaking=decides())} == {"yes", "no"}
 
 
 def test_an_answer_that_is_requested_again_has_masks_in_each_request(job):

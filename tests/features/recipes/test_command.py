@@ -563,8 +563,6 @@ STEP = "steps:\n  - bulk: [in.csv, out.csv]\n    prompt: 'Note: {{text}}'\n"
         ("key_env: AWS_SECRET_ACCESS_KEY", "key_env: AWS_SECRET_ACCESS_KEY"),
         ("backend: hf", "backend: hf"),
         ("ray: evil.example:10001", "ray: evil.example:10001"),
-        ("mask: subprocess:getoutput", "mask: subprocess:getoutput"),
-        ("mask: email,/etc/passwd", "mask: email,/etc/passwd"),
         ("sql: select 1", "sql: select 1"),
         ("choices: /etc/passwd", "choices: /etc/passwd"),
         ("schema: ../schema.json", "schema: ../schema.json"),
