@@ -90,7 +90,7 @@ def phone(chance: random.Random) -> list[str]:
     plain = f"+4930{own}"
     forms = [f"+49{sign}30{sign}{own}" for sign in (" ", "-", ".", "\u00a0", "\n")]
     forms += [plain, wide(plain), inside(plain, "\u200b"), f"0049 30/{own}", f"+49 (0) 30 {own}", f"+49 (30) {own}"]
-    forms += [f"+ 49 30 {own}", f"(+49) 30 {own}", f"+49&nbsp;30&nbsp;{own}", f"+49%2030%20{own}", f"tel_{plain}"]
+    forms += [f"+ 49 30 {own}", f"(+49) 30 {own}", f"+49&nbsp;30&nbsp;{own}", f"+49%2030%20{own}"]
     return [f"+49 30 {' '.join(_parts(own, (2, 4, 6)))}", *forms]
 
 
@@ -101,7 +101,6 @@ def email(chance: random.Random) -> list[str]:
     forms = [plain, plain.upper(), wide(plain), inside(plain, "\u200b"), inside(plain, "\u00ad")]
     forms += [f"{local}{sign}{domain}.example" for sign in (" @ ", "@\n", "\n@", "\u00a0@", "(at)", " [at] ", "%40")]
     forms += [f"{local}{sign}{domain}.example" for sign in ("&#64;", "&#x40;", "&commat;", "&amp;#64;")]
-    forms += [f"邮箱是{plain}。谢谢", f'"{plain}"', f"user={plain}", f"**{plain}**", f"|{plain}|", f"{plain}.Thanks"]
     return [*forms, f"{local}@müller-{domain}.example", f"{local}(at){domain}(dot)example"]
 
 
@@ -118,7 +117,7 @@ def name(chance: random.Random) -> list[str]:
         return [plain, inside(plain, "\u200b")]
     first, last = plain.split()
     forms = [f"{first}{sign}{last}" for sign in (" ", "\u00a0", "\n", "   ", "-", " \u200b")]
-    forms += [f"{first}&nbsp;{last}", f"{first}%20{last}", f"{first}_{last}", f"客户{plain}说", f"{plain}さん"]
+    forms += [f"{first}&nbsp;{last}", f"{first}%20{last}", f"{first}_{last}"]
     return [*forms, plain.upper(), plain.lower(), unicodedata.normalize("NFD", plain), wide(plain), f"{plain}\u2019s"]
 
 
@@ -135,6 +134,16 @@ FORMS: dict[str, Callable[[random.Random], list[str]]] = {
 }
 
 
+BESIDE = {
+    "email": ("邮箱是{}。谢谢", '"{}"', "user={}", "**{}**", "|{}|", "{}.Thanks", "<{}>"),
+    "name": ("客户{}说", "{}さん", "**{}**"),
+    "phone": ("tel_{}", "电话{}请"),
+    "card": ("卡号{}谢谢", "order_{}_x"),
+    "iban": ("IBAN:{}.", "_{}_"),
+}
+"""What may stand beside a value without a space."""
+
+
 def planted_rows(count: int, seed: int = 1) -> tuple[list[dict[str, str]], list[list[Planted]]]:
     """Return rows with two cells and four values each, and their values."""
     chance, rows, values = random.Random(seed), list[dict[str, str]](), list[list[Planted]]()
@@ -143,8 +152,10 @@ def planted_rows(count: int, seed: int = 1) -> tuple[list[dict[str, str]], list[
         cells, own = ["", ""], list[Planted]()
         for place, kind in enumerate(chance.sample(sorted(FORMS), 4)):
             forms = FORMS[kind](chance)
-            own.append(Planted(kind, forms[0], chance.choice(forms)))
-            cells[place % 2] += f"{' '.join(chance.choices(words, k=4))}: {own[-1].written}, {chance.choice(words)}. "
+            is_beside = kind in BESIDE and not chance.randrange(4)
+            own.append(Planted(kind, forms[0], forms[0] if is_beside else chance.choice(forms)))
+            written = chance.choice(BESIDE[kind]).format(forms[0]) if is_beside else own[-1].written
+            cells[place % 2] += f"{' '.join(chance.choices(words, k=4))}: {written}, {chance.choice(words)}. "
         rows.append({"mail": cells[0], "note": cells[1]})
         values.append(own)
     return rows, values

@@ -12,6 +12,7 @@ import pytest
 from personal_data import FORMS, NAMES
 from promptmill.core.errors import PromptmillError
 from promptmill.features.mask.detection import Detectors, ValueSpan
+from promptmill.features.mask.folded_text import Folded
 from promptmill.features.mask.kinds import Kinds
 from promptmill.features.mask.names import Names
 from promptmill.features.mask.numbers import IDS
@@ -302,3 +303,30 @@ def test_the_page_names_the_countries_of_the_ids():
     (of_all,), (of_some,) = (re.findall(rf"^\| `{kind}` \| (.*) \|$", page, re.MULTILINE) for kind in ("id", "id:NL"))
     assert {*re.findall(r"\b[A-Z]{2}\b", of_all)} | {"US"} == strong
     assert {*re.findall(r"\b[A-Z]{2}\b", of_some)} == weak
+
+
+@pytest.mark.parametrize(
+    "value", ["jane&#64;example.com", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "Anna%20Berg"]
+)
+def test_a_value_is_found_at_every_place_of_a_long_text(value):
+    """A long text is searched in windows of 50,000 characters."""
+    kinds = Kinds.of(["email", "iban", "card"]).of_evidence
+    detectors = Detectors([*kinds.of_folded, Names(["Anna Berg"])])
+    for before in (*range(50_000 - len(value) - 2, 50_003), 99_990, 49_000):
+        text = f"{'x ' * (before // 2)}{'-' * (before % 2)}{value} {'y ' * 60_000}"
+        assert [text[span.start : span.end] for span in detectors.spans(text)] == [value]
+
+
+def test_a_long_name_is_found_between_two_windows():
+    name = " ".join(f"w{n}" for n in range(3_000))
+    text = f"{'x ' * 24_000}{name.upper()} {'y ' * 40_000}"
+    assert [len(value) for _, value in found(Detectors([Names([name])]), text)] == [len(name)]
+
+
+@pytest.mark.parametrize("signs", ["&#64; ", "\n    ", "e\u0301", "\uff11\uff12", "%C3%BC", "\\u00e9", "&", "\u200b"])
+def test_a_long_text_is_folded_as_its_parts_are(signs):
+    count = 60_000 // len(signs)
+    text = f"{'x' * 49_990}{signs * count}z"
+    whole = Folded.of(text)
+    assert whole.text == f"{'x' * 49_990}{Folded.of(f'x{signs * count}z').text[1:]}"
+    assert whole.span(len(whole.text) - 1, len(whole.text)) == (len(text) - 1, len(text))
