@@ -72,7 +72,7 @@ def test_a_stored_command_sets_nothing_of_the_operator(stopped, tmp_path, option
     change(stopped.folder, planted(f"{flag}={_VALUES.get(option.name, 'touch ran')}"))
     done = retried(stopped, tmp_path)
     if option.name != "config":  # given again
-        assert f"so {flag}" in " ".join(done.stderr.split()) or f", {flag}" in done.stderr, done.stderr
+        assert f"without {flag}" in " ".join(done.stderr.split()) or f", {flag}" in done.stderr, done.stderr
     assert done.returncode == 0, done.stderr
     assert len(stopped.upstream.seen) == 4
     assert not list(Path.cwd().rglob("ran")) + list(stopped.path.rglob("ran"))
