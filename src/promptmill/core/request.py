@@ -798,7 +798,7 @@ LEAST_SHARED = 2048
 
 
 class CutText(NamedTuple):
-    """What a request about a piece of a long text leaves out next to the piece."""
+    """The text next to a piece of a long text, which the request about the piece leaves out."""
 
     at: int
     """The number of the piece among the `texts` of the request's fields."""

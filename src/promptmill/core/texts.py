@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 class TextKind(Enum):
-    """What a text is to the reader of a request."""
+    """The role of a text in a request."""
 
     EVIDENCE = auto()
-    """What is asked about: a row, a turn of a conversation."""
+    """Data: a row, a turn of a conversation."""
     INSTRUCTION = auto()
-    """What is asked, in the words of a prompt, a schema or a tool."""
+    """The words of a prompt, a schema or a tool."""
     CORRECTION = auto()
     """An answer that is not accepted, and the complaint about it, in a request that asks again."""
     NAME = auto()

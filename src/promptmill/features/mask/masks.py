@@ -61,7 +61,7 @@ _STRAY = re.compile(
     rf"{_LABELS}{_BREAK}{{1,3}}(?=[^\]a-z]{{1,20}}\]|[^\]]{{0,20}}[0-9])([0-9A-Za-z](?:[\s_\-]?[0-9A-Za-z]){{5,9}}))\s?\]|"
     rf"(?<![0-9A-Za-z_]){_LABELS}_(?=[A-Za-z]{{0,7}}[0-9])(?=[0-9]{{0,7}}[A-Za-z])([0-9A-Za-z]{{{_SIZE}}})(?![0-9A-Za-z_])"
 )
-"""What looks like a mask in a folded text, also one that a model has changed."""
+"""The form of masks in a folded text, also of masks that a model has changed."""
 
 
 class Codes:
@@ -198,7 +198,7 @@ class Masks:
 
 
 def strays_in(text: str) -> Iterator[tuple[str, str]]:
-    """Yield what looks like a mask in a text, as it is written, and its code."""
+    """Yield each text with the form of a mask, as written, and its code."""
     folded = Folded.of(text)
     for found in _STRAY.finditer(folded.text):
         yield text[slice(*folded.span(*found.span()))], _plain(found[found.lastindex or 0])

@@ -45,7 +45,7 @@ _PLUS = re.compile(r"\(?\+\(?\Z|(?<![0-9)])\(?\+\s\(?\Z")
 """The sign before an international number, perhaps with a bracket or a space."""
 _TIME = re.compile("[0-9]:")
 _FRACTION = re.compile(r":[0-9]|,[0-9]{1,2}(?![0-9])")
-"""What precedes and follows a group of digits that is a part of a time, a port or a decimal."""
+"""The signs before and after digits that are a part of a time, a port or a decimal."""
 _YEAR, _OF_MONTH, _OF_DAY = "(?:19|20)[0-9]{2}", "(?:0?[1-9]|1[0-2])", "(?:0?[1-9]|[12][0-9]|3[01])"
 _DATES = [rf"{_YEAR}{sign}{_OF_MONTH}{sign}{_OF_DAY}" for sign in ("-", "/", r"\.")]
 _DATES += [rf"{_OF_DAY}{sign}{_OF_DAY}{sign}(?:{_YEAR}|[0-9]{{2}})" for sign in ("-", "/", r"\.")]
@@ -66,7 +66,7 @@ _DAYS = re.compile(
 )
 """Dates and years with spaces between them."""
 _ARTICLE = re.compile(r"(?i:ISBN|ISSN|EAN|GTIN|UPC)(?:-?1[0-4])?[\s:.#=]{1,3}\Z")
-"""What precedes the number of an article."""
+"""The words before the number of an article."""
 _AMOUNT = re.compile(r"[1-9][0-9]{0,2}(?:\s[0-9]{3})+")
 """A number with spaces between thousands."""
 _FEWEST_NATIONAL, _MOST_UNDIVIDED = 9, 11

@@ -54,7 +54,7 @@ def check_trust(recipe: Recipe, *, is_trusted: bool) -> None:
 
 
 def _named(recipe: Recipe) -> Iterator[str]:
-    """Yield what the recipe names that only the operator may set, a line each."""
+    """Yield a line for each setting of the operator in the recipe."""
     if (file := parameter_file.find()) == Path(parameter_file.FILE_NAME):  # neither a variable nor the user's file
         yield f"config: {file} in the folder of the recipe"
     for step in recipe.steps:
