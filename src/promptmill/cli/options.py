@@ -179,10 +179,9 @@ def note_once(config: ModelConfig) -> None:
     """On a terminal, report once which host gets a key, and that the embedded model is only for trials."""
     if not sys.stderr.isatty():
         return
-    import platformdirs
-
     from promptmill.backends import registry
     from promptmill.service.model import is_embedded
+    from promptmill.system.state import own_folder
 
     notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(config)]
     if is_embedded(config):
@@ -190,7 +189,7 @@ def note_once(config: ModelConfig) -> None:
         use = f"--provider {known[0][0]} uses the key in {known[0][1]} and" if known else "--base-url or --provider"
         notes.append(f"{config.model} is a small model to try promptmill with; {use} gives better answers.")
     for note in notes:
-        seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
+        seen = own_folder() / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():
             continue
         with contextlib.suppress(OSError):  # if the mark cannot be stored, the note is shown again

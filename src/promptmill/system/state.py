@@ -19,17 +19,20 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder in `PROMPTMILL_STATE`, or else the default folder of the user."""
     if named := environ.get(VARIABLE):
         return home_expanded(named).absolute()
+    return own_folder()
+
+
+def own_folder() -> Path:
+    """Return promptmill's folder in the user's state folder, also if `PROMPTMILL_STATE` names another folder, which
+    another user may have made."""
     import platformdirs
 
     return platformdirs.user_state_path("promptmill")
 
 
 def own_secret() -> bytes | None:
-    """Return random bytes that only this user has on this computer; None if the user's state folder is not writable.
-    They are never in `PROMPTMILL_STATE`, which may name a folder that somebody else made."""
-    import platformdirs
-
-    file, secret = platformdirs.user_state_path("promptmill") / "secret", b""
+    """Return random bytes that only this user has on this computer; None if `own_folder` is not writable."""
+    file, secret = own_folder() / "secret", b""
     with contextlib.suppress(OSError):
         secret = file.read_bytes()
     if len(secret) != _SECRET_BYTES:

@@ -36,6 +36,7 @@ from promptmill.features.install import client_file
 from promptmill.features.install.file_steps import FileStep, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 from promptmill.system.safe_open import home_expanded
+from promptmill.system.state import own_folder
 
 _FOLDER = "allowed_roots="
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -409,10 +410,8 @@ def _launcher_in(checkout: Path) -> Path:
 
 def _backup_of(launcher: Path) -> Path:
     """Return the path, outside of the checkout, for the copy of the checkout's own server."""
-    import platformdirs
-
     name = hashlib.sha256(os.fsencode(launcher.resolve())).hexdigest()[:16]
-    return platformdirs.user_state_path("promptmill") / "ultrarag" / name / launcher.name
+    return own_folder() / "ultrarag" / name / launcher.name
 
 
 def _no_checkout(checkout: Path, lacking: str) -> PromptmillError:

@@ -130,7 +130,7 @@ def _matches_by_steps(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[
     while end < len(text):
         end = at + _STEP
         found = pattern.search(text, at, end)
-        sure = end - _REACH if end < len(text) else end  # what begins after it may go on behind the end
+        sure = end - _REACH if end < len(text) else end  # a match that begins after it may be cut by the end
         if found is None or found.start() >= sure:
             at = sure
             continue

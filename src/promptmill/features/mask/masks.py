@@ -167,7 +167,7 @@ class Masks:
             if _MARKED.search(value):
                 if not is_whole and (begun := _JSON.search(text)) and begun.start() < start:
                     return "".join((*pieces, text[last:start]))
-                parts = _json_in(text) if parts is None else parts
+                parts = _json_spans(text) if parts is None else parts
                 if (at := bisect_right(parts, (start, 0)) - 1) >= 0 and start < parts[at][1]:
                     value = _in_string(value)
             if quoted := _QUOTED.match(text, start):
@@ -217,11 +217,11 @@ def _plain(code: str) -> str:
     return code.encode("ascii", "ignore").translate(_CAPITALS, _BREAKS).decode()
 
 
-def _json_in(text: str) -> Sequence[tuple[int, int]]:
+def _json_spans(text: str) -> Sequence[tuple[int, int]]:
     """Return the spans of JSON in a text: all of it, blocks and lines of it, or objects among its words. Failed
     attempts read at most four times the text.
 
-    >>> _json_in('So: {"a": 1} or {b}')
+    >>> _json_spans('So: {"a": 1} or {b}')
     [(4, 12)]
     """
     spans, at, budget, attempts = list[tuple[int, int]](), 0, 4 * len(text), 0

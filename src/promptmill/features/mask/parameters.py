@@ -63,7 +63,7 @@ def _checked(value: object) -> object:
 
 
 def _listed(value: object) -> tuple[str, ...]:
-    """Return the kinds of a value that is not checked yet. What is no text becomes an unknown kind."""
+    """Return the kinds of a value that is not checked yet. Other values than texts become unknown kinds."""
     if isinstance(value, list | tuple):
         return tuple(kind if isinstance(kind, str) else shape(kind) for kind in value)
     return kinds_in(value) if isinstance(value, str) else (shape(value),) if value else ()

@@ -1,7 +1,7 @@
 """The user's consent to what a recipe runs and configures, and to the files that it names outside of its folder.
 
-A recipe may come from anybody. What only the operator may set (see `Option.is_of_operator`) is listed, and the user is
-asked. An accepted list is asked about again only if it or a file in it changes.
+A recipe may come from another person. The settings of the operator in it (`Option.is_of_operator`) are listed for the
+user, who accepts the list or refuses it. An accepted list is accepted until it or a file in it changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
-import platformdirs
 
 from promptmill.cli.terminal import is_terminal
 from promptmill.config import parameter_file
@@ -23,6 +22,7 @@ from promptmill.features.recipes.recipe import Recipe, RecipeStep
 from promptmill.options.option import are_outside, is_outside
 from promptmill.options.table import options
 from promptmill.system.safe_open import is_file
+from promptmill.system.state import own_folder
 
 _SHOWN = 200  # characters of a value
 _FILE = "file:"  # before a file with rows, which may change
@@ -37,7 +37,7 @@ def check_trust(recipe: Recipe, *, is_trusted: bool) -> None:
         words += each.partition(" ")[2].split() if not each.startswith(_FILE) else ()
     files = {word: _digest(Path(word)) for word in words if is_file(word)}
     key = hashlib.sha256(orjson.dumps([str(Path.cwd()), recipe.file.name, named, files])).hexdigest()
-    kept = platformdirs.user_state_path("promptmill") / "trusted" / key
+    kept = own_folder() / "trusted" / key
     if not named or kept.exists():
         return
     if not is_trusted:
