@@ -235,6 +235,7 @@ def test_only_rows_with_a_mask_that_they_do_not_have_themselves_are_counted(benc
     [
         (("--mask", "emial"), "'emial', which is none of email, phone"),
         (("--mask", "email", "--choices", "jane@example.com,none"), "an allowed value of the schema"),
+        (("--mask", "email", "--choices", "jane@example.com,none"), "It is in `choices`."),
         (("--mask", "none.csv"), "none.csv, the names to mask, cannot be read"),
         (("--mask", "no_masks:people"), "no_masks:people cannot be imported"),
         (("--mask", "id:XX"), "no id of XX is known"),

@@ -318,7 +318,10 @@ class _Masking:
 
 def _first_with(common: CommonParts, masking: _Masking) -> str:
     """Return the first parameter with a value that cannot have a mask; `""` for a question of a client."""
-    for name, value in {**common.sampling.given(), **common.extra}.items():
+    given = {**common.sampling.given(), **common.extra}
+    if "choices" in given:
+        given.pop("response_format", None)  # it is made from the choices
+    for name, value in given.items():
         try:
             common._replace(sampling=Sampling(), extra={name: value}, form=None).with_texts(masking, is_body=False)
         except PromptmillError:
