@@ -156,10 +156,13 @@ _UNKNOWN_END = re.compile(
     r"(<[|｜][\w▁./: -]+[|｜]>|\[\|[\w./: -]+\|\]"
     r"|<(?:s|pad|eos|eot|unk|_end|end_of_[a-z]+|start_of_turn|reserved_\d+)>|\[EOS\]|\[/INST\])\Z"
 )
-# A call at the beginning of a line, as models write it: Hermes and Qwen, Mistral, Llama, DeepSeek, MiniMax.
+# A call at the beginning of a line, in the forms of `backends/engines/tool_use.py`: a tag with the words tool call, a
+# tag of DeepSeek's or GigaChat's markup (its bars vary, and its first tag may be missing), and the others by name.
 _CALL = re.compile(
-    r"^[ \t]*(<tool_calls?>|\[TOOL_CALLS\]|<function=|<function_calls>|<minimax:tool_call>|<\|python_tag\|>"
-    r"|<[|｜]tool[▁_]calls?[▁_]\w+[|｜]>|<\|tool_calls?_section_begin\|>)",
+    r"^[ \t]*(<[|｜‖]{0,2}[\w:|]{0,30}?(?:tool|function)[▁_]calls?(?:[▁_:]\w{1,20}){0,3}[|｜‖]{0,2}>"
+    r"|<[|｜‖]{1,2}[A-Z]{1,8}ML[|｜‖]{1,2} ?\w{0,20}|\[TOOL_(?:CALLS|REQUEST)\]|<function(?:=| name=)"
+    r"|<(?:\w{1,20}:)?invoke name=|<\|(?:python_tag|START_ACTION|action_start|tools_prefix|content_invoke_tool_json)\|>"
+    r"|<\|open\|>tools|<\|plamo:begin_tool)",
     re.MULTILINE,
 )
 
@@ -209,7 +212,7 @@ def unread_call(text: str) -> str:
     >>> unread_call('I look.\\n<tool_call>{"name": "look"}</tool_call>')
     '<tool_call>'
     """
-    found = _CALL.search(text) if "tool" in text or "TOOL" in text or "<function" in text else None
+    found = _CALL.search(text) if "<" in text or "[TOOL_" in text else None
     return "" if found is None else found[1]
 
 

@@ -932,6 +932,19 @@ def test_an_answer_of_responses_has_its_parts():
     assert found.logprobs == {"content": [probability]}
 
 
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        ([[{"type": "output_text", "text": None}, {"type": "output_text", "text": "Sun."}]], "Sun."),
+        ([[{"type": "output_text", "text": None}], [{"type": "output_text", "text": "Sun."}]], "Sun."),
+        ([[{"type": "output_text"}, {"type": "refusal", "refusal": None}]], ""),
+    ],
+)
+def test_a_part_of_responses_with_null_is_an_empty_text(items, text):
+    answer = answered("responses", _response(*({"type": "message", "content": parts} for parts in items)))
+    assert (answer.text, answer.usage) == (text, Usage(8, 3))
+
+
 def test_incomplete_and_failed_responses_are_told_apart():
     text = {"type": "message", "content": [{"type": "output_text", "text": "Su", "annotations": []}]}
     cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
@@ -1331,6 +1344,29 @@ def test_a_later_event_of_gemini_takes_no_cut_back(last):
     ]
     body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
     assert answered("gemini", body, headers={"Content-Type": "text/event-stream"}).finish_reason == "length"
+
+
+def test_a_stream_of_anthropic_that_begins_again_is_its_second_answer():
+    def begun(identity: str, text: str) -> list[dict[str, Any]]:
+        message = {"type": "message", "id": identity, "content": [], "usage": {"input_tokens": 1}}
+        block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": text}}
+        return [{"type": "message_start", "message": message}, block]
+
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
+    events = [*begun("a", "Par"), *begun("b", "Paris"), end]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    assert answered("anthropic", body, headers={"Content-Type": "text/event-stream"}).text == "Paris"
+
+
+@pytest.mark.parametrize(("ids", "text"), [("aab", "London"), ("abc", "PaLonLondon"), ("aaa", "PaLonLondon")])
+def test_a_stream_of_gemini_begins_again_if_an_id_of_several_events_changes(ids, text):
+    pieces = zip(ids, ("Pa", "Lon", "London"), strict=True)
+    events = [
+        {"responseId": identity, "candidates": [{"content": {"parts": [{"text": piece}]}, "finishReason": "STOP"}]}
+        for identity, piece in pieces
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    assert answered("gemini", body, headers={"Content-Type": "text/event-stream"}).text == text
 
 
 @pytest.mark.parametrize("last", ["end_turn", None, "max_tokens"])

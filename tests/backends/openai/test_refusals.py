@@ -17,7 +17,7 @@ from promptmill.backends.openai.asked_wait import asked_wait_s
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision, classify_exception
 from promptmill.backends.openai.providers import profile_at
-from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint
+from promptmill.backends.openai.refusals import refuses_key, with_key_hint, with_scheme_hint
 from promptmill.backends.openai.reply import read_response
 from promptmill.core.errors import Code, PromptmillError
 
@@ -272,3 +272,37 @@ def test_retry_after_may_be_a_time(written):
 )
 def test_a_wait_is_read_in_the_spelling_of_a_proxy_or_a_provider(headers, wait):
     assert asked_wait_s(headers, {}, "") == wait
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "is_refused"),
+    [
+        (401, "", True),
+        (403, "", True),
+        (403, '{"message": "Forbidden"}', True),  # AWS API Gateway
+        (403, "<html><head><title>403 Forbidden</title></head><body>nginx</body></html>", True),
+        (403, '{"error_code": "403", "message": "Invalid Token"}', True),  # Databricks
+        (403, '{"error": "invalid_token", "error_description": "The access token expired"}', True),  # RFC 6750
+        (403, '{"message": "The security token included in the request is invalid."}', True),  # AWS
+        (403, '{"error": {"message": "Token has been revoked"}}', True),
+        (400, '{"error": {"message": "API key not valid. Please pass a valid API key."}}', True),  # Gemini
+        (404, '{"message": "Session token expired"}', True),
+        (500, '{"error": "token expired"}', True),
+        (200, '{"error_code": 110, "error_msg": "Access token invalid or no longer valid"}', True),  # Baidu
+        (200, '{"choices": [{"message": {"content": "error: token expired"}}]}', False),
+        (403, '{"error": {"type": "permission_error", "message": "Your API key does not have permission"}}', False),
+        (403, '{"message": "User: x is not authorized to perform: bedrock:InvokeModel"}', False),
+        (403, '{"error": {"code": "model_not_found", "message": "Project p does not have access to model m"}}', False),
+        (403, "This prompt is not allowed.", False),
+        (403, '{"error": {"message": "Your input was flagged by moderation."}}', False),
+        (403, '{"error": {"message": "Your credits have expired"}}', False),
+        (404, '{"error": {"message": "File expired"}}', False),
+    ],
+)
+def test_a_refusal_of_the_key_itself_differs_from_a_missing_permission(status, said, is_refused):
+    assert refuses_key(status, {}, said.encode(), _ENDPOINT) is is_refused
+
+
+def test_a_header_may_state_that_the_token_is_invalid():
+    header = {"WWW-Authenticate": 'Bearer realm="x", error="invalid_token"'}
+    assert refuses_key(403, header, b"{}", _ENDPOINT)

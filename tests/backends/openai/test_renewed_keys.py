@@ -122,6 +122,7 @@ async def test_a_streamed_answer_is_shown_from_its_beginning_after_a_refusal(ups
         status(401),
         status(403, "The security token included in the request is expired", code="ExpiredTokenException"),
         status(400, "API key expired. Please renew the API key."),
+        status(403, "Invalid Token"),
     ],
 )
 async def test_a_key_that_expired_is_renewed_whatever_the_status(upstream, keys, refusal):

@@ -650,6 +650,81 @@ def test_a_streamed_call_without_a_usable_name_is_a_bad_response(call, problem):
     assert (failure.error.code, problem in failure.error.message) == (Code.BAD_RESPONSE, True)
 
 
+_NO_CALL = {"name": "", "arguments": ""}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"function_call": _NO_CALL}, {"tool_calls": [{"index": 0, "id": "", "type": "function", "function": _NO_CALL}]}],
+)
+def test_a_call_without_name_and_arguments_beside_a_text_is_none(field):
+    streams = [
+        [_delta({"content": "Paris"}), _delta(field, "stop")],
+        [_delta({"content": "Pa", **field}), _delta({"content": "ris", **field}), _delta({}, "stop")],
+    ]
+    whole = {"choices": [{"message": {"content": "Paris", **field}, "finish_reason": "stop"}]}
+    answers = [*(_stream(*events) for events in streams), read_payload(whole, {}, ENDPOINT)]
+    assert [(answer.text, answer.tool_calls) for answer in answers if isinstance(answer, Completion)] == [
+        ("Paris", ())
+    ] * 3
+
+
+def test_a_call_without_a_name_does_not_hide_the_others():
+    calls = [{"id": "a", "function": _NO_CALL}, {"id": "b", "function": _PARIS}, None]
+    answer = read_payload(
+        {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}, {}, ENDPOINT
+    )
+    assert isinstance(answer, Completion)
+    assert [call["id"] for call in answer.tool_calls] == ["b"]
+
+
+def _with_id(identity: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {"id": identity, **event}
+
+
+def test_a_stream_that_begins_again_is_its_second_answer():
+    role = _delta({"role": "assistant", "content": ""})
+    answer = _stream(
+        *(_with_id("a", event) for event in (role, _delta({"content": "Lond", "reasoning_content": "Hm."}))),
+        *(_with_id("b", event) for event in (role, _delta({"content": "Paris"}), _delta({}, "stop"))),
+    )
+    assert (answer.text, answer.reasoning, answer.finish_reason) == ("Paris", None, "stop")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [_with_id("a", _delta({"content": "Pa"})), _with_id("b", _delta({"content": "ris"}, "stop"))],
+        [
+            _with_id(identity, _delta({"role": "assistant", "content": piece}, finish))
+            for identity, piece, finish in (("a", "Pa", None), ("b", "ris", None), ("c", "", "stop"))
+        ],
+        [
+            _with_id("a", _delta({"role": "assistant", "content": ""})),
+            _with_id("b", _delta({"content": "Paris"})),
+            _with_id("c", _delta({"role": "assistant", "content": ""}, "stop")),
+        ],
+        [
+            _with_id("a", _delta({"content": "Paris"})),
+            _with_id("b", _delta({"role": "assistant"})),
+            _with_id("c", _delta({}, "stop")),
+        ],
+    ],
+    ids=["an id for each", "id and role in each", "the role at the end", "a role without a text"],
+)
+def test_ids_and_roles_alone_do_not_begin_a_stream_again(events):
+    assert _stream(*events).text == "Paris"
+
+
+def test_the_usage_of_an_unreadable_answer_is_counted():
+    body = orjson.dumps(
+        {"choices": [{"message": {"content": 5}}], "usage": {"prompt_tokens": 8, "completion_tokens": 3}}
+    )
+    failure = read_response(200, {}, body, ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert (failure.usage, failure.unmetered) == (Usage(8, 3), False)
+
+
 @pytest.mark.parametrize("call", [{"name": "look", "input": {"city": "Paris"}}, _PARIS])
 def test_a_call_whose_parts_are_not_in_a_function_is_read(call):
     answer = read_payload({"choices": [{"message": {"tool_calls": [{"id": "a", **call}]}}]}, {}, ENDPOINT)

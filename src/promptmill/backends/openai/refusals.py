@@ -53,6 +53,15 @@ _RESPONSES_ONLY = re.compile(
     rf"|not .{{0,40}}chat/completions.{{0,80}}{_RESPONSES}"
 )
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
+_KEYS = "key|token|credential|session|signature|jwt|certificate"
+_EXPIRED = re.compile(rf"(?:{_KEYS})s?\b.{{0,60}}\bexpired|expired\b.{{0,40}}(?:{_KEYS})|expired_?token")
+_INVALID = re.compile(
+    rf"(?:{_KEYS})s?\b.{{0,60}}(?:invalid|not valid|revoked)|(?:invalid|bad|malformed|revoked)\b.{{0,20}}(?:{_KEYS})"
+)
+_NO_REASON = frozenset({"", "forbidden", "403 forbidden"})
+_LACKS_PERMISSION = re.compile(
+    r"permission|insufficient[_ ](?:scope|privilege)|not (?:authorized|allowed) to|access denied"
+)
 
 
 def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
@@ -79,6 +88,34 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     if status >= 300:
         decision.error.said = {"status_code": status, "error": _fields(body, endpoint)}
     return decision
+
+
+def refuses_key(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> bool:
+    """Return whether a response refuses the key itself, so that a newer key may be accepted.
+
+    A permission that the key lacks is no reason for a newer key. Some APIs refuse a key with status 200.
+    """
+    if status == 401:
+        return True
+    if (status < 300 and b"error" not in body) or 300 <= status < 400:
+        return False
+    if status == 403 and "invalid_token" in headers.get("WWW-Authenticate", ""):
+        return True
+    error = read_error(body.decode("utf-8", "replace"))
+    if status < 300 and not _is_error(error.payload):
+        return False
+    meant = status if status >= 300 else error.status or 0
+    cause = endpoint.profile.errors.cause_of(error) or _cause(meant, error, None)
+    if cause in {Cause.KEY, Cause.MODEL, Cause.INPUT} and _EXPIRED.search(error.words):
+        return True
+    if cause is not Cause.KEY or _LACKS_PERMISSION.search(error.words):
+        return False
+    is_bare = error.shown.lower().rstrip(".") in _NO_REASON
+    return is_bare or _says(error, Cause.KEY) or (status == 403 and _INVALID.search(error.words) is not None)
+
+
+def _is_error(payload: object) -> bool:
+    return isinstance(payload, dict) and bool(payload.get("error") or payload.keys() & {"error_code", "error_msg"})
 
 
 def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecision:

@@ -1,7 +1,7 @@
 """A key that expires, such as a cloud's token, which is valid for an hour. `api_key_command` prints the key.
 
-A key is used until its expiry, if the command states an expiry; the command is run again shortly before. A refused key
-(401, or a refusal that calls the key expired) is renewed, too. However many requests need a new key, the command runs
+A key is used until its expiry, if the command states an expiry; the command is run again shortly before. A key that the
+endpoint refuses (`refusals.refuses_key`) is renewed, too. However many requests need a new key, the command runs
 once for all of them. A key may change while requests wait for their turn, so a refused request is sent again with each
 newer key. If a newer key is refused, too, and no request was accepted between the two refusals, the second refusal is
 final.
@@ -17,7 +17,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -48,7 +47,6 @@ _EXPIRIES = (
 )
 _INNER = ("status", "credential")
 _MILLISECONDS = 1e11  # larger numbers are milliseconds, because as seconds, this would be the year 5138
-_EXPIRED = re.compile(rb"(?i)expired")
 _LOG = logging.getLogger(__name__)
 Run: TypeAlias = Callable[[Sequence[str], float, int], Awaitable[Output]]
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
@@ -183,11 +181,6 @@ def _expiry_in_token(token: str) -> float | None:
         payload = orjson.loads(binascii.a2b_base64(parts[1].replace("-", "+").replace("_", "/") + "=="))
         return _seconds(payload.get("exp")) if isinstance(payload, dict) else None
     return None
-
-
-def is_expired(status: int, body: bytes) -> bool:
-    """Return whether a response refuses the key as expired, or refuses it without a reason."""
-    return status == 401 or (status in {400, 403} and _EXPIRED.search(body[:_LARGEST_OUTPUT]) is not None)
 
 
 class RenewedKey:

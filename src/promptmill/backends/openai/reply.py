@@ -154,6 +154,7 @@ def read_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: ReplyRequest = USUAL
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision on a failure. Marked reasoning stays in the answer's text."""
+    payload: Any = None
     try:
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
@@ -168,7 +169,9 @@ def read_response(
             return completion
         return _read_other_form(status, headers, body, payload, endpoint, wanted=wanted)
     except Exception:  # noqa: BLE001 (no response, however deeply nested, may end the run)
-        return _unreadable(endpoint, "an unreadable response", b"")
+        decision = _unreadable(endpoint, "an unreadable response", b"")
+        usage = _usage(payload.get("usage")) if isinstance(payload, dict) else NO_USAGE
+        return replace(decision, usage=usage, unmetered=not usage.prompt_tokens)
 
 
 def read_other_response(
@@ -527,11 +530,24 @@ def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, .
     older = message.get("function_call")
     if not calls and isinstance(older, dict) and older.get("name"):
         calls = [{"id": "", "type": "function", "function": older}]
+    if isinstance(calls, list):
+        real = [call for call in calls if not _is_no_call(call)]
+        calls = real if real or text else calls
     objects = [_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     tool_calls = tuple(chat_completion.distinct(objects))
     if calls and not (tool_calls or text):
         raise _ShapeError("`tool_calls` that are not a list of objects")
     return text, reasoning, tool_calls
+
+
+def _is_no_call(call: Any) -> bool:
+    """Return whether a call has neither a name nor arguments: some gateways fill unused fields with such calls."""
+    if not isinstance(call, dict):
+        return call is None
+    function = call.get("function") or call.get("custom") or call
+    if not isinstance(function, dict) or function.get("name"):
+        return False
+    return all(function.get(name) in (None, "", "{}", {}) for name in ("arguments", "input", "parameters"))
 
 
 def _call(call: JsonObject) -> JsonDict:

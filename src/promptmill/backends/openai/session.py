@@ -43,10 +43,20 @@ class StreamedResponse:
         self.content = response.content
         self.status = response.status
         self.headers = _headers_of(response)
+        self._begun = b""
 
-    def pieces(self) -> AsyncIterator[bytes]:
+    async def beginning(self, largest: int) -> bytes:
+        """Return the first bytes of the body, at least `largest` if it is so long. `pieces` yields them again."""
+        while len(self._begun) < largest and (piece := await self.content.readany()):
+            self._begun += piece
+        return self._begun
+
+    async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the decompressed body in pieces."""
-        return self.content.iter_any()
+        if self._begun:
+            yield self._begun
+        async for piece in self.content.iter_any():
+            yield piece
 
     async def read(self, largest: int) -> bytes:
         """Return the whole body. Raises `TooLargeError` if it exceeds `largest` bytes."""

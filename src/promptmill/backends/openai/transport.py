@@ -30,7 +30,8 @@ from promptmill.backends.openai.failures import (
     of_connecting,
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, RequestTarget
-from promptmill.backends.openai.renewed_key import KeyUse, RenewedKey, is_expired
+from promptmill.backends.openai.refusals import refuses_key
+from promptmill.backends.openai.renewed_key import KeyUse, RenewedKey
 from promptmill.backends.openai.route import KEEPALIVE_S, FileBody, Route, route_to, trust_of_environment
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
@@ -52,6 +53,7 @@ _SATURATED = 0.8
 _DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
+_LONGEST_REFUSAL = 4096  # bytes of a refusal with status 200; longer bodies are answers
 _NAMES_KEPT_S = 300
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
@@ -194,7 +196,7 @@ class Pool:
             with use.sending() as answered:
                 response = await self.send(keyed, body, fresh=fresh, on_data=on_data)
                 answered(response.status)
-            if not is_expired(response.status, response.body) or not await use.is_renewed():
+            if not _refuses_key(response, endpoint) or not await use.is_renewed():
                 return response
             if on_data is not None:
                 on_data(b"\n")  # ends the refusal's last line, so that the answer begins a new line
@@ -228,7 +230,7 @@ class Pool:
         while True:
             keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
             response = await session.get(self._route(keyed), URL(url))
-            if use is None or not is_expired(response.status, response.body) or not await use.is_renewed():
+            if use is None or not _refuses_key(response, endpoint) or not await use.is_renewed():
                 return response.status, response.headers, response.body
 
     @contextlib.asynccontextmanager
@@ -252,8 +254,10 @@ class Pool:
             keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
             route = route_to(keyed, trust_env=self._trust_env)
             async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
-                if use is not None and is_expired(response.status, b"") and await use.is_renewed():
-                    continue
+                if use is not None and response.status >= 400:
+                    body = await response.beginning(_LONGEST_REFUSAL)
+                    if refuses_key(response.status, response.headers, body, endpoint) and await use.is_renewed():
+                        continue
                 yield response
                 return
 
@@ -509,6 +513,11 @@ class RawHttpClient:
                 connection.fail(TransportError("closed"))
             else:
                 connection.close()
+
+
+def _refuses_key(response: HttpResponse, endpoint: Endpoint) -> bool:
+    is_answer = response.status < 300 and len(response.body) > _LONGEST_REFUSAL
+    return not is_answer and refuses_key(response.status, response.headers, response.content(), endpoint)
 
 
 def room_for_connections(wanted: int) -> int:

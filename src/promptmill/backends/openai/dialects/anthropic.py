@@ -357,6 +357,9 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             usage = {"usage": _usage(message["usage"])} if message.get("usage") else {}
             return {**event, **usage, **({"choices": [{}]} if blocks else {})}
         if kind == "message_start":
+            if message.get("id") != event["message"].get("id"):  # a gateway has repeated the request after a part
+                for earlier in (blocks, pieces, citations, numbers):
+                    earlier.clear()
             message = dict(event["message"])
         elif kind == "content_block_start":
             numbers[event["index"]] = numbers.get(event["index"], 0) + 1

@@ -105,6 +105,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     logprobs: dict[str, list[Any]] = {}
     usage: JsonDict = {}
     finish: Any = None
+    start = _Start()
     ended = False
     for event in events:
         if ended := event is ENDED:
@@ -121,6 +122,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             index = choice.get("index") or 0
             if "usage" in choice:  # Moonshot has the usage here
                 usage = dialect.grown_usage(usage, choice["usage"])
+            if index == 0 and start.is_new(event.get("id"), choice):
+                messages, logprobs, finish = {0: GrowingMessage()}, {}, None
             messages.setdefault(index, GrowingMessage()).add(_delta(choice))
             if index == 0:
                 finish = later_finish(finish, finish_of(choice))
@@ -131,6 +134,31 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     choice = {"index": 0, "message": whole, "logprobs": logprobs or None, "finish_reason": finish}
     choices = [choice, *({"message": other} for other in others)] if whole or finish or others else []
     return {**completion, "object": "chat.completion", "usage": usage or None, "choices": choices}
+
+
+class _Start:
+    """Recognizes that a stream begins again: a gateway has repeated the request, because its first stream was cut off.
+
+    Then an event has another id, and a role, which the pieces before it lacked. The new answer replaces the old one at
+    its first piece. Some servers send another id, or the role, with each event.
+    """
+
+    def __init__(self) -> None:
+        self._id: object = None
+        self._has_roles, self._is_due = True, False
+
+    def is_new(self, identity: object, choice: JsonDict) -> bool:
+        """Return whether this event has the first piece of another answer. `identity`: the event's id."""
+        delta = choice.get("delta") or {}
+        role = bool(delta.get("role"))
+        if role and not self._has_roles and identity != self._id and not choice.get("finish_reason"):
+            self._is_due = True
+        self._id = identity
+        if not any(value for name, value in delta.items() if name != "role"):
+            return False
+        self._has_roles = role
+        is_new, self._is_due = self._is_due, False
+        return is_new
 
 
 def _error_in(event: JsonDict) -> JsonDict | None:

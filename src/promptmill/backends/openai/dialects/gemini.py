@@ -402,7 +402,11 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     candidate: JsonDict = {}
     parts: list[Any] = []
     grounding = _Grounding()
+    before: list[object] = [None, None]  # the ids of the last two events
     for event in events:
+        if parts and before[0] and before[0] == before[1] != event.get("responseId", before[1]):
+            candidate, parts, grounding = {}, [], _Grounding()  # a gateway has repeated the request after a part
+        before = [before[1], event.get("responseId")]
         if event.get("error"):
             usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
             return {**event, **usage, **({"choices": [{}]} if parts else {})}

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai import citations
-from promptmill.backends.openai.chat_completion import CutOffError, read_finish
+from promptmill.backends.openai.chat_completion import CutOffError, read_finish, text_of
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
@@ -142,11 +142,11 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     for item in items:
         match item:
             case {"type": "message", "content": list(parts)} if id(item) not in answers:
-                thoughts += [part["text"] for part in parts if part.get("type") in _TEXT_PARTS]
+                thoughts += [text_of(part) for part in parts if part.get("type") in _TEXT_PARTS]
             case {"type": "message", "content": list(parts)}:
-                for part in parts:
-                    texts += [part["text"]] if part.get("type") in _TEXT_PARTS else []
-                    refusals += [part["refusal"]] if part.get("type") == "refusal" else []
+                for part in parts:  # gateways write null for an empty text
+                    texts += [text_of(part)] if part.get("type") in _TEXT_PARTS else []
+                    refusals += [part.get("refusal") or ""] if part.get("type") == "refusal" else []
                     logprobs += part.get("logprobs") or ()
                     annotations += [one for one in dialect.listed(part, "annotations") if isinstance(one, dict)]
             case {"type": "reasoning"}:
