@@ -18,6 +18,7 @@ from promptmill.service.service import Service
 
 class _Api:
     streamed: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
 
     def __init__(self, prefix):
         self.prefix = prefix

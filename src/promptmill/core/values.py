@@ -304,6 +304,29 @@ def with_whole_numbers(value: Any) -> Any:
     return value
 
 
+_NOTHING = frozenset(
+    {"", "null", "nil", "none", "(none)", "[none]", "n/a", "unknown", "nothing", "not specified", "not found"}
+    | {"not mentioned", "not available", "not applicable", "none found", "nothing found", "no more items", "empty"}
+    | {"keine", "keiner", "aucun", "aucune", "ninguno", "ninguna", "nessuno", "无", "没有", "なし", "없음"}
+)
+
+
+def says_nothing(value: Any) -> bool:
+    """Return whether a value is one with which a model fills a place for which it has none.
+
+    >>> [says_nothing(value) for value in (None, " N/A. ", "-", {"item": "", "price": 0}, [])]
+    [True, True, True, True, True]
+    >>> [says_nothing(value) for value in (0, False, "Nora", {"item": "", "price": 2}, {"count": 0})]
+    [False, False, False, False, False]
+    """
+    if isinstance(value, str):
+        return value.strip(" \t\n.-–—_").casefold() in _NOTHING
+    if isinstance(value, Mapping):
+        named = [each for each in value.values() if each != 0]
+        return len(named) >= min(len(value), 1) and all(map(says_nothing, named))
+    return value is None or (isinstance(value, list) and all(map(says_nothing, value)))
+
+
 def composed(text: str) -> str:
     """Return a text in the Unicode form NFC, in which é is one letter and not e with an accent. A run of more than 30
     marks (Unicode's own bound, UAX 15) stays as it is: Python needs quadratic time for it, hours for ten megabytes.

@@ -95,6 +95,8 @@ class OtherApi(Protocol):
 
     prefix: str
     """The prefix of the API's paths."""
+    elsewhere: frozenset[str]
+    """Paths of the API without the prefix."""
     streamed: frozenset[str]
     """The paths whose POST bodies the app itself reads and limits."""
 
@@ -237,8 +239,9 @@ class App(MonitoringPages):
         await self._inner(scope, receive, send)
 
     def _other_for(self, scope: Scope) -> OtherApi | None:
-        """Return the API whose prefix is the longest match for the path; None if no prefix matches."""
-        others = (other for other in self._others if scope["path"].startswith(other.prefix))
+        """Return the API whose prefix is the longest match for the path; None if the path is of no API."""
+        path = scope["path"]
+        others = (other for other in self._others if path.startswith(other.prefix) or path in other.elsewhere)
         return max(others, key=lambda other: len(other.prefix), default=None)
 
     async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,6 +14,9 @@ from PIL import Image
 
 from embedding import vector
 from openai_clients import client_of
+from promptmill.backends.protocol import Completion
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.embedding_inputs import joined
 from replies import choose, raw, status
 from served import TOKEN, ServedHere
 from server_process import written
@@ -107,6 +110,12 @@ def test_an_input_of_another_form_is_refused_before_anything_is_sent(pictured, u
         asked(pictured, model, [one])
     assert raised.value.status_code == 400
     assert not upstream.seen
+
+
+def test_vectors_of_different_lengths_are_an_error():
+    with pytest.raises(ApiError, match="different lengths") as refused:
+        joined([Completion("", "stop", vectors=(bytes(4 * length),)) for length in (2, 3)])
+    assert refused.value.status == 502
 
 
 def test_a_refused_picture_is_the_error_of_the_request(pictured):

@@ -49,6 +49,13 @@ def test_documents_are_ranked_by_one_request_for_vectors(client, upstream):
     assert upstream.seen[-1].json == {"model": "small", "input": ["What is red?", "the sea", "a poppy", "blood"]}
 
 
+def test_the_path_of_coheres_newer_client_ranks_too(client, upstream):
+    upstream.other_posts = raw(json.dumps(vectors(*VECTORS)).encode())
+    body = {"model": "org/name", "query": "What is red?", "documents": ["the sea", "a poppy", "blood"], "top_n": 1}
+    found = client.post(f"{client.base_url.copy_with(path='/v2/rerank')}", cast_to=dict[str, Any], body=body)
+    assert [each["index"] for each in found["results"]] == [2]
+
+
 def test_the_numbers_of_vectors_are_written_outside_of_the_event_loop(client, upstream, monkeypatch):
     """Nine hundred vectors of a usual model take a second."""
     in_loop = []
@@ -182,11 +189,13 @@ def test_a_reranker_of_an_endpoint_ranks_by_its_own_api(ranker, upstream):
         results((0, 1), (1, 1), (1, 1)),
         results((0, 1), (1, 1), (3, 1)),
         results((0, 1), (1, 1), (True, 1)),
+        results((0, 1), (1, 1), ([2], 1)),
+        results((0, 1), (1, 1), ({"at": 2}, 1)),
         results((0, 1), (1, 1), (2, None)),
         raw(b'{"results": [1, 2, 3]}'),
         raw(b"{}"),
     ],
-    ids=["too few", "twice", "no such document", "no number", "no score", "no objects", "no results"],
+    ids=["too few", "twice", "no such document", "no number", "a list", "an object", "no score", "no objects", "no results"],
 )
 def test_a_reply_that_does_not_rank_the_documents_is_an_error(ranker, upstream, reply):
     upstream.other_posts = reply

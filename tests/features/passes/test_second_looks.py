@@ -73,6 +73,14 @@ def test_missed_items_are_found_equal_ones_are_one_and_invented_ones_dropped(ben
     assert again["response_format"] == asked["response_format"]
 
 
+@pytest.mark.parametrize("item", ["None", " n/a.", "-", "No more items", "无"])
+def test_a_placeholder_of_a_later_look_is_nothing(bench, replying, item):
+    replying(named(*WORDS[:6]), named(item))
+    found = bench.succeed(*LIST, "--passes", "2")
+    assert animals(bench) == WORDS[:6]
+    assert not found["passes"]["added"]
+
+
 def test_an_invented_item_of_the_first_answer_is_kept_and_marked(bench, replying):
     replying(named(*quoted("yak", *WORDS)), named())
     bench.succeed(*LIST, "--quote", "--passes", "3")

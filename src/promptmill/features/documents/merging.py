@@ -21,10 +21,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.sources import Sources, leaves
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, says_nothing
 
-_MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
-"""Lower-case texts that do not count as a value if another piece has a value."""
 _NUMBER = re.compile(r"\d(?:[\d.,\u202f\u00a0']*\d)?")
 Path: TypeAlias = tuple[str, ...]
 """The names of a field and of the objects that contain it; `()` for a value that is not an object."""
@@ -136,10 +134,10 @@ def _all_items(found: Sequence[Found], places: PieceTexts) -> Merged:
     before, earlier = -1, Counter[str]()
     for one in found:
         shared = _plain(places.shared(before, one.piece)) if before >= 0 else ""
-        present = Counter(_key(item.value) for item in _items(one) if not _is_missing(item.value))
+        present = Counter(_key(item.value) for item in _items(one) if not says_nothing(item.value))
         for item in _items(one):
             key = _key(item.value)
-            if _is_missing(item.value):
+            if says_nothing(item.value):
                 continue
             if shared and earlier[key] and _stands_in(item.value, shared):
                 earlier[key] -= 1
@@ -168,7 +166,7 @@ def _distinct(schema: JsonObject, found: Sequence[Found], place: Callable[[Found
     repeated = 0
     for one in found:
         for item in _items(one):
-            if item.value in allowed or not _is_missing(item.value):
+            if item.value in allowed or not says_nothing(item.value):
                 known = items.setdefault(key := _key(item.value), item)
                 repeated += known.piece != one.piece
                 items[key] = _supported(known, item)
@@ -179,7 +177,7 @@ def _distinct(schema: JsonObject, found: Sequence[Found], place: Callable[[Found
 def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
     different: dict[str, Found] = {}
     stated = [one for one in found if one.value is not None]
-    found = [one for one in stated if one.value in schema.get("enum", ()) or not _is_missing(one.value)] or stated
+    found = [one for one in stated if one.value in schema.get("enum", ()) or not says_nothing(one.value)] or stated
     for one in found:
         key = _key(one.value)
         different[key] = _supported(different.get(key, one), one)
@@ -251,10 +249,6 @@ def _types(schema: JsonObject) -> Sequence[Any]:
 
 def _is(schema: JsonObject, kind: str) -> bool:
     return kind in _types(schema)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING)
 
 
 def _key(value: Any) -> str:

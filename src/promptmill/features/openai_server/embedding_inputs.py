@@ -85,7 +85,10 @@ def _picture(image: str) -> JsonDict:
 
 
 def joined(outcomes: Sequence[Outcome]) -> Completion:
-    """Return the vectors of all requests as one answer, with the sum of their usages. Raises the first failure."""
+    """Return the vectors of all requests as one answer, with the sum of their usages.
+
+    Raises the first failure, and an error for vectors of different lengths.
+    """
     from promptmill.features.embeddings.pictures import with_vector
 
     found = [with_vector(outcome) for outcome in outcomes]
@@ -93,5 +96,7 @@ def joined(outcomes: Sequence[Outcome]) -> Completion:
         if not isinstance(outcome, Completion):
             raise outcome.error
     vectors = tuple(vector for outcome in found if isinstance(outcome, Completion) for vector in outcome.vectors)
+    if len({*map(len, vectors)}) > 1:
+        raise ApiError(502, "The vectors that the endpoint returned have different lengths.", None, "bad_response")
     answer: Completion = Totals.of(found).on(Completion("", "stop", vectors=vectors))
     return answer

@@ -26,7 +26,7 @@ from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.batch_runs import BatchRuns
 from promptmill.features.openai_server.endpoints import PATHS, Endpoints
 from promptmill.features.openai_server.object_store import ObjectStore
-from promptmill.features.openai_server.rerank import RERANK
+from promptmill.features.openai_server.rerank import RERANK, RERANK_2
 from promptmill.features.openai_server.storage_routes import StorageRoutes
 from promptmill.features.openai_server.stored_files import StoredFiles
 from promptmill.server.tool_calls import owner_of
@@ -44,7 +44,7 @@ def routes(answers: Endpoints) -> list[BaseRoute]:
         Route("/v1/models", answers.models),
         Route("/v1/models/{id:path}", answers.model),
         *(Route(path, answers.reply, methods=["POST"]) for path in PATHS),
-        Route(RERANK, answers.rerank, methods=["POST"]),
+        *(Route(path, answers.rerank, methods=["POST"]) for path in (RERANK, RERANK_2)),
     ]
 
 
@@ -62,6 +62,8 @@ class ApiPaths:
     """An app for all paths below `prefix`, which replies to errors in the format of its API."""
 
     prefix = ""
+    elsewhere: frozenset[str] = frozenset()
+    """Further paths of the app."""
     streamed: frozenset[str] = frozenset()
     """Paths whose POST bodies the app reads and limits itself, piece by piece."""
 
@@ -112,6 +114,7 @@ class OpenAIPaths(ApiPaths):
     """The app for all paths below `/v1/`."""
 
     prefix = "/v1/"
+    elsewhere = frozenset({RERANK_2})
     streamed = frozenset({"/v1/files"})
 
     def __init__(self, service: Service, origins: Collection[str] = ()) -> None:

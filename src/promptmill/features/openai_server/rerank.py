@@ -1,4 +1,4 @@
-"""`/v1/rerank`: documents in the order of their relevance to a query.
+"""`/v1/rerank` and, for Cohere's newer client, `/v2/rerank`: documents in the order of their relevance to a query.
 
 | model | scores |
 |---|---|
@@ -24,7 +24,7 @@ from promptmill.features.openai_server.api_errors import ApiError, unsupported, 
 from promptmill.features.openai_server.parameters import Reranking
 from promptmill.features.openai_server.search_prefixes import Prefixes, prefixes_of
 
-RERANK = "/v1/rerank"
+RERANK, RERANK_2 = "/v1/rerank", "/v2/rerank"
 _MOST = 1000  # documents; Cohere advises against more in a request
 _FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 PLAIN = "plain"
@@ -107,10 +107,12 @@ class Ranking(NamedTuple):
         payload: JsonObject = (answer.details or {}).get("payload") or {}
         results = payload.get("results", payload.get("data"))
         listed = [one for one in results if isinstance(one, dict)] if isinstance(results, list) else []
-        scores: dict[Any, Any] = {one.get("index"): one.get("relevance_score", one.get("score")) for one in listed}
+        scores: dict[int, Any] = {
+            at: one.get("relevance_score", one.get("score")) for one in listed if type(at := one.get("index")) is int
+        }
         known, count = range(len(self.documents)), min(self.top_n, len(self.documents))
         is_whole = len(scores) == len(listed) == len(results or ()) and len(scores) in {count, len(self.documents)}
-        sound = [type(at) is int and at in known and _is_score(score) for at, score in scores.items()]
+        sound = [at in known and _is_score(score) for at, score in scores.items()]
         if not (is_whole and all(sound)):
             problem = f"The reply of the endpoint does not hold one score for each of {count} documents."
             raise ApiError(502, problem, None, "bad_response")

@@ -17,6 +17,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
 from promptmill.core.sources import Sources, leaves
+from promptmill.core.values import says_nothing
 from promptmill.features.passes.continued_lists import asking_again, own_text, summed
 from promptmill.features.passes.list_answer import ListAnswer, ListForm, key_of
 from promptmill.features.passes.parameters import Passes
@@ -160,7 +161,7 @@ class FoundItems:
         """Add the new items of a later answer. Return whether there are any."""
         before = len(self._known)
         for item, source in _with_sources(self._form, later, sources):
-            if item in (None, "", [], {}) or (self.is_full and key_of(item) not in self._known):
+            if says_nothing(item) or (self.is_full and key_of(item) not in self._known):
                 continue
             if _is_missing(source) and key_of(item) not in self._known:
                 self.counts["dropped"] = self.counts.get("dropped", 0) + 1
