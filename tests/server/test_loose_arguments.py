@@ -11,6 +11,8 @@ from fakes import openai_configuration
 from promptmill.config.configuration import Configuration
 from talk import sent, serving, text
 
+WAV = base64.b64encode(b"RIFF\0\0\0\0WAVEfmt ").decode()
+
 
 @pytest.fixture(autouse=True)
 def _among_the_pictures(tmp_path, monkeypatch):
@@ -73,12 +75,14 @@ async def test_a_lone_image_is_a_list_of_one_at_either_level(talk, upstream, pic
     assert [part["type"] for part in message["content"]] == ["text", "image_url"]
 
 
-async def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
+async def test_the_blocks_of_mcp_are_parts_of_a_prompt(upstream, picture):
     image = {"type": "image", "data": base64.b64encode(picture.read_bytes()).decode(), "mimeType": "image/png"}
-    audio = {"type": "audio", "data": "UklGRg==", "mimeType": "audio/x-wav"}
+    audio = {"type": "audio", "data": WAV, "mimeType": "audio/x-wav"}
     embedded = {"type": "resource", "resource": {"uri": "file:///a.txt", "mimeType": "text/plain", "text": "the text"}}
     content = [{"type": "text", "text": "look"}, image, audio, embedded]
-    result = await talk("generate", prompt_ls=[{"role": "user", "content": content}, image, {"content": embedded}])
+    prompts = [{"role": "user", "content": content}, image, {"content": embedded}]
+    async with serving(openai_configuration(upstream.url, files=["audio"])) as talk:
+        result = await talk("generate", prompt_ls=prompts)
     assert not result.is_error, text(result)
     url = {"url": f"data:image/png;base64,{image['data']}"}
     bodies = [body["messages"][0]["content"] for body in (sent(upstream, number) for number in range(3))]
@@ -86,11 +90,40 @@ async def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
     assert whole == [
         {"type": "text", "text": "look"},
         {"type": "image_url", "image_url": url},
-        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": WAV, "format": "wav"}},
         {"type": "text", "text": "the text"},
     ]
     assert [{"type": "image_url", "image_url": url}] in bodies
     assert [{"type": "text", "text": "the text"}] in bodies
+
+
+def _sound(data: str = WAV, form: str = "wav"):
+    return {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": data, "format": form}}]}
+
+
+@pytest.mark.parametrize(
+    ("files", "sound", "said"),
+    [
+        ([], _sound(), "not known to take a recording"),
+        (["pdf"], _sound(), "not known to take a recording"),
+        (["audio"], _sound(base64.b64encode(b"hello").decode()), "is no recording"),
+        (["audio"], _sound(""), "is no recording"),
+        (["audio"], _sound("not base64!"), "Send a readable recording."),
+    ],
+)
+async def test_a_sound_that_cannot_be_heard_is_not_sent(upstream, files, sound, said):
+    async with serving(openai_configuration(upstream.url, files=files)) as talk:
+        result = await talk("generate", prompt_ls=[sound])
+    assert said in text(result)
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("sound", [_sound(f"data:audio/x-wav;base64,{WAV}"), _sound(form="mp3")])
+async def test_a_sound_is_sent_with_its_own_format_and_without_the_head_of_a_url(upstream, sound):
+    async with serving(openai_configuration(upstream.url, files=["audio"])) as talk:
+        await talk("generate", prompt_ls=[sound])
+    (part,) = sent(upstream)["messages"][0]["content"]
+    assert part["input_audio"] == {"data": WAV, "format": "wav"}
 
 
 @pytest.mark.parametrize("block", [{}, {"openai": {"model_name": "other"}}, {"openai": {}, "vllm": {}}])

@@ -39,6 +39,7 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _AUDIO = "data:audio/"
+_LONGEST_HEAD = 200  # characters of a `data:` URL before its data
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
@@ -445,6 +446,9 @@ def _part(part: object, where: str) -> Part:
         case {"type": "image_url", "image_url": str(url)}:
             return ImagePart(url, None, marks_in(part))
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(form)}}:
+            head, comma, _ = data[:_LONGEST_HEAD].partition(";base64,")  # some clients send a `data:` URL
+            if comma and head.startswith(_AUDIO):
+                return _recording(data[len(head) + len(comma) :], head.removeprefix("data:"), marks_in(part))
             return FilePart(f"{_AUDIO}{form};base64,{data}" if form else data, "audio", "", marks_in(part))
         case {"type": "file", "file": {"file_data": str(source), **options}}:
             name = options.get("filename")

@@ -320,7 +320,7 @@ def says_nothing(value: Any) -> bool:
     [False, False, False, False, False]
     """
     if isinstance(value, str):
-        return value.strip(" \t\n.-–—_").casefold() in _NOTHING
+        return value.strip(" \t\n.-\u2013\u2014_").casefold() in _NOTHING
     if isinstance(value, Mapping):
         named = [each for each in value.values() if each != 0]
         return len(named) >= min(len(value), 1) and all(map(says_nothing, named))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ _FORMS = (
     (b"\xff\xfa", "mp3"),
     (b"\xff\xf3", "mp3"),
     (b"\xff\xf2", "mp3"),
+    (b"\xff\xe3", "mp3"),
+    (b"\xff\xe2", "mp3"),
     (b"fLaC", "flac"),
     (b"OggS", "ogg"),
 )
+_FRAME = re.compile(rb"\xff[\xe2-\xff]")  # the start of a frame of an MP3, which may follow other bytes
 _KNOWN = {"wav", "mp3", "m4a", "flac", "ogg", "aac", "aiff"}
 _CONTAINED = {(b"RIFF", b"WAVE"): "wav", (b"FORM", b"AIFF"): "aiff", (b"FORM", b"AIFC"): "aiff"}
 
@@ -93,8 +97,9 @@ def media_type(data: bytes, given: str, name: str, forms: Collection[str] | None
     """Return the media type of a recording. `given`: the type in its `data:` URL, or `""`. Raises `PromptmillError`
     (`invalid_input`) for a format that is not in `forms`, and for a file that is no recording."""
     named = given.removeprefix("audio/") if given.startswith("audio/") else ""
-    form = named if named in _KNOWN else form_of(data[:12]) or named  # a web server may name the format `mpeg`
-    if not form:
+    form = form_of(data[:12]) or named  # a web server may name the format `mpeg`, and a client another format
+    is_other = named in _KNOWN and form_of(data[:12]) is None
+    if not form or not data or (is_other and not (named == "mp3" and _FRAME.search(data, 0, 1 << 16))):
         raise input_error(f"{name} is no recording that models read; send wav, mp3, m4a, flac or ogg.")
     if forms is not None and form not in forms:
         known = ", ".join(sorted(forms))

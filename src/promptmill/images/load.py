@@ -30,7 +30,7 @@ from promptmill.core.bounds import LARGEST_FILE, LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import FileKind, FilePart, ImagePart, SourcedPart
 from promptmill.images import pdf
-from promptmill.images.files import UNLIMITED, FileLimits, check_pdf, media_type
+from promptmill.images.files import NOUNS, UNLIMITED, FileLimits, check_pdf, media_type
 from promptmill.images.pages import is_cut_off, tiff_pages
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
@@ -155,7 +155,10 @@ def load(part: SourcedPart, rules: ImageRules, halt: Halt | None = None) -> Imag
     except PromptmillError as error:
         if error.code is not Code.INVALID_IMAGE:
             raise
-        raise PromptmillError(Code.INVALID_INPUT, error.message, error.hint) from None
+        hint = (
+            f"Send a readable {NOUNS[part.kind]}." if error.hint == PromptmillError(error.code, "").hint else error.hint
+        )
+        raise PromptmillError(Code.INVALID_INPUT, error.message, hint) from None
 
 
 def _as_it_is(part: FilePart, rules: ImageRules, halt: Halt | None) -> ImageFile:

@@ -195,7 +195,17 @@ def test_a_reranker_of_an_endpoint_ranks_by_its_own_api(ranker, upstream):
         raw(b'{"results": [1, 2, 3]}'),
         raw(b"{}"),
     ],
-    ids=["too few", "twice", "no such document", "no number", "a list", "an object", "no score", "no objects", "no results"],
+    ids=[
+        "too few",
+        "twice",
+        "no such document",
+        "no number",
+        "a list",
+        "an object",
+        "no score",
+        "no objects",
+        "no results",
+    ],
 )
 def test_a_reply_that_does_not_rank_the_documents_is_an_error(ranker, upstream, reply):
     upstream.other_posts = reply

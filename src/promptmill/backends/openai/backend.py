@@ -104,7 +104,9 @@ class OpenAIBackend:
         types = image_types_of(self._endpoints)
         known = file_limits_of(((each.profile, each.dialect) for each in self._endpoints), self._settings.files)
         rule, pixels, memory = self._config.file_rule, settings.max_image_pixels, settings.max_image_memory
-        return ImageRules.of(rule, pixels, memory, types=types, limits={**UNLIMITED, **known})
+        # other endpoints drop recordings without an error, so a model answers about nothing
+        limits = {"pdf": UNLIMITED["pdf"], **known}
+        return ImageRules.of(rule, pixels, memory, types=types, limits=limits)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Create the pool. No request is sent."""

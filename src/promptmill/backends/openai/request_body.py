@@ -30,7 +30,7 @@ from promptmill.backends.openai.reply import ReplyRequest
 from promptmill.backends.prompt_cache import ModelCache, PromptCache
 from promptmill.backends.searches import may_search
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.errors import Code, PromptmillError, redact, unwritable_parameters
+from promptmill.core.errors import Code, Named, PromptmillError, redact, unwritable_parameters
 from promptmill.core.request import (
     CACHE_MARKS,
     TOP_CHOICES,
@@ -394,6 +394,10 @@ class ImageEncoder:
         encoded = _Encoded()
         if files := [part for part in parts if isinstance(part, FilePart)]:
             rules = self._rules()
+            for kind in {part.kind for part in files} - rules.limits.keys():
+                named = Named("backend_configs.openai.files", [kind])
+                words = ("Choose an endpoint that takes it, or state that this one does: ", named, ".")
+                raise PromptmillError(Code.UNSUPPORTED, f"The endpoint is not known to take a {NOUNS[kind]}.", words)
             encoded.held = rules.in_flight.hold()
             size = await asyncio.to_thread(lambda: sum(encoded_size(part, rules) for part in files))
             await asyncio.wrap_future(encoded.held.grow(size))
