@@ -153,6 +153,8 @@ def test_an_input_that_is_edited_during_the_run_changes_nothing(bench: Any) -> N
         (["--set", "backend_configs.openai.model_name=other"], "another model"),
         (["--set", "sampling_params.temperature=0.5"], "other settings"),
         (["--system", "Be brief."], "another system prompt"),
+        (["--set", "backend_configs.openai.dialect=responses"], "another dialect"),
+        (["--set", "backend_configs.openai.provider=vllm"], "another provider"),
     ],
 )
 def test_answers_of_different_settings_are_not_mixed(bench: Any, arguments: list[str], named: str) -> None:

@@ -206,6 +206,14 @@ def file_limits(config: ModelConfig) -> FilesTaken:
     return {**UNLIMITED, **known}
 
 
+def apis(config: ModelConfig) -> tuple[list[str], list[str]]:
+    """Return the providers and the dialects at the endpoints of `config`. Raises `PromptmillError` (`invalid_config`)
+    for endpoints that cannot be used."""
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    found: set[tuple[str, str]] = module.apis(config.settings.backend_configs.openai)
+    return sorted({provider for provider, _ in found}), sorted({dialect for _, dialect in found})
+
+
 def _files_taken(block: OpenAISettings) -> FilesTaken:
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     return cast("FilesTaken", module.files_taken(block))

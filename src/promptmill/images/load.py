@@ -155,9 +155,8 @@ def load(part: SourcedPart, rules: ImageRules, halt: Halt | None = None) -> Imag
     except PromptmillError as error:
         if error.code is not Code.INVALID_IMAGE:
             raise
-        hint = (
-            f"Send a readable {NOUNS[part.kind]}." if error.hint == PromptmillError(error.code, "").hint else error.hint
-        )
+        is_of_images = error.hint == PromptmillError(error.code, "").hint
+        hint = f"Send a readable {NOUNS[part.kind]}." if is_of_images else error.hint
         raise PromptmillError(Code.INVALID_INPUT, error.message, hint) from None
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from promptmill.answers.shown import shown_of
+from promptmill.backends import registry
 from promptmill.config.model_config import DEFAULT, TOKEN_LIMITS, ModelConfig
 from promptmill.core.request import with_words
 from promptmill.files.format_table import of_input
 from promptmill.jobs.store.spec import digest
 
-_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
+_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "dialect", "enable_thinking"}
 """The keys of a model's configuration block that affect its answers."""
 
 
@@ -41,6 +42,7 @@ def fingerprint(
     digests["backend"] = digest(config.backend)
     if config.record.needs_endpoint:
         digests["endpoint"] = digest(getattr(config.block, "base_url", None))
+        digests["provider"], digests["dialect"] = map(digest, registry.apis(config))
         digests["enable_thinking"] = digest(getattr(config.block, "enable_thinking", None))
     if of_input(input_format).rows != "requests":
         digests["sampling"] = sampling_digest(config)
