@@ -158,7 +158,9 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         await call("bulk_generate", **files, again="failed", dedupe=True, max_failures="0")
         assert (await ended(call, job_id, "finished"))["failed"] == 0
         found = await call("bulk_status", limit=1)
-        assert (len(found["jobs"]), found["more"]) == (1, 0)
+        (listed,) = found["jobs"]
+        assert (listed["job_id"], listed["state"], listed["total"], found["more"]) == (job_id, "finished", 5, 0)
+        assert len(json.dumps(listed)) < 500, "twenty jobs are shorter than the list of tools"
     assert len(bench.answers()) == 5
 
 

@@ -158,6 +158,10 @@ _WRONG_ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("bulk_generate", {"prompts": ["x"], "tool_choice": "auto"}, ": it goes into sampling_params"),
     ("bulk_generate", {"prompts": ["x"], "dedup": True}, "did you mean dedupe?"),
+    ("bulk_generate", {"prompts": ["x"], "group_by": "a"}, "`promptmill bulk` has --group-by, and in Python"),
+    ("bulk_generate", {"prompts": ["x"], "report": "a.html"}, "on the command line, `promptmill bulk` has --report."),
+    ("generate", {"prompt_ls": ["x"], "price": "1/2"}, "`promptmill bulk` has --price"),
+    ("generate", {"prompt_ls": ["x"], "fields": ["a:nonsense"]}, "nonsense"),
     ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing; send a list."),
     ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [3]}, "multimodal_path[0] is a number"),
     (

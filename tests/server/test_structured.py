@@ -82,10 +82,49 @@ async def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_te
 
 
 async def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
-    first, second = [await talk.error("generate", prompt_ls=["Who?"], schema=bad) for bad in ({"type": ["x"]}, ["no"])]
+    first, second = [await talk.error("generate", prompt_ls=["Who?"], schema=bad) for bad in ({"type": ["x"]}, [5])]
     assert "schema is not a usable JSON Schema" in first
     assert "schema" in second
     assert not upstream.seen
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"schema": "name,age:integer"},
+        {"schema": ["name", "age:integer"]},
+        {"schema": {"name": "text", "age": "integer"}},
+        {"fields": "name,age:integer"},
+        {"fields": ["name", "age:integer"]},
+        {"fields": {"name": "string", "age": "int"}},
+        {"fields": '["name", "age:integer"]'},
+    ],
+)
+async def test_names_of_fields_are_a_schema_in_any_way_of_writing(talk, upstream, form):
+    upstream.reply = answer('{"name": "Ada", "age": 36}')
+    result = await talk("generate", prompt_ls=["Who?"], **form)
+    assert not result.is_error, text(result)
+    properties = sent(upstream)["response_format"]["json_schema"]["schema"]["properties"]
+    assert {name: kind["type"] for name, kind in properties.items()} == {
+        "name": ["string", "null"],
+        "age": ["integer", "null"],
+    }
+
+
+async def test_a_json_schema_of_texts_is_no_list_of_fields(talk, upstream):
+    upstream.reply = answer('"2026-12-01"')
+    await talk("generate", prompt_ls=["When?"], schema={"type": "string", "format": "date"})
+    assert sent(upstream)["response_format"]["json_schema"]["schema"]["format"] == "date"
+
+
+async def test_choices_may_have_definitions(talk, upstream):
+    upstream.reply = answer("spam")
+    choices = {"spam": "advertising", "ham": "a wanted mail"}
+    result = await talk("generate", prompt_ls=["Buy!"], choices=choices, system_prompt="Be strict.")
+    assert not result.is_error, text(result)
+    system, _ = sent(upstream)["messages"]
+    assert system["content"].startswith("Be strict.")
+    assert "spam: advertising" in system["content"]
 
 
 async def test_a_call_that_goes_on_as_a_job_keeps_its_schema(serve, upstream):

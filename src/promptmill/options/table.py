@@ -582,7 +582,7 @@ RUN = (
         keyword=Keyword(type="str | Path | Sequence[str | Path] | None"),
         names="file",
     ),
-    Option("quiet", bool, "show no progress", False, argument=None, keyword=None),
+    Option("quiet", bool, "show no progress", False, flag=Flag("-q quiet"), argument=None, keyword=None),
     Option("json", bool, "print the result as JSON", False, argument=None, keyword=None),
     Option(
         "progress",
@@ -690,6 +690,20 @@ def needs_hidden(name: str, face: Face) -> str:
         if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
             return f"needs the feature {feature}, which is hidden here"
     return ""
+
+
+def other_faces(name: str) -> str:
+    """Return words that state on which faces an option exists that no tool has; `""` if there is no such option.
+
+    >>> other_faces("detach")
+    'on the command line, `promptmill bulk` has --detach'
+    """
+    option = options().get(name)
+    if option is None or option.argument is not None:
+        return ""
+    flag, keyword = option.name_on("flag"), option.name_on("keyword")
+    places = [f"on the command line, `promptmill bulk` has {flag}"] if flag else []
+    return ", and ".join([*places, *([f"in Python, `promptmill.bulk` has {keyword}"] if keyword else [])])
 
 
 def keys_of(beginning: str) -> set[str]:

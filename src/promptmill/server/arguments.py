@@ -50,6 +50,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonDict, JsonObject, read_json
 from promptmill.core.wording import close_matches, shape, synonym
+from promptmill.jobs.inputs.short_forms import schema_of_fields
 from promptmill.options import table
 from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.server.tool_calls import CodedToolError
@@ -68,6 +69,8 @@ _WORDS = {
     "array": "a list",
     "object": "an object",
 }
+_FORMS = frozenset({"choices", "schema", "fields"})
+_OF_SCHEMAS = frozenset({"type", "properties", "$ref", "$schema", "title", "description", "format", "pattern"})
 _NEVER_CONVERTED = frozenset({"array", "object", "boolean"})  # pydantic quotes lists in errors, and reads `true` as 1
 _TURN = {
     "type": "object",
@@ -329,8 +332,8 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments as language models mean them: `null` means an optional argument's default.
 
-    Models may send a list or an object as JSON text, a single text or object in place of a list, and `choices` as a
-    comma-separated text.
+    Models may send a list or an object as JSON text, a single text or object in place of a list, and the forms of
+    answers in every way in which an option of a job takes them (see `_answer_forms`).
 
     Raises `CodedToolError` for a text that may hold more than 300,000 values: parsing 60 MB of text would take 2 GB of
     memory and 15 seconds.
@@ -338,15 +341,60 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
     for name, value_ in arguments.items():
-        value, kinds = value_, _kinds(properties.get(name, {}))
+        value, kinds = value_, _kinds(properties.get(name, {})) or (["array", "object"] if name in _FORMS else [])
         if value is None and name in properties and name not in required:
             continue
         if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
             value = _parsed(name, value, kinds)
         if name == "choices" and isinstance(value, str):
             value = [text.strip() for text in re.split("[,;\n]", value) if text.strip()]
-        meant[name] = _in_list(value, kinds)
+        meant[name] = value if name in _FORMS else _in_list(value, kinds)
+    return meant if _FORMS.isdisjoint(meant) else _answer_forms(meant, properties)
+
+
+def _answer_forms(arguments: JsonDict, properties: JsonObject) -> JsonDict:
+    """Return the arguments with the form of answers as the tool takes it.
+
+    Names of fields may be a text, a list or an object of names and types, in `fields` or in `schema`. `choices` may be
+    an object of labels and definitions. Raises `CodedToolError`.
+    """
+    meant = {**arguments}
+    for name in ("fields", "schema") if "schema" in properties else ():
+        if text := _fields_in(name, meant.get(name)):
+            del meant[name]
+            try:
+                meant |= {"fields": text} if "fields" in properties else {"schema": schema_of_fields(text)}
+            except PromptmillError as error:
+                raise CodedToolError(str(error), error.code) from None
+        elif name == "fields" and isinstance(meant.get(name), dict) and "schema" not in meant:
+            meant["schema"] = meant.pop(name)
+    choices = meant.get("choices")
+    if choices and isinstance(choices, dict) and "object" not in _kinds(properties.get("choices", {})):
+        meant["choices"] = [*choices]
+        if any(choices.values()) and isinstance(given := meant.get("sampling_params", {}), dict):
+            meant["sampling_params"] = {**given, "definitions": choices}
     return meant
+
+
+def _fields_in(name: str, value: object) -> str:
+    """Return names and types of fields as one text; `""` if the value of the argument `name` has none.
+
+    >>> _fields_in("schema", ["name", "age:integer"]), _fields_in("schema", {"type": "string"})
+    ('name,age:integer', '')
+    """
+    texts = [*value.values()] if isinstance(value, dict) else value
+    if isinstance(texts, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return texts.strip() if isinstance(texts, str) else ""
+    if not isinstance(value, dict):
+        return ",".join(texts)
+    text = ",".join(f"{field}:{kind}" for field, kind in value.items())
+    if name == "schema":  # an object of texts may be a JSON Schema, too
+        try:
+            schema_of_fields(text)
+        except PromptmillError:
+            return ""
+        return "" if value.keys() <= _OF_SCHEMAS else text
+    return text
 
 
 def _in_list(value: Any, kinds: Collection[str]) -> Any:
@@ -385,7 +433,7 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     for name in schema.get("required", ()):
         if name not in arguments:
             kinds = _kinds(properties[name])
-            kept = "; {} keeps what is set" if "object" in kinds else ""
+            kept = "; {} keeps what is set" if kinds == ["object"] else ""
             lines.append(f"{name} is missing; send {_WORDS.get(kinds[0], 'it') if kinds else 'it'}{kept}.")
     for name, value in arguments.items():
         kinds, given = _kinds(properties.get(name, {})), _json_types(value)
@@ -393,10 +441,6 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
         is_checked = given & _NEVER_CONVERTED or len({*wanted}) > 1 or wanted == ["array"]
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
-        elif name == "schema" and isinstance(value, str) and "fields" in properties:
-            lines.append(
-                'schema is a text; send a JSON Schema, an object. Names of fields go into `fields`: "name,age".'
-            )
         elif wanted and is_checked and given.isdisjoint(kinds):
             lines.append(f"{name} is {shape(value)}; send {' or '.join(_WORDS.get(kind, kind) for kind in wanted)}.")
     more = [f"And {len(lines) - 5} more."] if len(lines) > 5 else []
@@ -451,6 +495,8 @@ def _where(name: str, properties: JsonObject) -> str:
         return ": multimodal_generate takes images."
     if name == "messages" and "prompt_ls" in properties:
         return ": multiturn_generate takes messages."
+    if faces := table.other_faces(name):
+        return f": {faces}."
     near = next(iter(close_matches(name, [*properties, *sorted(inner)], 1)), "")
     if near in inner:
         return f'; did you mean {near}? It goes into sampling_params, {{"{near}": …}}.'

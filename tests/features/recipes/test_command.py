@@ -213,12 +213,12 @@ def test_one_budget_is_for_all_steps_and_all_runs(recipes):
 
 def test_a_budget_without_a_price_is_refused_before_the_first_step(recipes):
     recipes.write(f"max_cost: 1\n{RECIPE}    set: ['price=null']\n")
-    assert "recipe.yaml, line 1: max_cost: the price of test-model is not known" in recipes.refused()
+    assert ": step 3: max_cost: the price of test-model is not known" in recipes.refused()
 
 
 def test_a_budget_without_a_limit_of_the_answers_is_refused_before_the_first_step(recipes):
     recipes.write(f"max_cost: 100\n{RECIPE}    set: ['sampling_params.max_tokens=null']\n")
-    assert "line 1: max_cost: nothing limits the answers of test-model; add `max_tokens: " in recipes.refused()
+    assert "step 3: max_cost: nothing limits the answers of test-model; add `max_tokens: " in recipes.refused()
 
 
 @pytest.mark.thorough

@@ -48,7 +48,7 @@ def test_labels_that_are_refused_have_their_problem(labelled):
     [
         ({"rows": 0}, "whole numbers from 1"),
         ({"rows": "x"}, "whole numbers from 1"),
-        ({"decisions": [{"row": 1}]}, "has no columns `row`, `label` and `key`"),
+        ({"decisions": [{"row": 1}]}, "Row 1 of decisions.jsonl has no `label` and no `key`; take rows"),
         ({"decisions": 5}, "send a list of rows"),
         ({"decisions": "gone.csv"}, "There is no input file"),
         ({"choices": 5}, "The choices should be a list"),

@@ -471,7 +471,9 @@ def test_decisions_about_other_questions_are_refused(voted):
     decide(voted, {10: "neutral"}, [{**row, "key": "0" * 12} for row in rows])
     assert "has another question now" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
     (voted.path / "decisions.csv").write_text("id,label\nr9,neutral\n", encoding="utf-8")
-    assert "has no columns `row`, `label` and `key`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+    assert (
+        "Row 1 of decisions.csv has no `row` and no `key`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+    )
 
 
 @pytest.mark.thorough

@@ -138,7 +138,7 @@ async def test_a_review_uses_only_the_files_and_arguments_that_a_call_may_use(vo
             (
                 "review",
                 {"decisions": [{"row": 10, "label": "neutral"}]},
-                "has no columns `row`, `label` and `key`",
+                "Row 1 of decisions.jsonl has no `key`; take rows",
             ),
         ):
             with pytest.raises(ToolError, match=problem):

@@ -55,7 +55,7 @@ def add_options(run: Parser) -> None:
         action="store_true",
         help="run a recipe that sets programs, keys, configurations, endpoints or files elsewhere without a question",
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("-q", "--quiet", action="store_true", help="show no progress")
     run.add_argument("--json", action="store_true", help="print all figures as JSON")
     run.show_examples(
         "promptmill run recipe.yaml",

@@ -127,11 +127,14 @@ class RecipeStep:
         return None if action is None else action.dest
 
     def located(self, error: PromptmillError) -> PromptmillError:
-        """Return `error` with the line of the option that it names; if it names none, the line of the step."""
+        """Return `error` with the line of the option that it names, or of the step: if it names none, or the budget of
+        the recipe, which all steps share."""
         text = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), error.worded(key_of))
         named = [part.field for part in error.parts if isinstance(part, Named)]
         named += [word.strip("`:,;.'\"") for word in text.split()]
         entry = next((self.entries[name] for name in named if name in self.entries), None)
+        if entry is not None and entry.key == MAX_COST and entry.place.line < self.place.line:
+            return self.place.error(f"step {self.number}: {text}")
         return (self.place if entry is None else entry.place).error(text)
 
 

@@ -423,11 +423,9 @@ def _decided(
     read, refused = list[_Decision](), list[str]()
     try:
         for at, row in enumerate(objects_in(decisions), 1):
-            if not row.keys() >= {ROW, LABEL, KEY}:
-                raise input_error(
-                    f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`; take a file that a review wrote."
-                )
             where = f"Row {at} of {decisions.name}"
+            if missing := [f"`{name}`" for name in (ROW, LABEL, KEY) if name not in row]:
+                raise input_error(f"{where} has no {' and no '.join(missing)}; take rows that a review wrote.")
             try:
                 read += _decision(store, where, row, known, spec.output.answer_schema)
             except PromptmillError as error:

@@ -77,7 +77,7 @@ _RAW = (
 IS_OUTPUT = "is the output"
 """The reason why a folder or a pattern leaves out the output of the job."""
 _SHOWN = 20
-_FILL_IN = "Fill in the fields from this document."
+_FILL_IN = "Fill in the fields from this"
 """The prompt for documents, if the user gives none and the answers have a schema."""
 _SENT = {"image", "images", "audio"}
 """The kinds of files that are sent as files, because they have no text."""
@@ -129,8 +129,9 @@ def _question_of(
     """
     kinds = [_kind(path) for path in files]
     has_pdfs = "pdf" in kinds
-    if not question.templates and has_schema and not {*kinds} <= _SENT:
-        fill_in = _FILL_IN if has_pdfs else f"{_FILL_IN}\n\n{{{{content}}}}"
+    if not question.templates and has_schema:
+        noun = "recording" if {*kinds} == {"audio"} else "image" if {*kinds} <= _SENT else "document"
+        fill_in = f"{_FILL_IN} {noun}." + ("" if has_pdfs or {*kinds} <= _SENT else "\n\n{{content}}")
         question = question.model_copy(update={"templates": (fill_in,)})
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")

@@ -23,6 +23,8 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_record import Status
 from promptmill.system.safe_open import home_expanded, real_path
 
+_LISTED = ("job_id", "state", "reason", "total", "done", "failed", "cost", "input_file", "output_file")
+
 
 class VisibleJobs:
     """The visible jobs: this user's jobs on permitted files and, for each client, the jobs on rows of its calls."""
@@ -38,9 +40,11 @@ class VisibleJobs:
             self._sessions[job_id] = caller.session
 
     def newest(self, limit: int, caller: Caller) -> dict[str, object]:
-        """Return the status of the newest jobs: `{"jobs": […], "more": the number of other jobs}`. Blocks."""
+        """Return the newest jobs, each with the fields of `_LISTED`: `{"jobs": […], "more": the number of other jobs}`.
+        Blocks."""
         jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
-        return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
+        listed = [{name: job[name] for name in _LISTED if name in job} for job in jobs[:limit]]
+        return {"jobs": listed, "more": max(0, len(jobs) - limit)}
 
     def results(
         self,
