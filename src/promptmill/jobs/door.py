@@ -210,7 +210,7 @@ class NamedRows(Rows):
         reading = opening.order.reading.model_copy(update={"sql": None})
         with contextlib.ExitStack() as opened:
             with opening.telling.waiting(text):
-                source = opened.enter_context(query()(opening.folders, sql, self.names))
+                source = opened.enter_context(query()(opening.folders, sql, self.names, opening.telling.warn))
             yield opening.fetched(source._replace(name="query"), text, reading=reading)
 
     @contextlib.contextmanager
