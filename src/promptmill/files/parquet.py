@@ -295,7 +295,7 @@ def _text_of(units: int, kind: Any) -> str:
 
 
 def _largest(kind: Any) -> int:
-    return (1 << (kind.bit_width - 1)) - 1
+    return int(1 << (kind.bit_width - 1)) - 1
 
 
 def _digits_in(kind: Any) -> int | None:
