@@ -88,7 +88,7 @@ _Loader.add_implicit_resolver(INT, re.compile(r"(?:0|-?[1-9][0-9]*)$"), list("-0
 
 
 def keep_labels(node: yaml.MappingNode) -> None:
-    """Make texts of keys that are no whole numbers, and of labels whose values would be written otherwise: `yes`, `1.10`."""
+    """Make texts of keys, except whole numbers, and of labels that are no values of JSON, such as `yes` and `1.10`."""
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue

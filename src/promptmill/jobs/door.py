@@ -464,6 +464,7 @@ def _replaced(opening: Opening) -> Iterator[Opening]:
             rows = input_of(inputs, input_format)
             question, lines = replace_rows(rows, order.question, opening.options[option], place)
             replaced = opened.enter_context(written(folders, lines, ".jsonl", name, has_lines=False))
+        replaced = replaced._replace(style=rows.style._replace(arrow_schema="", sheet=""))
         yield opening.having(replaced, question=question, reading=InputReading(), shown=shown)
 
 
