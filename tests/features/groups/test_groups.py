@@ -226,7 +226,8 @@ def test_the_groups_of_a_file_with_tabs_have_commas_in_a_csv_file(bench):
 def test_a_remark_on_the_file_is_made_for_its_groups(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("k,text,more\n1,a,b\n1,c\n")
-    assert "fewer cells than the header" in bench.run("--group-by", "k", "--prompt", "{{rows.text}}").stderr
+    found = bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}")
+    assert "fewer cells than the header" in found["warnings"][0]
 
 
 def test_the_rows_of_a_query_are_grouped_whatever_the_limit(bench):
