@@ -108,7 +108,10 @@ class Opening(NamedTuple):
     def asked(self) -> FileQuestion:
         """The question about each file, if each file is a row."""
         order = self.order
-        return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
+        spec = self.folders.of(real_path(order.output)).spec
+        has_digests = spec is None or spec.question.has_digests
+        question = order.question.model_copy(update={"has_digests": has_digests})
+        return FileQuestion(question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
 
     def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
         """Return the order with the rows `source`, fetched from the address `text`. `changes`: see `having`."""
