@@ -211,7 +211,7 @@ def test_a_file_that_is_named_must_be_there(tmp_path):
         ("? [a]\n: 1", "found unhashable key"),
         ("? !!set {a}\n: 1", "found unhashable key"),
         ("1: 2", "Keys should be strings"),
-        ("extra_params: 2024-13-45", "month must be in 1..12"),
+        ("extra_params: !!timestamp 2024-13-45", "month must be in 1..12"),
         ("extra_params: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("extra_params: &self {a: *self}", "nested too deeply"),
         ("extra_params: {a: &self [*self]}", "nested too deeply"),

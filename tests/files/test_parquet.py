@@ -43,6 +43,17 @@ COLUMNS: dict[str, Any] = {
     "maps of short fractions": pa.array([[("a", 0.1)], None, []], pa.map_(pa.string(), pa.float32())),
     "late days": pa.array([2932897, None, -800_000], pa.date32()),
     "late times": pa.array([253402300800_000_001, None, -(2**56)], pa.timestamp("us")),
+    "endless days": pa.array([2**31 - 1, None, -(2**31) + 1], pa.date32()),
+    "endless times of a zone": pa.array([2**63 - 1, None, 0], pa.timestamp("us", "Asia/Tokyo")),
+    "lists of endless times": pa.array([[2**63 - 1], None, []], pa.list_(pa.timestamp("ms"))),
+    "ends of days": pa.array([86_400, None, 0], pa.int32()).cast(pa.time32("s")),
+    "ends of days in nanoseconds": pa.array([86_400 * 10**9, None, 1], pa.int64()).cast(pa.time64("ns")),
+    "objects with ends of days": pa.StructArray.from_arrays(
+        [pa.array([86_400 * 10**6, None, 1], pa.int64()).cast(pa.time64("us"))], ["at"]
+    ),
+    "times of an unknown zone": pa.array([NANOSECOND // 1000, None, 0], pa.timestamp("us", "Nowhere/Here")),
+    "endless durations": pa.array([10**18, None, 1], pa.duration("s")),
+    "large halves": pa.array([65504, None, 2049], pa.float16()),
     "late times of a zone": pa.array([253402300799, None, 0], pa.timestamp("s", "Asia/Tokyo")),
     "lists of late times": pa.array([[2**48, 0, None], None, []], pa.list_(pa.timestamp("ms", "UTC"))),
     "objects with late times": pa.array([{"at": 2**48}, None, {"at": 0}], pa.struct([("at", pa.timestamp("ms"))])),
@@ -72,6 +83,64 @@ def test_a_column_of_any_type_is_the_same_in_the_output(ingested, tmp_path, name
     (tmp_path / "out.parquet").write_bytes(ingested("in.parquet").write("out.parquet"))
     before, after = (parquet.read_table(tmp_path / f"{file}.parquet").column("column") for file in ("in", "out"))
     assert (after.type, str(after.combine_chunks())) == (before.type, str(before.combine_chunks()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "units", "texts"),
+    [
+        (pa.date32(), [2**31 - 1, -(2**31) + 1, 3_000_000], ["infinity", "-infinity", "10183-09-21"]),
+        (pa.timestamp("us"), [2**63 - 1, 10**18], ["infinity", "33658-09-27 01:46:40"]),
+        (pa.timestamp("us", "Asia/Tokyo"), [2**63 - 1, -(10**17)], ["infinity", "-1199-02-15 14:13:20Z"]),
+        (pa.time64("us"), [86_400_000_000, 1], ["24:00:00", "00:00:00.000001"]),
+        (pa.time64("ns"), [86_400_000_000_000, 1], ["24:00:00", "00:00:00.000000001"]),
+    ],
+)
+def test_times_that_python_has_not_are_texts(tmp_path, kind, units, texts):
+    numbers = pa.array(units, pa.int32() if kind.bit_width == 32 else pa.int64())
+    parquet.write_table(pa.table({"at": numbers.cast(kind)}), tmp_path / "in.parquet")
+    assert [text_of(row["at"]) for row in objects_in(tmp_path / "in.parquet")] == texts
+
+
+_DAYS = pa.array(["9999-12-31", None, "0001-01-01"]).cast(pa.timestamp("us"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        _DAYS,
+        pa.FixedSizeListArray.from_arrays(_DAYS, 1).cast(pa.list_(pa.timestamp("us"))),
+        pa.StructArray.from_arrays([_DAYS], ["at"]),
+    ],
+)
+def test_times_of_96_bits_keep_their_years(ingested, tmp_path, column):
+    table = pa.table({"prompt": ["a", "b", "c"], "at": column})
+    parquet.write_table(table, tmp_path / "in.parquet", use_deprecated_int96_timestamps=True)
+    (tmp_path / "out.parquet").write_bytes(ingested("in.parquet").write("out.parquet"))
+    assert parquet.read_table(tmp_path / "out.parquet").column("at").combine_chunks() == column
+
+
+def test_files_with_times_of_96_bits_have_one_unit(tmp_path):
+    (tmp_path / "in").mkdir()
+    for at, day in enumerate(["2024-01-05", "9999-12-31"]):
+        table = pa.table({"at": pa.array([day]).cast(pa.timestamp("us"))})
+        parquet.write_table(table, tmp_path / "in" / f"{at}.parquet", use_deprecated_int96_timestamps=True)
+    parts = [InputFile(path) for path in sorted((tmp_path / "in").iterdir())]
+    assert [str(row["at"]) for row in objects_of(ParquetTable(InputFiles(parts)))] == [
+        "2024-01-05 00:00:00",
+        "9999-12-31 00:00:00",
+    ]
+
+
+def test_times_of_96_bits_keep_nanoseconds(tmp_path):
+    table = pa.table({"at": pa.array([NANOSECOND], pa.timestamp("ns"))})
+    parquet.write_table(table, tmp_path / "in.parquet", use_deprecated_int96_timestamps=True)
+    (row,) = objects_in(tmp_path / "in.parquet")
+    assert text_of(row["at"]) == "2023-11-14 22:13:20.123456789"
+
+
+def test_halves_that_are_whole_numbers_keep_their_digits(tmp_path):
+    parquet.write_table(pa.table({"x": pa.array([65504, 10008, 0.1], pa.float16())}), tmp_path / "in.parquet")
+    assert [text_of(row["x"]) for row in objects_in(tmp_path / "in.parquet")] == ["65504", "10008", "0.1"]
 
 
 def test_a_fraction_of_32_bits_is_sent_as_other_programs_show_it(tmp_path):

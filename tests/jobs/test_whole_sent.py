@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import promptmill
 from batch_server import BatchServer
@@ -273,3 +275,37 @@ def test_the_word_of_a_web_server_for_a_format_is_not_taken():
     assert load(FilePart(source, "audio"), ImageRules()).media_type == "audio/mp3"
     other = FilePart("data:audio/pcm16;base64,AAAA", "audio")  # of a caller: the endpoint decides
     assert load(other, ImageRules()).media_type == "audio/pcm16"
+
+
+@pytest.mark.parametrize("form", ["images", "file"])
+def test_a_pdf_that_was_replaced_is_asked_again(bench, invoices, form):
+    asked = ("--prompt", "Extract the invoice.", "--pdf", form)
+    bench.succeed(*asked, provider="openai")
+    pdf_of_texts(invoices / "a.pdf", ["Invoice 3", "Total 30"])
+    bench.succeed(*asked, provider="openai")
+    assert len(bench.upstream.seen) == 3
+
+
+def test_a_picture_that_was_replaced_is_asked_again(bench):
+    bench.input = bench.path / "pictures"
+    bench.input.mkdir()
+    for name in "ab":
+        Image.new("RGB", (9, 9), "red").save(bench.input / f"{name}.png")
+    bench.succeed("--prompt", "What?")
+    Image.new("RGB", (9, 9), "blue").save(bench.input / "a.png")
+    bench.succeed("--prompt", "What?")
+    assert len(bench.upstream.seen) == 3
+
+
+def test_a_recording_that_was_replaced_is_asked_again(bench, recordings):
+    bench.succeed(*HEARD, provider="openai")
+    spoken(recordings / "a.wav", seconds=2)
+    bench.succeed(*HEARD, provider="openai")
+    assert len(bench.upstream.seen) == 3
+
+
+def test_a_file_whose_time_alone_changed_keeps_its_answer(bench, recordings):
+    bench.succeed(*HEARD, provider="openai")
+    os.utime(recordings / "a.wav", (0, 0))
+    bench.succeed(*HEARD, provider="openai")
+    assert len(bench.upstream.seen) == 2

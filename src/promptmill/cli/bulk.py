@@ -86,7 +86,7 @@ def run_bulk(arguments: argparse.Namespace, configuration: Configuration) -> int
         registry.check_key(configuration.config)
     command, folders = remembered_command(arguments.given, configuration), JobFolders.from_environ()
     output, values, tell = arguments.output, _read_options(arguments), partial(_tell, quiet=arguments.quiet)
-    telling = Telling(tell, tell, partial(_patient, tell=tell))
+    telling = Telling(tell, lambda note: tell(f"note: {note}"), partial(_patient, tell=tell))
     if output == "-":
         format_of_output(printed := _printed_name(arguments), "")
         check_installed(printed)

@@ -54,13 +54,22 @@ _MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, which may occur several times."""
 
 
+_TEXT = "tag:yaml.org,2002:str"
+INT, FLOAT, _TIME, _BOOL = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp", "bool"))
+_LABELS = frozenset({"choices", "enum", "const", "required", "examples", "description", "title"})
+"""The keys whose values are labels or other texts."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, unless `duplicates` collects them. (PyYAML would silently keep the last of them.)"""
+    """Reads keys as texts, and what only YAML 1.1 takes for a number or a date: 012, 12:30, 1_000, 0x1F, +49.
+
+    Refuses duplicate keys, unless `duplicates` collects them. (PyYAML would silently keep the last of them.)"""
 
     duplicates: list[str] | None = None
 
     def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
+        keep_labels(node)
         for key, _ in node.value:
             if key.tag != _MERGE and (key.tag, str(key.value)) in seen:
                 line, problem = f"line {key.start_mark.line + 1}", f"the key {key.value} occurs twice"
@@ -69,6 +78,34 @@ class _Loader(yaml.SafeLoader):
                 self.duplicates.append(f"{line}: {problem}; its last value is used.")
             seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, *options, **named)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in {INT, _TIME}]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INT, re.compile(r"(?:0|-?[1-9][0-9]*)$"), list("-0123456789"))
+
+
+def keep_labels(node: yaml.MappingNode) -> None:
+    """Make texts of keys, except whole numbers, and of labels that are no values of JSON, such as `yes` and `1.10`."""
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if key.tag not in {_MERGE, INT}:
+            key.tag = _TEXT
+        labels = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for label in labels if key.value in _LABELS else ():
+            is_bool = label.tag == _BOOL and label.value.lower() not in {"true", "false"}
+            if is_bool or (label.tag == FLOAT and label.value != _digits(label.value)):
+                label.tag = _TEXT
+
+
+def _digits(text: str) -> str:
+    try:
+        return repr(float(text))
+    except ValueError:
+        return ""
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -124,7 +161,7 @@ def composed(file: Path) -> yaml.Node | None:
     Raises `PromptmillError` (`invalid_config`), which names the line.
     """
     try:
-        return yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        return yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise config_error("", f"{file}: {_yaml_problem(error)}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -134,7 +171,7 @@ def composed(file: Path) -> yaml.Node | None:
 def line_of(file: Path, keys: Sequence[str]) -> int | None:
     """Return the line (from 1) of the key at the path `keys`, or of its nearest parent; None if both are missing."""
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=_Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     line = None

@@ -299,8 +299,9 @@ class Feature:
     """`"module:function"`: takes a `Request`, its `ModelConfig` and `is_audio_priced`; returns the request with the
     `tokens` of each `FilePart`. It blocks."""
     query: str = ""
-    """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
-    inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
+    """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query, the names of the
+    inputs and a function that gets each warning, and is a context manager that yields
+    `promptmill.jobs.inputs.input_rows.InputRows`."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """Functions that replace the rows of an input, by option, such as `{"group_by": "module:function"}`. Each function
     takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.description.JobPrompts`, the option's value and

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from promptmill.core import values
@@ -24,8 +25,12 @@ from promptmill.files.row import WHOLE, InputRow, Stretch, Style, Window
 
 _MAGIC = b"PAR1"
 _MOMENT = re.compile(r"(-?\d+)-(\d\d)-(\d\d)(?: (\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?)?")
-_ZEROS = re.compile(r"\.0+(?=Z?$)")
 _ERA = 146_097  # the days of 400 years
+_EPOCH = dt.date(1970, 1, 1).toordinal()
+_DAY_S = 86_400
+_DIGITS = MappingProxyType({"s": 0, "ms": 3, "us": 6, "ns": 9})
+_MIDNIGHT = "24:00:00"  # the end of a day, for which Python has no time
+_NS_S = (1 << 63) // 10**9  # the seconds before and after 1970 that nanoseconds reach
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
@@ -43,18 +48,10 @@ class ParquetTable:
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
-        self._files = files
-        schemas = []
-        for at, part in enumerate(files.parts):
-            with self._opened(at) as (file, _):
-                schema = file.schema_arrow
-            if len(set(schema.names)) < len(schema.names):
-                twice = next(name for at, name in enumerate(schema.names) if name in schema.names[:at])
-                raise input_error(f"{part.path.name} has two columns {twice[:60]!r}, which cannot be told apart.")
-            for name in part.columns:
-                if name not in schema.names:
-                    schema = schema.append(pa.field(name, pa.string()))
-            schemas.append(schema)
+        self._files, self._int96_unit = files, "ns"
+        schemas = list(map(self._schema, range(len(files.parts))))
+        if self._int96_unit != "ns":
+            schemas = list(map(self._schema, range(len(files.parts))))
         if any(schema != schemas[0] for schema in schemas):  # one of the files may store a text column as categories
             schemas = [pa.schema([field.with_type(_with(_decoded, field.type)) for field in each]) for each in schemas]
         self.schema, self._mixed = _joined(schemas)
@@ -84,6 +81,34 @@ class ParquetTable:
             )
             n += len(arrays[0]) if arrays else 0
 
+    def _schema(self, at: int) -> Any:
+        import pyarrow as pa
+
+        part = self._files.parts[at]
+        with self._opened(at) as (file, _):
+            schema, columns = file.schema_arrow, [file.schema.column(each) for each in range(len(file.schema))]
+        old = {column.path.split(".")[0] for column in columns if column.physical_type == "INT96"}
+        if old and self._int96_unit == "ns" and not self._is_in_nanoseconds(at, old):
+            self._int96_unit = "us"
+        if len(set(schema.names)) < len(schema.names):
+            twice = next(name for place, name in enumerate(schema.names) if name in schema.names[:place])
+            raise input_error(f"{part.path.name} has two columns {twice[:60]!r}, which cannot be told apart.")
+        for name in part.columns:
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, pa.string()))
+        return schema
+
+    def _is_in_nanoseconds(self, at: int, names: set[str]) -> bool:
+        """Return whether the times of 96 bits in these columns, as Spark and Hive write them, fit into 64 bits."""
+        with self._opened(at, "s") as (file, _):
+            leaves = (
+                leaf
+                for batch in file.iter_batches(columns=[*names], use_threads=False)
+                for column in batch.columns
+                for leaf in _leaves(column)
+            )
+            return all(_is_within(leaf, -_NS_S, _NS_S) for leaf in leaves)
+
     def _batches(self) -> Iterator[Sequence[Any]]:
         """Yield all rows in batches of a few megabytes, each as the arrays of its columns."""
         for at, part in enumerate(self._files.parts):
@@ -95,7 +120,7 @@ class ParquetTable:
                     yield batch.columns if batch.schema.equals(self.schema) else _fitted(batch, self.schema, part)
 
     @contextmanager
-    def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
+    def _opened(self, at: int, int96_unit: str = "") -> Iterator[tuple[Any, IO[bytes]]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -105,7 +130,12 @@ class ParquetTable:
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
                 # `pre_buffer` is off: it would keep the column of a whole row group in memory.
-                file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
+                file = parquet.ParquetFile(
+                    path,
+                    pre_buffer=False,
+                    buffer_size=_PAGE_BYTES,
+                    coerce_int96_timestamp_unit=int96_unit or self._int96_unit,
+                )
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file, stream
@@ -210,46 +240,91 @@ def _python_values(column: Any) -> list[Any]:
         if pa.types.is_string(kind):
             column = compute.replace_substring(column, ".000000000", "")
             column = compute.replace_substring_regex(column, r"(\.\d{6})000", r"\1")
+            column = compute.replace_substring(column, f"<value out of range: {_DAY_S}000000000>", _MIDNIGHT)
+    times = [leaf for leaf in _leaves(column) if pa.types.is_time(leaf.type)]
+    is_plain = all(_is_within(leaf, 0, _DAY_S * 10 ** _DIGITS[leaf.type.unit] - 1) for leaf in times)
     try:
-        values: list[Any] = column.to_pylist()
-    except (ValueError, OverflowError):  # a time outside of Python's years, 1 to 9999
-        values = [_value_at(column, at) for at in range(len(column))]
+        values: list[Any] = column.to_pylist() if is_plain else list(map(_value_of, column))
+    except (ValueError, OverflowError, KeyError):  # a time outside of Python's years, 1 to 9999, or an unknown zone
+        values = list(map(_value_of, column))
     return [_rounded(value, exact) for value in values] if _has_halves(exact) else values
 
 
-def _value_at(column: Any, at: int) -> Any:
-    """Return the value at an index of a column, or its text if it is a time that Python cannot represent."""
+def _value_of(scalar: Any) -> Any:
+    """Return the value of a scalar. A day or time that Python cannot represent becomes a text."""
     import pyarrow as pa
 
-    def text(kind: Any, usual: Any) -> Any:
-        return pa.string() if pa.types.is_temporal(kind) and not pa.types.is_duration(kind) else usual
-
+    kind, kinds = scalar.type, pa.types
+    if not scalar.is_valid:
+        return None
+    if kinds.is_dictionary(kind):
+        return _value_of(scalar.value)
+    if kinds.is_struct(kind):
+        return {name: _value_of(inner) for name, inner in scalar.items()}
+    if kinds.is_map(kind):
+        return [(_value_of(each["key"]), _value_of(each["value"])) for each in scalar.values]
+    if kinds.is_nested(kind):
+        return list(map(_value_of, scalar.values))
+    if kinds.is_time(kind):
+        return scalar.as_py() if scalar.value < _DAY_S * 10 ** _DIGITS[kind.unit] else _MIDNIGHT
     try:
-        return column[at].as_py()
-    except (ValueError, OverflowError):
-        moment = column.slice(at, 1)
-        if pa.types.is_timestamp(column.type) and column.type.tz:
-            moment = moment.cast(pa.timestamp(column.type.unit, "UTC"))
-        value = moment.cast(_with(text, moment.type)).to_pylist()[0]
-        return _ZEROS.sub("", value) if isinstance(value, str) else value
+        return scalar.as_py()
+    except (ValueError, OverflowError, KeyError):
+        return scalar.value if kinds.is_duration(kind) else _text_of(scalar.value, kind)
+
+
+def _text_of(units: int, kind: Any) -> str:
+    """Return the day or time that an Arrow type stores as a number, as a text; DuckDB and Postgres have infinite ones.
+
+    >>> import pyarrow
+    >>> _text_of(2932897, pyarrow.date32()), _text_of(-(2**63) + 1, pyarrow.timestamp("us"))
+    ('10000-01-01', '-infinity')
+    """
+    if abs(units) == _largest(kind):
+        return "infinity" if units > 0 else "-infinity"
+    digits = _digits_in(kind)
+    days, rest = (units, 0) if digits is None else divmod(units, _DAY_S * 10**digits)
+    eras, within = divmod(days + _EPOCH - 1, _ERA)  # the calendar repeats after 400 years
+    day = dt.date.fromordinal(within + 1)
+    text = f"{day.year + 400 * eras:0{4 if day.year + 400 * eras >= 0 else 5}}-{day:%m-%d}"
+    if digits is None:
+        return text
+    seconds, fraction = divmod(rest, 10**digits)
+    clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return f"{text} {clock}{f'.{fraction:0{digits}}' if fraction else ''}{'Z' if getattr(kind, 'tz', None) else ''}"
+
+
+def _largest(kind: Any) -> int:
+    return int(1 << (kind.bit_width - 1)) - 1
+
+
+def _digits_in(kind: Any) -> int | None:
+    """Return the digits of a second's fraction in an Arrow type; None for days."""
+    import pyarrow as pa
+
+    return None if kind == pa.date32() else _DIGITS["ms" if kind == pa.date64() else kind.unit]
 
 
 def unit_of(text: str, kind: Any) -> int:
-    """Return the number by which an Arrow type stores the day or time in `text`, which is outside of Python's years.
+    """Return the number by which an Arrow type stores the day or time in a text of `_python_values`.
 
     >>> import pyarrow
     >>> unit_of("10000-01-01", pyarrow.date32()), unit_of("10000-01-01 00:00:00.5Z", pyarrow.timestamp("ms", "UTC"))
     (2932897, 253402300800500)
+    >>> unit_of("24:00:00", pyarrow.time32("s")), unit_of("-infinity", pyarrow.date32())
+    (86400, -2147483647)
     """
     import pyarrow as pa
 
-    year, month, day, *clock, fraction = _MOMENT.fullmatch(text).groups("0")  # type: ignore[union-attr] # of `_value_at`
-    eras, within = divmod(int(year), 400)  # the calendar repeats after 400 years
-    days = dt.date(within + 400, int(month), int(day)).toordinal() - dt.date(1970, 1, 1).toordinal() + (eras - 1) * _ERA
-    if kind == pa.date32():
+    if text.endswith("infinity"):
+        return -_largest(kind) if text.startswith("-") else _largest(kind)
+    moment = _MOMENT.fullmatch(f"1970-01-01 {text}" if pa.types.is_time(kind) else text)
+    year, month, day, *clock, fraction = moment.groups("0")  # type: ignore[union-attr] # of `_python_values`
+    eras, within = divmod(int(year), 400)
+    days = dt.date(within + 400, int(month), int(day)).toordinal() - _EPOCH + (eras - 1) * _ERA
+    if (digits := _digits_in(kind)) is None:
         return days
-    seconds = days * 86_400 + int(clock[0]) * 3600 + int(clock[1]) * 60 + int(clock[2])
-    digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}["ms" if kind == pa.date64() else kind.unit]
+    seconds = days * _DAY_S + int(clock[0]) * 3600 + int(clock[1]) * 60 + int(clock[2])
     return int(seconds * 10**digits + int(fraction.ljust(9, "0")[:9]) // 10 ** (9 - digits))
 
 
@@ -269,7 +344,7 @@ def _rounded(value: Any, kind: Any) -> Any:
         return [(_rounded(name, kind.key_type), _rounded(inner, kind.item_type)) for name, inner in value]
     if isinstance(value, list):
         return [_rounded(inner, kind.value_type) for inner in value]
-    if kind != pa.float16() or value is None or not math.isfinite(value):
+    if kind != pa.float16() or value is None or not math.isfinite(value) or value.is_integer():
         return value
     short = (float(f"{value:.{digits}g}") for digits in range(1, 6))
     return next(each for each in short if struct.pack("e", each) == struct.pack("e", value))
@@ -280,16 +355,34 @@ def _is_finite(column: Any) -> bool:
     import pyarrow as pa
     from pyarrow import compute
 
+    floats = (leaf for leaf in _leaves(column) if pa.types.is_floating(leaf.type))
+    return all(compute.all(compute.is_finite(leaf)).as_py() is not False for leaf in floats)
+
+
+def _is_within(column: Any, least: int, most: int) -> bool:
+    """Return whether the numbers by which a column of times is stored are from `least` to `most`."""
+    from pyarrow import compute
+
+    found = compute.min_max(column.view(f"int{column.type.bit_width}")).as_py()
+    return found["min"] is None or (found["min"] >= least and found["max"] <= most)
+
+
+def _leaves(column: Any) -> Iterator[Any]:
+    """Yield the arrays of a column's values that are neither lists nor objects."""
+    import pyarrow as pa
+
     kind = column.type
     if pa.types.is_map(kind):
-        return _is_finite(column.keys) and _is_finite(column.items)
-    if pa.types.is_floating(kind):
-        return compute.all(compute.is_finite(column)).as_py() is not False
-    if pa.types.is_struct(kind):
-        return all(map(_is_finite, column.flatten()))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _is_finite(column.flatten())
-    return True
+        inner = [column.keys, column.items]
+    elif pa.types.is_struct(kind):
+        inner = column.flatten()
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = [column.flatten()]
+    else:
+        yield column
+        return
+    for each in inner:
+        yield from _leaves(each)
 
 
 def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:

@@ -108,7 +108,10 @@ class Opening(NamedTuple):
     def asked(self) -> FileQuestion:
         """The question about each file, if each file is a row."""
         order = self.order
-        return FileQuestion(order.question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
+        spec = self.folders.of(real_path(order.output)).spec
+        has_digests = spec is None or spec.question.has_digests
+        question = order.question.model_copy(update={"has_digests": has_digests})
+        return FileQuestion(question, self.options.get("pdf"), order.reading.encoding, self.config.has_schema)
 
     def fetched(self, source: InputRows, text: str, **changes: Any) -> Opening:
         """Return the order with the rows `source`, fetched from the address `text`. `changes`: see `having`."""
@@ -210,7 +213,7 @@ class NamedRows(Rows):
         reading = opening.order.reading.model_copy(update={"sql": None})
         with contextlib.ExitStack() as opened:
             with opening.telling.waiting(text):
-                source = opened.enter_context(query()(opening.folders, sql, self.names))
+                source = opened.enter_context(query()(opening.folders, sql, self.names, opening.telling.warn))
             yield opening.fetched(source._replace(name="query"), text, reading=reading)
 
     @contextlib.contextmanager
@@ -464,6 +467,7 @@ def _replaced(opening: Opening) -> Iterator[Opening]:
             rows = input_of(inputs, input_format)
             question, lines = replace_rows(rows, order.question, opening.options[option], place)
             replaced = opened.enter_context(written(folders, lines, ".jsonl", name, has_lines=False))
+        replaced = replaced._replace(style=rows.style._replace(arrow_schema="", sheet=""))
         yield opening.having(replaced, question=question, reading=InputReading(), shown=shown)
 
 

@@ -26,7 +26,7 @@ from promptmill.files.delimited import readable
 from promptmill.files.files import InputFiles, check_ratio
 from promptmill.files.json_lines import is_array
 from promptmill.files.path_formats import row_kind
-from promptmill.files.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
+from promptmill.files.row import WHOLE, Extent, Input, InputRow, Stretch, Style, Window, digest_of
 from promptmill.jobs.columns import column_names
 from promptmill.jobs.columns.column_names import check_width
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
@@ -237,7 +237,7 @@ class _Reader:
             self._names.check_templates(self._questions)
         return self._names.named().with_input(
             fields=self._fields,
-            style=self._source.style,
+            style=self._spec.input.style if self._source.style == Style() else self._source.style,
             blank=dict(self._blank),
             packed=dict(self._packed),
             twice=self._twice,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sqlite3
 import time
@@ -137,8 +138,8 @@ def test_a_limit_counts_groups_and_a_dry_run_shows_them(reviews):
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if ";" in text.splitlines()[0] else ","))
 
 
 def as_csv(path: Path) -> str:
@@ -187,6 +188,46 @@ def test_rows_of_every_format_are_grouped(bench, write, name, more):
     rows = [(row["hotel"], row["row_count"]) for row in read(bench.path / "out.csv")]
     assert rows == [("Astoria", "2"), ("Bellevue", "1"), ("", "2")]
     assert "Köln:\n- stars: 1\n\n- stars: 3\n  text: No parking." in prompts(bench)
+
+
+def test_equal_numbers_are_one_group_in_the_form_of_the_first(bench):
+    lines = [{"k": k, "text": "a"} for k in (1.0, 1, 2, "1", "1.0", True, [1], [1.0])]
+    bench.write(lines)
+    bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}")
+    groups = [(json.dumps(row["k"]), row["row_count"]) for row in bench.answers()]
+    assert groups == [("1.0", 2), ("2", 1), ('"1"', 1), ('"1.0"', 1), ("true", 1), ("[1]", 2)]
+
+
+def test_parts_of_parquet_with_two_types_of_number_have_the_same_groups(bench):
+    pa = pytest.importorskip("pyarrow")
+    (bench.path / "parts").mkdir()
+    for at, column in enumerate([pa.array([1, 2]), pa.array([1.0, 2.5])]):
+        table = pa.table({"k": column, "text": ["a", "b"]})
+        pytest.importorskip("pyarrow.parquet").write_table(table, bench.path / "parts" / f"{at}.parquet")
+    bench.input = bench.path / "parts"
+    bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}")
+    assert [(row["k"], row["row_count"]) for row in bench.answers()] == [(1, 2), (2, 1), (2.5, 1)]
+
+
+def test_the_groups_of_a_csv_file_have_its_delimiter_its_mark_and_its_line_ends(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("\ufeffk;text\r\n1;a, b\r\n1;c\r\n".encode())
+    bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}", "--columns", "answer")
+    assert bench.output.read_bytes().startswith("\ufeffk;row_count;answer\r\n1;2;".encode())
+
+
+def test_the_groups_of_a_file_with_tabs_have_commas_in_a_csv_file(bench):
+    bench.input, bench.output = bench.path / "in.tsv", bench.path / "out.csv"
+    bench.input.write_text("k\ttext\n1\ta\n")
+    bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}", "--columns", "answer")
+    assert bench.output.read_text().splitlines()[0] == "k,row_count,answer"
+
+
+def test_a_remark_on_the_file_is_made_for_its_groups(bench):
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("k,text,more\n1,a,b\n1,c\n")
+    found = bench.succeed("--group-by", "k", "--prompt", "{{rows.text}}")
+    assert "fewer cells than the header" in found["warnings"][0]
 
 
 def test_the_rows_of_a_query_are_grouped_whatever_the_limit(bench):

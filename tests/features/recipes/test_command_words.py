@@ -35,6 +35,10 @@ def words(tmp_path):
         ("model: [a, b]", ["--model=a", "--model=b"]),
         ("columns: [answer, error]", ["--columns=answer,error"]),
         ("schema: {properties: {size: {enum: [yes, true]}, n: {maximum: 3}}}", None),
+        (
+            "schema: {properties: {on: {enum: [no, 010, 12:30, 1.10], const: 007}}}",
+            ['--schema={"properties":{"on":{"enum":["no","010","12:30","1.10"],"const":"007"}}}'],
+        ),
         ("max-tokens: 5", ["--max-tokens=5"]),
         ("skip_empty: yes", ["--skip-empty"]),
         ("skip_empty: false", []),

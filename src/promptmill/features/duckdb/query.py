@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.feature import Format
 from promptmill.core.request import nested
 from promptmill.features.duckdb.duckdb_tables import CLOSED, SUFFIX, alone, connected, literal, stamp
+from promptmill.features.duckdb.exact_files import READERS, ReadFile, Texts, shown, with_options
 from promptmill.files.databases import quoted
 from promptmill.files.files import InputFile, missing
 from promptmill.files.format_table import all_formats
@@ -34,16 +33,6 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
 _POSTGRES = ("postgres://", "postgresql://")
-_READERS = MappingProxyType(
-    {
-        "parquet": "read_parquet",
-        "csv": "read_csv",
-        "tsv": "read_csv",
-        "json": "read_json",
-        "jsonl": "read_json",
-    }
-)
-"""By format: DuckDB's function that reads files of this format."""
 _READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
 """Finds URLs that the query reads, but not URLs in comparisons."""
 _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
@@ -55,8 +44,9 @@ _ROWS = '"rows"."main"."rows"'
 
 
 @contextlib.contextmanager
-def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[InputRows]:
-    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. Blocks.
+def queried(folders: JobFolders, sql: str, sources: Sequence[str], warn: Callable[[str], None]) -> Iterator[InputRows]:
+    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. `warn`: is called with a sentence
+    about each column whose texts in a file changed. Blocks.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
     """
@@ -70,12 +60,13 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
             for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
                 if scheme and scheme.lower() not in _OF_DUCKDB:  # uses the same credentials as an INPUT by URL
                     connection.register_filesystem(remote_files.filesystem(scheme.lower()))
-            named = _named(connection, query)
-            for name in sources:
-                _open(connection, name)
+            nodes = shown(connection, query)
+            files = [opened for name in sources if (opened := _open(connection, name)) is not None]
             if any(_is_duckdb(Path(name)) for name in sources):
-                _confine(connection, named)
+                _confine(connection, _named(nodes))
+            query, named = with_options(connection, query, nodes)
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
+            Texts(connection, _ROWS, nodes, warn).restore([*files, *named])
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, stamp(connection, _ROWS)]).encode()).hexdigest()
         yield InputRows([InputFile(file)], key, "query")
@@ -89,15 +80,13 @@ def _select(connection: Any, sql: str) -> str:
     return str(statements[0].query).rstrip().rstrip(";")
 
 
-def _named(connection: Any, query: str) -> list[str]:
-    """Return words of a query, among them all tables, files and URLs that it names; `[]` for a query that DuckDB's
-    parser cannot show, such as PIVOT."""
-    ((shown,),) = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
+def _named(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return words of a query, among them all tables, files and URLs that it names."""
     names = list[str]()
-    for node in nested(json.loads(shown)):
-        if isinstance(node, dict) and node.get("type") == "BASE_TABLE":
+    for node in nodes:
+        if node.get("type") == "BASE_TABLE":
             names.append(str(node.get("table_name", "")))
-        elif isinstance(node, dict) and node.get("type") == "TABLE_FUNCTION":
+        elif node.get("type") == "TABLE_FUNCTION":
             names += [inner for inner in nested(node) if isinstance(inner, str)]
     return names
 
@@ -131,11 +120,11 @@ def _is_duckdb(path: Path) -> bool:
 
 
 def _reader_of(known: Format | None) -> str:
-    return "" if known is None else _READERS.get(known.key, "")
+    return "" if known is None else READERS.get(known.key, "")
 
 
-def _open(connection: Any, name: str) -> None:
-    """Make the tables of an INPUT available to the query."""
+def _open(connection: Any, name: str) -> ReadFile | None:
+    """Make the tables of an INPUT available to the query. Return the INPUT if it is no database."""
     path = home_expanded(name)
     known = reading(path)
     if not is_url(name) and (_is_duckdb(path) or _reader_of(known)) and not path.is_file():
@@ -145,7 +134,7 @@ def _open(connection: Any, name: str) -> None:
         kind = "READ_ONLY" if _is_duckdb(path) else "TYPE postgres, READ_ONLY"
         connection.execute(f"ATTACH {place} AS source ({kind})")
         connection.execute("USE source")
-        return
+        return None
     reader = _reader_of(known)
     if not reader:
         usable = [suffix for each in all_formats() if _reader_of(each) for suffix in each.names]
@@ -155,7 +144,9 @@ def _open(connection: Any, name: str) -> None:
             "… from 'data/*.parquet'.",
         )
     table = quoted(path.name.partition(".")[0])
-    connection.execute(f"CREATE TEMP VIEW {table} AS FROM {reader}({place})")
+    file = ReadFile.of(path.name, f"{reader}({place})", reader.removeprefix("read_"))
+    connection.execute(f"CREATE TEMP VIEW {table} AS FROM {file.call}")
+    return file
 
 
 @contextlib.contextmanager

@@ -13,13 +13,14 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonDict, JsonObject, dumps, loads
+from promptmill.core.values import JsonDict, JsonObject, dumps, loads, with_whole_numbers
 from promptmill.features.groups.group_text import entry_of_cell, entry_of_cells, joined
 from promptmill.files import json_values
 from promptmill.files.row import Input
@@ -48,12 +49,12 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     PRAGMA synchronous = OFF;
     PRAGMA cache_size = -16384;
-    CREATE TABLE known (id INTEGER PRIMARY KEY, key BLOB UNIQUE);
+    CREATE TABLE known (id INTEGER PRIMARY KEY, key BLOB UNIQUE, own BLOB);
     CREATE TABLE member (known INTEGER, line BLOB);
 """
 """The groups, numbered in the order in which they begin, and their rows. There is no journal, because a kill leaves
 nothing to resume; at most 16 MB of pages are in memory."""
-_BEGIN_GROUP = "INSERT OR IGNORE INTO known (key) VALUES (?)"
+_BEGIN_GROUP = "INSERT OR IGNORE INTO known (key, own) VALUES (?, ?)"
 _ADD = "INSERT INTO member SELECT id, ? FROM known WHERE key = ?"
 _MEMBERS = "SELECT rowid, line FROM member WHERE known = ? ORDER BY rowid"
 
@@ -199,10 +200,12 @@ class _Groups:
         columns = dict[str, None]()
         self._store.execute("BEGIN")
         while some := list(itertools.islice(rows, _AT_ONCE)):
-            keys = [dumps([_value(row.cells, name) for name in self._wanted.by]) for row in some]
+            own = [[_value(row.cells, name) for name in self._wanted.by] for row in some]
+            keys = [dumps(_comparable(values)) for values in own]
             for row in some:
                 columns |= dict.fromkeys(row.cells)
-            self._store.executemany(_BEGIN_GROUP, ((key,) for key in dict.fromkeys(keys)))
+            begun = dict(zip(reversed(keys), reversed(own), strict=True))
+            self._store.executemany(_BEGIN_GROUP, ((key, dumps(begun[key])) for key in dict.fromkeys(keys)))
             self._store.executemany(_ADD, zip((row.line for row in some), keys, strict=True))
         self._store.execute("CREATE INDEX by_group ON member (known)")
         self._store.execute("COMMIT")
@@ -212,10 +215,10 @@ class _Groups:
         """Yield a line of JSON for each group, and close the database. `cells_of` reads a stored row."""
         fields = self._wanted.fields(columns)
         with _storage(), contextlib.closing(self._store):
-            for group, key in self._store.execute("SELECT id, key FROM known ORDER BY id"):
+            for group, stored in self._store.execute("SELECT id, own FROM known ORDER BY id"):
                 members = self._store.execute(_MEMBERS, (group,))
                 rows = ((number, cells_of(line)) for number, line in members)
-                own = dict(zip(self._wanted.by, loads(key), strict=True))
+                own = dict(zip(self._wanted.by, loads(stored), strict=True))
                 yield json_values.json_line(own | _fields_of(rows, self._wanted.equal, fields))
 
 
@@ -254,6 +257,18 @@ def _value(cells: JsonObject, name: str) -> Any:
     """Return the value of a cell; None for an empty cell."""
     value = cells.get(name)
     return None if row_lines.emptiness(value) else value
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value whose numbers are written alike if they are equal, as SQL and pandas compare them.
+
+    >>> _comparable([1.0, Decimal("2.50"), "1.0", True]), _comparable([1, 2.5, "1", False])
+    ([1, 2.5, '1.0', True], [1, 2.5, '1', False])
+    """
+    if isinstance(value, Decimal) and value.is_finite():
+        exact = float(value)
+        return _comparable(exact) if Decimal(str(exact)) == value else value.normalize()
+    return [_comparable(inner) for inner in value] if isinstance(value, list) else with_whole_numbers(value)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from yaml.constructor import SafeConstructor
 
 from promptmill.cli.main import commands
 from promptmill.cli.parser import PairsAction, Parser, Several
+from promptmill.config.parameter_file import FLOAT, INT, keep_labels
 from promptmill.core.errors import config_error
 from promptmill.core.feature import Command, part
 from promptmill.core.wording import cut, did_you_mean
@@ -32,7 +33,6 @@ _REPEATED = (argparse._AppendAction, Several, PairsAction)
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
 STAND_IN = "one,two"
 """The choices that are used as long as the file of the choices does not exist yet."""
-_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
 class StepParser(Parser):
@@ -191,6 +191,7 @@ def _joined(node: yaml.Node) -> str:
 def _value(node: yaml.Node) -> Any:
     """Return the value of a node for JSON. Only the words `true` and `false` are booleans."""
     if isinstance(node, yaml.MappingNode):
+        keep_labels(node)
         return {str(key.value): _value(each) for key, each in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [_value(each) for each in node.value]
@@ -199,4 +200,4 @@ def _value(node: yaml.Node) -> Any:
         return None
     if node.tag == BOOL and node.value.lower() in {"true", "false"}:
         return node.value.lower() == "true"
-    return yaml.safe_load(node.value) if node.tag in _NUMBERS else _text(node)
+    return yaml.safe_load(node.value) if node.tag in {INT, FLOAT} else _text(node)

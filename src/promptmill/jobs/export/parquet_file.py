@@ -180,7 +180,6 @@ class _TypedColumns:
 def _arrow_array(column: list[Any], kind: Any) -> Any:
     """Return the values of a column, which `ParquetTable` has read, as an array of the column's Arrow type."""
     import pyarrow as pa
-    from pyarrow import compute
 
     kinds, plain = pa.types, without_nanoseconds(kind)
     if kinds.is_dictionary(kind):
@@ -201,10 +200,9 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         starts = [None if value is None else at for value, at in zip(column, (0, *ends), strict=False)]
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
-    array = pa.array(column, plain)
     if kinds.is_time(kind):  # converted by hand, because Arrow casts texts to timestamps, but not to times
-        array = compute.binary_join_element_wise("1970-01-01", array, " ").cast(pa.timestamp("ns"))
-    return array.cast(kind)
+        return pa.array([None if value is None else unit_of(value, kind) for value in column], pa.int64()).cast(kind)
+    return pa.array(column, plain).cast(kind)
 
 
 def _arrow_types(answers: AnswerValues) -> JsonDict:

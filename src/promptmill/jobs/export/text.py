@@ -270,14 +270,16 @@ def text_form(form: OutputForm) -> TextForm:
     """Return the text form of an output."""
     spec, own, answers = form.spec, form.own, form.answers
     if delimiter := form.format.delimiter:
-        mark = codecs.BOM_UTF8 if spec.input.style.has_bom else b""
+        style = spec.input.style
+        mark, end = codecs.BOM_UTF8 if style.has_bom else b"", style.line_end
         if spec.input.kind.rows == "texts":
-            delimiter = spec.input.style.delimiter if form.format is spec.input.kind else delimiter
-            end = spec.input.style.line_end
+            delimiter = style.delimiter if form.format is spec.input.kind else delimiter
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter, end)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter, end), header)
-        header = mark + cells_line(form.header, delimiter)
-        return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter), header)
+        if delimiter == "," and style.delimiter.strip():  # rows that were made from those of a CSV file
+            delimiter = style.delimiter
+        header = mark + cells_line(form.header, delimiter, end)
+        return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter, end), header)
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
     if spec.input.kind.is_table or spec.input.kind.rows == "requests":

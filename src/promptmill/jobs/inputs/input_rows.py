@@ -22,6 +22,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.files import disk
 from promptmill.files.files import InputFile
+from promptmill.files.row import Style
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders
@@ -45,6 +46,8 @@ class InputRows(NamedTuple):
     """The name of the input in messages; it is not a path."""
     has_lines: bool = True
     """Whether a row is a line of text for the user, so that messages call it a line."""
+    style: Style = Style()
+    """The style of the files from which the rows were made."""
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import hashlib
 import itertools
 import os
 import re
@@ -425,6 +426,15 @@ class WholeFiles(FoundFiles):
         return rows
 
     def _row(self, path: Path) -> JsonDict:
+        row = self._sent_row(path)
+        if self.question.has_digests and row.get("images"):  # otherwise, the question is the same for a replaced file
+            with self._opened(path) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            images = ({"path": each} if isinstance(each, str) else each for each in row["images"])
+            row["images"] = [{**each, "sha256": digest} for each in images]
+        return row
+
+    def _sent_row(self, path: Path) -> JsonDict:
         fields = self.question.prompt_only
         if _kind(path) == "pdf":
             return self._pdf_row(path)

@@ -101,7 +101,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
         most_cost = config.operator.max_cost if wanted.is_received else None  # else the order's limit may be higher
         job = Job(folder, spec, order, config, lock, change, most_cost=most_cost)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
-            job.spec, job.input = spec.with_input(sha256=given.key), files.input
+            job.spec, job.input = spec.with_input(sha256=given.key, style=given.style), files.input
         elif spec.is_read:
             job.input = job.changed_files()
         if not is_trial:

@@ -30,6 +30,8 @@ class JobPrompts(Stored):
     """The field with the paths of a row's recordings."""
     files: tuple[FileKind, ...] = ()
     """If the rows are whole files: the kinds of files that are sent as they are."""
+    has_digests: bool = False
+    """If the rows are whole files: whether the digest of a sent file belongs to the question; False in old jobs."""
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
