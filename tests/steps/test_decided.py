@@ -88,7 +88,8 @@ async def test_many_labels_in_several_requests_are_one_list(asking: Asking) -> N
     (outcome,) = await asking.ask(["mail"], schema({"topics": {"type": "array", "items": {"enum": labels}}}))
     assert len(asking.upstream.seen) == 2
     assert isinstance(outcome, Completion)
-    given = [one for one in labels if shares(["yes", "no"], "mail", f"topics: {one}")["yes"] >= 0.5]
+    names = {one: f"q{at % 64 + 1}" for at, one in enumerate(labels)}  # servers refuse some signs of `topics: l0`
+    given = [one for one in labels if shares(["yes", "no"], "mail", names[one])["yes"] >= 0.5]
     assert outcome.text == '{"topics":["' + '","'.join(given) + '"]}'
 
 

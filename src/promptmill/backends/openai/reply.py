@@ -25,7 +25,7 @@ from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion, citations
 from promptmill.backends.openai.chat_completion import ReplyEnd
 from promptmill.backends.openai.dialects import DIALECTS, dialect, responses
-from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions, answering
+from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions, answering, with_repeats
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -245,7 +245,8 @@ def _read_other_form(
             return _read_stream(headers, body, endpoint, wanted)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict) and wanted.questions is not None:
-            return _decided(payload, headers, endpoint, wanted, wanted.questions)
+            reply = _unwrapped(json.loads(body, object_pairs_hook=with_repeats)) if _may_repeat(body, payload) else None
+            return _decided(payload, reply or payload, headers, endpoint, wanted)
         if isinstance(payload, dict):
             payload = _translated(payload, headers, endpoint)
             return read_payload(payload, headers, endpoint, wanted)
@@ -261,22 +262,32 @@ def _read_other_form(
     return refused if wanted.questions is None else _only_decisions(refused)
 
 
+def _may_repeat(body: bytes, payload: JsonDict) -> bool:
+    """Return whether the names in an object of a reply may be repeated: of a repeated name, `payload` has one value."""
+    try:
+        return b"\\u003" in body or body.count(b":") != orjson.dumps(payload).count(b":")
+    except TypeError:  # it is nested deeply
+        return True
+
+
 def _decided(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest, questions: FormQuestions
+    payload: JsonDict, reply: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest
 ) -> Completion | RetryDecision:
     """Return the answers of a deciding model, or a failure that names the fields without an answer.
 
-    The failure contains the other fields. It is final: the model would answer in the same way again.
+    `reply`: the payload, or the payload `with_repeats`. The failure contains the other fields. It is final: the model
+    would answer in the same way again.
     """
-    api = DIALECTS[endpoint.dialect]
+    api, questions = DIALECTS[endpoint.dialect], wanted.questions
     assert isinstance(api, Deciding)
-    payload = answering(payload)
+    assert questions is not None
+    payload, reply = answering(payload), answering(reply)
     usage, tier = _usage(api.usage(payload), answers=False), _tier(payload)
     spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if blocked := api.blocked(payload):
         error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} blocked this input: {blocked}.")
         return RetryDecision(FailureKind.ITEM, error, **spent)
-    reading = api.read(payload, questions.asked)
+    reading = api.read(reply, questions.expected)
     if reading is None:
         if _is_error(payload) or not _ERROR_FIELDS.isdisjoint(payload):
             return _only_decisions(_refused(200, headers, payload, endpoint))

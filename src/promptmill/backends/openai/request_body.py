@@ -144,8 +144,7 @@ class RequestEncoder:
             if (questions := self._questions.get(key)) is None:
                 limits = self._dialect.limits(self._endpoint.profile)
                 form = decidable(request.form, options=limits.options, levels=limits.levels)
-                asked = form.asked
-                questions = FormQuestions(form, form.fields, asked, self._dialect.questions(asked, instructions))
+                questions = self._dialect.form_questions(form, instructions)
                 if len(self._questions) >= MOST_KEPT:  # each row may have its own instructions
                     self._questions.clear()
                 self._questions[key] = questions
