@@ -921,6 +921,8 @@ class Request:
     """The form of the answer to a request with choices or a schema. Steps that ask for another reply keep the form."""
     is_filled: bool = False
     """Whether the prompt was made from a template, so that not all of its words come from the row."""
+    state: Annotated[str | None, TextKind.EVIDENCE] = None
+    """The evidence of a client's questions as JSON, for a model that decides; None if the client sent only text."""
     portion: Annotated[Portion | None, UNSENT] = None
     """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0

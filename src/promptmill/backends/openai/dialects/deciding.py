@@ -237,7 +237,7 @@ class Deciding:
         """Return the questions of a form that was found `decidable`."""
         asked = form.asked
         expected = tuple(_expected(one, name, self.YES_NO) for one, name in zip(asked, _names_of(asked), strict=True))
-        return FormQuestions(form, form.fields, expected, _json(self.questions(expected, instructions)))
+        return FormQuestions(form, form.fields, expected, json_bytes(self.questions(expected, instructions)))
 
     def questions(self, expected: Sequence[Expected], instructions: str) -> Any:
         """Return questions as JSON data."""
@@ -368,10 +368,11 @@ def _shown(value: Any) -> str:
     return "repeated" if value is REPEATED else cut(json_text(value), _MOST_SHOWN)
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """Return a value as JSON, also with half a surrogate pair, a large number or an exact fraction."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # orjson's error is a subclass; unlike orjson, json can write half a surrogate pair
+    except TypeError:  # the base class of orjson's error
         return json_text(value).encode()
 
 

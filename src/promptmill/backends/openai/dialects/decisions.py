@@ -15,7 +15,7 @@ from promptmill.backends.openai.dialects import deciding, dialect
 from promptmill.backends.openai.dialects.deciding import REPEATED, Deciding, Expected, Refused, UnreadableReplyError
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.form import Given
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, json_text
 
 
 class _Decisions(Deciding):
@@ -30,9 +30,9 @@ class _Decisions(Deciding):
         """Return the fields `input` and `questions`."""
         if isinstance(evidence, str) and not images:
             return [b'"input":', orjson.dumps(evidence), b',"questions":', questions]
-        text = isinstance(evidence, str)
-        part = {"type": "input_text", "text": evidence} if text else {"type": "input_json", "data": evidence}
-        parts = [[orjson.dumps(part)]] if evidence else []
+        is_mixed = isinstance(evidence, list) and any(isinstance(one, dict) for one in evidence)
+        values = evidence if is_mixed and not _is_data(evidence) else [evidence]
+        parts = [[deciding.json_bytes(_part(one))] for one in values if one != ""]
         parts += [[b'{"type":"input_image","image_url":', image, b"}"] for image in images]
         return [b'"input":[{"role":"user","content":', *dialect.joined(parts), b'}],"questions":', questions]
 
@@ -79,6 +79,17 @@ class _Decisions(Deciding):
         listed = answer.get("probabilities")
         shares = None if listed is None else _by_name(("value", "probability"), listed, str)
         return one.choice(answer.get("choice"), shares)
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether the API takes a value as JSON: an object, or a list of objects."""
+    return isinstance(value, dict) or (isinstance(value, list) and all(isinstance(one, dict) for one in value))
+
+
+def _part(value: Any) -> JsonDict:
+    if _is_data(value):
+        return {"type": "input_json", "data": value}
+    return {"type": "input_text", "text": value if isinstance(value, str) else json_text(value)}
 
 
 def _described(name: str, text: str, definition: str | None) -> JsonDict:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import orjson
-
 from promptmill.answers.decision import Evidence
 from promptmill.backends.openai.dialects import deciding, dialect
 from promptmill.backends.openai.dialects.deciding import Deciding, Expected, Refused
@@ -25,7 +23,7 @@ class _SystemOne(Deciding):
         """Return the fields `state` and `questions`."""
         if images:
             raise dialect.unsupported("images", "Leave them out, or choose a model that reads images.")
-        return [b'"state":', orjson.dumps(evidence), b',"questions":', questions]
+        return [b'"state":', deciding.json_bytes(evidence), b',"questions":', questions]
 
     def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question."""
