@@ -161,6 +161,21 @@ def test_a_question_that_the_endpoint_leaves_out_costs_no_other_one(post, upstre
     assert len(upstream.seen) == 1
 
 
+def test_a_chat_completion_that_lacks_a_field_has_the_others_in_its_error(dialect, server, upstream):
+    def without_the_first(body):
+        body["answers"] = body["answers"][1:] if isinstance(body["answers"], list) else {"b": body["answers"]["b"]}
+        return body
+
+    upstream.other_posts = decides(without_the_first)
+    schema = {"type": "object", "properties": {name: {"type": "boolean"} for name in "ab"}, "required": ["a", "b"]}
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    body = {"model": "default", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+    reply = server.ask("POST", "/v1/chat/completions", BEARER, json.dumps(body).encode())
+    assert reply.status >= 400
+    assert "`a`" in reply.json["error"]["message"]
+    assert json.loads(reply.json["error"]["x_part"]).keys() == {"b"}
+
+
 def test_a_busy_endpoint_is_named_in_the_shape_of_the_api(post, upstream):
     upstream.other_posts = status(402, "out of credit")
     code, reply = post()

@@ -259,7 +259,7 @@ class RequestEncoder:
     def wanted(self, request: Request) -> ReplyRequest:
         """Return how to read the reply to a request."""
         searches, is_inline = may_search(request.extra, self.model), request.sampling.reasoning == "inline"
-        return ReplyRequest(request.has_form, searches, is_inline)
+        return ReplyRequest(request.has_form, searches, is_inline, model=self._model_of(request.extra))
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
         """Return whether to send a request with a corrected head, because the refusal shows what the server accepts."""

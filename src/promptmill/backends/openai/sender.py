@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import note_on_model
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.http_connection import HttpResponse
@@ -202,7 +203,7 @@ class Sender:
             response = await self._pool.send(head.endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
             return classify_exception(error, head.endpoint)
-        wanted = head.wanted._replace(keep_raw=call.facts.keep_raw, questions=questions, model=encoder.model)
+        wanted = head.wanted._replace(keep_raw=call.facts.keep_raw, questions=questions)
         read = self._pool.read_apart
         soon = response.is_soon_read
         reading = (
@@ -213,9 +214,12 @@ class Sender:
         if isinstance(reading, Completion):
             if response.headers.any_zero():
                 _note_limit(response, endpoint_state)
-            for warning in _doubts(request, reading, head.endpoint):
-                call.warn(warning)
-                warnings += (warning,)
+            doubts = _doubts(request, reading, head.endpoint)
+            if reading.answered_by and (note := note_on_model(wanted.model, reading.answered_by)):
+                doubts.append(note)
+            for doubt in doubts:
+                call.warn(doubt)
+                warnings += (doubt,)
             reading.warnings = warnings
         return reading
 

@@ -28,6 +28,8 @@ from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
 _QUESTION = "answer"  # requests give this name to an unnamed question, whose answer is the option itself
+_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
+_DATE = re.compile(r"[-@:](?:20\d{6}|20\d\d-\d\d-\d\d)$")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HALF = 0.5
 COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
@@ -307,6 +309,20 @@ def with_repeats(pairs: Sequence[tuple[str, Any]]) -> JsonDict:
         counts = Counter(name for name, _ in pairs)
         found |= {name: REPEATED for name, count in counts.items() if count > 1}
     return found
+
+
+def note_on_model(asked: str, answered: str) -> str:
+    """Return the note on a reply that names another model than was asked; `""` if its name only has a date or a host.
+
+    >>> note_on_model("typesafe/jev-1.14", "jev-1.14-20261014")
+    ''
+    """
+    if _MOVES.search(asked):
+        return f"{asked} names another model from time to time: {answered} has answered. Name that to keep it."
+    own, other = (name.rpartition("/")[2].casefold() for name in (asked, answered))
+    if own == _DATE.sub("", other) or own == other:
+        return ""
+    return f"{asked} was asked, and {answered} has answered: look at the endpoint, or name that model."
 
 
 def answering(payload: JsonDict) -> JsonDict:
