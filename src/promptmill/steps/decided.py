@@ -79,14 +79,19 @@ def check_plan(config: ModelConfig) -> str:
     if limits is None or form is None:  # rows may set choices
         return ""
     decidable(form, options=limits.options, levels=limits.levels)
+    notes, most = [], max((len(one.options) for one in form.asked), default=0)
+    if most > limits.sure_options:
+        notes.append(
+            f"Some servers take no {most:,} options, but {limits.sure_options:,}: try one row first, or ask with fewer."
+        )
     closed = [one for one in form.asked if isinstance(one.kind, Choice) and not any(map(_may_be_none, one.options))]
-    if not closed:
-        return ""
-    of = f" of {listed([one.name for one in closed], 3)}" if closed[0].name else ""
-    return (
-        f"A model that decides always gives one of the options, and none{of} means none of these: add one, such as "
-        "`other`, with a definition, if rows may fit no other."
-    )
+    if closed:
+        of = f" of {listed([one.name for one in closed], 3)}" if closed[0].name else ""
+        notes.append(
+            f"A model that decides always gives one of the options, and none{of} means none of these: add one, such as "
+            "`other`, with a definition, if rows may fit no other."
+        )
+    return " ".join(notes)
 
 
 def _may_be_none(option: AllowedAnswer) -> bool:

@@ -24,7 +24,7 @@ from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Fields, Request, Sampling, conversation_from_messages
-from replies import raw, status
+from replies import choose, raw, status
 
 NAMES = ("decisions", "systemone", "gemini-decisions")
 _PATHS = {"decisions": "/v1/decisions", "systemone": "/v1/systemone", "gemini-decisions": "/v1beta/decisions"}
@@ -278,7 +278,8 @@ def test_a_choice_that_is_no_text_is_no_option(name: str, chosen: Any, *, with_s
     assert "no text" in decision.error.message
 
 
-_MOOD = {"type": "score", "probabilities": {"0": 0.7, "1": 0.2, "2": 0.1}}
+_CHANCES = {"0": 0.7, "1": 0.2, "2": 0.1}
+_MOOD = {"type": "score", "probabilities": _CHANCES}
 
 
 @pytest.mark.parametrize(
@@ -292,9 +293,7 @@ def test_a_scale_is_read_by_the_texts_of_its_legend(legend: dict[str, str], *, a
     answer = read("systemone", request, {"answers": {"mood": _MOOD | {"legend": shown}}})
     assert isinstance(answer, Completion), answer
     assert answer.probabilities == {"mood": {"calm": 0.1, "tense": 0.2, "furious": 0.7}}
-    levels = [
-        {"value": int(at), "label": text, "probability": _MOOD["probabilities"][at]} for at, text in legend.items()
-    ]
+    levels = [{"value": int(at), "label": text, "probability": _CHANCES[at]} for at, text in legend.items()]
     listed = read("decisions", request, {"answers": [{"type": "score", "name": "mood", "probabilities": levels}]})
     assert isinstance(listed, Completion), listed
     assert (answer.text, listed.text, listed.probabilities) == ('{"mood":"furious"}', answer.text, answer.probabilities)
@@ -532,6 +531,40 @@ async def test_only_load_and_outages_are_tried_again(upstream: Any) -> None:
         upstream.reply = raw(orjson.dumps({"detail": {"message": "busy"}}), code=529)
         second = await ask(backend, requests, source=RequestSource(requests))
     assert (second.codes, len(upstream.seen)) == ({"server_error"}, 4)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "remedy"),
+    [
+        (501, "Model architecture is not supported for decisions", "cannot decide there"),
+        (501, "Not Implemented", "cannot decide there"),
+        (400, "choice questions support at most 26 options, got 30", "Ask with fewer"),
+        (422, "criteria: Dictionary should have at most 26 items after validation, not 30", "Ask with fewer"),
+        (400, "Too many labels: 30 > 26", "Ask with fewer"),
+    ],
+)
+async def test_a_server_that_cannot_decide_so_ends_the_call_with_the_ways_out(
+    upstream: Any, code: int, said: str, remedy: str
+) -> None:
+    upstream.reply = status(code, said)
+    requests = [asking(prompt=f"mail {at}", key=at, choices=[f"c{at}" for at in range(30)]) for at in range(40)]
+    async with opened(openai_config(upstream.url, dialect="systemone", concurrency=2)) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    assert (result.codes, len(upstream.seen) <= 4) == ({"unsupported"}, True)
+    (error, *_) = [failure.error for failure in result.failures.values()]
+    assert (said in error.message, remedy in error.hint, error.retryable) == (True, True, False)
+
+
+async def test_evidence_goes_as_text_to_a_server_that_takes_no_json(upstream: Any) -> None:
+    answering = decides()
+    refusing = status(400, "Input tag 'input_json' found using 'type' does not match any of the expected tags")
+    upstream.reply = choose(lambda seen: refusing if b"input_json" in seen.raw else answering)
+    parts = ("", "a", " ", "b", "")
+    requests = [asking(Fields(parts, (f"x{at}", "y")), key=at, **LABELS) for at in range(6)]
+    async with opened(openai_config(upstream.url, dialect="decisions", concurrency=1)) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    assert not result.failures
+    assert [seen.json["input"] for seen in upstream.seen[1:]] == [f'{{"a":"x{at}","b":"y"}}' for at in range(6)]
 
 
 def _stars(*chances: float, **more: Any) -> dict[str, Any]:

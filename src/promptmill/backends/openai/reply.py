@@ -66,6 +66,11 @@ _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LONGEST_NAME = 120  # characters of a model's name
 _ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
+_TOO_MANY = re.compile(
+    r"(?i)(?:too many|at most|up to|more than|max|limit|exceed|fewer|only).{0,60}(?:option|choice|criteri|label)"
+    r"|(?:option|choice|criteri|label).{0,60}(?:too many|at most|up to|more than|max|limit|exceed|fewer|only)"
+)
+_CHAT = "leave out `dialect`, so that the model writes the answer, or choose another model."
 _OF_OPENAI = frozenset({"openai", "azure"})
 
 
@@ -307,7 +312,14 @@ def _decided(
 
 
 def _only_decisions(decision: RetryDecision) -> RetryDecision:
-    """Return what follows an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried."""
+    """Return what follows an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried. Every
+    row would be refused because of the model (501), or because of the number of options."""
+    is_refused = decision.status in {400, 413, 422} and _TOO_MANY.search(decision.error.message)
+    if decision.status == 501 or is_refused:
+        remedy = f"Ask with fewer, or {_CHAT}" if is_refused else f"This model cannot decide there: {_CHAT}"
+        error = PromptmillError(Code.UNSUPPORTED, decision.error.message, remedy)
+        error.said = decision.error.said
+        return replace(decision, kind=FailureKind.ENDPOINT, error=error)
     is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
     if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
         return decision

@@ -43,7 +43,7 @@ from promptmill.core.request import (
     SourcedPart,
     check_encodable,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import shape
 from promptmill.images.files import NOUNS
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
@@ -62,6 +62,7 @@ _NO_FORM = re.compile(
     r"|not (?:allowed|available|permitted|implemented))"
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
+_NO_JSON = re.compile(r"input_(?:json|text)")  # vLLM's server takes evidence as text alone
 _NO_USAGE = re.compile(r"stream_options|include_usage")
 # Refusals by chat templates without a system turn, such as Gemma's (vLLM, SGLang, llama.cpp and TGI apply templates).
 # Mistral's takes a system turn: "After the optional system message, conversation roles must alternate".
@@ -126,6 +127,8 @@ class RequestEncoder:
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
+        self._takes_json = True
+        """Whether the endpoint takes evidence as JSON: True until it refuses it."""
         self._questions: dict[tuple[int, str], FormQuestions] = {}
         """The questions of a form, by the identity of the form and by the instructions."""
 
@@ -139,6 +142,8 @@ class RequestEncoder:
         `PromptmillError` (`unsupported`) for a part that the API does not take."""
         assert isinstance(self._dialect, Deciding)
         evidence, instructions = evidence_of(request), instructions_of(request)
+        if not self._takes_json and not isinstance(evidence, str):
+            evidence = json_text(evidence)
         key = id(request.form), instructions
         try:
             if (questions := self._questions.get(key)) is None:
@@ -286,6 +291,13 @@ class RequestEncoder:
             self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
+        return True
+
+    def sends_text(self, body: bytes, refusal: str) -> bool:
+        """Return whether to send a refused request again with evidence as text, because the server takes no JSON."""
+        if b'"input_json"' not in body or not _NO_JSON.search(refusal):
+            return False
+        self._takes_json = False
         return True
 
     def _model_of(self, extra: JsonObject) -> str:

@@ -211,6 +211,9 @@ class Sender:
             if soon
             else await read(answer_in, response, head.endpoint, wanted)
         )
+        if isinstance(reading, RetryDecision) and encoder.sends_text(body, reading.error.message):
+            call.ledger.not_billed(request)
+            return await self._decide(item, endpoint_state, prepared)
         if isinstance(reading, Completion):
             if response.headers.any_zero():
                 _note_limit(response, endpoint_state)

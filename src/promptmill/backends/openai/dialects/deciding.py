@@ -27,6 +27,8 @@ from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
+VLLM_OPTIONS = 26
+"""The most options of a choice at vLLM's servers (0.32, 0.33), which ask for a letter."""
 _QUESTION = "answer"  # requests give this name to an unnamed question, whose answer is the option itself
 _MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
 _DATE = re.compile(r"[-@:](?:20\d{6}|20\d\d-\d\d-\d\d)$")

@@ -19,8 +19,8 @@ from promptmill.core.values import JsonDict, json_text
 
 
 class _Decisions(Deciding):
-    NAME, PATH, LIMITS, HAS_IMAGES = "decisions", "/decisions", DecisionLimits(questions=400), True
-    YES_NO = "predicate"
+    NAME, PATH, HAS_IMAGES, YES_NO = "decisions", "/decisions", True, "predicate"
+    LIMITS = DecisionLimits(questions=400, sure_options=deciding.VLLM_OPTIONS)
 
     def questions(self, expected: Sequence[Expected], instructions: str) -> Any:
         """Return the questions as a list."""

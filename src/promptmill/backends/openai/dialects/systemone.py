@@ -17,7 +17,7 @@ from promptmill.core.values import JsonDict
 
 
 class _SystemOne(Deciding):
-    NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64)
+    NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64, sure_options=deciding.VLLM_OPTIONS)
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
         """Return the fields `state` and `questions`."""
