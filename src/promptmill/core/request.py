@@ -44,6 +44,8 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 TOP_CHOICES = "top_choices"
 """The parameter that states how many of the most probable choices are reported, with their probabilities."""
+FEW_LOGPROBS = 5
+"""The `top_logprobs` that all endpoints with this parameter support."""
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs", TOP_CHOICES})
 """Parameters of OpenAI, and one of promptmill, that a call may put into `sampling_params`. They are sent with
 `extra_params`."""

@@ -33,6 +33,7 @@ from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, redact, unwritable_parameters
 from promptmill.core.request import (
     CACHE_MARKS,
+    FEW_LOGPROBS,
     TOP_CHOICES,
     Conversation,
     FilePart,
@@ -63,6 +64,7 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_JSON = re.compile(r"input_(?:json|text)")  # vLLM's server takes evidence as text alone
+_LOGPROBS = re.compile(rb'"top_logprobs":(\d+)')
 _NO_USAGE = re.compile(r"stream_options|include_usage")
 # Refusals by chat templates without a system turn, such as Gemma's (vLLM, SGLang, llama.cpp and TGI apply templates).
 # Mistral's takes a system turn: "After the optional system message, conversation roles must alternate".
@@ -109,6 +111,12 @@ class Head(NamedTuple):
     takes_system: bool
     """Whether the model takes a system turn; if not, the first user turn begins with the system prompt."""
 
+    @property
+    def logprobs(self) -> int:
+        """The number of `top_logprobs`; 0 without this parameter."""
+        found = _LOGPROBS.search(self.text)
+        return int(found[1]) if found else 0
+
 
 class RequestEncoder:
     """Writes request bodies for one endpoint."""
@@ -127,6 +135,8 @@ class RequestEncoder:
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
+        self._most_logprobs: int | None = None
+        """The most `top_logprobs` that the endpoint takes; None until it refuses a number."""
         self._takes_json = True
         """Whether the endpoint takes evidence as JSON: True until it refuses it."""
         self._questions: dict[tuple[int, str], FormQuestions] = {}
@@ -281,6 +291,9 @@ class RequestEncoder:
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
+        elif head.logprobs > FEW_LOGPROBS and "logprobs" in refusal:
+            self._most_logprobs = FEW_LOGPROBS
+            corrected = sent
         elif head.cache is not None and (names := _CACHE_NAMES.get(head.cache.way)) and names.search(refusal):
             cache, has_breakpoints = sent.prompt_cache, head.cache.way == "breakpoints"
             known = replace(cache, breakpoints=None) if has_breakpoints else PromptCache(marks=cache.marks)
@@ -330,6 +343,8 @@ class RequestEncoder:
             ours.setdefault("enable_thinking", self._enable_thinking)
         if "enable_thinking" in ours or given.get("enable_thinking") is None:
             given.pop("enable_thinking", None)
+        if self._most_logprobs and (count := given.get("top_logprobs")):
+            given["top_logprobs"] = min(count, self._most_logprobs)
         profile, model = self._endpoint.profile, str(given.get("model", self.model))
         try:
             body, refused, words = self._dialect.parameters(profile, model, ours, given)

@@ -155,7 +155,7 @@ class Sender:
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
-                _note_cache(head, encoder.head(request), call)
+                _note_change(head, encoder.head(request), call)
                 call.preview = preview if corrected else None  # perhaps the endpoint refuses only streaming
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
@@ -313,8 +313,12 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
     return ""
 
 
-def _note_cache(sent: Head, now: Head, call: Call) -> None:
-    """Warn if the endpoint has refused a parameter of the prompt cache. This parameter is no longer sent."""
+def _note_change(sent: Head, now: Head, call: Call) -> None:
+    """Warn if the endpoint has refused a parameter of the prompt cache, which is no longer sent, or `top_logprobs`."""
+    if sent.logprobs != now.logprobs:
+        call.warn(
+            f"{sent.endpoint.name} takes {now.logprobs} `top_logprobs`: the probabilities of others are estimates."
+        )
     if now.cache != sent.cache:
         call.warn(f"{sent.endpoint.name} refuses OpenAI's parameters for the prompt cache; they were left out.")
 
