@@ -77,8 +77,8 @@ class Chances:
 def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
     """Return `Chances.likeliest` for an answer, from its reply's `logprobs`; None if the `logprobs` do not suffice.
 
-    If no reported token of a position leads to one of the choices, an unreported token may lead to it. Tokens before the
-    answer, such as those of the reasoning (SGLang), do not count.
+    If no reported token of a position leads to one of the choices, an unreported token may lead to it. Tokens before
+    the answer, such as those of the reasoning (SGLang), do not count.
     """
     chances, given = Chances(), choices.chosen(answer)
     try:
