@@ -232,18 +232,22 @@ def _of_decisions() -> list[str]:
         "instructions; definitions of labels become descriptions of the options. A field that may be null has the option "
         "`not stated`. A field that may have any value is refused before the first request: leave it out, or name a chat "
         "model. Each answer is checked: its options, its probabilities, their sum, and whether the given option is the most "
-        "probable one. A question that is declined, or whose answer is missing or inconsistent, fails its row by name; the "
+        "probable one; a scale is read by the texts of its legend. A question that is declined, or whose answer is missing or inconsistent, fails its row by name; the "
         "row's other answers are kept, and nothing is asked twice, since the model would decide the same. Columns "
         "`probability` and `NAME_probability` have what the model reported.",
         "Such a model always gives one of the options: an option such as `other`, with a definition, is its only way to say that "
         "none fits, and `--dry-run` looks for one. Names like `jev-latest` mean another model from time to time: the one "
-        "that answered is in `answered_by`, and the end of a job says if it changed. Sounds, tools, quotes, `--together` and "
+        "that answered is in `answered_by`, a note names it if it is not the one that was asked, and the end of a job says if "
+        "it changed. Sounds, tools, quotes, `--together` and "
         "`--batch` are not for them; images go to `decisions` and `gemini-decisions`.",
         "Several APIs share the path `/decisions`, so the path never tells which one it is. For other addresses, such as a server of "
         "your own, set `dialect`: `decisions` (OpenAI's), `systemone` (TypeSafe's, spoken by most others) or "
         "`gemini-decisions`; a `base_url` may have the whole path.",
         "```yaml\nbackend: openai\nbackend_configs:\n"
         "  openai: {base_url: http://localhost:11434/v1, dialect: systemone, model_name: nimble}\n```",
+        "vLLM's server decides with some models (0.32 and later) and takes 26 options to a question; evidence goes to it as text if "
+        "it refuses JSON. With its other models it answers 501, and the job ends: leave `dialect` out, so that the model writes "
+        "the answer.",
         "The price is that of the input, and what they write is free: `--max-cost` needs no `max_tokens`. Refusals other than 408, 429 "
         "and those of the server (5xx) are final.",
         "\n".join(rows),

@@ -124,6 +124,22 @@ def test_a_token_before_a_choice_leads_to_none_and_a_choice_may_begin_with_a_bra
     assert found_in(Choices(["{a}", "b"]), content, 2) == {"{a}": 0.5, "b": 0.5}
 
 
+def test_choices_that_the_endpoint_does_not_report_have_the_rest():
+    colours = Choices(["red", "green", "blue", "grey", "pink", "black", "white", "brown"])
+    content = [token("red", 0.2, green=0.16, blue=0.14, Sure=0.1, grey=0.1, pink=0.06)]
+    assert found_in(colours, content, 8) == {
+        "red": 0.222222,  # of .90, as .10 is no choice
+        "green": 0.177778,
+        "blue": 0.155556,
+        "grey": 0.111111,
+        "pink": 0.066667,
+    }
+    whole = [token("red", 0.2, green=0.16, blue=0.14, grey=0.1, pink=0.06, black=0.05, white=0.04, brown=0.05)]
+    assert found_in(colours, whole, 1) == {"red": 0.25}  # the unreported .2 is no choice
+    silent = [token("red", 1e-300, green=1e-300)]
+    assert found_in(colours, silent, 1) == {"red": 0.0}
+
+
 LETTERS = Choices(["A", "B", "C"])
 _WANTED = {"B": 0.6, "A": 0.3, "C": 0.1}
 _LAST = token("B", 0.6, A=0.3, C=0.1)

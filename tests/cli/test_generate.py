@@ -8,6 +8,7 @@ import orjson
 import pytest
 import yaml
 
+from decision_replies import decides
 from fakes import KEY
 from promptmill.cli import main as cli
 from promptmill.cli.generate import LiveAnswer
@@ -87,6 +88,13 @@ def test_the_hint_for_a_failed_answer_names_the_command(ask, upstream, capsys):
     assert ask("x")[0] == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "may answer there; `promptmill models --check` looks for the API at other paths." in said
+
+
+def test_the_part_of_a_failed_answer_that_is_right_is_printed(ask, upstream, capsys):
+    upstream.reply = decides(lambda body: body | {"answers": {"urgent": {"noul": 0.9}}})
+    own = ("--set", "backend_configs.openai.dialect=systemone", "--fields", "team:a|b!,urgent:boolean!")
+    assert ask("x", *own) == (1, '{"urgent":true}\n')
+    assert "`team`" in capsys.readouterr().err
 
 
 def test_control_sequences_do_not_reach_the_terminal_in_pieces_either():

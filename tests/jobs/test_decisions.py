@@ -85,6 +85,23 @@ def test_a_dry_run_counts_evidence_and_questions_and_looks_for_an_option_for_the
     assert deciding.upstream.seen == []
 
 
+def test_a_dry_run_names_a_limit_that_the_server_may_have(deciding: Any) -> None:
+    _table(deciding)
+    for count, is_noted in ((26, False), (30, True)):
+        labels = ",".join(f"l{at}" for at in range(count))
+        done = deciding.run(*ASKED, "--choices", labels, "--dry-run")
+        assert ("Some servers take no 30 options, but 26" in " ".join(done.stdout.split())) == is_noted
+
+
+def test_a_dry_run_shows_the_evidence_and_the_questions(deciding: Any) -> None:
+    _table(deciding)
+    done = deciding.run(*ASKED, "--fields", "team:billing|tech!,urgent:boolean!", "--dry-run")
+    assert '{"subject":"s0","mail":"mail 0"}' in done.stdout
+    assert "Which team? `subject`: `mail`" in done.stdout
+    assert "Which `team` fits the input? [billing | tech]" in done.stdout
+    assert "Is `urgent` true of the input? [yes | no]" in done.stdout
+
+
 @pytest.mark.parametrize("dry", [False, True])
 def test_an_open_field_is_refused_before_the_first_request(deciding: Any, *, dry: bool) -> None:
     _table(deciding)

@@ -25,6 +25,13 @@ def test_a_failed_item_is_an_empty_answer_and_an_entry_of_its_own():
     assert list_call.errors([GOOD]) == []
 
 
+def test_the_part_of_a_failed_answer_that_is_right_is_in_its_entry():
+    part = '{"urgent":true}'
+    failed = Failure(PromptmillError(Code.INVALID_ANSWER, "h gave no usable answer to `team`."), 1, part=part)
+    (entry,) = list_call.errors([GOOD, failed])
+    assert (entry["index"], entry["part"], list_call.answers([failed])) == (1, part, [""])
+
+
 def test_the_commonest_reason_comes_first():
     assert list_call.summary([GOOD, FILTERED, BAD, BAD]) == (
         f"2 of 4 failed with timeout: {BAD.error} 1 of 4 failed with content_filter: {FILTERED.error}"

@@ -15,7 +15,7 @@ from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 from promptmill.steps import checked
 from promptmill.steps.checked import CheckedAnswers
-from replies import answer, choose
+from replies import answer, choose, status
 
 MOODS = ["positive", "negative", "neutral"]
 
@@ -164,6 +164,23 @@ async def test_the_likely_tokens_of_an_endpoint_tell_the_likeliest_choices(ask, 
     (outcome,), _ = await ask(["How is it?"], top_choices=1, top_logprobs=9, logprobs=True)
     assert (outcome.probabilities, outcome.logprobs) == ({"": {"neutral": 0.5625}}, told)
     assert upstream.seen[1].json["top_logprobs"] == 9
+
+
+@pytest.mark.parametrize(("options", "count"), [(2, 5), (3, 5), (4, 6), (18, 20), (60, 20)])
+async def test_as_many_likely_tokens_are_requested_as_there_are_choices(ask, upstream, options, count):
+    upstream.reply = answer("c0")
+    await ask(["Which?"], [f"c{at}" for at in range(options)], top_choices=2)
+    assert upstream.seen[0].json["top_logprobs"] == count
+
+
+async def test_an_endpoint_that_takes_fewer_likely_tokens_gets_five(ask, upstream):
+    refusing = status(400, "top_logprobs must be less than or equal to 5")
+    told = _tokens({"c1": 0.5, "c2": 0.125, "c3": 0.125, "c4": 0.0625, "Hm": 0.0625})
+    fitting = answer("c1", logprobs=told)
+    upstream.reply = choose(lambda seen: refusing if seen.json["top_logprobs"] > 5 else fitting)
+    outcomes, call = await ask(["Which?"] * 3, [f"c{at}" for at in range(8)], top_choices=1)
+    assert [outcome.probabilities for outcome in outcomes] == [{"": {"c1": 0.533333}}] * 3
+    assert any("takes 5 `top_logprobs`: the probabilities of others are estimates" in one for one in call.warnings)
 
 
 async def test_an_endpoint_without_log_probabilities_answers_without_chances(ask, upstream):

@@ -76,6 +76,7 @@ def _listed(body: Body) -> list[Body]:
                 answers.append({"name": name, **answer})
             case "score":
                 chances = shares([str(at) for at in range(len(question["levels"]))], evidence, name)
-                told = [{"value": int(at), "label": "x", "probability": share} for at, share in chances.items()]
+                levels = zip(question["levels"], chances.items(), strict=True)
+                told = [{"value": int(at), "label": one["label"], "probability": p} for one, (at, p) in levels]
                 answers.append({"type": "score", "name": name, "score": 0.5, "probabilities": told})
     return answers

@@ -17,6 +17,7 @@ from promptmill.core.values import text_of
 
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
+_MOST_EXPONENT = 700.0  # the largest one of which a float holds the power
 _SAME = 0.01  # log probabilities of one token may differ by this, because some are rounded
 # The pattern of an end mark such as `<|im_end|>` or `</s>` in reversed text, and the mark's greatest length.
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
@@ -44,15 +45,18 @@ class Chances:
         self._found.clear()
         self._path, self._taken = 1.0, ""
 
-    def step(self, tokens: Sequence[tuple[Sequence[str], float]]) -> None:
+    def step(self, tokens: Sequence[tuple[Sequence[str], float]], unseen: float = 0.0) -> None:
         """Add the tokens that were possible at the next position. The first token is the chosen one.
 
-        Each token is a pair: the choices that it can lead to, and its log probability.
+        Each token is a pair: the choices that it can lead to, and its log probability. `unseen`: the probability of
+        further tokens, which may lead to a choice, too.
         """
         leads = [(found, chance) for found, chance in tokens if found]
         most = max((chance for _, chance in leads), default=0.0)
         weights = [math.exp(chance - most) for _, chance in leads]
         total = math.fsum(weights)
+        if unseen > 0:
+            total += math.exp(min(math.log(unseen) - most, _MOST_EXPONENT))
         for (found, _), weight in zip(leads, weights, strict=True):
             if len(found) == 1:
                 self._found[found[0]] = self._found.get(found[0], 0.0) + self._path * weight / total
@@ -73,8 +77,8 @@ class Chances:
 def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
     """Return `Chances.likeliest` for an answer, from its reply's `logprobs`; None if the `logprobs` do not suffice.
 
-    The `top_logprobs` of a position are treated as all tokens that were possible there. Tokens before the answer, such
-    as those of the reasoning (SGLang), do not count.
+    If no reported token of a position leads to one of the choices, an unreported token may lead to it. Tokens before
+    the answer, such as those of the reasoning (SGLang), do not count.
     """
     chances, given = Chances(), choices.chosen(answer)
     try:
@@ -82,7 +86,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
         start, at = _start_of(answer, b"".join(map(_bytes_of, tokens))), 0
         if start is None:
             return None
-        before = b""
+        before, possible = b"", choices.possible("")
         for token in tokens:
             own, skipped = _bytes_of(token), max(start - at, 0)
             at += len(own)
@@ -99,9 +103,12 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
                 return None
             scores = [max(score, _LOWEST) for score in (float(token["logprob"]), *(score for _, score in others))]
             told = zip(texts, scores, strict=True)
-            chances.step([(choices.possible(text), score) for text, score in told if text is not None])
+            leads = [(choices.possible(text), score) for text, score in told if text is not None]
+            is_whole = {*possible} <= {choice for choices_of_token, _ in leads for choice in choices_of_token}
+            chances.step(leads, 0.0 if is_whole else 1 - math.fsum(map(math.exp, scores)))
+            possible = choices.possible(taken)
             if found := chances.likeliest(most):
-                return found if choices.possible(taken) == [given] else None
+                return found if possible == [given] else None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return None

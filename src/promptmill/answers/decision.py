@@ -6,31 +6,38 @@ columns of the row ─▶ evidence         system prompt, words of the template 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 from collections.abc import Collection, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.form import Asked, Choice, Form, Scale, YesNo
 from promptmill.core.request import SYSTEM_ROLES, Conversation, Fields, Message, Request
-from promptmill.core.values import JsonDict, composed, json_text
+from promptmill.core.values import JsonDict, composed, exact_float, json_text
 from promptmill.core.wording import cut, listed
 
-Evidence: TypeAlias = str | JsonDict | list[JsonDict]
-"""A text; the texts of the row's columns by name; or the turns of a conversation."""
+Evidence: TypeAlias = str | JsonDict | list[Any]
+"""A text; the texts of the row's columns by name; the turns of a conversation; or a client's JSON."""
 _SHOWN = 60  # characters of an option in an error
 _CHAT = "answer with a chat model", Named("model", text=" ({})"), "."
 
 
 def evidence_of(request: Request) -> Evidence:
-    """Return the evidence: the row's columns (a single column: its text), or the turns of a prompt without columns.
+    """Return the evidence: the JSON of a client as it came, the row's columns (a single column: its text), or the turns
+    of a prompt without columns.
 
     >>> from promptmill.core.request import Sampling
     >>> mail = Conversation((Message("user", "Mail: hi"),))
     >>> evidence_of(Request(0, mail, Sampling(), fields=Fields(("Mail: ", "mail", ""), ("hi",))))
     'hi'
     """
+    with contextlib.suppress(ValueError):  # a mask in place of a number: the text has the mask, too
+        if request.state:
+            state: Evidence = json.loads(request.state, parse_float=exact_float)
+            return state
     fields = request.fields
     if fields is not None and fields.texts and not request.is_part:
         cells: JsonDict = dict(zip(fields.parts[1::2], fields.texts, strict=True))

@@ -204,17 +204,21 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
 
 def _print_answers(parts: Sequence[ModelPart], target: TextIO) -> None:
     """Print the answers; those of several models have names. On a terminal, the answers to several prompts are
-    numbered. A failed answer is an empty line."""
+    numbered. A failed answer is an empty line, or the part that is right."""
     only = parts[0].outcomes
-    if len(only) == len(parts) == 1 and not isinstance(only[0], Completion):
+    if len(only) == len(parts) == 1 and not isinstance(only[0], Completion) and not only[0].part:
         return
     numbered = len(only) > 1 and (target.isatty() or len(parts) > 1)
-    for number, texts in enumerate(zip(*(list_call.answers(part.outcomes) for part in parts), strict=True), 1):
+    for number, texts in enumerate(zip(*(map(_shown, part.outcomes) for part in parts), strict=True), 1):
         if numbered:
             say(f"{'' if number == 1 else chr(10)}[{number}]", target)
         for part, text in zip(parts, texts, strict=True):
             between = "\n" if "\n" in text else " "
             say(f"{part.name}:{between}{text}" if part.name else text, target)
+
+
+def _shown(outcome: Outcome) -> str:
+    return outcome.text if isinstance(outcome, Completion) else outcome.part
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -99,6 +99,8 @@ class AllowedAnswer(NamedTuple):
     definition: str
     value: Any
     """The value in the answer; None means that the question has no answer."""
+    name: str
+    """The text of the value, by which the answer has its probability."""
 
 
 class Asked(NamedTuple):
@@ -111,6 +113,8 @@ class Asked(NamedTuple):
     options: tuple[AllowedAnswer, ...]
     title: str
     """The name as a model sees it; `""` if the model sees no name."""
+    by_text: Mapping[str, AllowedAnswer]
+    """The options by their texts."""
 
 
 class Given(NamedTuple):
@@ -166,16 +170,15 @@ class Form(NamedTuple):
         values: dict[str, Any] = {}
         shares: dict[str, dict[str, float]] = {}
         for one, every in self.fields if fields is None else fields:
-            told = [(asked, given[asked.name]) for asked in every if asked.name in given]
+            told = [given[asked.name] for asked in every if asked.name in given]
             if len(told) != len(every) or not told:
                 continue
             if isinstance(one.kind, Choice) and one.kind.many:
-                values[one.name], shares[one.name] = _labels_in(one.kind, [own for _, own in told])
-                shares |= {asked.name: _by_value(asked, own) for asked, own in told}
-                continue
-            ((asked, own),) = told
-            values[one.name] = next(option.value for option in asked.options if option.text == own.option)
-            shares[one.name] = _by_value(asked, own)
+                values[one.name], shares[one.name] = _labels_in(one.kind, told)
+                shares |= {asked.name: _by_value(asked, own) for asked, own in zip(every, told, strict=True)}
+            else:
+                values[one.name] = every[0].by_text[told[0].option].value
+                shares[one.name] = _by_value(every[0], told[0])
         text = values.get("") if "" in values else json_text(values)
         return Answer(text_of(text), {name: by_value for name, by_value in shares.items() if by_value})
 
@@ -194,8 +197,8 @@ def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str,
 
 
 def _by_value(asked: Asked, given: Given) -> dict[str, float]:
-    names = {option.text: text_of(option.value) for option in asked.options}
-    return {names[text]: share for text, share in given.shares.items() if text in names}
+    options = asked.by_text
+    return {options[text].name: share for text, share in given.shares.items() if text in options}
 
 
 def _asked(question: Question) -> tuple[Asked, ...]:
@@ -204,19 +207,25 @@ def _asked(question: Question) -> tuple[Asked, ...]:
         case Choice(options, definitions, many=True):
             labels = zip(options, definitions or ("",) * len(options), strict=True)
             yes_nos = ((f"{name}: {label}", YesNo(definition=said)) for label, said in labels)
-            return tuple(Asked(each, words, yes_no, _options(yes_no), each) for each, yes_no in yes_nos)
+            return tuple(_one(each, words, yes_no, each) for each, yes_no in yes_nos)
         case Choice() | YesNo() | Scale():
-            return (Asked(name, words, kind, _options(kind), name if is_named else ""),)
+            return (_one(name, words, kind, name if is_named else ""),)
     return ()
+
+
+def _one(name: str, words: str, kind: Closed, title: str) -> Asked:
+    options = _options(kind)
+    return Asked(name, words, kind, options, title, {option.text: option for option in options})
 
 
 def _options(kind: Closed) -> tuple[AllowedAnswer, ...]:
     match kind:
         case Choice(values, definitions) | Scale(values, definitions):
             said = definitions or ("",) * len(values)
-            options = [AllowedAnswer(str(value), own, value) for value, own in zip(values, said, strict=True)]
+            pairs = zip(values, said, strict=True)
+            options = [AllowedAnswer(str(value), own, value, text_of(value)) for value, own in pairs]
         case YesNo(definition=definition, opposite=opposite):
-            options = [AllowedAnswer("yes", definition, True), AllowedAnswer("no", opposite, False)]
+            options = [AllowedAnswer("yes", definition, True, "true"), AllowedAnswer("no", opposite, False, "false")]
     if kind.is_optional and all(option.text != NOT_STATED for option in options):
-        options.append(AllowedAnswer(NOT_STATED, "The input does not say.", None))
+        options.append(AllowedAnswer(NOT_STATED, "The input does not say.", None, ""))
     return tuple(options)

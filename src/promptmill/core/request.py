@@ -45,6 +45,8 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 TOP_CHOICES = "top_choices"
 """The parameter that states how many of the most probable choices are reported, with their probabilities."""
+FEW_LOGPROBS = 5
+"""The `top_logprobs` that all endpoints with this parameter support."""
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs", TOP_CHOICES})
 """Parameters of OpenAI, and one of promptmill, that a call may put into `sampling_params`. They are sent with
 `extra_params`."""
@@ -925,6 +927,8 @@ class Request:
     """The form of the answer to a request with choices or a schema. Steps that ask for another reply keep the form."""
     is_filled: bool = False
     """Whether the prompt was made from a template, so that not all of its words come from the row."""
+    state: Annotated[str | None, TextKind.EVIDENCE] = None
+    """The evidence of a client's questions as JSON, for a model that decides; None if the client sent only text."""
     portion: Annotated[Portion | None, UNSENT] = None
     """The item's part of a request that several items share, if a batch answers that request."""
     corrections: int = 0

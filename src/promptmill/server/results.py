@@ -93,6 +93,7 @@ ANSWERS: JsonDict = {
                         "description": "With code `invalid_answer`: the model's answer, which does not satisfy "
                         "`schema`.",
                     },
+                    "part": {"type": "string", "description": "The fields that have an answer, as JSON."},
                 },
                 "required": ["index", "code", "message", "retryable", "attempts"],
             },

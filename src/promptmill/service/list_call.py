@@ -230,7 +230,8 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned text.
+    """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned text,
+    `part` if a part of the answer is right.
 
     Hundreds of thousands of items may share one failure, such as an exhausted budget: after the first `MOST_ROWS` of
     them, consecutive items share one entry with `index` and `last`.
@@ -244,7 +245,8 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             continue
         known = shared.get(id(outcome.error)) or shared.setdefault(id(outcome.error), [0, str(outcome.error)])
         known[0] += 1
-        shown = id(outcome.error), outcome.attempts, outcome.text
+        own = {name: text for name, text in (("text", outcome.text), ("part", outcome.part)) if text}
+        shown = id(outcome.error), outcome.attempts, own
         if shown == before and known[0] > MOST_ROWS + 1:
             groups[-1]["last"] = index
             continue
@@ -258,7 +260,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         }
         if known[0] == MOST_ROWS:
             known[1] = f"The same as for item {index}."
-        groups.append(entry | {"text": outcome.text} if outcome.text else entry)
+        groups.append(entry | own)
     return groups
 
 

@@ -30,6 +30,7 @@ from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.form import Form
 from promptmill.core.request import (
+    FEW_LOGPROBS,
     TOP_CHOICES,
     Conversation,
     Made,
@@ -39,14 +40,13 @@ from promptmill.core.request import (
     once,
     top_choices_of,
 )
-from promptmill.core.values import JsonObject
 from promptmill.core.wording import beginning, cut
 from promptmill.steps.step import Loading, Place, Step
 
 _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""
 _TOOLS = frozenset({"tools", "functions"})
-_OTHERS: JsonObject = {"top_logprobs": 5}  # all endpoints with `top_logprobs` support this number
+_MOST_OTHERS = 20  # the most `top_logprobs` of OpenAI's API
 _SHORT, _MOST_KNOWN = 1024, 1024  # max characters of an answer whose choice is remembered, max number of such answers
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks, and checks them
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
@@ -101,7 +101,7 @@ async def _with_chances(request: Request, call: protocol.Call, answer: protocol.
         most = top_choices_of(request.extra)
     except PromptmillError as error:
         return protocol.Failure(error, request.attempts)
-    others = {} if choices is None else _OTHERS
+    others = {} if choices is None else {"top_logprobs": _others(len(choices.endings))}
     extra = asked if most is None else {**others, **asked, "logprobs": True}
     outcome = await answer(request.changed(extra=extra), call)
     if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
@@ -115,6 +115,11 @@ async def _with_chances(request: Request, call: protocol.Call, answer: protocol.
         own = chances_in(choices, reply, outcome.logprobs, most)
         found = {"": own} if own else None
     return replace(outcome, probabilities=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
+
+
+def _others(choices: int) -> int:
+    """Return how many likely tokens to request at each position: of each choice one, and two of other texts."""
+    return max(FEW_LOGPROBS, min(choices + 2, _MOST_OTHERS))
 
 
 def _choices(sampling: Sampling) -> Choices:

@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from promptmill.answers.decision import decidable, size_of
+from promptmill.answers.decision import decidable, evidence_of, instructions_of, size_of, words_of
 from promptmill.answers.form import form_of
 from promptmill.backends import protocol, registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, Words
 from promptmill.core.form import AllowedAnswer, Asked, Choice, Form, Given, Question
 from promptmill.core.request import SOURCED_NAMES, Made, Request, once
-from promptmill.core.values import read_json, text_of
+from promptmill.core.values import json_text, read_json, text_of
 from promptmill.core.wording import listed
 from promptmill.steps.several import failure_in, sums_of, together
 from promptmill.steps.step import Loading, Place, Step
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from promptmill.backends.openai.providers import DecisionLimits
 
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
-_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
 # Words that name an option for the rows that fit no other option.
 _NONE = re.compile(
     r"(?i)\b(?:other\w*|none|neither|unknown|unclear|nothing|misc\w*|else|n/?a|irrelevant|not applicable|uncertain|"
@@ -52,6 +51,18 @@ def bytes_of(request: Request, questions: int = 0) -> int:
     return size_of(request, form or Form(()), parts_of(request, questions))
 
 
+def texts_of(request: Request) -> list[str]:
+    """Return the evidence and the questions of a request as people read them."""
+    form, evidence = request.form or form_of(request.sampling), evidence_of(request)
+    instructions = instructions_of(request)
+    lines = []
+    for asked in () if form is None else form.asked:
+        options = " | ".join(": ".join(filter(None, (one.text, one.definition))) for one in asked.options)
+        lines.append(f"{words_of(asked, '') if asked.title or not instructions else ''} [{options}]".lstrip())
+    texts = evidence if isinstance(evidence, str) else json_text(evidence), instructions, "\n".join(lines)
+    return [text for text in texts if text]
+
+
 def parts_of(request: Request, questions: int) -> int:
     """Return the number of requests into which a request is divided. `questions`: the most in each; 0: no limit."""
     form = request.form or form_of(request.sampling) if questions else None
@@ -68,14 +79,19 @@ def check_plan(config: ModelConfig) -> str:
     if limits is None or form is None:  # rows may set choices
         return ""
     decidable(form, options=limits.options, levels=limits.levels)
+    notes, most = [], max((len(one.options) for one in form.asked), default=0)
+    if most > limits.sure_options:
+        notes.append(
+            f"Some servers take no {most:,} options, but {limits.sure_options:,}: try one row first, or ask with fewer."
+        )
     closed = [one for one in form.asked if isinstance(one.kind, Choice) and not any(map(_may_be_none, one.options))]
-    if not closed:
-        return ""
-    of = f" of {listed([one.name for one in closed], 3)}" if closed[0].name else ""
-    return (
-        f"A model that decides always gives one of the options, and none{of} means none of these: add one, such as "
-        "`other`, with a definition, if rows may fit no other."
-    )
+    if closed:
+        of = f" of {listed([one.name for one in closed], 3)}" if closed[0].name else ""
+        notes.append(
+            f"A model that decides always gives one of the options, and none{of} means none of these: add one, such as "
+            "`other`, with a definition, if rows may fit no other."
+        )
+    return " ".join(notes)
 
 
 def _may_be_none(option: AllowedAnswer) -> bool:
@@ -95,7 +111,6 @@ class DecidedRequests(Step):
 
     def __init__(self, config: ModelConfig, limits: DecisionLimits) -> None:
         self._config, self._limits = config, limits
-        self._moves = _MOVES.search(config.model) is not None
         self._forms: Made[Sequence[Form]] = {}
         """The forms of the divided requests, by the form of the item."""
 
@@ -111,7 +126,7 @@ class DecidedRequests(Step):
         except PromptmillError as error:
             return _failed(protocol.Failure(error, request.attempts, concerns_all=self._is_of_all(request)))
         if len(forms) == 1:
-            return self._once(request, call) if self._moves else self.following(request, call)
+            return self.following(request, call)
         assert form is not None
         return self._divided_answer(request, form, forms, call)
 
@@ -132,15 +147,6 @@ class DecidedRequests(Step):
             return False
         return own.choices == usual.choices and (bool(own.choices) or own.response_format == usual.response_format)
 
-    async def _once(self, request: Request, call: protocol.Call) -> protocol.Outcome:
-        outcome = await self.following(request, call)
-        if self._moves and isinstance(outcome, protocol.Completion) and outcome.answered_by:
-            call.warn(
-                f"{self._config.model} names another model from time to time: {outcome.answered_by} has answered. Name "
-                "that to keep it."
-            )
-        return outcome
-
     async def _divided_answer(
         self, request: Request, form: Form, forms: Sequence[Form], call: protocol.Call
     ) -> protocol.Outcome:
@@ -148,7 +154,7 @@ class DecidedRequests(Step):
         first, *others = (
             request.changed(form=part, attempts=0 if place else request.attempts) for place, part in enumerate(forms)
         )
-        parts = (functools.partial(self._once, part, call) for part in (first, *others))
+        parts = (functools.partial(self.following, part, call) for part in (first, *others))
         outcomes = await together([*parts], call)
         return _joined(form, forms, outcomes)
 
@@ -183,10 +189,12 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
     sums = sums_of(outcomes)
     if (failure := failure_in(outcomes)) is not None:
         partial = answer.text if given else ""
-        return replace(failure, part=partial, probabilities=answer.probabilities, **sums)
+        return replace(failure, part=partial, probabilities=answer.probabilities, wanted=len(forms), **sums)
     first, *others = (one for one in outcomes if isinstance(one, protocol.Completion))
     warnings = tuple(dict.fromkeys(warning for one in (first, *others) for warning in one.warnings))
-    return replace(first, text=answer.text, probabilities=answer.probabilities, warnings=warnings, **sums)
+    joined = replace(first, text=answer.text, probabilities=answer.probabilities, warnings=warnings, **sums)
+    joined.made_of = len(forms)
+    return joined
 
 
 def given_in(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:

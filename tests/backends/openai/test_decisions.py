@@ -24,7 +24,7 @@ from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Fields, Request, Sampling, conversation_from_messages
-from replies import raw, status
+from replies import choose, raw, status
 
 NAMES = ("decisions", "systemone", "gemini-decisions")
 _PATHS = {"decisions": "/v1/decisions", "systemone": "/v1/systemone", "gemini-decisions": "/v1beta/decisions"}
@@ -133,20 +133,23 @@ def test_a_prompt_without_columns_is_the_evidence(name: str) -> None:
 def test_all_fields_of_a_schema_are_one_request() -> None:
     body = written("systemone", asking(response_format=_schema()))
     assert {name: (one["type"], one.get("criteria")) for name, one in body["questions"].items()} == {
-        "team": ("choice", {"billing": None, "tech": None}),
-        "urgent": ("noul", None),
-        "stars": ("score", ["1", "2", "3"]),
-        "topics: a": ("noul", None),
-        "topics: b": ("noul", None),
+        "q1": ("choice", {"billing": None, "tech": None}),
+        "q2": ("noul", None),
+        "q3": ("score", ["1", "2", "3"]),
+        "q4": ("noul", None),
+        "q5": ("noul", None),
     }
-    assert body["questions"]["team"]["instructions"] == "Be strict.\n\n`team`: The department"
+    asked = [one["instructions"].partition("\n\n")[2] for one in body["questions"].values()]
+    assert asked[0] == "`team`: The department"
+    assert asked[3:] == ["Is `topics: a` true of the input?", "Is `topics: b` true of the input?"]
     assert [one["type"] for one in written("decisions", asking(response_format=_schema()))["questions"]] == [
         *("choice", "predicate", "score", "predicate", "predicate")
     ]
 
 
 def test_an_optional_field_has_an_option_of_its_own() -> None:
-    body = written("systemone", asking(response_format=_schema(required=())))
+    fields = {name: FIELDS[name] for name in ("team", "urgent", "stars")}
+    body = written("systemone", asking(response_format=_schema(fields, required=())))
     assert body["questions"]["urgent"]["type"] == body["questions"]["stars"]["type"] == "choice"
     assert [*body["questions"]["stars"]["criteria"]] == ["1", "2", "3", "not stated"]
 
@@ -237,6 +240,7 @@ def test_probabilities_are_kept_as_sent(name: str) -> None:
         ({"tech": 0.9, "billing": 0.1}, "billing", "not the most probable"),
         ({"tech": 0.9, "billing": 0.1}, "sales", "'sales' is no option"),
         ({"tech": None, "billing": None}, "tech", "no probability"),
+        ({"tech": 0.505, "billing": 0.495}, "billing", "not the most probable"),
     ],
 )
 def test_an_inconsistent_answer_is_none(name: str, chances: dict[str, Any], chosen: str, said: str) -> None:
@@ -250,13 +254,91 @@ def test_rounded_sums_and_ties_are_right() -> None:
     request = asking(choices=many)
     answer = read("systemone", request, _choice("systemone", dict.fromkeys(many, 0.05) | {"c00": 0.13}))
     assert isinstance(answer, Completion), answer
-    tied = read("systemone", asking(**LABELS), _choice("systemone", {"billing": 0.5, "tech": 0.49}, "tech"))
+    tied = read("systemone", asking(**LABELS), _choice("systemone", {"billing": 0.49, "tech": 0.49}, "tech"))
     assert isinstance(tied, Completion), tied  # two decimals say no more
     assert tied.text == "tech"
     decomposed = _choice("systemone", {"cafe\u0301": 1, "tea": 0})
     composed = read("systemone", asking(choices=["caf\u00e9", "tea"]), decomposed)
     assert isinstance(composed, Completion)
     assert composed.text == "caf\u00e9"
+
+
+@pytest.mark.parametrize("chosen", [None, True, 3, 1.5, ["billing"], {"value": "billing"}])
+@pytest.mark.parametrize("with_shares", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_choice_that_is_no_text_is_no_option(name: str, chosen: Any, *, with_shares: bool) -> None:
+    options = [str(chosen), orjson.dumps(chosen).decode(), "other"]
+    body = _choice(name, {option: round(1 / 3, 2) for option in options}, "other")
+    answer = body["answers"][0] if name == "decisions" else body["answers"]["answer"]
+    answer["choice"] = chosen
+    if not with_shares:
+        del answer["probabilities"]
+    decision = failed(name, asking(choices=[*dict.fromkeys(options)]), body)
+    assert (decision.kind, decision.error.code) == (FailureKind.ITEM, Code.INVALID_ANSWER)
+    assert "no text" in decision.error.message
+
+
+_CHANCES = {"0": 0.7, "1": 0.2, "2": 0.1}
+_MOOD = {"type": "score", "probabilities": _CHANCES}
+
+
+@pytest.mark.parametrize(
+    "legend", [{"0": "furious", "1": "tense", "2": "calm"}, {"2": "calm", "1": "tense", "0": "furious"}]
+)
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_scale_is_read_by_the_texts_of_its_legend(legend: dict[str, str], *, as_list: bool) -> None:
+    mood = {"enum": ["calm", "tense", "furious"], "$comment": "from the lowest to the highest"}
+    request = asking(response_format=_schema({"mood": mood}))
+    shown: Any = [legend[at] for at in sorted(legend)] if as_list else legend
+    answer = read("systemone", request, {"answers": {"mood": _MOOD | {"legend": shown}}})
+    assert isinstance(answer, Completion), answer
+    assert answer.probabilities == {"mood": {"calm": 0.1, "tense": 0.2, "furious": 0.7}}
+    levels = [{"value": int(at), "label": text, "probability": _CHANCES[at]} for at, text in legend.items()]
+    listed = read("decisions", request, {"answers": [{"type": "score", "name": "mood", "probabilities": levels}]})
+    assert isinstance(listed, Completion), listed
+    assert (answer.text, listed.text, listed.probabilities) == ('{"mood":"furious"}', answer.text, answer.probabilities)
+
+
+@pytest.mark.parametrize(
+    "legend",
+    [{"0": "calm", "1": "tense"}, {"0": "calm", "1": "calm", "2": "furious"}, ["calm"], {"0": None}, "calm", 3],
+)
+def test_a_legend_with_other_levels_is_a_failure(legend: Any) -> None:
+    mood = {"enum": ["calm", "tense", "furious"], "$comment": "from the lowest to the highest"}
+    body = {"answers": {"mood": _MOOD | {"legend": legend}}}
+    assert failed("systemone", asking(response_format=_schema({"mood": mood})), body).error.code is Code.INVALID_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("answers", "kept"),
+    [
+        (b'"team": %b, "team": %b, "urgent": {"noul": 1}', '{"urgent":true}'),
+        (b'"team": %b, "urgent": {"noul": 1}, "te\\u0061m": %b', '{"urgent":true}'),
+        (b'"urgent": {"noul": 0, "noul": 1}, "team": %b', '{"team":"tech"}'),
+        (b'"urgent": {"noul": 1}, "team": {"choice": "tech", "choice": "billing"}', '{"urgent":true}'),
+        (
+            b'"urgent": {"noul": 1}, "team": {"choice": "tech", "probabilities": {"tech": 0, "tech": 1}}',
+            '{"urgent":true}',
+        ),
+        (b'"urgent": {"noul": 1}}, "answers": {"team": %b', ""),
+    ],
+)
+def test_a_name_that_is_repeated_in_a_reply_costs_its_own_question(answers: bytes, kept: str) -> None:
+    team = b'{"choice": "tech", "probabilities": {"tech": 0.9, "billing": 0.1}}'
+    body = b'{"answers": {%b}, "usage": {"input_tokens": 5}, "note": "a: \\u003a"}' % answers.replace(b"%b", team)
+    request = asking(response_format=_schema({one: FIELDS[one] for one in ("team", "urgent")}))
+    decision = failed("systemone", request, body)
+    assert (decision.error.code, decision.part) == (Code.INVALID_ANSWER, kept)
+
+
+def test_answers_in_a_list_belong_to_the_questions_that_they_name() -> None:
+    request = asking(response_format=_schema({one: FIELDS[one] for one in ("team", "urgent")}))
+    team, urgent = {"choice": "tech", "name": "team"}, {"probability": 0.9, "name": "urgent"}
+    turned = read("decisions", request, {"answers": [urgent, team]})
+    assert isinstance(turned, Completion), turned
+    assert turned.text == '{"team":"tech","urgent":true}'
+    twice = failed("decisions", request, {"answers": [team, urgent, team]})
+    assert ("repeated" in twice.error.message, twice.part) == (True, '{"urgent":true}')
 
 
 def test_a_scale_is_answered_by_its_likeliest_level() -> None:
@@ -284,7 +366,7 @@ def test_a_refusal_costs_its_field_alone(name: str) -> None:
     other = body | {"answers": listed[1:] if name == "decisions" else {"urgent": mapped["urgent"]}}
     missing = failed(name, request, other)
     assert (missing.error.code, "missing" in missing.error.message) == (Code.INVALID_ANSWER, True)
-    assert missing.part == ("" if name == "decisions" else '{"urgent":true}')  # positions no longer tell
+    assert missing.part == '{"urgent":true}'
 
 
 def test_a_blocked_input_is_named() -> None:
@@ -451,6 +533,40 @@ async def test_only_load_and_outages_are_tried_again(upstream: Any) -> None:
     assert (second.codes, len(upstream.seen)) == ({"server_error"}, 4)
 
 
+@pytest.mark.parametrize(
+    ("code", "said", "remedy"),
+    [
+        (501, "Model architecture is not supported for decisions", "cannot decide there"),
+        (501, "Not Implemented", "cannot decide there"),
+        (400, "choice questions support at most 26 options, got 30", "Ask with fewer"),
+        (422, "criteria: Dictionary should have at most 26 items after validation, not 30", "Ask with fewer"),
+        (400, "Too many labels: 30 > 26", "Ask with fewer"),
+    ],
+)
+async def test_a_server_that_cannot_decide_so_ends_the_call_with_the_ways_out(
+    upstream: Any, code: int, said: str, remedy: str
+) -> None:
+    upstream.reply = status(code, said)
+    requests = [asking(prompt=f"mail {at}", key=at, choices=[f"c{at}" for at in range(30)]) for at in range(40)]
+    async with opened(openai_config(upstream.url, dialect="systemone", concurrency=2)) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    assert (result.codes, len(upstream.seen) <= 4) == ({"unsupported"}, True)
+    (error, *_) = [failure.error for failure in result.failures.values()]
+    assert (said in error.message, remedy in error.hint, error.retryable) == (True, True, False)
+
+
+async def test_evidence_goes_as_text_to_a_server_that_takes_no_json(upstream: Any) -> None:
+    answering = decides()
+    refusing = status(400, "Input tag 'input_json' found using 'type' does not match any of the expected tags")
+    upstream.reply = choose(lambda seen: refusing if b"input_json" in seen.raw else answering)
+    parts = ("", "a", " ", "b", "")
+    requests = [asking(Fields(parts, (f"x{at}", "y")), key=at, **LABELS) for at in range(6)]
+    async with opened(openai_config(upstream.url, dialect="decisions", concurrency=1)) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    assert not result.failures
+    assert [seen.json["input"] for seen in upstream.seen[1:]] == [f'{{"a":"x{at}","b":"y"}}' for at in range(6)]
+
+
 def _stars(*chances: float, **more: Any) -> dict[str, Any]:
     told = {str(level): share for level, share in enumerate(chances)}
     return {"answers": {"stars": {"type": "score", "score": 1, "probabilities": told, **more}}}
@@ -464,7 +580,8 @@ _ONE_BASED = {"1": 0.2, "2": 0.7, "3": 0.1}
     [
         (_stars(0.2, 0.7, 0.1), '{"stars":2}'),
         (_stars(0.2, 0.7, 0.1) | {"latency_ms": 1, "x_debug": None, "usage": None}, '{"stars":2}'),
-        (_stars(0, 1, 0, legend={"1": "1"}, confidence=1.5, score=9), '{"stars":2}'),
+        (_stars(0, 1, 0, legend={"0": "1", "1": "2", "2": "3"}, confidence=1.5, score=9), '{"stars":2}'),
+        (_stars(0.2, 0.7, 0.1, legend=["1", "2", "3"]), '{"stars":2}'),
         ({"answers": _stars(0.3, 0.4, 0.3)["answers"] | {"other": 1}}, '{"stars":2}'),
         (_stars(probabilities=_ONE_BASED), ""),
         (_stars(0.16, 0.56, 0.08), ""),

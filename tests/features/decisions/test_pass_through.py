@@ -34,19 +34,30 @@ def upstream(lasting):
 
 
 @pytest.fixture(params=["systemone", "decisions", "gemini-decisions"])
-def post(request, tmp_path, upstream):
-    """Return a function that posts to `/v1/systemone` of a server whose endpoint speaks one of the dialects."""
+def dialect(request):
+    """The dialect of the endpoint."""
+    return request.param
+
+
+@pytest.fixture
+def server(dialect, tmp_path, upstream):
+    """A server in front of the endpoint."""
     environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
     top = {"cache": str(tmp_path / "cache.db"), "system_prompt": "Be strict."}
-    file = written(tmp_path, upstream.url, top, dialect=request.param)
-    with ServedHere(file, environ=environ) as server:
+    with ServedHere(written(tmp_path, upstream.url, top, dialect=dialect), environ=environ) as server:
+        yield server
 
-        def send(questions=QUESTIONS, state=STATE):
-            body = json.dumps({"model": "jev-latest", "state": state, "questions": questions}).encode()
-            reply = server.ask("POST", "/v1/systemone", BEARER, body)
-            return reply.status, reply.json
 
-        yield send
+@pytest.fixture
+def post(server):
+    """Return a function that posts to `/v1/systemone`."""
+
+    def send(questions=QUESTIONS, state=STATE):
+        body = json.dumps({"model": "jev-latest", "state": state, "questions": questions}).encode()
+        reply = server.ask("POST", "/v1/systemone", BEARER, body)
+        return reply.status, reply.json
+
+    return send
 
 
 def test_all_questions_are_one_request_and_its_probabilities_arrive_unchanged(post, upstream):
@@ -62,6 +73,67 @@ def test_all_questions_are_one_request_and_its_probabilities_arrive_unchanged(po
         assert words in sent
     assert "refund 🎯" not in sent
     assert "`" not in sent
+
+
+_STATES = [
+    {"is_vip": True, "age": 17, "plan": None, "tags": ["a", {"b": []}], "text": "17", "share": 0.5},
+    {"age": 17},
+    {"big": 2**70},
+    [{"age": "17"}, {"age": None}],
+    ["a", 1, None],
+    {},
+    "17",
+]
+
+
+@pytest.mark.parametrize("state", _STATES)
+def test_a_state_reaches_the_endpoint_as_it_came(dialect, post, upstream, state):
+    assert post(state=state)[0] == 200
+    (seen,) = upstream.seen
+    body = json.loads(seen.raw)
+    sent = body["state"] if dialect == "systemone" else body["input"]
+    if dialect == "decisions" and not isinstance(sent, str):
+        ((part,),) = [turn["content"] for turn in sent]
+        sent = part["data"] if "data" in part else json.loads(part["text"])
+    assert (json.loads(sent) if dialect == "gemini-decisions" and state != "17" else sent) == state
+
+
+def test_a_fraction_with_many_digits_reaches_the_endpoint_with_all_of_them(server, upstream):
+    body = {"state": {"share": "DIGITS"}, "questions": QUESTIONS}
+    data = json.dumps(body).replace('"DIGITS"', "0.12345678901234567890").encode()
+    assert server.ask("POST", "/v1/systemone", BEARER, data).status == 200
+    assert b"0.12345678901234567890" in upstream.seen[0].raw
+
+
+def test_parts_of_json_reach_the_endpoint_as_they_came(dialect, server, upstream):
+    data: Any = {"is_vip": True, "plan": None}
+    texts = [{"type": "input_text", "text": "Charged twice"}, {"type": "input_json", "data": data}]
+    questions = [{"type": "predicate", "instructions": "Is it?"}]
+    for given in (
+        [{"role": "user", "content": texts[1:]}],
+        [{"role": "user", "content": texts}],
+        [{"role": "user", "content": texts[1:]}, {"role": "assistant", "content": "Hm."}],
+    ):
+        body = {"model": "default", "input": given, "questions": questions}
+        assert server.ask("POST", "/v1/decisions", BEARER, json.dumps(body).encode()).status == 200
+    bodies = [json.loads(seen.raw) for seen in upstream.seen]
+    alone, mixed, turns = (body["state"] if dialect == "systemone" else body["input"] for body in bodies)
+    whole = [{"role": "user", "content": data}, {"role": "assistant", "content": "Hm."}]
+    match dialect:
+        case "systemone":
+            assert (alone, mixed, turns) == (data, ["Charged twice", data], whole)
+        case "decisions":
+            assert alone == [{"role": "user", "content": texts[1:]}]
+            assert mixed == [{"role": "user", "content": texts}]
+            assert turns == [{"role": "user", "content": [{"type": "input_json", "data": whole}]}]
+        case _:
+            assert [json.loads(one) for one in (alone, mixed, turns)] == [data, ["Charged twice", data], whole]
+
+
+def test_the_cache_tells_a_number_from_its_text(post, upstream):
+    for state in ({"age": 17}, {"age": "17"}, {"age": 17}):
+        post(state=state)
+    assert len(upstream.seen) == 2
 
 
 def test_the_cache_tells_questions_apart(post, upstream):
@@ -87,6 +159,21 @@ def test_a_question_that_the_endpoint_leaves_out_costs_no_other_one(post, upstre
     assert (code, list(reply["answers"])) == (200, ["wants refund 🎯", "sev"])
     assert list(reply["x_refusals"]) == ["team"]
     assert len(upstream.seen) == 1
+
+
+def test_a_chat_completion_that_lacks_a_field_has_the_others_in_its_error(dialect, server, upstream):
+    def without_the_first(body):
+        body["answers"] = body["answers"][1:] if isinstance(body["answers"], list) else {"b": body["answers"]["b"]}
+        return body
+
+    upstream.other_posts = decides(without_the_first)
+    schema = {"type": "object", "properties": {name: {"type": "boolean"} for name in "ab"}, "required": ["a", "b"]}
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    body = {"model": "default", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+    reply = server.ask("POST", "/v1/chat/completions", BEARER, json.dumps(body).encode())
+    assert reply.status >= 400
+    assert "`a`" in reply.json["error"]["message"]
+    assert json.loads(reply.json["error"]["x_part"]).keys() == {"b"}
 
 
 def test_a_busy_endpoint_is_named_in_the_shape_of_the_api(post, upstream):

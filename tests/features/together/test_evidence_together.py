@@ -44,7 +44,7 @@ def _by_row(upstream):
     for seen in upstream.seen:
         state = seen.json["state"]
         for name, question in seen.json["questions"].items():
-            row, _, field = name.partition(" ")
+            row, _, field = name.partition("_")
             found[state[row], field] = question
     return found
 
@@ -56,7 +56,7 @@ def test_rows_share_requests_with_the_task_once(bench, upstream, deciding):
     assert all(seen.raw.count(b"Which team?") == 1 for seen in upstream.seen)
     assert found["requests"] == 3
     assert len(_by_row(upstream)) == 90
-    assert "`r1` alone" in upstream.seen[0].json["questions"]["r1 team"]["instructions"]
+    assert "`r1` alone" in upstream.seen[0].json["questions"]["r1_team"]["instructions"]
     answers = bench.answers()
     assert len(answers) == 45
     assert all("probabilities" in answer for answer in answers), answers[0]
@@ -64,8 +64,8 @@ def test_rows_share_requests_with_the_task_once(bench, upstream, deciding):
 
 def test_a_question_without_an_answer_costs_its_row_a_request_of_its_own(bench, upstream, deciding):
     def without_one(body):
-        if "r2 urgent" in body["answers"]:
-            del body["answers"]["r2 urgent"]
+        if "r2_urgent" in body["answers"]:
+            del body["answers"]["r2_urgent"]
         return body
 
     deciding(10, without_one)

@@ -171,6 +171,8 @@ class DecisionLimits:
     questions: int
     options: int = 255
     levels: int = 10
+    sure_options: int = 255
+    """The options that every server of this API takes."""
 
 
 @dataclass(frozen=True, slots=True)

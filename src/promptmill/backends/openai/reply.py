@@ -25,7 +25,7 @@ from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion, citations
 from promptmill.backends.openai.chat_completion import ReplyEnd
 from promptmill.backends.openai.dialects import DIALECTS, dialect, responses
-from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions, answering
+from promptmill.backends.openai.dialects.deciding import Deciding, FormQuestions, answering, with_repeats
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -66,6 +66,11 @@ _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LONGEST_NAME = 120  # characters of a model's name
 _ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
+_TOO_MANY = re.compile(
+    r"(?i)(?:too many|at most|up to|more than|max|limit|exceed|fewer|only).{0,60}(?:option|choice|criteri|label)"
+    r"|(?:option|choice|criteri|label).{0,60}(?:too many|at most|up to|more than|max|limit|exceed|fewer|only)"
+)
+_CHAT = "leave out `dialect`, so that the model writes the answer, or choose another model."
 _OF_OPENAI = frozenset({"openai", "azure"})
 
 
@@ -248,7 +253,8 @@ def _read_other_form(
             return _read_stream(headers, body, endpoint, wanted)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict) and wanted.questions is not None:
-            return _decided(payload, headers, endpoint, wanted, wanted.questions)
+            reply = _unwrapped(json.loads(body, object_pairs_hook=with_repeats)) if _may_repeat(body, payload) else None
+            return _decided(payload, reply or payload, headers, endpoint, wanted)
         if isinstance(payload, dict):
             payload = _translated(payload, headers, endpoint)
             return read_payload(payload, headers, endpoint, wanted)
@@ -264,22 +270,32 @@ def _read_other_form(
     return refused if wanted.questions is None else _only_decisions(refused)
 
 
+def _may_repeat(body: bytes, payload: JsonDict) -> bool:
+    """Return whether the names in an object of a reply may be repeated: of a repeated name, `payload` has one value."""
+    try:
+        return b"\\u003" in body or body.count(b":") != orjson.dumps(payload).count(b":")
+    except TypeError:  # it is nested deeply
+        return True
+
+
 def _decided(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest, questions: FormQuestions
+    payload: JsonDict, reply: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: ReplyRequest
 ) -> Completion | RetryDecision:
     """Return the answers of a deciding model, or a failure that names the fields without an answer.
 
-    The failure contains the other fields. It is final: the model would answer in the same way again.
+    `reply`: the payload, or the payload `with_repeats`. The failure contains the other fields. It is final: the model
+    would answer in the same way again.
     """
-    api = DIALECTS[endpoint.dialect]
+    api, questions = DIALECTS[endpoint.dialect], wanted.questions
     assert isinstance(api, Deciding)
-    payload = answering(payload)
+    assert questions is not None
+    payload, reply = answering(payload), answering(reply)
     usage, tier = _usage(api.usage(payload), answers=False), _tier(payload)
     spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if blocked := api.blocked(payload):
         error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} blocked this input: {blocked}.")
         return RetryDecision(FailureKind.ITEM, error, **spent)
-    reading = api.read(payload, questions.asked)
+    reading = api.read(reply, questions.expected)
     if reading is None:
         if _is_error(payload) or not _ERROR_FIELDS.isdisjoint(payload):
             return _only_decisions(_refused(200, headers, payload, endpoint))
@@ -299,7 +315,14 @@ def _decided(
 
 
 def _only_decisions(decision: RetryDecision) -> RetryDecision:
-    """Return what follows an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried."""
+    """Return what follows an error of an API for decisions: of all 4xx statuses, only 408 and 429 are retried. Every
+    row would be refused because of the model (501), or because of the number of options."""
+    is_refused = decision.status in {400, 413, 422} and _TOO_MANY.search(decision.error.message)
+    if decision.status == 501 or is_refused:
+        remedy = f"Ask with fewer, or {_CHAT}" if is_refused else f"This model cannot decide there: {_CHAT}"
+        error = PromptmillError(Code.UNSUPPORTED, decision.error.message, remedy)
+        error.said = decision.error.said
+        return replace(decision, kind=FailureKind.ENDPOINT, error=error)
     is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
     if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
         return decision

@@ -33,6 +33,7 @@ from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, Named, PromptmillError, redact, unwritable_parameters
 from promptmill.core.request import (
     CACHE_MARKS,
+    FEW_LOGPROBS,
     TOP_CHOICES,
     Conversation,
     FilePart,
@@ -43,7 +44,7 @@ from promptmill.core.request import (
     SourcedPart,
     check_encodable,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import shape
 from promptmill.images.files import NOUNS
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, encoded_size, is_web
@@ -62,6 +63,8 @@ _NO_FORM = re.compile(
     r"|not (?:allowed|available|permitted|implemented))"
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
+_NO_JSON = re.compile(r"input_(?:json|text)")  # vLLM's server takes evidence as text alone
+_LOGPROBS = re.compile(rb'"top_logprobs":(\d+)')
 _NO_USAGE = re.compile(r"stream_options|include_usage")
 # Refusals by chat templates without a system turn, such as Gemma's (vLLM, SGLang, llama.cpp and TGI apply templates).
 # Mistral's takes a system turn: "After the optional system message, conversation roles must alternate".
@@ -108,6 +111,12 @@ class Head(NamedTuple):
     takes_system: bool
     """Whether the model takes a system turn; if not, the first user turn begins with the system prompt."""
 
+    @property
+    def logprobs(self) -> int:
+        """The number of `top_logprobs`; 0 without this parameter."""
+        found = _LOGPROBS.search(self.text)
+        return int(found[1]) if found else 0
+
 
 class RequestEncoder:
     """Writes request bodies for one endpoint."""
@@ -126,6 +135,10 @@ class RequestEncoder:
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
+        self._most_logprobs: int | None = None
+        """The most `top_logprobs` that the endpoint takes; None until it refuses a number."""
+        self._takes_json = True
+        """Whether the endpoint takes evidence as JSON: True until it refuses it."""
         self._questions: dict[tuple[int, str], FormQuestions] = {}
         """The questions of a form, by the identity of the form and by the instructions."""
 
@@ -139,13 +152,14 @@ class RequestEncoder:
         `PromptmillError` (`unsupported`) for a part that the API does not take."""
         assert isinstance(self._dialect, Deciding)
         evidence, instructions = evidence_of(request), instructions_of(request)
+        if not self._takes_json and not isinstance(evidence, str):
+            evidence = json_text(evidence)
         key = id(request.form), instructions
         try:
             if (questions := self._questions.get(key)) is None:
                 limits = self._dialect.limits(self._endpoint.profile)
                 form = decidable(request.form, options=limits.options, levels=limits.levels)
-                asked = form.asked
-                questions = FormQuestions(form, form.fields, asked, self._dialect.questions(asked, instructions))
+                questions = self._dialect.form_questions(form, instructions)
                 if len(self._questions) >= MOST_KEPT:  # each row may have its own instructions
                     self._questions.clear()
                 self._questions[key] = questions
@@ -260,7 +274,7 @@ class RequestEncoder:
     def wanted(self, request: Request) -> ReplyRequest:
         """Return how to read the reply to a request."""
         searches, is_inline = may_search(request.extra, self.model), request.sampling.reasoning == "inline"
-        return ReplyRequest(request.has_form, searches, is_inline)
+        return ReplyRequest(request.has_form, searches, is_inline, model=self._model_of(request.extra))
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
         """Return whether to send a request with a corrected head, because the refusal shows what the server accepts."""
@@ -277,6 +291,9 @@ class RequestEncoder:
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
+        elif head.logprobs > FEW_LOGPROBS and "logprobs" in refusal:
+            self._most_logprobs = FEW_LOGPROBS
+            corrected = sent
         elif head.cache is not None and (names := _CACHE_NAMES.get(head.cache.way)) and names.search(refusal):
             cache, has_breakpoints = sent.prompt_cache, head.cache.way == "breakpoints"
             known = replace(cache, breakpoints=None) if has_breakpoints else PromptCache(marks=cache.marks)
@@ -287,6 +304,13 @@ class RequestEncoder:
             self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
+        return True
+
+    def sends_text(self, body: bytes, refusal: str) -> bool:
+        """Return whether to send a refused request again with evidence as text, because the server takes no JSON."""
+        if b'"input_json"' not in body or not _NO_JSON.search(refusal):
+            return False
+        self._takes_json = False
         return True
 
     def _model_of(self, extra: JsonObject) -> str:
@@ -319,6 +343,8 @@ class RequestEncoder:
             ours.setdefault("enable_thinking", self._enable_thinking)
         if "enable_thinking" in ours or given.get("enable_thinking") is None:
             given.pop("enable_thinking", None)
+        if self._most_logprobs and (count := given.get("top_logprobs")):
+            given["top_logprobs"] = min(count, self._most_logprobs)
         profile, model = self._endpoint.profile, str(given.get("model", self.model))
         try:
             body, refused, words = self._dialect.parameters(profile, model, ours, given)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import note_on_model
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.http_connection import HttpResponse
@@ -154,7 +155,7 @@ class Sender:
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
-                _note_cache(head, encoder.head(request), call)
+                _note_change(head, encoder.head(request), call)
                 call.preview = preview if corrected else None  # perhaps the endpoint refuses only streaming
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
@@ -202,7 +203,7 @@ class Sender:
             response = await self._pool.send(head.endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
             return classify_exception(error, head.endpoint)
-        wanted = head.wanted._replace(keep_raw=call.facts.keep_raw, questions=questions, model=encoder.model)
+        wanted = head.wanted._replace(keep_raw=call.facts.keep_raw, questions=questions)
         read = self._pool.read_apart
         soon = response.is_soon_read
         reading = (
@@ -210,12 +211,18 @@ class Sender:
             if soon
             else await read(answer_in, response, head.endpoint, wanted)
         )
+        if isinstance(reading, RetryDecision) and encoder.sends_text(body, reading.error.message):
+            call.ledger.not_billed(request)
+            return await self._decide(item, endpoint_state, prepared)
         if isinstance(reading, Completion):
             if response.headers.any_zero():
                 _note_limit(response, endpoint_state)
-            for warning in _doubts(request, reading, head.endpoint):
-                call.warn(warning)
-                warnings += (warning,)
+            doubts = _doubts(request, reading, head.endpoint)
+            if reading.answered_by and (note := note_on_model(wanted.model, reading.answered_by)):
+                doubts.append(note)
+            for doubt in doubts:
+                call.warn(doubt)
+                warnings += (doubt,)
             reading.warnings = warnings
         return reading
 
@@ -306,8 +313,12 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
     return ""
 
 
-def _note_cache(sent: Head, now: Head, call: Call) -> None:
-    """Warn if the endpoint has refused a parameter of the prompt cache. This parameter is no longer sent."""
+def _note_change(sent: Head, now: Head, call: Call) -> None:
+    """Warn if the endpoint has refused a parameter of the prompt cache, which is no longer sent, or `top_logprobs`."""
+    if sent.logprobs != now.logprobs:
+        call.warn(
+            f"{sent.endpoint.name} takes {now.logprobs} `top_logprobs`: the probabilities of others are estimates."
+        )
     if now.cache != sent.cache:
         call.warn(f"{sent.endpoint.name} refuses OpenAI's parameters for the prompt cache; they were left out.")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.core.values import JsonDict, as_float
+from promptmill.core.values import JsonDict, exact_float
 
 _LONG = 64 << 10  # bytes; a longer body is read in a thread
 
@@ -26,7 +26,7 @@ async def object_in(body: bytes) -> JsonDict:
 def _object_in(body: bytes) -> JsonDict:
     try:
         orjson.loads(body)  # stricter than `json`: no NaN, no lone surrogates
-        value = json.loads(body, object_pairs_hook=_without_twins, parse_float=as_float)
+        value = json.loads(body, object_pairs_hook=_without_twins, parse_float=exact_float)
     except UnreadableBodyError:
         raise
     except (ValueError, RecursionError):

@@ -26,6 +26,8 @@ class Evidence(NamedTuple):
     conversation: Conversation
     fields: Fields | None = None
     """The columns, if the client sent an object."""
+    state: str | None = None
+    """See `Request.state`."""
 
 
 class ClientQuestion(NamedTuple):

@@ -121,7 +121,8 @@ def _request_for(form: Form, config: ModelConfig, evidence: Evidence, at: int = 
     conversation = _with_system(evidence.conversation, config)
     changes = {"response_format": asking_for(_schema(form)), "temperature": 0}
     sampling = config.settings.sampling_params.protection().model_copy(update=changes)
-    return Request(at, conversation, sampling, config.settings.extra_params, fields=evidence.fields, form=form)
+    extra = config.settings.extra_params
+    return Request(at, conversation, sampling, extra, fields=evidence.fields, form=form, state=evidence.state)
 
 
 def _named(name: str, question: Question, *, compares: bool) -> Question:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.protocol import Usage
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import conversation_from_messages
+from promptmill.core.request import SYSTEM_ROLES, Conversation, conversation_from_messages
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.decisions.client_questions import (
@@ -53,23 +53,42 @@ def _evidence(given: Any) -> Evidence:
     items = [_with_texts(item) for item in given] if isinstance(given, list) else given
     try:
         messages = response_bodies.chat_body({"input": items})["messages"]
-        return Evidence(conversation_from_messages(messages, "input"))
+        conversation = conversation_from_messages(messages, "input")
     except PromptmillError as error:
         raise error_of(error, "/v1/responses") from None
+    lists = (item["content"] for item in given if _has_parts(item)) if isinstance(given, list) else ()
+    data = {words_of(part["data"]): part["data"] for parts in lists for part in parts if _is_json(part)}
+    return Evidence(conversation, state=_state(conversation, data) if data else None)
+
+
+def _state(conversation: Conversation, data: Mapping[str, Any]) -> str:
+    """Return the turns of a conversation as JSON. `data`: the JSON parts by their texts in the conversation."""
+    turns = []
+    for message in conversation.messages:
+        if message.role not in SYSTEM_ROLES:
+            values = [data.get(text, text) for text in Conversation((message,)).texts]
+            turns.append({"role": message.role, "content": values[0] if len(values) == 1 else values})
+    return words_of(turns[0]["content"] if len(turns) == 1 else turns)
 
 
 def _with_texts(item: Any) -> Any:
     """Return an item of the input, with the JSON parts converted to texts."""
-    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
-        return item
-    return item | {"content": [_as_text(part) for part in item["content"]]}
+    return item | {"content": [_as_text(part) for part in item["content"]]} if _has_parts(item) else item
+
+
+def _has_parts(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("content"), list)
+
+
+def _is_json(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_json" and isinstance(part.get("data"), dict | list)
 
 
 def _as_text(part: Any) -> Any:
+    if _is_json(part):
+        kept = {name: value for name, value in part.items() if name not in {"type", "data"}}
+        return {"type": "input_text", "text": words_of(part["data"]), **kept}
     match part:
-        case {"type": "input_json", "data": dict() | list() as data}:
-            kept = {name: value for name, value in part.items() if name not in {"type", "data"}}
-            return {"type": "input_text", "text": words_of(data), **kept}
         case {"type": "refusal", "refusal": str(text)}:
             return {"type": "output_text", "text": text}
     return part

@@ -132,16 +132,17 @@ def _shown(part: str | int) -> str | int:
 
 
 def _evidence(state: Any) -> Evidence:
-    """Return a state as evidence: the fields of an object become columns, each below its name."""
+    """Return a state as evidence. Models that write see the fields of an object as columns, each below its name."""
+    as_json = None if isinstance(state, str) else words_of(state)
     if not isinstance(state, Mapping) or not state:
-        return Evidence(Conversation((Message("user", words_of(state)),)))
+        return Evidence(Conversation((Message("user", words_of(state)),)), state=as_json)
     cells = {
         str(name): words_of(value) if isinstance(value, list | dict) else text_of(value)
         for name, value in state.items()
     }
     text = "\n".join(f"{name}: {cell}" for name, cell in cells.items())
     parts = ["", *(part for name in cells for part in (name, "\n"))]
-    return Evidence(Conversation((Message("user", text),)), Fields((*parts[:-1], ""), tuple(cells.values())))
+    return Evidence(Conversation((Message("user", text),)), Fields((*parts[:-1], ""), tuple(cells.values())), as_json)
 
 
 def reply(

@@ -75,6 +75,8 @@ class ApiError(Exception):
     code: str | None = None
     """A code for programs."""
     headers: Mapping[str, str] | None = None
+    part: str = ""
+    """The part of the answer that is right."""
 
     def body(self) -> JsonDict:
         """Return the body of the reply; it is also an event of a stream.
@@ -83,7 +85,8 @@ class ApiError(Exception):
         'not_found_error'
         """
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error | ({"x_part": self.part} if self.part else {})}
 
     def response(self) -> Response:
         """Return the HTTP reply."""

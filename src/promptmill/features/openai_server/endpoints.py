@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -201,15 +202,17 @@ class Endpoints:
 
     async def answer(self, asked: EndpointRequest, show: Show | None = None) -> Completion:
         """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
-        call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
+        call, part = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show), ""
         try:
             with logged(asked.path, asked.client):
                 (outcome,) = await self._service.generate([asked.request], call, config=asked.config)
-                return (
-                    outcome if isinstance(outcome, Completion) else _cut_answer(outcome, asked.request.sampling.n or 1)
-                )
+                if isinstance(outcome, Completion):
+                    return outcome
+                part = outcome.part
+                return _cut_answer(outcome, asked.request.sampling.n or 1)
         except PromptmillError as error:
-            raise error_of(as_written(error, asked.request.conversation, asked.config.file_rule), asked.path) from None
+            own = as_written(error, asked.request.conversation, asked.config.file_rule)
+            raise replace(error_of(own, asked.path), part=part) from None
 
 
 @contextlib.contextmanager

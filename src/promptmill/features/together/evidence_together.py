@@ -162,7 +162,7 @@ def _questions(name: str, form: Form) -> Sequence[Question]:
 
 
 def _joined_name(name: str, asked: Asked) -> str:
-    return f"{name} {asked.name}".rstrip()
+    return f"{name}_{asked.name}".rstrip("_")
 
 
 def _name(request: Request) -> str:

@@ -67,7 +67,7 @@ from promptmill.jobs.store.rounds import ANSWERED, FAILED
 from promptmill.jobs.store.spec import Origin
 from promptmill.steps.chain import sending
 from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, measured, most_of, of_files
-from promptmill.steps.decided import check_plan, tokens_of
+from promptmill.steps.decided import check_plan, texts_of, tokens_of
 from promptmill.steps.likely import LikelyLengths, form_tokens
 from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.steps.step import Sent
@@ -503,6 +503,7 @@ def _check_rows(
                         for each in (parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)])
                     ],
                     longest,
+                    decides=registry.decides(config),
                 )
             for conversation in (request.conversation for request in made):
                 kinds.update(part.kind for part in conversation.sourced)
@@ -586,9 +587,11 @@ def _expect_cache(
         sums.expect_beginnings(requested)
 
 
-def _finished(requests: Sequence[Request], longest: int) -> list[str]:
-    """Return the prompts of requests. Each text in them is cut to at most `longest` characters."""
-    return ["\n\n".join(cut_inside(text, longest) for text in one.conversation.texts) for one in requests]
+def _finished(requests: Sequence[Request], longest: int, *, decides: bool) -> list[str]:
+    """Return the prompts of requests, or the evidence and the questions if the model decides. Each text in them is cut
+    to at most `longest` characters."""
+    texts = (texts_of(one) if decides else one.conversation.texts for one in requests)
+    return ["\n\n".join(cut_inside(text, longest) for text in each) for each in texts]
 
 
 def _size(row: Row) -> int:

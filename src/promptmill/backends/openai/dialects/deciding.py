@@ -1,7 +1,7 @@
 """The common part of the dialects of deciding models. Their APIs take only evidence and closed questions.
 
     request's parts ─▶ evidence, questions ─▶ the API's body          `evidence`, `question`
-    the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `told`
+    the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `given`
 
 Probabilities are kept as sent. If the answer to a question is missing, declined or inconsistent, the question's field
 fails, and the other fields are kept. An answer's `confidence` is ignored, because its meaning differs between servers.
@@ -10,10 +10,10 @@ fails, and the other fields are kept. An answer's `confidence` is ignored, becau
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 
@@ -27,10 +27,13 @@ from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
 
+VLLM_OPTIONS = 26
+"""The most options of a choice at vLLM's servers (0.32, 0.33), which ask for a letter."""
 _QUESTION = "answer"  # requests give this name to an unnamed question, whose answer is the option itself
+_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # names that mean different models over time
+_DATE = re.compile(r"[-@:](?:20\d{6}|20\d\d-\d\d-\d\d)$")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HALF = 0.5
-_STEP = 0.01  # servers round to two decimals
-_PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
 """A complete address may end with these paths, too. Several APIs share them, so a path does not show the dialect."""
 _PER_MODEL = re.compile(r"/ai/run$")
@@ -43,35 +46,108 @@ _WRAPPINGS = ("result", "response", "data", "output", "decision")
 _MOST_SHOWN = 60  # an error shows at most this many characters of a name
 
 
-class Told(NamedTuple):
-    """The answer of an API to one question: the chosen option, if the API names it, and each option's probability.
-
-    For a scale, options are numbers as text, from 0 for the lowest level.
-    """
-
-    chosen: str | None
-    shares: Sequence[tuple[str, Any]]
-
-
 class Refused(NamedTuple):
     """The API declines to answer one question. The text is the reason."""
 
     why: str
 
 
+class UnreadableReplyError(Exception):
+    """An answer does not have the form of this API; the text states the reason."""
+
+
+REPEATED: Any = object()
+"""Stands for the value of a name that is repeated in its JSON object: it is unknown which of the values is meant."""
+
+
+class Expected(NamedTuple):
+    """One question of a form, prepared once for writing it and for reading its answers."""
+
+    asked: Asked
+    name: str
+    """The question's name in requests."""
+    kind: str
+    """The API's type of the question."""
+    texts: tuple[str, ...]
+    """The options in order, see `AllowedAnswer.text`."""
+    places: Mapping[str, int]
+    """The place of each option, by its name in replies: a level's number, or an option as models see it."""
+    legend: Mapping[str, str]
+    """The text of each level of a scale as it is sent, by its number."""
+
+    def yes_no(self, share: Any) -> Given:
+        """Return the answer for `share`, the probability of yes. Raises `UnreadableReplyError`, as the next two do."""
+        yes = _share(share)
+        return Given("yes" if yes >= _HALF else "no", {"yes": yes, "no": round(1.0 - yes, 6)})
+
+    def choice(self, chosen: Any, shares: Any) -> Given:
+        """Return the answer for the chosen option and the probabilities, which some gateways leave out."""
+        if type(chosen) is not str:
+            raise UnreadableReplyError(f"its choice is {_shown(chosen)}, which is no text")
+        place = self.places.get(chosen)
+        if place is None and (place := self.places.get(plain(chosen))) is None:
+            raise UnreadableReplyError(f"{cut(chosen, _MOST_SHOWN)!r} is no option")
+        if shares is None or shares == {}:
+            return Given(self.texts[place], {})
+        values = self._values(shares)
+        if values[place] < max(values) - 1e-9:
+            raise UnreadableReplyError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
+        return Given(self.texts[place], dict(zip(self.texts, values, strict=True)))
+
+    def scale(self, shares: Any, legend: Any) -> Given:
+        """Return the likeliest level. `shares`: the probabilities by number. `legend`: the texts by number, which tell
+        which level a number means; None if the reply has none."""
+        values = self._values(shares)
+        if legend is not None and legend != self.legend:
+            values = [values[number] for number in self._numbers(legend)]
+        return Given(self.texts[values.index(max(values))], dict(zip(self.texts, values, strict=True)))
+
+    def _numbers(self, legend: Any) -> list[int]:
+        """Return the number that a legend gives to each level."""
+        pairs = enumerate(legend) if isinstance(legend, list) else legend.items()
+        known = {text if type(text) is not str else plain(text): self.places.get(str(at)) for at, text in pairs}
+        numbers = [
+            known.get(plain(sent), known.get(plain(text)))
+            for sent, text in zip(self.legend.values(), self.texts, strict=True)
+        ]
+        if None in numbers or len({*numbers}) < len(numbers) or len(legend) != len(numbers):
+            raise UnreadableReplyError("its legend does not have the levels of the question")
+        return [number for number in numbers if number is not None]
+
+    def _values(self, shares: Any) -> list[float]:
+        """Return the probability of each option, in order."""
+        values = [shares.get(name) for name in self.places]
+        if None in values or len(shares) != len(values):
+            shares = self._by_option(shares)
+            values = [shares[name] for name in self.places]
+        values = [value if type(value) is float and 0 <= value <= 1 else _share(value) for value in values]
+        if not adds_up(values):
+            raise UnreadableReplyError(f"its probabilities add up to {sum(values):.3g}")
+        return values
+
+    def _by_option(self, shares: Mapping[str, Any]) -> dict[str, Any]:
+        """Return probabilities by the options that their names mean."""
+        found: dict[str, Any] = {}
+        for name, share in itertools.islice(shares.items(), len(self.places) + 1):
+            if (option := plain(name)) not in self.places:
+                raise UnreadableReplyError(f"its probabilities have {cut(name, _MOST_SHOWN)!r}, which is no option")
+            if option in found:
+                raise UnreadableReplyError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
+            found[option] = share
+        if lacking := [option for option in self.places if option not in found]:
+            raise UnreadableReplyError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
+        return found
+
+
 class FormQuestions(NamedTuple):
-    """The questions of a form, encoded once for all requests with the same instructions."""
+    """The questions of a form, prepared once for all requests with the same instructions."""
 
     form: Form
     fields: tuple[tuple[Question, tuple[Asked, ...]], ...]
     """See `Form.fields`."""
-    asked: tuple[Asked, ...]
+    expected: tuple[Expected, ...]
     text: bytes
     """The questions as JSON."""
-
-
-class UnreadableReplyError(Exception):
-    """An answer does not have the form of this API; the text states the reason."""
 
 
 class ReadAnswers(NamedTuple):
@@ -99,6 +175,8 @@ class Deciding:
 
     NAME: ClassVar[str]
     PATH: ClassVar[str]
+    YES_NO: ClassVar[str] = "noul"
+    """The API's type of a yes-or-no question; the other types have the same names in all APIs."""
     STREAMED: JsonObject = {}  # noqa: RUF012 (a constant of the interface)
     FILLED: frozenset[str] = frozenset({"input", "state", "questions", "messages"})
     MARKS: frozenset[str] = frozenset()
@@ -159,29 +237,33 @@ class Deciding:
 
     # Requests
 
-    def questions(self, asked: Sequence[Asked], instructions: str) -> bytes:
-        """Return questions as JSON."""
-        return _json({name_of(one): self.question(one, words_of(one, instructions)) for one in asked})
+    def form_questions(self, form: Form, instructions: str) -> FormQuestions:
+        """Return the questions of a form that was found `decidable`."""
+        asked = form.asked
+        expected = tuple(_expected(one, name, self.YES_NO) for one, name in zip(asked, _names_of(asked), strict=True))
+        return FormQuestions(form, form.fields, expected, json_bytes(self.questions(expected, instructions)))
+
+    def questions(self, expected: Sequence[Expected], instructions: str) -> Any:
+        """Return questions as JSON data."""
+        return {one.name: self.question(one, words_of(one.asked, instructions)) for one in expected}
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
         """Return the fields of the body for evidence and questions, in pieces. `images`: see `Dialect.conversation`."""
         raise NotImplementedError
 
-    def question(self, asked: Asked, words: str) -> JsonDict:
+    def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question."""
         raise NotImplementedError
 
     # Replies
 
-    def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answer to each question, by the question's name; None if the reply has no answers."""
-        answers = payload.get("answers")
-        if not isinstance(answers, dict):
-            return None
-        return {one.name: answers.get(name_of(one)) for one in asked}
+    def answers(self, answers: Any, expected: Sequence[Expected]) -> Mapping[str, Any] | None:
+        """Return the answers of a reply by the names of their questions; None if they have another form."""
+        del expected
+        return answers if isinstance(answers, dict) else None
 
-    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the chosen option with probabilities, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
+    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
+        """Return the answer to a question, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
         raise NotImplementedError
 
     def blocked(self, payload: JsonDict) -> str:
@@ -194,27 +276,55 @@ class Deciding:
         usage = payload.get("usage")
         return usage if isinstance(usage, dict) else None
 
-    def read(self, payload: JsonDict, asked: Sequence[Asked]) -> ReadAnswers | None:
+    def read(self, payload: JsonDict, expected: Sequence[Expected]) -> ReadAnswers | None:
         """Return the checked answers in a reply; None for a reply without answers."""
-        answers = self.answers(payload, asked)
+        reading = ReadAnswers({}, {}, {})
+        if (whole := payload.get("answers")) is REPEATED:
+            answers: Mapping[str, Any] | None = dict.fromkeys((one.name for one in expected), REPEATED)
+        else:
+            answers = self.answers(whole, expected)
         if answers is None:
             return None
-        reading = ReadAnswers({}, {}, {})
-        for one in asked:
-            answer = answers.get(one.name)
+        for one in expected:
+            name, answer = one.asked.name, answers.get(one.name)
             try:
-                if not isinstance(answer, dict):
-                    raise UnreadableReplyError("it is missing" if answer is None else "it is no object")
-                told = self.told(one, answer)
-                if isinstance(told, Refused):
-                    reading.refused[one.name] = told.why
+                if type(answer) is not dict:
+                    raise UnreadableReplyError("it is missing" if answer is None else f"it is {_shown(answer)}")
+                if (kind := answer.get("type", one.kind)) not in (one.kind, "refusal"):
+                    raise UnreadableReplyError(f"it has the type {_shown(kind)}, not '{one.kind}'")
+                given = self.given(one, answer)
+                if isinstance(given, Refused):
+                    reading.refused[name] = given.why
                 else:
-                    reading.given[one.name] = _given(one, told)
+                    reading.given[name] = given
             except UnreadableReplyError as error:
-                reading.unreadable[one.name] = str(error)
+                reading.unreadable[name] = str(error)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
-                reading.unreadable[one.name] = "it has another form"
+                reading.unreadable[name] = "it has another form"
         return reading
+
+
+def with_repeats(pairs: Sequence[tuple[str, Any]]) -> JsonDict:
+    """Return a JSON object with these names and values, in which `REPEATED` is the value of a repeated name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        found |= {name: REPEATED for name, count in counts.items() if count > 1}
+    return found
+
+
+def note_on_model(asked: str, answered: str) -> str:
+    """Return the note on a reply that names another model than was asked; `""` if its name only has a date or a host.
+
+    >>> note_on_model("typesafe/jev-1.14", "jev-1.14-20261014")
+    ''
+    """
+    if _MOVES.search(asked):
+        return f"{asked} names another model from time to time: {answered} has answered. Name that to keep it."
+    own, other = (name.rpartition("/")[2].casefold() for name in (asked, answered))
+    if own == _DATE.sub("", other) or own == other:
+        return ""
+    return f"{asked} was asked, and {answered} has answered: look at the endpoint, or name that model."
 
 
 def answering(payload: JsonDict) -> JsonDict:
@@ -230,9 +340,20 @@ def answering(payload: JsonDict) -> JsonDict:
     return payload if found is None else {"usage": payload.get("usage"), "model": payload.get("model"), **found}
 
 
-def name_of(asked: Asked) -> str:
-    """Return the name of a question in requests."""
-    return asked.name or _QUESTION
+def _names_of(asked: Sequence[Asked]) -> list[str]:
+    """Return the names of questions in requests. If a name has signs that servers may refuse, all are numbered."""
+    names = [one.name or _QUESTION for one in asked]
+    return names if all(map(_PLAIN_NAME.fullmatch, names)) else [f"q{at}" for at in range(1, len(names) + 1)]
+
+
+def _expected(asked: Asked, name: str, yes_no: str) -> Expected:
+    texts = tuple(option.text for option in asked.options)
+    if is_yes_no(asked):
+        return Expected(asked, name, yes_no, texts, {}, {})
+    if is_scale(asked):
+        legend = {str(number): level for number, level in enumerate(levels_of(asked))}
+        return Expected(asked, name, "score", texts, {number: at for at, number in enumerate(legend)}, legend)
+    return Expected(asked, name, "choice", texts, {plain(text): at for at, text in enumerate(texts)}, {})
 
 
 def is_scale(asked: Asked) -> bool:
@@ -255,70 +376,21 @@ def levels_of(asked: Asked) -> list[str]:
     return [f"{one.text}: {one.definition}" if one.definition else one.text for one in asked.options]
 
 
-def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
-    """Raise `UnreadableReplyError` if an answer has another type than its question. `yes_no`: the API's type for a yes
-    or no; the other types have the same names in all APIs."""
-    kind = yes_no if is_yes_no(asked) else "score" if is_scale(asked) else "choice"
-    if answer.get("type", kind) != kind:
-        raise UnreadableReplyError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
-
-
-def of_yes(share: Any) -> Told:
-    """Return the answer for `share`, the probability of yes. Raises `UnreadableReplyError` if it is no probability."""
-    yes = _share(share)
-    return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
-
-
-def _given(asked: Asked, told: Told) -> Given:
-    """Return the answer to a question. Raises `UnreadableReplyError` for an inconsistent answer."""
-    texts = [option.text for option in asked.options]
-    if is_scale(asked):
-        shares = _by_number(texts, told.shares)
-        return Given(max(texts, key=shares.__getitem__), shares)
-    known = {plain(text): text for text in texts} if not is_yes_no(asked) else {text: text for text in texts}
-    chosen = known.get(plain(told.chosen or ""))
-    if chosen is None:
-        raise UnreadableReplyError(f"{cut(str(told.chosen), _MOST_SHOWN)!r} is no option")
-    if not told.shares:  # some gateways leave the probabilities out
-        return Given(chosen, {})
-    shares = _of_options(texts, ((known.get(plain(name), name), share) for name, share in told.shares))
-    if shares[chosen] < max(shares.values()) - _STEP - 1e-9:
-        raise UnreadableReplyError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
-    return Given(chosen, shares)
-
-
-def _by_number(texts: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
-    numbers = [str(number) for number in range(len(texts))]
-    shares = _of_options(numbers, pairs)
-    return {text: shares[number] for number, text in zip(numbers, texts, strict=True)}
-
-
-def _of_options(options: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
-    """Return the probability of each of `options`. Raises `UnreadableReplyError` if `pairs` do not fit the options."""
-    found: dict[str, float] = {}
-    for name, share in itertools.islice(pairs, len(options) + 1):
-        if name in found:
-            raise UnreadableReplyError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
-        found[name] = _share(share)
-    if others := found.keys() - {*options}:
-        raise UnreadableReplyError(f"its probabilities have {cut(min(others), _MOST_SHOWN)!r}, which is no option")
-    if lacking := [option for option in options if option not in found]:
-        raise UnreadableReplyError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
-    if not adds_up(found.values()):
-        raise UnreadableReplyError(f"its probabilities add up to {sum(found.values()):.3g}")
-    return {option: found[option] for option in options}
-
-
 def _share(value: Any) -> float:
-    if type(value) not in {int, float} or not math.isfinite(value) or not 0 <= value <= 1:
-        raise UnreadableReplyError(f"{cut(str(value), _MOST_SHOWN)} is no probability")
+    if type(value) not in {int, float} or not 0 <= value <= 1:
+        raise UnreadableReplyError(f"{_shown(value)} is no probability")
     return float(value)
 
 
-def _json(value: Any) -> bytes:
+def _shown(value: Any) -> str:
+    return "repeated" if value is REPEATED else cut(json_text(value), _MOST_SHOWN)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as JSON, also with half a surrogate pair, a large number or an exact fraction."""
     try:
         return orjson.dumps(value)
-    except TypeError:  # orjson's error is a subclass; unlike orjson, json can write half a surrogate pair
+    except TypeError:  # the base class of orjson's error
         return json_text(value).encode()
 
 

@@ -12,78 +12,99 @@ import orjson
 
 from promptmill.answers.decision import Evidence, words_of
 from promptmill.backends.openai.dialects import deciding, dialect
-from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told, UnreadableReplyError
+from promptmill.backends.openai.dialects.deciding import REPEATED, Deciding, Expected, Refused, UnreadableReplyError
 from promptmill.backends.openai.providers import DecisionLimits
-from promptmill.core.form import Asked
-from promptmill.core.values import JsonDict
+from promptmill.core.form import Given
+from promptmill.core.values import JsonDict, json_text
 
 
 class _Decisions(Deciding):
-    NAME, PATH, LIMITS, HAS_IMAGES = "decisions", "/decisions", DecisionLimits(questions=400), True
+    NAME, PATH, HAS_IMAGES, YES_NO = "decisions", "/decisions", True, "predicate"
+    LIMITS = DecisionLimits(questions=400, sure_options=deciding.VLLM_OPTIONS)
 
-    def questions(self, asked: Sequence[Asked], instructions: str) -> bytes:
-        """Return the questions as a JSON list."""
-        bodies = (self.question(one, words_of(one, instructions)) for one in asked)
-        return orjson.dumps([{"name": deciding.name_of(one), **body} for one, body in zip(asked, bodies, strict=True)])
+    def questions(self, expected: Sequence[Expected], instructions: str) -> Any:
+        """Return the questions as a list."""
+        return [{"name": one.name, **self.question(one, words_of(one.asked, instructions))} for one in expected]
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
         """Return the fields `input` and `questions`."""
         if isinstance(evidence, str) and not images:
             return [b'"input":', orjson.dumps(evidence), b',"questions":', questions]
-        text = isinstance(evidence, str)
-        part = {"type": "input_text", "text": evidence} if text else {"type": "input_json", "data": evidence}
-        parts = [[orjson.dumps(part)]] if evidence else []
+        is_mixed = isinstance(evidence, list) and any(isinstance(one, dict) for one in evidence)
+        values = evidence if is_mixed and not _is_data(evidence) else [evidence]
+        parts = [[deciding.json_bytes(_part(one))] for one in values if one != ""]
         parts += [[b'{"type":"input_image","image_url":', image, b"}"] for image in images]
         return [b'"input":[{"role":"user","content":', *dialect.joined(parts), b'}],"questions":', questions]
 
-    def question(self, asked: Asked, words: str) -> JsonDict:
+    def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question. A yes or no (`predicate`) has no criteria, so its instructions contain the definitions."""
-        if deciding.is_yes_no(asked):
-            pairs = zip(("true", "false"), asked.options, strict=True)
-            meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]
-            return {"type": "predicate", "instructions": "\n\n".join([words, *meanings])}
-        if deciding.is_scale(asked):
-            levels = [_described("label", one.text, one.definition) for one in asked.options]
-            return {"type": "score", "instructions": words, "levels": levels}
-        choices = [_described("value", name, said) for name, said in deciding.described(asked).items()]
+        match one.kind:
+            case "predicate":
+                pairs = zip(("true", "false"), one.asked.options, strict=True)
+                meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]
+                return {"type": "predicate", "instructions": "\n\n".join([words, *meanings])}
+            case "score":
+                levels = [_described("label", each.text, each.definition) for each in one.asked.options]
+                return {"type": "score", "instructions": words, "levels": levels}
+        choices = [_described("value", name, said) for name, said in deciding.described(one.asked).items()]
         return {"type": "choice", "instructions": words, "choices": choices}
 
-    def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
-        """Return the answers, which have the order of the questions. An answer that names another question is None."""
-        answers = payload.get("answers")
+    def answers(self, answers: Any, expected: Sequence[Expected]) -> Mapping[str, Any] | None:
+        """Return the answers by the names of their questions. An answer without a name has the place of its question,
+        which is known only if no answer is missing."""
         if not isinstance(answers, list):
             return None
-        if len(answers) != len(asked):
-            return {}
-        return {one.name: _checked(answer, one) for one, answer in zip(asked, answers, strict=True)}
+        found: dict[str, Any] = {}
+        is_whole = len(answers) == len(expected)
+        for at, answer in enumerate(answers):
+            name = answer.get("name") if isinstance(answer, dict) else None
+            if name is None and is_whole:
+                name = expected[at].name
+            if isinstance(name, str):
+                found[name] = REPEATED if name in found else answer
+        return found
 
-    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the given value with its probabilities, or the refusal."""
+    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
+        """Return the answer to a question, or the refusal."""
         if answer.get("type") == "refusal":
             return Refused("the model declined to answer")
-        deciding.wanted(asked, answer, "predicate")
-        if deciding.is_yes_no(asked):
-            return deciding.of_yes(answer["probability"])
-        if deciding.is_scale(asked):
-            return Told(None, [(str(one["value"]), one["probability"]) for one in answer["probabilities"]])
-        if not isinstance(chosen := answer["choice"], str):
-            raise UnreadableReplyError("its choice is no text")
-        return Told(chosen, [(_text(one["value"]), one["probability"]) for one in answer.get("probabilities") or ()])
+        match one.kind:
+            case "predicate":
+                return one.yes_no(answer.get("probability"))
+            case "score":
+                levels = answer["probabilities"]
+                has_labels = any(level.get("label") is not None for level in levels)
+                legend = _by_name(("value", "label"), levels, int) if has_labels else None
+                return one.scale(_by_name(("value", "probability"), levels, int), legend)
+        listed = answer.get("probabilities")
+        shares = None if listed is None else _by_name(("value", "probability"), listed, str)
+        return one.choice(answer.get("choice"), shares)
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether the API takes a value as JSON: an object, or a list of objects."""
+    return isinstance(value, dict) or (isinstance(value, list) and all(isinstance(one, dict) for one in value))
+
+
+def _part(value: Any) -> JsonDict:
+    if _is_data(value):
+        return {"type": "input_json", "data": value}
+    return {"type": "input_text", "text": value if isinstance(value, str) else json_text(value)}
 
 
 def _described(name: str, text: str, definition: str | None) -> JsonDict:
     return {name: text, "description": definition} if definition else {name: text}
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise UnreadableReplyError("its probabilities are not of texts")
-    return value
-
-
-def _checked(answer: Any, asked: Asked) -> Any:
-    named = answer.get("name") if isinstance(answer, dict) else None
-    return answer if named is None or named == deciding.name_of(asked) else None
+def _by_name(names: tuple[str, str], listed: list[JsonDict], kind: type) -> dict[str, Any]:
+    """Return the values of the field `names[1]` of objects by the text of their field `names[0]`."""
+    pairs = [(one[names[0]], one[names[1]]) for one in listed]
+    if any(type(name) is not kind for name, _ in pairs):
+        raise UnreadableReplyError(f"its probabilities are not of {'texts' if kind is str else 'numbers'}")
+    found = {str(name): value for name, value in pairs}
+    if len(found) < len(pairs):
+        raise UnreadableReplyError("its probabilities have an option twice")
+    return found
 
 
 DIALECT = _Decisions()

@@ -12,10 +12,10 @@ import orjson
 
 from promptmill.answers.decision import Evidence
 from promptmill.backends.openai.dialects import deciding, dialect, gemini, systemone
-from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told
+from promptmill.backends.openai.dialects.deciding import Deciding, Expected, Refused
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.errors import without_controls
-from promptmill.core.form import Asked
+from promptmill.core.form import Given
 from promptmill.core.values import JsonDict, json_text
 
 _LONGEST = 300  # the maximum length of a reason
@@ -42,19 +42,20 @@ class _GeminiDecisions(Deciding):
         parts += [_image(*deciding.image_of(image)) for image in images]
         return [b'"input":', *dialect.joined(parts), b',"questions":', questions]
 
-    def question(self, asked: Asked, words: str) -> JsonDict:
+    def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question. An option without a definition has the description `""`."""
-        if deciding.is_yes_no(asked):
-            pairs = zip(("true_description", "false_description"), asked.options, strict=True)
-            criteria = {name: option.definition for name, option in pairs if option.definition}
-            return {"type": "noul", "instructions": words} | ({"criteria": criteria} if criteria else {})
-        if deciding.is_scale(asked):
-            return {"type": "score", "instructions": words, "criteria": deciding.levels_of(asked)}
-        return {"type": "choice", "instructions": words, "criteria": deciding.described(asked, without="")}
+        match one.kind:
+            case "noul":
+                pairs = zip(("true_description", "false_description"), one.asked.options, strict=True)
+                criteria = {name: option.definition for name, option in pairs if option.definition}
+                return {"type": "noul", "instructions": words} | ({"criteria": criteria} if criteria else {})
+            case "score":
+                return {"type": "score", "instructions": words, "criteria": [*one.legend.values()]}
+        return {"type": "choice", "instructions": words, "criteria": deciding.described(one.asked, without="")}
 
-    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the chosen option with the probabilities, or the refusal."""
-        return systemone.told(asked, answer)
+    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
+        """Return the answer to a question, or the refusal."""
+        return systemone.given(one, answer)
 
     def blocked(self, payload: JsonDict) -> str:
         """Return the reason why the API blocked the input, or `""`."""

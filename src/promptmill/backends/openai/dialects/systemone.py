@@ -8,50 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import orjson
-
 from promptmill.answers.decision import Evidence
 from promptmill.backends.openai.dialects import deciding, dialect
-from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told
+from promptmill.backends.openai.dialects.deciding import Deciding, Expected, Refused
 from promptmill.backends.openai.providers import DecisionLimits
-from promptmill.core.form import Asked
+from promptmill.core.form import Given
 from promptmill.core.values import JsonDict
 
 
 class _SystemOne(Deciding):
-    NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64)
+    NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64, sure_options=deciding.VLLM_OPTIONS)
 
     def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
         """Return the fields `state` and `questions`."""
         if images:
             raise dialect.unsupported("images", "Leave them out, or choose a model that reads images.")
-        return [b'"state":', orjson.dumps(evidence), b',"questions":', questions]
+        return [b'"state":', deciding.json_bytes(evidence), b',"questions":', questions]
 
-    def question(self, asked: Asked, words: str) -> JsonDict:
+    def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question."""
-        if deciding.is_yes_no(asked):
-            yes, no = (option.definition for option in asked.options)
-            criteria = {"true": yes or "It holds.", "false": no or "It does not hold."}
-            return {"type": "noul", "instructions": words} | ({"criteria": criteria} if yes or no else {})
-        if deciding.is_scale(asked):
-            return {"type": "score", "instructions": words, "criteria": deciding.levels_of(asked)}
-        return {"type": "choice", "instructions": words, "criteria": deciding.described(asked)}
+        match one.kind:
+            case "noul":
+                yes, no = (option.definition for option in one.asked.options)
+                criteria = {"true": yes or "It holds.", "false": no or "It does not hold."}
+                return {"type": "noul", "instructions": words} | ({"criteria": criteria} if yes or no else {})
+            case "score":
+                return {"type": "score", "instructions": words, "criteria": [*one.legend.values()]}
+        return {"type": "choice", "instructions": words, "criteria": deciding.described(one.asked)}
 
-    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
-        """Return the given value with its probabilities, or the refusal."""
-        return told(asked, answer)
+    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
+        """Return the answer to a question, or the refusal."""
+        return given(one, answer)
 
 
-def told(asked: Asked, answer: JsonDict) -> Told | Refused:
-    """Return the chosen option with the probabilities, or the refusal, which only some gateways send."""
+def given(one: Expected, answer: JsonDict) -> Given | Refused:
+    """Return the answer to a question, or the refusal, which only some gateways send."""
     if answer.get("type") == "refusal" or answer.get("refusal"):
         return Refused("the model declined to answer")
-    deciding.wanted(asked, answer, "noul")
-    if deciding.is_yes_no(asked):
-        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # Databricks' name
-    if deciding.is_scale(asked):
-        return Told(None, [*answer["probabilities"].items()])
-    return Told(str(answer["choice"]), [*(answer.get("probabilities") or {}).items()])
+    match one.kind:
+        case "noul":
+            return one.yes_no(answer["noul"] if "noul" in answer else answer.get("probability"))  # Databricks' name
+        case "score":
+            return one.scale(answer["probabilities"], answer.get("legend"))
+    return one.choice(answer.get("choice"), answer.get("probabilities"))
 
 
 DIALECT = _SystemOne()
