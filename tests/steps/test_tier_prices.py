@@ -68,7 +68,6 @@ def test_a_model_is_found_by_its_name_at_the_provider(provider, model, tier, fac
     ],
 )
 def test_a_listed_price_in_a_batch_or_tier_is_a_part_of_the_standard_price(url, model, tier, usage, factor):
-    pytest.importorskip("genai_prices")
     price = sure(price_of(openai_config(url, model_name=model)))
     assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
 
