@@ -79,11 +79,9 @@ def _date(value: Any) -> dt.date | None:
     """Return a date from its text, from a time in ISO 8601, or from seconds; None if it is none of these."""
     value = value.get("inference") if isinstance(value, Mapping) else value
     try:
-        return (
-            dt.date.fromisoformat(value[:10])
-            if isinstance(value, str)
-            else dt.datetime.fromtimestamp(value, dt.UTC).date()
-        )
+        if isinstance(value, str):
+            return dt.date.fromisoformat(value[:10])
+        return dt.datetime.fromtimestamp(value, dt.UTC).date() if value and value is not True else None
     except (TypeError, ValueError, OverflowError, OSError):
         return None
 
