@@ -145,7 +145,6 @@ async def test_a_budget_needs_a_bound_of_answers(opened, upstream):
 
 
 def test_prices_are_the_operators_else_those_that_are_listed_and_never_guessed():
-    pytest.importorskip("genai_prices")
     config = openai_config("https://api.openai.com/v1", model_name="gpt-4o")
     listed = sure(price_of(config))
     assert listed.cost(Usage(1_000_000, 0)) == pytest.approx(2.5)

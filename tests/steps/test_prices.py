@@ -16,6 +16,7 @@ from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import prices_in
 from promptmill.core.request import (
+    NOTHING_SHARED,
     Conversation,
     FilePart,
     ImagePart,
@@ -34,7 +35,6 @@ from promptmill.steps.prices import (
     Tiers,
     charge,
     cost_of_many,
-    list_of_prices,
     no_price_known,
     price_of,
     tier_of,
@@ -50,10 +50,8 @@ from sure import sure
     ],
 )
 def test_a_listed_price_is_found_by_the_provider_and_by_its_address(endpoint):
-    pytest.importorskip("genai_prices")
-
     def values(raw):
-        return model_config.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-5-mini", sampling={})
+        return model_config.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-6-luna", sampling={})
 
     price = price_of(Configuration.load(None, values=values).config)
     assert price is not None
@@ -252,8 +250,7 @@ def test_a_discount_applies_only_if_the_request_or_the_operator_named_its_tier(s
 
 @pytest.mark.parametrize(("tier", "factor"), [("", 1), ("default", 1), ("flex", 0.5), ("priority", 2), ("fast", 2)])
 def test_a_listed_price_depends_on_the_service_tier(tier, factor):
-    pytest.importorskip("genai_prices")
-    price = sure(price_of(openai_config("https://api.openai.com/v1", model_name="gpt-5")))
+    price = sure(price_of(openai_config("https://api.openai.com/v1", model_name="gpt-6-sol")))
     for usage in (Usage(1000, 1000), Usage(150_000, 1000), Usage(1000, 10, 500)):
         assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
 
@@ -288,7 +285,6 @@ GOOGLE = "https://generativelanguage.googleapis.com/v1beta"
 
 
 def listed(model, url=OPENAI):
-    pytest.importorskip("genai_prices")
     return sure(price_of(openai_config(url, model_name=model)))
 
 
@@ -365,7 +361,6 @@ def test_many_rows_are_priced_one_by_one_not_as_a_long_prompt():
 @pytest.fixture
 def prices():
     """The prices at OpenAI with an operator's price for the model `mine`, which may also be named `ours`."""
-    pytest.importorskip("genai_prices")
     config = openai_config(OPENAI, model_name="mine")
     config = replace(config, settings=config.settings.model_copy(update={"extra_params": {"models": ["ours"]}}))
     return Prices(config, FlatPrice(5.0, 5.0, 5.0))
@@ -462,12 +457,41 @@ def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
     assert price.cost(Usage(1000, 0, written_tokens=1000, hour_written_tokens=1000)) == pytest.approx(fresh * 2)
 
 
-@pytest.mark.parametrize(("block", "offered"), [({"provider": "openai"}, True), ({"base_url": "localhost:1"}, False)])
-def test_the_list_of_prices_is_offered_for_a_provider_if_it_is_not_installed(monkeypatch, block, offered):
-    config = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).config
-    assert not list_of_prices(config)
-    monkeypatch.setattr("promptmill.steps.prices.importlib.util.find_spec", lambda _: None)
-    assert list_of_prices(config).startswith("; the list of prices may know it: ") == offered
+@pytest.mark.parametrize("prompt", [1000, 100_000, 300_000])
+def test_writing_to_openais_cache_for_twelve_hours_costs_twice_the_input_and_for_half_an_hour_a_quarter_more(prompt):
+    price = listed("gpt-6-luna")
+    fresh = price.cost(Usage(prompt, 0))
+    assert price.cost(Usage(prompt, 0, written_tokens=prompt)) == pytest.approx(1.25 * fresh)
+    for_hours = Usage(prompt, 0, written_tokens=prompt, hour_written_tokens=prompt // 2)
+    assert price.cost(for_hours) == pytest.approx((1.25 + 2) / 2 * fresh)
+
+
+def test_above_272k_tokens_the_whole_request_costs_twice_in_and_half_more_out():
+    price = listed("gpt-6.1-sol")
+    below, above = (price.cost(Usage(prompt, 1000)) for prompt in (272_000, 272_001))
+    assert below == pytest.approx(0.272 * 2 + 0.001 * 10)
+    assert above == pytest.approx(0.272001 * 4 + 0.001 * 15)
+
+
+@pytest.mark.parametrize("region", ["eu", "us"])
+@pytest.mark.parametrize("usage", [Usage(1000, 1000), Usage(1000, 0, cached_tokens=500), Usage(300_000, 1000)])
+def test_openais_hosts_of_a_region_cost_a_tenth_more(region, usage):
+    price = listed("gpt-6-luna", f"https://{region}.api.openai.com/v1")
+    assert price.cost(usage) == pytest.approx(1.1 * listed("gpt-6-luna").cost(usage))
+
+
+@pytest.mark.parametrize("url", ["https://eu.api.openai.com.host.test/v1", "https://neu.api.test/v1"])
+def test_a_host_that_only_looks_like_openais_has_no_listed_price(url):
+    assert price_of(openai_config(url, model_name="gpt-6-luna")) is None
+
+
+@pytest.mark.parametrize(("ttl", "factor"), [("12h", 2), ("30m", 1.25)])
+def test_the_highest_cost_has_writing_to_openais_cache_for_as_long_as_the_request_asks(ttl, factor):
+    config = openai_config(OPENAI, model_name="gpt-6-luna")
+    prices, request = Prices(config, FlatPrice(1.0, 0.0, 1.0)), _request(max_tokens=100)
+    asking = replace(request, extra={"prompt_cache_options": {"ttl": ttl}})
+    unwritten = replace(request, shared=NOTHING_SHARED, extra={"prompt_cache_oddness": {"ttl": ttl}})
+    assert most_of(asking, config, prices) == pytest.approx(factor * most_of(unwritten, config, prices))
 
 
 def test_a_price_by_name_comes_before_the_price_of_the_file_and_follows_the_model():

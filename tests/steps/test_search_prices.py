@@ -148,7 +148,6 @@ def test_the_older_search_may_be_in_the_configuration(more, a_thousand):
     ],
 )
 def test_of_several_models_the_highest_price_of_searches_counts(extra, a_thousand):
-    pytest.importorskip("genai_prices")
     config = config_of("https://api.openai.com/v1")
     price = price_of(config)
     assert price is not None

@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from fakes import openai_config
+from promptmill.backends.model_ends import DATED
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
 from promptmill.config.settings import PriceSettings
-from promptmill.steps.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
+from promptmill.steps.prices import TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from sure import sure
 
 
@@ -68,7 +69,6 @@ def test_a_model_is_found_by_its_name_at_the_provider(provider, model, tier, fac
     ],
 )
 def test_a_listed_price_in_a_batch_or_tier_is_a_part_of_the_standard_price(url, model, tier, usage, factor):
-    pytest.importorskip("genai_prices")
     price = sure(price_of(openai_config(url, model_name=model)))
     assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
 

@@ -55,7 +55,7 @@ class Usage:
     written_tokens: int = 0
     """Prompt tokens written to the endpoint's cache, which may cost more. They are not part of `cached_tokens`."""
     hour_written_tokens: int = 0
-    """The part of `written_tokens` that the cache keeps for an hour, at a still higher price."""
+    """The part of `written_tokens` that the cache keeps for an hour or longer, at a still higher price."""
     searches: int = 0
     """Searches of the web by the provider, which have a price of their own."""
     stated_cost: int = 0

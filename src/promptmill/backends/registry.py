@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from promptmill.answers.shown import shown_of
+from promptmill.backends.model_ends import ModelEnd, listed_end
 from promptmill.backends.protocol import Backend, CheckStage, KeyHolder
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import CUSTOM_HEADERS
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, redact
+from promptmill.core.feature import in_place_of_embedded, part
 from promptmill.core.request import NOT_SHOWN, OF_FORM, FileKind, Sampling, Shown
 from promptmill.core.wording import close_matches, did_you_mean
 from promptmill.images.files import NOUNS, UNLIMITED
@@ -318,7 +320,7 @@ def _working(config: ModelConfig) -> list[ProviderProfile]:
     of the endpoint reports this.)"""
     try:
         return _answering(config)
-    except PromptmillError:
+    except (PromptmillError, KeyError):
         return []
 
 
@@ -326,6 +328,19 @@ def known_provider(config: ModelConfig) -> str:
     """Return the provider that the configuration names, or the only one at its addresses; `""` if it is unknown."""
     names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
+
+
+def end_of(config: ModelConfig) -> ModelEnd | None:
+    """Return the end of the configuration's model in the table of ends, or None. Sends no request."""
+    names = (profile.name for profile in _working(config)) if config.record.needs_endpoint else ()
+    return next(filter(None, (listed_end(name, config.model) for name in names)), None)
+
+
+def ends_soon(configs: Iterable[ModelConfig]) -> list[str]:
+    """Return a sentence for each model that a job may outlast, by the table of ends. (Of a model that was chosen from
+    the endpoint's list, the configuration has a warning.)"""
+    ends = ((config, end) for config in configs if (end := end_of(config)) is not None and end.is_near())
+    return list(dict.fromkeys(f"{config.model} {end.words()}." for config, end in ends if not config.chosen))
 
 
 def addresses(config: ModelConfig) -> list[SplitResult]:
@@ -381,6 +396,28 @@ def decision_price(config: ModelConfig, model: str) -> float | None:
         return None
     prices = {None if row is None else row.price(model) for row in rows}
     return cast("float | None", prices.pop()) if len(prices) == 1 else None
+
+
+def answerer(config: ModelConfig) -> str:
+    """Return the model that answers requests with the parameters of `config`. It is not the configured model if an
+    encoder answers them. Raises the error that such a request would get, if it would certainly be refused."""
+    if config.record.compares:
+        return str(part(f"{config.record.module}:answerer")(config))
+    others = (each.answerer(config) for each in in_place_of_embedded()) if config.is_embedded else ()
+    return next(filter(None, others), config.model)
+
+
+def other_paths(config: ModelConfig) -> frozenset[str]:
+    """Return the paths, other than chat completions, that the backend of `config` answers, such as `/embeddings`."""
+    others = [each.OTHER_PATHS for each in in_place_of_embedded()] if config.is_embedded else []
+    return config.record.other_paths.union(*others)
+
+
+def check_path(config: ModelConfig, path: str) -> None:
+    """Raise `PromptmillError` (`unsupported`) if the backend of `config` does not answer requests with this `path`."""
+    if path and path not in other_paths(config):
+        remedy = "Choose an endpoint with embeddings, or `backend: encoder`, which runs on this machine."
+        raise PromptmillError(Code.UNSUPPORTED, f"The backend {config.backend} makes no embeddings.", remedy)
 
 
 def provider_of(config: ModelConfig) -> str:

@@ -22,7 +22,7 @@ from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
-from promptmill.service.model import TOY, is_embedded
+from promptmill.service.model import TOY
 from promptmill.service.service import Service
 from promptmill.steps.cached import AnswerCache, path_of
 from promptmill.steps.prices import price_of
@@ -97,11 +97,13 @@ def show_models(arguments: argparse.Namespace, configuration: Configuration) -> 
     Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
     """
     if arguments.base_url or arguments.provider:
-        names = runtime.run(choosing.models_at(configuration.config))
-        if not names:
+        ends = runtime.run(choosing.models_at(configuration.config))
+        if not ends:
             option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
             raise config_error(option, f"there is no list of models. Run: promptmill models --check {option}")
-        say(orjson.dumps([{"name": name} for name in names]).decode() if arguments.json else "\n".join(names))
+        shown = "\n".join(f"{name}  {end}".rstrip() for name, end in ends.items())
+        named = [{"name": name} | ({"end": end} if end else {}) for name, end in ends.items()]
+        say(orjson.dumps(named).decode() if arguments.json else shown)
         return 0
     service = Service(configuration)
     described = service.described(service.models)
@@ -118,16 +120,18 @@ def show_models(arguments: argparse.Namespace, configuration: Configuration) -> 
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
         where = model.get("provider") or ", ".join(model.get("addresses", ()))
         facts = [model["model"] or "no model named", _shown_price(model.get("price")), where and f"at {where}"]
-        say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}", wrap=True)
-    if is_embedded(configuration.config):
+        end = f"; it {model['end']}" if "end" in model else ""
+        say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}{end}", wrap=True)
+    if configuration.config.is_embedded:
         say(f"promptmill: {TOY} Choose one with: promptmill init", sys.stderr, wrap=True)
     return 0
 
 
 def _facts_of(config: ModelConfig) -> dict[str, Any]:
-    """Return `price` (`input` and `output`, in US dollars per million tokens), `provider` and `addresses`, as far as
-    they are known."""
-    facts = dict[str, Any]()
+    """Return `end` (in words), `price` (`input` and `output`, in US dollars per million tokens), `provider` and
+    `addresses`, as far as they are known."""
+    end = registry.end_of(config)
+    facts: dict[str, Any] = {} if end is None else {"end": end.words()}
     if (price := price_of(config)) is not None:
         tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
         facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}

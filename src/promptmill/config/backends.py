@@ -42,7 +42,8 @@ class BackendRecord:
     decides: bool = False
     """Whether the backend answers all questions of a closed `Request.form` at once, with each option's probability."""
     compares: bool = False
-    """Whether the backend compares texts and follows no instructions, so that yes and no need descriptions."""
+    """Whether the backend compares texts and follows no instructions, so that yes and no need descriptions.
+    Its module has `answerer(config)`, see `registry.answerer`."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True

@@ -290,8 +290,9 @@ class Feature:
     backends: Mapping[str, str] = field(default_factory=dict)
     """Backends by name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
     embedded: str = ""
-    """`"module:function"`: takes the `ModelConfig` of the embedded model and the model's `Backend`, which is not loaded
-    yet. It returns the backend that answers in place of this backend."""
+    """A module: `create` takes the `ModelConfig` of the embedded model and the model's `Backend`, which is not loaded
+    yet, and returns the backend that answers in its place; `answerer` takes the `ModelConfig` and returns the model
+    that answers, or `""` (see `registry.answerer`); `OTHER_PATHS` is as in `BackendRecord`."""
     observation: Observation | None = None
     pdf_pages: str = ""
     """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide its objects or turn it."""
@@ -435,7 +436,7 @@ def backends() -> Mapping[str, str]:
 
 
 def in_place_of_embedded() -> Sequence[Any]:
-    """Return the functions with which features replace the backend of the embedded model."""
+    """Return the modules of features that answer some requests in place of the embedded model."""
     return _parts(tuple(each.embedded for each in features().values() if each.embedded))
 
 

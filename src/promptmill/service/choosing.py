@@ -52,14 +52,15 @@ async def with_model(config: ModelConfig) -> ModelConfig:
     return config_with_model
 
 
-async def models_at(config: ModelConfig) -> list[str]:
-    """Return the names of the models at the configuration's endpoint, loaded models first; empty if it lists none.
+async def models_at(config: ModelConfig) -> dict[str, str]:
+    """Return the models at the configuration's endpoint, loaded models first, each with the announced end of the model
+    as words, or `""`; `{}` if it lists none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
     if not (choice := config.record.choice):
-        return []
-    models: list[str] = await (await _module(choice)).models_at(config)
+        return {}
+    models: dict[str, str] = await (await _module(choice)).models_at(config)
     return models
 
 
@@ -76,7 +77,7 @@ async def meant_model(config: ModelConfig, error: PromptmillError, how: str, ask
     """
     if error.code is not Code.NOT_FOUND or not config.model:
         return ""
-    names = await models_at(config)
+    names = [*await models_at(config)]
     missing = next((name for name in asked or [config.model] if name not in names), None)
     if not names or missing is None:
         return ""

@@ -45,7 +45,7 @@ from promptmill.steps.prices import (
     Prices,
     Tiers,
     charge,
-    list_of_prices,
+    keeps_for_hours,
     price_of,
     tier_of,
 )
@@ -445,13 +445,12 @@ def _unpriced(
     prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
     its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
     prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)
-    more = "".join({list_of_prices(config) for config in unpriced.values()})
     return config_error(
         "max_cost",
         f"the price of {listed([*unpriced])} is not known{limit}; add ",
         *prices,
         *add,
-        f". IN/OUT are the US dollars for a million tokens of prompts and of answers{more}.",
+        ". IN/OUT are the US dollars for a million tokens of prompts and of answers.",
     )
 
 
@@ -498,12 +497,13 @@ def _highest(
 ) -> float:
     """Return the highest cost of an attempt with the usage `most`, at any of `tiers`. `writes`: see `Prices`.
 
-    If the provider writes the shared beginning of a request to its cache, this may cost more than the prompt itself.
+    If the provider writes the shared beginning of a request to its cache, this may cost more than the prompt itself. In
+    batches, Anthropic is asked to keep it for an hour.
     """
-    usages = [most]
-    if request.shared or (writes and request.shared is None):
-        an_hour = most.prompt_tokens if by_batch else 0
-        usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
+    usages, hours = [most], keeps_for_hours(request.extra)
+    if hours or request.shared or (writes and request.shared is None):
+        long = most.prompt_tokens if hours or (by_batch and not writes) else 0
+        usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=long))
     return max(price.cost(usage, tier) for usage in usages for tier in tiers)
 
 

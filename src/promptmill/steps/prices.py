@@ -7,7 +7,6 @@ documents, or the table `tier_prices.json` (for some batches, `flex` and `priori
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from promptmill.backends import registry
+from promptmill.backends.model_ends import DATED
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
 from promptmill.config import model_config
@@ -25,7 +25,6 @@ from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.steps.likely import most_tokens_of
-from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
@@ -40,7 +39,6 @@ _SEARCHES: Mapping[str, Mapping[str, float]] = {
     "perplexity": {"": 2.5},
 }
 _A_THOUSAND = 1_000
-DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
 _AROUND_MEMBER = 24
 """The most tokens that an id and the JSON around one answer take, in a reply to several rows."""
@@ -48,8 +46,11 @@ _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking
 """Parameters in `extra_params` with which an answer may be longer than its form allows."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below this length
-# The price of writing to the cache, relative to the input price; only Anthropic has a price for an hour (its pages).
+# The price of writing to the cache, relative to the input price: for five minutes (Anthropic) or thirty (OpenAI), and
+# for an hour (Anthropic) or twelve (OpenAI). Sources: their pages on prompt caching.
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
+# OpenAI's hosts that process requests in one region cost 10 % more (its page of prices); the list lacks these hosts.
+_REGION, _REGIONAL = re.compile(r"(?<=//)(?:eu|us)\.(?=api\.openai\.com(?:[:/]|$))"), 1.1
 BATCH = "batch"
 """The tier of requests in batches. A request must not name it."""
 
@@ -68,16 +69,7 @@ def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Wo
         return unknown
     key = config.key("price") if len(names) == 1 else f"prices.{names[0]}"
     price = Named(key, "IN/OUT", otherwise=f"`{key}: IN/OUT` in the server's configuration")
-    return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out", list_of_prices(config)
-
-
-def list_of_prices(config: model_config.ModelConfig) -> str:
-    """Return the end of a sentence about an unknown price: how to install the list of prices.
-
-    It is `""` if the list is installed, and for a server on this machine.
-    """
-    is_listed = is_here(config) or importlib.util.find_spec("genai_prices") is not None
-    return "" if is_listed else f"; the list of prices may know it: {command_for('prices')}"
+    return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out"
 
 
 class Factors(NamedTuple):
@@ -127,7 +119,7 @@ class FlatPrice:
     written_input: float | None = None
     """The price for prompt tokens written to the endpoint's cache; None for 1.25 times `input`."""
     hour_written_input: float | None = None
-    """The price for prompt tokens that the cache keeps for an hour; None for twice `input`."""
+    """The price for prompt tokens that the cache keeps for an hour or longer; None for twice `input`."""
     tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
     """The price factors of each tier; other tiers have the standard price."""
     search: float | None = None
@@ -161,24 +153,33 @@ class FlatPrice:
         return self.standard(usage) * cost / replace(self, standard=None).cost(usage)
 
 
-def _listed_price(model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> FlatPrice:
-    """Return a model's price in `genai-prices`. `place`: arguments that locate the model in the list. Raises
-    `LookupError` if the list lacks the model."""
-    from genai_prices import Usage as Tokens
+def _listed_price(model: str, url: str, tiers: Mapping[str, Factors], search: float | None) -> FlatPrice:
+    """Return a model's price at `url` in `genai-prices`. Raises `LookupError` if the list lacks the model."""
+    from genai_prices import Usage as Tokens  # imported on use: it takes 0.1 s
     from genai_prices import calc_price
 
+    place, regions = _REGION.subn("", url)
+    calculated = functools.partial(calc_price, model_ref=model, provider_api_url=place)
+    listed = calculated(Tokens()).model_price
+    has_hours = listed.cache_write_1h_mtok is not None
+
     def standard(usage: Usage) -> float:
+        hours = 0 if has_hours else usage.hour_written_tokens
         tokens = Tokens(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cache_read_tokens=usage.cached_tokens,
-            cache_write_tokens=usage.written_tokens,
-            cache_write_1h_tokens=usage.hour_written_tokens,
+            cache_write_tokens=usage.written_tokens - hours,
+            cache_write_1h_tokens=usage.hour_written_tokens - hours,
             input_audio_tokens=usage.audio_tokens,
         )
-        return float(calc_price(tokens, model, **place).total_price)
+        cost = float(calculated(tokens).total_price)
+        if hours:  # counted as input so far
+            prompt = calculated(Tokens(input_tokens=usage.prompt_tokens)).input_price
+            cost += (_HOUR_WRITTEN - 1) * hours * float(prompt) / usage.prompt_tokens
+        return cost * _REGIONAL**regions
 
-    one, has_audio = 1000, calc_price(Tokens(), model, **place).model_price.input_audio_mtok is not None
+    one, has_audio = 1000, listed.input_audio_mtok is not None
     usages = (
         *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
         *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
@@ -235,9 +236,8 @@ def _listed(model: str, config: model_config.ModelConfig) -> FlatPrice | None:
         return FlatPrice(read, 0.0, read, read, read)
     try:
         tiers, search = _tiers_at(config, model), _search_price(config, model)
-        places = ({"provider_api_url": url.geturl()} for url in registry.addresses(config))
-        prices = [_listed_price(model, place, tiers, search) for place in places]
-    except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
+        prices = [_listed_price(model, url.geturl(), tiers, search) for url in registry.addresses(config)]
+    except LookupError:  # the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
 
@@ -384,6 +384,12 @@ def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float
     counts = astuple(usage)
     each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
+
+
+def keeps_for_hours(extra: JsonObject) -> bool:
+    """Return whether a request's parameters let OpenAI's cache keep the prompt for twelve hours."""
+    options = extra.get("prompt_cache_options")
+    return isinstance(options, Mapping) and options.get("ttl") == "12h"
 
 
 def tier_of(extra: JsonObject) -> str:

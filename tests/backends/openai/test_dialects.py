@@ -909,7 +909,11 @@ def _response(*items: Any, **changes: Any) -> dict[str, Any]:
 def test_an_answer_of_responses_has_its_parts():
     usage = {
         "input_tokens": 30,
-        "input_tokens_details": {"cached_tokens": 10, "cache_write_tokens": 5},
+        "input_tokens_details": {
+            "cached_tokens": 10,
+            "cache_write_tokens": 5,
+            "cache_write_tokens_details": {"ttl_30m_tokens": 2, "ttl_12h_tokens": 3},
+        },
         "output_tokens": 9,
         "output_tokens_details": {"reasoning_tokens": 4},
         "total_tokens": 39,
@@ -927,7 +931,7 @@ def test_an_answer_of_responses_has_its_parts():
     )
     found = answered("responses", body)
     assert (found.text, found.reasoning, found.finish_reason, found.tier) == ("Sun.", "Hm.", "tool_calls", "flex")
-    assert found.usage == Usage(30, 9, 10, 4, 5)
+    assert found.usage == Usage(30, 9, 10, 4, 5, 3)
     assert found.tool_calls[0]["id"] == "c1"
     assert found.logprobs == {"content": [probability]}
 

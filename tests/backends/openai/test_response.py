@@ -840,6 +840,13 @@ def test_a_count_may_be_a_whole_float_or_digits(prompt, completion, counts):
     assert (found.prompt_tokens, found.completion_tokens) == counts
 
 
+@pytest.mark.parametrize("given", [{"cache_write_tokens": 8}, {}])
+def test_the_cache_writes_of_twelve_hours_at_openai_are_read(given):
+    details = {**given, "cache_write_tokens_details": {"ttl_30m_tokens": 2, "ttl_12h_tokens": 6}}
+    found = _usage_of({"input_tokens": 24, "output_tokens": 12, "input_tokens_details": details})
+    assert (found.prompt_tokens, found.written_tokens, found.hour_written_tokens) == (24, 8, 6)
+
+
 def test_the_cache_writes_of_an_hour_of_litellm_are_read():
     details = {"cache_creation_token_details": {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 6}}
     usage = SUMS | {"cache_creation_input_tokens": 8, "prompt_tokens_details": details}

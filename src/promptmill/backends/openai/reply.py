@@ -660,10 +660,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     of_prompt = _details(usage, "prompt_tokens_details", "input_tokens_details")
     cached, written = _count_of_any(_CACHED, of_prompt, usage), _count_of_any(_WRITTEN, of_prompt, usage)
     kinds = [_details(part, name) for part in (of_prompt, usage) for name in _WRITTEN_KINDS]
-    an_hour = max(
-        _count_of_any(("ephemeral_1h_input_tokens",), *kinds), _count(of_prompt, "cache_write_1h_tokens") or 0
-    )
-    written = written or an_hour + _count_of_any(("ephemeral_5m_input_tokens",), *kinds)
+    an_hour = max(_count_of_any(_HOURS_WRITTEN, *kinds), _count(of_prompt, "cache_write_1h_tokens") or 0)
+    written = written or an_hour + _count_of_any(_MINUTES_WRITTEN, *kinds)
     reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
     beside, rest = cached + written, total - prompt - completion
     if beside > prompt or (beside and rest == beside != reasoning):  # `prompt` excludes these tokens, as at Anthropic
@@ -719,7 +717,10 @@ _WRITTEN = (
     "cached_creation_tokens",
     "cacheWriteInputTokens",
 )
-_WRITTEN_KINDS = ("cache_creation", "cache_creation_token_details")
+# Written tokens by the time that the cache keeps them: at Anthropic, LiteLLM, OpenAI (`/responses`).
+_WRITTEN_KINDS = ("cache_creation", "cache_creation_token_details", "cache_write_tokens_details")
+_HOURS_WRITTEN = ("ephemeral_1h_input_tokens", "ttl_12h_tokens")
+_MINUTES_WRITTEN = ("ephemeral_5m_input_tokens", "ttl_30m_tokens")
 
 
 def _count_of_any(names: tuple[str, ...], *parts: JsonObject) -> int:

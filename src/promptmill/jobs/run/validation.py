@@ -69,7 +69,7 @@ from promptmill.steps.chain import sending
 from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, measured, most_of, of_files
 from promptmill.steps.decided import check_plan, texts_of, tokens_of
 from promptmill.steps.likely import LikelyLengths, form_tokens
-from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
+from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, keeps_for_hours, price_of, tier_of
 from promptmill.steps.step import Sent
 from promptmill.system import runtime
 
@@ -299,8 +299,9 @@ class _Sums:
     def usage(self, *, by_batch: bool) -> Usage:
         """Return the likely usage. A batch counts no cached tokens, because no provider states how many it has."""
         cached, written = (0, 0) if by_batch else (round(self.cached_tokens), round(self.written_tokens))
+        hours = written if keeps_for_hours(self.config.settings.extra_params) else 0
         audio = min(self.audio_tokens, self.prompt_tokens)
-        return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written, audio_tokens=audio)
+        return Usage(self.prompt_tokens, self.completion_tokens, cached, 0, written, hours, audio_tokens=audio)
 
     def add_row(self, n: int, prompts: int, sent: Sequence[Sent], sizes: Sequence[int]) -> None:
         """Add the requests `sent` for row `n`, which has `prompts` prompts. `sizes`: the tokens of each request."""

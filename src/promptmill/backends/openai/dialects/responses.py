@@ -305,6 +305,8 @@ def _usage(usage: Any) -> JsonDict:
         inputs.get("cache_write_tokens"),
         outputs.get("reasoning_tokens"),
     )
+    if details := inputs.get("cache_write_tokens_details"):
+        counts["prompt_tokens_details"]["cache_write_tokens_details"] = details
     return counts | {name: usage[name] for name in _COSTS if name in usage}
 
 
