@@ -149,6 +149,8 @@ def test_a_text_that_ends_with_an_unknown_mark_of_a_turn_is_noticed(text, mark):
         ("<|tool_calls_section_begin|>", "<|tool_calls_section_begin|>"),
         ("<start_function_call>call:look", "<start_function_call>"),
         ("[TOOL_REQUEST]{}", "[TOOL_REQUEST]"),
+        ('<tool_use>{"name": "look"}', "<tool_use>"),
+        ("<|channel|>commentary to=functions.look", "<|channel|>commentary to=functions"),
         ("<html>\n<p>A tool call.</p>\n<table>", ""),
         ("Write `<tool_call>` for a tool.", ""),
         ("My tool is <b>", ""),

@@ -158,11 +158,13 @@ _UNKNOWN_END = re.compile(
 )
 # A call at the beginning of a line, in the forms of `backends/engines/tool_use.py`: a tag with the words tool call, a
 # tag of DeepSeek's or GigaChat's markup (its bars vary, and its first tag may be missing), and the others by name.
+_BARS = "[|｜‖\u2223]"
 _CALL = re.compile(
-    r"^[ \t]*(<[|｜‖]{0,2}[\w:|]{0,30}?(?:tool|function)[▁_]calls?(?:[▁_:]\w{1,20}){0,3}[|｜‖]{0,2}>"
-    r"|<[|｜‖]{1,2}[A-Z]{1,8}ML[|｜‖]{1,2} ?\w{0,20}|\[TOOL_(?:CALLS|REQUEST)\]|<function(?:=| name=)"
+    rf"^[ \t]*(<{_BARS}{{0,2}}[\w:|]{{0,30}}?(?:tool|function)[▁_](?:calls?|use|code)"
+    rf"(?:[▁_:]\w{{1,20}}){{0,3}}{_BARS}{{0,2}}>"
+    rf"|<{_BARS}{{1,2}}[A-Z]{{1,8}}ML{_BARS}{{1,2}} ?\w{{0,20}}|\[TOOL_(?:CALLS|REQUEST)\]|<function(?:=| name=)"
     r"|<(?:\w{1,20}:)?invoke name=|<\|(?:python_tag|START_ACTION|action_start|tools_prefix|content_invoke_tool_json)\|>"
-    r"|<\|open\|>tools|<\|plamo:begin_tool)",
+    r"|<\|(?:start|channel)\|>.{0,40}to=functions|<\|open\|>tools|<\|plamo:begin_tool)",
     re.MULTILINE,
 )
 

@@ -942,6 +942,8 @@ def test_an_answer_of_responses_has_its_parts():
         ([[{"type": "output_text", "text": None}, {"type": "output_text", "text": "Sun."}]], "Sun."),
         ([[{"type": "output_text", "text": None}], [{"type": "output_text", "text": "Sun."}]], "Sun."),
         ([[{"type": "output_text"}, {"type": "refusal", "refusal": None}]], ""),
+        ([[None, {"type": "output_text", "text": "Sun."}]], "Sun."),
+        ([["Sun."]], "Sun."),
     ],
 )
 def test_a_part_of_responses_with_null_is_an_empty_text(items, text):

@@ -669,6 +669,13 @@ def test_a_call_without_name_and_arguments_beside_a_text_is_none(field):
     ] * 3
 
 
+def test_an_answer_whose_calls_are_none_does_not_end_with_calls():
+    message = {"content": "Paris", "tool_calls": [{"function": _NO_CALL}]}
+    answer = read_payload({"choices": [{"message": message, "finish_reason": "tool_calls"}]}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.finish_reason) == ("Paris", "stop")
+
+
 def test_a_call_without_a_name_does_not_hide_the_others():
     calls = [{"id": "a", "function": _NO_CALL}, {"id": "b", "function": _PARIS}, None]
     answer = read_payload(

@@ -487,6 +487,8 @@ def read_payload(
             raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
     except _ShapeError as problem:
         return replace(_unreadable(endpoint, str(problem), b""), **spent)
+    are_none = text and not tool_calls and any(message.get(name) for name in ("tool_calls", "function_call"))
+    finish = "stop" if are_none and finish == "tool_calls" else finish
     refusal = message.get("refusal")
     if not text and not tool_calls:
         if refusal:

@@ -357,7 +357,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             usage = {"usage": _usage(message["usage"])} if message.get("usage") else {}
             return {**event, **usage, **({"choices": [{}]} if blocks else {})}
         if kind == "message_start":
-            if message.get("id") != event["message"].get("id"):  # a gateway has repeated the request after a part
+            if message.get("id") is None or message["id"] != event["message"].get("id"):
+                # a gateway has repeated the request after a part of the answer
                 for earlier in (blocks, pieces, citations, numbers):
                     earlier.clear()
             message = dict(event["message"])

@@ -142,9 +142,9 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     for item in items:
         match item:
             case {"type": "message", "content": list(parts)} if id(item) not in answers:
-                thoughts += [text_of(part) for part in parts if part.get("type") in _TEXT_PARTS]
+                thoughts += [text_of(part) for part in _objects(parts) if part.get("type") in _TEXT_PARTS]
             case {"type": "message", "content": list(parts)}:
-                for part in parts:  # gateways write null for an empty text
+                for part in _objects(parts):  # gateways write null for an empty text
                     texts += [text_of(part)] if part.get("type") in _TEXT_PARTS else []
                     refusals += [part.get("refusal") or ""] if part.get("type") == "refusal" else []
                     logprobs += part.get("logprobs") or ()
@@ -173,6 +173,11 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     usage = dialect.with_searches(_usage(payload.get("usage")), sum(map(_is_search, items)))
     chat = dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
     return chat | ({"search_results": results} if results else {})
+
+
+def _objects(parts: list[Any]) -> list[JsonDict]:
+    """Return the parts of a message without those that gateways leave empty."""
+    return [{"type": "output_text", "text": part} if isinstance(part, str) else part for part in parts if part]
 
 
 def _annotation(one: JsonDict) -> JsonDict:
