@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import pypdfium2
 import pytest
+from PIL import Image
 
 import promptmill
 from pdf_files import PICTURE, VERA, pages_of, pdf_of_texts, scan
@@ -308,6 +311,15 @@ def test_a_page_is_an_image_that_models_read(tmp_path):
     path = pdf_of_texts(tmp_path / "a.pdf", ["x"])
     image = load_image(f"file://{path}#page=1", ImageRules())
     assert image.media_type == "image/jpeg"
+
+
+def test_a_page_of_few_points_which_a_user_unit_may_enlarge_is_a_large_image(tmp_path, reader):
+    path = tmp_path / "a.pdf"
+    document = pypdfium2.PdfDocument.new()
+    document.new_page(61, 79)
+    document.save(path)
+    with path.open("rb") as file:
+        assert max(Image.open(io.BytesIO(reader.page(file, 1))).size) == 1000
 
 
 @pytest.mark.thorough

@@ -17,6 +17,7 @@ import decimal
 import json
 import math
 import re
+import struct
 import unicodedata
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,20 @@ def exact_float(digits: str) -> float | str | ExactNumber:
     places = len(exact.as_tuple().digits)
     is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # such as a float in 19 digits
     return number if is_same else exact
+
+
+def short_float(value: float, form: str) -> float:
+    """Return a float of 16 or 32 bits (`form`: "e" or "f", as in `struct`) with the fewest digits that suffice.
+
+    >>> short_float(0.0999755859375, "e"), short_float(0.10000000149011612, "f"), short_float(65504.0, "e")
+    (0.1, 0.1, 65504.0)
+    """
+    if not math.isfinite(value) or value.is_integer():
+        return value
+    data, digits = struct.pack(form, value), 1
+    while struct.pack(form, short := float(f"{value:.{digits}g}")) != data:
+        digits += 1
+    return short
 
 
 def has_long_fraction(data: bytes) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import math
 import os
 import re
-import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -72,7 +70,7 @@ class ParquetTable:
         n = 0
         for arrays in self._batches():
             finite = all(map(_is_finite, arrays))
-            rows = zip(*map(_python_values, arrays), strict=True)
+            rows = zip(*map(python_values, arrays), strict=True)
             yield Stretch(
                 [
                     InputRow(number, values.dumps(cells, finite=finite), {name: cells[at] for at, name in columns})
@@ -220,7 +218,7 @@ def _with(changed: Callable[[Any, Any], Any], kind: Any) -> Any:
     return changed(kind, kind)
 
 
-def _python_values(column: Any) -> list[Any]:
+def python_values(column: Any) -> list[Any]:
     """Return the values of a column. A time in nanoseconds becomes a text in Python's format; a duration that is not a
     whole number of microseconds becomes a number of nanoseconds; a float of 32 bits gets the digits that other programs
     show, such as 0.1."""
@@ -306,7 +304,7 @@ def _digits_in(kind: Any) -> int | None:
 
 
 def unit_of(text: str, kind: Any) -> int:
-    """Return the number by which an Arrow type stores the day or time in a text of `_python_values`.
+    """Return the number by which an Arrow type stores the day or time in a text of `python_values`.
 
     >>> import pyarrow
     >>> unit_of("10000-01-01", pyarrow.date32()), unit_of("10000-01-01 00:00:00.5Z", pyarrow.timestamp("ms", "UTC"))
@@ -319,7 +317,7 @@ def unit_of(text: str, kind: Any) -> int:
     if text.endswith("infinity"):
         return -_largest(kind) if text.startswith("-") else _largest(kind)
     moment = _MOMENT.fullmatch(f"1970-01-01 {text}" if pa.types.is_time(kind) else text)
-    year, month, day, *clock, fraction = moment.groups("0")  # type: ignore[union-attr] # of `_python_values`
+    year, month, day, *clock, fraction = moment.groups("0")  # type: ignore[union-attr] # of `python_values`
     eras, within = divmod(int(year), 400)
     days = dt.date(within + 400, int(month), int(day)).toordinal() - _EPOCH + (eras - 1) * _ERA
     if (digits := _digits_in(kind)) is None:
@@ -344,10 +342,7 @@ def _rounded(value: Any, kind: Any) -> Any:
         return [(_rounded(name, kind.key_type), _rounded(inner, kind.item_type)) for name, inner in value]
     if isinstance(value, list):
         return [_rounded(inner, kind.value_type) for inner in value]
-    if kind != pa.float16() or value is None or not math.isfinite(value) or value.is_integer():
-        return value
-    short = (float(f"{value:.{digits}g}") for digits in range(1, 6))
-    return next(each for each in short if struct.pack("e", each) == struct.pack("e", value))
+    return value if kind != pa.float16() or value is None else values.short_float(value, "e")
 
 
 def _is_finite(column: Any) -> bool:
@@ -461,7 +456,7 @@ def _fitted(batch: Any, schema: Any, part: InputFile) -> list[Any]:
         if field.name in batch.schema.names:
             column = batch.column(field.name)
             if pa.types.is_string(field.type) and not _is_text(column.type):
-                column = pa.array(map(_shown, _python_values(column)), pa.string())
+                column = pa.array(map(_shown, python_values(column)), pa.string())
             elif _with(_widened, column.type) != _with(
                 _widened, field.type
             ):  # floats of fewer bits are not cast: they keep their digits

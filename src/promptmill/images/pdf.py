@@ -39,6 +39,7 @@ _REPLY_S = 60.0  # the limit of wall time, for a busy machine
 _MEMORY = 1 << 30  # enough for a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
 _SIDE = 2048  # max pixels of the longer side: providers make larger images smaller
+_LEAST = 1000  # min pixels of the longer side: pdfium ignores UserUnit, which makes a page larger than its points
 _QUALITY = 90  # quality of JPEG: small letters stay sharp
 _REOPENED = 50  # after this many pages, a document is opened again (1 ms), because it keeps a copy of each image shown
 _GRID = 20  # cells per side of the grid with which the share of a page that pictures cover is measured
@@ -405,7 +406,7 @@ def _image(document: Any, number: int) -> str:
     page = document[number - 1]
     try:
         longest = max(*page.get_size(), 1.0)
-        image = page.render(scale=min(_DPI / 72, _SIDE / longest)).to_pil()
+        image = page.render(scale=min(max(_DPI / 72, _LEAST / longest), _SIDE / longest)).to_pil()
     finally:
         page.close()
     out = io.BytesIO()

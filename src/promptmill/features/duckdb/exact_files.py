@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -35,6 +35,8 @@ _WRITING = re.compile(
 )
 """The functions of a query in which texts of numbers count."""
 _MANY = re.compile(r"\[|'[^']*[*?{]")
+_TIMES = ("DATE", "TIMESTAMP")
+"""The beginnings of the types whose format DuckDB guesses."""
 _TYPED = re.compile(r"(?i)\b(columns|auto_detect|ignore_errors|store_rejects)\s*:?=")
 """Finds options with which the user decides the types, or with which DuckDB skips rows of other types."""
 _OPTIONS = MappingProxyType(
@@ -71,11 +73,16 @@ class ReadFile:
         added = [f"{key} = {value}" for key, value in options.items() if not re.search(rf"(?i)\b{key}\s*:?=", call)]
         return cls(name, f"{', '.join([call[:-1], *added])})", kind)
 
-    def compared(self, names: Iterable[str]) -> str:
-        """Return the SQL for the rows with types (`t`) beside their texts (`x`)."""
-        columns = ", ".join(f"{literal(name)}: 'JSON'" for name in names)
-        texts = "all_varchar = true" if self.kind == "csv" else f"columns = {{{columns}}}"
-        return f"FROM {self.call} t POSITIONAL JOIN {self.call[:-1]}, {texts}) x"
+    def compared(self, kinds: Mapping[str, str]) -> str:
+        """Return the SQL for the rows with types (`t`) beside their texts (`x`). `kinds`: the types of the columns."""
+        if self.kind == "json":
+            columns = ", ".join(f"{literal(name)}: 'JSON'" for name in kinds)
+            return f"FROM {self.call} t POSITIONAL JOIN {self.call[:-1]}, columns = {{{columns}}}) x"
+        call = self.call.replace(", sample_size = -1", "")[:-1]  # all rows were looked at for `kinds`
+        types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in kinds.items())
+        has_formats = any(kind.startswith(_TIMES) for kind in kinds.values()) or "types" in call.lower()
+        typed = self.call if has_formats else f"{call}, types = {{{types}}})"
+        return f"FROM {typed} t POSITIONAL JOIN {call}, all_varchar = true) x"
 
     def pair(self, name: str, kind: str) -> tuple[str, str]:
         """Return the SQL for a column's text in the file, and for the text of its value with a type."""
@@ -200,7 +207,7 @@ class Texts:
     def _is_right(self, name: str, kind: str, texts: str, example: Sequence[str]) -> bool:
         """Give the columns of the result that repeat a file's column the `texts` of its values (SQL). Return False if
         they cannot have them, or if the query used a value that is not equal to its text, as in the `example`."""
-        is_date, is_nested = kind.startswith(("DATE", "TIMESTAMP")), _is_nested(kind)
+        is_date, is_nested = kind.startswith(_TIMES), _is_nested(kind)
         repeats = [
             column
             for column, each in self._columns.items()
@@ -235,7 +242,8 @@ class Texts:
 
     def _report_lines(self, file: ReadFile) -> None:
         """Report the first lines of a CSV file that DuckDB skips, and signs that it takes for quotes."""
-        sniffed = re.sub(r"(?i)read_csv(_auto)?", "sniff_csv", file.call, count=1)
+        call = file.call.replace(", sample_size = -1", "")
+        sniffed = re.sub(r"(?i)read_csv(_auto)?", "sniff_csv", call, count=1)
         skipped, quote = self._one(f"SELECT SkipRows, Quote FROM {sniffed}")
         if skipped:
             self._warn(f"DuckDB reads {file.name} from line {skipped + 1} on.")

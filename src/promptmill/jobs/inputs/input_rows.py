@@ -6,14 +6,19 @@ The rows are written to a temporary file, which is removed when the job's databa
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
+import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import orjson
 
@@ -30,7 +35,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import digest
 from promptmill.system.state import GIVEN
 
-_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 _SNIFFED = 4096
 _BLOCK = 1 << 20
 
@@ -163,6 +168,48 @@ def lines_of(
             case _:
                 raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")
         try:
-            yield orjson.dumps(fields, option=_OPTIONS, default=default)
+            yield _line(fields, default)
         except TypeError as error:
-            raise input_error(f"{argument}[{index}] cannot be written as JSON: {error}.") from None
+            problem = error.__cause__ or error
+            raise input_error(f"{argument}[{index}] cannot be written as JSON: {problem}.") from None
+
+
+def _line(fields: Any, default: Callable[[Any], Any] | None) -> bytes:
+    """Return fields as a line of JSON. orjson refuses numbers of more than 64 bits, and writes infinity as null."""
+    try:
+        line = orjson.dumps(fields, option=_OPTIONS, default=default)
+        if b"null" not in line or not _has_infinity(fields):
+            return line
+    except TypeError as error:
+        if "64-bit" not in str(error):
+            raise
+    return json.dumps(_plain(fields, default)).encode() + b"\n"
+
+
+def _has_infinity(value: Any) -> bool:
+    """Return whether a value is or contains infinity, or may contain it, because only `default` can write the value."""
+    if isinstance(value, float):
+        return math.isinf(value)
+    if value is None or isinstance(value, str | int | dt.date):
+        return False
+    inner = value.values() if isinstance(value, Mapping) else value
+    return not isinstance(value, Mapping | list | tuple) or any(map(_has_infinity, inner))
+
+
+def _plain(value: Any, default: Callable[[Any], Any] | None) -> Any:
+    match value:
+        case float():
+            return None if math.isnan(value) else float(value)
+        case str() | int() | None:
+            return value
+        case Mapping():
+            names = orjson.loads(orjson.dumps({name: at for at, name in enumerate(value)}, option=_OPTIONS))
+            inner = list(value.values())
+            return {name: _plain(inner[at], default) for name, at in names.items()}
+        case list() | tuple():
+            return [_plain(inner, default) for inner in value]
+        case dt.date() | dt.time() | UUID() | Enum():
+            return orjson.loads(orjson.dumps(value, default))
+    if default is None:
+        raise TypeError(f"{shape(value)} is no value of JSON")
+    return _plain(default(value), default)

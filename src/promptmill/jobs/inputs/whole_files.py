@@ -428,8 +428,7 @@ class WholeFiles(FoundFiles):
     def _row(self, path: Path) -> JsonDict:
         row = self._sent_row(path)
         if self.question.has_digests and row.get("images"):  # otherwise, the question is the same for a replaced file
-            with self._opened(path) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256(self._read(path, -1)).hexdigest()
             images = ({"path": each} if isinstance(each, str) else each for each in row["images"])
             row["images"] = [{**each, "sha256": digest} for each in images]
         return row

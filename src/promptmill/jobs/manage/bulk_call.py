@@ -46,6 +46,7 @@ from promptmill.jobs.manage.bulk_keywords import (
 )
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, like, lines_of, refusal_of
 from promptmill.jobs.manage.step_model import StepModel
+from promptmill.jobs.rows.template import template_of
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.row_check import Complain
@@ -377,6 +378,13 @@ def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
         for path in rows:
             check_path("rows", path)
         return NamedRows([str(row) for row in rows])
+    columns = list(map(str, getattr(rows, "column_names", getattr(rows, "columns", ()))))
+    prompts = given.get("prompt") or ()
+    texts = [prompts] if isinstance(prompts, str) else prompts.values() if isinstance(prompts, Mapping) else prompts
+    for text in texts if len({*columns}) < len(columns) else ():
+        used = template_of(text, columns).names
+        if twice := next((name for name in used if columns.count(name) > 1), None):
+            raise input_error(f"The input has two columns `{twice}`; rename one of them.")
     return MadeRows(lines_of(rows, "text" if "prompt" in given else "prompt"), has_lines=False)
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import datetime as dt
 import functools
 import html
 import io
+import itertools
+import re
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +30,7 @@ from promptmill.answers.response_format import AnswerType, json_schema_of
 from promptmill.backends.vectors import words_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, plain_text, short_float
 from promptmill.core.wording import counted, cut, shape
 from promptmill.files import json_values
 from promptmill.jobs.columns.column_names import EXTRA_FIELDS, OURS, PROBABILITY, VARIANT
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
+_LISTING = ("to_pylist", "tolist", "to_list", "as_py")
+_SHORT_FLOAT = re.compile(r"(?i)\b(?:(half_?float|float16)|float32|float|f)\b")
+_ZEROS = re.compile(r"(?<=:\d\d)\.0+$|(?<=\.\d{6})000$")
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,7 +234,7 @@ def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] 
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
     """Return `rows` (texts, dicts, lists of messages, a column or a table) as lines of JSON.
 
-    A text becomes an object with the field `name`. Bytes and Pillow images become base64.
+    A text becomes an object with the field `name`. Values become as those of files; Pillow images become base64.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -254,19 +261,19 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
     if _is_column(rows):
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
-        return ({name: value} for value in rows)
+        return _with_short_floats(({name: value} for value in rows), {name: rows.dtype})
     if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`, whose Arrow tables have the images
-        return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
+        return _of_arrow(rows.with_format("arrow").iter(_AT_ONCE))
     if hasattr(rows, "to_batches"):  # pyarrow
-        return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
+        return _of_arrow(rows.to_batches(_AT_ONCE))
     if hasattr(rows, "iter_rows"):  # polars
-        return rows.iter_rows(named=True)  # type: ignore[no-any-return]
+        return _with_short_floats(rows.iter_rows(named=True), rows.schema)
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
         if not getattr(getattr(rows, "columns", None), "is_unique", True):  # repeated names would lose fields
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
-        return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
-    if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
-        values = rows.to_pylist() if hasattr(rows, "to_pylist") else rows.tolist()
+        pages = (rows.iloc[at : at + _AT_ONCE].to_dict("records") for at in range(0, len(rows), _AT_ONCE))
+        return _with_short_floats(itertools.chain.from_iterable(pages), dict(rows.dtypes))
+    if (values := _listed(rows)) is not rows:  # a column of pyarrow, an array of numpy
         return ({name: value} if value is None or isinstance(value, int | float) else value for value in values)
     if not isinstance(rows, Iterable):
         raise input_error(f"rows is {shape(rows)}; send a list of rows or a table.")
@@ -277,14 +284,100 @@ def _is_column(rows: Any) -> bool:
     return hasattr(rows, "to_frame") and hasattr(rows, "name")
 
 
+def _of_arrow(tables: Iterable[Any]) -> Iterator[JsonObject]:
+    from promptmill.files.parquet import python_values
+
+    for table in tables:
+        columns = (getattr(column, "combine_chunks", lambda column=column: column)() for column in table.columns)
+        names = distinct(table.schema.names)
+        yield from (dict(zip(names, row, strict=True)) for row in zip(*map(python_values, columns), strict=True))
+
+
+def _with_short_floats(rows: Iterable[Any], kinds: Mapping[Any, Any]) -> Iterable[Any]:
+    """Return rows whose floats of 16 and 32 bits have few digits, as in files: 0.1, not 0.10000000149011612. `kinds`:
+    the type of each column."""
+    forms = {name: form for name, kind in kinds.items() if (form := _form_of(kind))}
+    return (row | {name: _short(row[name], form) for name, form in forms.items()} for row in rows) if forms else rows
+
+
+def _form_of(kind: object) -> str:
+    """Return the form of the short floats in a column of this type, as in `struct`; `""` if it has none.
+
+    >>> _form_of("List(Float32)"), _form_of("halffloat[pyarrow]"), _form_of("float64")
+    ('f', 'e', '')
+    """
+    found = _SHORT_FLOAT.search(str(kind))
+    return "" if found is None else "e" if found[1] else "f"
+
+
+def _short(value: Any, form: str) -> Any:
+    match value:
+        case float() if form:
+            return short_float(value, form)
+        case list() | tuple():
+            return [_short(inner, form) for inner in value]
+        case dict():
+            return {name: _short(inner, form) for name, inner in value.items()}
+    return value
+
+
+def _listed(values: Any) -> Any:
+    """Return the values of an array, a column or a scalar of numpy, pandas, polars, pyarrow or torch; else `values`."""
+    read = next((getattr(values, name) for name in _LISTING if hasattr(values, name)), None)
+    kind = next((getattr(values, name) for name in ("dtype", "typecode", "type") if hasattr(values, name)), "")
+    if read is None:
+        return values
+    if str(kind).startswith("datetime64"):  # `tolist` would return numbers of nanoseconds
+        return _moments(values.astype(str).tolist())
+    if str(kind).startswith("timedelta64"):
+        return values.astype("timedelta64[us]").tolist()
+    if hasattr(values, "to_pylist"):
+        import pyarrow as pa
+
+        return [row["v"] for row in _of_arrow([pa.table({"v": values})])]
+    listed = read()
+    if (names := getattr(kind, "names", None)) and isinstance(listed, list):
+        return [{name: _short(row[at], _form_of(kind[name])) for at, name in enumerate(names)} for row in listed]
+    return values if type(listed) is type(values) else _short(listed, _form_of(kind))
+
+
+def _moments(texts: Any) -> Any:
+    """Return the texts of numpy's times without needless zeros; None for a missing time."""
+    if isinstance(texts, list):
+        return list(map(_moments, texts))
+    return None if texts == "NaT" else _ZEROS.sub("", texts)
+
+
 def _as_json(value: Any) -> Any:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return base64.b64encode(value).decode()
+    """Return a value that orjson cannot write as one that it can. Raises `TypeError`."""
+    if type(value).__name__ in {"NAType", "NaTType"} or (isinstance(value, Decimal) and value.is_nan()):
+        return None  # the missing values of pandas
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(value).decode() if bytes(value[:4]) == b"%PDF" else plain_text(value)
+        case dt.timedelta() | Decimal():
+            return plain_text(value)
+        case set() | frozenset():
+            return sorted(value, key=str)
+        case Mapping():
+            return dict(value)
     if hasattr(value, "save") and hasattr(value, "getbands"):  # an image of Pillow
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
-    return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # the missing values of pandas
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    for name in ("model_dump", "_asdict"):  # an object of pydantic, a named tuple
+        if hasattr(value, name):
+            return getattr(value, name)()
+    if (listed := _listed(value)) is not value:
+        return listed
+    if isinstance(value, Sequence):
+        return list(value)
+    text = str(value)
+    if callable(value) or " at 0x" in text:
+        raise TypeError(f"{shape(value)} has no value; send a text or a number")
+    return text
 
 
 def _float() -> Any:
