@@ -228,8 +228,8 @@ def _of_decisions() -> list[str]:
         "promptmill bulk mails.csv teams.csv --provider typesafe --model jev-1.14.0 --choices billing,tech,other \\\n"
         "    --prompt 'Which team answers this mail? {{body}}'\n```",
         "All questions of a row are one request; more than the provider takes are several, with one answer. The row's columns are "
-        "the evidence, by name; the system prompt, the words of the template and the descriptions of fields are the "
-        "instructions; definitions of labels become descriptions of the options. A field that may be null has the option "
+        "the evidence, by name; the system prompt, the words of the template (around places with filters and statements, too) and the "
+        "descriptions of fields are the instructions; definitions of labels become descriptions of the options. A field that may be null has the option "
         "`not stated`. A field that may have any value is refused before the first request: leave it out, or name a chat "
         "model. Each answer is checked: its options, its probabilities, their sum, and whether the given option is the most "
         "probable one; a scale is read by the texts of its legend. A question that is declined, or whose answer is missing or inconsistent, fails its row by name; the "

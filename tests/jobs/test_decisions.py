@@ -85,6 +85,41 @@ def test_a_dry_run_counts_evidence_and_questions_and_looks_for_an_option_for_the
     assert deciding.upstream.seen == []
 
 
+@pytest.mark.parametrize(
+    ("prompt", "state", "instructions"),
+    [
+        ("Which team? {{mail|trim}}", "mail 0", "Which team?"),
+        ("{{ mail | upper }}\nWhich team?", "MAIL 0", "Which team?"),
+        ("{{subject|trim}} / {{mail|upper}}: team?", {"subject": "s0", "mail": "MAIL 0"}, "`subject` / `mail`: team?"),
+        ("{{mail}}, {{mail|upper}}? ", {"mail": "mail 0", "mail 2": "MAIL 0"}, "`mail`, `mail 2`?"),
+        ("{% if subject %}{{subject}}: {% endif %}{{mail}} Team?", {"subject": "s0: ", "mail": "mail 0"}, "Team?"),
+        ("{% set x = mail|upper %}Team of {{x}} now?", "MAIL 0", "Team of the input now?"),
+        ("{% for word in mail.split() %}- {{word}}\n{% endfor %}Team?", "- mail\n- 0\n", "Team?"),
+    ],
+)
+def test_the_words_of_a_template_are_instructions_and_its_columns_evidence_with_any_filter(
+    deciding: Any, prompt: str, state: Any, instructions: str
+) -> None:
+    _table(deciding, 1)
+    done = deciding.run("--prompt", prompt, "--choices", "a,b")
+    assert done.returncode == 0, done.stderr
+    (seen,) = deciding.upstream.seen
+    assert seen.json["state"] == state
+    assert seen.json["questions"]["answer"]["instructions"].endswith(instructions)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_row_keeps_its_own_system_message(deciding: Any, role: str) -> None:
+    deciding.input = deciding.path / "in.jsonl"
+    turns = [{"role": role, "content": "Be kind."}, {"role": "user", "content": "mail"}]
+    lines = [{"messages": turns}, {"messages": turns[1:]}, {"messages": turns, "system": "Be mild."}]
+    deciding.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = deciding.run("--choices", "a,b", "--set", "system_prompt=Be strict.")
+    assert done.returncode == 0, done.stderr
+    sent = [seen.json["questions"]["answer"]["instructions"] for seen in deciding.upstream.seen]
+    assert sorted(sent) == ["Be kind.", "Be mild.", "Be strict."]
+
+
 def test_a_dry_run_names_a_limit_that_the_server_may_have(deciding: Any) -> None:
     _table(deciding)
     for count, is_noted in ((26, False), (30, True)):

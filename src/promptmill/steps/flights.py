@@ -162,11 +162,10 @@ def request_digest(request: Request, *context: Any, decides: bool = False) -> by
         *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
         # An answer may state places in the fields, so the same text divided into other fields is another question.
         [*request.fields[:2]] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
-        request.state if decides else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     if decides and request.form is not None:
-        digest.update(repr(request.form).encode("utf-8", "backslashreplace"))
+        digest.update(f"{request.form!r}{request.state or ''}".encode("utf-8", "backslashreplace"))
     for value in context:
         digest.update(value if isinstance(value, bytes) else orjson.dumps(value))
     return digest.digest()

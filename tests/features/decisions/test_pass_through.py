@@ -190,8 +190,9 @@ def test_beside_the_embedded_model_the_encoder_answers_and_a_question_that_it_re
     block = "{openvino: {model_name_or_path: smollm2-135m-instruct}}"
     file.write_text(f"backend: openvino\nbackend_configs: {block}\n", encoding="utf-8")
     team = {"type": "choice", "instructions": "Which team?", "criteria": {"billing": "money", "tech": "bugs"}}
+    twice = {"type": "noul", "instructions": "Twice?", "criteria": {"true": "a double charge", "false": "one charge"}}
     letters = {"type": "choice", "instructions": "Which team?", "criteria": {"A": None, "B": None}}
-    body = {"state": "My card was charged twice.", "questions": {"team": team, "letters": letters}}
+    body = {"state": "My card was charged twice.", "questions": {"team": team, "letters": letters, "twice": twice}}
     with ServedHere(file, environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
 
         def answered() -> Any:
@@ -199,9 +200,18 @@ def test_beside_the_embedded_model_the_encoder_answers_and_a_question_that_it_re
 
         eventually(lambda: answered().status != 503)  # while the model is loaded
         found = answered().json
+        body["questions"] = {"sev": {"type": "score", "instructions": "How bad?", "criteria": ["1", "2"]}}
+        toy = answered().json
         body["questions"] = {"twice": {"type": "noul", "instructions": "A double charge."}}
-        bare = answered().json
+        bare = answered()
+        predicate = {"type": "predicate", "name": "dup", "instructions": "A double charge."}
+        listed = {"model": "default", "input": "Charged twice.", "questions": [predicate]}
+        refusal = server.ask("POST", "/v1/decisions", {}, json.dumps(listed).encode())
     assert found["answers"]["team"]["choice"] == "billing"
     assert "say nothing" in found["x_refusals"]["letters"]
+    assert 0 < found["answers"]["twice"]["noul"] < 1
     assert "x_note" not in found
-    assert "no probability" in bare["x_note"]
+    assert "mostly takes the first option" in toy["x_note"]
+    assert (bare.status, "describe both" in bare.json["detail"]["message"]) == (400, True)
+    (answer,) = refusal.json["answers"]
+    assert (answer["type"], answer["name"], "describe both" in answer["x_reason"]) == ("refusal", "dup", True)

@@ -11,16 +11,17 @@ In a prompt, the evidence comes first, so that an endpoint that caches the begin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Totals, Usage
+from promptmill.config.backends import EMBEDDED
 from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.form import Asked, Form, Question, YesNo
+from promptmill.core.form import Asked, Form
 from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Message, Request, TextPart
 from promptmill.core.values import JsonDict, text_of
 from promptmill.features.decisions.client_questions import (
@@ -33,13 +34,12 @@ from promptmill.features.decisions.client_questions import (
 )
 from promptmill.service.service import Service
 
-_ELSE = "It is about something else."
-"""What `no` means to an encoder if the question for yes or no does not describe it. With this text, 86 % of 4,800 pairs
-of mails were in the right order; with `Not so: …`, 66 %."""
-_ORDER = (
-    "This model compares texts: of a yes or no, it needs to know what both mean. Without that, the number puts inputs "
-    "into an order, but is no probability."
+_BARE = (
+    "This model compares texts, and says yes or no only if it knows what both mean: describe both (`criteria` with "
+    "true and false), or ask for a choice of two described options."
 )
+"""Of the encoder's answers without descriptions that had a probability of at least .9, .52 were true."""
+_FIRST = f"{EMBEDDED}, a model to try promptmill with, mostly takes the first option (36 of 36 questions about news)."
 _REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
 _MOST_TEXT = 1 << 26
@@ -64,22 +64,42 @@ class Decided(NamedTuple):
 
 
 async def decided(
-    service: Service, config: ModelConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
+    service: Service,
+    config: ModelConfig,
+    evidence: Evidence,
+    questions: Sequence[ClientQuestion],
+    *,
+    has_refusals: bool = False,
 ) -> Decided:
-    """Return the probabilities of each question's options. Raises `PromptmillError` if no question has an answer."""
+    """Return the probabilities of each question's options. `has_refusals`: the API has a refusal for each question.
+
+    Raises `PromptmillError` if no question has an answer, unless the API has refusals and the model refused."""
     compares = config.record.compares or (config.is_embedded and bool(feature.in_place_of_embedded()))
-    if compares or config.record.decides or registry.decides(config):
-        decisions, outcomes = await _decided_at_once(service, config, evidence, questions, compares=compares)
+    asked = [one for one in questions if not (compares and is_bare(one.question))]
+    calls, outcomes = list[Call](), list[Outcome]()
+
+    def ask(requests: Sequence[Request]) -> Awaitable[list[Outcome]]:
+        calls.append(Call(Facts(total=len(requests))))
+        return service.generate(requests, calls[-1], config=config)
+
+    if not asked:
+        found = list[Decision]()
+    elif compares or config.record.decides or registry.decides(config):
+        found, outcomes = await _decided_at_once(ask, config, evidence, asked)
     else:
-        _check_size(evidence, questions)
-        requests = [_request(at, config, evidence, one.asked) for at, one in enumerate(questions)]
-        outcomes = await _outcomes(service, config, requests)
-        decisions = [_decision(*pair) for pair in zip(questions, outcomes, strict=True)]
+        _check_size(evidence, asked)
+        outcomes = await ask([_request(at, config, evidence, one.asked) for at, one in enumerate(asked)])
+        found = [_decision(*pair) for pair in zip(asked, outcomes, strict=True)]
+    left = iter(found)
+    decisions = [Refusal(_BARE) if compares and is_bare(one.question) else next(left) for one in questions]
     if all(isinstance(one, Refusal) for one in decisions):
-        raise next((one.error for one in outcomes if isinstance(one, Failure)), None) or _no_answer(decisions)
+        failure = next((one.error for one in outcomes if isinstance(one, Failure)), None)
+        if not (has_refusals and (not outcomes or (failure and failure.code is Code.CONTENT_FILTER))):
+            raise failure or _no_answer(decisions)
     model = next((one.answered_by for one in outcomes if isinstance(one, Completion)), "")
-    is_order = compares and any(is_bare(one.question) for one in questions)
-    return Decided(decisions, Totals.of(outcomes).usage, _ORDER if is_order else "", model)
+    warnings = (warning for call in calls for warning in call.warnings)
+    is_toy = config.is_embedded and (not compares or any("instead" in warning for warning in warnings))
+    return Decided(decisions, Totals.of(outcomes).usage, _FIRST if is_toy else "", model)
 
 
 def _check_size(evidence: Evidence, questions: Sequence[ClientQuestion]) -> None:
@@ -89,29 +109,21 @@ def _check_size(evidence: Evidence, questions: Sequence[ClientQuestion]) -> None
         raise PromptmillError(Code.REQUEST_TOO_LARGE, said, "Send fewer questions at a time.")
 
 
-async def _outcomes(service: Service, config: ModelConfig, requests: Sequence[Request]) -> list[Outcome]:
-    return await service.generate(requests, Call(Facts(total=len(requests))), config=config)
-
-
 async def _decided_at_once(
-    service: Service,
+    ask: Callable[[Sequence[Request]], Awaitable[list[Outcome]]],
     config: ModelConfig,
     evidence: Evidence,
     questions: Sequence[ClientQuestion],
-    *,
-    compares: bool,
 ) -> tuple[list[Decision], list[Outcome]]:
     """Return the answers of a backend that accepts all questions in one request. If it refuses some questions, which it
     does before it answers any, send a request for each question."""
-    named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
+    named = [one.question._replace(name=str(at), is_named=False) for at, one in enumerate(questions, 1)]
     forms = [Form(tuple(named))]
-    outcomes = await _outcomes(service, config, [_request_for(form, config, evidence) for form in forms])
+    outcomes = await ask([_request_for(form, config, evidence) for form in forms])
     refusal = outcomes[0].error if isinstance(outcomes[0], Failure) else None
     if len(named) > 1 and refusal is not None and refusal.code in _REFUSED and not outcomes[0].attempts:
         forms = [Form((question,)) for question in named]
-        outcomes = await _outcomes(
-            service, config, [_request_for(form, config, evidence, at) for at, form in enumerate(forms)]
-        )
+        outcomes = await ask([_request_for(form, config, evidence, at) for at, form in enumerate(forms)])
     decisions = [one for form, outcome in zip(forms, outcomes, strict=True) for one in _decisions(form, outcome)]
     return decisions, outcomes
 
@@ -122,13 +134,6 @@ def _request_for(form: Form, config: ModelConfig, evidence: Evidence, at: int = 
     sampling = config.settings.sampling_params.protection().model_copy(update=changes)
     extra = config.settings.extra_params
     return Request(at, conversation, sampling, extra, fields=evidence.fields, form=form, state=evidence.state)
-
-
-def _named(name: str, question: Question, *, compares: bool) -> Question:
-    kind = question.kind
-    if compares and isinstance(kind, YesNo):
-        kind = kind._replace(definition=kind.definition or question.words, opposite=kind.opposite or _ELSE)
-    return question._replace(name=name, kind=kind, is_named=False)
 
 
 def _schema(form: Form) -> JsonDict:

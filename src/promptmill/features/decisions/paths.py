@@ -137,7 +137,8 @@ class _Calls:
         """Return the answers to the questions. Raises `ApiError`."""
         try:
             with logged(self._path, client_of(request)):
-                return await decided(self._service, config, evidence, questions)
+                has_refusals = self._path == OpenAIDecisions.prefix
+                return await decided(self._service, config, evidence, questions, has_refusals=has_refusals)
         except PromptmillError as error:
             as_sent = as_written(error, evidence.conversation, config.file_rule)
             raise api_errors.error_of(as_sent, "/v1/responses") from None

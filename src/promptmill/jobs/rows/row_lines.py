@@ -30,6 +30,7 @@ from promptmill.core.request import (
     OF_FORM,
     OF_OPERATOR_NAMES,
     PROTECTING_NAMES,
+    SYSTEM_ROLES,
     Conversation,
     FilePart,
     ImagePosition,
@@ -136,6 +137,8 @@ class RowReader:
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """The readers for rows that name another model, by the model's name."""
     limits: RowLimits = RowLimits()
+    has_evidence: bool = False
+    """Whether the model gets the columns of a row as evidence, apart from the words of the prompt."""
     has_lines: bool = True
     """Whether messages call a row of JSON a line; if False, rows are elements of a list."""
     above: int = 0
@@ -269,11 +272,12 @@ class RowReader:
             self._check_of_data(own, where)
             sampling = sampling.model_copy(update=protected(replacing_choices(own), sampling.given()))
         has_own_form = not (self.shows or own.keys().isdisjoint(OF_FORM))
-        if self.decided is not None and not (system_prompt or has_own_form):
+        has_system = bool(system_prompt) or conversation.messages[0].role in SYSTEM_ROLES
+        if self.decided is not None and not (has_system or has_own_form):
             conversation = conversation.with_system(self.system_prompt).with_words(self.decided)
         else:
             shown = shown_of(sampling, shows=False) if has_own_form else self.shown
-            conversation = conversation.composed(system_prompt or self.system_prompt, shown)
+            conversation = conversation.composed(system_prompt if has_system else self.system_prompt, shown)
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _whole_request(self, row: JsonObject, where: str) -> RequestParts:

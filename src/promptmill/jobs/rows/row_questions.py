@@ -23,13 +23,14 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import Fields, FileRow, Message, Request, TextPart
+from promptmill.core.request import Conversation, Fields, FileRow, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.files import json_values
 from promptmill.images.load import from_folder
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
+from promptmill.jobs.rows.template import ExpressionTemplate
 
 _APART = b"\x1f"  # separates the questions in a line; JSON never contains this byte, because texts escape it
 _CELLS = b"\x1e"  # begins the cells that a stored row lacks
@@ -74,6 +75,18 @@ class Questions:
         if not {*map(type, question.values())} <= {str}:
             question = json_values.load(question_json(question), where)
         return question, fields
+
+    def fields_in(self, prompt: Sequence[str], cells: bytes) -> Fields | None:
+        """Return the fields in the prompt of a stored row whose template has expressions; None if the prompt has images
+        between its texts, or if it is not made from the stored cells alone."""
+        if not isinstance(self.template, ExpressionTemplate):
+            return None
+        with contextlib.suppress(PromptmillError):
+            row = json_values.load(cells, "") if self.columns is None else loads(cells)
+            row = row if self.columns is None else {name: row[at] for at, name in self.columns}
+            fields = self.template.divided(self._with_missing(row))
+            return fields if [fields.whole] == [*prompt] else None
+        return None
 
     def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
         """Return the digest of the question about a stored row, see `row_lines.digest`; None if the row has no
@@ -181,6 +194,9 @@ class RowRequests:
         else:
             request = self.reader.request(n, stored, attempts)
             request.is_filled = not self.questions.is_plain
+            if self.reader.has_evidence and request.is_filled:
+                prompt = Conversation(request.conversation.messages[-1:]).texts
+                request.fields = self.questions.fields_in(prompt, cells)
         if self.reader.kind != "messages":  # those are the requests of a call
             request.row = FileRow(cells, self.header)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request

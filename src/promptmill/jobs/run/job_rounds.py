@@ -27,6 +27,7 @@ from promptmill.jobs.store.plan import JobSpec, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
 from promptmill.jobs.store.spec import digest
+from promptmill.service.model import is_embedded
 from promptmill.steps.step import Step
 
 
@@ -266,6 +267,8 @@ def reader_of(
         prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,
         row_settings=spec.question.rows_set,
         limits=limits,
+        has_evidence=settings.sampling_params.sets(OF_FORM)
+        and (registry.decides(config) or config.record.compares or is_embedded(config)),
         has_lines=spec.input.has_lines,
         above=spec.input.above,
     )

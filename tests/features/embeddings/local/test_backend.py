@@ -248,6 +248,14 @@ async def test_the_evidence_is_the_last_message_of_the_user_and_no_complaint(loa
             "levels as words",
         ),
         ("invalid_input", {"sure": {"enum": ["yes", "No"]}}, "of the field sure say nothing: yes, No", "Define"),
+        *(
+            ("invalid_input", {"kind": {"enum": labels}}, "of the field kind differ in a negation", "Define")
+            for labels in (
+                *(["offensive", "not-offensive", "other"], ["relevant", "irrelevant"], ["Unsafe", "safe"]),
+                *(["spam", "No spam"], ["fiction", "non_fiction"], ["is late", "isn't late"], ["agree", "disagree"]),
+                *(["wichtig", "unwichtig"], ["Spam", "kein Spam"], ["相关", "不相关"], ["possible", "impossible"]),
+            )
+        ),
         (
             "unsupported",
             {"tags": {"type": "array", "items": {"enum": ["a1", "b2"]}}},

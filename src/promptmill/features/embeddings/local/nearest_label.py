@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from promptmill.answers.form import form_of
@@ -27,6 +27,12 @@ ALWAYS = "The encoder always gives one of the labels, also for a text that does 
 rows of nine tables in which every row has an answer."""
 _YES_OR_NO = frozenset({"yes", "no", "true", "false", "y", "n", "ja", "nein", "oui", "non", "sí", "si", "是", "否"})
 _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+
+
+_NEGATION = re.compile(
+    r"n['\u2019]t\b|\b(?:not|no|non|un|never|without|nicht|kein\w*|ohne|pas|sans|sin|n[ãa]o|sem|senza|niet|geen|ikke|inte)\b"
+)
+_NEGATING = re.compile(r"^(?:un|in|im|il|ir|non|dis|mis|[不非无無没沒未])(?=.)")
 
 
 class ComparedOptions(NamedTuple):
@@ -111,13 +117,18 @@ def _comparison(asked: Asked) -> ComparedOptions:
         problem = f"The encoder finds the nearest of several labels, and no yes or no{_asks(asked)}."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
     options = [option for option in asked.options if option.value is not None]
+    where = f" of {_fields([asked.title])}" if asked.title else ""
+    remedy = "Define each label (`definitions`, or a table with the columns label and definition)"
     if wordless := [option.text for option in options if not option.definition and _is_wordless(option.text)]:
-        where = f" of {_fields([asked.title])}" if asked.title else ""
         problem = f"The encoder compares texts with labels, and these labels{where} say nothing: {_listed(wordless)}."
         if isinstance(asked.kind, Scale):
             raise _refused(problem, "Write levels as words, such as `calm` and `furious`")
-        remedy = "Define each label (`definitions`, or a table with the columns label and definition)"
         raise _refused(problem, remedy, Code.INVALID_INPUT)
+    if negated := [pair for pair in _negated(options) if not all(option.definition for option in pair)]:
+        problem = (
+            f"The encoder compares texts with labels, and two labels{where} differ in a negation, which it does not see"
+        )
+        raise _refused(f"{problem}: {_listed([option.text for option in negated[0]])}.", remedy, Code.INVALID_INPUT)
     return ComparedOptions(asked, options, _texts(asked, options))
 
 
@@ -129,6 +140,19 @@ def _texts(asked: Asked, options: Sequence[AllowedAnswer]) -> list[str]:
     if asked.words and not any(option.definition for option in options):
         return [f"{asked.words}: {option.text}" for option in options]
     return [f"{option.text}: {option.definition}" if option.definition else option.text for option in options]
+
+
+def _negated(options: Sequence[AllowedAnswer]) -> Iterator[tuple[AllowedAnswer, AllowedAnswer]]:
+    """Yield the pairs of options of which one negates the other, as in `safe, unsafe` and `spam, no spam`."""
+    known: dict[tuple[str, ...], tuple[int, AllowedAnswer]] = {}
+    for option in sorted(options, key=lambda option: len(option.text)):
+        text, negations = _NEGATION.subn(" ", option.text.casefold().replace("_", " "))
+        words = tuple(re.findall(r"\w+", text))
+        if words in known and known[words][0] != negations:
+            yield known[words][1], option
+        bare = ((*words[:at], _NEGATING.sub("", word), *words[at + 1 :]) for at, word in enumerate(words))
+        yield from ((known[each][1], option) for each in bare if each != words and each in known)
+        known.setdefault(words, (negations, option))
 
 
 def _is_wordless(label: str) -> bool:
