@@ -27,7 +27,6 @@ from promptmill.jobs.store.plan import JobSpec, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
 from promptmill.jobs.store.spec import digest
-from promptmill.service.model import is_embedded
 from promptmill.steps.step import Step
 
 
@@ -268,7 +267,7 @@ def reader_of(
         row_settings=spec.question.rows_set,
         limits=limits,
         has_evidence=settings.sampling_params.sets(OF_FORM)
-        and (registry.decides(config) or config.record.compares or is_embedded(config)),
+        and (registry.decides(config) or config.record.compares or config.is_embedded),
         has_lines=spec.input.has_lines,
         above=spec.input.above,
     )
