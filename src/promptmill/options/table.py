@@ -695,8 +695,8 @@ def needs_hidden(name: str, face: Face) -> str:
 def other_faces(name: str) -> str:
     """Return words that state on which faces an option exists that no tool has; `""` if there is no such option.
 
-    >>> other_faces("detach")
-    'on the command line, `promptmill bulk` has --detach'
+    >>> other_faces("progress")
+    'in Python, `promptmill.bulk` has progress'
     """
     option = options().get(name)
     if option is None or option.argument is not None:

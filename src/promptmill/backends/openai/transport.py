@@ -255,8 +255,8 @@ class Pool:
             route = route_to(keyed, trust_env=self._trust_env)
             async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
                 if use is not None and response.status >= 400:
-                    body = await response.beginning(_LONGEST_REFUSAL)
-                    if refuses_key(response.status, response.headers, body, endpoint) and await use.is_renewed():
+                    refusal = await response.beginning(_LONGEST_REFUSAL)
+                    if refuses_key(response.status, response.headers, refusal, endpoint) and await use.is_renewed():
                         continue
                 yield response
                 return
