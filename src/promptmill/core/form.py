@@ -17,13 +17,19 @@ NOT_STATED = "not stated"
 """The option that stands for null in a question whose answer may be null."""
 
 
+def rounding(count: int) -> float:
+    """Return how much the sum of probabilities that are rounded to two decimals may differ from 1
+    (Effect-TS/effect#8379)."""
+    return max(0.02, min(0.1, 0.005 * count)) + 1e-9
+
+
 def adds_up(shares: Collection[float]) -> bool:
-    """Return whether probabilities, rounded to two decimals, add up to 1 (Effect-TS/effect#8379).
+    """Return whether rounded probabilities add up to 1.
 
     >>> adds_up([0.33, 0.33, 0.33]), adds_up([0.5, 0.4])
     (True, False)
     """
-    return abs(math.fsum(shares) - 1) <= max(0.02, min(0.1, 0.005 * len(shares))) + 1e-9
+    return abs(math.fsum(shares) - 1) <= rounding(len(shares))
 
 
 class Choice(NamedTuple):
@@ -173,14 +179,15 @@ class Form(NamedTuple):
             told = [given[asked.name] for asked in every if asked.name in given]
             if len(told) != len(every) or not told:
                 continue
+            for asked, own in zip(every, told, strict=True):
+                options = asked.by_text
+                if own.shares:
+                    shares[asked.name] = {options[text].name: share for text, share in own.shares.items()}
+                values[one.name] = options[own.option].value
             if isinstance(one.kind, Choice) and one.kind.many:
-                values[one.name], shares[one.name] = _labels_in(one.kind, told)
-                shares |= {asked.name: _by_value(asked, own) for asked, own in zip(every, told, strict=True)}
-            else:
-                values[one.name] = every[0].by_text[told[0].option].value
-                shares[one.name] = _by_value(every[0], told[0])
-        text = values.get("") if "" in values else json_text(values)
-        return Answer(text_of(text), {name: by_value for name, by_value in shares.items() if by_value})
+                values[one.name], joint = _labels_in(one.kind, told)
+                shares |= {one.name: joint} if joint else {}
+        return Answer(text_of(values[""]) if "" in values else json_text(values), shares)
 
 
 def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
@@ -194,11 +201,6 @@ def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str,
     for at, own in enumerate(given):
         joint *= own.shares.get("yes" if at in kept else "no", 1.0)
     return labels, {text_of(labels): round(joint, 6)} if any(own.shares for own in given) else {}
-
-
-def _by_value(asked: Asked, given: Given) -> dict[str, float]:
-    options = asked.by_text
-    return {options[text].name: share for text, share in given.shares.items() if text in options}
 
 
 def _asked(question: Question) -> tuple[Asked, ...]:
