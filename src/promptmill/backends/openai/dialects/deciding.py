@@ -68,6 +68,8 @@ class Expected(NamedTuple):
     """The API's type of the question."""
     texts: tuple[str, ...]
     """The options in order, see `AllowedAnswer.text`."""
+    names: tuple[str, ...]
+    """See `AllowedAnswer.name`."""
     places: Mapping[str, int]
     """The place of each option, by its name in replies: a level's number, or an option as models see it."""
     legend: Mapping[str, str]
@@ -78,7 +80,7 @@ class Expected(NamedTuple):
     def yes_no(self, share: Any) -> Given:
         """Return the answer for `share`, the probability of yes. Raises `UnreadableReplyError`, as the next two do."""
         yes = _share(share)
-        return Given("yes" if yes >= _HALF else "no", {"yes": yes, "no": round(1.0 - yes, 6)})
+        return Given("yes" if yes >= _HALF else "no", {"true": yes, "false": round(1.0 - yes, 6)})
 
     def choice(self, chosen: Any, shares: Any) -> Given:
         """Return the answer for the chosen option and the probabilities, which some gateways leave out."""
@@ -92,7 +94,7 @@ class Expected(NamedTuple):
         values = self._values(shares)
         if values[place] < max(values) - 1e-9:
             raise UnreadableReplyError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
-        return Given(self.texts[place], dict(zip(self.texts, values, strict=True)))
+        return Given(self.texts[place], dict(zip(self.names, values, strict=True)))
 
     def scale(self, shares: Any, legend: Any) -> Given:
         """Return the likeliest level. `shares`: the probabilities by number. `legend`: the texts by number, which tell
@@ -106,7 +108,7 @@ class Expected(NamedTuple):
             if not {*order} == {*self.places.values()} or len(legend) != len(order):
                 raise UnreadableReplyError("its legend does not have the levels of the question")
             values = [values[number] for number in order if number is not None]
-        return Given(self.texts[values.index(max(values))], dict(zip(self.texts, values, strict=True)))
+        return Given(self.texts[values.index(max(values))], dict(zip(self.names, values, strict=True)))
 
     def _values(self, shares: Any) -> list[float]:
         """Return the probability of each option, in order."""
@@ -153,9 +155,9 @@ class ReadAnswers(NamedTuple):
 
     def error(self, endpoint: str) -> PromptmillError | None:
         """Return the error that names the questions without an answer; None if all questions have an answer."""
-        whys = {**self.refused, **self.unreadable}
-        if not whys:
+        if not (self.refused or self.unreadable):
             return None
+        whys = {**self.refused, **self.unreadable}
         name, why = next(iter(whys.items()))
         code = Code.INVALID_ANSWER if self.unreadable else Code.CONTENT_FILTER
         where = f" to `{cut(name, _MOST_SHOWN)}`" if name else ""
@@ -362,16 +364,17 @@ def _names_of(asked: Sequence[Asked]) -> list[str]:
 
 def _expected(asked: Asked, name: str, yes_no: str) -> Expected:
     """Prepare a question. A scale or a yes or no with the further option "not stated" is sent as a choice."""
-    texts, kind = tuple(option.text for option in asked.options), asked.kind
+    kind, texts = asked.kind, tuple(option.text for option in asked.options)
+    names = tuple(option.name for option in asked.options)
     if isinstance(kind, YesNo) and not kind.is_optional:
-        return Expected(asked, name, yes_no, texts, {}, {}, 0)
+        return Expected(asked, name, yes_no, texts, names, {}, {}, 0)
     if isinstance(kind, Scale) and len(texts) == len(kind.levels):
         levels = (": ".join(filter(None, (one.text, one.definition))) for one in asked.options)
         legend = {str(number): level for number, level in enumerate(levels)}
         places = {number: at for at, number in enumerate(legend)}
-        return Expected(asked, name, "score", texts, places, legend, rounding(len(texts)))
+        return Expected(asked, name, "score", texts, names, places, legend, rounding(len(texts)))
     places = {plain(text): at for at, text in enumerate(texts)}
-    return Expected(asked, name, "choice", texts, places, {}, rounding(len(texts)))
+    return Expected(asked, name, "choice", texts, names, places, {}, rounding(len(texts)))
 
 
 def _share(value: Any) -> float:
