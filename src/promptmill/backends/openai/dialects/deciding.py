@@ -115,7 +115,7 @@ class Expected(NamedTuple):
         values = [shares.get(name) for name in self.places]
         if None in values or len(shares) != len(values):
             values = self._by_option(shares)
-        if {*map(type, values)} != {float} or min(values) < 0:
+        if {*map(type, values)} != {float} or not 0 <= min(values) <= max(values) <= 1:
             values = [*map(_share, values)]
         if not abs(sum(values) - 1) <= self.slack:
             raise UnreadableReplyError(f"its probabilities add up to {sum(values):.3g}")
