@@ -17,7 +17,7 @@ def test_a_question_has_its_options_with_definitions() -> None:
 def test_an_optional_question_may_have_no_answer() -> None:
     form = Form((Question("team", "", Choice(("billing", "tech"), is_optional=True)),))
     assert [one.text for one in form.asked[0].options] == ["billing", "tech", NOT_STATED]
-    answer = form.answer({"team": Given(NOT_STATED, {"billing": 0.25, NOT_STATED: 0.75})})
+    answer = form.answer({"team": Given(NOT_STATED, {"billing": 0.25, "": 0.75})})
     assert answer.text == '{"team":null}'
     assert answer.probabilities == {"team": {"billing": 0.25, "": 0.75}}
 
@@ -30,7 +30,8 @@ def test_too_few_or_too_many_labels_are_the_likeliest(least: int, most: int | No
     form = Form((Question("t", "", Choice(("a", "b", "c"), many=True, least=least, most=most)),))
     shares = {"a": 0.3, "b": 0.6, "c": 0.8}
     given = {
-        f"t: {label}": Given("yes" if yes > 0.5 else "no", {"yes": yes, "no": 1 - yes}) for label, yes in shares.items()
+        f"t: {label}": Given("yes" if yes > 0.5 else "no", {"true": yes, "false": 1 - yes})
+        for label, yes in shares.items()
     }
     answer = form.answer(given)
     assert (answer.text, answer.probabilities["t"]) == (f'{{"t":{labels}}}', {labels: share})
@@ -39,7 +40,7 @@ def test_too_few_or_too_many_labels_are_the_likeliest(least: int, most: int | No
 def test_each_of_many_labels_is_a_yes_or_no() -> None:
     form = Form((Question("labels", "", Choice(("a", "b"), ("first", ""), many=True)),))
     assert [(one.name, one.options[0].definition) for one in form.asked] == [("labels: a", "first"), ("labels: b", "")]
-    yes, no = Given("yes", {"yes": 0.75, "no": 0.25}), Given("no", {"yes": 0.5, "no": 0.5})
+    yes, no = Given("yes", {"true": 0.75, "false": 0.25}), Given("no", {"true": 0.5, "false": 0.5})
     answer = form.answer({"labels: a": yes, "labels: b": no})
     assert answer.text == '{"labels":["a"]}'
     assert answer.probabilities["labels"] == {'["a"]': 0.375}

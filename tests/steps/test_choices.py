@@ -180,7 +180,9 @@ async def test_an_endpoint_that_takes_fewer_likely_tokens_gets_five(ask, upstrea
     upstream.reply = choose(lambda seen: refusing if seen.json["top_logprobs"] > 5 else fitting)
     outcomes, call = await ask(["Which?"] * 3, [f"c{at}" for at in range(8)], top_choices=1)
     assert [outcome.probabilities for outcome in outcomes] == [{"": {"c1": 0.533333}}] * 3
-    assert any("takes 5 `top_logprobs`: the probabilities of others are estimates" in one for one in call.warnings)
+    assert any(
+        "takes 5 `top_logprobs`: the probabilities of the other choices are estimates" in one for one in call.warnings
+    )
 
 
 async def test_an_endpoint_without_log_probabilities_answers_without_chances(ask, upstream):

@@ -34,8 +34,8 @@ def evidence_of(request: Request) -> Evidence:
     >>> evidence_of(Request(0, mail, Sampling(), fields=Fields(("Mail: ", "mail", ""), ("hi",))))
     'hi'
     """
-    with contextlib.suppress(ValueError):  # a mask in place of a number: the text has the mask, too
-        if request.state:
+    if request.state:
+        with contextlib.suppress(ValueError):  # a mask in place of a number: the text has the mask, too
             state: Evidence = json.loads(request.state, parse_float=exact_float)
             return state
     fields = request.fields

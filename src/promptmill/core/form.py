@@ -17,13 +17,19 @@ NOT_STATED = "not stated"
 """The option that stands for null in a question whose answer may be null."""
 
 
+def rounding(count: int) -> float:
+    """Return how much the sum of probabilities that are rounded to two decimals may differ from 1
+    (Effect-TS/effect#8379)."""
+    return max(0.02, min(0.1, 0.005 * count)) + 1e-9
+
+
 def adds_up(shares: Collection[float]) -> bool:
-    """Return whether probabilities, rounded to two decimals, add up to 1 (Effect-TS/effect#8379).
+    """Return whether rounded probabilities add up to 1.
 
     >>> adds_up([0.33, 0.33, 0.33]), adds_up([0.5, 0.4])
     (True, False)
     """
-    return abs(math.fsum(shares) - 1) <= max(0.02, min(0.1, 0.005 * len(shares))) + 1e-9
+    return abs(math.fsum(shares) - 1) <= rounding(len(shares))
 
 
 class Choice(NamedTuple):
@@ -123,7 +129,7 @@ class Given(NamedTuple):
     option: str
     """The text of the given option."""
     shares: Mapping[str, float]
-    """The reported probability of each option, by the option's text. Options may be missing."""
+    """The reported probability of each option, by the option's `name`. Options may be missing."""
 
 
 class Answer(NamedTuple):
@@ -131,7 +137,7 @@ class Answer(NamedTuple):
 
     text: str
     """The option itself, or a JSON object with the fields that have an answer."""
-    probabilities: dict[str, dict[str, float]]
+    probabilities: dict[str, Mapping[str, float]]
     """See `Completion.probabilities`. A question about many labels has the probability that all given labels are right
     and, under `FIELD: LABEL`, the probability of each label."""
 
@@ -164,41 +170,36 @@ class Form(NamedTuple):
         `given`: the answers, by the names in `asked`. `fields`: the property `fields`, if the caller has read it.
 
         >>> form = Form((Question("urgent", "", YesNo()),))
-        >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
+        >>> form.answer({"urgent": Given("yes", {"true": 0.75, "false": 0.25})})
         Answer(text='{"urgent":true}', probabilities={'urgent': {'true': 0.75, 'false': 0.25}})
         """
         values: dict[str, Any] = {}
-        shares: dict[str, dict[str, float]] = {}
+        shares: dict[str, Mapping[str, float]] = {}
         for one, every in self.fields if fields is None else fields:
             told = [given[asked.name] for asked in every if asked.name in given]
             if len(told) != len(every) or not told:
                 continue
+            for asked, own in zip(every, told, strict=True):
+                if own.shares:
+                    shares[asked.name] = own.shares
+                values[one.name] = asked.by_text[own.option].value
             if isinstance(one.kind, Choice) and one.kind.many:
-                values[one.name], shares[one.name] = _labels_in(one.kind, told)
-                shares |= {asked.name: _by_value(asked, own) for asked, own in zip(every, told, strict=True)}
-            else:
-                values[one.name] = every[0].by_text[told[0].option].value
-                shares[one.name] = _by_value(every[0], told[0])
-        text = values.get("") if "" in values else json_text(values)
-        return Answer(text_of(text), {name: by_value for name, by_value in shares.items() if by_value})
+                values[one.name], joint = _labels_in(one.kind, told)
+                shares |= {one.name: joint} if joint else {}
+        return Answer(text_of(values[""]) if "" in values else json_text(values), shares)
 
 
 def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
     """Return the labels that are right; if the schema requires more or allows fewer, return the likeliest labels."""
     is_yes = [own.option == "yes" for own in given]
     count = min(max(sum(is_yes), choice.least), len(given) if choice.most is None else choice.most)
-    ranked = sorted(range(len(given)), key=lambda at: (not is_yes[at], -given[at].shares.get("yes", 0.0)))
+    ranked = sorted(range(len(given)), key=lambda at: (not is_yes[at], -given[at].shares.get("true", 0.0)))
     kept = {*ranked[:count]}
     labels = [label for at, label in enumerate(choice.options) if at in kept]
     joint = 1.0
     for at, own in enumerate(given):
-        joint *= own.shares.get("yes" if at in kept else "no", 1.0)
+        joint *= own.shares.get("true" if at in kept else "false", 1.0)
     return labels, {text_of(labels): round(joint, 6)} if any(own.shares for own in given) else {}
-
-
-def _by_value(asked: Asked, given: Given) -> dict[str, float]:
-    options = asked.by_text
-    return {options[text].name: share for text, share in given.shares.items() if text in options}
 
 
 def _asked(question: Question) -> tuple[Asked, ...]:

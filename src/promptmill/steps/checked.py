@@ -270,10 +270,11 @@ async def _in_form(
 ) -> tuple[str, str]:
     """Return an answer, repaired if necessary, and its problem or `""`. A choice is returned in its exact spelling."""
     chosen, is_valid = (form.known.get(answer) if is_complete else None) or ("", False)
-    if not chosen:
+    if not chosen and not is_valid:
         chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
         is_valid = form.schema.is_soon_valid(answer)
-        if chosen and is_complete and len(answer) <= _SHORT and len(form.known) < _MOST_KNOWN:
+        is_usual = chosen or (is_valid and not is_written)  # answers that promptmill writes are few, too
+        if is_usual and is_complete and len(answer) <= _SHORT and len(form.known) < _MOST_KNOWN:
             form.known[answer] = chosen, is_valid
     if chosen:
         call.counts.repaired += is_written and not is_valid

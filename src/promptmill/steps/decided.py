@@ -205,9 +205,8 @@ def given_in(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
     found: dict[str, Given] = {}
     for asked in form.asked:
         if asked.name in values:
-            texts = {text_of(option.value): option.text for option in asked.options}
-            own = {texts[value]: share for value, share in shares.get(asked.name, {}).items()}
-            found[asked.name] = Given(texts[text_of(values[asked.name])], own)
+            texts = {option.name: option.text for option in asked.options}
+            found[asked.name] = Given(texts[text_of(values[asked.name])], shares.get(asked.name, {}))
     return found
 
 

@@ -241,6 +241,7 @@ def test_probabilities_are_kept_as_sent(name: str) -> None:
         ({"tech": 0.9, "billing": 0.1}, "sales", "'sales' is no option"),
         ({"tech": None, "billing": None}, "tech", "no probability"),
         ({"tech": 0.505, "billing": 0.495}, "billing", "not the most probable"),
+        ({"tech": 1.01, "billing": 0.0}, "", "no probability"),
     ],
 )
 def test_an_inconsistent_answer_is_none(name: str, chances: dict[str, Any], chosen: str, said: str) -> None:

@@ -130,6 +130,23 @@ def test_parts_of_json_reach_the_endpoint_as_they_came(dialect, server, upstream
             assert [json.loads(one) for one in (alone, mixed, turns)] == [data, ["Charged twice", data], whole]
 
 
+@pytest.mark.parametrize("dialect", ["systemone", "decisions"], indirect=True)
+def test_a_state_has_masks_where_its_text_has_them(dialect, tmp_path, upstream):
+    file = written(tmp_path, upstream.url, {"sampling_params": {"mask": "email,phone"}}, dialect=dialect)
+    state = {
+        "mail": "to jane@example.com",
+        "deep": [{"from": "bob@example.com"}],
+        "phone": "+49 170 1234567",
+        "age": 17,
+    }
+    body = json.dumps({"state": state, "questions": QUESTIONS}).encode()
+    with ServedHere(file, environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+        assert server.ask("POST", "/v1/systemone", {}, body).status == 200
+    sent = upstream.seen[0].raw.decode()
+    assert not [value for value in ("jane", "bob", "1234567") if value in sent]
+    assert '"age":17' in sent
+
+
 def test_the_cache_tells_a_number_from_its_text(post, upstream):
     for state in ({"age": 17}, {"age": "17"}, {"age": 17}):
         post(state=state)

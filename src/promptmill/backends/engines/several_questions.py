@@ -112,7 +112,8 @@ def _together(form: Form, questions: Sequence[Asked], outcomes: Sequence[Outcome
                 warnings |= dict.fromkeys(outcome.warnings)
                 choices = _choices(question)
                 if (option := choices.given(text)) is not None:
-                    given[question.name] = Given(option, outcome.shown_probabilities)
+                    shown = outcome.shown_probabilities.items()
+                    given[question.name] = Given(option, {question.by_text[name].name: share for name, share in shown})
                 else:
                     error = PromptmillError(Code.INVALID_ANSWER, f"The answer {choices.why_none(text)}.")
                     wrong.append((question.name, error))

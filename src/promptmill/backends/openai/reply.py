@@ -172,6 +172,8 @@ def read_response(
         is_plain = status == 200 and type(payload) is dict and not wanted.keep_raw and wanted.questions is None
         if is_plain and (completion := _ordinary(payload)) is not None:
             return completion
+        if wanted.questions is not None and status == 200 and type(payload) is dict and not _may_repeat(body, payload):
+            return _decided(payload, payload, headers, endpoint, wanted)
         return _read_other_form(status, headers, body, payload, endpoint, wanted=wanted)
     except Exception:  # noqa: BLE001 (no response, however deeply nested, may end the run)
         decision = _unreadable(endpoint, "an unreadable response", b"")

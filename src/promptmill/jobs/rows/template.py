@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
-import itertools
 import json
 import re
 import unicodedata
@@ -46,11 +45,14 @@ ROW = "row"
 """The name of the variable that holds all fields of a row: `row["my column"]`."""
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 _ALIKE = 0.7  # the least similarity of a misspelt name: with a lower value, `a - b` would match `a`
-_CELL, _TEXT, _MARKED = "promptmill_cell", "promptmill_text", "promptmill_mark"  # the names of our filters
+_CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
 _PLACES = "promptmill places"  # the name of a variable, which no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _MARKUP = re.compile(r"\{[{%][^{}]*")  # the text of a placeholder or statement
+_WRITTEN = re.compile(r"(\{%.*%\}|\{\{.*?\}\})", re.DOTALL)  # all statements with what is between them, or a place
+_SET, _COMMENT = re.compile(r"\{%-?\s*set\b[^%]*%\}"), re.compile(r"\{#.*?#\}", re.DOTALL)
+_ROW_CELL = re.compile(rf"\b{ROW}\[[\"'](.+?)[\"']\]")
 _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such as `mail body` or `mail-body`
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
@@ -254,49 +256,16 @@ class ExpressionTemplate:
 
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
         """Return the prompt for `row`: see `Template`."""
-        places = _Places({} if empty is None else empty)
-        text = "".join(self._pieces(self._template, row, places))
-        if places.empty and not places.has_text and not has_more:
-            raise asks_nothing(places.empty)
-        return text
-
-    def divided(self, row: JsonObject) -> Fields:
-        """Return the prompt for `row` in parts: what the places and the statements wrote, and the words around them.
-        Raises as `render` does."""
-        template, parts = self._marked
-        texts, at = [""] * len(parts), 0
-        for piece in self._pieces(template, row, _Places({})):
-            at += piece is _MARK
-            texts[at] += piece
-        return Fields(parts, tuple(texts[1::2]))
-
-    @functools.cached_property
-    def _marked(self) -> tuple[Any, tuple[str, ...]]:
-        """The template with marks around each place and statement, and its parts, see `Fields.parts`."""
-        environment, parts, body = _environment(), [""], list[nodes.Node]()
-        parsed = environment.parse(self._text)
-        _Fields().visit(parsed)
-        for node in (one for top in parsed.body for one in (top.nodes if isinstance(top, nodes.Output) else [top])):
-            own = node if isinstance(node, nodes.Stmt) else nodes.Output([node], lineno=node.lineno)
-            if isinstance(node, nodes.TemplateData):
-                parts[-1] += node.data
-            elif not isinstance(node, _SILENT):
-                mark = nodes.Output([nodes.Filter(nodes.Const(""), _MARKED, [], [], None, None)], lineno=node.lineno)
-                parts += [_named(node, self.names, parts[1::2]), ""]
-                body += [mark, own]
-                own = mark
-            body.append(own)
-        parsed.body = body
-        return environment.from_string(_checked(parsed.set_environment(environment), self.names)), tuple(parts)
-
-    def _pieces(self, template: Any, row: JsonObject, places: _Places) -> Iterator[str]:
-        size = 0
+        pieces, size, places = [], 0, _Places({} if empty is None else empty)
         try:
-            for piece in template.generate({ROW: row, **row, _PLACES: places}):
+            for piece in self._template.generate({ROW: row, **row, _PLACES: places}):
                 size += len(piece)
                 if size > LONGEST_ROW:
                     raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
-                yield piece
+                pieces.append(piece)
+            if places.empty and not places.has_text and not has_more:
+                raise asks_nothing(places.empty)
+            return "".join(pieces)
         except UndefinedError as error:
             raise input_error(PROMPT, f": {error.message}.") from None
         except PromptmillError:
@@ -306,17 +275,22 @@ class ExpressionTemplate:
         except Exception as error:  # noqa: BLE001 (any error of a template is a failure of its row)
             raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
+    def divided(self, row: JsonObject) -> Fields:
+        """Return the texts of places and statements in the prompt for `row`, and the words around. See `render`."""
+        parts, templates = self._divided
+        return Fields(parts, tuple(template.render(row, has_more=True) for template in templates))
 
-class _Mark(str):
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return self
-
-
-_MARK = _Mark()
-"""The text at the beginning and the end of each place and statement in a template that is divided."""
-_SILENT = nodes.Assign, nodes.AssignBlock, nodes.Macro, nodes.Import, nodes.FromImport
+    @functools.cached_property
+    def _divided(self) -> tuple[tuple[str, ...], Sequence[ExpressionTemplate]]:
+        """The words, with the names of the columns of each place between them, and a template for each place."""
+        text = _COMMENT.sub("", self._text)
+        parts, variables = _WRITTEN.split(_SET.sub("", text)), "".join(_SET.findall(text))
+        templates = [ExpressionTemplate(f"{variables}{part}") for part in parts[1::2]]
+        for at in range(1, len(parts), 2):
+            columns = [*_ROW_CELL.findall(parts[at]), *sorted(ExpressionTemplate(parts[at]).names - {ROW})]
+            name = " ".join(columns) or ROW
+            parts[at] = name if name not in parts[1:at:2] else f"{name} {at // 2 + 1}"
+        return tuple(parts), templates
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
@@ -374,7 +348,6 @@ def _environment() -> Environment:
     )
     environment.filters[_CELL] = pass_context(_has_value)
     environment.filters[_TEXT] = pass_context(_as_text)
-    environment.filters[_MARKED] = lambda _: _MARK
     environment.filters["join"] = pass_context(_joined)
     environment.filters["tojson"] = _json  # Jinja's own filter is for HTML: it writes ü and < as \u00fc and \u003c
     environment.filters["attr"] = pass_environment(_Sandbox.getitem)
@@ -413,15 +386,6 @@ def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
     if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
         return str(node.arg.value) if isinstance(node.arg, nodes.Const) else ""
     return ""
-
-
-def _named(node: nodes.Node, cells: frozenset[str], used: Sequence[str]) -> str:
-    """Return the name of a part of a prompt: its cells, or else its variables, and a number if that name is `used`."""
-    every = [node, *node.find_all(nodes.Expr)]
-    variables = (each.name for each in every if isinstance(each, nodes.Name))
-    names = dict.fromkeys(filter(None, (_cell(each, cells) for each in every))) or dict.fromkeys(variables)
-    name = " ".join(names) or "value"
-    return next(each for at in itertools.count(1) if (each := f"{name} {at}" if at > 1 else name) not in used)
 
 
 def _has_value(context: Context, value: Any, name: str) -> bool:

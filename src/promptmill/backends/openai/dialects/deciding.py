@@ -22,7 +22,7 @@ from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
 from promptmill.core.errors import Code, Named, PromptmillError, without_controls
-from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo, adds_up
+from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo, rounding
 from promptmill.core.request import Conversation, FileKind
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
@@ -46,14 +46,12 @@ _WRAPPINGS = ("result", "response", "data", "output", "decision")
 _MOST_SHOWN = 60  # an error shows at most this many characters of a name
 
 
-class Refused(NamedTuple):
-    """The API declines to answer one question. The text is the reason."""
-
-    why: str
-
-
 class UnreadableReplyError(Exception):
     """An answer does not have the form of this API; the text states the reason."""
+
+
+class DeclinedError(Exception):
+    """The model declines to answer one question."""
 
 
 REPEATED: Any = object()
@@ -70,15 +68,19 @@ class Expected(NamedTuple):
     """The API's type of the question."""
     texts: tuple[str, ...]
     """The options in order, see `AllowedAnswer.text`."""
+    names: tuple[str, ...]
+    """See `AllowedAnswer.name`."""
     places: Mapping[str, int]
     """The place of each option, by its name in replies: a level's number, or an option as models see it."""
     legend: Mapping[str, str]
     """The text of each level of a scale as it is sent, by its number."""
+    slack: float
+    """The largest difference of the sum of the probabilities from 1."""
 
     def yes_no(self, share: Any) -> Given:
         """Return the answer for `share`, the probability of yes. Raises `UnreadableReplyError`, as the next two do."""
         yes = _share(share)
-        return Given("yes" if yes >= _HALF else "no", {"yes": yes, "no": round(1.0 - yes, 6)})
+        return Given("yes" if yes >= _HALF else "no", {"true": yes, "false": round(1.0 - yes, 6)})
 
     def choice(self, chosen: Any, shares: Any) -> Given:
         """Return the answer for the chosen option and the probabilities, which some gateways leave out."""
@@ -92,41 +94,35 @@ class Expected(NamedTuple):
         values = self._values(shares)
         if values[place] < max(values) - 1e-9:
             raise UnreadableReplyError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
-        return Given(self.texts[place], dict(zip(self.texts, values, strict=True)))
+        return Given(self.texts[place], dict(zip(self.names, values, strict=True)))
 
     def scale(self, shares: Any, legend: Any) -> Given:
         """Return the likeliest level. `shares`: the probabilities by number. `legend`: the texts by number, which tell
         which level a number means; None if the reply has none."""
         values = self._values(shares)
         if legend is not None and legend != self.legend:
-            values = [values[number] for number in self._numbers(legend)]
-        return Given(self.texts[values.index(max(values))], dict(zip(self.texts, values, strict=True)))
-
-    def _numbers(self, legend: Any) -> list[int]:
-        """Return the number that a legend gives to each level."""
-        pairs = enumerate(legend) if isinstance(legend, list) else legend.items()
-        known = {text if type(text) is not str else plain(text): self.places.get(str(at)) for at, text in pairs}
-        numbers = [
-            known.get(plain(sent), known.get(plain(text)))
-            for sent, text in zip(self.legend.values(), self.texts, strict=True)
-        ]
-        if None in numbers or len({*numbers}) < len(numbers) or len(legend) != len(numbers):
-            raise UnreadableReplyError("its legend does not have the levels of the question")
-        return [number for number in numbers if number is not None]
+            pairs = enumerate(legend) if isinstance(legend, list) else legend.items()
+            numbers = {plain(text): self.places.get(str(number)) for number, text in pairs}
+            sent = zip(self.legend.values(), self.texts, strict=True)
+            order = [numbers.get(plain(level), numbers.get(plain(text))) for level, text in sent]
+            if not {*order} == {*self.places.values()} or len(legend) != len(order):
+                raise UnreadableReplyError("its legend does not have the levels of the question")
+            values = [values[number] for number in order if number is not None]
+        return Given(self.texts[values.index(max(values))], dict(zip(self.names, values, strict=True)))
 
     def _values(self, shares: Any) -> list[float]:
         """Return the probability of each option, in order."""
         values = [shares.get(name) for name in self.places]
         if None in values or len(shares) != len(values):
-            shares = self._by_option(shares)
-            values = [shares[name] for name in self.places]
-        values = [value if type(value) is float and 0 <= value <= 1 else _share(value) for value in values]
-        if not adds_up(values):
+            values = self._by_option(shares)
+        if {*map(type, values)} != {float} or not 0 <= min(values) <= max(values) <= 1:
+            values = [*map(_share, values)]
+        if not abs(sum(values) - 1) <= self.slack:
             raise UnreadableReplyError(f"its probabilities add up to {sum(values):.3g}")
         return values
 
-    def _by_option(self, shares: Mapping[str, Any]) -> dict[str, Any]:
-        """Return probabilities by the options that their names mean."""
+    def _by_option(self, shares: Mapping[str, Any]) -> list[Any]:
+        """Return the probabilities in the order of the options that their names mean."""
         found: dict[str, Any] = {}
         for name, share in itertools.islice(shares.items(), len(self.places) + 1):
             if (option := plain(name)) not in self.places:
@@ -134,9 +130,9 @@ class Expected(NamedTuple):
             if option in found:
                 raise UnreadableReplyError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
             found[option] = share
-        if lacking := [option for option in self.places if option not in found]:
-            raise UnreadableReplyError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
-        return found
+        if lacking := next((option for option in self.places if option not in found), None):
+            raise UnreadableReplyError(f"its probabilities lack {cut(lacking, _MOST_SHOWN)!r}")
+        return [found[option] for option in self.places]
 
 
 class FormQuestions(NamedTuple):
@@ -159,9 +155,9 @@ class ReadAnswers(NamedTuple):
 
     def error(self, endpoint: str) -> PromptmillError | None:
         """Return the error that names the questions without an answer; None if all questions have an answer."""
-        whys = {**self.refused, **self.unreadable}
-        if not whys:
+        if not (self.refused or self.unreadable):
             return None
+        whys = {**self.refused, **self.unreadable}
         name, why = next(iter(whys.items()))
         code = Code.INVALID_ANSWER if self.unreadable else Code.CONTENT_FILTER
         where = f" to `{cut(name, _MOST_SHOWN)}`" if name else ""
@@ -177,6 +173,9 @@ class Deciding:
     PATH: ClassVar[str]
     YES_NO: ClassVar[str] = "noul"
     """The API's type of a yes-or-no question; the other types have the same names in all APIs."""
+    CRITERIA: ClassVar[tuple[str, str]] = ("true", "false")
+    UNDEFINED: ClassVar[str | None] = None
+    """The description of an option without a definition."""
     STREAMED: JsonObject = {}  # noqa: RUF012 (a constant of the interface)
     FILLED: frozenset[str] = frozenset({"input", "state", "questions", "messages"})
     MARKS: frozenset[str] = frozenset()
@@ -252,8 +251,20 @@ class Deciding:
         raise NotImplementedError
 
     def question(self, one: Expected, words: str) -> JsonDict:
-        """Return a question."""
-        raise NotImplementedError
+        """Return a question. Some servers refuse a yes or no with only one criterion, so both or none are sent."""
+        question: JsonDict = {"type": one.kind, "instructions": words}
+        match one.kind:
+            case "choice":
+                question["criteria"] = {
+                    name: option.definition or self.UNDEFINED
+                    for name, option in zip(one.places, one.asked.options, strict=True)
+                }
+            case "score":
+                question["criteria"] = [*one.legend.values()]
+            case _ if any(option.definition for option in one.asked.options):
+                pairs = zip(self.CRITERIA, one.asked.options, ("It holds.", "It does not hold."), strict=True)
+                question["criteria"] = {name: option.definition or usual for name, option, usual in pairs}
+        return question
 
     # Replies
 
@@ -262,9 +273,16 @@ class Deciding:
         del expected
         return answers if isinstance(answers, dict) else None
 
-    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
-        """Return the answer to a question, or a refusal. Raises `UnreadableReplyError` or `LookupError`."""
-        raise NotImplementedError
+    def given(self, one: Expected, answer: JsonDict) -> Given:
+        """Return the answer to a question. Raises `DeclinedError`, `UnreadableReplyError`, or errors of other kinds."""
+        if answer.get("type") == "refusal" or answer.get("refusal"):  # only some gateways send it
+            raise DeclinedError
+        kind = one.kind
+        if kind == "choice":
+            return one.choice(answer.get("choice"), answer.get("probabilities"))
+        if kind == "score":
+            return one.scale(answer["probabilities"], answer.get("legend"))
+        return one.yes_no(answer["noul"] if "noul" in answer else answer.get("probability"))  # Databricks' name
 
     def blocked(self, payload: JsonDict) -> str:
         """Return the reason why the API declines the whole request, or `""`."""
@@ -292,11 +310,9 @@ class Deciding:
                     raise UnreadableReplyError("it is missing" if answer is None else f"it is {_shown(answer)}")
                 if (kind := answer.get("type", one.kind)) not in (one.kind, "refusal"):
                     raise UnreadableReplyError(f"it has the type {_shown(kind)}, not '{one.kind}'")
-                given = self.given(one, answer)
-                if isinstance(given, Refused):
-                    reading.refused[name] = given.why
-                else:
-                    reading.given[name] = given
+                reading.given[name] = self.given(one, answer)
+            except DeclinedError:
+                reading.refused[name] = "the model declined to answer"
             except UnreadableReplyError as error:
                 reading.unreadable[name] = str(error)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
@@ -347,33 +363,18 @@ def _names_of(asked: Sequence[Asked]) -> list[str]:
 
 
 def _expected(asked: Asked, name: str, yes_no: str) -> Expected:
-    texts = tuple(option.text for option in asked.options)
-    if is_yes_no(asked):
-        return Expected(asked, name, yes_no, texts, {}, {})
-    if is_scale(asked):
-        legend = {str(number): level for number, level in enumerate(levels_of(asked))}
-        return Expected(asked, name, "score", texts, {number: at for at, number in enumerate(legend)}, legend)
-    return Expected(asked, name, "choice", texts, {plain(text): at for at, text in enumerate(texts)}, {})
-
-
-def is_scale(asked: Asked) -> bool:
-    """Return whether a question is asked as a scale. A scale with the option "not stated" is asked as a choice."""
-    return isinstance(asked.kind, Scale) and len(asked.options) == len(asked.kind.levels)
-
-
-def is_yes_no(asked: Asked) -> bool:
-    """Return whether a question is asked as a yes or no; see `is_scale`."""
-    return isinstance(asked.kind, YesNo) and not asked.kind.is_optional
-
-
-def described(asked: Asked, without: str | None = None) -> JsonDict:
-    """Return the options of a choice with their definitions. An option without a definition gets `without`."""
-    return {plain(option.text): option.definition or without for option in asked.options}
-
-
-def levels_of(asked: Asked) -> list[str]:
-    """Return the levels of a scale, each with its definition."""
-    return [f"{one.text}: {one.definition}" if one.definition else one.text for one in asked.options]
+    """Prepare a question. A scale or a yes or no with the further option "not stated" is sent as a choice."""
+    kind, texts = asked.kind, tuple(option.text for option in asked.options)
+    names = tuple(option.name for option in asked.options)
+    if isinstance(kind, YesNo) and not kind.is_optional:
+        return Expected(asked, name, yes_no, texts, names, {}, {}, 0)
+    if isinstance(kind, Scale) and len(texts) == len(kind.levels):
+        levels = (": ".join(filter(None, (one.text, one.definition))) for one in asked.options)
+        legend = {str(number): level for number, level in enumerate(levels)}
+        places = {number: at for at, number in enumerate(legend)}
+        return Expected(asked, name, "score", texts, names, places, legend, rounding(len(texts)))
+    places = {plain(text): at for at, text in enumerate(texts)}
+    return Expected(asked, name, "choice", texts, names, places, {}, rounding(len(texts)))
 
 
 def _share(value: Any) -> float:

@@ -12,7 +12,7 @@ import orjson
 
 from promptmill.answers.decision import Evidence, words_of
 from promptmill.backends.openai.dialects import deciding, dialect
-from promptmill.backends.openai.dialects.deciding import REPEATED, Deciding, Expected, Refused, UnreadableReplyError
+from promptmill.backends.openai.dialects.deciding import REPEATED, Deciding, Expected, UnreadableReplyError
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.form import Given
 from promptmill.core.values import JsonDict, json_text
@@ -38,16 +38,17 @@ class _Decisions(Deciding):
 
     def question(self, one: Expected, words: str) -> JsonDict:
         """Return a question. A yes or no (`predicate`) has no criteria, so its instructions contain the definitions."""
-        match one.kind:
-            case "predicate":
-                pairs = zip(("true", "false"), one.asked.options, strict=True)
-                meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]
-                return {"type": "predicate", "instructions": "\n\n".join([words, *meanings])}
-            case "score":
-                levels = [_described("label", each.text, each.definition) for each in one.asked.options]
-                return {"type": "score", "instructions": words, "levels": levels}
-        choices = [_described("value", name, said) for name, said in deciding.described(one.asked).items()]
-        return {"type": "choice", "instructions": words, "choices": choices}
+        options = one.asked.options
+        if one.kind == "predicate":
+            pairs = zip(("true", "false"), options, strict=True)
+            meanings = (f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition)
+            return {"type": one.kind, "instructions": "\n\n".join([words, *meanings])}
+        field, key, names = ("levels", "label", one.texts) if one.legend else ("choices", "value", one.places)
+        listed = [
+            {key: name} | ({"description": option.definition} if option.definition else {})
+            for name, option in zip(names, options, strict=True)
+        ]
+        return {"type": one.kind, "instructions": words, field: listed}
 
     def answers(self, answers: Any, expected: Sequence[Expected]) -> Mapping[str, Any] | None:
         """Return the answers by the names of their questions. An answer without a name has the place of its question,
@@ -64,21 +65,15 @@ class _Decisions(Deciding):
                 found[name] = REPEATED if name in found else answer
         return found
 
-    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
-        """Return the answer to a question, or the refusal."""
-        if answer.get("type") == "refusal":
-            return Refused("the model declined to answer")
-        match one.kind:
-            case "predicate":
-                return one.yes_no(answer.get("probability"))
-            case "score":
-                levels = answer["probabilities"]
-                has_labels = any(level.get("label") is not None for level in levels)
-                legend = _by_name(("value", "label"), levels, int) if has_labels else None
-                return one.scale(_by_name(("value", "probability"), levels, int), legend)
+    def given(self, one: Expected, answer: JsonDict) -> Given:
+        """Return the answer to a question, whose probabilities are a list."""
         listed = answer.get("probabilities")
-        shares = None if listed is None else _by_name(("value", "probability"), listed, str)
-        return one.choice(answer.get("choice"), shares)
+        if listed is not None:
+            kind = str if one.kind == "choice" else int
+            answer = answer | {"probabilities": _by_name(listed, "probability", kind)}
+            if one.legend and any(level.get("label") is not None for level in listed):
+                answer["legend"] = _by_name(listed, "label", int)
+        return super().given(one, answer)
 
 
 def _is_data(value: Any) -> bool:
@@ -92,13 +87,9 @@ def _part(value: Any) -> JsonDict:
     return {"type": "input_text", "text": value if isinstance(value, str) else json_text(value)}
 
 
-def _described(name: str, text: str, definition: str | None) -> JsonDict:
-    return {name: text, "description": definition} if definition else {name: text}
-
-
-def _by_name(names: tuple[str, str], listed: list[JsonDict], kind: type) -> dict[str, Any]:
-    """Return the values of the field `names[1]` of objects by the text of their field `names[0]`."""
-    pairs = [(one[names[0]], one[names[1]]) for one in listed]
+def _by_name(listed: list[JsonDict], field: str, kind: type) -> dict[str, Any]:
+    """Return the values of a field of objects by the text of their field `value`."""
+    pairs = [(one["value"], one[field]) for one in listed]
     if any(type(name) is not kind for name, _ in pairs):
         raise UnreadableReplyError(f"its probabilities are not of {'texts' if kind is str else 'numbers'}")
     found = {str(name): value for name, value in pairs}

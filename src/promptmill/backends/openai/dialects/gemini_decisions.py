@@ -11,11 +11,10 @@ from typing import Any
 import orjson
 
 from promptmill.answers.decision import Evidence
-from promptmill.backends.openai.dialects import deciding, dialect, gemini, systemone
-from promptmill.backends.openai.dialects.deciding import Deciding, Expected, Refused
+from promptmill.backends.openai.dialects import deciding, dialect, gemini
+from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.errors import without_controls
-from promptmill.core.form import Given
 from promptmill.core.values import JsonDict, json_text
 
 _LONGEST = 300  # the maximum length of a reason
@@ -24,6 +23,7 @@ _LONGEST = 300  # the maximum length of a reason
 class _GeminiDecisions(Deciding):
     NAME, PATH, HAS_IMAGES = "gemini-decisions", "/decisions", True
     LIMITS = DecisionLimits(questions=1000, levels=255)
+    CRITERIA, UNDEFINED = ("true_description", "false_description"), ""
 
     def base(self, base: str) -> str:
         """Return the path of the API's base URL, which ends with the version."""
@@ -41,21 +41,6 @@ class _GeminiDecisions(Deciding):
         parts = [[orjson.dumps({"type": "text", "text": text})]] if text else []
         parts += [_image(*deciding.image_of(image)) for image in images]
         return [b'"input":', *dialect.joined(parts), b',"questions":', questions]
-
-    def question(self, one: Expected, words: str) -> JsonDict:
-        """Return a question. An option without a definition has the description `""`."""
-        match one.kind:
-            case "noul":
-                pairs = zip(("true_description", "false_description"), one.asked.options, strict=True)
-                criteria = {name: option.definition for name, option in pairs if option.definition}
-                return {"type": "noul", "instructions": words} | ({"criteria": criteria} if criteria else {})
-            case "score":
-                return {"type": "score", "instructions": words, "criteria": [*one.legend.values()]}
-        return {"type": "choice", "instructions": words, "criteria": deciding.described(one.asked, without="")}
-
-    def given(self, one: Expected, answer: JsonDict) -> Given | Refused:
-        """Return the answer to a question, or the refusal."""
-        return systemone.given(one, answer)
 
     def blocked(self, payload: JsonDict) -> str:
         """Return the reason why the API blocked the input, or `""`."""

@@ -48,7 +48,7 @@ class ComparedOptions(NamedTuple):
         most = max(cosines)
         weights = [math.exp((cosine - most) / temperature) for cosine in cosines]
         total = math.fsum(weights)
-        shares = {option.text: round(own / total, 6) for option, own in zip(self.options, weights, strict=True)}
+        shares = {option.name: round(own / total, 6) for option, own in zip(self.options, weights, strict=True)}
         return Given(self.options[cosines.index(most)].text, shares)
 
 
