@@ -4,7 +4,7 @@ TABLE is a CSV with the columns `text` and `label`, by default `mails.csv` besid
 with four labels. The options name the model; without any, it is the embedded one, a toy of 135M parameters whose
 figures say nothing about a model for real work:
 
-    python -m benchmarks.together banking.csv -- --provider openai --model gpt-5-mini --key-env OPENAI_API_KEY
+    python -m benchmarks.together banking.csv -- --provider openai --model gpt-6-luna --key-env OPENAI_API_KEY
 
 For each number of rows in a request, it prints what a row took, how many labels are those of a request for each row,
 and how many are right; below the table, how many would be right if each row had the most frequent label.

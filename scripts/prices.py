@@ -19,8 +19,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from promptmill.backends.model_ends import DATED
 from promptmill.backends.openai.providers import profile_named
-from promptmill.steps.prices import DATED, TABLE, TIERS
+from promptmill.steps.prices import TABLE, TIERS
 
 PROVIDERS = {
     "openai": "openai",

@@ -77,15 +77,36 @@ def test_models_name_a_next_step_where_only_the_embedded_model_is_known(capsys, 
     assert "promptmill init" not in capsys.readouterr().err
 
 
+def test_the_models_of_an_endpoint_are_listed_with_their_ends(capsys, upstream):
+    entries = [{"id": "new", "shutdown_date": None}, {"id": "old", "shutdown_date": "2026-11-01"}]
+    upstream.gets = {"/v1/models": {"data": entries}}
+    assert cli.main(["models", "--base-url", upstream.url]) == 0
+    assert capsys.readouterr().out.splitlines() == ["new", "old  (it was switched off on 2026-11-01)"]
+    assert cli.main(["models", "--base-url", upstream.url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "new"}, {"name": "old", "ends": "2026-11-01"}]
+
+
+def test_a_configured_model_is_listed_with_its_end(capsys, tmp_path):
+    file = tmp_path / "parameter.yaml"
+    block = {"openai": {"provider": "openai", "model_name": "gpt-4"}}
+    file.write_text(json.dumps({"backend": "openai", "backend_configs": block}))
+    assert cli.main(["models", "--config", str(file)]) == 0
+    end = "at openai; it was switched off on 2026-10-23; its successor is gpt-5.6-sol"
+    assert end in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["models", "--config", str(file), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["ends"], found["successor"]) == ("2026-10-23", "gpt-5.6-sol")
+
+
 def test_models_show_their_prices_and_where_they_answer(capsys, tmp_path):
     file = tmp_path / "parameter.yaml"
     own = {"backend": "openai", "backend_configs": {"openai": {"base_url": "http://127.0.0.1:1/v1", "model_name": "m"}}}
-    models = {"good": {"openai": {"provider": "openai", "model_name": "gpt-4o-mini"}}}
+    models = {"good": {"openai": {"provider": "openai", "model_name": "gpt-6-luna"}}}
     file.write_text(json.dumps({**own, "prices": {"m": {"input": 0.1, "output": 0.4}}, "models": models}))
     assert cli.main(["models", "--config", str(file)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.split()[2:] == ["openai", "m", "$0.1/$0.4", "at", "http://127.0.0.1:1"]
-    assert second.split() == ["good", "openai", "gpt-4o-mini", "$0.15/$0.6", "at", "openai"]
+    assert second.split() == ["good", "openai", "gpt-6-luna", "$0.1/$0.5", "at", "openai"]
     assert cli.main(["models", "--config", str(file), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first["price"] == {"input": 0.1, "output": 0.4}

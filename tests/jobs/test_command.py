@@ -44,6 +44,22 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
     assert not bench.folder.path.exists()
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--dry-run"])
+@pytest.mark.parametrize(("model", "notes"), [("gpt-4", 1), ("gpt-6-luna", 0)])
+def test_a_job_that_may_outlast_its_model_begins_with_a_note_and_sends_nothing_for_it(bench, model, notes, option):
+    bench.prompts(2)
+    done = bench.run(option, model_name=model, provider="openai")
+    assert done.returncode == 0
+    assert done.stderr.count("gpt-4 was switched off on 2026-10-23; its successor is gpt-5.6-sol.") == notes
+    assert not [seen for seen in bench.upstream.seen if seen.method == "GET"]
+
+
+def test_each_model_of_a_job_is_looked_up(bench):
+    bench.prompts(2)
+    done = bench.run("--quiet", "--model", "gpt-4", "--model", "o1", provider="openai")
+    assert [line.split()[0] for line in done.stderr.splitlines() if "was switched off" in line] == ["gpt-4", "o1"]
+
+
 @pytest.mark.thorough
 def test_a_dry_run_stores_no_order_which_a_kill_would_leave(bench, monkeypatch):
     bench.prompts(10)

@@ -30,7 +30,7 @@ _HOSTS = (
 def host_of(model: str) -> Host | None:
     """Return the provider of a model; None if the model's name does not show its provider.
 
-    >>> host_of("gpt-5-mini").provider, host_of("gpt2")
+    >>> host_of("gpt-6-luna").provider, host_of("gpt2")
     ('openai', None)
     """
     return next((host for form, host in _HOSTS if re.match(form, model)), None)

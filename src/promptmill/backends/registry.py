@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import importlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from promptmill.answers.shown import shown_of
+from promptmill.backends.model_ends import ModelEnd, listed_end
 from promptmill.backends.protocol import Backend, CheckStage, KeyHolder
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.model_config import ModelConfig
@@ -310,7 +311,7 @@ def _working(config: ModelConfig) -> list[ProviderProfile]:
     of the endpoint reports this.)"""
     try:
         return _answering(config)
-    except PromptmillError:
+    except (PromptmillError, KeyError):
         return []
 
 
@@ -318,6 +319,20 @@ def known_provider(config: ModelConfig) -> str:
     """Return the provider that the configuration names, or the only one at its addresses; `""` if it is unknown."""
     names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
+
+
+def end_of(config: ModelConfig) -> ModelEnd | None:
+    """Return the end of the configuration's model in the table of ends, or None. Sends no request."""
+    names = (profile.name for profile in _working(config)) if config.record.needs_endpoint else ()
+    return next(filter(None, (listed_end(name, config.model) for name in names)), None)
+
+
+def ends_soon(configs: Iterable[ModelConfig]) -> list[str]:
+    """Return a sentence for each model that a job may outlast, by the table of ends. The warnings of a configuration
+    whose model was chosen from the endpoint's list have this sentence already."""
+    ends = ((config, end) for config in configs if (end := end_of(config)) is not None and end.is_near())
+    found = dict.fromkeys((end.words(config.model), config.warnings) for config, end in ends)
+    return list(dict.fromkeys(text for text, warnings in found if text not in warnings))
 
 
 def addresses(config: ModelConfig) -> list[SplitResult]:

@@ -60,7 +60,7 @@ _OF_ALL = """\
 # max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)
 # cache: true        # keep answers at temperature 0 and never pay for them twice
 # models:            # more models, each for `--model` by its name
-#   strong: {openai: {provider: openai, model_name: gpt-5}, price: {input: 1.25, output: 10}}
+#   strong: {openai: {provider: openai, model_name: gpt-6.1-sol}, price: {input: 2, output: 10}}
 """
 
 
@@ -161,7 +161,7 @@ def _content(answers: SetupAnswers, arguments: argparse.Namespace) -> JsonDict:
 def _model_at(url: str) -> str:
     raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
     try:
-        names = runtime.run(choosing.models_at(Configuration(raw).config))
+        names = [*runtime.run(choosing.models_at(Configuration(raw).config))]
     except PromptmillError as error:
         raise config_error("", error.message.replace("backend_configs.openai.base_url", "its address", 1)) from None
     if len(names) < 2:

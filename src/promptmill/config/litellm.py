@@ -64,7 +64,7 @@ def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
     path = f"backend_configs.{_LITELLM}"
     prefix, slash, model = name.partition("/") if isinstance(name, str) else ("", "", "")
     if not slash or not model:
-        raise config_error(f"{path}.model_name", "should be `provider/name`, such as openai/gpt-5-mini.")
+        raise config_error(f"{path}.model_name", "should be `provider/name`, such as openai/gpt-6-luna.")
     if prefix in _ANY_SERVER and not has_address:
         raise config_error(f"{path}.base_url", f"is missing: {prefix} is your own server; give its address.")
     if prefix not in _PROVIDERS and prefix not in _ANY_SERVER:

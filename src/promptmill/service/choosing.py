@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeAlias
 
+from promptmill.backends.model_ends import ModelEnd
 from promptmill.backends.protocol import AutoChoice
 from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
 from promptmill.config.configuration import Configuration
@@ -52,14 +53,14 @@ async def with_model(config: ModelConfig) -> ModelConfig:
     return config_with_model
 
 
-async def models_at(config: ModelConfig) -> list[str]:
-    """Return the names of the models at the configuration's endpoint, loaded models first; empty if it lists none.
+async def models_at(config: ModelConfig) -> dict[str, ModelEnd | None]:
+    """Return the models at the configuration's endpoint, loaded models first, with their ends; `{}` if it lists none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
     if not (choice := config.record.choice):
-        return []
-    models: list[str] = await (await _module(choice)).models_at(config)
+        return {}
+    models: dict[str, ModelEnd | None] = await (await _module(choice)).models_at(config)
     return models
 
 
@@ -76,7 +77,7 @@ async def meant_model(config: ModelConfig, error: PromptmillError, how: str, ask
     """
     if error.code is not Code.NOT_FOUND or not config.model:
         return ""
-    names = await models_at(config)
+    names = [*await models_at(config)]
     missing = next((name for name in asked or [config.model] if name not in names), None)
     if not names or missing is None:
         return ""

@@ -450,7 +450,7 @@ def _unpriced(
         f"the price of {listed([*unpriced])} is not known{limit}; add ",
         *prices,
         *add,
-        f". IN/OUT are the US dollars for a million tokens of prompts and of answers.",
+        ". IN/OUT are the US dollars for a million tokens of prompts and of answers.",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import orjson
 
 from promptmill.backends import registry
+from promptmill.backends.model_ends import DATED
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
 from promptmill.config import model_config
@@ -38,7 +39,6 @@ _SEARCHES: Mapping[str, Mapping[str, float]] = {
     "perplexity": {"": 2.5},
 }
 _A_THOUSAND = 1_000
-DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
 _AROUND_MEMBER = 24
 """The most tokens that an id and the JSON around one answer take, in a reply to several rows."""
@@ -46,11 +46,11 @@ _UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking
 """Parameters in `extra_params` with which an answer may be longer than its form allows."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; no provider charges more for prompts below this length
-# The price of writing to the cache, relative to the input price: for five minutes (Anthropic) or thirty (OpenAI), and for
-# an hour (Anthropic) or twelve (OpenAI). Sources: their pages on prompt caching.
+# The price of writing to the cache, relative to the input price: for five minutes (Anthropic) or thirty (OpenAI), and
+# for an hour (Anthropic) or twelve (OpenAI). Sources: their pages on prompt caching.
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 # OpenAI's hosts that process requests in one region cost 10 % more (its page of prices); the list lacks these hosts.
-_REGION, _REGIONAL = re.compile(r"(?<=//)(?:eu|us)\.(?=api\.openai\.com[:/])"), 1.1
+_REGION, _REGIONAL = re.compile(r"(?<=//)(?:eu|us)\.(?=api\.openai\.com(?:[:/]|$))"), 1.1
 BATCH = "batch"
 """The tier of requests in batches. A request must not name it."""
 

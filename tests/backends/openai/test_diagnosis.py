@@ -66,6 +66,27 @@ async def test_an_unknown_model_is_reported_with_the_nearest_names(checked, upst
     assert "has qwen3-8b, qwen3-4b, other: name one of them" in detail
 
 
+def _listing(**entry):
+    return {"/v1/models": {"object": "list", "data": [{"id": "m", **entry}, {"id": "other"}]}}
+
+
+async def test_a_model_that_ends_is_reported(checked, upstream):
+    upstream.gets = _listing(lifecycle="deprecated", retires_at="2999-01-22T00:00:00Z")
+    (warning,) = [text for name, ok, text in await checked(model_name="m") if "switched off" in text]
+    assert warning.startswith("m is switched off on 2999-01-22, in ")
+
+
+async def test_the_table_of_ends_is_used_if_the_endpoint_states_nothing(checked, upstream):
+    upstream.gets = _listing()
+    steps = await checked(model_name="gpt-4", provider="openai")
+    assert ("models", True, "gpt-4 was switched off on 2026-10-23; its successor is gpt-5.6-sol.") in steps
+
+
+async def test_a_model_without_an_end_has_no_warning(checked, upstream):
+    upstream.gets = _listing(shutdown_date=None)
+    assert not [text for _, _, text in await checked(model_name="m") if "switched off" in text]
+
+
 async def test_a_missing_model_name_gives_the_list_of_models(checked, upstream):
     upstream.models = ["a", "b"]
     name, detail = _failed(await checked(model_name=None))

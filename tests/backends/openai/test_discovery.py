@@ -87,6 +87,13 @@ async def test_base_url_alone_is_enough_if_there_is_one_model(server, upstream):
     assert model in config.chosen
 
 
+@pytest.mark.parametrize(("date", "notes"), [("2026-11-01", ["m was switched off on 2026-11-01."]), ("2999-01-01", [])])
+async def test_a_model_that_is_chosen_from_the_list_has_a_note_if_it_ends_soon(upstream, date, notes):
+    upstream.gets = {"/v1/models": {"data": [{"id": "m", "shutdown_date": date}]}}
+    config = await with_model(openai_config(upstream.url, model_name=None))
+    assert list(config.warnings) == notes
+
+
 async def test_an_older_ollama_lists_its_models_only_on_its_own_page(upstream):
     upstream.gets = {"/v1/models": None, "/api/version": {"version": "0.1.20"}, "/api/tags": TAGS}
     assert (await _models(openai_config(upstream.url))).only() == ListedModel("llama3.2:latest")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from promptmill.backends.model_ends import ModelEnd, listed_end
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.dialects.deciding import Deciding
@@ -166,6 +167,7 @@ class _Trial:
                 return ""
             report = stage.warn if error.code is Code.UNAUTHORIZED else stage.ok
             report(f"the list is unavailable ({error.message.rstrip('.')})")
+            self._warn_of_end(named, listed_end(self._endpoint.profile.name, named))
             return named
         where = f"{listed.server} has " if listed.server else ""
         model = listed.get(named) if named else listed.only()
@@ -173,6 +175,7 @@ class _Trial:
             context = f", context {model.context:,} tokens" if model.context else ""
             others = f" (one of {len(listed.models)})" if len(listed.models) > 1 else ""
             stage.ok(f"{where}{model.name}{context}{others}")
+            self._warn_of_end(model.name, model.end)
             return named or model.name
         if not named:
             stage.failed(PromptmillError(Code.INVALID_CONFIG, which_models(self._endpoint, listed), ""))
@@ -180,7 +183,12 @@ class _Trial:
         names = [one.name for one in listed.models]
         near = close_matches(named, names, n=3, cutoff=0.4)
         stage.warn(f"{named} is not among them: {', '.join(near) or str(listed) or 'none'}")
+        self._warn_of_end(named, listed_end(self._endpoint.profile.name, named))
         return named
+
+    def _warn_of_end(self, model: str, end: ModelEnd | None) -> None:
+        if end is not None:
+            self._stage.warn(end.words(model))
 
     async def _answers(self, model: str) -> None:
         stage, endpoint = self._stage, self._endpoint

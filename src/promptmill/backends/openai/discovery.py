@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from promptmill.backends.model_ends import ModelEnd, listed_end, stated_end
 from promptmill.backends.openai.endpoint import Endpoint, endpoints, ip_address_of
 from promptmill.backends.openai.failures import TransportError, classify_exception
 from promptmill.backends.openai.providers import PROFILES, ProviderProfile
@@ -65,18 +66,19 @@ async def with_model(config: ModelConfig) -> ModelConfig:
     model = models.only()
     if model is None:
         raise config_error(f"{_BLOCK}.model_name", "none is named; ", *which_models(first, models))
-    return _naming(config, model.name, f"model {model.name}: the one that {_where(first, models)} has")
+    config = _naming(config, model.name, f"model {model.name}: the one that {_where(first, models)} has")
+    return replace(config, warnings=(*config.warnings, *_ending(model)))
 
 
-async def models_at(config: ModelConfig) -> list[str]:
-    """Return the names of the models at the first endpoint, loaded models first; `[]` if it lists no models."""
+async def models_at(config: ModelConfig) -> dict[str, ModelEnd | None]:
+    """Return the models at the first endpoint, loaded models first, with their ends; `{}` if it lists no models."""
     first = endpoints(config)[0]
     try:
         async with connected(config) as pool:
             models = await read_models(pool, first, _PROVIDER_S)
     except PromptmillError:
-        return []
-    return [model.name for model in sorted(models.models, key=lambda model: not model.loaded)]
+        return {}
+    return {model.name: model.end for model in sorted(models.models, key=lambda model: not model.loaded)}
 
 
 def which_models(endpoint: Endpoint, models: ModelList) -> Sequence[str | Named]:
@@ -92,6 +94,11 @@ def _undecided(models: ModelList) -> str:
 
 def _where(endpoint: Endpoint, models: ModelList) -> str:
     return f"{models.server} at {endpoint.name}" if models.server else endpoint.name
+
+
+def _ending(model: ListedModel) -> list[str]:
+    """Return a sentence if a job that starts now may outlast the model; else `[]`."""
+    return [model.end.words(model.name)] if model.end is not None and model.end.is_near() else []
 
 
 def _naming(config: ModelConfig, model: str, why: str) -> ModelConfig:
@@ -172,7 +179,7 @@ def _judge(
     name = wanted or model.name
     values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
     values |= {f"{_BLOCK}.model_name": name, "backend": "openai"}
-    why = f"openai with {name}: {_where(endpoint, models)} has it"
+    why = "; ".join([f"openai with {name}: {_where(endpoint, models)} has it", *_ending(model)]).rstrip(".")
     return AutoChoice(values, why, tuple(against), keyless=candidate.is_local)
 
 
@@ -235,11 +242,13 @@ async def _ask(
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A chat model. `context`: its context length in tokens. `loaded`: whether the server has it in memory."""
+    """A chat model. `context`: its context length in tokens. `loaded`: whether the server has it in memory. `end`: when
+    its provider switches it off, if that is announced."""
 
     name: str
     context: int | None = None
     loaded: bool = False
+    end: ModelEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +302,7 @@ async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
     if not endpoint.own:
         if entries is None:
             raise _no_list(endpoint, status)
-        return ModelList(tuple(ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry))))
+        return ModelList(_of_provider(entries, endpoint.profile.name))
     own_models = await _own(pool, endpoint, base, entries or [])
     if entries is None and not own_models.models:
         raise _no_list(endpoint, status)
@@ -309,7 +318,7 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Json
     """Return the models of an operator's own server, with the context lengths and states that the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # without LoRA adapters
-    models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
+    models = [model for model in _of_provider(entries, endpoint.profile.name) if model.name in whole]
     root = base.removesuffix("/v1")
 
     async def native(path: str) -> Any:
@@ -337,6 +346,14 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Json
         served = models or [ListedModel(_short(str(_field(info, "model_id"))))]
         return ModelList(tuple(replace(model, context=context) for model in served), "text-generation-inference")
     return ModelList(tuple(models))
+
+
+def _of_provider(entries: Iterable[JsonObject], provider: str) -> tuple[ListedModel, ...]:
+    return tuple(
+        ListedModel(name, _context(entry), end=stated_end(entry, listed_end(provider, name)))
+        for entry in entries
+        if (name := _name(entry))
+    )
 
 
 def _of_ollama(models: Sequence[ListedModel], tags: Any, running: Any) -> tuple[ListedModel, ...]:

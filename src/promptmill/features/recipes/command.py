@@ -62,7 +62,7 @@ def add_options(run: Parser) -> None:
         "promptmill run recipe.yaml --dry-run",
         "",
         "max_cost: 2.50                        # of all steps",
-        "model: gpt-5-mini                     # of all steps that have no other",
+        "model: gpt-6-luna                     # of all steps that have no other",
         "steps:",
         "  - bulk: [mails/, orders.csv]        # as on the command line: INPUT … OUTPUT",
         "    prompt: 'Extract the order: {{content}}'",

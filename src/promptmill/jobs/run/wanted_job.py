@@ -68,6 +68,16 @@ class WantedJob:
         """The configurations of the models that the variants and the plan name. Raises `PromptmillError`."""
         return {name: self.models.config_of(name) for name in self.order.named_models & {*self.models.names}}
 
+    @property
+    def ends(self) -> list[str]:
+        """Sentences on models that their providers switch off before the job may end. Raises `PromptmillError`."""
+        configs = {"": self.config} | self.configs
+        names = [variant.model for variant in self.order.variants] or [""]
+        names += sorted(self.order.plan.named_models)
+        asked = [configs.get(name) or self.config.with_model(name) for name in names]
+        fallbacks = {name for config in asked for name in config.fallback} & {*self.models.names}
+        return registry.ends_soon([*asked, *map(self.models.config_of, fallbacks)])
+
 
 @dataclass(frozen=True, slots=True)
 class OrderFiles:
