@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from fakes import openai_config
+from promptmill.backends.model_ends import DATED
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
 from promptmill.config.settings import PriceSettings
-from promptmill.steps.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
+from promptmill.steps.prices import TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from sure import sure
 
 

@@ -18,6 +18,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import CUSTOM_HEADERS
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, redact
+from promptmill.core.feature import in_place_of_embedded, part
 from promptmill.core.request import NOT_SHOWN, OF_FORM, FileKind, Sampling, Shown
 from promptmill.core.wording import close_matches, did_you_mean
 from promptmill.images.files import NOUNS, UNLIMITED
@@ -388,6 +389,28 @@ def decision_price(config: ModelConfig, model: str) -> float | None:
         return None
     prices = {None if row is None else row.price(model) for row in rows}
     return cast("float | None", prices.pop()) if len(prices) == 1 else None
+
+
+def answerer(config: ModelConfig) -> str:
+    """Return the model that answers requests with the parameters of `config`. It is not the configured model if an
+    encoder answers them. Raises the error that such a request would get, if it would certainly be refused."""
+    if config.record.answerer:
+        return str(part(config.record.answerer)(config))
+    others = (each.answerer(config) for each in in_place_of_embedded()) if config.is_embedded else ()
+    return next(filter(None, others), config.model)
+
+
+def other_paths(config: ModelConfig) -> frozenset[str]:
+    """Return the paths, other than chat completions, that the backend of `config` answers, such as `/embeddings`."""
+    others = [each.other_paths for each in in_place_of_embedded()] if config.is_embedded else []
+    return config.record.other_paths.union(*others)
+
+
+def check_path(config: ModelConfig, path: str) -> None:
+    """Raise `PromptmillError` (`unsupported`) if the backend of `config` does not answer requests with this `path`."""
+    if path and path not in other_paths(config):
+        remedy = "Choose an endpoint with embeddings, or `backend: encoder`, which runs on this machine."
+        raise PromptmillError(Code.UNSUPPORTED, f"The backend {config.backend} makes no embeddings.", remedy)
 
 
 def provider_of(config: ModelConfig) -> str:

@@ -35,7 +35,7 @@ def add_bulk(bulk: Parser) -> None:
     of_features = [group.heading for group in table.groups()[len(table.GROUPS) :]]
     bulk.shorten({str(each.name_on("flag")): each.brief_on_flag(known) for each in common}, of_features)
     bulk.show_examples(
-        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
+        "promptmill bulk in.csv out.csv --prompt 'Topic? {{text}}' --choices food,service",
         "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",
         "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
@@ -65,7 +65,7 @@ def add_generate(parser: Parser) -> None:
         "promptmill generate 'What is the capital of France?'",
         "promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'",
         "promptmill generate --model qwen3:8b --model gemma3:4b 'What is the capital of France?'",
-        "promptmill generate --choices yes,no 'Is water wet?' 'Is fire cold?'",
+        "promptmill generate --choices sport,politics 'We won 2 to 1.' 'They voted today.'",
         "promptmill generate --image photo.jpg 'Describe the picture.'",
         "promptmill generate --lines < questions.txt",
     )

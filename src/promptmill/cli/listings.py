@@ -23,7 +23,7 @@ from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
-from promptmill.service.model import TOY, is_embedded
+from promptmill.service.model import TOY
 from promptmill.service.service import Service
 from promptmill.steps.cached import AnswerCache, path_of
 from promptmill.steps.prices import price_of
@@ -126,7 +126,7 @@ def show_models(arguments: argparse.Namespace, configuration: Configuration) -> 
         end = registry.end_of(service.config_of(model["name"]))
         ending = "" if end is None else f"; {end.words('it').rstrip('.')}"
         say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}{ending}", wrap=True)
-    if is_embedded(configuration.config):
+    if configuration.config.is_embedded:
         say(f"promptmill: {TOY} Choose one with: promptmill init", sys.stderr, wrap=True)
     return 0
 

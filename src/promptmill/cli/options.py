@@ -180,11 +180,10 @@ def note_once(config: ModelConfig) -> None:
     if not sys.stderr.isatty():
         return
     from promptmill.backends import registry
-    from promptmill.service.model import is_embedded
     from promptmill.system.state import own_folder
 
     notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(config)]
-    if is_embedded(config):
+    if config.is_embedded:
         known = [(one.provider, one.key_env) for one in registry.providers() if one.key_is_set]
         use = f"--provider {known[0][0]} uses the key in {known[0][1]} and" if known else "--base-url or --provider"
         notes.append(f"{config.model} is a small model to try promptmill with; {use} gives better answers.")

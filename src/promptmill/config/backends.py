@@ -33,6 +33,8 @@ class BackendRecord:
     """Paths, other than chat completions, that lines of a Batch file may use, such as `/embeddings`."""
     choice: str = ""
     """The module that finds the model if the configuration does not name one."""
+    answerer: str = ""
+    """`"module:function"`, if the configuration may name no model: see `registry.answerer`."""
     diagnosis: str = ""
     """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True

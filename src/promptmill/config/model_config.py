@@ -106,6 +106,11 @@ class ModelConfig:
         """The model in the chosen backend's block; `""` if the block names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the model is the embedded model."""
+        return self.record.is_engine and self.model == backends.EMBEDDED
+
     def is_same_model(self, other: ModelConfig) -> bool:
         """Return whether both configurations have the same backend and model."""
         return (self.backend, self.model) == (other.backend, other.model)

@@ -43,7 +43,7 @@ from promptmill.server.results import (
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import config_of_call, sampling_of_call
-from promptmill.service.model import TOY, is_embedded
+from promptmill.service.model import TOY
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if error.code is Code.INVALID_INPUT:  # the message then names the tool's arguments, not the job's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
-        if is_embedded(models.config):
+        if models.config.is_embedded:
             started["message"] += f" {TOY}"
         return ToolResult(structured_content=started)
 

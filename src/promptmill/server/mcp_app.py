@@ -38,7 +38,6 @@ from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PathsBelowRoots
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
-from promptmill.service.model import is_embedded
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 
@@ -107,7 +106,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
 
 
 def _instructions(service: Service, *, locked: bool) -> str:
-    may_be_a_toy = is_embedded(service.config) or service.config.backend == AUTO
+    may_be_a_toy = service.config.is_embedded or service.config.backend == AUTO
     more = "".join(f" {feature.instructions}" for feature in features().values() if feature.instructions)
     return _ANSWERING.replace("{features}", more) + (_TOY if may_be_a_toy else "") + ("" if locked else _CHOOSING)
 

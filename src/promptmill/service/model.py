@@ -50,8 +50,8 @@ async def _create(config: ModelConfig) -> Backend:
     from promptmill.cluster import fan_out
 
     backend = await fan_out.create(config)
-    for replaced in feature.in_place_of_embedded() if is_embedded(config) else ():
-        backend = replaced(config, backend)
+    for stand_in in feature.in_place_of_embedded() if config.is_embedded else ():
+        backend = stand_in.create(config, backend)
     return backend
 
 
@@ -266,7 +266,7 @@ class Loaded:
 
     def __init__(self, config: ModelConfig, model: Model) -> None:
         self.config, self.model = config, model
-        self.warning = TOY if is_embedded(config) else ""
+        self.warning = TOY if config.is_embedded else ""
         """A warning for each call that this backend answers."""
         self.activity = ""
         self.last_used = time.monotonic()
@@ -465,8 +465,3 @@ def _weights(model: str) -> int:
     if model == EMBEDDED:
         return embedded_model.WEIGHTS_BYTES
     return hardware.weights(Path(model))
-
-
-def is_embedded(config: ModelConfig) -> bool:
-    """Return whether the configuration's model is the embedded model."""
-    return config.record.is_engine and config.model == EMBEDDED

@@ -36,7 +36,7 @@ from promptmill.service import choosing
 from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
 from promptmill.service.list_call import ListSink, ListSource, ModelPart
-from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
+from promptmill.service.model import TOY, Create, Loaded, Model, Models
 from promptmill.steps.chain import around
 from promptmill.steps.step import Step
 
@@ -182,7 +182,7 @@ class Service:
                 models.append(about | {"state": "unusable", "reason": str(error)})
                 continue
             about |= {"backend": config.backend, "model": config.model or None, "state": self.state_of(name)}
-            about |= {"note": TOY} if is_embedded(config) else {}
+            about |= {"note": TOY} if config.is_embedded else {}
             models.append(about | ({"fallback": config.fallback} if config.fallback else {}))
         return models
 

@@ -31,7 +31,6 @@ from promptmill.features.decisions.client_questions import (
     is_bare,
     shares_of,
 )
-from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 
 _ELSE = "It is about something else."
@@ -68,7 +67,7 @@ async def decided(
     service: Service, config: ModelConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
 ) -> Decided:
     """Return the probabilities of each question's options. Raises `PromptmillError` if no question has an answer."""
-    compares = config.record.compares or (is_embedded(config) and bool(feature.in_place_of_embedded()))
+    compares = config.record.compares or (config.is_embedded and bool(feature.in_place_of_embedded()))
     if compares or config.record.decides or registry.decides(config):
         decisions, outcomes = await _decided_at_once(service, config, evidence, questions, compares=compares)
     else:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -79,12 +80,10 @@ class Embedding(Gathering):
                 Code.UNSUPPORTED, "Vectors are for rows of a job, or requests to /v1/embeddings.", ""
             )
             return Failure(error, request.attempts, concerns_all=True)
-        if EMBEDDINGS not in self._config.record.other_paths:
-            remedy = "Choose an endpoint with embeddings, or `backend: encoder`, which runs on this machine."
-            error = PromptmillError(
-                Code.UNSUPPORTED, f"The backend {self._config.backend} makes no embeddings.", remedy
-            )
-            return Failure(error, request.attempts, concerns_all=True)
+        try:
+            registry.check_path(self._config, EMBEDDINGS)
+        except PromptmillError as refusal:
+            return Failure(refusal, request.attempts, concerns_all=True)
         if call.exchange is not None and request.conversation.sourced:
             error = PromptmillError(Code.UNSUPPORTED, "Vectors of pictures are not made by batch.", "")
             return Failure(error, request.attempts)

@@ -166,7 +166,7 @@ class Endpoints:
         config = self.config_of(name, owner)
         is_long = any(isinstance(body.get(name), list) and len(body[name]) > _MANY for name in _LISTS)
         request = await asyncio.to_thread(request_of, path, body) if is_long else request_of(path, body)
-        if request.path and request.path not in config.record.other_paths:
+        if request.path and request.path not in registry.other_paths(config):
             raise ApiError(
                 400, f"The backend {config.backend} of this model makes no embeddings.", "model", "unsupported"
             )

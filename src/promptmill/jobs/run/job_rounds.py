@@ -249,7 +249,7 @@ def reader_of(
         None if config.trust_client else config.operator.client_limits.max_tokens,
         most_values,
         "" if config.record.any_model else config.model or config.backend,
-        config.record.other_paths,
+        registry.other_paths(config),
     )
     has_form = spec.input.kind.rows != "requests" and settings.sampling_params.sets(OF_FORM)
     has_form = has_form and not registry.decides(config) and not spec.plan.has_own_forms

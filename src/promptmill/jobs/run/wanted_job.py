@@ -291,7 +291,8 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     output_format = "" if files.is_loose else path_formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
-    has_form = not path_of(config.settings.sampling_params)  # a vector has no form
+    registry.check_path(config, path := path_of(config.settings.sampling_params))
+    has_form = not path  # a vector has no form
     spec = JobSpec(
         job_id=job_id,
         created=int(time.time()),
@@ -312,7 +313,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         shapes=shape_in(order.parts),
         chooses=order.plan.chooses,
         backend=config.backend,
-        model=config.model,
+        model=config.model if order.create is not None else registry.answerer(config),
         provider=registry.provider_of(config),
         names_form=known is None or known.names_form or order.earlier.again == "all",
         origin=Origin(owner=order.owner, working_folder=Path.cwd()),

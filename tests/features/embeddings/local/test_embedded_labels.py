@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
+from fakes import openai_config
 from promptmill.answers.form import form_of
-from promptmill.backends.protocol import Call, Completion, Failure, FixedShare
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, FixedShare
+from promptmill.cli import main as cli
+from promptmill.config.backends import EMBEDDED
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, ImagePart, Message, Request, Sampling, TextPart
+from promptmill.core.request import EMBEDDINGS, Conversation, ImagePart, Message, Request, Sampling, TextPart
+from promptmill.features.embeddings.local import encoders
 from promptmill.features.embeddings.local.backend import EncoderBackend
 from promptmill.features.embeddings.local.embedded_labels import BY_ENCODER, EmbeddedLabels
 from promptmill.service import model
@@ -18,6 +24,7 @@ from promptmill.service import model
 np = pytest.importorskip("numpy")
 LABELS = {"choices": ["good", "bad"]}
 YES_OR_NO = {"choices": ["yes", "no"]}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 
 class Letters:
@@ -201,6 +208,141 @@ async def test_a_close_ends_a_running_load():
     await backend.aclose()
     with pytest.raises(PromptmillError, match="closed"):
         await loading
+
+
+async def _answered_by(of_job, request, load=lambda report: Letters()):
+    backend, _ = made(load=load)
+    call = Call(Facts(of_job=of_job))
+    backend.enter(call)
+    outcome = await backend.answer(request, call)
+    assert isinstance(outcome, Completion)
+    return outcome.text, outcome.answered_by
+
+
+def _no_encoder(code):
+    def load(report):
+        raise PromptmillError(code, "It is not here.")
+
+    return load
+
+
+async def test_an_answer_of_a_call_names_the_encoder():
+    name = encoders.settings_in(embedded()).model
+    assert await _answered_by(False, asking("good", LABELS)) == ("good", name)
+    assert await _answered_by(False, asking("Hi", {})) == ("engine", "")
+
+
+async def test_a_job_is_of_the_encoder_so_that_only_other_answers_name_their_model():
+    name = encoders.settings_in(embedded()).model
+    assert await _answered_by(True, asking("good", LABELS)) == ("good", "")
+    assert await _answered_by(True, asking("good", LABELS, required=frozenset({"choices"}))) == ("good", name)
+    failing = _no_encoder(Code.ENGINE_LOAD_FAILED)
+    assert await _answered_by(True, asking("good", LABELS), failing) == ("engine", EMBEDDED)
+    assert await _answered_by(True, asking("good", LABELS), _no_encoder(Code.MISSING_DEPENDENCY)) == ("engine", "")
+
+
+async def test_vectors_are_of_the_encoder():
+    backend, engine = made({"embed": True})
+    await backend.load(lambda _: None)
+    request = Request(0, Conversation(()), Sampling(), {"input": ["good", "bad"]}, path=EMBEDDINGS)
+    call = Call()
+    backend.enter(call)
+    outcome = await backend.answer(request, call)
+    assert isinstance(outcome, Completion)
+    assert (len(outcome.vectors), engine.done) == (2, [])
+
+
+def embedded(**sampling):
+    block = {"openvino": {"model_name_or_path": EMBEDDED}}
+    raw = {"backend": "openvino", "backend_configs": block, "sampling_params": sampling}
+    return Configuration(raw).config
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_of_encoder"),
+    [
+        (LABELS, True),
+        ({"embed": True}, True),
+        ({}, False),
+        ({"response_format": {"type": "json_object"}}, False),
+        ({**LABELS, "quote": True}, False),
+        ({**LABELS, "together": 2}, False),
+    ],
+)
+def test_the_parameters_show_whether_the_encoder_answers(sampling, is_of_encoder):
+    pytest.importorskip("openvino")
+    assert registry.answerer(embedded(**sampling)) == ("e5" if is_of_encoder else EMBEDDED)
+
+
+def test_without_the_package_of_an_encoder_the_embedded_model_answers(monkeypatch):
+    monkeypatch.setattr(encoders, "_NEEDS", {"e5": ("no_such_package", "it", "cpu")})
+    assert registry.answerer(embedded(**LABELS)) == EMBEDDED
+
+
+@pytest.mark.parametrize("backend", ["openvino", "encoder"])
+def test_labels_that_a_run_would_refuse_are_refused_before_it(backend):
+    alone = Configuration({"backend": backend, "sampling_params": YES_OR_NO}).config
+    config = embedded(**YES_OR_NO) if backend == "openvino" else alone
+    with pytest.raises(PromptmillError, match=r"say nothing: yes, no\. Define each label"):
+        registry.answerer(config)
+
+
+def test_the_encoder_backend_names_its_encoder_and_refuses_other_forms():
+    fields = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}}
+    assert registry.answerer(Configuration({"backend": "encoder", "sampling_params": LABELS}).config) == "e5"
+    assert registry.answerer(Configuration({"backend": "encoder"}).config) == "e5"
+    with pytest.raises(PromptmillError, match="writes none, so it cannot answer the field city"):
+        registry.answerer(Configuration({"backend": "encoder", "sampling_params": fields}).config)
+
+
+def test_the_model_of_another_backend_answers():
+    config = openai_config("https://host.test/v1", model_name="m")
+    assert (registry.answerer(config), registry.other_paths(config)) == ("m", config.record.other_paths)
+
+
+@pytest.fixture
+def bulk(folder, tmp_path, monkeypatch):
+    """Run `promptmill bulk` on two texts with the shipped configuration; return its exit code, status and errors."""
+    del folder
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.csv").write_text("text\nGreat food and kind people\nCold soup and a rude waiter\n")
+
+    def run(capsys, *options):
+        code = cli.main(["bulk", "in.csv", "out.csv", "--backend", "openvino", "--json", *options])
+        said = capsys.readouterr()
+        return code, json.loads(said.out or "{}"), said.err
+
+    return run
+
+
+TOPIC = ("--prompt", "Topic? {{text}}", "--choices", "food,service")
+
+
+def test_a_job_and_its_output_name_the_encoder(bulk, capsys, tmp_path):
+    code, status, _ = bulk(capsys, *TOPIC)
+    assert (code, status["model"], status["answered"]) == (0, "e5", 2)
+    assert "answered_by" not in (tmp_path / "out.csv").read_text()
+    assert cli.main(["compare", "out.csv", "--by", "text"]) in {0, 2}
+    assert cli.main(["jobs"]) == 0
+    assert "e5" in capsys.readouterr().out.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--limit=1"])
+def test_a_dry_run_refuses_what_the_run_refuses(bulk, capsys, option):
+    code, _, error = bulk(capsys, "--prompt", "Good? {{text}}", "--choices", "yes,no", option)
+    assert code == 2
+    assert "these labels say nothing: yes, no" in error
+
+
+def test_vectors_without_a_model_are_of_the_encoder(bulk, capsys):
+    code, status, _ = bulk(capsys, "--embed", "{{text}}")
+    assert (code, status["model"], status["answered"]) == (0, "e5", 2)
+
+
+def test_a_dry_run_refuses_vectors_that_the_backend_does_not_make(bulk, capsys):
+    code, _, error = bulk(capsys, "--embed", "{{text}}", "--model", "elsewhere", "--dry-run")
+    assert code == 2
+    assert "The backend openvino makes no embeddings" in error
 
 
 @pytest.mark.parametrize(

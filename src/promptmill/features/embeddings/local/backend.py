@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pybase64 import b64encode
 
+from promptmill.answers.form import form_of
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Share, Usage
 from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
@@ -44,12 +45,22 @@ BACKEND = BackendRecord(
     module=__name__,
     model_key="model",
     other_paths=frozenset({EMBEDDINGS}),
+    answerer=f"{__name__}:answerer",
     takes_images=False,
     weighs_choices=True,
     decides=True,
     compares=True,
     sampling=frozenset({"response_format"}),
 )
+
+
+def answerer(config: ModelConfig) -> str:
+    """Return the encoder's name. Raises `PromptmillError` if no request with the configuration's parameters can be
+    answered. (Rows may set a form.)"""
+    sampling = config.settings.sampling_params
+    if (form := form_of(sampling)) is not None:
+        Comparisons(form, sampling)
+    return settings_of(config.block).model
 
 
 def create(config: ModelConfig) -> EncoderBackend:

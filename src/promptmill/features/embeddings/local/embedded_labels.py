@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from promptmill.answers.form import form_of
-from promptmill.backends.protocol import Backend, Call, FixedShare, Outcome, Share
+from promptmill.backends.protocol import Backend, Call, Completion, FixedShare, Outcome, Share
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Request
+from promptmill.core.feature import StandIn
+from promptmill.core.request import EMBEDDINGS, SOURCED_NAMES, Conversation, Request
 from promptmill.features.embeddings.local import encoders
 from promptmill.features.embeddings.local.backend import EncoderBackend
+from promptmill.features.embeddings.local.nearest_label import Comparisons
+from promptmill.features.embeddings.parameters import Embedded
 
 B = TypeVar("B", bound=Backend)
+_FORM = frozenset({"choices", "response_format"})
+_MORE = frozenset({"together", *SOURCED_NAMES})
+"""Parameters with which a reply is more than labels of one row."""
 BY_ENCODER = (
     f"The labels are from an encoder on this machine, not from {EMBEDDED}: about three of four are right if the labels "
     "have definitions, and two of three by their names alone."
@@ -30,10 +37,29 @@ BY_ENCODER = (
 _AT_ONCE = 2  # answers in flight of a call that has not entered the engine: one is computed, the next waits
 
 
-def create(config: ModelConfig, engine: Backend) -> Backend:
-    """Return the backend that replaces the engine of the embedded model."""
+def _create(config: ModelConfig, engine: Backend) -> Backend:
     settings = encoders.settings_in(config)
     return EmbeddedLabels(config, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
+
+
+def _answerer(config: ModelConfig) -> str:
+    """Return the encoder's name if it answers requests with the configuration's parameters; `""` if the engine does."""
+    sampling = config.settings.sampling_params
+    form, is_embedding = form_of(sampling), isinstance(sampling, Embedded) and bool(sampling.embed)
+    if not is_embedding and (form is None or form.open_fields or sampling.sets(_MORE)):
+        return ""
+    try:
+        if form is not None:
+            Comparisons(form, sampling)
+    except PromptmillError as error:
+        if _is_for_encoder(error):
+            raise
+        return ""
+    encoder = encoders.settings_in(config).model
+    return encoder if is_embedding or encoder in encoders.installed() else ""
+
+
+STAND_IN = StandIn(_create, _answerer, frozenset({EMBEDDINGS}))
 
 
 class EmbeddedLabels:
@@ -41,7 +67,7 @@ class EmbeddedLabels:
 
     def __init__(self, config: ModelConfig, engine: Backend, encoder: EncoderBackend) -> None:
         """`config`: the configuration of the engine."""
-        self._sampling = config.settings.sampling_params
+        self._sampling, self._name = config.settings.sampling_params, encoders.settings_in(config).model
         self._engine, self._encoder = _Lazy(engine), _Lazy(encoder)
         self._why_no_encoder: PromptmillError | None = None
         self._entered: set[Call] = set()
@@ -52,7 +78,9 @@ class EmbeddedLabels:
         self._engine.report = self._encoder.report = report
         form = form_of(self._sampling)
         example = Request(0, Conversation(()), self._sampling, form=form)
-        if form is None or form.open_fields or not _is_for_encoder(await self._reason_against_encoder(example)):
+        if isinstance(self._sampling, Embedded) and self._sampling.embed:
+            await self._encoder.loaded()
+        elif form is None or form.open_fields or not _is_for_encoder(await self._reason_against_encoder(example)):
             await self._engine.loaded()
 
     def enter(self, call: Call) -> Share:
@@ -64,19 +92,25 @@ class EmbeddedLabels:
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """See `Backend`."""
+        """See `Backend`. An outcome names the model that answered, unless it is the job's model (`_answerer`)."""
+        if request.path == EMBEDDINGS:
+            return await (await self._encoder.loaded()).answer(request, call)
+        is_planned, lacks_encoder = call.facts.of_job and not request.required & _FORM, False
         if request.form is not None and not request.form.open_fields:
             error = await self._reason_against_encoder(request)
             if error is None:
                 call.warn(BY_ENCODER)
             if error is None or _is_for_encoder(error):
-                return await self._encoder.backend.answer(request, call)
+                outcome = await self._encoder.backend.answer(request, call)
+                return outcome if is_planned else _named(outcome, self._name)
             call.warn(f"{error.message} {EMBEDDED} answers instead.")
+            lacks_encoder = error is self._why_no_encoder and error.code is not Code.MISSING_DEPENDENCY
         engine = await self._engine.loaded()
         if call not in self._entered:
             engine.enter(call)
             self._entered.add(call)
-        return await engine.answer(request, call)
+        outcome = await engine.answer(request, call)
+        return _named(outcome, EMBEDDED) if is_planned and lacks_encoder else outcome
 
     async def leave(self, call: Call) -> None:
         """See `Backend`."""
@@ -105,6 +139,10 @@ class EmbeddedLabels:
                     raise
                 self._why_no_encoder = error  # kept, because each attempt to download the encoder may take long
         return self._why_no_encoder
+
+
+def _named(outcome: Outcome, model: str) -> Outcome:
+    return replace(outcome, answered_by=model) if isinstance(outcome, Completion) else outcome
 
 
 def _is_for_encoder(error: PromptmillError | None) -> bool:
