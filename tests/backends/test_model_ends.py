@@ -133,13 +133,16 @@ def test_other_models_have_no_end(provider, model):
         ({"shutdown_date": None}, None),
         ({"shutdown_date": "soon"}, None),
         ({"lifecycle": "active", "retires_at": None}, None),
-        ({"lifecycle": "deprecated", "retires_at": "2027-01-22T00:00:00Z"}, ModelEnd(dt.date(2027, 1, 22), "next")),
-        ({"lifecycle": "deprecated", "retires_at": None}, ModelEnd(None, "next")),
+        (
+            {"lifecycle": "deprecated", "retires_at": "2027-01-22T00:00:00Z"},
+            ModelEnd(dt.date(2027, 1, 22), "next", "deprecated"),
+        ),
+        ({"lifecycle": "deprecated", "retires_at": None}, ModelEnd(None, "next", "deprecated")),
         (
             {"lifecycle": "retired", "retires_at": "2026-11-30T08:00:00+00:00"},
-            ModelEnd(dt.date(2026, 11, 30), "next", is_over=True),
+            ModelEnd(dt.date(2026, 11, 30), "next", "retired"),
         ),
-        ({"lifecycle": 5}, OF_TABLE),
+        ({"lifecycle": 5}, None),
         ({"expiration_date": "2026-12-24"}, ModelEnd(dt.date(2026, 12, 24), "next")),
         (
             {"deprecation": "2027-03-01T12:00:00Z", "deprecation_replacement_model": "m-2"},
@@ -158,17 +161,20 @@ def test_the_endpoints_own_date_comes_before_the_table(entry, end):
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (OF_TABLE, "m is switched off on 2026-12-11, in 10 days; its successor is next."),
-        (ModelEnd(dt.date(2026, 12, 2)), "m is switched off on 2026-12-02, in 1 day."),
-        (ModelEnd(TODAY), "m was switched off on 2026-12-01."),
-        (ModelEnd(dt.date(2026, 11, 1), "n"), "m was switched off on 2026-11-01; its successor is n."),
-        (ModelEnd(None, is_over=True), "m was switched off."),
-        (ModelEnd(dt.date(2027, 1, 1), is_over=True), "m was switched off."),
-        (ModelEnd(None), "m is deprecated: its provider will switch it off, and has announced no date."),
+        (OF_TABLE, "is switched off on 2026-12-11, in 10 days; its successor is next"),
+        (ModelEnd(dt.date(2026, 12, 2)), "is switched off on 2026-12-02, in 1 day"),
+        (ModelEnd(TODAY), "was switched off on 2026-12-01"),
+        (ModelEnd(dt.date(2026, 11, 1), "n"), "was switched off on 2026-11-01; its successor is n"),
+        (ModelEnd(dt.date(2026, 11, 1), "", "retired"), "was switched off on 2026-11-01"),
+        (ModelEnd(None, "", "retired"), "was switched off"),
+        (ModelEnd(dt.date(2027, 1, 1), "", "retired"), "was switched off"),
+        (ModelEnd(dt.date(2027, 1, 1), "", "deprecated"), "is switched off on 2027-01-01, in 31 days"),
+        (ModelEnd(dt.date(2026, 11, 1), "", "deprecated"), "is deprecated, and may be switched off on any day"),
+        (ModelEnd(None, "n", "deprecated"), "is deprecated, and may be switched off on any day; its successor is n"),
     ],
 )
-def test_an_end_is_a_sentence(end, words):
-    assert end.words("m", TODAY) == words
+def test_an_end_is_told_in_words(end, words):
+    assert end.words(TODAY) == words
 
 
 @pytest.mark.parametrize(
@@ -176,10 +182,10 @@ def test_an_end_is_a_sentence(end, words):
     [
         (OF_TABLE, True),
         (ModelEnd(dt.date(2026, 1, 1)), True),
-        (ModelEnd(None, is_over=True), True),
+        (ModelEnd(None, "", "retired"), True),
         (ModelEnd(TODAY + dt.timedelta(days=60)), True),
         (ModelEnd(TODAY + dt.timedelta(days=61)), False),
-        (ModelEnd(None), False),
+        (ModelEnd(None, "", "deprecated"), True),
     ],
 )
 def test_a_job_may_outlast_a_model_that_ends_within_sixty_days(end, is_near):

@@ -81,9 +81,12 @@ def test_the_models_of_an_endpoint_are_listed_with_their_ends(capsys, upstream):
     entries = [{"id": "new", "shutdown_date": None}, {"id": "old", "shutdown_date": "2026-11-01"}]
     upstream.gets = {"/v1/models": {"data": entries}}
     assert cli.main(["models", "--base-url", upstream.url]) == 0
-    assert capsys.readouterr().out.splitlines() == ["new", "old  (it was switched off on 2026-11-01)"]
+    assert capsys.readouterr().out.splitlines() == ["new", "old  was switched off on 2026-11-01"]
     assert cli.main(["models", "--base-url", upstream.url, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [{"name": "new"}, {"name": "old", "ends": "2026-11-01"}]
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "new"},
+        {"name": "old", "end": "was switched off on 2026-11-01"},
+    ]
 
 
 def test_a_configured_model_is_listed_with_its_end(capsys, tmp_path):
@@ -95,7 +98,7 @@ def test_a_configured_model_is_listed_with_its_end(capsys, tmp_path):
     assert end in " ".join(capsys.readouterr().out.split())
     assert cli.main(["models", "--config", str(file), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
-    assert (found["ends"], found["successor"]) == ("2026-10-23", "gpt-5.6-sol")
+    assert found["end"] == "was switched off on 2026-10-23; its successor is gpt-5.6-sol"
 
 
 def test_models_show_their_prices_and_where_they_answer(capsys, tmp_path):

@@ -329,11 +329,10 @@ def end_of(config: ModelConfig) -> ModelEnd | None:
 
 
 def ends_soon(configs: Iterable[ModelConfig]) -> list[str]:
-    """Return a sentence for each model that a job may outlast, by the table of ends. The warnings of a configuration
-    whose model was chosen from the endpoint's list have this sentence already."""
+    """Return a sentence for each model that a job may outlast, by the table of ends. (Of a model that was chosen from
+    the endpoint's list, the configuration has a warning.)"""
     ends = ((config, end) for config in configs if (end := end_of(config)) is not None and end.is_near())
-    found = dict.fromkeys((end.words(config.model), config.warnings) for config, end in ends)
-    return list(dict.fromkeys(text for text, warnings in found if text not in warnings))
+    return list(dict.fromkeys(f"{config.model} {end.words()}." for config, end in ends if not config.chosen))
 
 
 def addresses(config: ModelConfig) -> list[SplitResult]:
@@ -394,15 +393,15 @@ def decision_price(config: ModelConfig, model: str) -> float | None:
 def answerer(config: ModelConfig) -> str:
     """Return the model that answers requests with the parameters of `config`. It is not the configured model if an
     encoder answers them. Raises the error that such a request would get, if it would certainly be refused."""
-    if config.record.answerer:
-        return str(part(config.record.answerer)(config))
+    if config.record.compares:
+        return str(part(f"{config.record.module}:answerer")(config))
     others = (each.answerer(config) for each in in_place_of_embedded()) if config.is_embedded else ()
     return next(filter(None, others), config.model)
 
 
 def other_paths(config: ModelConfig) -> frozenset[str]:
     """Return the paths, other than chat completions, that the backend of `config` answers, such as `/embeddings`."""
-    others = [each.other_paths for each in in_place_of_embedded()] if config.is_embedded else []
+    others = [each.OTHER_PATHS for each in in_place_of_embedded()] if config.is_embedded else []
     return config.record.other_paths.union(*others)
 
 

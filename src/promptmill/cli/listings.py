@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.model_ends import ModelEnd
 from promptmill.backends.protocol import Usage
 from promptmill.cli.terminal import columns, say
 from promptmill.config import backends
@@ -102,11 +101,9 @@ def show_models(arguments: argparse.Namespace, configuration: Configuration) -> 
         if not ends:
             option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
             raise config_error(option, f"there is no list of models. Run: promptmill models --check {option}")
-        if arguments.json:
-            say(orjson.dumps([{"name": name} | _as_facts(end) for name, end in ends.items()]).decode())
-            return 0
-        for name, end in ends.items():
-            say(name if end is None else f"{name}  ({end.words('it').rstrip('.')})", wrap=end is not None)
+        shown = "\n".join(f"{name}  {end}".rstrip() for name, end in ends.items())
+        named = [{"name": name} | ({"end": end} if end else {}) for name, end in ends.items()]
+        say(orjson.dumps(named).decode() if arguments.json else shown)
         return 0
     service = Service(configuration)
     described = service.described(service.models)
@@ -123,18 +120,18 @@ def show_models(arguments: argparse.Namespace, configuration: Configuration) -> 
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
         where = model.get("provider") or ", ".join(model.get("addresses", ()))
         facts = [model["model"] or "no model named", _shown_price(model.get("price")), where and f"at {where}"]
-        end = registry.end_of(service.config_of(model["name"]))
-        ending = "" if end is None else f"; {end.words('it').rstrip('.')}"
-        say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}{ending}", wrap=True)
+        end = f"; it {model['end']}" if "end" in model else ""
+        say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}{end}", wrap=True)
     if configuration.config.is_embedded:
         say(f"promptmill: {TOY} Choose one with: promptmill init", sys.stderr, wrap=True)
     return 0
 
 
 def _facts_of(config: ModelConfig) -> dict[str, Any]:
-    """Return the end of the model, `price` (`input` and `output`, in US dollars per million tokens), `provider` and
+    """Return `end` (in words), `price` (`input` and `output`, in US dollars per million tokens), `provider` and
     `addresses`, as far as they are known."""
-    facts = _as_facts(registry.end_of(config))
+    end = registry.end_of(config)
+    facts: dict[str, Any] = {} if end is None else {"end": end.words()}
     if (price := price_of(config)) is not None:
         tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
         facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
@@ -143,14 +140,6 @@ def _facts_of(config: ModelConfig) -> dict[str, Any]:
         urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(config)]
         facts |= {"addresses": urls} if urls else {}
     return facts
-
-
-def _as_facts(end: ModelEnd | None) -> dict[str, Any]:
-    """Return `ends` (a date, or null if none is announced) and `successor`; `{}` if no end is announced."""
-    if end is None:
-        return {}
-    date = None if end.date is None else str(end.date)
-    return {"ends": date} | ({"successor": end.successor} if end.successor else {})
 
 
 def _shown_price(price: Mapping[str, float] | None) -> str:

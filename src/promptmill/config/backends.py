@@ -33,8 +33,6 @@ class BackendRecord:
     """Paths, other than chat completions, that lines of a Batch file may use, such as `/embeddings`."""
     choice: str = ""
     """The module that finds the model if the configuration does not name one."""
-    answerer: str = ""
-    """`"module:function"`, if the configuration may name no model: see `registry.answerer`."""
     diagnosis: str = ""
     """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True
@@ -44,7 +42,8 @@ class BackendRecord:
     decides: bool = False
     """Whether the backend answers all questions of a closed `Request.form` at once, with each option's probability."""
     compares: bool = False
-    """Whether the backend compares texts and follows no instructions, so that yes and no need descriptions."""
+    """Whether the backend compares texts and follows no instructions, so that yes and no need descriptions.
+    Its module has `answerer(config)`, see `registry.answerer`."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True

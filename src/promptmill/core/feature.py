@@ -247,20 +247,6 @@ class Observation:
     """A module with the functions `exporting`, `exported` and `inherited`, see `promptmill.service.observers`."""
 
 
-@dataclass(frozen=True, slots=True)
-class StandIn:
-    """Answers some requests in place of the embedded model."""
-
-    create: Callable[[Any, Any], Any]
-    """Takes the `ModelConfig` of the embedded model and the model's `Backend`, which is not loaded yet. It returns the
-    backend that answers in place of this backend."""
-    answerer: Callable[[Any], str]
-    """Takes a `ModelConfig` with parameters; returns the model that answers requests with them, or `""` for the
-    embedded model. Raises the error that such a request would get."""
-    other_paths: frozenset[str] = frozenset()
-    """See `BackendRecord.other_paths`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """The parts that a feature adds. Each field is a socket."""
@@ -304,7 +290,9 @@ class Feature:
     backends: Mapping[str, str] = field(default_factory=dict)
     """Backends by name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`."""
     embedded: str = ""
-    """`"module:name"`: a `StandIn` for the embedded model."""
+    """A module: `create` takes the `ModelConfig` of the embedded model and the model's `Backend`, which is not loaded
+    yet, and returns the backend that answers in its place; `answerer` takes the `ModelConfig` and returns the model
+    that answers, or `""` (see `registry.answerer`); `OTHER_PATHS` is as in `BackendRecord`."""
     observation: Observation | None = None
     pdf_pages: str = ""
     """`"module:function"`: takes a `pypdfium2.PdfPage` before its text is read, and may hide its objects or turn it."""
@@ -446,8 +434,8 @@ def backends() -> Mapping[str, str]:
     return {name: where for each in features().values() for name, where in each.backends.items()}
 
 
-def in_place_of_embedded() -> Sequence[StandIn]:
-    """Return the parts of features that answer some requests in place of the embedded model."""
+def in_place_of_embedded() -> Sequence[Any]:
+    """Return the modules of features that answer some requests in place of the embedded model."""
     return _parts(tuple(each.embedded for each in features().values() if each.embedded))
 
 

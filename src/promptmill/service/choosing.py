@@ -9,7 +9,6 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeAlias
 
-from promptmill.backends.model_ends import ModelEnd
 from promptmill.backends.protocol import AutoChoice
 from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
 from promptmill.config.configuration import Configuration
@@ -53,14 +52,15 @@ async def with_model(config: ModelConfig) -> ModelConfig:
     return config_with_model
 
 
-async def models_at(config: ModelConfig) -> dict[str, ModelEnd | None]:
-    """Return the models at the configuration's endpoint, loaded models first, with their ends; `{}` if it lists none.
+async def models_at(config: ModelConfig) -> dict[str, str]:
+    """Return the models at the configuration's endpoint, loaded models first, each with the announced end of the model
+    as words, or `""`; `{}` if it lists none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
     if not (choice := config.record.choice):
         return {}
-    models: dict[str, ModelEnd | None] = await (await _module(choice)).models_at(config)
+    models: dict[str, str] = await (await _module(choice)).models_at(config)
     return models
 
 

@@ -79,7 +79,7 @@ async def test_a_model_that_ends_is_reported(checked, upstream):
 async def test_the_table_of_ends_is_used_if_the_endpoint_states_nothing(checked, upstream):
     upstream.gets = _listing()
     steps = await checked(model_name="gpt-4", provider="openai")
-    assert ("models", True, "gpt-4 was switched off on 2026-10-23; its successor is gpt-5.6-sol.") in steps
+    assert ("models", True, "gpt-4 was switched off on 2026-10-23; its successor is gpt-5.6-sol") in steps
 
 
 async def test_a_model_without_an_end_has_no_warning(checked, upstream):

@@ -188,7 +188,7 @@ class _Trial:
 
     def _warn_of_end(self, model: str, end: ModelEnd | None) -> None:
         if end is not None:
-            self._stage.warn(end.words(model))
+            self._stage.warn(f"{model} {end.words()}")
 
     async def _answers(self, model: str) -> None:
         stage, endpoint = self._stage, self._endpoint

@@ -66,11 +66,12 @@ async def with_model(config: ModelConfig) -> ModelConfig:
     model = models.only()
     if model is None:
         raise config_error(f"{_BLOCK}.model_name", "none is named; ", *which_models(first, models))
-    config = _naming(config, model.name, f"model {model.name}: the one that {_where(first, models)} has")
-    return replace(config, warnings=(*config.warnings, *_ending(model)))
+    if model.end is not None and model.end.is_near():
+        config = replace(config, warnings=(*config.warnings, f"{model.name} {model.end.words()}."))
+    return _naming(config, model.name, f"model {model.name}: the one that {_where(first, models)} has")
 
 
-async def models_at(config: ModelConfig) -> dict[str, ModelEnd | None]:
+async def models_at(config: ModelConfig) -> dict[str, str]:
     """Return the models at the first endpoint, loaded models first, with their ends; `{}` if it lists no models."""
     first = endpoints(config)[0]
     try:
@@ -78,7 +79,8 @@ async def models_at(config: ModelConfig) -> dict[str, ModelEnd | None]:
             models = await read_models(pool, first, _PROVIDER_S)
     except PromptmillError:
         return {}
-    return {model.name: model.end for model in sorted(models.models, key=lambda model: not model.loaded)}
+    ordered = sorted(models.models, key=lambda model: not model.loaded)
+    return {model.name: "" if model.end is None else model.end.words() for model in ordered}
 
 
 def which_models(endpoint: Endpoint, models: ModelList) -> Sequence[str | Named]:
@@ -94,11 +96,6 @@ def _undecided(models: ModelList) -> str:
 
 def _where(endpoint: Endpoint, models: ModelList) -> str:
     return f"{models.server} at {endpoint.name}" if models.server else endpoint.name
-
-
-def _ending(model: ListedModel) -> list[str]:
-    """Return a sentence if a job that starts now may outlast the model; else `[]`."""
-    return [model.end.words(model.name)] if model.end is not None and model.end.is_near() else []
 
 
 def _naming(config: ModelConfig, model: str, why: str) -> ModelConfig:
@@ -179,7 +176,7 @@ def _judge(
     name = wanted or model.name
     values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
     values |= {f"{_BLOCK}.model_name": name, "backend": "openai"}
-    why = "; ".join([f"openai with {name}: {_where(endpoint, models)} has it", *_ending(model)]).rstrip(".")
+    why = f"openai with {name}: {_where(endpoint, models)} has it"
     return AutoChoice(values, why, tuple(against), keyless=candidate.is_local)
 
 
@@ -242,8 +239,7 @@ async def _ask(
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A chat model. `context`: its context length in tokens. `loaded`: whether the server has it in memory. `end`: when
-    its provider switches it off, if that is announced."""
+    """A chat model. `context`: its context length in tokens. `loaded`: whether the server has it in memory."""
 
     name: str
     context: int | None = None

@@ -8,6 +8,6 @@ FEATURE = Feature(
     options="promptmill.features.embeddings.options:OPTIONS",
     sampling="promptmill.features.embeddings.parameters:Embedded",
     answers=("promptmill.features.embeddings.embedding:Embedding",),
-    embedded="promptmill.features.embeddings.local.embedded_labels:STAND_IN",
+    embedded="promptmill.features.embeddings.local.embedded_labels",
     backends={"encoder": "promptmill.features.embeddings.local.backend:BACKEND"},
 )

@@ -45,7 +45,6 @@ BACKEND = BackendRecord(
     module=__name__,
     model_key="model",
     other_paths=frozenset({EMBEDDINGS}),
-    answerer=f"{__name__}:answerer",
     takes_images=False,
     weighs_choices=True,
     decides=True,

@@ -19,7 +19,6 @@ from promptmill.backends.protocol import Backend, Call, Completion, FixedShare, 
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.feature import StandIn
 from promptmill.core.request import EMBEDDINGS, SOURCED_NAMES, Conversation, Request
 from promptmill.features.embeddings.local import encoders
 from promptmill.features.embeddings.local.backend import EncoderBackend
@@ -28,6 +27,7 @@ from promptmill.features.embeddings.parameters import Embedded
 
 B = TypeVar("B", bound=Backend)
 _FORM = frozenset({"choices", "response_format"})
+OTHER_PATHS = frozenset({EMBEDDINGS})
 _MORE = frozenset({"together", *SOURCED_NAMES})
 """Parameters with which a reply is more than labels of one row."""
 BY_ENCODER = (
@@ -37,12 +37,13 @@ BY_ENCODER = (
 _AT_ONCE = 2  # answers in flight of a call that has not entered the engine: one is computed, the next waits
 
 
-def _create(config: ModelConfig, engine: Backend) -> Backend:
+def create(config: ModelConfig, engine: Backend) -> Backend:
+    """Return the backend that replaces the engine of the embedded model."""
     settings = encoders.settings_in(config)
     return EmbeddedLabels(config, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
 
 
-def _answerer(config: ModelConfig) -> str:
+def answerer(config: ModelConfig) -> str:
     """Return the encoder's name if it answers requests with the configuration's parameters; `""` if the engine does."""
     sampling = config.settings.sampling_params
     form, is_embedding = form_of(sampling), isinstance(sampling, Embedded) and bool(sampling.embed)
@@ -57,9 +58,6 @@ def _answerer(config: ModelConfig) -> str:
         return ""
     encoder = encoders.settings_in(config).model
     return encoder if is_embedding or encoder in encoders.installed() else ""
-
-
-STAND_IN = StandIn(_create, _answerer, frozenset({EMBEDDINGS}))
 
 
 class EmbeddedLabels:
@@ -92,7 +90,7 @@ class EmbeddedLabels:
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """See `Backend`. An outcome names the model that answered, unless it is the job's model (`_answerer`)."""
+        """See `Backend`. An outcome names the model that answered, unless it is the job's model (`answerer`)."""
         if request.path == EMBEDDINGS:
             return await (await self._encoder.loaded()).answer(request, call)
         is_planned, lacks_encoder = call.facts.of_job and not request.required & _FORM, False
