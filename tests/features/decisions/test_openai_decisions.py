@@ -56,6 +56,11 @@ def test_openai_s_client_gets_every_kind_of_answer_in_order(client, upstream):
     assert any('How urgent?\n{"scale":2}' in seen.prompt for seen in upstream.seen)
 
 
+def test_a_field_that_changes_no_answer_has_a_note(client):
+    reply = client.post("/decisions", body=_body(TWICE, keep_alive="5m"), cast_to=dict[str, object])
+    assert reply["x_note"] == "Without effect here, as it changes no answer: keep_alive."
+
+
 def test_true_and_its_text_are_two_options(client, upstream):
     upstream.reply = likely({"true": 0.5, "true (a text)": 0.25, "false": 0.25})
     question = {"type": "choice", "instructions": "?", "choices": [{"value": v} for v in (True, "true", False)]}

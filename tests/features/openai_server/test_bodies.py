@@ -14,6 +14,7 @@ from promptmill.backends.protocol import Completion, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.openai_server.api_errors import ApiError, error_of
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
+from promptmill.features.openai_server.choices import NOTED
 from promptmill.features.openai_server.streams import ResponseEvents
 
 HI = [{"role": "user", "content": "hi"}]
@@ -83,6 +84,29 @@ def test_fields_of_no_effect_change_nothing_at_any_path(path, text):
         ignored |= {"truncation": "auto"} if path == RESPONSES else {"temperature": 0.7, "max_tokens": 9, "top_p": 1}
     plain, request = request_of(path, text), request_of(path, text | ignored)
     assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [(CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"}), (EMBEDDINGS, {"input": "hi"})]
+)
+@pytest.mark.parametrize("name", sorted(NOTED))
+def test_a_field_that_changes_no_answer_is_left_out_with_a_note(path, text, name):
+    body = text | {name: {"include": True}}
+    plain, request = request_of(path, text), request_of(path, body)
+    assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
+    vectors = (b"1234",) if path == EMBEDDINGS else ()
+    reply = reply_body(path, body, Completion("hi", "stop", vectors=vectors), "m")
+    assert reply["x_note"] == f"Without effect here, as it changes no answer: {name}."
+
+
+@pytest.mark.parametrize("more", [{}, {"user": "u", "keep_alive": None}])
+def test_a_reply_has_no_note_without_such_a_field(more):
+    assert "x_note" not in reply_body(CHAT, {"messages": HI, **more}, Completion("hi", "stop"), "m")
+
+
+@pytest.mark.parametrize("name", ["provider", "think", "options", "guardrails", "mock_response", "num_ctx"])
+def test_a_field_that_may_change_the_answer_is_refused(name):
+    assert _refused(CHAT, {"messages": HI, name: {"a": 1}}).param == name
 
 
 @pytest.mark.parametrize("encoding", ["int8", [], {}])

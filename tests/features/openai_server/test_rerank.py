@@ -107,6 +107,13 @@ def test_query_and_documents_get_the_prefixes_of_the_model(block, texts):
     assert ranking.embedded({"model": "m"}, config) == {"model": "m", "input": texts}
 
 
+def test_a_field_that_changes_no_ranking_has_a_note(client, upstream):
+    upstream.other_posts = raw(json.dumps(vectors(*VECTORS[:3])).encode())
+    body = {"query": "a", "documents": ["b", "c"], "keep_alive": "5m", "session_id": "s"}
+    reply = client.post("/rerank", body=body, cast_to=dict[str, Any])
+    assert reply["x_note"] == "Without effect here, as they change no answer: keep_alive, session_id."
+
+
 def test_without_options_all_documents_come_back_as_numbers():
     ranking = Ranking.of({"query": "q", "documents": ["a", "b", "c"]})
     results = ranking.reply(vectors([1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]))["results"]

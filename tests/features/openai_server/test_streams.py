@@ -123,6 +123,14 @@ def test_white_space_around_a_text_is_no_difference():
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in _data(sent)).strip() == "It is Paris."
 
 
+@pytest.mark.parametrize("events", [ChatEvents, ResponseEvents])
+def test_a_stream_has_the_note_on_fields_without_effect(events):
+    body = {"stream": True, "input": "hi", "keep_alive": "5m"}
+    streamed = b"".join(events(body, "m", 1).end(Completion("Paris", "stop")))
+    assert b"keep_alive." in streamed
+    assert b"x_note" in streamed
+
+
 @pytest.mark.parametrize("answer", [Completion(""), Completion("", tool_calls=(_call(0, "{}"),)), Completion("Paris")])
 def test_the_log_probabilities_of_an_answer_are_streamed_once_even_without_text(answer):
     said = {"content": [{"token": "<end>", "logprob": -0.5}]}

@@ -30,12 +30,13 @@ from promptmill.features.decisions.client_questions import (
 )
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported, wrong_type
+from promptmill.features.openai_server.choices import NOTED
 
 _MOST_QUESTIONS = 400  # OpenAI's limit
 _OF_NO_EFFECT = frozenset(
     {"model", "prompt_cache_key", "prompt_cache_options", "safety_identifier", "user", "metadata"}
 )
-_KNOWN = _OF_NO_EFFECT | {"input", "questions"}
+_KNOWN = _OF_NO_EFFECT | NOTED | {"input", "questions"}
 
 
 def read(body: JsonObject) -> tuple[Evidence, list[ClientQuestion]]:

@@ -26,6 +26,7 @@ from promptmill.features.decisions.system_one import InvalidBodyError, problem
 from promptmill.features.openai_server import api_errors
 from promptmill.features.openai_server.api_errors import ApiError, as_api_error, as_written
 from promptmill.features.openai_server.bodies import model_of
+from promptmill.features.openai_server.choices import note_on
 from promptmill.features.openai_server.endpoints import Endpoints, client_of, logged
 from promptmill.features.openai_server.paths import ApiPaths, ErrorHandlers
 from promptmill.features.openai_server.streams import unless_left
@@ -57,7 +58,8 @@ class OpenAIDecisions(ApiPaths):
         evidence, questions = await asyncio.to_thread(openai_api.read, body)
         config = await self._calls.config_of(name, request)
         found = await unless_left(request.receive, self._calls.decided(config, evidence, questions, request))
-        return _json(openai_api.reply(found.model or name or config.name, questions, *found[:3]))
+        note = " ".join(filter(None, (found.note, *note_on(body).values())))
+        return _json(openai_api.reply(found.model or name or config.name, questions, *found[:2], note))
 
 
 class SystemOne(ApiPaths):

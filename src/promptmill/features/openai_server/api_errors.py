@@ -92,7 +92,7 @@ class ApiError(Exception):
 
 def unsupported(
     field: str,
-    why: str = ", and leaving it out would change the answer; do not send it",
+    why: str = ", and leaving it out may change the answer; do not send it",
     known: Iterable[str] = (),
 ) -> ApiError:
     """Return the error for a field that this server does not support. If `known` has a similar name, the error suggests

@@ -32,7 +32,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import IN_RESPONSES, ApiError, error_of, unsupported, wrong_type
-from promptmill.features.openai_server.choices import choices_of, probabilities_of, usage_of
+from promptmill.features.openai_server.choices import NOTED, choices_of, note_on, probabilities_of, usage_of
 from promptmill.features.openai_server.response_bodies import GUIDED
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
@@ -90,7 +90,8 @@ def request_of(path: str, body: JsonObject) -> Request:
     >>> request_of("/v1/chat/completions", body).sampling.given()
     {'max_tokens': 9}
     """
-    body = {name: value for name, value in body.items() if value is not None and name not in _OF_NO_EFFECT}
+    left_out = _OF_NO_EFFECT | NOTED
+    body = {name: value for name, value in body.items() if value is not None and name not in left_out}
     if path == EMBEDDINGS:
         return _embeddings_request(body)
     if path == RESPONSES:
@@ -216,7 +217,7 @@ def _embeddings_request(body: JsonObject) -> Request:
 def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> JsonDict:
     """Return the body of the reply to a POST of `body` to `path`. `model`: the model's name in `body`."""
     if path == EMBEDDINGS:
-        return _embeddings_body(body, answer, model)
+        return _embeddings_body(body, answer, model) | note_on(body)
     if path == RESPONSES:
         reply = response_bodies.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
         return reply | probabilities_of(answer)
@@ -226,7 +227,8 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
         for index, one in enumerate(choices_of(answer))
     ]
     head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "object": "chat.completion", "created": int(time.time())}
-    return {**head, "model": model, "choices": choices, "usage": usage_of(answer.usage), "system_fingerprint": None}
+    reply = {**head, "model": model, "choices": choices, "usage": usage_of(answer.usage), "system_fingerprint": None}
+    return reply | note_on(body)
 
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:

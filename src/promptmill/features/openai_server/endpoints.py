@@ -26,6 +26,7 @@ from promptmill.core.values import JsonDict
 from promptmill.features.openai_server import embedding_inputs
 from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
+from promptmill.features.openai_server.choices import note_on
 from promptmill.features.openai_server.rerank import RERANK, Ranking, api_of
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
@@ -106,11 +107,12 @@ class Endpoints:
         config = self.config_of(name, owner)
         if (api := api_of(config)) is not None:
             asked = EndpointRequest(RERANK, body, name or config.name, ranking.request(api), config.capped, client)
-            return _json(ranking.read(await unless_left(request.receive, self.answer(asked)), asked.model))
+            read = ranking.read(await unless_left(request.receive, self.answer(asked)), asked.model)
+            return _json(read | note_on(body))
         asked = await self.asked(EMBEDDINGS, ranking.embedded(body, config), owner, client)
         answer = await unless_left(request.receive, self.answer(asked._replace(path=RERANK)))
         vectors = partial(reply_body, EMBEDDINGS, asked.body, answer, asked.model)
-        return await asyncio.to_thread(lambda: _json(ranking.reply(vectors())))
+        return await asyncio.to_thread(lambda: _json(ranking.reply(vectors()) | note_on(body)))
 
     def _offered(self, owner: str) -> list[str]:
         allowed = self._allowed.get(owner)

@@ -21,6 +21,7 @@ from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
+from promptmill.features.openai_server.choices import NOTED
 from promptmill.features.openai_server.parameters import Reranking
 from promptmill.features.openai_server.search_prefixes import Prefixes, prefixes_of
 
@@ -71,7 +72,7 @@ class Ranking(NamedTuple):
     @classmethod
     def of(cls, body: JsonObject) -> Ranking:
         """Read a body of Cohere's or Jina's API. Raises `ApiError`."""
-        if unknown := body.keys() - _FIELDS:
+        if unknown := body.keys() - _FIELDS - NOTED:
             raise unsupported(min(unknown))
         query, documents, returned = body.get("query"), body.get("documents"), body.get("return_documents", False)
         if not isinstance(query, str):

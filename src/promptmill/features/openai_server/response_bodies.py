@@ -11,7 +11,7 @@ from promptmill.core.request import PASSED_ON, TOP_CHOICES, Sampling, marks_in
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_tools
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
-from promptmill.features.openai_server.choices import ReplyChoice
+from promptmill.features.openai_server.choices import ReplyChoice, note_on
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 """vLLM's older names for the parts of `structured_outputs`."""
@@ -183,6 +183,7 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
         "truncation": "disabled",
         "usage": None,
         **echoed,
+        **note_on(body),
     }
 
 

@@ -23,6 +23,7 @@ from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.choices import (
     choices_of,
+    note_on,
     probabilities_of,
     reasoning_fields,
     tool_call,
@@ -99,7 +100,7 @@ class ChatEvents:
         self._with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         identity = f"chatcmpl-{secrets.token_hex(14)}"
         self._head = {"id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
-        self._growths = [_Growth() for _ in range(n)]
+        self._growths, self._note = [_Growth() for _ in range(n)], note_on(body)
 
     def _chunk(
         self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None, **more: object
@@ -126,7 +127,7 @@ class ChatEvents:
                 logprobs, unsent = (unsent, None) if "content" in delta else (None, unsent)
                 yield self._chunk(index, delta, None, logprobs)
             # `unsent` has log probabilities if the answer has no text.
-            yield self._chunk(index, {}, choice.finish_reason, unsent, **probabilities_of(answer))
+            yield self._chunk(index, {}, choice.finish_reason, unsent, **probabilities_of(answer), **self._note)
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
         yield b"data: [DONE]\n\n"
