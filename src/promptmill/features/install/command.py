@@ -138,7 +138,7 @@ CLIENTS: Sequence[Client] = (
         gives_up=True,
         has_project=True,
         variable="%s",
-        afterwards="`codex mcp list` shows it.",
+        afterwards="`codex mcp list` shows it. ChatGPT's desktop app reads the same file.",
     ),
     Client(
         "gemini-cli",
