@@ -54,6 +54,60 @@ def test_a_job_that_may_outlast_its_model_begins_with_a_note_and_sends_nothing_f
     assert not [seen for seen in bench.upstream.seen if seen.method == "GET"]
 
 
+def _validated(bench, *options, **block):
+    block |= {"provider": "openai", "base_url": []}
+    found = json.loads(bench.run("--dry-run", "--json", "--max-tokens", "100", *options, **block).stdout)
+    shown = bench.run("--dry-run", "--max-tokens", "100", *options, **block).stdout
+    return found, shown
+
+
+LUNA, TERRA = {"input": 0.1, "output": 0.5}, {"input": 1.0, "output": 5.0}
+
+
+def test_a_dry_run_has_the_price_of_each_model(bench):
+    bench.prompts(2)
+    models = ("--model", "gpt-6-luna", "--model", "gpt-6.1-terra")
+    found, shown = _validated(bench, *models)
+    assert found["prices"] == {"gpt-6-luna": LUNA, "gpt-6.1-terra": TERRA}
+    assert "gpt-6-luna: $0.10 in and $0.50 out for a million tokens\n" in shown
+    assert found["estimated_cost"] > 0
+
+
+def test_a_dry_run_has_the_price_of_one_of_two_models_if_the_other_has_none(bench):
+    bench.prompts(2)
+    found, shown = _validated(bench, "--model", "gpt-6-luna", "--model", "unknown")
+    assert (found["prices"], found["unpriced"]) == ({"gpt-6-luna": LUNA, "unknown": None}, ["unknown"])
+    assert "unknown: no price is known\n" in shown
+    assert "estimated_cost" not in found
+
+
+def test_a_dry_run_counts_a_row_at_the_price_of_the_model_that_the_row_names(bench):
+    rows = [{"prompt": "hello"}, {"prompt": "hello", "model": "gpt-6.1-terra"}]
+    bench.write(rows[:1])
+    alone = _validated(bench, model_name="gpt-6-luna")[0]
+    assert "prices" not in alone
+    bench.write(rows)
+    found = _validated(bench, model_name="gpt-6-luna")[0]
+    assert found["prices"] == {"gpt-6-luna": LUNA, "gpt-6.1-terra": TERRA}
+    assert found["estimated_cost"] == pytest.approx(11 * alone["estimated_cost"])
+
+
+def test_a_dry_run_has_no_cost_if_a_row_names_a_model_without_a_price(bench):
+    bench.write([{"prompt": "hello"}, {"prompt": "hello", "model": "unknown"}])
+    found = _validated(bench, model_name="gpt-6-luna")[0]
+    assert (found["unpriced"], "estimated_cost" in found) == (["unknown"], False)
+
+
+def test_a_dry_run_has_the_price_of_a_fallback(bench, tmp_path):
+    bench.prompts(1)
+    first = {"openai": {"provider": "openai", "model_name": "gpt-6-luna"}, "fallback": ["second"]}
+    models = {"first": first, "second": {"openai": {"provider": "openai", "model_name": "gpt-6.1-terra"}}}
+    (tmp_path / "models.yaml").write_text(json.dumps({"models": models}))
+    command = [sys.executable, "-m", "promptmill", "bulk", str(bench.input), str(bench.output)]
+    done = bench.here([*command, "--config", str(tmp_path / "models.yaml"), "--model", "first", "--dry-run", "--json"])
+    assert json.loads(done.stdout)["prices"] == {"gpt-6-luna": LUNA, "gpt-6.1-terra": TERRA}
+
+
 def test_each_model_of_a_job_is_looked_up(bench):
     bench.prompts(2)
     done = bench.run("--quiet", "--model", "gpt-4", "--model", "o1", provider="openai")

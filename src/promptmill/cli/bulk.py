@@ -276,6 +276,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
 
 def _cost_lines(found: Mapping[str, Any], config: ModelConfig, max_cost: float | None) -> Iterator[str]:
     yield from _taken_words(found)
+    yield from _prices_words(found)
     if answered := _answered_words(found):
         yield answered
     if found.get("estimated_cost") is not None:
@@ -286,6 +287,13 @@ def _cost_lines(found: Mapping[str, Any], config: ModelConfig, max_cost: float |
             yield f"by batch {_price_words(found, 'batch_')}"
     elif found["unpriced"]:
         yield worded(no_price_known(config, found["unpriced"]), option_of)
+
+
+def _prices_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the price of each model, if there are several."""
+    for name, price in found.get("prices", {}).items():
+        of = price and f"{dollars(price['input'])} in and {dollars(price['output'])} out for a million tokens"
+        yield f"{name}: {of or 'no price is known'}"
 
 
 def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Usage
 from promptmill.cli.terminal import columns, say
 from promptmill.config import backends
 from promptmill.config.configuration import Configuration
@@ -25,7 +24,7 @@ from promptmill.service import choosing
 from promptmill.service.model import TOY
 from promptmill.service.service import Service
 from promptmill.steps.cached import AnswerCache, path_of
-from promptmill.steps.prices import price_of
+from promptmill.steps.prices import of_a_million, price_of
 from promptmill.system import runtime
 
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers when stdout is no terminal
@@ -132,9 +131,8 @@ def _facts_of(config: ModelConfig) -> dict[str, Any]:
     `addresses`, as far as they are known."""
     end = registry.end_of(config)
     facts: dict[str, Any] = {} if end is None else {"end": end.words()}
-    if (price := price_of(config)) is not None:
-        tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
-        facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
+    if (price := of_a_million(price_of(config))) is not None:
+        facts["price"] = price
     with contextlib.suppress(PromptmillError):  # raised for settings that cannot work
         facts |= {"provider": provider} if (provider := registry.known_provider(config)) else {}
         urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(config)]

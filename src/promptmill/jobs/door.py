@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call
 from promptmill.config.configuration import Configuration
 from promptmill.config.model_config import ModelConfig
@@ -254,13 +255,14 @@ class OpenJob(WantedJob):
     @property
     def notes(self) -> Sequence[Words]:
         """Remarks about the models and the rows for the user. Raises `PromptmillError`."""
+        ends = registry.ends_soon(self.asked)
         if self.files is None:
             given = self.order.inputs if self.source is None else ()
             left_out = [omitted(IS_OUTPUT, [Path(self.order.output.name)])]
             hints = [hint for each in self.order.parts.values() for hint in each.hints(given)]
-            return [*self.ends, *(left_out if holds_output(given, self.order.target) else []), *hints]
+            return [*ends, *(left_out if holds_output(given, self.order.target) else []), *hints]
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
-        return [*self.ends, *self.files.left_out, *self.files.forms, *raw]
+        return [*ends, *self.files.left_out, *self.files.forms, *raw]
 
     def check(self) -> None:
         """Check the order and the files, but not the rows. Blocks. Raises as `admit`, and changes nothing."""

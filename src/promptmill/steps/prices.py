@@ -325,9 +325,13 @@ class Prices:
     def _takes_schemas(self) -> bool:
         return registry.takes_schemas(self._config)
 
+    def named(self, extra: JsonObject) -> dict[str, Price | None]:
+        """Return the prices of the other models that a request's parameters name."""
+        return {model: self._of_other(model) for model in self._others_in(extra)}
+
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""
-        return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
+        return next(model for model, price in self.named(request.extra).items() if price is None)
 
     def served_at(self, tier: str) -> set[str]:
         """Return the tiers that may serve a request for `tier`."""
@@ -377,6 +381,12 @@ class _DearestPrice:
 
 Price: TypeAlias = FlatPrice | _DearestPrice
 """The price of a request, in US dollars."""
+
+
+def of_a_million(price: Price | None) -> dict[str, float] | None:
+    """Return the price of a million tokens as `input` and `output`; None for an unknown price."""
+    tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
+    return None if price is None else {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:

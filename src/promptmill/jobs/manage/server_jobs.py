@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from promptmill.backends import registry
 from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
@@ -125,7 +126,7 @@ class ServerJobs:
                 checked = await child_step.validated(opened)
             others = [self._service.config_of(name) for name in checked.pop("row_models", ())]
             if validate:
-                message = " ".join([*opened.ends, "Nothing was sent and no job was made."])
+                message = " ".join([*registry.ends_soon(opened.asked), "Nothing was sent and no job was made."])
                 if names := checked.pop("unpriced"):
                     price = worded(no_price_known(opened.config, names), argument_name)
                     message += f" {price[0].upper()}{price[1:]}."
@@ -146,7 +147,8 @@ class ServerJobs:
                     await self._read(job, unread, is_trial=not is_of_call)
             held.pop_all()
         await self._launch(job)
-        return dict(self._status_of(job, " ".join([*opened.ends, "bulk_status reports its progress."])))
+        ends = registry.ends_soon(opened.asked)
+        return dict(self._status_of(job, " ".join([*ends, "bulk_status reports its progress."])))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
         """Read the input of a job. `is_trial`: only check whether the input would be refused, and change nothing.

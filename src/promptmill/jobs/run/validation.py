@@ -69,7 +69,7 @@ from promptmill.steps.chain import sending
 from promptmill.steps.costs import AS_LIVE, advised_limit, lacking, measured, most_of, of_files
 from promptmill.steps.decided import check_plan, tokens_of
 from promptmill.steps.likely import LikelyLengths, form_tokens
-from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, keeps_for_hours, price_of, tier_of
+from promptmill.steps.prices import BATCH, Price, Prices, cost_of_many, keeps_for_hours, of_a_million, price_of, tier_of
 from promptmill.steps.step import Sent
 from promptmill.system import runtime
 
@@ -153,13 +153,21 @@ def check(
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["answers"] *= len(every)
         result["requests"] = sum(one.requests for one in sums)
-        unpriced = [
-            one.config.model or "the model" for one in sums if one.price is None and one.config.record.needs_endpoint
-        ]
-        result["unpriced"] = list(dict.fromkeys(unpriced))
+        result |= _prices_of_each(wanted, sums)
         of_plans = {"alone", "of_models", "text_tokens"}
         found = {**{name: value for name, value in result.items() if name not in of_plans}, **cost, **of_plan.figures}
         return found | _kept(files, spec, wanted, found)
+
+
+def _prices_of_each(wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, Any]:
+    """Return the names of models whose price is unknown, as `unpriced`. If several models may answer (variants,
+    fallbacks, models that rows name), also return the price of a million tokens of each, as `prices`."""
+    named = {name: price for one in sums for name, price in one.named.items()}
+    own = [one.config.model or "the model" for one in sums if one.price is None and one.config.record.needs_endpoint]
+    unpriced = [*own, *(name for name, price in named.items() if price is None)]
+    priced = {one.model: price_of(one) for one in wanted.asked} | named
+    prices = {name: of_a_million(price) for name, price in priced.items()} if len(priced) > 1 else {}
+    return {"unpriced": list(dict.fromkeys(unpriced))} | ({"prices": prices} if prices else {})
 
 
 def _readers(
@@ -273,6 +281,8 @@ class _Sums:
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes there at a price."""
         self._prices = None if price is None else Prices(config, price)
+        self.named, self.difference = dict[str, Price | None](), 0.0
+        """The prices of models that rows name, and how much more these rows are expected to cost than with `price`."""
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
         self.once = 0.0
@@ -328,6 +338,10 @@ class _Sums:
         self.may_search = self.may_search or may_search(sent.request.extra, self.config.model)
         if self._prices is None or self.price is None:
             return
+        if (own := self._prices.of(request)) is not self.price:
+            self.named |= self._prices.named(request.extra)
+            usage = Usage(answers * prompt_tokens, 0 if self.decides else answers * likely.tokens)
+            self.difference += 0.0 if own is None else own.cost(usage) - self.price.cost(usage)
         for request in filter(None, (sent.request, sent.alone)):
             one = request if self.cache is None else _sharing(request, self.cache)
             most = most_of(one, self.config, self._prices, has_check=self._has_check)
@@ -645,7 +659,7 @@ def _usage_alone(sums: Sequence[_Sums]) -> Usage:
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
     """Return the costs if each model answers all requests: live and, with `may_batch` and known prices, by batch. `{}`
     if the price of a model is unknown."""
-    prices = [one.price for one in sums if one.price is not None]
+    prices = [one.price for one in sums if one.price is not None and None not in one.named.values()]
     if len(prices) < len(sums):
         return {}
     has_batch = may_batch and all(price.batch is not None for price in prices)
@@ -669,6 +683,7 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
     tiers = [BATCH if by_batch else tier_of(one.config.settings.extra_params) for one in sums]
     estimated = sum(
         cost_of_many(one.price, one.usage(by_batch=by_batch), one.requests, tier)
+        + one.difference * ((one.price.batch or 1.0) if by_batch else 1.0)
         for one, tier in zip(sums, tiers, strict=True)
         if one.price is not None
     )

@@ -69,14 +69,14 @@ class WantedJob:
         return {name: self.models.config_of(name) for name in self.order.named_models & {*self.models.names}}
 
     @property
-    def ends(self) -> list[str]:
-        """Sentences on models that their providers switch off before the job may end. Raises `PromptmillError`."""
+    def asked(self) -> list[ModelConfig]:
+        """The configurations of all models that may answer, unless rows name others. Raises `PromptmillError`."""
         configs = {"": self.config} | self.configs
         names = [variant.model for variant in self.order.variants] or [""]
         names += sorted(self.order.plan.named_models)
         asked = [configs.get(name) or self.config.with_model(name) for name in names]
         fallbacks = {name for config in asked for name in config.fallback} & {*self.models.names}
-        return registry.ends_soon([*asked, *map(self.models.config_of, fallbacks)])
+        return [*asked, *map(self.models.config_of, sorted(fallbacks))]
 
 
 @dataclass(frozen=True, slots=True)
