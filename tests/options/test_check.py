@@ -49,8 +49,8 @@ def needs(feature: str, options: dict[str, Any], said: str) -> Any:
         needs("labels", {"votes": 3, "dedupe": True}, "--votes cannot be used with --dedupe; "),
         needs(
             "report",
-            {"report": "r.html", "validate": True},
-            "--report cannot be used with --dry-run, which sends nothing",
+            {"report": "r.html", "detach": True},
+            "--report cannot be used with --detach; `promptmill jobs JOB --html`",
         ),
         ({"prompt": "a", "prompt_column": "b"}, "--prompt cannot be used with --prompt-column; name the column in the"),
     ],

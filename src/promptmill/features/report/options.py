@@ -15,10 +15,7 @@ OPTIONS = (
         argument=None,
         keyword=None,
         check="promptmill.pages.page:check",
-        excludes=[
-            Excluded("detach", "; `promptmill jobs JOB --html` writes it later"),
-            Excluded("validate", ", which sends nothing to report"),
-        ],
+        excludes=[Excluded("detach", "; `promptmill jobs JOB --html` writes it later")],
     ),
 )
 CONTROL = Option("report", str, "write a report, an HTML page, to this file")
