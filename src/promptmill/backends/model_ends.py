@@ -34,7 +34,7 @@ class ModelEnd(NamedTuple):
     """The first day without the model; None if the provider announced none."""
     successor: str = ""
     state: str = ""
-    """The `lifecycle` that the endpoint reports: a `deprecated` model may still answer after `date`."""
+    """`deprecated` (the model may answer even after `date`) or `retired`, if the endpoint reports it."""
 
     def words(self, today: dt.date | None = None) -> str:
         """Return the end as the end of a sentence about the model.
@@ -69,9 +69,7 @@ def stated_end(entry: JsonObject, listed: ModelEnd | None) -> ModelEnd | None:
     date = next(filter(None, (_date(entry.get(name)) for name in _DATES)), None)
     if date is None and state not in _STATES:
         return None
-    successor = entry.get("deprecation_replacement_model") or (
-        listed.successor if listed else ""
-    )  # the former: Mistral
+    successor = entry.get("deprecation_replacement_model") or (listed.successor if listed else "")  # a field of Mistral
     return ModelEnd(date, without_controls(str(successor))[:80], state if state in _STATES else "")
 
 

@@ -323,16 +323,15 @@ def known_provider(config: ModelConfig) -> str:
 
 
 def end_of(config: ModelConfig) -> ModelEnd | None:
-    """Return the end of the configuration's model in the table of ends, or None. Sends no request."""
-    names = (profile.name for profile in _working(config)) if config.record.needs_endpoint else ()
-    return next(filter(None, (listed_end(name, config.model) for name in names)), None)
+    """Return the end of the configuration's model in the table of ends, or None."""
+    profiles = _working(config) if config.record.needs_endpoint else []
+    return next((end for each in profiles if (end := listed_end(each.name, config.model))), None)
 
 
 def ends_soon(configs: Iterable[ModelConfig]) -> list[str]:
-    """Return a sentence for each model that a job may outlast, by the table of ends. (Of a model that was chosen from
-    the endpoint's list, the configuration has a warning.)"""
-    ends = ((config, end) for config in configs if (end := end_of(config)) is not None and end.is_near())
-    return list(dict.fromkeys(f"{config.model} {end.words()}." for config, end in ends if not config.chosen))
+    """Return a sentence for each model that a job may outlast, by the table of ends."""
+    ends = {config.model: end for config in configs if not config.chosen and (end := end_of(config)) is not None}
+    return [f"{model} {end.words()}." for model, end in ends.items() if end.is_near()]
 
 
 def addresses(config: ModelConfig) -> list[SplitResult]:

@@ -35,7 +35,7 @@ def add_bulk(bulk: Parser) -> None:
     of_features = [group.heading for group in table.groups()[len(table.GROUPS) :]]
     bulk.shorten({str(each.name_on("flag")): each.brief_on_flag(known) for each in common}, of_features)
     bulk.show_examples(
-        "promptmill bulk in.csv out.csv --prompt 'Topic? {{text}}' --choices food,service",
+        "promptmill bulk in.csv out.csv --prompt 'Topic? {{text}}' --choices food,staff",
         "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",
         "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",

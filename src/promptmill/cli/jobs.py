@@ -40,7 +40,7 @@ _ACTIONS = (
 )
 """The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
-_FIRST = "The first: promptmill bulk TABLE.csv LABELS.csv --prompt 'What is it about? {{text}}' --choices food,service"
+_FIRST = "The first: promptmill bulk TABLE.csv LABELS.csv --prompt 'What is it about? {{text}}' --choices food,staff"
 _NEWEST = 20  # the number of jobs that the list shows
 _WATCH_S = 2.0  # seconds between polls: a poll takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # polls between two checks for new jobs

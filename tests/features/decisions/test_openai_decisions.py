@@ -58,7 +58,7 @@ def test_openai_s_client_gets_every_kind_of_answer_in_order(client, upstream):
 
 def test_a_field_that_changes_no_answer_has_a_note(client):
     reply = client.post("/decisions", body=_body(TWICE, keep_alive="5m"), cast_to=dict[str, object])
-    assert reply["x_note"] == "Without effect here, as it changes no answer: keep_alive."
+    assert reply["x_note"] == "Left out, because no answer depends on it: keep_alive."
 
 
 def test_true_and_its_text_are_two_options(client, upstream):

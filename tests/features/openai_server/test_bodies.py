@@ -96,7 +96,7 @@ def test_a_field_that_changes_no_answer_is_left_out_with_a_note(path, text, name
     assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
     vectors = (b"1234",) if path == EMBEDDINGS else ()
     reply = reply_body(path, body, Completion("hi", "stop", vectors=vectors), "m")
-    assert reply["x_note"] == f"Without effect here, as it changes no answer: {name}."
+    assert reply["x_note"] == f"Left out, because no answer depends on it: {name}."
 
 
 @pytest.mark.parametrize("more", [{}, {"user": "u", "keep_alive": None}])

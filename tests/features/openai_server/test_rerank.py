@@ -111,7 +111,7 @@ def test_a_field_that_changes_no_ranking_has_a_note(client, upstream):
     upstream.other_posts = raw(json.dumps(vectors(*VECTORS[:3])).encode())
     body = {"query": "a", "documents": ["b", "c"], "keep_alive": "5m", "session_id": "s"}
     reply = client.post("/rerank", body=body, cast_to=dict[str, Any])
-    assert reply["x_note"] == "Without effect here, as they change no answer: keep_alive, session_id."
+    assert reply["x_note"] == "Left out, because no answer depends on it: keep_alive, session_id."
 
 
 def test_without_options_all_documents_come_back_as_numbers():

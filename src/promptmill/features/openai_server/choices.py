@@ -13,11 +13,10 @@ from promptmill.core.values import JsonDict, JsonObject
 
 NOTED = frozenset(
     {
-        *("session_id", "user_id", "end_user_id", "trace", "trace_id", "tags", "debug"),  # who asks, and logs
-        *("usage", "timings_per_token", "return_progress", "perf_metrics_in_response"),  # figures in the reply
-        *("cache_control", "cache_prompt", "prompt_cache_isolation_key", "id_slot", "cache", "caching"),
-        *("keep_alive", "ttl", "stream_interval", "rid"),  # of Ollama, LM Studio, vLLM, SGLang
-        *("timeout", "request_timeout", "stream_timeout", "num_retries", "max_retries", "no-log"),
+        *("session_id", "user_id", "end_user_id", "trace", "trace_id", "tags", "debug", "rid", "id_slot", "no-log"),
+        *("usage", "timings_per_token", "return_progress", "perf_metrics_in_response", "stream_interval"),
+        *("cache", "caching", "cache_control", "cache_prompt", "prompt_cache_isolation_key", "keep_alive", "ttl"),
+        *("timeout", "request_timeout", "stream_timeout", "num_retries", "max_retries"),
         *("litellm_metadata", "litellm_session_id", "litellm_trace_id", "litellm_call_id"),
     }
 )
@@ -28,11 +27,10 @@ def note_on(body: JsonObject) -> JsonDict:
     """Return `x_note`, which names the fields of `NOTED` in a body; `{}` if there are none.
 
     >>> note_on({"model": "m", "keep_alive": "5m"})
-    {'x_note': 'Without effect here, as it changes no answer: keep_alive.'}
+    {'x_note': 'Left out, because no answer depends on it: keep_alive.'}
     """
-    names = sorted(name for name in NOTED & body.keys() if body[name] is not None)
-    they = "it changes" if len(names) == 1 else "they change"
-    return {"x_note": f"Without effect here, as {they} no answer: {', '.join(names)}."} if names else {}
+    names = ", ".join(sorted(name for name in NOTED & body.keys() if body[name] is not None))
+    return {"x_note": f"Left out, because no answer depends on it: {names}."} if names else {}
 
 
 class ReplyChoice(NamedTuple):

@@ -54,8 +54,7 @@ BACKEND = BackendRecord(
 
 
 def answerer(config: ModelConfig) -> str:
-    """Return the encoder's name. Raises `PromptmillError` if no request with the configuration's parameters can be
-    answered. (Rows may set a form.)"""
+    """See `registry.answerer`. Rows may set a form."""
     sampling = config.settings.sampling_params
     if (form := form_of(sampling)) is not None:
         Comparisons(form, sampling)
