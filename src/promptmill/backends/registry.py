@@ -325,7 +325,7 @@ def known_provider(config: ModelConfig) -> str:
 def end_of(config: ModelConfig) -> ModelEnd | None:
     """Return the end of the configuration's model in the table of ends, or None."""
     profiles = _working(config) if config.record.needs_endpoint else []
-    return next((end for each in profiles if (end := listed_end(each.name, config.model))), None)
+    return next((end for one in profiles if one.site.public and (end := listed_end(one.name, config.model))), None)
 
 
 def ends_soon(configs: Iterable[ModelConfig]) -> list[str]:
