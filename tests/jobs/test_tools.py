@@ -79,6 +79,17 @@ async def lock_of(bench: Any) -> Lock:
     return taken[0]
 
 
+@pytest.mark.parametrize("options", [{}, {"validate": True}])
+async def test_the_message_of_a_job_that_may_outlast_its_model_says_so(bench, tools, options):
+    bench.prompts(1)
+    service = Service(openai_configuration(bench.upstream.url, model_name="gpt-4", provider="openai"))
+    async with tools(service) as call:
+        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", **options)
+        assert started["message"].startswith("gpt-4 was switched off on 2026-10-23; its successor is gpt-5.6-sol. ")
+        if not options:
+            await ended(call, started["job_id"], "finished")
+
+
 @pytest.mark.thorough
 async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     rows = bench.prompts(40)
