@@ -114,7 +114,7 @@ def with_options(connection: Any, query: str, nodes: Sequence[dict[str, Any]]) -
     data, files = query.encode(), list[ReadFile]()
     for node in sorted(nodes, key=lambda node: -node.get("query_location", 0)):
         start = node.get("query_location", 0)
-        source = data[start : start + node.get("query_location_length", 0)].decode("utf-8", "replace")
+        source = data[start:].decode("utf-8", "replace")
         if node.get("type") == "BASE_TABLE":
             name = ".".join(filter(None, (node["schema_name"], node["table_name"])))
             reader, written = READERS.get(getattr(reading(Path(name)), "key", ""), ""), _NAME.match(source)
@@ -161,7 +161,7 @@ class Texts:
         references = [node for node in nodes if node.get("class") == "COLUMN_REF"]
         self._sources = {node["alias"]: node["column_names"][-1] for node in references if node["alias"]}
         self._used = {name.lower() for node in references for name in node["column_names"]}
-        writing = [node for node in nodes if _WRITING.fullmatch(node.get("function_name", node.get("type", "")))]
+        writing = [node for node in nodes if _WRITING.fullmatch(str(node.get("function_name", node.get("type"))))]
         self._written = {str(name).lower() for name in nested(writing)} & self._used
         self._has_star = any(node.get("class") == "STAR" for node in nodes)
         self._computed = {str(node["key"]) for node in nodes if "key" in node} | {
