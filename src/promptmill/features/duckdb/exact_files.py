@@ -1,8 +1,8 @@
 """The files of a query, read without loss: DuckDB guesses the types of texts, mostly from the first rows.
 
 Each call that reads a file gets options: all rows decide the types. After the query, the values with types are compared
-with the texts of the file. Where they differ (1.10 is 1.1, 01/02/24 is 2001-02-24), a column of the result that repeats
-the file's column gets the texts, and a note names the other columns.
+with the texts of the file. They differ if 1.10 is read as 1.1, or 01/02/24 as 2001-02-24. Then the columns of the
+result that repeat the file's column get the texts, and a note names the other columns.
 """
 
 # ruff: noqa: S608 (the SQL is of names in quotes and of calls in the user's own query)
@@ -104,7 +104,7 @@ class ReadFile:
 
 
 def shown(connection: Any, query: str) -> list[dict[str, Any]]:
-    """Return the nodes of a query in DuckDB's parser, which shows none of some queries, such as PIVOT."""
+    """Return the nodes of a query, as DuckDB's parser shows them; few for a query such as PIVOT."""
     ((text,),) = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
     return [node for node in nested(json.loads(text)) if isinstance(node, dict)]
 
