@@ -272,7 +272,7 @@ def _value_of(scalar: Any) -> Any:
 
 
 def _text_of(units: int, kind: Any) -> str:
-    """Return the day or time that an Arrow type stores as a number, as a text; databases have infinite ones.
+    """Return the day or time that an Arrow type stores as a number, as a text. Databases have infinite ones.
 
     >>> import pyarrow
     >>> _text_of(2932897, pyarrow.date32()), _text_of(-(2**63) + 1, pyarrow.timestamp("us"))

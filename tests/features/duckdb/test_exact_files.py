@@ -140,7 +140,7 @@ def test_parts_of_two_types_are_read_in_the_wider_type_and_noted(bench, asked, s
 def test_a_column_that_only_a_later_csv_file_has_is_read(bench, asked):
     for at, text in enumerate(["id,v\n1,a\n", "v,id,w\nb,2,c\n"]):
         (bench.path / f"p{at}.csv").write_text(text)
-    assert asked("select *, filename from 'p*.csv' order by id", "{{v}}{{w}} {{filename}}")[0] == [
+    assert asked("select *, parse_filename(filename) as file from 'p*.csv' order by id", "{{v}}{{w}} {{file}}")[0] == [
         "a p0.csv",
         "bc p1.csv",
     ]

@@ -58,6 +58,15 @@ def test_values_in_lists_and_structures_are_sent_as_duckdb_shows_them(bench):
     assert row["e"] == 0.1
 
 
+def test_times_in_lists_keep_infinity_and_nanoseconds(bench, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    bench.input = _table(
+        bench, "['infinity'::TIMESTAMPTZ, '2026-01-05 10:11:12+02'] AS a, ['10:00:00.123456789'::TIME_NS] AS b"
+    )
+    bench.succeed("--prompt", "{{a}} {{b}}")
+    assert bench.answers()[0]["answer"] == ('echo: ["infinity","2026-01-05 08:11:12+00"] ["10:00:00.123456789"]')
+
+
 def test_times_with_a_zone_may_be_infinite(bench, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     times = ["2026-01-05 10:11:12+02", "infinity", "-infinity"]

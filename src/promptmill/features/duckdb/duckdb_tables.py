@@ -28,10 +28,12 @@ _OTHER = """
     SELECT 'view' FROM duckdb_views() WHERE lower(view_name) = lower(?) AND NOT internal
     UNION ALL SELECT 'sequence' FROM duckdb_sequences() WHERE lower(sequence_name) = lower(?)
 """
-_KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
+_SETTINGS = {"python_enable_replacements": "false"}
+_ZONED = "TIMESTAMP WITH TIME ZONE"
+_TYPES = f"DATE|INTERVAL|TIME_NS|TIMESTAMP(?:_MS|_NS|_S)?|{_ZONED}|FLOAT"
+_KIND = re.compile(rf"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b({_TYPES})(?=[],)\[]|$)""")
 """Finds the types whose values look different in Python than in DuckDB, also in lists and structures. It skips names of
 fields."""
-_ZONED = "TIMESTAMP WITH TIME ZONE"
 
 
 class DuckDb(Database):
@@ -94,14 +96,15 @@ class DuckDb(Database):
 def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_MEMORY_MB}MB") -> Any:
     """Return a connection to the DuckDB database in `file`, or to an empty one in memory (None). Raises `duckdb.Error`.
 
-    `memory`: the limit for cache and sorting, such as "1GB" or "80%"; beyond the limit, DuckDB uses the disk.
+    `memory`: the limit for cache and sorting, such as "1GB"; beyond the limit, DuckDB uses the disk. `""`: the default
+    of DuckDB, 80 % of the machine's memory.
     """
     import duckdb
 
     atexit.register(gc.unfreeze)  # otherwise, DuckDB reports leaks: objects that the last garbage collection has left
     place = (":memory:", False) if file is None else (str(file), read_only)
     # Queries cannot use this process's Python objects as tables.
-    connection = duckdb.connect(*place, config={"memory_limit": memory, "python_enable_replacements": "false"})
+    connection = duckdb.connect(*place, config=({"memory_limit": memory} if memory else {}) | _SETTINGS)
     connection.execute("SET enable_progress_bar = false")  # off, because a notebook would show it
     return connection
 

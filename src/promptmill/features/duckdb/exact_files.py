@@ -1,8 +1,8 @@
 """The files of a query, read without loss: DuckDB guesses the types of texts, mostly from the first rows.
 
 Each call that reads a file gets options: all rows decide the types. After the query, the values with types are compared
-with the texts of the file. Where they differ (1.10 is 1.1, 01/02/24 is 2001-02-24), a column of the result that repeats
-the file's column gets the texts, and a note names the other columns.
+with the texts of the file. They differ if 1.10 is read as 1.1, or 01/02/24 as 2001-02-24. Then the columns of the
+result that repeat the file's column get the texts, and a note names the other columns.
 """
 
 # ruff: noqa: S608 (the SQL is of names in quotes and of calls in the user's own query)
@@ -104,7 +104,7 @@ class ReadFile:
 
 
 def shown(connection: Any, query: str) -> list[dict[str, Any]]:
-    """Return the nodes of a query in DuckDB's parser, which shows none of some queries, such as PIVOT."""
+    """Return the nodes of a query, as DuckDB's parser shows them; few for a query such as PIVOT."""
     ((text,),) = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
     return [node for node in nested(json.loads(text)) if isinstance(node, dict)]
 
@@ -114,7 +114,7 @@ def with_options(connection: Any, query: str, nodes: Sequence[dict[str, Any]]) -
     data, files = query.encode(), list[ReadFile]()
     for node in sorted(nodes, key=lambda node: -node.get("query_location", 0)):
         start = node.get("query_location", 0)
-        source = data[start : start + node.get("query_location_length", 0)].decode("utf-8", "replace")
+        source = data[start:].decode("utf-8", "replace")
         if node.get("type") == "BASE_TABLE":
             name = ".".join(filter(None, (node["schema_name"], node["table_name"])))
             reader, written = READERS.get(getattr(reading(Path(name)), "key", ""), ""), _NAME.match(source)
@@ -161,7 +161,7 @@ class Texts:
         references = [node for node in nodes if node.get("class") == "COLUMN_REF"]
         self._sources = {node["alias"]: node["column_names"][-1] for node in references if node["alias"]}
         self._used = {name.lower() for node in references for name in node["column_names"]}
-        writing = [node for node in nodes if _WRITING.fullmatch(node.get("function_name", node.get("type", "")))]
+        writing = [node for node in nodes if _WRITING.fullmatch(str(node.get("function_name", node.get("type"))))]
         self._written = {str(name).lower() for name in nested(writing)} & self._used
         self._has_star = any(node.get("class") == "STAR" for node in nodes)
         self._computed = {str(node["key"]) for node in nodes if "key" in node} | {

@@ -53,7 +53,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str], warn: Callabl
     check_installed(Path("rows.duckdb"))
     with temporary_folder(folders) as place:
         file = place / "rows.duckdb"
-        with _errors(), contextlib.closing(connected(file, read_only=False, memory="80%")) as connection:
+        with _errors(), contextlib.closing(connected(file, read_only=False, memory="")) as connection:
             query = _select(connection, sql)
             if len(sources) > 1 and any(map(_is_database, sources)):
                 raise input_error(Named("sql"), " reads one database; name only one.")

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import orjson
 
@@ -183,7 +182,13 @@ def _line(fields: Any, default: Callable[[Any], Any] | None) -> bytes:
     except TypeError as error:
         if "64-bit" not in str(error):
             raise
-    return json.dumps(_plain(fields, default)).encode() + b"\n"
+
+    def plain(value: Any) -> Any:
+        if default is None or isinstance(value, dt.date | dt.time | Enum):
+            return orjson.loads(orjson.dumps(value, default))
+        return default(value)
+
+    return json.dumps(fields, default=plain).encode() + b"\n"
 
 
 def _has_infinity(value: Any) -> bool:
@@ -194,22 +199,3 @@ def _has_infinity(value: Any) -> bool:
         return False
     inner = value.values() if isinstance(value, Mapping) else value
     return not isinstance(value, Mapping | list | tuple) or any(map(_has_infinity, inner))
-
-
-def _plain(value: Any, default: Callable[[Any], Any] | None) -> Any:
-    match value:
-        case float():
-            return None if math.isnan(value) else float(value)
-        case str() | int() | None:
-            return value
-        case Mapping():
-            names = orjson.loads(orjson.dumps({name: at for at, name in enumerate(value)}, option=_OPTIONS))
-            inner = list(value.values())
-            return {name: _plain(inner[at], default) for name, at in names.items()}
-        case list() | tuple():
-            return [_plain(inner, default) for inner in value]
-        case dt.date() | dt.time() | UUID() | Enum():
-            return orjson.loads(orjson.dumps(value, default))
-    if default is None:
-        raise TypeError(f"{shape(value)} is no value of JSON")
-    return _plain(default(value), default)
