@@ -63,7 +63,7 @@ def run_generate(arguments: argparse.Namespace, configuration: Configuration) ->
     parts, interrupted = runtime.run(_answer(configuration, prompts, arguments.system or "", models, live))
     if live is not None:
         first = parts[0].outcomes[0]
-        live.end(first.text if isinstance(first, Completion) else None)
+        live.end(first.text if isinstance(first, Completion) else first.part or None)
         written = True
     else:
         write = _print_json if arguments.json else _print_answers

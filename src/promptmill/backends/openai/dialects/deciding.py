@@ -13,6 +13,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import orjson
@@ -58,7 +59,8 @@ REPEATED: Any = object()
 """Stands for the value of a name that is repeated in its JSON object: it is unknown which of the values is meant."""
 
 
-class Expected(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Expected:
     """One question of a form, prepared once for writing it and for reading its answers."""
 
     asked: Asked
@@ -115,8 +117,10 @@ class Expected(NamedTuple):
         values = [shares.get(name) for name in self.places]
         if None in values or len(shares) != len(values):
             values = self._by_option(shares)
-        if {*map(type, values)} != {float} or not 0 <= min(values) <= max(values) <= 1:
-            values = [*map(_share, values)]
+        for value in values:
+            if type(value) is not float or not 0 <= value <= 1:
+                values = [*map(_share, values)]
+                break
         if not abs(sum(values) - 1) <= self.slack:
             raise UnreadableReplyError(f"its probabilities add up to {sum(values):.3g}")
         return values
