@@ -23,7 +23,7 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_record import Status
 from promptmill.system.safe_open import home_expanded, real_path
 
-_LISTED = ("job_id", "state", "reason", "total", "done", "failed", "cost", "input_file", "output_file")
+_LISTED = {"job_id", "state", "reason", "total", "done", "failed", "cost", "input_file", "output_file"}
 
 
 class VisibleJobs:
@@ -43,7 +43,7 @@ class VisibleJobs:
         """Return the newest jobs, each with the fields of `_LISTED`: `{"jobs": […], "more": the number of other jobs}`.
         Blocks."""
         jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
-        listed = [{name: job[name] for name in _LISTED if name in job} for job in jobs[:limit]]
+        listed = [{name: value for name, value in job.items() if name in _LISTED} for job in jobs[:limit]]
         return {"jobs": listed, "more": max(0, len(jobs) - limit)}
 
     def results(
