@@ -276,7 +276,7 @@ def text_form(form: OutputForm) -> TextForm:
             delimiter = style.delimiter if form.format is spec.input.kind else delimiter
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter, end)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter, end), header)
-        if delimiter == "," and style.delimiter.strip():  # rows that were made from those of a CSV file
+        if delimiter == "," and style.delimiter.strip():  # the rows come from a CSV file, such as groups
             delimiter = style.delimiter
         header = mark + cells_line(form.header, delimiter, end)
         return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter, end), header)

@@ -334,7 +334,7 @@ def with_repeats(pairs: Sequence[tuple[str, Any]]) -> JsonDict:
 
 
 def note_on_model(asked: str, answered: str) -> str:
-    """Return the note on a reply that names another model than was asked; `""` if its name only has a date or a host.
+    """Return the note on a reply by another model than the requested one; `""` if the names differ in a date or a host.
 
     >>> note_on_model("typesafe/jev-1.14", "jev-1.14-20261014")
     ''
