@@ -234,7 +234,7 @@ def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] 
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
     """Return `rows` (texts, dicts, lists of messages, a column or a table) as lines of JSON.
 
-    A text becomes an object with the field `name`. Values become those that a file would have; Pillow images become base64.
+    A text becomes an object with the field `name`. Values become those of a file; Pillow images become base64.
 
     Raises `PromptmillError` (`invalid_input`).
     """
