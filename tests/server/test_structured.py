@@ -111,6 +111,17 @@ async def test_names_of_fields_are_a_schema_in_any_way_of_writing(talk, upstream
     }
 
 
+async def test_fields_do_not_replace_a_schema_that_is_sent_too(talk, upstream):
+    assert "fields is not an argument" in await talk.error("generate", prompt_ls=["Who?"], schema=NAME, fields="age")
+    assert not upstream.seen
+
+
+async def test_a_choice_may_lack_its_definition(talk, upstream):
+    upstream.reply = answer("ham")
+    result = await talk("generate", prompt_ls=["Buy!"], choices={"spam": "advertising", "ham": None})
+    assert not result.is_error, text(result)
+
+
 async def test_a_json_schema_of_texts_is_no_list_of_fields(talk, upstream):
     upstream.reply = answer('"2026-12-01"')
     await talk("generate", prompt_ls=["When?"], schema={"type": "string", "format": "date"})

@@ -50,7 +50,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonDict, JsonObject, read_json
 from promptmill.core.wording import close_matches, shape, synonym
-from promptmill.jobs.inputs.short_forms import schema_of_fields
+from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
 from promptmill.options import table
 from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.server.tool_calls import CodedToolError
@@ -358,21 +358,21 @@ def _answer_forms(arguments: JsonDict, properties: JsonObject) -> JsonDict:
     Names of fields may be a text, a list or an object of names and types, in `fields` or in `schema`. `choices` may be
     an object of labels and definitions. Raises `CodedToolError`.
     """
-    meant = {**arguments}
-    for name in ("fields", "schema") if "schema" in properties else ():
-        if text := _fields_in(name, meant.get(name)):
-            del meant[name]
-            try:
+    meant, choices = {**arguments}, arguments.get("choices")
+    named = [name for name in ("fields", "schema") if "schema" in properties and meant.get(name) not in (None, True)]
+    try:
+        for name in named if len(named) == 1 else ():  # of two, neither may replace the other
+            if text := _fields_in(name, meant[name]):
+                del meant[name]
                 meant |= {"fields": text} if "fields" in properties else {"schema": schema_of_fields(text)}
-            except PromptmillError as error:
-                raise CodedToolError(str(error), error.code) from None
-        elif name == "fields" and isinstance(meant.get(name), dict) and "schema" not in meant:
-            meant["schema"] = meant.pop(name)
-    choices = meant.get("choices")
-    if choices and isinstance(choices, dict) and "object" not in _kinds(properties.get("choices", {})):
-        meant["choices"] = [*choices]
-        if any(choices.values()) and isinstance(given := meant.get("sampling_params", {}), dict):
-            meant["sampling_params"] = {**given, "definitions": choices}
+            elif name == "fields" and isinstance(meant[name], dict):
+                meant["schema"] = meant.pop(name)
+        if choices and isinstance(choices, dict) and "object" not in _kinds(properties.get("choices", {})):
+            meant["choices"] = [*(labels := labels_of(choices)).texts]
+            if labels.definitions and isinstance(given := meant.get("sampling_params", {}), dict):
+                meant["sampling_params"] = {**given, "definitions": {**labels.definitions}}
+    except PromptmillError as error:
+        raise CodedToolError(str(error), error.code) from None
     return meant
 
 

@@ -497,8 +497,8 @@ def _highest(
 ) -> float:
     """Return the highest cost of an attempt with the usage `most`, at any of `tiers`. `writes`: see `Prices`.
 
-    If the provider writes the shared beginning of a request to its cache, this may cost more than the prompt itself. In
-    batches, Anthropic is asked to keep it for an hour.
+    If the provider writes the shared beginning of a request to its cache, this may cost more than the prompt itself. A
+    batch at Anthropic requests that it is kept for an hour.
     """
     usages, hours = [most], keeps_for_hours(request.extra)
     if hours or request.shared or (writes and request.shared is None):
